@@ -1,0 +1,202 @@
+"""The configuration of a run: four fixed sections as dataclasses, and `method`, whose options belong to the method itself.
+
+A run is one YAML file that holds only what differs from the defaults below, plus overrides `section.key=value`:
+
+    load("configs/toy/avid.yaml", ["optim.lr=1e-3", "method.num_negatives=256"])
+
+What lives here: the sections, reading, merging and the errors about wrong keys. What does not: the options of a method
+(they stand beside the method's class and are merged with `merge_options`).
+"""
+
+import dataclasses
+import difflib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from omegaconf import MISSING, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+
+class ConfigError(ValueError):
+    """A configuration that cannot be used: the message names the key, the value and what is expected."""
+
+
+@dataclass
+class DataConfig:
+    """Which clips, which seconds of them, and how each view is drawn. Defaults: the AVID recipe (Kinetics-400)."""
+
+    manifest: str = MISSING  # parquet written by datasets/*.py; its rows are the instances
+    root: str | None = None  # folder of the clips; null = the one recorded in the manifest
+    split: str | None = "train"  # rows to train on; null = every row
+    clips_per_video: int = 10  # clips drawn from each video per epoch
+    batch_size: int = 256  # clips per optimiser step over all ranks and accumulated parts
+    num_workers: int = 2  # decoding processes per rank; 0 = decode in the main process
+    worker_timeout_seconds: float = 120.0  # a worker silent for longer stops the run with an error
+    # video view
+    num_frames: int = 8
+    fps: float = 16.0
+    size: int = 224  # side of the square crop in pixels
+    min_crop_area: float = 0.08  # random resized crop: smallest share of the picture; 1 = whole picture
+    flip: float = 0.5  # probability of a horizontal flip
+    jitter: list[float] = field(default_factory=lambda: [0.4, 0.4, 0.4, 0.2])  # brightness, contrast, saturation, hue
+    # audio view
+    audio_seconds: float = 2.0
+    sample_rate: int = 24000
+    max_offset_seconds: float = 0.5  # how far the sound window may start before or end after the picture's
+    volume_jitter: float = 0.1  # gain drawn from 1 +- this
+    spectrogram: str = "avid"  # avid | log_mel
+    n_fft: int = 512  # avid: half the window in samples; log_mel: the window in samples
+    num_mels: int = 64  # log_mel only
+    hop_seconds: float = 0.01
+
+
+@dataclass
+class ModelConfig:
+    """The two towers. `depth` and `width` are for the AVID trunks; names stand in avssl.models.ENCODERS."""
+
+    video: str = "r2plus1d_avid"
+    audio: str = "conv2d_avid"
+    video_depth: int = 18
+    video_width: float = 1.0  # multiplies every channel count
+    audio_depth: int = 10
+    audio_width: float = 1.0
+    init: str | None = None  # checkpoint of an earlier run: weights, and state of the method where it fits
+
+
+@dataclass
+class OptimConfig:
+    """Optimiser and schedule. Defaults: AVID on Kinetics-400 (Adam with coupled L2, constant rate)."""
+
+    name: str = "adam"  # adam (coupled L2) | adamw (decoupled) | sgd
+    lr: float = 2e-4
+    weight_decay: float = 1e-5
+    betas: list[float] = field(default_factory=lambda: [0.9, 0.999])
+    momentum: float = 0.9  # sgd only
+    schedule: str = "multistep"  # multistep | cosine
+    milestones: list[int] = field(default_factory=list)  # multistep: epochs at which the rate is multiplied by gamma
+    gamma: float = 0.1
+    warmup_epochs: float = 0.0
+    epochs: int = 30
+    accumulate: int = 1  # parts that a batch is split into
+    clip_norm: float | None = None  # largest gradient norm; null = no clipping
+
+
+@dataclass
+class RunConfig:
+    """Where the run lives and how it is executed."""
+
+    dir: str = MISSING
+    seed: int = 0
+    resume: str = "auto"  # auto = continue from dir/last.pt when it exists | never
+    device: str = "auto"  # auto | cpu | cuda
+    precision: str = "float32"  # float32 | bfloat16 (autocast)
+    channels_last: bool = True
+    sync_batchnorm: bool = False  # needs a GPU; AVID keeps BatchNorm per rank
+    num_threads: int | None = None  # torch threads of the main process; null = torch's own choice
+    log_every: int = 20  # steps between reports
+    checkpoint_every: int = 500  # steps between checkpoints, besides the one at the end of every epoch
+    max_steps: int | None = None  # stop early, as if interrupted: a later call resumes
+
+
+@dataclass
+class Config:
+    data: DataConfig = field(default_factory=DataConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    method: dict[str, Any] = field(default_factory=lambda: {"name": "avid"})
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    run: RunConfig = field(default_factory=RunConfig)
+
+
+CHOICES = {
+    "data.spectrogram": ("avid", "log_mel"),
+    "optim.name": ("adam", "adamw", "sgd"),
+    "optim.schedule": ("multistep", "cosine"),
+    "run.resume": ("auto", "never"),
+    "run.device": ("auto", "cpu", "cuda"),
+    "run.precision": ("float32", "bfloat16"),
+}
+
+
+def load(path: str | Path, overrides: Sequence[str] = ()) -> Config:
+    """Read one YAML file and apply `section.key=value` overrides, which win.
+
+    Args:
+        path: the YAML file.
+        overrides: such as `["optim.lr=1e-3"]`; values are read as YAML.
+
+    Raises:
+        ConfigError: the file is missing or not YAML, a key is unknown (with the near matches), a value has the wrong
+            type or is not one of the choices, or a required key is not set.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise ConfigError(f"config {path} does not exist: give the path of a YAML file, such as configs/toy/avid.yaml")
+    for override in overrides:
+        if "=" not in override:
+            raise ConfigError(f"override {override!r} is not of the form section.key=value")
+    try:
+        given = OmegaConf.merge(OmegaConf.load(path), OmegaConf.from_dotlist(list(overrides)))
+    except OmegaConfBaseException as error:
+        raise ConfigError(f"config {path} cannot be read: {error}") from error
+    return from_dict(OmegaConf.to_container(given), source=str(path))
+
+
+def loads(text: str, *, source: str = "checkpoint") -> Config:
+    """Read a configuration from YAML text, such as the one a checkpoint carries. Raises ConfigError as `load` does."""
+    return from_dict(OmegaConf.to_container(OmegaConf.create(text)), source=source)
+
+
+def from_dict(given: Mapping[str, Any], *, source: str) -> Config:
+    """Merge plain dictionaries into the fixed sections. Raises ConfigError as `load` does."""
+    config = merge_options(Config, given, where=source)
+    for key, choices in CHOICES.items():
+        section, name = key.split(".")
+        value = getattr(getattr(config, section), name)
+        if value not in choices:
+            raise ConfigError(f"{key}={value} in {source}: expected one of {', '.join(choices)}")
+    if "name" not in config.method:
+        raise ConfigError(f"method.name is not set in {source}: name a method, such as method.name=avid")
+    return config
+
+
+def dumps(config: Config) -> str:
+    """The whole configuration as YAML text, defaults included."""
+    return OmegaConf.to_yaml(OmegaConf.structured(config))
+
+
+def merge_options(options: type, given: Mapping[str, Any], *, where: str) -> Any:
+    """Fill a dataclass from a mapping, checking names and types (nested dataclasses too).
+
+    Args:
+        options: the dataclass type.
+        given: what the user wrote.
+        where: named in errors, such as the file or `method avid`.
+
+    Raises:
+        ConfigError: an unknown key, a value of the wrong type, or a required key that is not set.
+    """
+    _reject_unknown(options, given, where, prefix="")
+    try:
+        merged = OmegaConf.merge(OmegaConf.structured(options), dict(given))
+        missing = OmegaConf.missing_keys(merged)
+        if missing:
+            raise ConfigError(f"{', '.join(sorted(missing))} not set in {where}: give it in the file or as an override")
+        return OmegaConf.to_object(merged)
+    except OmegaConfBaseException as error:
+        message = str(error).split("\n")[0]
+        raise ConfigError(f"{getattr(error, 'full_key', None) or 'a value'} in {where}: {message}") from error
+
+
+def _reject_unknown(options: type, given: Mapping[str, Any], where: str, prefix: str) -> None:
+    if not isinstance(given, Mapping):
+        raise ConfigError(f"{prefix.rstrip('.') or 'the file'} in {where} must be a mapping of keys, not {given!r}")
+    fields = {entry.name: entry for entry in dataclasses.fields(options)}
+    for key, value in given.items():
+        if key not in fields:
+            near = difflib.get_close_matches(str(key), list(fields), n=3)
+            hint = f"did you mean {' or '.join(near)}?" if near else f"known keys: {', '.join(fields)}"
+            raise ConfigError(f"unknown key {prefix}{key} in {where}: {hint}")
+        if dataclasses.is_dataclass(fields[key].type):
+            _reject_unknown(fields[key].type, value, where, prefix=f"{prefix}{key}.")

@@ -1,0 +1,141 @@
+"""Several processes, one loss: start from torchrun's environment, and collectives that carry gradients.
+
+Every function works without a process group too, where it is the identity, so that no caller asks how many ranks there are.
+With DDP the gradient of a parameter is averaged over ranks; `gather` and `all_reduce` sum the gradients that all ranks
+send back, which together gives the gradient of the mean of the ranks' losses.
+"""
+
+import hashlib
+import os
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+
+def init(device: str = "auto") -> torch.device:
+    """Join torchrun's process group when there is one (nccl on GPU, gloo on CPU) and choose this rank's device.
+
+    Args:
+        device: auto (a GPU when there is one) | cpu | cuda.
+    """
+    if device == "cuda" and not torch.cuda.is_available():
+        raise ValueError("run.device=cuda, but torch sees no GPU here: use run.device=auto or cpu")
+    use_gpu = device == "cuda" or (device == "auto" and torch.cuda.is_available())
+    chosen = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0))) if use_gpu else torch.device("cpu")
+    if use_gpu:
+        torch.cuda.set_device(chosen)
+    if "WORLD_SIZE" in os.environ and not dist.is_initialized():
+        dist.init_process_group("nccl" if use_gpu else "gloo", timeout=timedelta(minutes=30))
+    return chosen
+
+
+def shut_down() -> None:
+    """Leave the process group, if there is one."""
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def rank() -> int:
+    return dist.get_rank() if dist.is_initialized() else 0
+
+
+def world_size() -> int:
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
+def is_main() -> bool:
+    return rank() == 0
+
+
+def barrier() -> None:
+    if dist.is_initialized():
+        dist.barrier()
+
+
+class _Gather(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: torch.autograd.function.FunctionCtx, x: Tensor) -> Tensor:
+        parts = [torch.empty_like(x) for _ in range(world_size())]
+        dist.all_gather(parts, x.contiguous())
+        ctx.rows = x.shape[0]
+        return torch.cat(parts)
+
+    @staticmethod
+    def backward(ctx: torch.autograd.function.FunctionCtx, grad: Tensor) -> Tensor:
+        grad = grad.contiguous()
+        dist.all_reduce(grad)
+        return grad.narrow(0, rank() * ctx.rows, ctx.rows)
+
+
+class _AllReduce(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: torch.autograd.function.FunctionCtx, x: Tensor) -> Tensor:
+        total = x.clone()
+        dist.all_reduce(total)
+        return total
+
+    @staticmethod
+    def backward(ctx: torch.autograd.function.FunctionCtx, grad: Tensor) -> Tensor:
+        grad = grad.clone()
+        dist.all_reduce(grad)
+        return grad
+
+
+def gather(x: Tensor) -> Tensor:
+    """Concatenate x (B, ...) over ranks -> (W * B, ...), rank 0 first, gradient kept. Sizes must be equal on all ranks."""
+    if world_size() == 1:
+        return x
+    if x.dtype == torch.bool:  # not every backend moves booleans
+        return _Gather.apply(x.to(torch.uint8)).bool()
+    return _Gather.apply(x)
+
+
+def all_reduce(x: Tensor) -> Tensor:
+    """Sum of x over ranks, gradient kept."""
+    return x if world_size() == 1 else _AllReduce.apply(x)
+
+
+def broadcast(x: Tensor) -> Tensor:
+    """Rank 0's x on every rank, without gradient; shapes must be equal."""
+    if world_size() == 1:
+        return x
+    x = x.detach().clone()
+    if x.dtype == torch.bool:
+        as_bytes = x.to(torch.uint8)
+        dist.broadcast(as_bytes, 0)
+        return as_bytes.bool()
+    dist.broadcast(x, 0)
+    return x
+
+
+def any_rank(flag: bool) -> bool:
+    """True when `flag` is true on at least one rank: how all ranks agree to stop together."""
+    if world_size() == 1:
+        return flag
+    device = torch.device("cuda", torch.cuda.current_device()) if dist.get_backend() == "nccl" else torch.device("cpu")
+    return bool(all_reduce(torch.tensor(float(flag), device=device)))
+
+
+def digest(tensors: dict[str, Tensor]) -> str:
+    """SHA-256 over names, shapes and bytes: equal tensors, equal digest."""
+    sha = hashlib.sha256()
+    for name in sorted(tensors):
+        value = tensors[name].detach().cpu().contiguous()
+        sha.update(f"{name}{tuple(value.shape)}{value.dtype}".encode())
+        sha.update(value.reshape(-1).view(torch.uint8).numpy().tobytes())
+    return sha.hexdigest()
+
+
+def check_equal(tensors: dict[str, Tensor], what: str) -> None:
+    """Raise RuntimeError on all ranks when `tensors` are not the same bytes on every rank (rule 10 of the design)."""
+    if world_size() == 1:
+        return
+    digests: list[str | None] = [None] * world_size()
+    dist.all_gather_object(digests, digest(tensors))
+    if len(set(digests)) > 1:
+        raise RuntimeError(
+            f"{what} differ between ranks (digests {[str(d)[:8] for d in digests]}): training on would mix different "
+            "memories; resume from the last checkpoint and report this"
+        )

@@ -1,0 +1,146 @@
+"""AVID: audio-visual instance discrimination (Morgado, Vasconcelos, Misra; CVPR 2021).
+
+Every video is a class of its own. A clip's picture has to pick the memory of its own sound among those of other videos, and its sound
+the memory of its own picture; memories are running means of earlier embeddings.
+"""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from avssl import distributed
+from avssl.models.heads import ProjectionHead
+from avssl.methods.base import Method
+from avssl.objectives.contrast import log_mean_exp, nce, similarity
+from avssl.objectives.negatives import Bank, draw_negatives
+from avssl.objectives.positives import same_instance
+from avssl.structs import Batch, Embedded, Instances, Progress, Step
+
+
+@dataclass
+class AVIDOptions:
+    """Defaults: the released Cross-N1024 recipe."""
+
+    cross: float = 1.0  # weight of picture against sounds and sound against pictures
+    within: float = 0.0  # weight of picture against pictures and sound against sounds
+    num_negatives: int = 1024
+    num_negatives_within: int | None = None  # negatives of the within-modal terms; null = all
+    temperature: float = 0.07
+    bank_momentum: float = 0.5  # weight of the old vector
+    embedding_dim: int = 128
+    hidden_dim: int = 512
+
+
+@dataclass(frozen=True)
+class Term:
+    """One direction of the loss: its queries, its own columns and which of them are positive."""
+
+    weight: float
+    query: Embedded  # (B, D)
+    columns: Embedded  # (B, M, D)
+    positive: Tensor  # (B, M) bool
+
+    @staticmethod
+    def of_instance(weight: float, query: Embedded, columns: Embedded) -> "Term":
+        return Term(weight, query, columns, same_instance(query, columns))
+
+
+class AVID(Method):
+    """See the module. Differs from AVID-CMA: the temperature is an option; clips without sound stay in the batch as empty places."""
+
+    views: ClassVar[tuple[str, ...]] = ("video", "audio")
+    log_z: Tensor
+
+    def __init__(self, options: AVIDOptions, encoders: nn.ModuleDict, *, instances: Instances, seed: int) -> None:
+        super().__init__(encoders, seed=seed)
+        self.options = options
+        usable = {"video": instances.valid, "audio": instances.valid & instances.has_audio}
+        if not usable["audio"].any():
+            raise ValueError(
+                "no clip of this split has both picture and sound, and AVID learns from their pairing: check the manifest's "
+                "summary (status, has_audio) and data.split"
+            )
+        generator = torch.Generator().manual_seed(seed)
+        self.heads = nn.ModuleDict(
+            {
+                view: ProjectionHead(encoders[view].dim, hidden_dim=options.hidden_dim, out_dim=options.embedding_dim)
+                for view in self.views
+            }
+        )
+        self.banks = nn.ModuleDict(
+            {
+                view: Bank(usable[view], options.embedding_dim, view=self.views.index(view), generator=generator)
+                for view in self.views
+            }
+        )
+        self.register_buffer("log_z", torch.tensor(float("nan")))  # unset until the first step
+
+    def loss(self, features: dict[str, Tensor], batch: Batch, progress: Progress) -> Step:
+        video = self.embed("video", self.heads["video"](features["video"]), batch)  # (B, D)
+        audio = self.embed("audio", self.heads["audio"](features["audio"]), batch)  # (B, D)
+        negative_ids = draw_negatives(
+            self.banks["audio"].valid,  # both banks hold these
+            self.options.num_negatives,
+            avoid=self.avoid(batch.ids),
+            generator=self.generator(progress),
+            first_row=distributed.rank() * len(batch),
+            num_rows=distributed.world_size() * len(batch),
+        )  # (B, K)
+        return self.contrast(video, audio, batch.ids, negative_ids)
+
+    def contrast(self, video: Embedded, audio: Embedded, ids: Tensor, negative_ids: Tensor) -> Step:
+        """The loss of embeddings (B, D) of instances ids (B,) against given negatives (B, K)."""
+        terms = self.terms(video, audio, ids, negative_ids)
+        log_z = self.log_z
+        total, weights, logs = 0.0, 0.0, {}
+        for name, term in terms.items():
+            logits = similarity(term.query, term.columns) / self.options.temperature  # (B, M)
+            empty = term.columns.ids < 0
+            if torch.isnan(log_z):  # the first scored term of the first step sets the constant of the whole run
+                scored = term.positive.any(dim=1, keepdim=True)
+                log_z = log_mean_exp(logits, scored & ~term.positive & ~empty)
+            logs[name] = nce(logits, term.positive, log_z=torch.nan_to_num(log_z), ignore=empty)
+            total = total + term.weight * logs[name]
+            weights += term.weight
+        return Step(
+            loss=total / weights,
+            logs={name: value.detach() for name, value in logs.items()},
+            memo={"video": video.detach(), "audio": audio.detach(), "log_z": log_z},
+        )
+
+    def avoid(self, ids: Tensor) -> Tensor:
+        """Ids (B, P) that the rows of `ids` (B,) must not draw as negatives."""
+        return ids[:, None]
+
+    def terms(self, video: Embedded, audio: Embedded, ids: Tensor, negative_ids: Tensor) -> dict[str, Term]:
+        """The directions that are switched on, in the order in which the reference scores them."""
+        return self.cross_terms(video, audio, ids, negative_ids) | self.within_terms(video, audio, ids, negative_ids)
+
+    def cross_terms(self, video: Embedded, audio: Embedded, ids: Tensor, negative_ids: Tensor) -> dict[str, Term]:
+        if not self.options.cross:
+            return {}
+        columns = {view: bank.lookup(torch.cat([ids[:, None], negative_ids], dim=1)) for view, bank in self.banks.items()}
+        weight = self.options.cross / 2
+        return {
+            "v2a": Term.of_instance(weight, video, columns["audio"]),
+            "a2v": Term.of_instance(weight, audio, columns["video"]),
+        }
+
+    def within_terms(self, video: Embedded, audio: Embedded, ids: Tensor, negative_ids: Tensor) -> dict[str, Term]:
+        if not self.options.within:
+            return {}
+        near = torch.cat([ids[:, None], negative_ids[:, : self.options.num_negatives_within]], dim=1)
+        weight = self.options.within / 2
+        return {
+            "v2v": Term.of_instance(weight, video, self.banks["video"].lookup(near)),
+            "a2a": Term.of_instance(weight, audio, self.banks["audio"].lookup(near)),
+        }
+
+    @torch.no_grad()
+    def after_step(self, step: Step) -> None:
+        for view, bank in self.banks.items():
+            bank.update(step.memo[view], momentum=self.options.bank_momentum)
+        if torch.isnan(self.log_z):
+            self.log_z.copy_(step.memo["log_z"])

@@ -1,0 +1,105 @@
+"""AVID-CMA: AVID with positives expanded by cross-modal agreement (Morgado, Vasconcelos, Misra; CVPR 2021).
+
+Videos that resemble each other in picture AND in sound become each other's positives for a discrimination within each modality, which
+AVID alone lacks. Until the first sets are mined it is AVID.
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from avssl import distributed
+from avssl.methods.avid import AVID, AVIDOptions, Term
+from avssl.mining.agreement import mine_agreement
+from avssl.objectives.positives import in_set
+from avssl.structs import Embedded, Instances
+
+
+@dataclass
+class AVIDCMAOptions(AVIDOptions):
+    """Defaults: the released InstX-N1024-PosW-N64-Top32 recipe, started from an AVID checkpoint (model.init)."""
+
+    num_negatives_within: int | None = 64
+    positives_within: float = 1.0  # weight of picture against its set's pictures and sound against its set's sounds
+    positives_cross: float = 0.0  # weight of picture against its set's sounds and sound against its set's pictures
+    num_positives: int = 32  # size of a set
+    rule: str = "consensus"  # consensus | union | video | audio
+    mine_from_epoch: int = 0  # AVID alone before
+    mine_every: int = 5  # epochs between two minings; 0 = mine once
+
+
+class AVIDCMA(AVID):
+    """See the module.
+
+    Differs from AVID-CMA: negatives contain neither the instance nor its set (there, the instance can be among them); self is left out of
+    a set by id, not by rank; `within` scores within the modality (there it stores cross-modal scores and is always 0); rows without a
+    set (no sound) drop out of the set's terms.
+    """
+
+    options: AVIDCMAOptions
+    sets: Tensor
+    set_scores: Tensor
+
+    def __init__(self, options: AVIDCMAOptions, encoders: nn.ModuleDict, *, instances: Instances, seed: int) -> None:
+        super().__init__(options, encoders, instances=instances, seed=seed)
+        if options.rule not in ("consensus", "union", "video", "audio"):
+            raise ValueError(f"method.rule={options.rule}: expected one of consensus, union, video, audio")
+        self.register_buffer("sets", torch.full((instances.num, options.num_positives), -1))
+        self.register_buffer("set_scores", torch.zeros(instances.num, options.num_positives))
+
+    @property
+    def mined(self) -> bool:
+        return bool((self.sets >= 0).any())
+
+    def avoid(self, ids: Tensor) -> Tensor:
+        return torch.cat([ids[:, None], self.sets[ids]], dim=1)
+
+    def terms(self, video: Embedded, audio: Embedded, ids: Tensor, negative_ids: Tensor) -> dict[str, Term]:
+        terms = super().terms(video, audio, ids, negative_ids)
+        return terms | self.set_terms(video, audio, ids, negative_ids) if self.mined else terms
+
+    def set_terms(self, video: Embedded, audio: Embedded, ids: Tensor, negative_ids: Tensor) -> dict[str, Term]:
+        """Queries against the memories of their sets."""
+        options = self.options
+        directions = {  # name: weight, query, bank, negatives
+            "pos_v2a": (options.positives_cross, video, "audio", negative_ids),
+            "pos_a2v": (options.positives_cross, audio, "video", negative_ids),
+            "pos_v2v": (options.positives_within, video, "video", negative_ids[:, : options.num_negatives_within]),
+            "pos_a2a": (options.positives_within, audio, "audio", negative_ids[:, : options.num_negatives_within]),
+        }
+        terms = {}
+        for name, (weight, query, view, negatives) in directions.items():
+            if weight:
+                columns = self.banks[view].lookup(torch.cat([self.sets[ids], negatives], dim=1))  # (B, P + K, D)
+                terms[name] = Term(weight / 2, query, columns, in_set(query, columns, self.sets))
+        return terms
+
+    def on_epoch(self, epoch: int) -> dict[str, float]:
+        since = epoch - self.options.mine_from_epoch
+        due = since == 0 or (since > 0 and self.options.mine_every > 0 and since % self.options.mine_every == 0)
+        return self.mine() if due else {}
+
+    @torch.no_grad()
+    def mine(self) -> dict[str, float]:
+        """Refresh the sets from the banks: rank 0 searches, every rank gets its sets."""
+        rule: Literal["consensus", "union", "video", "audio"] = self.options.rule  # checked at construction
+        ids, score, exact = self.sets, self.set_scores, torch.zeros((), device=self.sets.device)
+        if distributed.is_main():
+            found = mine_agreement(
+                self.banks["video"].z,
+                self.banks["audio"].z,
+                k=self.options.num_positives,
+                rule=rule,
+                valid=self.banks["audio"].valid,
+            )
+            ids, score, exact = found.ids, found.score, found.exact[self.banks["audio"].valid].float().mean()
+        self.sets.copy_(distributed.broadcast(ids))
+        self.set_scores.copy_(distributed.broadcast(score))
+        in_sets = self.sets >= 0
+        return {
+            "mining/exact": float(distributed.broadcast(exact)),
+            "mining/score": float(self.set_scores[in_sets].mean()),
+            "mining/rows_with_set": float(in_sets.any(dim=1).float().mean()),
+        }

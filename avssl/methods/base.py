@@ -1,0 +1,70 @@
+"""What every method has in common: views, encoders, and the three calls that the training loop makes.
+
+A method writes `loss`; where state moves it also writes `after_step` and `on_epoch`. It is pure otherwise: `loss` changes no
+buffer, and called twice it returns the same value.
+"""
+
+from typing import ClassVar
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from avssl.structs import Batch, Embedded, Progress, Step
+from avssl.transforms.views import VIEWS
+
+
+class Method(nn.Module):
+    """Base class.
+
+    Args:
+        encoders: {"video": ..., "audio": ...}, each with `.dim`; what is exported after training.
+        seed: of the run; keys everything that `loss` draws.
+    """
+
+    views: ClassVar[tuple[str, ...]] = ()
+
+    def __init__(self, encoders: nn.ModuleDict, *, seed: int) -> None:
+        super().__init__()
+        self.encoders = encoders
+        self.seed = seed
+
+    def encode(self, batch: Batch) -> dict[str, Tensor]:
+        """Trunk outputs {view: (B, dim)}, each needed view once."""
+        features = {}
+        for view in self.views:
+            modality = VIEWS[view].modality
+            features[view] = self.encoders[modality](getattr(batch, modality)[view])
+        return features
+
+    def loss(self, features: dict[str, Tensor], batch: Batch, progress: Progress) -> Step:
+        """The method's loss on this rank's rows; pure."""
+        raise TypeError(f"{type(self).__name__} defines no loss")
+
+    def forward(self, batch: Batch, progress: Progress) -> Step:
+        return self.loss(self.encode(batch), batch, progress)
+
+    def embed(self, view: str, raw: Tensor, batch: Batch) -> Embedded:
+        """Unit vectors of one view out of a head's output (B, D); clips without sound become empty places of audio views."""
+        ids = batch.ids
+        if VIEWS[view].modality == "audio":
+            ids = ids.masked_fill(~batch.has_audio, -1)
+        return Embedded(
+            z=F.normalize(raw.float(), dim=1),
+            ids=ids,
+            view=torch.full_like(ids, self.views.index(view)),
+            start=batch.start[view],
+        )
+
+    def after_step(self, step: Step) -> None:
+        """Move state with what the step left in its memo; once per optimiser step."""
+
+    def on_epoch(self, epoch: int) -> dict[str, float]:
+        """Called before the first step of every epoch; same result on every rank. Returns figures for the log."""
+        return {}
+
+    def generator(self, progress: Progress) -> torch.Generator:
+        """A CPU generator that depends on the seed, the step and the part only: the same on every rank and at every call."""
+        key = np.random.SeedSequence((self.seed, progress.step, progress.part)).generate_state(1, np.uint64)[0]
+        return torch.Generator().manual_seed(int(key >> np.uint64(1)))

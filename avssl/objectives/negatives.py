@@ -1,0 +1,163 @@
+"""Where negatives come from: columns for the contrast table out of the batch, a memory bank, or a queue.
+
+State (`Bank`, `Queue`) lives in buffers and moves only in `update` and `push`, which a method calls in `after_step`. Both gather over
+ranks first, so that every rank holds the same.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from avssl.structs import Embedded
+
+
+def in_batch(*parts: Embedded) -> Embedded:
+    """The vectors of all parts on all ranks as shared columns (M, D), gradient kept (SimCLR)."""
+    return Embedded.cat([part.gather() for part in parts])
+
+
+def draw_negatives(
+    valid: Tensor,
+    num: int,
+    *,
+    avoid: Tensor,
+    generator: torch.Generator,
+    first_row: int = 0,
+    num_rows: int | None = None,
+) -> Tensor:
+    """Ids drawn uniformly with replacement from the valid instances that a row does not avoid.
+
+    Exact: position r among the allowed ids is drawn, then moved past each avoided id at or below it; nothing is drawn twice
+    and no avoided id can appear. Differs from AVID-CMA: with agreement sets its negatives can contain the instance itself.
+
+    Args:
+        valid: (N,) bool.
+        num: negatives per row, K.
+        avoid: (Q, P) ids that a row must not draw, in any order, repeated or -1 as it happens.
+        generator: on the CPU; the same generator state gives the same ids on any device.
+        first_row: where this rank's rows stand among the rows of all ranks, and
+        num_rows: how many those are (default Q): every rank draws from one stream, so the ids do not depend on the ranks.
+
+    Returns:
+        (Q, K) int64 on the device of `avoid`.
+
+    Raises:
+        ValueError: a row has nothing left to draw from.
+    """
+    device = avoid.device
+    valid_ids = valid.to(device).nonzero().squeeze(1)  # (V,) ascending
+    blocked = _blocked_positions(valid_ids, avoid)  # (Q, P) ascending, V for empty places
+    num_allowed = len(valid_ids) - (blocked < len(valid_ids)).sum(dim=1, keepdim=True)  # (Q, 1)
+    if len(avoid) and int(num_allowed.min()) < 1:
+        raise ValueError(
+            f"no negatives to draw: of {len(valid_ids)} usable clips all are the instance itself or its positives; "
+            "train on more clips or mine fewer positives (method.num_positives)"
+        )
+    num_rows = len(avoid) if num_rows is None else num_rows
+    uniform = torch.rand(num_rows, num, generator=generator, dtype=torch.float64)[first_row : first_row + len(avoid)]
+    rank = (uniform.to(device) * num_allowed).long()  # (Q, K) place among the allowed
+    # Example: blocked 2, 5. Allowed 0 1 3 4 6: place 2 is id 3, since one blocked id stands at or below it: 2 - 0 <= 2.
+    below = blocked - torch.arange(blocked.shape[1], device=device)  # (Q, P) allowed ids below each blocked one
+    below = below.masked_fill(blocked == len(valid_ids), len(valid_ids))  # empty places stand above every rank
+    shift = torch.searchsorted(below, rank, right=True)
+    return valid_ids[rank + shift]
+
+
+def _blocked_positions(valid_ids: Tensor, avoid: Tensor) -> Tensor:
+    """Where the avoided ids stand among the valid ones: (Q, P) ascending, each once, the rest V (past the end)."""
+    num_valid = len(valid_ids)
+    position = torch.searchsorted(valid_ids, avoid.contiguous())
+    found = valid_ids[position.clamp(max=num_valid - 1)] == avoid if num_valid else torch.zeros_like(avoid).bool()
+    position = position.masked_fill(~found, num_valid).sort(dim=1).values
+    repeated = torch.zeros_like(position, dtype=torch.bool)
+    repeated[:, 1:] = position[:, 1:] == position[:, :-1]
+    return position.masked_fill(repeated, num_valid).sort(dim=1).values
+
+
+class Bank(nn.Module):
+    """One running unit vector per instance (NPID, PIRL, AVID).
+
+    Args:
+        valid: (N,) bool, the instances that may be looked up; the others read as empty places.
+        dim: D.
+        view: position of the view whose vectors the bank holds.
+        generator: draws the random unit vectors that the bank starts from.
+    """
+
+    z: Tensor
+    valid: Tensor
+
+    def __init__(self, valid: Tensor, dim: int, *, view: int, generator: torch.Generator) -> None:
+        super().__init__()
+        self.view = view
+        self.register_buffer("z", F.normalize(torch.randn(len(valid), dim, generator=generator), dim=1))
+        self.register_buffer("valid", valid.clone())
+
+    def lookup(self, ids: Tensor) -> Embedded:
+        """Vectors of ids (...) -> columns (..., D) without gradient; id -1 and invalid ids become empty places."""
+        usable = (ids >= 0) & self.valid[ids.clamp(min=0)]
+        return Embedded(
+            z=self.z[ids.clamp(min=0)],
+            ids=ids.masked_fill(~usable, -1),
+            view=torch.full_like(ids, self.view),
+            start=torch.zeros_like(ids, dtype=torch.float64),
+        )
+
+    @torch.no_grad()
+    def update(self, new: Embedded, *, momentum: float) -> None:
+        """Move the entries of new (B, D) on all ranks: normalise(momentum * old + (1 - momentum) * new).
+
+        Differs from AVID-CMA: an id that occurs more than once moves by the average of its vectors; there an unspecified one
+        wins. Empty places and invalid ids are left alone.
+
+        Args:
+            momentum: weight of the OLD vector, in [0, 1].
+        """
+        new = new.gather()
+        keep = (new.ids >= 0) & self.valid[new.ids.clamp(min=0)]
+        ids, inverse = new.ids[keep].unique(return_inverse=True)  # (U,), (n,)
+        # An average as a matrix product: unlike scattered sums, it is the same on every rank of a GPU run.
+        member = (inverse[None, :] == torch.arange(len(ids), device=ids.device)[:, None]).float()  # (U, n)
+        average = member @ new.z[keep].float() / member.sum(dim=1, keepdim=True)
+        self.z[ids] = F.normalize(momentum * self.z[ids] + (1 - momentum) * average, dim=1)
+
+
+class Queue(nn.Module):
+    """The latest vectors, first in, first out (MoCo). Starts empty: its places match nothing and are to be ignored.
+
+    Differs from MoCo, which starts from random vectors that serve as negatives for the first steps.
+
+    Args:
+        size: M, vectors kept over all ranks together.
+        dim: D.
+    """
+
+    z: Tensor
+    ids: Tensor
+    view: Tensor
+    start: Tensor
+    place: Tensor
+
+    def __init__(self, size: int, dim: int) -> None:
+        super().__init__()
+        self.register_buffer("z", torch.zeros(size, dim))
+        self.register_buffer("ids", torch.full((size,), -1))
+        self.register_buffer("view", torch.zeros(size, dtype=torch.int64))
+        self.register_buffer("start", torch.zeros(size, dtype=torch.float64))
+        self.register_buffer("place", torch.zeros((), dtype=torch.int64))
+
+    def columns(self) -> Embedded:
+        """Shared columns (M, D) without gradient; copies, so that a later push does not change them."""
+        return Embedded(self.z.clone(), self.ids.clone(), self.view.clone(), self.start.clone())
+
+    @torch.no_grad()
+    def push(self, new: Embedded) -> None:
+        """Store new (B, D) of all ranks over the oldest entries; any batch size, wrapping at the end."""
+        new = new.gather()
+        size = len(self.ids)
+        num = len(new.ids)
+        kept = min(num, size)  # of a batch larger than the queue, the last `size` vectors
+        places = (self.place + torch.arange(num - kept, num, device=self.z.device)) % size
+        for name in ("z", "ids", "view", "start"):
+            getattr(self, name)[places] = getattr(new, name)[num - kept :].to(getattr(self, name).dtype)
+        self.place.copy_((self.place + num) % size)

@@ -1,0 +1,176 @@
+"""The words of the package: what flows between its parts. Frozen dataclasses that check their shapes.
+
+Letters, here and everywhere: B batch per rank, W ranks, T frames, H x W pixels, F mel bins, S spectrogram steps,
+D embedding, Q queries, M columns, N instances, P positives per row, K negatives per row.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from avssl import distributed
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One clip as a worker process hands it over: numpy only, uint8 pictures and raw samples."""
+
+    id: int  # row of the manifest
+    video: dict[str, np.ndarray]  # {view: (T, H, W, 3) uint8}
+    audio: dict[str, np.ndarray]  # {view: (samples,) float32 in [-1, 1]}
+    start: dict[str, float]  # {view: seconds on the container's clock of what was really read}
+    has_audio: bool
+    params: dict[str, dict[str, np.ndarray]]  # {view: {augmentation parameter: value}}
+    padded: dict[str, bool]  # {view: the clip was shorter than asked: frames looped, sound padded with zeros}
+    target: dict[str, int | np.ndarray] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Batch:
+    """A batch on this rank. Video is (B, T, H, W, 3) uint8 and audio (B, samples) as loaded; `transforms.views.apply`
+    turns them into (B, 3, T, H, W) and (B, 1, S, F) float32."""
+
+    video: dict[str, Tensor]
+    audio: dict[str, Tensor]
+    ids: Tensor  # (B,) int64, rows of the manifest
+    start: dict[str, Tensor]  # {view: (B,) float64 seconds}
+    has_audio: Tensor  # (B,) bool
+    params: dict[str, dict[str, Tensor]]  # {view: {parameter: (B, ...)}}
+    padded: dict[str, Tensor]  # {view: (B,) bool}
+    target: dict[str, Tensor] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        size = self.ids.shape[0]
+        groups = [self.video, self.audio, self.start, self.padded, self.target, *self.params.values()]
+        for name, value in [("has_audio", self.has_audio), *(entry for group in groups for entry in group.items())]:
+            if value.shape[:1] != (size,):
+                raise ValueError(f"batch entry {name} has shape {tuple(value.shape)}, expected {size} rows as in ids")
+
+    def __len__(self) -> int:
+        return self.ids.shape[0]
+
+    def map(self, function: Callable[[Tensor], Tensor]) -> Batch:
+        """The same batch with every tensor passed through `function`."""
+
+        def each(group: dict[str, Tensor]) -> dict[str, Tensor]:
+            return {name: function(value) for name, value in group.items()}
+
+        return Batch(
+            video=each(self.video),
+            audio=each(self.audio),
+            ids=function(self.ids),
+            start=each(self.start),
+            has_audio=function(self.has_audio),
+            params={view: each(group) for view, group in self.params.items()},
+            padded=each(self.padded),
+            target=each(self.target),
+        )
+
+    def to(self, device: torch.device) -> Batch:
+        return self.map(lambda value: value.to(device, non_blocking=True))
+
+    def pin_memory(self) -> Batch:
+        return self.map(lambda value: value.pin_memory())
+
+    def split(self, num_parts: int) -> list[Batch]:
+        """Equal consecutive parts, for gradient accumulation."""
+        if len(self) % num_parts:
+            raise ValueError(f"a batch of {len(self)} clips per rank cannot be split into optim.accumulate={num_parts}")
+        rows = len(self) // num_parts
+        return [self.map(lambda value, i=i: value.narrow(0, i * rows, rows)) for i in range(num_parts)]
+
+
+@dataclass(frozen=True)
+class Embedded:
+    """Unit vectors that remember where they come from.
+
+    Queries are (Q, D); shared columns (M, D); own columns per query (Q, M, D). `ids`, `view` and `start` have z's shape
+    without its last axis. An id of -1 is an empty place: it matches nothing.
+    """
+
+    z: Tensor  # (..., D) unit length
+    ids: Tensor  # (...) int64
+    view: Tensor  # (...) int64: position in the method's tuple of views
+    start: Tensor  # (...) float64 seconds
+
+    def __post_init__(self) -> None:
+        for name in ("ids", "view", "start"):
+            if getattr(self, name).shape != self.z.shape[:-1]:
+                raise ValueError(
+                    f"embedded {name} has shape {tuple(getattr(self, name).shape)}, expected {tuple(self.z.shape[:-1])}"
+                )
+
+    def _map(self, function: Callable[[Tensor], Tensor]) -> Embedded:
+        return Embedded(function(self.z), function(self.ids), function(self.view), function(self.start))
+
+    def detach(self) -> Embedded:
+        return replace(self, z=self.z.detach())
+
+    def gather(self) -> Embedded:
+        """The rows of all ranks, rank 0 first, gradient kept. Sizes must be equal: pad with id -1."""
+        return self._map(distributed.gather)
+
+    def take(self, num_columns: int) -> Embedded:
+        """The first columns only (of shared or own columns alike)."""
+        axis = self.ids.dim() - 1
+        return self._map(lambda value: value.narrow(axis, 0, num_columns))
+
+    @staticmethod
+    def cat(parts: Sequence[Embedded]) -> Embedded:
+        """One after the other along the column axis."""
+        axis = parts[0].ids.dim() - 1
+        return Embedded(
+            *(torch.cat([getattr(part, name) for part in parts], dim=axis) for name in ("z", "ids", "view", "start"))
+        )
+
+
+@dataclass(frozen=True)
+class Step:
+    """What a method's loss returns: the loss, figures for the log, and what `after_step` is to store (detached)."""
+
+    loss: Tensor  # ()
+    logs: dict[str, Tensor] = field(default_factory=dict)
+    memo: dict[str, Embedded | Tensor] = field(default_factory=dict)
+
+    @staticmethod
+    def merge(steps: Sequence[Step]) -> Step:
+        """One step out of the parts of an accumulated batch: losses, logs and tensors averaged, vectors concatenated."""
+
+        def merged(values: list[Any]) -> Any:
+            return Embedded.cat(values) if isinstance(values[0], Embedded) else torch.stack(values).mean(dim=0)
+
+        if len(steps) == 1:
+            return steps[0]
+        return Step(
+            loss=torch.stack([step.loss for step in steps]).mean(),
+            logs={name: torch.stack([step.logs[name] for step in steps]).mean() for name in steps[0].logs},
+            memo={name: merged([step.memo[name] for step in steps]) for name in steps[0].memo},
+        )
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Where a run is. Everything drawn inside a loss is keyed by it, so that calling a loss twice gives the same value."""
+
+    epoch: int
+    step: int  # optimiser steps done in the whole run
+    num_steps: int  # of the whole run
+    part: int = 0  # of an accumulated batch
+
+
+@dataclass(frozen=True)
+class Instances:
+    """The rows of the manifest as a method sees them: how many, and which may be drawn and mined."""
+
+    valid: Tensor  # (N,) bool: split and status admit the row
+    has_audio: Tensor  # (N,) bool
+
+    @property
+    def num(self) -> int:
+        return self.valid.shape[0]

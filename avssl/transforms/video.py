@@ -1,0 +1,238 @@
+"""Pictures: the parameters of a crop and of colour jitter, and their application to a whole batch on its device.
+
+What lives here: drawing (numpy, one clip, in a worker process) and applying (torch, all clips of a batch at once). The
+crop is applied at decoding, so it is only drawn here. What does not: which of them a view uses (views.py).
+
+Letters: B batch, n some clips of it, T frames, H x W pixels.
+"""
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+CENTRE_FRACTION = 0.875  # side of the evaluation crop over the short side of the picture: 224 of 256
+ASPECT_RANGE = (3 / 4, 4 / 3)  # width over height of a random crop, in pixels
+CROP_TRIES = 10
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+NEUTRAL_FACTORS = (1.0, 1.0, 1.0, 0.0)  # brightness, contrast, saturation, hue: the values that change nothing
+
+
+def random_crop(rng: np.random.Generator, *, width: int, height: int, min_area: float) -> np.ndarray:
+    """Draw the crop of a random resized crop: area uniform, aspect log-uniform, place uniform, whole pixels.
+
+    After 10 draws that do not fit into the picture: the largest centred crop whose aspect is allowed.
+
+    Args:
+        rng: where the randomness comes from.
+        width: of the upright picture, in pixels.
+        height: likewise.
+        min_area: smallest share of the picture, in (0, 1]; the largest is 1.
+
+    Returns:
+        (4,) float64: top, left, height, width as fractions of the picture.
+
+    Raises:
+        ValueError: the picture is empty or `min_area` is out of range.
+
+    Source: torchvision RandomResizedCrop.get_params.
+    """
+    _check_picture(width, height)
+    if not 0 < min_area <= 1:
+        raise ValueError(f"data.min_crop_area={min_area} must be in (0, 1]: 0.08 is usual, 1 takes the largest crop")
+    for _ in range(CROP_TRIES):
+        area = rng.uniform(min_area, 1) * width * height
+        aspect = math.exp(rng.uniform(math.log(ASPECT_RANGE[0]), math.log(ASPECT_RANGE[1])))
+        crop_width, crop_height = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
+        if 0 < crop_width <= width and 0 < crop_height <= height:
+            top = rng.integers(height - crop_height, endpoint=True)
+            left = rng.integers(width - crop_width, endpoint=True)
+            return _as_fractions(top, left, crop_height, crop_width, width=width, height=height)
+    return _centred(
+        min(height, round(width / ASPECT_RANGE[0])),
+        min(width, round(height * ASPECT_RANGE[1])),
+        width=width,
+        height=height,
+    )
+
+
+def centre_crop(*, width: int, height: int) -> np.ndarray:
+    """The evaluation crop: the centred square whose side is 0.875 of the short side, in whole pixels.
+
+    Equal to resizing the short side to size / 0.875 and cutting the centre of side `size` out.
+
+    Args:
+        width: of the upright picture, in pixels.
+        height: likewise.
+
+    Returns:
+        (4,) float64: top, left, height, width as fractions of the picture.
+
+    Raises:
+        ValueError: the picture is empty.
+    """
+    _check_picture(width, height)
+    side = max(1, round(CENTRE_FRACTION * min(width, height)))
+    return _centred(side, side, width=width, height=height)
+
+
+def random_jitter(rng: np.random.Generator, strengths: Sequence[float]) -> np.ndarray:
+    """Draw the factors of colour jitter.
+
+    Args:
+        rng: where the randomness comes from.
+        strengths: of brightness, contrast, saturation (factor in 1 +- strength, at least 0) and hue (in +- strength,
+            in turns of the colour circle).
+
+    Returns:
+        (4,) float32: brightness, contrast, saturation, hue.
+
+    Raises:
+        ValueError: not four values, one is negative, or the hue's is above 0.5.
+
+    Source: torchvision ColorJitter.
+    """
+    if len(strengths) != 4 or min(strengths) < 0 or strengths[3] > 0.5:
+        raise ValueError(
+            f"data.jitter={list(strengths)} must be four strengths >= 0 for brightness, contrast, saturation and hue, "
+            "the last at most 0.5: [0, 0, 0, 0] turns it off"
+        )
+    spread = np.asarray(strengths)
+    low = np.asarray(NEUTRAL_FACTORS) - spread
+    low[:3] = low[:3].clip(min=0)
+    return rng.uniform(low, np.asarray(NEUTRAL_FACTORS) + spread).astype(np.float32)
+
+
+def to_planes(frames: Tensor) -> Tensor:
+    """Move the colours of decoded frames in front of time: (B, T, H, W, 3) uint8 -> a new (B, 3, T, H, W) uint8.
+
+    Raises:
+        ValueError: another shape or type.
+    """
+    if frames.ndim != 5 or frames.shape[-1] != 3 or frames.dtype != torch.uint8:
+        raise ValueError(
+            f"frames of shape {tuple(frames.shape)} and {frames.dtype}: expected (B, T, H, W, 3) torch.uint8, "
+            "as decoding returns them"
+        )
+    # Moved as bytes: torch needs 40 times longer to move and convert to float in one go.
+    return frames.permute(0, 4, 1, 2, 3).clone(memory_format=torch.contiguous_format)
+
+
+def flip_(video: Tensor, flip: Tensor) -> Tensor:
+    """Mirror the marked clips left to right, in place.
+
+    Args:
+        video: (B, 3, T, H, W), any type.
+        flip: (B,) bool.
+
+    Returns:
+        `video`.
+    """
+    rows = flip.nonzero().squeeze(1)  # (n,)
+    return video.index_copy_(0, rows, video.index_select(0, rows).flip(-1))
+
+
+def color_jitter_(video: Tensor, factors: Tensor, order: Tensor) -> Tensor:
+    """Brightness, contrast, saturation and hue, with own factors and own order for each clip, in place.
+
+    Equal to torchvision.transforms.v2.functional applied to each clip alone: values are clamped to [0, 1] after each
+    operation, and contrast is taken around the mean grey of each frame, not of the clip. A clip whose factor is exactly
+    neutral skips that operation.
+
+    Differs from AVID-CMA: floats are not rounded to 8 bits after each operation, as PIL's are.
+
+    Args:
+        video: (B, 3, T, H, W) float32 in [0, 1].
+        factors: (B, 4) float32: brightness, contrast, saturation >= 0, hue in [-0.5, 0.5] turns.
+        order: (B, 4) int64: each row a permutation; `order[b, p]` is the operation (as in `factors`) done at place p.
+
+    Returns:
+        `video`.
+    """
+    order_on_host = order.cpu()  # which clips meet at each place decides the shapes, so the host must know
+    active = factors.cpu() != torch.tensor(NEUTRAL_FACTORS)  # (B, 4)
+    for place in range(order.shape[1]):
+        for number, operation in enumerate((_brightness_, _contrast_, _saturation_, _hue_)):
+            rows = ((order_on_host[:, place] == number) & active[:, number]).nonzero().squeeze(1)  # (n,)
+            if len(rows):
+                rows = rows.to(video.device)
+                factor = factors[rows, number].view(-1, 1, 1, 1)  # (n, 1, 1, 1) against planes of (n, T, H, W)
+                video.index_copy_(0, rows, operation(video.index_select(0, rows), factor))
+    return video
+
+
+def normalise_(video: Tensor) -> Tensor:
+    """Subtract ImageNet's mean and divide by its standard deviation, in place: (B, 3, T, H, W) float32 in [0, 1]."""
+    mean, std = (video.new_tensor(values).view(3, 1, 1, 1) for values in (IMAGENET_MEAN, IMAGENET_STD))
+    return video.sub_(mean).div_(std)
+
+
+def _check_picture(width: int, height: int) -> None:
+    if width < 1 or height < 1:
+        raise ValueError(f"picture of width={width} and height={height} pixels: expected at least 1 x 1")
+
+
+def _centred(crop_height: int, crop_width: int, *, width: int, height: int) -> np.ndarray:
+    top, left = (height - crop_height) // 2, (width - crop_width) // 2
+    return _as_fractions(top, left, crop_height, crop_width, width=width, height=height)
+
+
+def _as_fractions(
+    top: int, left: int, crop_height: int, crop_width: int, *, width: int, height: int
+) -> np.ndarray:  # (4,)
+    return np.array([top / height, left / width, crop_height / height, crop_width / width])
+
+
+# The operations take their own copy of some clips (n, 3, T, H, W) and may write into it; factor: (n, 1, 1, 1).
+
+
+def _brightness_(video: Tensor, factor: Tensor) -> Tensor:
+    return video.mul_(factor.unsqueeze(1)).clamp_(0, 1)
+
+
+def _contrast_(video: Tensor, factor: Tensor) -> Tensor:
+    return _blend_(video, _grey(video).mean(dim=(-2, -1), keepdim=True), factor)  # the mean of each frame: (n, T, 1, 1)
+
+
+def _saturation_(video: Tensor, factor: Tensor) -> Tensor:
+    return _blend_(video, _grey(video), factor)
+
+
+def _blend_(video: Tensor, other: Tensor, factor: Tensor) -> Tensor:
+    return video.mul_(factor.unsqueeze(1)).add_((other * (1 - factor)).unsqueeze(1)).clamp_(0, 1)
+
+
+def _grey(video: Tensor) -> Tensor:
+    red, green, blue = video.unbind(1)
+    return red.mul(0.2989).add_(green, alpha=0.587).add_(blue, alpha=0.114)  # (n, T, H, W)
+
+
+def _hue_(video: Tensor, factor: Tensor) -> Tensor:
+    """Turn the colour circle by `factor` turns.
+
+    With c = max - min of a pixel and its hue h in sixths of a turn, HSV to RGB reads, for the channel whose own hue is
+    k = 0, 2, 4 (red, green, blue): min + clamp(2c - c * distance(h, k), 0, c), the distance going round the circle.
+    Everything is kept multiplied by c, so grey pixels (c = 0) need no care and nothing is divided.
+    """
+    red, green, blue = video.unbind(1)
+    high = torch.maximum(torch.maximum(red, green), blue)  # (n, T, H, W)
+    low = torch.minimum(torch.minimum(red, green), blue)
+    chroma = high - low
+    hue = torch.where(  # c * h: h in [-1, 1] where red is the largest, [-5, -3] green, [-3, -1] blue
+        high == red,
+        green - blue,
+        torch.where(high == green, (blue - red).sub_(chroma, alpha=4), (red - green).sub_(chroma, alpha=2)),
+    )
+    # The turn modulo 6, taken from [5, 11): h comes to lie in [0, 12), and one step back brings it into [0, 6).
+    hue.addcmul_(chroma, 6 * torch.frac(factor + 7 / 6) + 5)  # + 7/6: frac keeps the sign, factor >= -1/2
+    hue = torch.where(hue < 6 * chroma, hue, hue.sub(chroma, alpha=6))
+    # distance(h, 0) = 3 - |h - 3|, distance(h, 2) = |h - 2| or more than 2, distance(h, 4) = |h - 4| or more than 2
+    rise = hue.sub(chroma, alpha=3).abs_().sub_(chroma).add_(low)
+    torch.clamp(rise, low, high, out=red)
+    for plane, own_hue in ((green, 2), (blue, 4)):
+        fall = hue.sub(chroma, alpha=own_hue).abs_().sub_(chroma, alpha=2)
+        torch.clamp(low - fall, low, high, out=plane)
+    return video

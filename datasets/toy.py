@@ -1,0 +1,378 @@
+"""Make the toy sets: small clips of things that move and sound, for demos and tests on two CPU cores.
+
+    python datasets/toy.py OUT                                # about a minute; again: says that the sets are there
+    python datasets/toy.py OUT --seed 1 --train 60 --test 24  # a small one
+
+What lives here: everything that is drawn in a toy clip, as tables (shapes, motions, timbres, rhythms, music) and a few
+functions that render them. What does not: encoding (avssl/media/encode.py) and listing clips (datasets/folder.py).
+
+toy/          12 classes with sound. A look is a shape that moves, a sound is a timbre in a rhythm; class i has look i//2
+              and sound ((i+1)//2) % 6. So every look occurs in two classes that sound different and every sound in two
+              classes that look different: one modality alone names at most half of the clips. Shapes and timbres serve
+              two or more looks and sounds each: motion and rhythm must be seen and heard.
+toy_actions/  the same 6 motions, silent, with new shapes and textures drawn per clip: the target of a transfer.
+
+Nothing else in a clip depends on its class: texture, colour, place, size, speed, direction, tilt, frame rate and camera
+shake of the picture; pitch, overtones, loudness, noise and music of the sound. The sound follows the motion: its accent
+falls on the moment when the ball hits the ground, the kite points up, the star is largest. One clip in ten carries a
+foreign sound instead: one that never goes with its look, in a tempo of its own (column `foreign` of clips.csv).
+
+Letters: T frames, S samples, P size of a frame in pixels. Phases are in cycles of the motion, 0 at the accent.
+"""
+
+import argparse
+import csv
+import hashlib
+import json
+import multiprocessing
+import shutil
+import sys
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import cv2
+import numpy as np
+from tqdm import tqdm
+
+from avssl.media.encode import write_clip
+
+SECONDS = 3.0
+PIXELS = 96
+SAMPLE_RATE = 24_000
+FRAME_RATES = (15, 30)  # frames per second, lowest and highest
+PERIODS = (0.5, 0.7)  # seconds of one cycle of a motion, shortest and longest
+FOREIGN_SHARE = 0.1
+SPLITS = ("train", "test")
+STREAMS = ("clip", "silent clip", "foreign", "shapes")  # what is drawn from keys (seed, stream, split, ...)
+SPRITE = 128  # pixels of the square on which a shape is drawn before it is moved
+
+# ---- looks: a shape is its radius at equal angles clockwise from the top; a motion gives its place per phase
+
+SHAPES = {
+    "ball": (1.0,) * 32,
+    "kite": (1.5, 0.75, 0.75, 0.75),
+    "star": (1.0, 0.45) * 5,
+}
+NEW_SHAPES = {  # of toy_actions
+    "triangle": (1.0,) * 3,
+    "square": (1.0,) * 4,
+    "sparkle": (1.0, 0.4) * 4,
+    "leaf": (1.4, 0.8, 0.5, 0.4, 0.5, 0.8),
+    "gear": (1.0, 1.0, 0.7, 0.7) * 6,
+    "shell": tuple(np.linspace(0.5, 1.2, 24)),
+}
+
+
+def _triangle(phase: np.ndarray) -> np.ndarray:
+    """Triangle wave: 1 at phase 0, -1 at 0.5, straight between."""
+    return 4 * np.abs(phase % 1 - 0.5) - 1
+
+
+# phase (T,) -> x and y in amplitudes (y points down), angle in turns, log2 of the size
+MOTIONS = {
+    "bouncing": lambda phase: (0 * phase, 2 * (2 * (phase % 1) - 1) ** 2 - 1, 0 * phase, 0 * phase),
+    "spinning": lambda phase: (0 * phase, 0 * phase, phase, 0 * phase),
+    "swaying": lambda phase: (np.cos(2 * np.pi * phase), 0 * phase, 0.07 * np.cos(2 * np.pi * phase), 0 * phase),
+    "orbiting": lambda phase: (np.sin(2 * np.pi * phase), np.cos(2 * np.pi * phase), 0 * phase, 0 * phase),
+    "zigzagging": lambda phase: (_triangle(phase), _triangle(2 * phase), 0 * phase, 0 * phase),
+    "pulsing": lambda phase: (0 * phase, 0 * phase, 0 * phase, 0.6 * np.cos(2 * np.pi * phase)),
+}
+LOOKS = (
+    ("bouncing", "ball"),
+    ("spinning", "kite"),
+    ("swaying", "star"),
+    ("orbiting", "ball"),
+    ("zigzagging", "kite"),
+    ("pulsing", "star"),
+)
+
+# ---- sounds: a timbre is the course of one event's pitch; a rhythm says where in the cycle the events are
+
+# u (n,) from 0 to 1 through an event -> octaves above its pitch; all pass the same octave at the same pace, so that the
+# long-time spectrum does not tell them apart
+TIMBRES = {
+    "rising": lambda u: u - 0.5,
+    "falling": lambda u: 0.5 - u,
+    "trilling": lambda u: _triangle(3 * u) / 2,
+}
+RHYTHMS = {"march": (0.0, 0.5), "gallop": (0.0, 0.3)}  # phases of the accent and of the second, weaker event
+EVENT = 0.26  # length of an event in cycles
+WEAK = 0.6  # amplitude of the second event, of the accent's
+SOUNDS = (
+    ("rising", "march"),
+    ("falling", "gallop"),
+    ("trilling", "march"),
+    ("rising", "gallop"),
+    ("falling", "march"),
+    ("trilling", "gallop"),
+)
+MUSIC = ((0, 4, 7, 12), (0, 5, 9, 5), (0, 3, 7, 10), (0, 7, 2, 9))  # tunes, semitones above their key
+
+
+@dataclass(frozen=True)
+class Clip:
+    """One clip to be made; with the seed it determines every byte.
+
+    path is relative to the folder of its set; sound is None in the silent set; foreign says that `sound` is not the
+    one of the label.
+    """
+
+    path: str
+    label: str
+    split: str
+    index: int
+    motion: str
+    shape: str
+    sound: tuple[str, str] | None
+    foreign: bool
+
+
+# ---- what is in a set
+
+
+def toy_classes() -> list[tuple[int, int]]:
+    """Look and sound of the 12 classes, indices into LOOKS and SOUNDS: a cycle in which neighbours share one of them."""
+    return [(i // 2, (i + 1) // 2 % len(SOUNDS)) for i in range(2 * len(LOOKS))]
+
+
+def toy_clips(split: str, num_clips: int, *, seed: int) -> list[Clip]:
+    """The clips of one split of the toy set; classes take turns, one clip in ten gets a foreign sound."""
+    rng = np.random.default_rng((seed, STREAMS.index("foreign"), SPLITS.index(split)))
+    num_foreign = round(FOREIGN_SHARE * num_clips)
+    foreign = set(rng.permutation(num_clips)[:num_foreign].tolist())
+    classes = toy_classes()
+    clips = []
+    for index in range(num_clips):
+        look, own = classes[index % len(classes)]
+        others = [sound for sound in range(len(SOUNDS)) if (look, sound) not in classes]
+        sound = int(rng.choice(others)) if index in foreign else own
+        label = f"{'-'.join(LOOKS[look])}_{'-'.join(SOUNDS[own])}"
+        path = f"{split}/{label}/{index:05d}.mp4"
+        clips.append(Clip(path, label, split, index, *LOOKS[look], SOUNDS[sound], index in foreign))
+    return clips
+
+
+def action_clips(split: str, num_clips: int, *, seed: int) -> list[Clip]:
+    """The clips of one split of the silent set; classes are motions, any new shape may make any of them."""
+    rng = np.random.default_rng((seed, STREAMS.index("shapes"), SPLITS.index(split)))
+    motions = list(MOTIONS)
+    shapes = rng.choice(list(NEW_SHAPES), num_clips).tolist()
+    labels = [motions[index % len(motions)] for index in range(num_clips)]
+    return [
+        Clip(f"{split}/{label}/{index:05d}.mp4", label, split, index, label, shape, None, False)
+        for index, (label, shape) in enumerate(zip(labels, shapes, strict=True))
+    ]
+
+
+# ---- drawing one clip
+
+
+def make_clip(clip: Clip, *, root: Path, seed: int) -> None:
+    """Render and write one clip; it appears under its name only when it is whole."""
+    silent = clip.sound is None
+    stream = STREAMS.index("silent clip" if silent else "clip")
+    rng = np.random.default_rng((seed, stream, SPLITS.index(clip.split), clip.index))
+    fps = int(rng.integers(FRAME_RATES[0], FRAME_RATES[1], endpoint=True))
+    period, phase = _log_uniform(rng, *PERIODS), rng.uniform()
+    cycles = phase + np.arange(round(SECONDS * fps)) / fps / period  # (T,)
+    frames = render_frames(rng, clip.motion, clip.shape, cycles)
+    samples = None
+    if not silent:
+        if clip.foreign:  # nothing ties it to the motion
+            period, phase = _log_uniform(rng, *PERIODS), rng.uniform()
+        cycles = phase + np.arange(round(SECONDS * SAMPLE_RATE)) / SAMPLE_RATE / period  # (S,)
+        samples = render_samples(rng, *clip.sound, cycles)
+
+    path = root / clip.path
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial_path = path.with_name(f".{path.name}")
+    write_clip(partial_path, frames, fps=fps, samples=samples, sample_rate=None if silent else SAMPLE_RATE)
+    partial_path.replace(path)
+
+
+def render_frames(rng: np.random.Generator, motion: str, shape: str, cycles: np.ndarray) -> np.ndarray:
+    """(T,) phases -> (T, P, P, 3) uint8: the shape on a textured ground, both under a shaking camera."""
+    colour = rng.uniform(0, 255, 3)
+    sprite = draw_sprite(rng, shape, (colour + 128 + rng.uniform(-40, 40, 3)) % 256)  # never near the ground's colour
+    ground = draw_ground(rng, colour, margin=8)
+
+    radius = rng.uniform(0.13, 0.2) * PIXELS
+    amplitude = rng.uniform(0.18, 0.26) * PIXELS
+    centre = PIXELS / 2 + rng.uniform(-0.08, 0.08, 2) * PIXELS
+    side, tilt = rng.choice((-1, 1)), rng.uniform(-20, 20)
+    shake = shake_camera(rng, len(cycles))  # (T, 2)
+
+    x, y, turns, octaves = MOTIONS[motion](cycles)
+    places = centre + amplitude * np.stack([side * x, y], axis=1) + shake  # (T, 2)
+    scales = radius * 2**octaves / (SPRITE / 4)  # a shape of radius 1 is drawn with a quarter of the sprite
+    angles = tilt + 360 * side * turns
+
+    frames = np.empty((len(cycles), PIXELS, PIXELS, 3), np.uint8)
+    for frame, place, scale, angle, offset in zip(frames, places, scales, angles, shake, strict=True):
+        turn = cv2.getRotationMatrix2D((SPRITE / 2, SPRITE / 2), -angle, scale)  # clockwise for positive angles
+        turn[:, 2] += place - SPRITE / 2
+        thing = cv2.warpAffine(sprite, turn, (PIXELS, PIXELS), flags=cv2.INTER_LINEAR)
+        shift = np.float64([[1, 0, offset[0] - 8], [0, 1, offset[1] - 8]])
+        behind = cv2.warpAffine(ground, shift, (PIXELS, PIXELS), flags=cv2.INTER_LINEAR)
+        cover = thing[..., 3:].astype(np.uint16)
+        frame[:] = thing[..., :3] + behind * (255 - cover) // 255
+    return frames
+
+
+def draw_sprite(rng: np.random.Generator, shape: str, colour: np.ndarray) -> np.ndarray:
+    """A shape in two tones of a colour -> (SPRITE, SPRITE, 4) uint8, colours multiplied by the cover in [..., 3]."""
+    radii = np.array(SHAPES[shape] if shape in SHAPES else NEW_SHAPES[shape])
+    angles = 2 * np.pi * np.arange(len(radii)) / len(radii)
+    corners = radii[:, None] * np.stack([np.sin(angles), -np.cos(angles)], axis=1)  # (n, 2)
+    x, y = corners.T
+    area = abs(x @ np.roll(y, 1) - y @ np.roll(x, 1)) / 2
+    corners *= np.sqrt(np.pi / area)  # every shape covers as much as a disc of radius 1
+
+    cover = np.zeros((SPRITE, SPRITE), np.uint8)
+    points = np.rint((SPRITE / 2 + SPRITE / 4 * corners) * 16).astype(np.int32)  # in sixteenths of a pixel
+    cv2.fillPoly(cover, [points], 255, lineType=cv2.LINE_AA, shift=4)
+
+    row, column = np.mgrid[:SPRITE, :SPRITE] / SPRITE
+    direction, frequency = rng.uniform(0, 2 * np.pi), rng.uniform(18, 30)
+    wave = np.sin(frequency * (np.cos(direction) * row + np.sin(direction) * column))
+    if shape in NEW_SHAPES:  # checks instead of stripes
+        wave = wave * np.sin(frequency * (np.sin(direction) * row - np.cos(direction) * column))
+    tones = np.clip(colour + 35 * np.sign(wave)[..., None], 0, 255)
+    return np.dstack([tones * (cover[..., None] / 255), cover]).astype(np.uint8)
+
+
+def draw_ground(rng: np.random.Generator, colour: np.ndarray, *, margin: int) -> np.ndarray:
+    """Cloudy texture around a colour -> (P + 2 margin, P + 2 margin, 3) uint8."""
+    size = PIXELS + 2 * margin
+    ground = np.broadcast_to(colour, (size, size, 3))
+    for cells, contrast in ((4, 30), (rng.integers(8, 24), 18)):
+        noise = contrast * rng.standard_normal((cells, cells, 3))
+        ground = ground + cv2.resize(noise, (size, size), interpolation=cv2.INTER_CUBIC)
+    return np.clip(ground, 0, 255).astype(np.uint8)
+
+
+def shake_camera(rng: np.random.Generator, num_frames: int) -> np.ndarray:
+    """Shift of the whole picture per frame -> (T, 2) pixels: three slow swings in x and in y."""
+    seconds = np.linspace(0, SECONDS, num_frames)
+    strength, speed, start = rng.uniform(0, 1, (3, 3, 2, 1))  # (3 swings, x and y, 1) each
+    return (1.3 * strength * np.sin(2 * np.pi * ((0.3 + 1.5 * speed) * seconds + start))).sum(axis=0).T
+
+
+def render_samples(rng: np.random.Generator, timbre: str, rhythm: str, cycles: np.ndarray) -> np.ndarray:
+    """(S,) phases -> (S,) float32 in [-1, 1]: the events of the rhythm over music and noise."""
+    loudness = np.zeros_like(cycles)
+    octaves = np.zeros_like(cycles)
+    for begin, accent in zip(RHYTHMS[rhythm], (1, WEAK), strict=True):
+        u = (cycles - begin) % 1 / EVENT
+        sounding = u < 1
+        octaves[sounding] = TIMBRES[timbre](u[sounding])
+        loudness[sounding] = accent * np.minimum(1, 12 * np.minimum(u, 1 - u)[sounding])
+    voice = loudness * _tone(rng, _log_uniform(rng, 400, 1200) * 2**octaves)
+
+    tune = np.array(MUSIC[rng.integers(len(MUSIC))])
+    note = (np.arange(len(cycles)) / SAMPLE_RATE / rng.uniform(0.6, 1.0)).astype(int)
+    music = _tone(rng, _log_uniform(rng, 150, 500) * 2 ** (tune[note % len(tune)] / 12))
+    noise = rng.standard_normal(len(cycles))
+    mixed = voice + rng.uniform(0, 0.25) * music + _log_uniform(rng, 0.01, 0.1) * noise
+    return (_log_uniform(rng, 0.2, 0.9) * mixed / np.abs(mixed).max()).astype(np.float32)
+
+
+def _tone(rng: np.random.Generator, frequencies: np.ndarray) -> np.ndarray:
+    """(S,) Hz -> (S,) tone of about unit amplitude with four overtones of random strength."""
+    angle = 2 * np.pi * (rng.uniform() + np.cumsum(frequencies) / SAMPLE_RATE)
+    strength = rng.uniform(0.1, 1, 4) / np.arange(1, 5)
+    return sum(a * np.sin(n * angle) for n, a in enumerate(strength, 1)) / strength.sum()
+
+
+def _log_uniform(rng: np.random.Generator, low: float, high: float) -> float:
+    return float(low * (high / low) ** rng.uniform())
+
+
+# ---- making a set
+
+
+def make_set(clips: list[Clip], *, root: Path, parameters: dict[str, object], num_workers: int) -> int:
+    """Make the clips of a set that `root` does not hold yet, and its clips.csv.
+
+    Args:
+        clips: the whole set.
+        root: its folder; toy.json in it says with which parameters it was begun.
+        parameters: what determines the clips; a set begun with others is removed and made anew.
+        num_workers: processes; their number changes nothing in the files.
+
+    Returns:
+        How many clips had to be made: 0 when the set was there.
+
+    Raises:
+        ValueError: root holds files but is not a set made here.
+    """
+    record = root / "toy.json"
+    if not record.exists() and root.exists() and any(root.iterdir()):
+        raise ValueError(f"{root} holds files that toy.py did not make: choose another OUT or empty that folder")
+    if record.exists() and json.loads(record.read_text()) != parameters:
+        shutil.rmtree(root)
+    root.mkdir(parents=True, exist_ok=True)
+    record.write_text(json.dumps(parameters, indent=1))  # before the first clip: a half-made set is known as ours
+
+    missing = [clip for clip in clips if not (root / clip.path).exists()]
+    make = partial(make_clip, root=root, seed=parameters["seed"])
+    with ProcessPoolExecutor(num_workers, multiprocessing.get_context("spawn"), _one_thread) as pool:
+        made = pool.map(make, missing, chunksize=8)
+        for _ in tqdm(made, desc=str(root), total=len(missing), unit="clip", disable=not missing):
+            pass
+    with open(root / "clips.csv", "w", newline="") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(["path", "label", "split", "motion", "shape", "timbre", "rhythm", "foreign"])
+        for clip in clips:
+            timbre, rhythm = clip.sound or ("", "")
+            writer.writerow(
+                [clip.path, clip.label, clip.split, clip.motion, clip.shape, timbre, rhythm, int(clip.foreign)]
+            )
+    return len(missing)
+
+
+def _one_thread() -> None:
+    cv2.setNumThreads(1)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("out", type=Path, help="folder for toy/ and toy_actions/")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--train", type=int, default=600, help="clips of the toy set to train on")
+    parser.add_argument("--test", type=int, default=200, help="clips of the toy set to test on")
+    parser.add_argument("--actions-train", type=int, default=120, help="silent clips to train on")
+    parser.add_argument("--actions-test", type=int, default=120, help="silent clips to test on")
+    parser.add_argument("--workers", type=int, default=2, help="processes")
+    parser.add_argument("--json", nargs="?", const="-", metavar="PATH", help="write a summary (to stdout by default)")
+    options = parser.parse_args(arguments)
+
+    source = hashlib.sha256(Path(__file__).read_bytes()).hexdigest()  # a changed recipe makes another set
+    summary = {}
+    for name, clips_of, sizes in (
+        ("toy", toy_clips, (options.train, options.test)),
+        ("toy_actions", action_clips, (options.actions_train, options.actions_test)),
+    ):
+        if min(sizes) < 1:
+            parser.error(f"{name}: {sizes[0]} train and {sizes[1]} test clips: give at least 1 of each")
+        root = options.out / name
+        clips = [
+            clip for split, size in zip(SPLITS, sizes, strict=True) for clip in clips_of(split, size, seed=options.seed)
+        ]
+        parameters = {"seed": options.seed, "train": sizes[0], "test": sizes[1], "source": source}
+        try:
+            num_made = make_set(clips, root=root, parameters=parameters, num_workers=options.workers)
+        except ValueError as error:
+            parser.error(str(error))
+        print(f"{root}: {len(clips)} clips, {num_made} made, {len(clips) - num_made} already there", file=sys.stderr)
+        summary[name] = parameters | {"clips": len(clips), "made": num_made}
+    if options.json:
+        text = json.dumps(summary, indent=1)
+        print(text) if options.json == "-" else Path(options.json).write_text(text)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
