@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import yaml
 from omegaconf import MISSING, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
@@ -138,7 +139,7 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> Config:
             raise ConfigError(f"override {override!r} is not of the form section.key=value")
     try:
         given = OmegaConf.merge(OmegaConf.load(path), OmegaConf.from_dotlist(list(overrides)))
-    except OmegaConfBaseException as error:
+    except (OmegaConfBaseException, yaml.YAMLError) as error:
         raise ConfigError(f"config {path} cannot be read: {error}") from error
     return from_dict(OmegaConf.to_container(given), source=str(path))
 
@@ -156,8 +157,6 @@ def from_dict(given: Mapping[str, Any], *, source: str) -> Config:
         value = getattr(getattr(config, section), name)
         if value not in choices:
             raise ConfigError(f"{key}={value} in {source}: expected one of {', '.join(choices)}")
-    if "name" not in config.method:
-        raise ConfigError(f"method.name is not set in {source}: name a method, such as method.name=avid")
     return config
 
 

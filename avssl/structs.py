@@ -29,6 +29,7 @@ class Sample:
     params: dict[str, dict[str, np.ndarray]]  # {view: {augmentation parameter: value}}
     padded: dict[str, bool]  # {view: the clip was shorter than asked: frames looped, sound padded with zeros}
     target: dict[str, int | np.ndarray] = field(default_factory=dict)
+    error: str | None = None  # why the file could not be read; everything else is then empty, with id -1
 
 
 @dataclass(frozen=True)
@@ -44,6 +45,7 @@ class Batch:
     params: dict[str, dict[str, Tensor]]  # {view: {parameter: (B, ...)}}
     padded: dict[str, Tensor]  # {view: (B,) bool}
     target: dict[str, Tensor] = field(default_factory=dict)
+    errors: tuple[str, ...] = ()  # one line for each file that could not be read; its row has id -1
 
     def __post_init__(self) -> None:
         size = self.ids.shape[0]
@@ -70,6 +72,7 @@ class Batch:
             params={view: each(group) for view, group in self.params.items()},
             padded=each(self.padded),
             target=each(self.target),
+            errors=self.errors,
         )
 
     def to(self, device: torch.device) -> Batch:

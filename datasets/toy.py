@@ -6,10 +6,10 @@
 What lives here: everything that is drawn in a toy clip, as tables (shapes, motions, timbres, rhythms, music) and a few
 functions that render them. What does not: encoding (avssl/media/encode.py) and listing clips (datasets/folder.py).
 
-toy/          12 classes with sound. A look is a shape that moves, a sound is a timbre in a rhythm; class i has look i//2
-              and sound ((i+1)//2) % 6. So every look occurs in two classes that sound different and every sound in two
-              classes that look different: one modality alone names at most half of the clips. Shapes and timbres serve
-              two or more looks and sounds each: motion and rhythm must be seen and heard.
+toy/          12 classes with sound. A look is a shape that moves, a sound a timbre in a rhythm; class i has look i // 2
+              and sound ((i + 1) // 2) % 6, so every look occurs in two classes that sound different and every sound in
+              two that look different: one modality alone names at most half of the clips. Every shape serves two
+              looks and every timbre two sounds: motion and rhythm must be seen and heard.
 toy_actions/  the same 6 motions, silent, with new shapes and textures drawn per clip: the target of a transfer.
 
 Nothing else in a clip depends on its class: texture, colour, place, size, speed, direction, tilt, frame rate and camera
@@ -133,7 +133,7 @@ class Clip:
 
 
 def toy_classes() -> list[tuple[int, int]]:
-    """Look and sound of the 12 classes, indices into LOOKS and SOUNDS: a cycle in which neighbours share one of them."""
+    """Look and sound of the 12 classes (indices into LOOKS and SOUNDS): a cycle whose neighbours share one of them."""
     return [(i // 2, (i + 1) // 2 % len(SOUNDS)) for i in range(2 * len(LOOKS))]
 
 
@@ -169,27 +169,30 @@ def action_clips(split: str, num_clips: int, *, seed: int) -> list[Clip]:
 # ---- drawing one clip
 
 
-def make_clip(clip: Clip, *, root: Path, seed: int) -> None:
-    """Render and write one clip; it appears under its name only when it is whole."""
-    silent = clip.sound is None
-    stream = STREAMS.index("silent clip" if silent else "clip")
+def render_clip(clip: Clip, *, seed: int) -> tuple[np.ndarray, np.ndarray | None, int]:
+    """Draw one clip -> frames (T, P, P, 3) uint8, samples (S,) float32 or None in the silent set, frames per second."""
+    stream = STREAMS.index("clip" if clip.sound else "silent clip")
     rng = np.random.default_rng((seed, stream, SPLITS.index(clip.split), clip.index))
-    fps = int(rng.integers(FRAME_RATES[0], FRAME_RATES[1], endpoint=True))
+    fps = int(rng.integers(*FRAME_RATES, endpoint=True))
     period, phase = _log_uniform(rng, *PERIODS), rng.uniform()
     cycles = phase + np.arange(round(SECONDS * fps)) / fps / period  # (T,)
     frames = render_frames(rng, clip.motion, clip.shape, cycles)
-    samples = None
-    if not silent:
-        if clip.foreign:  # nothing ties it to the motion
-            period, phase = _log_uniform(rng, *PERIODS), rng.uniform()
-        cycles = phase + np.arange(round(SECONDS * SAMPLE_RATE)) / SAMPLE_RATE / period  # (S,)
-        samples = render_samples(rng, *clip.sound, cycles)
+    if clip.sound is None:
+        return frames, None, fps
+    if clip.foreign:  # nothing ties it to the motion
+        period, phase = _log_uniform(rng, *PERIODS), rng.uniform()
+    cycles = phase + np.arange(round(SECONDS * SAMPLE_RATE)) / SAMPLE_RATE / period  # (S,)
+    return frames, render_samples(rng, *clip.sound, cycles), fps
 
+
+def make_clip(clip: Clip, *, root: Path, seed: int) -> None:
+    """Render and write one clip; it appears under its name only when it is whole."""
+    frames, samples, fps = render_clip(clip, seed=seed)
     path = root / clip.path
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial_path = path.with_name(f".{path.name}")
-    write_clip(partial_path, frames, fps=fps, samples=samples, sample_rate=None if silent else SAMPLE_RATE)
-    partial_path.replace(path)
+    unfinished = path.with_name(f".{path.name}")
+    write_clip(unfinished, frames, fps=fps, samples=samples, sample_rate=SAMPLE_RATE)
+    unfinished.replace(path)
 
 
 def render_frames(rng: np.random.Generator, motion: str, shape: str, cycles: np.ndarray) -> np.ndarray:
@@ -217,7 +220,7 @@ def render_frames(rng: np.random.Generator, motion: str, shape: str, cycles: np.
         shift = np.float64([[1, 0, offset[0] - 8], [0, 1, offset[1] - 8]])
         behind = cv2.warpAffine(ground, shift, (PIXELS, PIXELS), flags=cv2.INTER_LINEAR)
         cover = thing[..., 3:].astype(np.uint16)
-        frame[:] = thing[..., :3] + behind * (255 - cover) // 255
+        frame[:] = np.minimum(thing[..., :3] + behind * (255 - cover) // 255, 255)
     return frames
 
 
@@ -227,7 +230,7 @@ def draw_sprite(rng: np.random.Generator, shape: str, colour: np.ndarray) -> np.
     angles = 2 * np.pi * np.arange(len(radii)) / len(radii)
     corners = radii[:, None] * np.stack([np.sin(angles), -np.cos(angles)], axis=1)  # (n, 2)
     x, y = corners.T
-    area = abs(x @ np.roll(y, 1) - y @ np.roll(x, 1)) / 2
+    area = abs((x * np.roll(y, 1) - y * np.roll(x, 1)).sum()) / 2
     corners *= np.sqrt(np.pi / area)  # every shape covers as much as a disc of radius 1
 
     cover = np.zeros((SPRITE, SPRITE), np.uint8)
@@ -311,10 +314,11 @@ def make_set(clips: list[Clip], *, root: Path, parameters: dict[str, object], nu
     record = root / "toy.json"
     if not record.exists() and root.exists() and any(root.iterdir()):
         raise ValueError(f"{root} holds files that toy.py did not make: choose another OUT or empty that folder")
-    if record.exists() and json.loads(record.read_text()) != parameters:
+    text = json.dumps(parameters, indent=1)
+    if record.exists() and record.read_text() != text:
         shutil.rmtree(root)
     root.mkdir(parents=True, exist_ok=True)
-    record.write_text(json.dumps(parameters, indent=1))  # before the first clip: a half-made set is known as ours
+    record.write_text(text)  # before the first clip, so that a half-made set is known as ours and continued
 
     missing = [clip for clip in clips if not (root / clip.path).exists()]
     make = partial(make_clip, root=root, seed=parameters["seed"])

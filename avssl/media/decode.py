@@ -1,14 +1,16 @@
 """Reading windows of frames and of sound out of clips: numpy out, so that worker processes stay light (no torch here).
 
-Time is the container's clock: pts x time_base, never shifted. The frame at second t is the last one with pts <= t + 1e-4;
-before the first frame, the first. Sound is placed by its timestamps on the same clock.
+Time is the container's clock: pts x time_base, never shifted. The frame at second t is the last one with
+pts <= t + 1e-4; before the first frame, the first. Sound is placed by its timestamps on the same clock.
 
 What lives here: `read_clip` (any number of windows out of one opened container) and its short forms `read_frames` and
-`read_samples`. What does not: which seconds are wanted (data/sampling.py) and whether a file is worth reading (probe.py).
+`read_samples`. What does not: which seconds are wanted (data/sampling.py), whether a file is worth reading (probe.py).
 
 Letters: T frames, H x W pixels, n samples.
 """
 
+import collections
+import heapq
 import itertools
 import math
 from collections.abc import Iterator, Sequence
@@ -28,7 +30,9 @@ MERGE_SECONDS = 1.0  # windows closer than this are decoded in one go instead of
 BACK_SECONDS = (0.0, 2.0, 10.0)  # how far before the wanted second a seek aims, tried in this order
 PREROLL_SECONDS = 0.25  # AAC, Opus and MP3 need the packets before a sample to decode it rightly
 LEAD_SECONDS = 0.02  # sound resampled around a window, so that its edges are not the resampler's
+TAIL_SECONDS = 1.0  # how much of the end is looked at to see that it is there
 MAX_FRUITLESS = 10_000  # packets in a row that bring nothing new before a damaged file counts as ended
+AVI_REORDER = 2  # frames looked ahead to put the times of an AVI in order
 OPEN_SECONDS = 60.0  # limit for one read of the file system, not for decoding
 
 
@@ -69,7 +73,7 @@ class VideoWindow:
             inside = min(top, left) >= 0 and min(height, width) > 0 and max(top + height, left + width) <= 1 + 1e-6
             if not inside:
                 raise ValueError(
-                    f"crop={self.crop} must be (top, left, height, width) as fractions of the picture that stay in [0, 1]"
+                    f"crop={self.crop} must be (top, left, height, width), fractions of the picture that stay in [0, 1]"
                 )
         if self.size is not None and min(self.size) < 1:
             raise ValueError(f"size={self.size} must be (height, width) in pixels, at least 1 each")
@@ -117,7 +121,7 @@ class Frames:
 
 @dataclass(frozen=True)
 class Samples:
-    """Sound of one window: data (n,) float32 mono in [-1, 1]; start in seconds; padded: zeros stand where no sound is."""
+    """Sound of one window: data (n,) float32 mono in [-1, 1]; start in seconds; padded: zeros where none exists."""
 
     data: np.ndarray
     start: float
@@ -218,6 +222,9 @@ class Reader:
             raise DecodeError(self.path, f"no media file that can be opened ({_reason(error)})") from error
         self.video = _first_decodable(self.container.streams.video)
         self.audio = _first_decodable(self.container.streams.audio)
+        for stream in (self.video, self.audio):
+            if stream is not None:
+                stream.codec_context.thread_count = 1
         self._at_beginning = True
 
     def frames_from(self, kind: str, seconds: float) -> Iterator[tuple[float, av.VideoFrame | av.AudioFrame]]:
@@ -238,44 +245,109 @@ class Reader:
                 except (av.error.FFmpegError, OverflowError):
                     continue
                 decoded = self._decode(stream)
-                head = next(decoded, None)
+                # pictures before the first keyframe miss what they are built on
+                head = next((it for it in decoded if kind == "audio" or it[1].key_frame or it[0] > seconds), None)
                 if head is not None and head[0] <= seconds + TIME_TOLERANCE:
                     yield head
                     yield from decoded
                     return
-        if not self._at_beginning:  # a seek to the beginning loses the first packet of some tracks: open afresh
+        self._restart()
+        yield from self._decode(getattr(self, kind))
+
+    def end_seconds(self, kind: str) -> float | None:
+        """When the last packet of a track ends, by the packets that are there and not by what the header claims.
+
+        Args:
+            kind: "video" or "audio", a stream that exists.
+
+        Raises:
+            DecodeError: a packet is encrypted.
+        """
+        stream = getattr(self, kind)
+        claimed = None
+        if stream.duration is not None:
+            claimed = float(((stream.start_time or 0) + stream.duration) * stream.time_base)
+        elif self.container.duration is not None:
+            claimed = ((self.container.start_time or 0) + self.container.duration) / av.time_base
+        if claimed is not None:
+            self._at_beginning = False
+            try:
+                self.container.seek(math.floor((claimed - TAIL_SECONDS) / stream.time_base), stream=stream)
+                end = max((end for _, end in self._packet_times(stream)), default=-math.inf)
+            except (av.error.FFmpegError, OverflowError):
+                end = -math.inf
+            if end >= claimed - TAIL_SECONDS:
+                # the last packet of sound holds filling that the header rightly leaves out
+                return claimed if claimed <= end < claimed + 0.1 else end
+        return max((end for _, end in self.packet_times(kind)), default=None)
+
+    def packet_times(self, kind: str) -> list[tuple[float, float]]:
+        """First and last second of every packet of a track, without decoding. Raises DecodeError as `end_seconds`."""
+        self._restart()
+        return list(self._packet_times(getattr(self, kind)))
+
+    def _packet_times(self, stream: av.stream.Stream) -> Iterator[tuple[float, float]]:
+        for packet in _packets(self.container, stream):
+            if packet.has_sidedata("encryption_info"):
+                raise DecodeError(self.path, f"the {stream.type} track is encrypted")
+            ticks = packet.pts if packet.pts is not None else packet.dts
+            if ticks is not None and not packet.is_discard:
+                yield float(ticks * stream.time_base), float((ticks + (packet.duration or 0)) * stream.time_base)
+
+    def _restart(self) -> None:
+        """Open afresh unless untouched: a seek to the beginning loses the first packet of some tracks."""
+        if not self._at_beginning:
             self.container.close()
             self._open()
-            stream = getattr(self, kind)
         self._at_beginning = False
-        yield from self._decode(stream)
 
     def _decode(self, stream: av.stream.Stream) -> Iterator[tuple[float, av.VideoFrame | av.AudioFrame]]:
-        """What decodes from here on: damaged packets are left out, and so are frames whose time does not rise."""
-        stream.codec_context.thread_count = 1
-        latest, step, fruitless = -math.inf, 0.0, 0
+        """What decodes from here on, without frames whose time does not rise."""
+        decoded = self._timed(stream)
+        if stream.type == "video" and self.container.format.name == "avi":
+            decoded = _sort_times(decoded)
+        latest, fruitless = -math.inf, 0
+        for seconds, frame in decoded:
+            if seconds > latest:
+                latest, fruitless = seconds, 0
+                yield seconds, frame
+            else:
+                fruitless += 1
+                if fruitless > MAX_FRUITLESS:
+                    return
+
+    def _timed(self, stream: av.stream.Stream) -> Iterator[tuple[float, av.VideoFrame | av.AudioFrame]]:
+        """Decoded frames with their seconds; damaged packets are left out."""
+        following, fruitless = 0.0, 0
         for packet in _packets(self.container, stream):
             try:
                 decoded = packet.decode()
             except (av.error.FFmpegError, ValueError, EOFError):
                 decoded = []
-            fruitless += 1
             for frame in decoded:
-                seconds = frame_seconds(frame)
-                if seconds is None:
-                    seconds = latest + step if latest > -math.inf else 0.0
-                if seconds <= latest:
-                    continue
-                latest, step, fruitless = seconds, frame_duration(frame, stream), 0
+                ticks = frame.pts if frame.pts is not None else frame.dts
+                seconds = following if ticks is None else float(ticks * frame.time_base)
+                following = seconds + frame_duration(frame, stream)
                 yield seconds, frame
+            fruitless = 0 if decoded else fruitless + 1
             if fruitless > MAX_FRUITLESS:
                 return
 
 
-def frame_seconds(frame: av.VideoFrame | av.AudioFrame) -> float | None:
-    """Time of a decoded frame on the container's clock; None if it carries none."""
-    ticks = frame.pts if frame.pts is not None else frame.dts
-    return None if ticks is None or frame.time_base is None else float(ticks * frame.time_base)
+def _sort_times(decoded: Iterator[tuple[float, av.VideoFrame]]) -> Iterator[tuple[float, av.VideoFrame]]:
+    """Give frames, which come in the order of display, their times in rising order.
+
+    AVI stores no times of display: FFmpeg guesses them from the order of decoding, and swaps some when two B-frames
+    follow each other (1, 2, 4, 3, 5, 7, 6).
+    """
+    frames, times = collections.deque(), []
+    for seconds, frame in decoded:
+        frames.append(frame)
+        heapq.heappush(times, seconds)
+        if len(frames) > AVI_REORDER:
+            yield heapq.heappop(times), frames.popleft()
+    while frames:
+        yield heapq.heappop(times), frames.popleft()
 
 
 def frame_duration(frame: av.VideoFrame | av.AudioFrame, stream: av.stream.Stream) -> float:
@@ -307,9 +379,7 @@ def _read_video(reader: Reader, windows: Sequence[VideoWindow]) -> list[Frames]:
         raise DecodeError(reader.path, "no video track that can be decoded")
     pictures = [_Pictures(window) for window in windows]
     targets = sorted(
-        ((window.start + i / window.fps), index)
-        for index, window in enumerate(windows)
-        for i in range(window.num_frames)
+        (window.start + i / window.fps, index) for index, window in enumerate(windows) for i in range(window.num_frames)
     )
     # split where the way to the next wanted frame is long enough to seek
     far = [i for i in range(1, len(targets)) if targets[i][0] - targets[i - 1][0] > MERGE_SECONDS]
@@ -320,23 +390,21 @@ def _read_video(reader: Reader, windows: Sequence[VideoWindow]) -> list[Frames]:
 
 def _pick_frames(reader: Reader, targets: list[tuple[float, int]], pictures: list["_Pictures"]) -> None:
     """Decode once over the targets (second, index of the window), which are sorted."""
-    wanted = iter(targets)
-    target, index = next(wanted)
-    previous = None  # (seconds, frame)
-    for seconds, frame in reader.frames_from("video", target):
-        while target + TIME_TOLERANCE < seconds:
-            pictures[index].take(*(previous or (seconds, frame)))
-            following = next(wanted, None)
-            if following is None:
-                return
-            target, index = following
+    previous, position = None, 0  # (seconds, frame) before the present one; next target
+    for seconds, frame in reader.frames_from("video", targets[0][0]):
+        while position < len(targets) and targets[position][0] + TIME_TOLERANCE < seconds:
+            pictures[targets[position][1]].take(*(previous or (seconds, frame)))
+            position += 1
+        if position == len(targets):
+            return
         previous = (seconds, frame)
     if previous is None:
         raise DecodeError(reader.path, "no frame of the video track can be decoded")
     end = previous[0] + frame_duration(previous[1], reader.video)
-    for target, index in itertools.chain([(target, index)], wanted):
-        if target + TIME_TOLERANCE < end or not pictures[index].times:
-            pictures[index].take(*previous, past_end=target + TIME_TOLERANCE >= end)
+    for target, index in targets[position:]:
+        past_end = target + TIME_TOLERANCE >= end
+        if not past_end or not pictures[index].times:
+            pictures[index].take(*previous, past_end=past_end)
 
 
 class _Pictures:
@@ -388,9 +456,9 @@ class _Pictures:
 
 def _read_audio(reader: Reader, start: float, window: AudioWindow) -> Samples:
     """Place decoded sound by its timestamps on a grid of the source's rate, then resample the grid."""
-    silence = np.zeros(window.num_samples, dtype=np.float32)
+    data = np.zeros(window.num_samples, dtype=np.float32)
     if reader.audio is None:
-        return Samples(silence, start, padded=True)
+        return Samples(data, start, padded=True)
     grid = None
     for seconds, frame in reader.frames_from("audio", start - PREROLL_SECONDS):
         if seconds > start + window.duration + LEAD_SECONDS:
@@ -398,16 +466,17 @@ def _read_audio(reader: Reader, start: float, window: AudioWindow) -> Samples:
         if grid is None:
             grid = _Grid(start - LEAD_SECONDS, window.duration + 2 * LEAD_SECONDS, frame.sample_rate)
         if frame.sample_rate == grid.sample_rate:
-            grid.place(seconds, frame)
+            grid.add(seconds, frame)
     if grid is None:
-        return Samples(silence, start, padded=True)
+        return Samples(data, start, padded=True)
+    grid.place()
     resampled = _resample(grid.values, grid.sample_rate, window.sample_rate)
     skip = round(LEAD_SECONDS * window.sample_rate)
     heard = resampled[skip : skip + window.num_samples]
-    silence[: len(heard)] = np.clip(heard, -1, 1)
+    data[: len(heard)] = np.clip(heard, -1, 1)
     lead = round(LEAD_SECONDS * grid.sample_rate)
     missing = np.count_nonzero(~grid.filled[lead : lead + round(window.duration * grid.sample_rate)])
-    return Samples(silence, start, padded=missing > 0.002 * grid.sample_rate)  # 2 ms: two ticks of Matroska
+    return Samples(data, start, padded=bool(missing > 0.002 * grid.sample_rate))  # 2 ms: two ticks of Matroska
 
 
 class _Grid:
@@ -418,20 +487,30 @@ class _Grid:
         self.first = round(start * sample_rate)
         self.values = np.zeros(math.ceil(duration * sample_rate) + 1, dtype=np.float32)
         self.filled = np.zeros(len(self.values), dtype=bool)
-        self._expected = None  # grid position right after the last frame
+        self._run, self._length = [], 0  # frames without a gap between them, and their samples
+        self._anchors = []  # where each of them says that the run begins
 
-    def place(self, seconds: float, frame: av.AudioFrame) -> None:
-        position = seconds * self.sample_rate - self.first
-        # Timestamps are rounded to ticks (1 ms in Matroska), so a difference of one tick is no gap
+    def add(self, seconds: float, frame: av.AudioFrame) -> None:
+        anchor = seconds * self.sample_rate - self.first - self._length
+        # timestamps are rounded to ticks (1 ms in Matroska), so a difference of one tick is no gap
         tolerance = 1 + max(float(frame.time_base), 5e-4) * self.sample_rate
-        if self._expected is None or abs(position - self._expected) > tolerance:
-            self._expected = round(position)
-        begin, end = self._expected, self._expected + frame.samples
-        self._expected = end
-        low, high = max(begin, 0), min(end, len(self.values))
+        if self._run and abs(anchor - self._anchors[0]) > tolerance:
+            anchor += self._length
+            self.place()
+        self._anchors.append(anchor)
+        self._run.append(to_mono(frame))
+        self._length += frame.samples
+
+    def place(self) -> None:
+        """Put the run where the median of its frames says: one alone is rounded, the first after a seek twice."""
+        if not self._run:
+            return
+        begin = round(float(np.median(self._anchors)))
+        low, high = max(begin, 0), min(begin + self._length, len(self.values))
         if low < high:
-            self.values[low:high] = to_mono(frame)[low - begin : high - begin]
+            self.values[low:high] = np.concatenate(self._run)[low - begin : high - begin]
             self.filled[low:high] = True
+        self._run, self._length, self._anchors = [], 0, []
 
 
 def _resample(values: np.ndarray, source_rate: int, target_rate: int) -> np.ndarray:
@@ -456,11 +535,12 @@ def _packets(container: av.container.InputContainer, stream: av.stream.Stream) -
 
 
 def _first_decodable(streams: Sequence[av.stream.Stream]) -> av.stream.Stream | None:
-    for stream in streams:
-        is_cover = av.stream.Disposition.attached_pic in stream.disposition
-        if stream.codec_context is not None and not is_cover:
-            return stream
-    return None
+    return next((each for each in streams if each.codec_context is not None and not is_cover(each)), None)
+
+
+def is_cover(stream: av.stream.Stream) -> bool:
+    """Whether a video stream is only the cover picture of a song."""
+    return av.stream.Disposition.attached_pic in stream.disposition
 
 
 def _reason(error: Exception) -> str:

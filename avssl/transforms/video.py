@@ -117,7 +117,7 @@ def to_planes(frames: Tensor) -> Tensor:
             f"frames of shape {tuple(frames.shape)} and {frames.dtype}: expected (B, T, H, W, 3) torch.uint8, "
             "as decoding returns them"
         )
-    # Moved as bytes: torch needs 40 times longer to move and convert to float in one go.
+    # Moved as bytes: moving and converting to float in one go is 20 times slower on CPU.
     return frames.permute(0, 4, 1, 2, 3).clone(memory_format=torch.contiguous_format)
 
 

@@ -1,0 +1,163 @@
+"""Clips as samples: which seconds and which parameters (drawn), then the pictures and sounds (decoded). Runs in worker processes.
+
+A file that cannot be read becomes an empty place: zeros with id -1 that match nothing, and its name and reason travel with the batch.
+It is never replaced by another clip. Differs from AVID-CMA, where the next file takes its place silently.
+"""
+
+import dataclasses
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch.utils.data import Dataset
+
+from avssl.config import DataConfig
+from avssl.data.manifest import Manifest
+from avssl.data.sampling import Key, Span, draw_windows, spread_windows
+from avssl.media.decode import AudioWindow, DecodeError, VideoWindow, read_clip
+from avssl.structs import Batch, Sample
+from avssl.transforms.views import VIEWS
+
+
+class ClipDataset(Dataset[Sample]):
+    """Maps a Key (epoch, id, clip) to a Sample.
+
+    Args:
+        manifest: its rows are the instances.
+        data: lengths, rates and augmentation.
+        views: names in VIEWS that are wanted; all pictures share one window of time, all sounds another that overlaps it.
+        seed: of the run.
+        num_eval_clips: None = training, seconds and parameters drawn at random; a number = evaluation: that many clips spread
+            evenly over the video, centre crop, no augmentation.
+    """
+
+    def __init__(
+        self, manifest: Manifest, data: DataConfig, views: Sequence[str], *, seed: int = 0, num_eval_clips: int | None = None
+    ) -> None:
+        self.data = data
+        self.views = tuple(views)
+        self.seed = seed
+        self.num_eval_clips = num_eval_clips
+        self.root = manifest.root
+        self.paths = manifest.column("path")
+        self.has_audio = manifest.has_audio
+        self.sizes = np.stack([manifest.column("width"), manifest.column("height")], axis=1)
+        self.tracks = {
+            track: np.stack([manifest.column(f"{track}_start"), manifest.column(f"{track}_end")], axis=1).astype(np.float64)
+            for track in ("video", "audio")
+        }
+        self.segments = np.stack([manifest.column("start"), manifest.column("end")], axis=1).astype(np.float64)
+
+    def __getitem__(self, key: Key) -> Sample:
+        rng = None
+        if self.num_eval_clips is None:
+            rng = np.random.default_rng((self.seed, key.epoch, key.id, key.clip))
+        starts = self._starts(rng, key)
+        width, height = (int(value) for value in self.sizes[key.id])
+        params = {view: VIEWS[view].draw(rng, self.data, width=width, height=height) for view in self.views}
+        videos = [view for view in self.views if VIEWS[view].modality == "video"]
+        audios = [view for view in self.views if VIEWS[view].modality == "audio"]
+        has_audio = bool(self.has_audio[key.id])
+        try:
+            frames, samples = read_clip(
+                self.root / self.paths[key.id],
+                video=[
+                    VideoWindow(
+                        start=starts[0],
+                        duration=self.data.num_frames / self.data.fps,
+                        fps=self.data.fps,
+                        crop=tuple(float(edge) for edge in params[view]["crop"]),
+                        size=(self.data.size, self.data.size),
+                    )
+                    for view in videos
+                ],
+                audio=[
+                    AudioWindow(
+                        start=starts[1],
+                        duration=self.data.audio_seconds,
+                        sample_rate=self.data.sample_rate,
+                        follows=0 if videos else None,
+                    )
+                    for _ in (audios if has_audio else [])
+                ],
+            )
+        except DecodeError as error:
+            return self._empty(params, str(error))
+        sounds = {view: read.data for view, read in zip(audios, samples, strict=False)}
+        reads = dict(zip(videos, frames, strict=True)) | dict(zip(audios, samples, strict=False))
+        return Sample(
+            id=key.id,
+            video={view: read.data for view, read in zip(videos, frames, strict=True)},
+            audio=sounds if has_audio else {view: self._silence() for view in audios},
+            start={view: reads[view].start if view in reads else starts[1] for view in self.views},
+            has_audio=has_audio,
+            params=params,
+            padded={view: view in reads and reads[view].padded for view in self.views},
+        )
+
+    def _starts(self, rng: np.random.Generator | None, key: Key) -> tuple[float, float]:
+        segment = self.segments[key.id]
+        video, audio = (
+            Span(float(np.fmax(track[key.id, 0], segment[0])), float(np.fmin(track[key.id, 1], segment[1])))
+            for track in (self.tracks["video"], self.tracks["audio"])
+        )
+        spans = (video, audio if self.has_audio[key.id] else None)
+        lengths = {"video_seconds": self.data.num_frames / self.data.fps, "audio_seconds": self.data.audio_seconds}
+        if rng is None:
+            return spread_windows(*spans, **lengths, clip=key.clip, num_clips=self.num_eval_clips or 1)
+        return draw_windows(rng, *spans, **lengths, max_offset_seconds=self.data.max_offset_seconds)
+
+    def _silence(self) -> np.ndarray:
+        return np.zeros(round(self.data.audio_seconds * self.data.sample_rate), dtype=np.float32)
+
+    def _empty(self, params: dict[str, dict[str, np.ndarray]], error: str) -> Sample:
+        shape = (self.data.num_frames, self.data.size, self.data.size, 3)
+        return Sample(
+            id=-1,
+            video={view: np.zeros(shape, dtype=np.uint8) for view in self.views if VIEWS[view].modality == "video"},
+            audio={view: self._silence() for view in self.views if VIEWS[view].modality == "audio"},
+            start={view: 0.0 for view in self.views},
+            has_audio=False,
+            params=params,
+            padded={view: False for view in self.views},
+            error=error,
+        )
+
+
+def collate(samples: Sequence[Sample]) -> Batch:
+    """Stack samples into a batch: tensors with a leading B."""
+
+    def stacked(name: str) -> dict[str, torch.Tensor]:
+        groups = [getattr(sample, name) for sample in samples]
+        return {key: torch.from_numpy(np.stack([np.asarray(group[key]) for group in groups])) for key in groups[0]}
+
+    return Batch(
+        video=stacked("video"),
+        audio=stacked("audio"),
+        ids=torch.tensor([sample.id for sample in samples]),
+        start={view: value.double() for view, value in stacked("start").items()},
+        has_audio=torch.tensor([sample.has_audio for sample in samples]),
+        params={
+            view: {
+                name: torch.from_numpy(np.stack([np.asarray(sample.params[view][name]) for sample in samples]))
+                for name in samples[0].params[view]
+            }
+            for view in samples[0].params
+        },
+        padded=stacked("padded"),
+        target=stacked("target"),
+        errors=tuple(sample.error for sample in samples if sample.error),
+    )
+
+
+def apply_views(batch: Batch, data: DataConfig) -> Batch:
+    """The batch as the encoders take it: every view's recipe applied on the batch's device.
+
+    Returns:
+        video {view: (B, 3, T, H, W)} and audio {view: (B, 1, S, F)}, float32.
+    """
+    return dataclasses.replace(
+        batch,
+        video={view: VIEWS[view].apply(value, batch.params[view], data) for view, value in batch.video.items()},
+        audio={view: VIEWS[view].apply(value, batch.params[view], data) for view, value in batch.audio.items()},
+    )

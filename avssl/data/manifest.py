@@ -1,0 +1,186 @@
+"""The manifest: one parquet file that says which clips there are. The number of a row is the id of an instance.
+
+What lives here: reading, writing and asking it. What does not: finding and probing the files (check.py, datasets/*.py).
+"""
+
+import hashlib
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+# A row is a clip or, with start and end, a part of one. Further columns may follow.
+SCHEMA = pa.schema(
+    [
+        ("path", pa.string()),  # relative to the root, with forward slashes
+        ("start", pa.float64()),  # seconds; null = from the beginning
+        ("end", pa.float64()),  # seconds; null = to the end
+        ("group", pa.string()),  # what must not be split over train and test, such as the scene; the path if unknown
+        ("label", pa.string()),
+        ("split", pa.string()),
+        # the facts of avssl.media.probe.Probe
+        ("size", pa.int64()),
+        ("content_key", pa.string()),
+        ("duration", pa.float64()),
+        ("fps", pa.float64()),
+        ("width", pa.int32()),
+        ("height", pa.int32()),
+        ("rotation", pa.int32()),
+        ("video_start", pa.float64()),
+        ("video_end", pa.float64()),
+        ("audio_start", pa.float64()),
+        ("audio_end", pa.float64()),
+        ("has_audio", pa.bool_()),
+        ("sample_rate", pa.int32()),
+        ("status", pa.string()),
+        ("reason", pa.string()),
+    ]
+)
+IDENTITY = ("path", "start", "end", "content_key")  # what makes a row the instance it is
+ROOT_KEY = b"avssl.root"
+
+
+class ManifestError(ValueError):
+    """A manifest that cannot be used: the message names the file and the way out."""
+
+
+@dataclass(frozen=True, eq=False)
+class Manifest:
+    """A table of clips and the folder that their paths are relative to."""
+
+    table: pa.Table
+    root: Path
+
+    def __len__(self) -> int:
+        return self.table.num_rows
+
+    @property
+    def num_instances(self) -> int:
+        """N: rows of every status and split, because ids and bank slots count all of them."""
+        return self.table.num_rows
+
+    @cached_property
+    def hash(self) -> str:
+        """Digest (32 hex digits) of which instances stand in which order; labels and probed facts do not enter."""
+        digest = hashlib.blake2b(digest_size=16)
+        for name in IDENTITY:
+            values = self.table.column(name)
+            if pa.types.is_floating(values.type):
+                digest.update(values.to_numpy().astype("<f8").tobytes())  # null is NaN
+            else:
+                digest.update("\0".join(value or "" for value in values.to_pylist()).encode())
+            digest.update(b"\n")
+        return digest.hexdigest()
+
+    def column(self, name: str) -> np.ndarray:
+        """One column as (N,) array: text as objects with None, numbers with nulls as float64 with NaN.
+
+        Raises:
+            ManifestError: no such column.
+        """
+        if name not in self.table.column_names:
+            raise ManifestError(f"the manifest has no column {name!r}, only {', '.join(self.table.column_names)}")
+        return self.table.column(name).to_numpy()
+
+    def path(self, id: int) -> Path:
+        """The file of one instance."""
+        return self.root / self.table.column("path")[id].as_py()
+
+    def valid(self, split: str | None = None) -> np.ndarray:
+        """(N,) bool: rows that can be read and, if a split is named, belong to it."""
+        mask = self.column("status") == "ok"
+        return mask if split is None else mask & (self.column("split") == split)
+
+    @property
+    def has_audio(self) -> np.ndarray:
+        """(N,) bool: rows with sound that is not digital silence."""
+        return pc.fill_null(self.table.column("has_audio"), False).to_numpy()
+
+    @property
+    def class_names(self) -> list[str]:
+        """The labels that occur, sorted."""
+        return sorted(set(self.table.column("label").to_pylist()) - {None})
+
+    def targets(self, class_names: Sequence[str] | None = None) -> np.ndarray:
+        """(N,) int64 positions of the labels in `class_names`, -1 for rows without a label or with another one.
+
+        Args:
+            class_names: of the manifest trained on, when this is another; None = the labels of this one.
+        """
+        index = {name: i for i, name in enumerate(self.class_names if class_names is None else class_names)}
+        return np.array([index.get(label, -1) for label in self.table.column("label").to_pylist()], dtype=np.int64)
+
+
+def read_manifest(path: str | Path, *, root: str | Path | None = None) -> Manifest:
+    """Read a manifest.
+
+    Args:
+        path: parquet file written by `write_manifest`.
+        root: folder of the clips; None = the one recorded in the file.
+
+    Raises:
+        ManifestError: the file is missing, is no parquet file, lacks columns, or its root does not exist.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise ManifestError(
+            f"manifest {path} does not exist: write it with python datasets/folder.py ROOT --out {path}"
+        )
+    try:
+        table = pq.read_table(path)
+    except (pa.ArrowException, OSError) as error:
+        raise ManifestError(
+            f"manifest {path} is no parquet file that can be read: write it with datasets/folder.py"
+        ) from error
+    missing = [name for name in SCHEMA.names if name not in table.column_names]
+    if missing:
+        raise ManifestError(
+            f"manifest {path} lacks the columns {', '.join(missing)}: write it again with datasets/folder.py"
+        )
+    recorded = (table.schema.metadata or {}).get(ROOT_KEY)
+    if root is None and recorded is None:
+        raise ManifestError(f"manifest {path} does not say where its clips are: name their folder as root (data.root)")
+    folder = Path(root) if root is not None else path.parent.resolve() / recorded.decode()
+    if not folder.is_dir():
+        raise ManifestError(
+            f"manifest {path}: the folder of its clips does not exist: {folder}; name the right one as root (data.root)"
+        )
+    return Manifest(table, folder)
+
+
+def write_manifest(path: str | Path, table: pa.Table, *, root: str | Path) -> None:
+    """Write a manifest, whole or not at all.
+
+    The root is stored relative to the manifest when it is the folder of the manifest or lies inside it, so that such a
+    folder can be moved as one; otherwise absolute.
+
+    Args:
+        path: file to write; missing folders are made.
+        table: the columns of SCHEMA, in any order, and further ones.
+        root: folder that the paths are relative to.
+
+    Raises:
+        ManifestError: columns are missing or cannot be read as their type.
+    """
+    path, root = Path(path), Path(root).resolve()
+    missing = [name for name in SCHEMA.names if name not in table.column_names]
+    if missing:
+        raise ManifestError(f"the table for {path} lacks the columns {', '.join(missing)}: see SCHEMA in {__name__}")
+    further = [name for name in table.column_names if name not in SCHEMA.names]
+    schema = pa.schema([*SCHEMA, *(table.schema.field(name) for name in further)])
+    here = path.parent.resolve()
+    recorded = root.relative_to(here).as_posix() if root.is_relative_to(here) else str(root)
+    try:
+        table = table.select(schema.names).cast(schema).replace_schema_metadata({ROOT_KEY: recorded.encode()})
+    except pa.ArrowInvalid as error:
+        raise ManifestError(f"the table for {path} does not fit the columns of a manifest: {error}") from error
+    path.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = path.with_name(f".{path.name}.{os.getpid()}")
+    pq.write_table(table, unfinished)
+    unfinished.replace(path)

@@ -1,0 +1,155 @@
+"""Frozen features of a trained run: encoders and heads in evaluation mode, several clips of a video averaged.
+
+Letters: n videos, C clips per video, D feature.
+"""
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from tqdm import tqdm
+
+from avssl import distributed
+from avssl.checkpoint import LAST, CheckpointError, load_checkpoint
+from avssl.config import Config, loads
+from avssl.data.dataset import ClipDataset, apply_views
+from avssl.data.loader import build_loader
+from avssl.data.manifest import Manifest
+from avssl.data.sampling import Key
+from avssl.methods import build_method
+from avssl.methods.base import Method
+from avssl.structs import Instances
+from avssl.train import to_channels_last
+
+MODALITIES = ("video", "audio")  # each looked at through the view of the same name
+BATCH_CLIPS = 32  # clips that go through the towers together
+
+
+@dataclass(frozen=True)
+class Run:
+    """A trained run, ready to be asked."""
+
+    path: Path  # of its checkpoint
+    config: Config
+    method: Method  # evaluation mode, on `device`
+    device: torch.device
+    weights_hash: str  # of all weights and buffers of towers and heads
+    manifest_hash: str
+
+
+@dataclass(frozen=True)
+class Extracted:
+    """What the towers say of n videos. Rows of sound are zeros where `has_audio` is False; videos that could not be read are left out
+    and stand in `errors` instead."""
+
+    ids: np.ndarray  # (n,) int64 rows of the manifest
+    has_audio: np.ndarray  # (n,) bool
+    embedding: dict[str, np.ndarray]  # {video, audio: (n, D) float32 unit length}: outputs of the heads
+    features: dict[str, np.ndarray]  # {video, audio: (n, dim) float32}: outputs of the trunks
+    errors: dict[int, str]  # {id: reason}
+
+    def both(self) -> np.ndarray:
+        """Trunk features of picture and sound side by side, each of unit length so that neither outweighs the other:
+        (n, dim_video + dim_audio)."""
+        lengths = {name: np.linalg.norm(value, axis=1, keepdims=True) for name, value in self.features.items()}
+        return np.concatenate([self.features[name] / np.maximum(lengths[name], 1e-12) for name in MODALITIES], axis=1)
+
+
+def load_run(path: str | Path, *, device: torch.device | None = None, trained: bool = True) -> Run:
+    """Read a run's last checkpoint.
+
+    Args:
+        path: folder of the run, or a checkpoint.
+        trained: False = the same towers with the weights that the run started from: the baseline of random weights.
+
+    Raises:
+        CheckpointError: no checkpoint there, or a damaged one.
+    """
+    path = Path(path)
+    path = path / LAST if path.is_dir() or not path.suffix else path
+    state = load_checkpoint(path)
+    config = loads(state["config"], source=str(path))
+    everything = torch.ones(state["num_instances"], dtype=torch.bool)
+    method = build_method(config, Instances(valid=everything, has_audio=everything))
+    if trained:
+        try:
+            method.load_state_dict(state["model"])
+        except RuntimeError as error:
+            raise CheckpointError(f"checkpoint {path} does not fit this version of the package: {error}") from error
+    device = device or distributed.init("auto")
+    to_channels_last(method, enabled=config.run.channels_last)
+    method = method.to(device).eval()
+    weights = {
+        name: value for name, value in method.state_dict().items() if name.startswith(("encoders.", "heads."))
+    }
+    return Run(path, config, method, device, distributed.digest(weights), state["manifest_hash"])
+
+
+@torch.inference_mode()
+def extract(
+    run: Run, manifest: Manifest, ids: Sequence[int] | np.ndarray, *, num_clips: int = 3, progress: str | None = None
+) -> Extracted:
+    """Average the towers' outputs over `num_clips` clips spread over each video.
+
+    Args:
+        ids: (n,) rows of the manifest, any manifest.
+        num_clips: C, clips per video.
+        progress: words before the progress bar; None = no bar.
+
+    Raises:
+        ValueError: num_clips < 1.
+    """
+    if num_clips < 1:
+        raise ValueError(f"num_clips={num_clips} must be at least 1")
+    dataset = ClipDataset(manifest, run.config.data, MODALITIES, num_eval_clips=num_clips)
+    rows = max(1, BATCH_CLIPS // num_clips)
+    groups = [[int(row) for row in ids[i : i + rows]] for i in range(0, len(ids), rows)]
+    keys = [[Key(0, row, clip) for row in group for clip in range(num_clips)] for group in groups]
+    loader = build_loader(dataset, keys, run.config.data, device=run.device)
+    parts: dict[str, list[np.ndarray]] = {}
+    kept: list[np.ndarray] = []
+    sounding: list[np.ndarray] = []
+    errors: dict[int, str] = {}
+    with tqdm(total=len(ids), desc=progress, unit="video", disable=progress is None, mininterval=1) as bar:
+        for group, batch in zip(groups, loader, strict=True):
+            batch = apply_views(batch.to(run.device), run.config.data)
+            found = batch.ids.reshape(len(group), num_clips)
+            readable = (found >= 0).all(dim=1)
+            reasons = iter(batch.errors)
+            for row, lost in zip(group, (found < 0).sum(dim=1).tolist(), strict=True):
+                for _ in range(lost):
+                    errors.setdefault(row, next(reasons))
+            for modality in MODALITIES:
+                trunk = run.method.encoders[modality](getattr(batch, modality)[modality])  # (n * C, dim)
+                head = F.normalize(run.method.heads[modality](trunk), dim=1)  # (n * C, D)
+                for kind, values in (("features", trunk), ("embedding", head)):
+                    mean = values.reshape(len(group), num_clips, -1).mean(dim=1)  # (n, ...)
+                    mean = F.normalize(mean, dim=1) if kind == "embedding" else mean
+                    if modality == "audio":
+                        mean = mean * batch.has_audio.reshape(len(group), num_clips)[:, :1]
+                    parts.setdefault(f"{kind}.{modality}", []).append(mean[readable].cpu().numpy())
+            kept.append(np.asarray(group, dtype=np.int64)[readable.cpu().numpy()])
+            sounding.append(batch.has_audio.reshape(len(group), num_clips)[:, 0][readable].cpu().numpy())
+            bar.update(len(group))
+
+    def joined(kind: str) -> dict[str, np.ndarray]:
+        return {modality: np.concatenate(parts[f"{kind}.{modality}"]) for modality in MODALITIES}
+
+    return Extracted(
+        ids=np.concatenate(kept),
+        has_audio=np.concatenate(sounding),
+        embedding=joined("embedding"),
+        features=joined("features"),
+        errors=errors,
+    )
+
+
+def with_data(run: Run, **changes: int | float | str) -> Run:
+    """The same run with other values in its data section, such as num_workers."""
+    config = dataclasses.replace(run.config, data=dataclasses.replace(run.config.data, **changes))
+    return dataclasses.replace(run, config=config)
+

@@ -1,0 +1,117 @@
+"""What a run reports: one JSON line per report (`log.jsonl`), TensorBoard, a progress bar, and lines for a person. Rank 0 only."""
+
+import json
+import math
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Self
+
+import torch
+from torch import Tensor
+from torch.utils.tensorboard import SummaryWriter
+from tqdm import tqdm
+
+from avssl import distributed
+
+
+class RunningMean:
+    """Means of named figures since the last `pop`, over ranks too. Values stay on their device until then."""
+
+    def __init__(self) -> None:
+        self._sums: dict[str, Tensor] = {}
+        self._num = 0
+
+    def add(self, values: Mapping[str, Tensor]) -> None:
+        self._num += 1
+        for name, value in values.items():
+            value = value.detach().float()
+            self._sums[name] = self._sums[name] + value if name in self._sums else value.clone()
+
+    def pop(self) -> dict[str, float]:
+        """The means so far, averaged over ranks (which must all call); starts anew."""
+        if not self._sums:
+            return {}
+        names = sorted(self._sums)
+        stacked = distributed.all_reduce(torch.stack([self._sums[name] for name in names]))
+        means = (stacked / (self._num * distributed.world_size())).tolist()
+        self._sums, self._num = {}, 0
+        return dict(zip(names, means, strict=True))
+
+
+class RunLog:
+    """Where a run's figures go. On ranks other than 0 every call does nothing.
+
+    Args:
+        folder: of the run.
+        first_step: a resumed run continues from here; lines of later steps, written before the run was killed, are dropped.
+        num_steps: of the whole run, for the progress bar.
+    """
+
+    def __init__(self, folder: Path, *, first_step: int, num_steps: int) -> None:
+        self.active = distributed.is_main()
+        if not self.active:
+            return
+        self.path = folder / "log.jsonl"
+        kept = [line for line in read_log(self.path) if line["step"] <= first_step] if first_step else []
+        self.path.write_text("".join(json.dumps(line) + "\n" for line in kept))
+        self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=first_step + 1)
+        self._bar = tqdm(total=num_steps, initial=first_step, unit="step", dynamic_ncols=True, file=sys.stderr, mininterval=1)
+
+    def report(self, step: int, figures: Mapping[str, Any]) -> None:
+        """Write one line of figures for a step (a number that is not finite as null)."""
+        if not self.active:
+            return
+        line = {"step": step, **figures}
+        with self.path.open("a") as file:
+            file.write(json.dumps({name: _jsonable(value) for name, value in line.items()}) + "\n")
+        for name, value in figures.items():
+            if isinstance(value, int | float):
+                self._board.add_scalar(name, value, step)
+        if "loss" in figures:
+            self._bar.set_postfix_str(f"loss {figures['loss']:.3f}, {figures.get('clips_per_second', 0):.0f} clips/s")
+
+    def advance(self) -> None:
+        if self.active:
+            self._bar.update()
+
+    def say(self, message: str) -> None:
+        """A line for a person, above the progress bar."""
+        if self.active:
+            tqdm.write(message, file=sys.stderr)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        if self.active:
+            self._board.close()
+            self._bar.close()
+
+
+def read_log(path: Path) -> list[dict[str, Any]]:
+    """The lines of a `log.jsonl`; a last line that a killed run left half written is passed over."""
+    if not path.exists():
+        return []
+    lines = []
+    for line in path.read_text().splitlines():
+        try:
+            lines.append(json.loads(line))
+        except json.JSONDecodeError:
+            break
+    return lines
+
+
+def _jsonable(value: Any) -> Any:
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def collapse_figures(z: Tensor) -> dict[str, Tensor]:
+    """Signs of collapse of unit vectors z (n, D): `std`, the mean over dimensions of the standard deviation times sqrt(D) (1 for vectors
+    spread over the sphere, 0 when all are equal), and `rank`, the effective rank (Roy & Vetterli 2007) of the centred vectors, between 1
+    and min(n - 1, D)."""
+    z = z.detach().float()
+    std = z.std(dim=0, correction=0).mean() * z.shape[1] ** 0.5
+    share = torch.linalg.svdvals(z - z.mean(dim=0)).clamp(min=1e-12)
+    share = share / share.sum()
+    return {"std": std, "rank": torch.exp(-(share * share.log()).sum())}

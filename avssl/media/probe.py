@@ -1,0 +1,169 @@
+"""What a file holds and whether it can be read: the facts of one row of the manifest.
+
+    python -m avssl.media.probe        (a worker: one JSON string, the path, per line in; one JSON object per line out)
+
+What lives here: `probe`, and the worker's loop around it. It imports av and numpy only, so that a worker starts fast
+and a file that brings one down costs little. What does not: the pool of workers and its time limit (data/check.py).
+"""
+
+import hashlib
+import itertools
+import json
+import os
+import sys
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+
+from avssl.media.decode import DecodeError, Reader, frame_duration, is_cover, to_mono
+
+SILENCE = 1 / 32768  # a peak up to one step of 16-bit sound is digital silence
+BLOCK_BYTES = 65536
+PLAUSIBLE_FPS = 120
+
+# timeout and crashed are given by the pool, which outlives the worker
+Status = Literal["ok", "missing", "empty", "unreadable", "no_video", "timeout", "crashed"]
+
+
+@dataclass(frozen=True)
+class Probe:
+    """Facts of one file; None = not known. Times are seconds on the container's clock, see decode.py.
+
+    Args:
+        size: bytes.
+        content_key: digest of the size and of three blocks, see `content_key`.
+        duration: seconds of picture, video_end - video_start.
+        fps: average frames per second.
+        width, height: pixels of the upright picture, after `rotation`.
+        rotation: degrees counterclockwise by which the stored picture is turned: 0, 90, 180 or 270.
+        video_start, video_end: when the first frame begins and the last one that is in the file ends.
+        audio_start, audio_end: the same for the sound.
+        has_audio: some sample is louder than digital silence.
+        sample_rate: Hz of the sound as stored.
+        status: ok = frames can be read.
+        reason: in plain words, why the status is not ok, or why there is no sound; empty otherwise.
+    """
+
+    size: int = 0
+    content_key: str = ""
+    duration: float | None = None
+    fps: float | None = None
+    width: int | None = None
+    height: int | None = None
+    rotation: int | None = None
+    video_start: float | None = None
+    video_end: float | None = None
+    audio_start: float | None = None
+    audio_end: float | None = None
+    has_audio: bool = False
+    sample_rate: int | None = None
+    status: Status = "unreadable"
+    reason: str = ""
+
+
+def probe(path: str | Path) -> Probe:
+    """Find out what a file holds; never raises for a bad file, but says so in `status` and `reason`.
+
+    The first frame is decoded, sound is decoded until the first sample that is not silent, and the end of both tracks
+    is looked for in the packets, because what a damaged or cut file says about its duration is not true.
+    """
+    path = Path(path)
+    if not path.is_file():
+        return Probe(status="missing", reason="the file does not exist")
+    try:
+        size = path.stat().st_size
+        key = content_key(path)
+        if size == 0:
+            return Probe(content_key=key, status="empty", reason="the file is empty")
+        with Reader(path) as reader:
+            picture = _picture(reader)
+            sound = _sound(reader)
+    except DecodeError as error:
+        return Probe(size=size, content_key=key, status="unreadable", reason=error.reason)
+    except OSError as error:
+        return Probe(status="unreadable", reason=f"the file cannot be opened ({error.strerror})")
+    # why there is no picture matters more than why there is no sound
+    return Probe(size=size, content_key=key, **(sound | picture))
+
+
+def content_key(path: str | Path) -> str:
+    """A fast digest (32 hex digits) of the size and of the first, middle and last 64 KiB: it tells clips apart and
+    notices a file that was exchanged, but not a change elsewhere in a big file."""
+    digest = hashlib.blake2b(digest_size=16)
+    with open(path, "rb") as file:
+        size = file.seek(0, os.SEEK_END)
+        digest.update(str(size).encode())
+        for offset in (0, (size - BLOCK_BYTES) // 2, size - BLOCK_BYTES):
+            file.seek(max(offset, 0))
+            digest.update(file.read(BLOCK_BYTES))
+    return digest.hexdigest()
+
+
+def _picture(reader: Reader) -> dict:
+    if reader.video is None:
+        if any(not is_cover(stream) for stream in reader.container.streams.video):
+            return {"status": "unreadable", "reason": "no decoder exists for the video track"}
+        return {"status": "no_video", "reason": "the file has no video track"}
+    end = reader.end_seconds("video")
+    start, frame = next(reader.frames_from("video", -np.inf), (None, None))
+    if frame is None:
+        raise DecodeError(reader.path, "no frame of the video track can be decoded")
+    end = max(end or start, start + frame_duration(frame, reader.video))
+    rotation = round(frame.rotation / 90) % 4 * 90
+    width, height = (frame.height, frame.width) if rotation % 180 else (frame.width, frame.height)
+    return {
+        "duration": end - start,
+        "fps": _frame_rate(reader),
+        "width": width,
+        "height": height,
+        "rotation": rotation,
+        "video_start": start,
+        "video_end": end,
+        "status": "ok",
+    }
+
+
+def _frame_rate(reader: Reader) -> float | None:
+    """Average frames per second; counted when the header gives none, or its clock (1000 in FLV) instead of a rate."""
+    rate = reader.video.average_rate
+    if rate and rate <= PLAUSIBLE_FPS:
+        return float(rate)
+    starts = [start for start, _ in reader.packet_times("video")]
+    return (len(starts) - 1) / (max(starts) - min(starts)) if len(set(starts)) > 1 else None
+
+
+def _sound(reader: Reader) -> dict:
+    """Facts of the sound, with a reason if there is none."""
+    if not reader.container.streams.audio:
+        return {"reason": "the file has no sound track"}
+    if reader.audio is None:
+        return {"reason": "no decoder exists for the sound track"}
+    end = reader.end_seconds("audio")
+    frames = reader.frames_from("audio", -np.inf)
+    start, first = next(frames, (None, None))
+    if first is None:
+        return {"reason": "the sound track cannot be decoded"}
+    heard = any(
+        np.abs(to_mono(frame)).max(initial=0) > SILENCE for _, frame in itertools.chain([(start, first)], frames)
+    )
+    facts = {
+        "audio_start": start,
+        "audio_end": max(end or start, start + frame_duration(first, reader.audio)),
+        "sample_rate": first.sample_rate,
+        "has_audio": heard,
+    }
+    return facts if heard else facts | {"reason": "the sound track is silent"}
+
+
+def serve() -> None:
+    """Answer paths with facts until the input ends. Libraries that print cannot disturb the answers."""
+    answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    os.dup2(2, 1)
+    for line in sys.stdin:
+        print(json.dumps(asdict(probe(json.loads(line)))), file=answers, flush=True)
+
+
+if __name__ == "__main__":
+    serve()

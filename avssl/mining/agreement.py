@@ -1,0 +1,387 @@
+"""Agreement mining: for each clip, the k others that are most similar in sight and sound (AVID-CMA, section 3.3).
+
+What lives here: the exact search for the sets, and how often a set's members share the class of their row. What does
+not: the loss that uses the sets (methods/avid_cma.py).
+
+The definition is dense: similarity(i, j) = min, max or one of the two cosines, the k largest without i, ties to the
+smaller id. A cosine here is the inner product accumulated in float64 and rounded to float32, so that it does not depend
+on block sizes, threads or on how a candidate was found. Computing that for all pairs is slow on a CPU, so rows are
+searched at falling speed and rising precision, and a row leaves as soon as its set is proven:
+
+    all pairs are scored in a fast type, the best `depth` per row are kept and scored again by the definition. If each
+    fast score is within e of the true one, no pair left out can exceed (last fast score kept) + e; when the k-th score
+    of the kept ones is larger than that bound, the set is the one of the definition.
+
+e is no estimate: |<x, y> - <x', y'>| <= |x| |y - y'| + |x - x'| |y'| for rounded vectors x', y' (Cauchy-Schwarz; the
+rounding |x - x'| is measured), plus the rounding of the sum and of the stored result. bfloat16 products, four times
+faster than float32 on a CPU that has them, prove nearly all rows of a trained bank; what is left is asked deeper, then
+in float32, and finally by the definition itself, which needs no proof.
+
+Differs from DESIGN section 6 (one FAISS search for the upper bound w v + (1 - w) a): the same proof per row, but the
+bound is the rounded agreement itself instead of a mixture of the two cosines. It is tighter (no w to choose, a depth of
+2k instead of 8k) and cheaper; `tools/benchmark.py mining` measures both.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from typing import Literal, TypeVar, get_args
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+T = TypeVar("T")
+Rule = Literal["consensus", "union", "video", "audio"]
+Search = Callable[[Tensor], tuple[Tensor, Tensor, Tensor]]  # rows (R,) -> ids (R, k), scores (R, k), proven (R,)
+
+_BLOCK_ROWS = 256  # larger blocks allocate pages anew on every use, which costs more than the product
+_BLOCK_BYTES = 2**27  # per score buffer (two are used), whatever N
+_GATHERED_VALUES = 2**20  # vectors gathered at once when candidates are scored again
+_GROUP_SIZE = 16  # columns that share one maximum, so that the top-k runs over N / 16 values
+_SAMPLE_ROWS = 256
+_UNIT_TOLERANCE = 1e-3
+
+
+@dataclass(frozen=True)
+class AgreementSets:
+    """The sets of all N rows.
+
+    ids: (N, k) int64, ascending; a row never contains itself; -1 where a row has no set, and at the end of a row where
+        fewer than k other rows exist.
+    score: (N, k) float32, the similarity of each id; 0 where the id is -1.
+    exact: (N,) bool, the set is proven equal to the dense definition.
+    passes: (N,) uint8, how many searches it took to prove that; 0 where a row has no set.
+    """
+
+    ids: Tensor
+    score: Tensor
+    exact: Tensor
+    passes: Tensor
+
+
+@torch.no_grad()
+def mine_agreement(
+    video: Tensor,
+    audio: Tensor,
+    *,
+    k: int,
+    rule: Rule = "consensus",
+    valid: Tensor | None = None,
+    generator: torch.Generator | None = None,
+) -> AgreementSets:
+    """Find the k rows most similar to each row, exactly.
+
+    Memory beside the inputs, consensus at N = 250,000 and D = 128: about 1.2 GB; it grows with N D, never with N x N.
+
+    Args:
+        video: (N, D), rows of unit length.
+        audio: (N, D), rows of unit length, on the device of `video`; the search runs there.
+        k: ids per row, >= 1.
+        rule: which similarity counts: the smaller cosine (consensus), the larger (union), or one space only.
+        valid: (N,) bool; the other rows get no set and are in nobody's set. None: all rows.
+        generator: draws the rows (on the CPU) on which the search depth is chosen. It changes the speed, not the
+            result. None: evenly spaced rows.
+
+    Raises:
+        ValueError: k, rule, a shape, or a valid row that is not finite and of unit length.
+
+    Source: Morgado et al., "Audio-Visual Instance Discrimination with Cross-Modal Agreement", CVPR 2021, eq. 5;
+        the dense search of avid_cma.py. Differs from AVID-CMA: self is removed by id, not by rank.
+    """
+    _check(video, audio, k=k, rule=rule, valid=valid)
+    if valid is None:
+        valid = torch.ones(len(video), dtype=torch.bool, device=video.device)
+    rows = valid.to(video.device).nonzero().squeeze(1)  # (n,) ascending, so that ties and order survive the mapping
+    spaces = {"video": [video], "audio": [audio]}.get(rule, [video, audio])
+    banks = [space[rows].double() for space in spaces]  # the definition's vectors, each (n, D)
+    with torch.autocast(video.device.type, enabled=False):  # inside a training step products would turn bfloat16
+        local_ids, local_score, passes = _search(banks, rule, k=k, generator=generator)
+
+    sets = AgreementSets(
+        ids=torch.full((len(video), k), -1, device=video.device),
+        score=torch.zeros(len(video), k, device=video.device),
+        exact=torch.ones(len(video), dtype=torch.bool, device=video.device),
+        passes=torch.zeros(len(video), dtype=torch.uint8, device=video.device),
+    )
+    found = local_ids.shape[1]
+    sets.ids[rows, :found] = rows[local_ids]
+    sets.score[rows, :found] = local_score
+    sets.exact[rows] = passes > 0
+    sets.passes[rows] = passes
+    return sets
+
+
+def agreement_precision(ids: Tensor, targets: Tensor) -> float:
+    """How often a member of a set shares the class of its row.
+
+    Args:
+        ids: (N, k) int64 sets, -1 = empty.
+        targets: (N,) int64 classes; negative = unlabelled, left out as row and as member.
+
+    Returns:
+        Share in [0, 1] over all labelled pairs; NaN if there is none.
+    """
+    targets = targets.to(ids.device)
+    labelled = (ids >= 0) & (targets >= 0)[:, None] & (targets[ids.clamp(min=0)] >= 0)
+    same = targets[ids.clamp(min=0)] == targets[:, None]
+    return same[labelled].double().mean().item()
+
+
+def chance_precision(targets: Tensor, valid: Tensor | None = None) -> float:
+    """What `agreement_precision` would be for sets drawn at random, without self, from the labelled valid rows.
+
+    Args:
+        targets: (N,) int64 classes; negative = unlabelled.
+        valid: (N,) bool rows that sets are drawn from. None: all rows.
+
+    Returns:
+        Share in [0, 1]; NaN with fewer than two labelled rows.
+    """
+    usable = targets >= 0 if valid is None else (targets >= 0) & valid.to(targets.device)
+    count = targets[usable].bincount().double()
+    pairs = count.sum() * (count.sum() - 1)
+    return ((count * (count - 1)).sum() / pairs).item()
+
+
+def _check(video: Tensor, audio: Tensor, *, k: int, rule: str, valid: Tensor | None) -> None:
+    if rule not in get_args(Rule):
+        raise ValueError(f"rule is {rule!r}, expected one of {', '.join(get_args(Rule))}")
+    if k < 1:
+        raise ValueError(f"k is {k}, expected at least 1 id per row")
+    if video.ndim != 2 or video.shape != audio.shape:
+        raise ValueError(
+            f"video has shape {tuple(video.shape)} and audio {tuple(audio.shape)}, expected both (N, D): row i of each "
+            "must come from clip i"
+        )
+    if valid is not None and (valid.shape != video.shape[:1] or valid.dtype != torch.bool):
+        raise ValueError(
+            f"valid is {valid.dtype} {tuple(valid.shape)}, expected torch.bool ({len(video)},) as in video"
+        )
+    for name, bank in (("video", video), ("audio", audio)):
+        if rule in ("video", "audio") and rule != name:
+            continue
+        length = torch.linalg.vector_norm(bank.float(), dim=1)  # (N,); NaN and infinity fail the comparison below
+        wrong = ~((length - 1).abs() <= _UNIT_TOLERANCE)
+        if valid is not None:
+            wrong &= valid.to(bank.device)
+        if wrong.any():
+            row = int(wrong.nonzero()[0])
+            raise ValueError(
+                f"{name} row {row} has length {length[row].item():.6g} ({int(wrong.sum())} such rows), expected unit "
+                "length: normalise the rows or mark those without a vector in `valid`"
+            )
+
+
+def _search(
+    banks: list[Tensor], rule: Rule, *, k: int, generator: torch.Generator | None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The sets of n rows that are all valid.
+
+    Args:
+        banks: one or two (n, D) float64.
+
+    Returns:
+        ids (n, min(k, n - 1)) ascending, their scores, and passes (n,) uint8.
+    """
+    num_rows, device = len(banks[0]), banks[0].device
+    k = max(0, min(k, num_rows - 1))
+    ids = torch.zeros(num_rows, k, dtype=torch.int64, device=device)
+    score = torch.zeros(num_rows, k, device=device)
+    passes = torch.zeros(num_rows, dtype=torch.uint8, device=device)
+    pending = torch.arange(num_rows, device=device)
+    for num_passes, (search, block_rows) in enumerate(_plan(banks, rule, k=k, generator=generator), start=1):
+        left = []
+        blocks = pending.split(block_rows)
+        for block, (block_ids, block_score, proven) in zip(blocks, _map_blocks(search, blocks), strict=True):
+            done = block[proven]
+            ids[done], score[done], passes[done] = block_ids[proven], block_score[proven], num_passes
+            left.append(block[~proven])
+        pending = torch.cat(left)
+        if len(pending) == 0:
+            break
+    return ids, score, passes
+
+
+def _plan(
+    banks: list[Tensor], rule: Rule, *, k: int, generator: torch.Generator | None
+) -> Iterator[tuple[Search, int]]:
+    """The searches to make in turn while rows are left, each with its rows per block; the last one is the definition."""
+    device, num_rows = banks[0].device, len(banks[0])
+    deepest = 8 * k
+    if 0 < deepest < num_rows:
+        if device.type == "cpu" and _has_fast_bfloat16():
+            fast = _Rounded(banks, rule, dtype=torch.bfloat16)
+            depth = _choose_depth(fast, k=k, deepest=deepest, generator=generator)
+            if depth is not None:
+                yield partial(fast.search, k=k, depth=depth), fast.block_rows
+                yield partial(fast.search, k=k, depth=deepest), fast.block_rows
+        if _has_true_float32(device):
+            fast = _Rounded(banks, rule, dtype=torch.float32)
+            yield partial(fast.search, k=k, depth=2 * k), fast.block_rows
+    yield partial(_search_definition, banks=banks, rule=rule, k=k), _block_rows(num_rows, torch.float64)
+
+
+def _has_fast_bfloat16() -> bool:
+    """Whether the CPU multiplies bfloat16 natively; emulated it is slower than float32. A matter of speed only."""
+    return bool(torch.cpu.get_capabilities().get("avx512_bf16", False))
+
+
+def _has_true_float32(device: torch.device) -> bool:
+    """Whether float32 products are computed in float32: the user may have allowed TF32 or bfloat16 inside them."""
+    backend = torch.backends.cuda if device.type == "cuda" else torch.backends.mkldnn
+    return backend.matmul.fp32_precision in ("none", "ieee")
+
+
+def _choose_depth(fast: _Rounded, *, k: int, deepest: int, generator: torch.Generator | None) -> int | None:
+    """The depth that proves 95 % of a sample of rows; None if half of them need more than `deepest`, as when all
+    cosines are so alike that rounding hides their order."""
+    size = min(_SAMPLE_ROWS, fast.num_rows)
+    if generator is None:
+        sample = torch.arange(size) * fast.num_rows // size
+    else:
+        sample = torch.randperm(fast.num_rows, generator=generator)[:size]
+    blocks = sample.split(-(-size // torch.get_num_threads()))
+    needed = torch.cat(_map_blocks(partial(fast.depth_needed, k=k, depth=deepest), blocks)).double()
+    return None if needed.median() > deepest else min(deepest, int(needed.quantile(0.95).ceil()))
+
+
+def _map_blocks(function: Callable[[Tensor], T], blocks: Sequence[Tensor]) -> list[T]:
+    """[function(block) for block in blocks]; on the CPU each thread takes whole blocks.
+
+    A block takes some thirty short operations. If each of them were split over the threads, all threads would wait for
+    the slowest one thirty times, which is several times slower as soon as another process wants a core.
+    """
+    num_threads = torch.get_num_threads()
+    if num_threads == 1 or len(blocks) < 2 or blocks[0].device.type != "cpu":
+        return [function(block) for block in blocks]
+    torch.set_num_threads(1)  # inside an operation
+    try:
+        with ThreadPoolExecutor(num_threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+            return list(pool.map(function, blocks))
+    finally:
+        torch.set_num_threads(num_threads)
+
+
+def _block_rows(num_columns: int, dtype: torch.dtype) -> int:
+    return max(1, min(_BLOCK_ROWS, _BLOCK_BYTES // (num_columns * dtype.itemsize)))
+
+
+class _Rounded:
+    """All pairs scored on rounded vectors, and what that proves about the definition."""
+
+    def __init__(self, banks: list[Tensor], rule: Rule, *, dtype: torch.dtype) -> None:
+        self.banks, self.rule = banks, rule
+        self.num_rows = len(banks[0])
+        width = -(-self.num_rows // _GROUP_SIZE) * _GROUP_SIZE
+        self.rounded = [F.pad(bank.to(dtype), (0, 0, 0, width - self.num_rows)) for bank in banks]  # (width, D)
+        self.margin = max(_rounding_margin(bank, bank.to(dtype)) for bank in banks)
+        self.block_rows = _block_rows(width, dtype)
+        self.kept = threading.local()  # each thread's score buffers
+
+    def search(self, rows: Tensor, *, k: int, depth: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Sets of rows (R,): ids (R, k) ascending, scores (R, k), and whether each row is proven (R,)."""
+        candidates, bound = self._candidates(rows, depth)
+        candidates = candidates.sort(dim=1).values
+        ids, score = _best(candidates, _definition(self.banks, self.rule, rows, candidates), k)
+        return ids, score, score.amin(dim=1) > bound[:, -1]
+
+    def depth_needed(self, rows: Tensor, *, k: int, depth: int) -> Tensor:
+        """The smallest depth that proves each row, (R,); more than `depth` where that one does not."""
+        candidates, bound = self._candidates(rows, depth)
+        kth = _definition(self.banks, self.rule, rows, candidates).topk(k, dim=1).values[:, -1:]
+        return (bound >= kth).sum(dim=1) + 1
+
+    def _candidates(self, rows: Tensor, depth: int) -> tuple[Tensor, Tensor]:
+        """The best `depth` others per row, best first, (R, depth), and for each place an upper bound of the true score
+        of all that come after it."""
+        scores = self._scores(rows)  # (R, width)
+        width, group_size = scores.shape[1], 1
+        maxima = scores
+        # The best `depth` lie in the `depth` groups with the best maxima. A group is every stride-th column, so that
+        # its maximum is taken of whole halves, quarters, ... of the matrix.
+        while group_size < _GROUP_SIZE and width // group_size >= 2 * depth:
+            group_size *= 2
+            maxima = torch.maximum(*maxima.chunk(2, dim=1))
+        groups = maxima.float().topk(depth, dim=1, sorted=False).indices
+        offsets = width // group_size * torch.arange(group_size, device=rows.device)
+        columns = (groups[:, :, None] + offsets).flatten(1)  # (R, depth * group_size)
+        value, place = scores.gather(1, columns).float().topk(depth, dim=1)
+        stored = value.abs() * (torch.finfo(scores.dtype).eps / 2)  # rounding of the stored score: half a unit
+        return columns.gather(1, place), value + stored + self.margin
+
+    def _scores(self, rows: Tensor) -> Tensor:
+        """Similarity on the rounded vectors, (R, width), -inf for self and for columns that are padding."""
+        if not hasattr(self.kept, "buffers"):
+            self.kept.buffers = [bank.new_empty(self.block_rows, len(bank)) for bank in self.rounded]
+        scores = [
+            torch.mm(bank[rows], bank.T, out=buffer[: len(rows)])
+            for bank, buffer in zip(self.rounded, self.kept.buffers, strict=True)
+        ]
+        combined = _combine(scores, self.rule, out=scores[0])
+        combined[:, self.num_rows :] = -torch.inf
+        combined[torch.arange(len(rows), device=rows.device), rows] = -torch.inf
+        return combined
+
+
+def _rounding_margin(exact: Tensor, rounded: Tensor) -> float:
+    """How far an inner product of two rows of `rounded`, summed in float32, can be from that of `exact`."""
+    largest = torch.linalg.vector_norm(exact, dim=1).max()
+    largest_rounded = torch.linalg.vector_norm(rounded.double(), dim=1).max()
+    rounding = torch.linalg.vector_norm(exact - rounded.double(), dim=1).max()
+    summing = exact.shape[1] * torch.finfo(torch.float32).eps * largest_rounded**2  # twice the worst case
+    return (rounding * (largest + largest_rounded) + summing + 1e-6).item()  # 1e-6: float32 results and comparisons
+
+
+def _search_definition(rows: Tensor, *, banks: list[Tensor], rule: Rule, k: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Sets of rows (R,) by scoring all pairs: ids (R, k) ascending, scores (R, k), and all proven (R,)."""
+    score = _combine([torch.mm(bank[rows], bank.T) for bank in banks], rule).float()  # (R, n)
+    score[torch.arange(len(rows), device=rows.device), rows] = -torch.inf
+    everyone = torch.arange(score.shape[1], device=rows.device).expand_as(score)
+    return *_best(everyone, score, k), torch.ones_like(rows, dtype=torch.bool)
+
+
+def _definition(banks: list[Tensor], rule: Rule, rows: Tensor, ids: Tensor) -> Tensor:
+    """Similarity of each row to its own ids: rows (R,), ids (R, M) -> (R, M) float32."""
+    parts = []
+    dim = banks[0].shape[1]
+    step = max(1, _GATHERED_VALUES // (ids.shape[1] * dim))
+    for block, block_ids in zip(rows.split(step), ids.split(step), strict=True):
+        scores = [
+            torch.bmm(bank.index_select(0, block_ids.flatten()).view(*block_ids.shape, dim), bank[block, :, None])
+            for bank in banks
+        ]
+        parts.append(_combine(scores, rule))  # (r, M, 1)
+    return torch.cat(parts).squeeze(2).float()
+
+
+def _combine(scores: list[Tensor], rule: Rule, *, out: Tensor | None = None) -> Tensor:
+    """One or two spaces' cosines -> the similarity of the rule."""
+    match rule:
+        case "consensus":
+            return torch.minimum(*scores, out=out)
+        case "union":
+            return torch.maximum(*scores, out=out)
+        case "video" | "audio":
+            return scores[0]
+
+
+def _best(ids: Tensor, score: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """The k largest per row, ties to the smaller id: ids (R, M) ascending, score (R, M) -> (R, k) each, by id."""
+    kth = score.topk(k, dim=1).values[:, -1:] if k else score[:, :0]
+    above, tied = score > kth, score == kth
+    keep = above | (tied & (tied.cumsum(dim=1) <= k - above.sum(dim=1, keepdim=True)))
+    return ids[keep].view(-1, k), score[keep].view(-1, k)
+
+
+def _rounding_margin(exact: Tensor, rounded: Tensor) -> float:
+    """How far an inner product of two rows of `rounded` can be from that of `exact`, when summed in float32."""
+    largest = torch.linalg.vector_norm(exact, dim=1).max()
+    largest_rounded = torch.linalg.vector_norm(rounded.double(), dim=1).max()
+    rounding = torch.linalg.vector_norm(exact - rounded.double(), dim=1).max()
+    summing = exact.shape[1] * torch.finfo(torch.float32).eps * largest_rounded**2  # twice the worst case
+    return (rounding * (largest + largest_rounded) + summing + 1e-6).item()  # 1e-6: float32 results and comparisons

@@ -1,0 +1,115 @@
+"""The parts that both towers share: what an encoder is, how channel counts scale, and the projection head on top.
+
+The towers themselves live in `video.py` and `audio.py`; they are built by name in `avssl.models.build_encoder`.
+"""
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class Encoder(nn.Module):
+    """A trunk that turns a batch of inputs into one vector per clip, and can hand out its intermediate maps.
+
+    A subclass calls `__init__` with the figures below and writes `forward_features`, which begins with `check_input`.
+
+    Args:
+        modality: "video" or "audio".
+        layout: the expected shape in words, such as "(B, 3, T, H, W)"; its second entry is the number of channels.
+        min_size: smallest length of each axis after the channels, in pixels, frames or bins.
+        feature_dims: channels of every map that `forward_features` returns, in order; "pool" is the output.
+    """
+
+    def __init__(self, *, modality: str, layout: str, min_size: tuple[int, ...], feature_dims: dict[str, int]) -> None:
+        super().__init__()
+        self.modality = modality
+        self.layout = layout
+        self.in_channels = int(layout.split(",")[1])
+        self.min_size = min_size
+        self.feature_dims = feature_dims
+        self.dim = feature_dims["pool"]
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Clips in the encoder's layout -> (B, dim). Raises ValueError as `check_input` does."""
+        return self.forward_features(x)["pool"]
+
+    def forward_features(self, x: Tensor) -> dict[str, Tensor]:
+        """Clips in the encoder's layout -> maps conv1, conv2x ... conv5x (B, C, ...) and pool (B, dim)."""
+        raise NotImplementedError
+
+    def check_input(self, x: Tensor) -> None:
+        """Raise ValueError unless x has the layout's axes and channels and is at least `min_size` large."""
+        where = f"{type(self).__name__} input of shape {tuple(x.shape)}"
+        if x.dim() != 2 + len(self.min_size) or x.shape[1] != self.in_channels:
+            raise ValueError(f"{where}: expected {self.layout}, with {self.in_channels} channel(s) on axis 1")
+        if any(size < least for size, least in zip(x.shape[2:], self.min_size, strict=True)):
+            raise ValueError(
+                f"{where}: too small, expected at least {self.min_size} on the axes after the channels of {self.layout}; "
+                "use larger pictures, or longer sound"
+            )
+
+
+class ProjectionHead(nn.Module):
+    """Three linear layers with ReLU between them: the head whose output is contrasted (not normalised here).
+
+    Args:
+        in_dim: dim of the encoder.
+        hidden_dim: width of both hidden layers.
+        out_dim: D of the embedding.
+
+    Source: AVID-CMA, models/av_wrapper.py (proj_dim [512, 512, 128]); parameters keep its names and PyTorch's initialisation.
+    """
+
+    def __init__(self, in_dim: int, *, hidden_dim: int = 512, out_dim: int = 128) -> None:
+        super().__init__()
+        self.in_dim, self.out_dim = in_dim, out_dim
+        self.projection = nn.Sequential(
+            nn.Linear(in_dim, hidden_dim),
+            nn.ReLU(),
+            nn.Linear(hidden_dim, hidden_dim),
+            nn.ReLU(),
+            nn.Linear(hidden_dim, out_dim),
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, in_dim) -> (B, out_dim)."""
+        return self.projection(x)
+
+
+def scaled_channels(width: float) -> tuple[int, int, int, int]:
+    """Channels of the four stages, 64 to 512 at width 1: the first is rounded to a multiple of 8, then doubled per stage.
+
+    Raises:
+        ValueError: width is not positive.
+    """
+    if not width > 0:
+        raise ValueError(f"width={width}: expected a positive multiplier of the channel counts, such as 0.25 or 1")
+    first = max(8, 8 * round(64 * width / 8))
+    return first, 2 * first, 4 * first, 8 * first
+
+
+def guard_conv3d(module: nn.Module) -> nn.Module:
+    """Make every 3-D convolution inside `module` safe under bfloat16 on CPU; parameters and their names stay the same.
+
+    Returns:
+        The module itself, changed in place.
+    """
+    for child in module.modules():
+        if isinstance(child, nn.Conv3d) and child.kernel_size[0] == 3 and child.padding[0] == 1:
+            child.__class__ = GuardedConv3d
+    return module
+
+
+class GuardedConv3d(nn.Conv3d):
+    """A convolution with temporal kernel 3 and padding 1 that pads the two border frames itself when there are 2 frames.
+
+    torch 2.11 and 2.13 on CPUs with bfloat16 instructions write outside of the weight gradient's memory in that case
+    (values up to 1e35, NaN, sometimes an abort), whatever the channels; every other number of frames is right. The sum
+    is the same in exact arithmetic, so the guard looks at the device but not at the precision, which autocast hides.
+    """
+
+    def forward(self, input: Tensor) -> Tensor:
+        if input.shape[2] != 2 or input.device.type != "cpu":
+            return super().forward(input)
+        padding = (0, *self.padding[1:])
+        padded = F.pad(input, (0, 0, 0, 0, 1, 1))  # (B, C, 4, H, W)
+        return F.conv3d(padded, self.weight, self.bias, self.stride, padding, self.dilation, self.groups)

@@ -1,0 +1,151 @@
+"""A run's figures and pictures in one self-contained HTML file: no other file, no network.
+
+What lives here: loss curves, tables, clips shown as a middle frame over a spectrogram, and the page around them.
+"""
+
+import base64
+import html
+import io
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import numpy as np
+import torch
+
+from avssl.data.manifest import Manifest
+from avssl.logs import read_log
+from avssl.media.decode import DecodeError, read_clip, AudioWindow, VideoWindow
+from avssl.transforms.audio import log_mel
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt  # noqa: E402  (after the backend is chosen)
+
+STYLE = """
+body { font: 16px/1.5 system-ui, sans-serif; max-width: 62rem; margin: 2rem auto; padding: 0 1rem; color: #1a1a1a; background: #fff; }
+h1 { font-size: 1.6rem; } h2 { font-size: 1.2rem; margin-top: 2.2rem; }
+table { border-collapse: collapse; margin: .6rem 0; } th, td { padding: .25rem .9rem .25rem 0; text-align: left; }
+td.figure { text-align: right; font-variant-numeric: tabular-nums; } th { border-bottom: 1px solid #999; font-weight: 600; }
+.clips { display: flex; flex-wrap: wrap; gap: 1rem; margin: .6rem 0 1.6rem; } figure { margin: 0; width: 13rem; }
+figure img { width: 100%; border: 1px solid #ccc; } figcaption { font-size: .85rem; } figcaption b { display: block; }
+p.note { color: #555; font-size: .9rem; } img.curves { max-width: 100%; }
+"""
+
+
+@dataclass(frozen=True)
+class ShownClip:
+    """A clip in the report: its row of the manifest, and what is said of it."""
+
+    role: str
+    row: int
+    note: str
+
+
+def curves_png(logs: Mapping[str, Path], names: Sequence[str]) -> bytes:
+    """Figures of several runs over their steps, one panel for each of `names`."""
+    figure, axes = plt.subplots(1, len(names), figsize=(4.2 * len(names), 3), squeeze=False, layout="constrained")
+    for axis, name in zip(axes[0], names, strict=True):
+        for run, path in logs.items():
+            points = [(line["step"], line[name]) for line in read_log(path) if line.get(name) is not None]
+            if points:
+                axis.plot(*zip(*points, strict=True), label=run, linewidth=1.4)
+        axis.set_title(name.replace("_", " "), fontsize=10)
+        axis.set_xlabel("step", fontsize=9)
+        axis.tick_params(labelsize=8)
+        axis.spines[["top", "right"]].set_visible(False)
+    axes[0][0].legend(frameon=False, fontsize=9)
+    return _png(figure)
+
+
+def clip_png(manifest: Manifest, row: int) -> bytes:
+    """The middle frame of a clip over the log-mel spectrogram of its whole sound.
+
+    Raises:
+        DecodeError: the clip cannot be read.
+    """
+    start, end = float(manifest.column("video_start")[row]), float(manifest.column("video_end")[row])
+    rate = 16_000
+    has_audio = bool(manifest.has_audio[row])
+    frames, samples = read_clip(
+        manifest.root / manifest.column("path")[row],
+        video=[VideoWindow(start=(start + end) / 2, duration=0.04, fps=25.0)],
+        audio=[AudioWindow(start=start, duration=max(end - start, 0.1), sample_rate=rate)] if has_audio else [],
+    )
+    figure, (above, below) = plt.subplots(2, 1, figsize=(2.6, 3.6), height_ratios=[2, 1.1], layout="constrained")
+    above.imshow(frames[0].data[0])
+    if has_audio:
+        spectrogram = log_mel(
+            torch.from_numpy(samples[0].data)[None], sample_rate=rate, n_fft=512, hop_seconds=0.01, num_mels=64
+        )
+        below.imshow(spectrogram[0, 0].T, origin="lower", aspect="auto", cmap="magma", extent=(start, end, 0, 64))
+        below.set_xlabel("seconds", fontsize=7)
+    else:
+        below.text(0.5, 0.5, "no sound", ha="center", va="center")
+    for axis in (above, below):
+        axis.set_yticks([])
+        axis.tick_params(labelsize=6)
+    above.set_xticks([])
+    return _png(figure)
+
+
+def write_report(
+    path: Path,
+    *,
+    title: str,
+    notes: Sequence[str],
+    curves: bytes,
+    tables: Mapping[str, Mapping[str, Any]],
+    manifest: Manifest,
+    clips: Mapping[str, Sequence[ShownClip]],
+) -> None:
+    """Write the page.
+
+    Args:
+        notes: sentences below the title: what was run, where, with which command.
+        curves: picture of `curves_png`.
+        tables: {heading: {name: figure}}.
+        manifest: of the shown clips.
+        clips: {heading: clips side by side}.
+    """
+    parts = [f"<h1>{html.escape(title)}</h1>", *(f'<p class="note">{html.escape(note)}</p>' for note in notes)]
+    for heading, figures in tables.items():
+        rows = "".join(
+            f'<tr><td>{html.escape(name)}</td><td class="figure">{_shown(value)}</td></tr>' for name, value in figures.items()
+        )
+        parts.append(f"<h2>{html.escape(heading)}</h2><table>{rows}</table>")
+    parts.append(f'<h2>Training</h2><img class="curves" alt="Loss curves" src="{_inline(curves)}">')
+    for heading, shown in clips.items():
+        figures = "".join(_figure(manifest, clip) for clip in shown)
+        parts.append(f'<h2>{html.escape(heading)}</h2><div class="clips">{figures}</div>')
+    page = (
+        '<!doctype html><html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width">'
+        f"<title>{html.escape(title)}</title><style>{STYLE}</style></head><body>{''.join(parts)}</body></html>\n"
+    )
+    path.write_text(page, encoding="utf-8")
+
+
+def _figure(manifest: Manifest, clip: ShownClip) -> str:
+    name = f"{manifest.column('label')[clip.row]} ({Path(str(manifest.column('path')[clip.row])).name})"
+    try:
+        picture = f'<img alt="{html.escape(clip.role)}: {html.escape(name)}" src="{_inline(clip_png(manifest, clip.row))}">'
+    except DecodeError as error:
+        picture = f"<p>{html.escape(str(error))}</p>"
+    caption = f"<b>{html.escape(clip.role)}</b>{html.escape(name)}<br>{html.escape(clip.note)}"
+    return f"<figure>{picture}<figcaption>{caption}</figcaption></figure>"
+
+
+def _shown(value: Any) -> str:
+    return f"{value:.3f}" if isinstance(value, float) else html.escape(str(value))
+
+
+def _inline(png: bytes) -> str:
+    return "data:image/png;base64," + base64.b64encode(png).decode()
+
+
+def _png(figure: plt.Figure) -> bytes:
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=110)
+    plt.close(figure)
+    return buffer.getvalue()

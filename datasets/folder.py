@@ -1,0 +1,206 @@
+"""Write the manifest of a folder of clips.
+
+    python datasets/folder.py ROOT --out manifest.parquet
+    python datasets/folder.py ROOT --out manifest.parquet --list list.csv
+
+Layouts: ROOT/<clip>, ROOT/<class>/<clip>, ROOT/<split>/<class>/<clip>. The first level is a split only if all its
+folders that hold clips are named train, val, validation or test and no clip lies beside them. In deeper or mixed trees
+the label is the folder that the clip lies in. With --list only the files of the CSV are taken: path (relative to ROOT),
+and if wanted label, split, group, start, end (seconds); further columns are kept.
+"""
+
+import argparse
+import collections
+import csv
+import json
+import math
+import os
+import sys
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import pyarrow as pa
+
+from avssl.data.check import build_table
+from avssl.data.manifest import ManifestError, write_manifest
+
+CLIPS = frozenset(
+    f".{name}"
+    for name in (
+        *("mp4", "m4v", "mov", "qt", "mkv", "webm", "avi", "divx", "mpg", "mpeg", "m2v", "vob", "ts", "mts", "m2ts"),
+        *("flv", "f4v", "wmv", "asf", "3gp", "3g2", "ogv"),
+    )
+)
+SPLITS = frozenset({"train", "val", "validation", "test"})
+MAX_NAMED = 20  # files named one by one in the summary; the manifest names all
+
+
+def find_clips(root: Path) -> tuple[list[str], list[str]]:
+    """Files below a folder without hidden ones, links followed: (clips, other files), sorted, relative to it."""
+    clips, others, visited = [], [], set()
+    for folder, folders, files in os.walk(root, followlinks=True):
+        real = os.path.realpath(folder)
+        if real in visited:  # a link that leads back
+            folders.clear()
+            continue
+        visited.add(real)
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        for name in files:
+            if not name.startswith("."):
+                path = (Path(folder) / name).relative_to(root).as_posix()
+                is_clip = Path(name).suffix.lower() in CLIPS and _is_text(path)
+                (clips if is_clip else others).append(path)
+    return sorted(clips), sorted(others)
+
+
+def label_clips(paths: list[str]) -> list[dict[str, Any]]:
+    """Rows with label and split as the layout says."""
+    parts = [PurePosixPath(path).parts for path in paths]
+    has_splits = bool(parts) and all(len(each) > 1 and each[0] in SPLITS for each in parts)
+    rows = []
+    for path, each in zip(paths, parts, strict=True):
+        folders = each[1:-1] if has_splits else each[:-1]
+        split = each[0] if has_splits else None
+        rows.append({"path": path, "label": folders[-1] if folders else None, "split": split})
+    return rows
+
+
+def read_list(path: Path, root: Path) -> list[dict[str, Any]]:
+    """Rows of a CSV, sorted; empty cells are None.
+
+    Raises:
+        ManifestError: no such file, no column path, a path outside ROOT, a row twice, a start or end that is no number.
+    """
+    try:
+        with open(path, newline="", encoding="utf-8-sig") as file:
+            reader = csv.DictReader(file)
+            listed = [(reader.line_num, row) for row in reader]
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise ManifestError(f"list {path} cannot be read as CSV in UTF-8: {error}") from error
+    if "path" not in (reader.fieldnames or []):
+        raise ManifestError(f"list {path} has no column path: its first line must name the columns (path,label,split)")
+    rows, known = [], set()
+    for line, cells in listed:
+        row = {name: value or None for name, value in cells.items() if name}
+        row["path"] = _inside(root, row["path"], where=f"{path}, line {line}")
+        for name in ("start", "end"):
+            row[name] = _seconds(row.get(name), where=f"{path}, line {line}, {name}")
+        if row["start"] is not None and row["end"] is not None and row["end"] <= row["start"]:
+            raise ManifestError(f"{path}, line {line}: end {row['end']} must come after start {row['start']}")
+        key = (row["path"], row["start"], row["end"])
+        if key in known:
+            raise ManifestError(
+                f"{path}, line {line}: {row['path']} is listed twice, and a row is one instance: drop one"
+            )
+        known.add(key)
+        rows.append(row)
+    return sorted(rows, key=lambda row: (row["path"], row["start"] or -math.inf, row["end"] or math.inf))
+
+
+def summarise(table: pa.Table, others: list[str], out: Path) -> dict[str, Any]:
+    """Counts by status, and every refused and every soundless file by name."""
+    facts = table.select(["path", "status", "has_audio", "reason"]).to_pylist()
+    return {
+        "manifest": str(out),
+        "rows": table.num_rows,
+        "status": dict(sorted(collections.Counter(row["status"] for row in facts).items())),
+        "labels": len(set(table.column("label").to_pylist()) - {None}),
+        "splits": dict(sorted(collections.Counter(table.column("split").to_pylist()).items(), key=str)),
+        "refused": [row for row in facts if row["status"] != "ok"],
+        "without_sound": [row for row in facts if row["status"] == "ok" and not row["has_audio"]],
+        "other_files": others,
+    }
+
+
+def describe(summary: dict[str, Any]) -> str:
+    """The summary in words."""
+    status = ", ".join(f"{count} {name}" for name, count in summary["status"].items()) or "none"
+    splits = ", ".join(f"{count} {name or 'in no split'}" for name, count in summary["splits"].items())
+    lines = [f"{summary['rows']} clips: {status}; {summary['labels']} labels; {splits or 'no split'}"]
+    for title, name in (("refused", "refused"), ("usable, but without sound", "without_sound")):
+        rows = summary[name]
+        if rows:
+            lines.append(f"{len(rows)} {title}:")
+            lines += [f"  {row['path']}: {row['reason']}" for row in rows[:MAX_NAMED]]
+        if len(rows) > MAX_NAMED:
+            lines.append(f"  and {len(rows) - MAX_NAMED} more: see the columns status and reason of the manifest")
+    if summary["other_files"]:
+        lines.append(f"{len(summary['other_files'])} other files passed over, such as {summary['other_files'][0]!r}")
+    return "\n".join(lines)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Exit code 0 when a clip is usable, 1 when none is, 2 when the call is wrong."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, prog="datasets/folder.py"
+    )
+    parser.add_argument("root", metavar="ROOT", type=Path, help="folder of the clips")
+    parser.add_argument("--out", required=True, type=Path, help="manifest to write (parquet)")
+    parser.add_argument("--list", type=Path, help="CSV with the columns path, label, split; only its files are taken")
+    parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="processes (default: one per core)")
+    parser.add_argument("--timeout", type=float, default=60.0, help="seconds per file (default: 60)")
+    parser.add_argument("--json", nargs="?", const="-", metavar="PATH", help="the summary as JSON (default: stdout)")
+    given = parser.parse_args(arguments)
+    if not given.root.is_dir():
+        parser.error(f"ROOT {given.root} is not a folder")
+    if given.workers < 1 or not given.timeout > 0:
+        parser.error(f"--workers {given.workers} must be at least 1 and --timeout {given.timeout:g} above 0")
+    try:
+        if given.list is None:
+            clips, others = find_clips(given.root)
+            rows = label_clips(clips)
+        else:
+            rows, others = read_list(given.list, given.root), []
+        table = build_table(given.root, rows, num_workers=given.workers, timeout_seconds=given.timeout)
+        write_manifest(given.out, table, root=given.root)
+    except ManifestError as error:
+        parser.error(str(error))
+    summary = summarise(table, others, given.out)
+    usable = summary["status"].get("ok", 0)
+    print(describe(summary), file=sys.stderr if given.json == "-" else sys.stdout)
+    if given.json == "-":
+        print(json.dumps(summary))
+    elif given.json:
+        Path(given.json).write_text(json.dumps(summary))
+    if not usable:
+        print(
+            f"no clip of {given.root} is usable: is ROOT right? clips end in {' '.join(sorted(CLIPS))}", file=sys.stderr
+        )
+        return 1
+    print(f"next: python tools/train.py configs/... data.manifest={given.out}", file=sys.stderr)
+    return 0
+
+
+def _inside(root: Path, path: str | None, *, where: str) -> str:
+    """A listed path, relative to ROOT."""
+    if path is None:
+        raise ManifestError(f"{where}: the path is empty")
+    relative = Path(os.path.relpath(root / path, root))
+    if relative.is_absolute() or ".." in relative.parts:
+        raise ManifestError(f"{where}: {path} does not lie in {root}: name a folder as ROOT that holds all clips")
+    return relative.as_posix()
+
+
+def _seconds(text: str | None, *, where: str) -> float | None:
+    if text is None:
+        return None
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = math.nan
+    if not math.isfinite(seconds):
+        raise ManifestError(f"{where}: {text!r} is no number of seconds")
+    return seconds
+
+
+def _is_text(path: str) -> bool:
+    """Whether a name can be stored: names that are not UTF-8 cannot."""
+    try:
+        path.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,370 @@
+"""Every returned frame and the place of the sound, for every kind of clip that the toolkit promises to read."""
+
+import pickle
+from fractions import Fraction
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+
+from avssl.media.decode import AudioWindow, DecodeError, VideoWindow, read_clip, read_frames, read_samples
+from avssl.media.encode import write_clip
+
+BLOCK, ROWS, COLUMNS = 16, 4, 6  # a picture is 64 x 96 pixels: 12 bits of the frame's number, then their complement
+SECONDS = 4.0
+ONSET = 1.25  # second at which the tone sets in, counted from the first sample
+
+
+def picture(number: int) -> np.ndarray:
+    bits = [(number >> i) & 1 for i in range(12)]
+    blocks = np.array(bits + [1 - bit for bit in bits], dtype=np.uint8).reshape(ROWS, COLUMNS)
+    return np.repeat(np.kron(blocks, np.full((BLOCK, BLOCK), 200, dtype=np.uint8))[..., None] + 20, 3, axis=-1)
+
+
+def numbers(frames: np.ndarray) -> list[int]:
+    """Read the burnt-in numbers of (T, 64, 96, 3)."""
+    grey = frames.astype(float).mean(axis=-1).reshape(len(frames), ROWS, BLOCK, COLUMNS, BLOCK).mean(axis=(2, 4))
+    bits = (grey > 120).astype(int).reshape(len(frames), 24)
+    assert (bits[:, :12] == 1 - bits[:, 12:]).all(), "a picture is damaged"
+    return [int(row @ (1 << np.arange(12))) for row in bits[:, :12]]
+
+
+def tone(seconds: np.ndarray) -> np.ndarray:
+    """A rising tone that sets in at ONSET: its phase tells the time everywhere, its onset tells it at a glance."""
+    after = seconds - ONSET
+    sweep = 0.5 * np.sin(2 * np.pi * (200 * after + 150 * after**2))
+    return np.where((after >= 0) & (seconds < SECONDS), sweep, 0).astype(np.float32)
+
+
+def lag_seconds(heard: np.ndarray, expected: np.ndarray, rate: int) -> tuple[float, float]:
+    """How much later `heard` is, by the peak of the cross-correlation within 50 ms, and how alike the two are there."""
+    size = 2 * len(heard)
+    correlation = np.fft.irfft(np.fft.rfft(heard, size) * np.conj(np.fft.rfft(expected, size)), size)
+    lags = np.arange(-rate // 20, rate // 20)
+    best = lags[np.argmax(correlation[lags])]
+    return float(best) / rate, float(correlation[best] / np.linalg.norm(heard) / np.linalg.norm(expected))
+
+
+def make(path: Path, *, fps=25, rate=24000, channels=1, seconds=SECONDS, sound_seconds=SECONDS, rotation=0, **options):
+    num_frames = len(options["times"]) if "times" in options else round(seconds * float(fps))
+    frames = np.stack([picture(i) for i in range(num_frames)])
+    frames = np.rot90(frames, -rotation // 90, axes=(1, 2))  # the player turns it back
+    samples = None
+    if sound_seconds:
+        samples = np.zeros((round(sound_seconds * rate), channels), dtype=np.float32)
+        samples[:, 0] = tone(np.arange(len(samples)) / rate)
+    write_clip(path, frames, fps=fps, samples=samples, sample_rate=rate, rotation=rotation, **options)
+    return path
+
+
+def decode_in_order(path: Path, rotation: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """The oracle: seconds and numbers of all frames, decoded from beginning to end without a seek."""
+    with av.open(str(path), metadata_errors="replace") as container:
+        decoded = [(frame.time, frame.to_ndarray(format="rgb24")) for frame in container.decode(video=0)]
+    frames = np.rot90(np.stack([pixels for _, pixels in decoded]), rotation // 90, axes=(1, 2))
+    return np.array([time for time, _ in decoded]), np.array(numbers(frames))
+
+
+VARIABLE = np.cumsum(np.random.default_rng(7).choice([0.02, 0.033, 0.05, 0.1, 0.4], size=60))
+MPEG4 = {"video_codec": "mpeg4", "audio_codec": "pcm_s16le"}
+WEBM = {"video_codec": "libvpx", "audio_codec": "libopus", "rate": 48000}
+CASES = {
+    "constant.mp4": {},
+    "23.976.mp4": {"fps": Fraction(24000, 1001)},
+    "60.mp4": {"fps": 60, "rate": 44100},
+    "variable.mp4": {"times": VARIABLE},
+    "variable.mkv": {"times": VARIABLE},
+    "b_frames.mp4": {"b_frames": 3, "gop": 12, "fps": 30},
+    "b_frames.ts": {"b_frames": 2, "gop": 12, "rate": 48000},
+    "b_frames.mkv": {"b_frames": 2, "gop": 12},
+    "one_keyframe.mp4": {"gop": 1000, "b_frames": 2},
+    "only_keyframes.mov": {"gop": 1},
+    "picture_later.mp4": {"video_start": 0.7},
+    "picture_later.mkv": {"video_start": 0.7, "rate": 16000},
+    "sound_later.mp4": {"audio_start": 0.8},
+    "sound_later.mkv": {"audio_start": 0.8},
+    "sound_later.ts": {"audio_start": 0.8},
+    "both_late.mp4": {"video_start": 2.0, "audio_start": 2.5},
+    "vp8_opus.webm": WEBM,
+    "vp9_opus.webm": WEBM | {"video_codec": "libvpx-vp9", "gop": 30},
+    "pcm.avi": MPEG4 | {"gop": 10},
+    "pcm.mov": {"audio_codec": "pcm_s16le", "rate": 22050, "audio_start": 0.3, "channels": 2},
+    "mp3.mp4": {"audio_codec": "libmp3lame", "rate": 44100},
+    "stereo.mp4": {"channels": 2},
+    "surround.mp4": {"channels": 6, "rate": 48000},
+    "low_rate.mp4": {"rate": 8000},
+    "turned_90.mp4": {"rotation": 90},
+    "turned_180.mp4": {"rotation": 180},
+    "turned_270.mov": {"rotation": 270},
+}
+
+
+def case(tmp_path: Path, name: str) -> Path:
+    return make(tmp_path / name, **CASES[name])
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_every_frame_is_the_right_one(tmp_path, name):
+    path = case(tmp_path, name)
+    times, shown = decode_in_order(path, CASES[name].get("rotation", 0))
+    assert shown.tolist() == list(range(len(shown)))  # the writer lost nothing, so the oracle can be believed
+    generator = np.random.default_rng(3)
+    starts = [times[0] - 0.5, times[0], times[17], *generator.uniform(times[0], times[-1] - 0.5, size=5)]
+    windows = [VideoWindow(start, 0.5, fps) for start, fps in zip(starts, [16, 25, 60, 16, 16, 8, 30, 10], strict=True)]
+    together, _ = read_clip(path, video=windows)
+    for window, frames in zip(windows, together, strict=True):
+        wanted = window.start + np.arange(window.num_frames) / window.fps
+        expected = np.maximum(np.searchsorted(times, wanted + 1e-4, side="right") - 1, 0)
+        assert frames.data.shape == (window.num_frames, ROWS * BLOCK, COLUMNS * BLOCK, 3)
+        assert frames.data.dtype == np.uint8
+        assert numbers(frames.data) == shown[expected].tolist()
+        np.testing.assert_allclose(frames.times, times[expected], atol=1e-9)
+        assert frames.start == frames.times[0]
+        assert not frames.padded
+        alone = read_frames(path, start=window.start, duration=window.duration, fps=window.fps)
+        np.testing.assert_array_equal(alone.data, frames.data)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_sound_lies_within_a_millisecond(tmp_path, name):
+    path = case(tmp_path, name)
+    options = CASES[name]
+    first_sample = options.get("audio_start", 0.0)
+    if path.suffix == ".ts":  # the muxer shifts the whole clip: the picture tells by how much
+        first_sample += decode_in_order(path)[0][0] - options.get("video_start", 0.0)
+    loudness = 1 / options.get("channels", 1)  # the plain mean of channels of which one sounds
+    for rate in (24000, 16000, 48000):
+        for offset in (0.9, 1.7, 2.31):
+            start = first_sample + offset
+            samples = read_samples(path, start=start, duration=1.5, sample_rate=rate)
+            assert samples.data.shape == (round(1.5 * rate),)
+            assert samples.data.dtype == np.float32
+            assert not samples.padded
+            expected = loudness * tone(start - first_sample + np.arange(len(samples.data)) / rate)
+            lag, likeness = lag_seconds(samples.data, expected, rate)
+            assert abs(lag) < 1e-3
+            assert likeness > 0.98
+            assert np.std(samples.data) == pytest.approx(np.std(expected), rel=0.1)
+            if name.startswith("pcm") and offset < ONSET:  # codecs with loss ring before an onset
+                heard_at, expected_at = np.argmax(np.abs(samples.data) > 0.1), np.argmax(np.abs(expected) > 0.1)
+                assert abs(heard_at - expected_at) / rate < 1e-3
+
+
+def hide_duration(path: Path) -> Path:
+    """Overwrite the Duration of a Matroska file with a Void element of the same length."""
+    content = path.read_bytes()
+    at = content.index(b"\x44\x89\x88")
+    path.write_bytes(content[:at] + b"\xec\x89" + bytes(9) + content[at + 11 :])
+    with av.open(str(path)) as container:
+        assert all(stream.duration is None for stream in container.streams)
+    return path
+
+
+def check_window(path: Path, start: float, *, fps: float = 16, duration: float = 0.5) -> None:
+    """A window is right although the file is damaged: the oracle decodes without seeking."""
+    times, shown = decode_in_order(path)
+    frames = read_frames(path, start=start, duration=duration, fps=fps)
+    wanted = start + np.arange(round(duration * fps)) / fps
+    expected = np.maximum(np.searchsorted(times, wanted + 1e-4, side="right") - 1, 0)
+    assert numbers(frames.data) == shown[expected].tolist()
+
+
+@pytest.mark.parametrize("name", ["b_frames.mkv", "vp8_opus.webm"])
+def test_container_without_duration(tmp_path, name):
+    path = hide_duration(case(tmp_path, name))
+    check_window(path, 2.3)
+    samples = read_samples(path, start=2.0, duration=1, sample_rate=24000)
+    lag, likeness = lag_seconds(samples.data, tone(2.0 + np.arange(24000) / 24000), 24000)
+    assert abs(lag) < 1e-3
+    assert likeness > 0.98
+
+
+def test_cut_file_is_read_as_far_as_it_goes(tmp_path):
+    path = case(tmp_path, "b_frames.mkv")
+    content = path.read_bytes()
+    path.write_bytes(content[: len(content) * 6 // 10])  # the index at the end is lost too
+    last = decode_in_order(path)[0][-1]
+    assert 1 < last < 3
+    check_window(path, last - 0.8)
+    late = read_frames(path, start=3.5, duration=0.5, fps=16)
+    assert late.padded
+    assert late.start == pytest.approx(last)
+
+
+@pytest.mark.parametrize("lie", ["no index", "every frame called a keyframe"])
+def test_broken_index(tmp_path, lie):
+    path = case(tmp_path, "pcm.avi")
+    content = bytearray(path.read_bytes())
+    at = content.rindex(b"idx1")
+    if lie == "no index":
+        content[at : at + 4] = b"JUNK"
+    else:
+        for entry in range(at + 8, len(content) - 15, 16):
+            content[entry + 4] |= 0x10
+    path.write_bytes(content)
+    for start in (1.53, 3.1):
+        check_window(path, start)
+
+
+def test_damaged_middle_is_stepped_over(tmp_path):
+    path = case(tmp_path, "b_frames.ts")
+    content = bytearray(path.read_bytes())
+    middle = len(content) // 2
+    content[middle : middle + 3000] = bytes(3000)
+    path.write_bytes(content)
+    for start in (0.4, 3.2):
+        frames = read_frames(path, start=start, duration=0.5, fps=25)
+        assert numbers(frames.data)[-1] - numbers(frames.data)[0] == 12
+        assert not frames.padded
+
+
+def test_gap_in_the_sound_moves_nothing_behind_it(tmp_path):
+    whole, holed = case(tmp_path, "constant.mp4"), tmp_path / "holed.mkv"
+    with av.open(str(whole)) as source, av.open(str(holed), "w") as target:
+        copies = {stream.index: target.add_stream_from_template(stream) for stream in source.streams}
+        for packet in source.demux():
+            if packet.dts is None or (packet.stream.type == "audio" and 1.6 < packet.pts * packet.time_base < 2.1):
+                continue
+            packet.stream = copies[packet.stream.index]
+            target.mux(packet)
+    samples = read_samples(holed, start=1.3, duration=2, sample_rate=24000)
+    assert samples.padded
+    assert not samples.data[round(0.4 * 24000) : round(0.7 * 24000)].any()  # 1.7 to 2.0 s
+    behind = samples.data[round(0.95 * 24000) :]
+    lag, likeness = lag_seconds(behind, tone(2.25 + np.arange(len(behind)) / 24000), 24000)
+    assert abs(lag) < 1e-3
+    assert likeness > 0.95
+
+
+def test_short_clip_repeats_its_frames_from_the_first_of_the_window(tmp_path):
+    path = make(tmp_path / "short.mp4", fps=8, seconds=1.0, sound_seconds=1.0)
+    frames = read_frames(path, start=0.5, duration=1.5, fps=8)
+    assert numbers(frames.data) == [4, 5, 6, 7] * 3
+    assert frames.padded
+    np.testing.assert_allclose(frames.times[:5], [0.5, 0.625, 0.75, 0.875, 0.5])
+    whole = read_frames(path, start=0, duration=1, fps=16)  # the last frame lasts until 1.0
+    assert numbers(whole.data) == [i // 2 for i in range(16)]
+    assert not whole.padded
+    behind = read_frames(path, start=5, duration=0.5, fps=8)
+    assert numbers(behind.data) == [7] * 4
+    assert behind.padded
+
+
+def test_frame_before_the_first_is_the_first(tmp_path):
+    frames = read_frames(case(tmp_path, "picture_later.mp4"), start=0, duration=1, fps=10)
+    assert numbers(frames.data) == [0] * 8 + [2, 5]  # first frame at 0.7
+    assert frames.start == pytest.approx(0.7)
+
+
+def test_sound_shorter_than_the_picture_ends_in_zeros(tmp_path):
+    path = make(tmp_path / "clip.mp4", sound_seconds=2.0)
+    samples = read_samples(path, start=1.5, duration=1, sample_rate=24000)
+    assert samples.padded
+    assert np.abs(samples.data[:11000]).max() > 0.4
+    assert not samples.data[13100:].any()  # 0.5 s, and the filling of the last packet of AAC
+    before = read_samples(path, start=-0.5, duration=2, sample_rate=24000)
+    assert before.padded
+    assert abs(np.argmax(np.abs(before.data) > 0.1) / 24000 - (0.5 + ONSET)) < 2e-3
+
+
+def test_no_sound_is_zeros_that_say_so(tmp_path):
+    path = make(tmp_path / "silent.mp4", sound_seconds=0)
+    frames, samples = read_clip(path, video=[VideoWindow(1, 0.5, 16)], audio=[AudioWindow(1, 0.5, 16000)])
+    assert not frames[0].padded
+    assert samples[0].padded
+    assert samples[0].data.shape == (8000,)
+    assert not samples[0].data.any()
+
+
+def test_sound_follows_the_true_start_of_the_picture(tmp_path):
+    path = make(tmp_path / "clip.mp4", fps=8)
+    video = [VideoWindow(2.1, 0.5, 8), VideoWindow(1.3, 0.5, 8)]
+    audio = [AudioWindow(1.8, 1, 24000, follows=0), AudioWindow(1.8, 1, 24000, follows=1), AudioWindow(1.8, 1, 24000)]
+    frames, samples = read_clip(path, video=video, audio=audio)
+    assert [each.start for each in frames] == pytest.approx([2.0, 1.25])
+    assert [each.start for each in samples] == pytest.approx([1.7, 1.75, 1.8])
+    for each in samples:
+        lag, _ = lag_seconds(each.data, tone(each.start + np.arange(24000) / 24000), 24000)
+        assert abs(lag) < 1e-3
+
+
+def test_metadata_that_is_not_utf8(tmp_path):
+    path = case(tmp_path, "constant.mp4")
+    content = path.read_bytes()
+    assert b"VideoHandler" in content
+    path.write_bytes(content.replace(b"VideoHandler", b"Vid\xe9oHandl\xff\xd3"))
+    with pytest.raises(UnicodeDecodeError):
+        av.open(str(path))
+    check_window(path, 1.1)
+
+
+@pytest.mark.parametrize("rotation", [0, 90])
+def test_crop_is_a_part_of_the_upright_picture(tmp_path, rotation):
+    path = make(tmp_path / "clip.mp4", rotation=rotation)
+    whole = read_frames(path, start=1, duration=0.5, fps=16)
+    crop = (1 / 4, 1 / 3, 1 / 2, 1 / 2)
+    part = read_frames(path, start=1, duration=0.5, fps=16, crop=crop)
+    np.testing.assert_array_equal(part.data, whole.data[:, 16:48, 32:80])
+    sized = read_frames(path, start=1, duration=0.5, fps=16, crop=crop, size=(64, 96))
+    centres = sized.data[:, 16::32, 16::32].astype(int)  # of the blocks, twice as large
+    np.testing.assert_allclose(centres, whole.data[:, 24:48:16, 40:80:16], atol=4)
+
+
+def test_shrinking_does_not_alias(tmp_path):
+    board = (np.indices((96, 96)).sum(axis=0) % 2 * 255).astype(np.uint8)
+    write_clip(tmp_path / "board.mp4", np.repeat(board[None, ..., None], 3, axis=-1).repeat(8, axis=0), fps=8, crf=0)
+    frames = read_frames(tmp_path / "board.mp4", start=0, duration=0.5, fps=8, size=(32, 32))
+    inner = frames.data[:, 2:-2, 2:-2].astype(float)
+    assert inner.std() < 12  # picking pixels would leave 127
+    assert inner.mean() == pytest.approx(127, abs=8)
+
+
+@pytest.mark.parametrize(
+    "content, reason",
+    [(None, "does not exist"), (b"", "is empty"), (b"no media at all\n" * 100, "no media file that can be opened")],
+)
+def test_unreadable_file_is_named_with_its_reason(tmp_path, content, reason):
+    path = tmp_path / "broken.mp4"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(DecodeError, match=f"broken.mp4: .*{reason}"):
+        read_frames(path, start=0, duration=1, fps=8)
+
+
+def test_sound_alone_has_no_frames(tmp_path):
+    with av.open(str(tmp_path / "sound.mp4"), "w") as container:
+        stream = container.add_stream("aac", rate=16000, layout="mono")
+        frame = av.AudioFrame.from_ndarray(np.ones((1, 16000), dtype=np.float32) * 0.1, format="fltp", layout="mono")
+        frame.sample_rate = 16000
+        container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
+    with pytest.raises(DecodeError, match="no video track"):
+        read_frames(tmp_path / "sound.mp4", start=0, duration=1, fps=8)
+    assert read_samples(tmp_path / "sound.mp4", start=0, duration=0.5, sample_rate=16000).data.any()
+
+
+def test_error_travels_between_processes():
+    error = pickle.loads(pickle.dumps(DecodeError("a.mp4", "the file is empty")))
+    assert (str(error), error.path, error.reason) == ("a.mp4: the file is empty", "a.mp4", "the file is empty")
+
+
+@pytest.mark.parametrize(
+    "window, message",
+    [
+        (lambda: VideoWindow(0, 0, 16), "duration=0"),
+        (lambda: VideoWindow(0, 0.5, 0.1), "at least one"),
+        (lambda: VideoWindow(float("nan"), 1, 16), "start=nan"),
+        (lambda: VideoWindow(0, 1, 16, crop=(0.5, 0, 0.6, 1)), "crop="),
+        (lambda: VideoWindow(0, 1, 16, size=(0, 8)), "size="),
+        (lambda: AudioWindow(0, 1, 0), "sample_rate=0"),
+    ],
+)
+def test_impossible_windows_are_refused(window, message):
+    with pytest.raises(ValueError, match=message):
+        window()
+
+
+def test_following_no_window_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="follows=0 must be the index of one of the 0 video windows"):
+        read_clip(tmp_path / "any.mp4", audio=[AudioWindow(0, 1, 16000, follows=0)])

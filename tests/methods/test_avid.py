@@ -1,0 +1,216 @@
+"""AVID and AVID-CMA as classes: recorded numbers through banks and log_z, and the rules of the design's section 5."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+
+from avssl.methods.avid import AVID, AVIDOptions
+from avssl.methods.avid_cma import AVIDCMAOptions
+from avssl.structs import Embedded, Instances, Progress
+from tests.methods.tiny import everything, tiny_method, vector_batch
+
+FIXTURES = Path(__file__).parents[1] / "fixtures"
+OPTIONS = {"embedding_dim": 8, "hidden_dim": 16, "num_negatives": 12}
+CMA = {**OPTIONS, "num_negatives_within": 5, "num_positives": 3}
+
+
+@pytest.fixture(scope="module")
+def recorded() -> dict[str, np.ndarray]:
+    return dict(np.load(FIXTURES / "avid_cma.npz"))
+
+
+def recorded_start(method: AVID, recorded: dict[str, np.ndarray]) -> None:
+    for view, bank in method.banks.items():
+        bank.z.copy_(torch.from_numpy(recorded[f"bank_{view}.start"]))
+
+
+def recorded_step(recorded: dict[str, np.ndarray], step: int) -> tuple[dict[str, torch.Tensor], dict[str, Embedded], torch.Tensor]:
+    raw = {view: torch.from_numpy(recorded[f"step{step}.{view}"]).requires_grad_() for view in ("video", "audio")}
+    ids = torch.from_numpy(recorded[f"step{step}.ids"])
+    z = {
+        view: Embedded(F.normalize(x, dim=1), ids, torch.full_like(ids, number), torch.zeros(len(ids), dtype=torch.float64))
+        for number, (view, x) in enumerate(raw.items())
+    }
+    return raw, z, ids
+
+
+@pytest.mark.parametrize("case, cross, within", [("cross", 1, 0), ("self", 0, 1), ("joint", 1, 1)])
+def test_avid_equals_three_recorded_steps(recorded: dict[str, np.ndarray], case: str, cross: float, within: float) -> None:
+    method = tiny_method(AVIDOptions(cross=cross, within=within, embedding_dim=32, num_negatives=48), everything(300))
+    recorded_start(method, recorded)
+    for step in range(3):
+        raw, z, ids = recorded_step(recorded, step)
+        negatives = torch.from_numpy(recorded[f"avid.{case}.step{step}.negative_ids"]).long()
+        done = method.contrast(z["video"], z["audio"], ids, negatives)
+        done.loss.backward()
+        method.after_step(done)
+        assert float(done.loss) == pytest.approx(float(recorded[f"avid.{case}.step{step}.loss"]), rel=1e-4)
+        for view, x in raw.items():
+            gradient = torch.from_numpy(recorded[f"avid.{case}.step{step}.grad_{view}"])
+            assert (x.grad - gradient).norm() <= 1e-4 * gradient.norm()
+        assert float(method.log_z) == pytest.approx(float(recorded[f"avid.{case}.step{step}.log_z"][0]), rel=1e-4)
+    if case == "joint":
+        for view, bank in method.banks.items():
+            assert (bank.z - torch.from_numpy(recorded[f"avid.joint.step2.bank_{view}.after"])).abs().max() < 1e-5
+
+
+@pytest.mark.parametrize("case, cross_positives", [("published", 0), ("cross_positives", 1)])
+def test_cma_equals_the_recorded_rows_whose_negatives_are_sound(
+    recorded: dict[str, np.ndarray], case: str, cross_positives: float
+) -> None:
+    """Gradients row by row: recorded negatives may hold the instance itself, which ours never do (design, rule 3)."""
+    options = AVIDCMAOptions(
+        embedding_dim=32, num_negatives=48, num_negatives_within=12, num_positives=8, positives_cross=cross_positives
+    )
+    method = tiny_method(options, everything(300))
+    recorded_start(method, recorded)
+    method.sets.copy_(torch.from_numpy(recorded["mining.consensus.positive_ids"]).long())
+    method.log_z.fill_(float(recorded[f"cma.{case}.step0.log_z"][0]))
+    compared = 0
+    for step in range(3):
+        raw, z, ids = recorded_step(recorded, step)
+        negatives = torch.from_numpy(recorded[f"cma.{case}.step{step}.negative_ids"]).long()
+        done = method.contrast(z["video"], z["audio"], ids, negatives)
+        done.loss.backward()
+        method.after_step(done)
+        sound = ~(negatives == ids[:, None]).any(dim=1)
+        compared += int(sound.sum())
+        for view, x in raw.items():
+            gradient = torch.from_numpy(recorded[f"cma.{case}.step{step}.grad_{view}"])
+            assert (x.grad - gradient)[sound].norm() <= 1e-4 * gradient[sound].norm()
+    assert compared > 24
+    if case == "published":
+        for view, bank in method.banks.items():
+            assert (bank.z - torch.from_numpy(recorded[f"cma.published.step2.bank_{view}.after"])).abs().max() < 1e-5
+
+
+@pytest.mark.parametrize("options", [AVIDOptions(**OPTIONS, within=1.0), AVIDCMAOptions(**CMA, positives_cross=1.0)])
+def test_loss_is_pure_and_keyed_by_the_step(options: AVIDOptions) -> None:
+    method = tiny_method(options, everything(40))
+    method.on_epoch(0)
+    before = {name: value.clone() for name, value in method.state_dict().items()}
+    batch = vector_batch(torch.arange(10))
+    first, again = (method(batch, Progress(0, 3, 10)) for _ in range(2))
+    assert first.loss == again.loss
+    assert method(batch, Progress(0, 4, 10)).loss != first.loss  # other negatives
+    for name, value in method.state_dict().items():
+        assert torch.equal(value, before[name]) or (torch.isnan(value).all() and torch.isnan(before[name]).all()), name
+
+
+@pytest.mark.parametrize("options", [AVIDOptions(**OPTIONS), AVIDCMAOptions(**CMA)])
+def test_training_moves_towards_pairs_and_never_uses_an_own_negative(
+    options: AVIDOptions, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    method = tiny_method(options, everything(40))
+    optimizer = torch.optim.Adam(method.parameters(), lr=1e-2)
+    losses, avoided = [], []
+    monkeypatch.setattr(method, "contrast", lambda *given: avoided.append(given[2:]) or AVID.contrast(method, *given))
+    for step in range(60):
+        if step % 20 == 0:
+            method.on_epoch(step // 20)
+        batch = vector_batch(torch.randperm(40, generator=torch.Generator().manual_seed(step))[:16], step=step)
+        done = method(batch, Progress(step // 20, step, 60))
+        optimizer.zero_grad()
+        done.loss.backward()
+        optimizer.step()
+        method.after_step(done)
+        losses.append(float(done.logs["v2a"]))
+        ids, negatives = avoided[-1]
+        assert not (negatives[:, :, None] == method.avoid(ids)[:, None, :]).any()
+    assert np.mean(losses[-10:]) < 0.8 * np.mean(losses[:10])
+
+
+def test_clips_without_sound_train_what_needs_no_sound_and_enter_nothing() -> None:
+    has_audio = torch.arange(40) % 4 != 0
+    method = tiny_method(AVIDCMAOptions(**CMA, within=1.0), Instances(torch.ones(40, dtype=torch.bool), has_audio))
+    method.on_epoch(0)
+    assert (method.sets[~has_audio] == -1).all()
+    assert not torch.isin(method.sets, (~has_audio).nonzero()).any()
+    ids = torch.arange(12)
+    batch = vector_batch(ids, has_audio=has_audio[ids])
+    before = method.banks["audio"].z.clone()
+    done = method(batch, Progress(0, 0, 1))
+    done.loss.backward()
+    method.after_step(done)
+    assert torch.isfinite(done.loss)
+    assert torch.equal(method.banks["audio"].z[~has_audio], before[~has_audio])
+    alone = vector_batch(ids[has_audio[ids]])
+    assert torch.allclose(method(alone, Progress(0, 0, 1)).logs["a2v"], method(batch, Progress(0, 0, 1)).logs["a2v"]) is False
+    # the soundless rows add nothing to the terms that need sound: same mean over the rows that have it
+    batch_terms = AVID.cross_terms(method, *_embedded(method, batch), ids, torch.arange(20, 32).expand(12, -1))
+    assert not batch_terms["a2v"].positive[~has_audio[ids]].any()
+    assert not batch_terms["v2a"].positive[~has_audio[ids]].any()
+    assert (batch_terms["v2a"].columns.ids[~has_audio[ids], 0] == -1).all()
+
+
+def _embedded(method: AVID, batch) -> tuple[Embedded, Embedded]:
+    features = method.encode(batch)
+    return tuple(method.embed(view, method.heads[view](features[view]), batch) for view in ("video", "audio"))
+
+
+def test_a_batch_without_any_sound_gives_zero_and_leaves_the_constant_unset() -> None:
+    has_audio = torch.arange(40) >= 20
+    method = tiny_method(AVIDOptions(**OPTIONS), Instances(torch.ones(40, dtype=torch.bool), has_audio))
+    done = method(vector_batch(torch.arange(8), has_audio=torch.zeros(8, dtype=torch.bool)), Progress(0, 0, 2))
+    done.loss.backward()
+    method.after_step(done)
+    assert done.loss == 0
+    assert torch.isnan(method.log_z)
+    assert all(parameter.grad is not None for parameter in method.parameters())  # or DDP would wait for ever
+    done = method(vector_batch(torch.arange(20, 28)), Progress(0, 1, 2))
+    method.after_step(done)
+    assert torch.isfinite(method.log_z)
+
+
+def test_a_file_that_could_not_be_read_counts_nowhere() -> None:
+    method = tiny_method(AVIDCMAOptions(**CMA), everything(40))
+    method.on_epoch(0)
+    batch = vector_batch(torch.tensor([3, -1, 5]), has_audio=torch.tensor([True, False, True]))
+    before = {view: bank.z.clone() for view, bank in method.banks.items()}
+    done = method(batch, Progress(0, 0, 1))
+    done.loss.backward()
+    method.after_step(done)
+    assert torch.isfinite(done.loss)
+    for view, bank in method.banks.items():
+        assert (bank.z != before[view]).any(dim=1).nonzero().flatten().tolist() == [3, 5]
+
+
+def test_sets_are_mined_when_the_options_say() -> None:
+    method = tiny_method(AVIDCMAOptions(**CMA, mine_from_epoch=2, mine_every=3), everything(40))
+    mined = [bool(method.on_epoch(epoch)) for epoch in range(9)]
+    assert mined == [False, False, True, False, False, True, False, False, True]
+    assert (method.sets >= 0).all()
+    assert (method.sets.diff(dim=1) > 0).all()
+
+
+def test_until_the_first_sets_cma_is_avid() -> None:
+    avid = tiny_method(AVIDOptions(**OPTIONS), everything(40))
+    cma = tiny_method(AVIDCMAOptions(**CMA, mine_from_epoch=5), everything(40))
+    batch = vector_batch(torch.arange(10))
+    assert cma(batch, Progress(0, 0, 1)).loss == avid(batch, Progress(0, 0, 1)).loss
+
+
+def test_state_round_trip() -> None:
+    method = tiny_method(AVIDCMAOptions(**CMA), everything(40))
+    method.on_epoch(0)
+    method.after_step(method(vector_batch(torch.arange(10)), Progress(0, 0, 1)))
+    other = tiny_method(AVIDCMAOptions(**CMA), everything(40), seed=5)
+    other.load_state_dict(method.state_dict())
+    other.seed = method.seed
+    batch = vector_batch(torch.arange(5, 15), step=1)
+    assert other(batch, Progress(0, 1, 2)).loss == method(batch, Progress(0, 1, 2)).loss
+
+
+def test_errors_name_the_value() -> None:
+    silent = Instances(torch.ones(4, dtype=torch.bool), torch.zeros(4, dtype=torch.bool))
+    with pytest.raises(ValueError, match="no clip of this split has both picture and sound"):
+        tiny_method(AVIDOptions(), silent)
+    with pytest.raises(ValueError, match=r"method\.rule=both: expected one of consensus"):
+        tiny_method(AVIDCMAOptions(rule="both"), everything(4))
+    with pytest.raises(ValueError, match="no negatives to draw: of 4 usable clips"):
+        method = tiny_method(AVIDCMAOptions(**CMA), everything(4))
+        method.on_epoch(0)
+        method(vector_batch(torch.arange(4)), Progress(0, 0, 1))

@@ -1,0 +1,47 @@
+"""Methods on vectors instead of clips: linear towers, so that a test sees the method and nothing else."""
+
+import torch
+from torch import nn
+
+from avssl.methods.avid import AVID, AVIDOptions
+from avssl.methods.avid_cma import AVIDCMA, AVIDCMAOptions
+from avssl.structs import Batch, Instances
+
+DIM = 8
+
+
+class LinearTower(nn.Linear):
+    dim = DIM
+
+    def __init__(self) -> None:
+        super().__init__(DIM, DIM)
+
+
+def tiny_method(options: AVIDOptions, instances: Instances, *, seed: int = 0) -> AVID:
+    """AVID or AVID-CMA with linear towers; weights depend on the seed only."""
+    torch.manual_seed(seed)
+    towers = nn.ModuleDict({"video": LinearTower(), "audio": LinearTower()})
+    method_class = AVIDCMA if isinstance(options, AVIDCMAOptions) else AVID
+    return method_class(options, towers, instances=instances, seed=seed)
+
+
+def everything(num: int) -> Instances:
+    return Instances(valid=torch.ones(num, dtype=torch.bool), has_audio=torch.ones(num, dtype=torch.bool))
+
+
+def vector_batch(ids: torch.Tensor, *, step: int = 0, has_audio: torch.Tensor | None = None) -> Batch:
+    """Inputs that depend on the id and the step, whichever rank asks for them; related across modalities."""
+    rows = []
+    for row in ids.tolist():
+        generator = torch.Generator().manual_seed(1000 * step + row + 1)
+        shared = torch.randn(DIM, generator=torch.Generator().manual_seed(row + 77))
+        rows.append([shared + 0.3 * torch.randn(DIM, generator=generator) for _ in range(2)])
+    return Batch(
+        video={"video": torch.stack([video for video, _ in rows])},
+        audio={"audio": torch.stack([audio for _, audio in rows])},
+        ids=ids,
+        start={view: torch.zeros(len(ids), dtype=torch.float64) for view in ("video", "audio")},
+        has_audio=torch.ones(len(ids), dtype=torch.bool) if has_audio is None else has_audio,
+        params={},
+        padded={view: torch.zeros(len(ids), dtype=torch.bool) for view in ("video", "audio")},
+    )

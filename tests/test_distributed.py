@@ -1,0 +1,91 @@
+"""One process equals two: loss, gradients, banks and sets (gloo on CPU)."""
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+import torch.multiprocessing as multiprocessing
+from torch.nn.parallel import DistributedDataParallel
+
+from avssl import distributed
+from avssl.methods.avid import AVIDOptions
+from avssl.methods.avid_cma import AVIDCMAOptions
+from avssl.structs import Instances, Progress
+from tests.methods.tiny import tiny_method, vector_batch
+
+pytestmark = pytest.mark.processes
+NUM, ROWS, STEPS = 40, 16, 4
+HAS_AUDIO = torch.arange(NUM) % 5 != 0
+COMMON = {"embedding_dim": 8, "hidden_dim": 16, "num_negatives": 12}
+OPTIONS = {
+    "avid": AVIDOptions(**COMMON, within=1.0),
+    "avid_cma": AVIDCMAOptions(**COMMON, num_negatives_within=5, num_positives=3, mine_every=1),
+}
+
+
+def train_tiny(name: str) -> dict[str, torch.Tensor]:
+    """A few steps on this rank's rows; what must not depend on the number of ranks."""
+    method = tiny_method(OPTIONS[name], Instances(torch.ones(NUM, dtype=torch.bool), HAS_AUDIO))
+    model = DistributedDataParallel(method, broadcast_buffers=False) if distributed.world_size() > 1 else method
+    optimizer = torch.optim.SGD(method.parameters(), lr=0.1)
+    rows = ROWS // distributed.world_size()
+    losses = []
+    for step in range(STEPS):
+        if step % 2 == 0:
+            method.on_epoch(step // 2)
+        ids = torch.randperm(NUM, generator=torch.Generator().manual_seed(step))[:ROWS]
+        ids = torch.cat([ids[:-1], ids[:1]])  # an id that occurs twice, on both ranks
+        own = ids[distributed.rank() * rows :][:rows]
+        done = model(vector_batch(own, step=step, has_audio=HAS_AUDIO[own]), Progress(step // 2, step, STEPS))
+        optimizer.zero_grad()
+        done.loss.backward()
+        optimizer.step()
+        method.after_step(done)
+        losses.append(distributed.all_reduce(done.loss.detach()) / distributed.world_size())
+    gradients = {f"gradient of {n}": p.grad.clone() for n, p in method.named_parameters()}
+    shared = {name: value for name, value in method.named_buffers()}
+    distributed.check_equal(shared, "buffers")
+    return {"losses": torch.stack(losses), **gradients, **method.state_dict()}
+
+
+def in_process(rank: int, name: str, world_size: int, folder: str) -> None:
+    torch.set_num_threads(1)
+    os.environ |= {
+        "RANK": str(rank), "WORLD_SIZE": str(world_size), "LOCAL_RANK": str(rank), "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(29500 + os.getppid() % 1000),
+    }  # fmt: skip
+    distributed.init("cpu")
+    result = train_tiny(name)
+    if rank == 0:
+        torch.save(result, Path(folder) / "two.pt")
+    uneven = {"bank": torch.full((2,), float(rank))}
+    try:
+        distributed.check_equal(uneven, "banks")
+    except RuntimeError as error:
+        assert "banks differ between ranks" in str(error)
+    else:
+        raise AssertionError("unequal banks were not noticed")
+    x = torch.full((2, 3), float(rank + 1), requires_grad=True)
+    gathered = distributed.gather(x)
+    assert gathered[:, 0].tolist() == [1.0, 1.0, 2.0, 2.0]
+    (gathered * torch.arange(4.0)[:, None]).sum().backward()  # each rank's loss sends the same gradient back
+    assert x.grad[:, 0].tolist() == [2 * (2 * rank + i) for i in range(2)]
+    assert distributed.any_rank(rank == 1)
+    assert distributed.gather(torch.tensor([rank == 0])).tolist() == [True, False]
+    assert float(distributed.broadcast(torch.tensor(float(rank)))) == 0
+    distributed.shut_down()
+
+
+@pytest.mark.parametrize("name", OPTIONS)
+def test_two_processes_equal_one(name: str, tmp_path: Path) -> None:
+    multiprocessing.spawn(in_process, args=(name, 2, str(tmp_path)), nprocs=2)
+    one, two = train_tiny(name), torch.load(tmp_path / "two.pt", weights_only=True)
+    assert one.keys() == two.keys()
+    for key, value in one.items():
+        if value.dtype.is_floating_point:
+            assert torch.allclose(value, two[key], rtol=1e-4, atol=1e-5), key
+        else:
+            assert torch.equal(value, two[key]), key
+    if name == "avid_cma":
+        assert (one["sets"] >= 0).any()

@@ -1,0 +1,71 @@
+"""Find the neighbours of a clip in embeddings made by tools/extract.py.
+
+    python tools/retrieve.py embeddings/ --query 12 --from audio --to video --k 10
+    python tools/retrieve.py embeddings/ --query some/other/clip.mp4 --by agreement
+
+The query is an id, a path of the set, or any file: a file outside of the set is embedded with the run that made the embeddings.
+Exit code: 0 done, 2 wrong call.
+"""
+
+import argparse
+import dataclasses
+import json
+import sys
+from pathlib import Path
+
+from avssl.data.manifest import manifest_of_file
+from avssl.evaluate.features import extract, load_run, with_data
+from avssl.retrieval.search import Query, find_row, query_of_row, search, search_agreement
+from avssl.retrieval.store import Store, StoreError, read_store
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("embeddings", type=Path, help="folder written by tools/extract.py")
+    parser.add_argument("--query", required=True, help="id, path of the set, or any clip on disk")
+    parser.add_argument("--from", dest="source", choices=("video", "audio"), default="video", help="side of the query")
+    parser.add_argument("--to", dest="target", choices=("video", "audio"), default="video", help="side of the answers")
+    parser.add_argument("--by", choices=("cosine", "agreement"), default="cosine", help="agreement: alike in picture and sound")
+    parser.add_argument("--k", type=int, default=10, help="how many")
+    parser.add_argument("--json", action="store_true", help="print the answer as JSON")
+    arguments = parser.parse_args()
+    try:
+        store = read_store(arguments.embeddings)
+        query = find_query(store, arguments.query)
+        if arguments.by == "agreement":
+            found = search_agreement(store, query, k=arguments.k)
+        else:
+            found = search(store, query, source=arguments.source, target=arguments.target, k=arguments.k)
+    except ValueError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    if arguments.json:
+        print(json.dumps({"query": query.name, "neighbours": [dataclasses.asdict(entry) for entry in found]}))
+        return 0
+    print("score   label                 path")
+    for entry in found:
+        print(f"{entry.score:6.3f}  {entry.label or '-':20}  {entry.path}")
+    return 0
+
+
+def find_query(store: Store, text: str) -> Query:
+    """A row of the store, or a file outside of it, embedded now."""
+    row = find_row(store, text)
+    if row is not None:
+        return query_of_row(store, row)
+    if not Path(text).exists():
+        raise StoreError(f"query {text} is no id or path of these embeddings, and no such file exists")
+    run = load_run(Path(store.meta.run))
+    if run.weights_hash != store.meta.weights_hash:
+        raise StoreError(f"the run in {store.meta.run} was trained on since these embeddings were made: extract again")
+    manifest = manifest_of_file(Path(text))
+    found = extract(with_data(run, num_workers=0), manifest, [0], num_clips=store.meta.num_clips)
+    if found.errors:
+        raise StoreError(f"query {found.errors[0]}")
+    matrices = found.embedding if store.meta.kind == "embedding" else found.features
+    vectors = {name: matrix[0] for name, matrix in matrices.items() if name != "audio" or found.has_audio[0]}
+    return Query(vectors, None, text)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
