@@ -153,7 +153,7 @@ def main(arguments: list[str] | None = None) -> int:
             rows, others = read_list(given.list, given.root), []
         table = build_table(given.root, rows, num_workers=given.workers, timeout_seconds=given.timeout)
         write_manifest(given.out, table, root=given.root)
-    except ManifestError as error:
+    except (ManifestError, OSError) as error:
         parser.error(str(error))
     summary = summarise(table, others, given.out)
     usable = summary["status"].get("ok", 0)
@@ -161,6 +161,7 @@ def main(arguments: list[str] | None = None) -> int:
     if given.json == "-":
         print(json.dumps(summary))
     elif given.json:
+        Path(given.json).parent.mkdir(parents=True, exist_ok=True)
         Path(given.json).write_text(json.dumps(summary))
     if not usable:
         print(

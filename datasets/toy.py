@@ -1,10 +1,10 @@
 """Make the toy sets: small clips of things that move and sound, for demos and tests on two CPU cores.
 
-    python datasets/toy.py OUT                                # about a minute; again: says that the sets are there
+    python datasets/toy.py OUT                                # under a minute; again: says that the sets are there
     python datasets/toy.py OUT --seed 1 --train 60 --test 24  # a small one
 
 What lives here: everything that is drawn in a toy clip, as tables (shapes, motions, timbres, rhythms, music) and a few
-functions that render them. What does not: encoding (avssl/media/encode.py) and listing clips (datasets/folder.py).
+functions that render them. What does not: encoding (avssl/media/encode.py) and the manifest (avssl/data).
 
 toy/          12 classes with sound. A look is a shape that moves, a sound a timbre in a rhythm; class i has look i // 2
               and sound ((i + 1) // 2) % 6, so every look occurs in two classes that sound different and every sound in
@@ -15,13 +15,12 @@ toy_actions/  the same 6 motions, silent, with new shapes and textures drawn per
 Nothing else in a clip depends on its class: texture, colour, place, size, speed, direction, tilt, frame rate and camera
 shake of the picture; pitch, overtones, loudness, noise and music of the sound. The sound follows the motion: its accent
 falls on the moment when the ball hits the ground, the kite points up, the star is largest. One clip in ten carries a
-foreign sound instead: one that never goes with its look, in a tempo of its own (column `foreign` of clips.csv).
+foreign sound instead: one that never goes with its look, in a tempo of its own. The manifest says which (`foreign`).
 
 Letters: T frames, S samples, P size of a frame in pixels. Phases are in cycles of the motion, 0 at the accent.
 """
 
 import argparse
-import csv
 import hashlib
 import json
 import multiprocessing
@@ -36,6 +35,8 @@ import cv2
 import numpy as np
 from tqdm import tqdm
 
+from avssl.data.check import build_table
+from avssl.data.manifest import write_manifest
 from avssl.media.encode import write_clip
 
 SECONDS = 3.0
@@ -297,13 +298,13 @@ def _log_uniform(rng: np.random.Generator, low: float, high: float) -> float:
 
 
 def make_set(clips: list[Clip], *, root: Path, parameters: dict[str, object], num_workers: int) -> int:
-    """Make the clips of a set that `root` does not hold yet, and its clips.csv.
+    """Make the clips of a set that `root` does not hold yet, and its manifest.parquet.
 
     Args:
         clips: the whole set.
         root: its folder; toy.json in it says with which parameters it was begun.
         parameters: what determines the clips; a set begun with others is removed and made anew.
-        num_workers: processes; their number changes nothing in the files.
+        num_workers: processes; their number changes no byte.
 
     Returns:
         How many clips had to be made: 0 when the set was there.
@@ -326,15 +327,20 @@ def make_set(clips: list[Clip], *, root: Path, parameters: dict[str, object], nu
         made = pool.map(make, missing, chunksize=8)
         for _ in tqdm(made, desc=str(root), total=len(missing), unit="clip", disable=not missing):
             pass
-    with open(root / "clips.csv", "w", newline="") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(["path", "label", "split", "motion", "shape", "timbre", "rhythm", "foreign"])
-        for clip in clips:
-            timbre, rhythm = clip.sound or ("", "")
-            writer.writerow(
-                [clip.path, clip.label, clip.split, clip.motion, clip.shape, timbre, rhythm, int(clip.foreign)]
-            )
+    manifest = root / "manifest.parquet"
+    if missing or not manifest.exists():
+        rows = [describe_clip(clip) for clip in sorted(clips, key=lambda clip: clip.path)]
+        write_manifest(manifest, build_table(root, rows, num_workers=num_workers), root=root)
     return len(missing)
+
+
+def describe_clip(clip: Clip) -> dict[str, object]:
+    """The row of a clip in the manifest, before it is probed."""
+    row = {"path": clip.path, "label": clip.label, "split": clip.split, "motion": clip.motion, "shape": clip.shape}
+    if clip.sound is None:
+        return row
+    timbre, rhythm = clip.sound
+    return row | {"timbre": timbre, "rhythm": rhythm, "foreign": clip.foreign}
 
 
 def _one_thread() -> None:
@@ -343,39 +349,50 @@ def _one_thread() -> None:
 
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("out", type=Path, help="folder for toy/ and toy_actions/")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--train", type=int, default=600, help="clips of the toy set to train on")
-    parser.add_argument("--test", type=int, default=200, help="clips of the toy set to test on")
-    parser.add_argument("--actions-train", type=int, default=120, help="silent clips to train on")
-    parser.add_argument("--actions-test", type=int, default=120, help="silent clips to test on")
-    parser.add_argument("--workers", type=int, default=2, help="processes")
-    parser.add_argument("--json", nargs="?", const="-", metavar="PATH", help="write a summary (to stdout by default)")
-    options = parser.parse_args(arguments)
+    parser.add_argument("out", metavar="OUT", type=Path, help="folder for toy/ and toy_actions/")
+    parser.add_argument("--seed", type=int, default=0, help="same seed, same bytes (default: 0)")
+    for name, default, content in (
+        ("--train", 600, "clips of toy to train on"),
+        ("--test", 200, "clips of toy to test on"),
+        ("--actions-train", 120, "clips of toy_actions to train on"),
+        ("--actions-test", 120, "clips of toy_actions to test on"),
+        ("--workers", 2, "processes"),
+    ):
+        parser.add_argument(name, type=_count, default=default, help=f"{content} (default: {default})")
+    parser.add_argument("--json", nargs="?", const="-", metavar="PATH", help="a summary as JSON (default: stdout)")
+    given = parser.parse_args(arguments)
+    if given.seed < 0:
+        parser.error(f"--seed {given.seed} must be 0 or more")
 
     source = hashlib.sha256(Path(__file__).read_bytes()).hexdigest()  # a changed recipe makes another set
     summary = {}
-    for name, clips_of, sizes in (
-        ("toy", toy_clips, (options.train, options.test)),
-        ("toy_actions", action_clips, (options.actions_train, options.actions_test)),
+    for name, clips_of, num_train, num_test in (
+        ("toy", toy_clips, given.train, given.test),
+        ("toy_actions", action_clips, given.actions_train, given.actions_test),
     ):
-        if min(sizes) < 1:
-            parser.error(f"{name}: {sizes[0]} train and {sizes[1]} test clips: give at least 1 of each")
-        root = options.out / name
-        clips = [
-            clip for split, size in zip(SPLITS, sizes, strict=True) for clip in clips_of(split, size, seed=options.seed)
-        ]
-        parameters = {"seed": options.seed, "train": sizes[0], "test": sizes[1], "source": source}
+        root = given.out / name
+        clips = clips_of("train", num_train, seed=given.seed) + clips_of("test", num_test, seed=given.seed)
+        parameters = {"seed": given.seed, "train": num_train, "test": num_test, "source": source}
         try:
-            num_made = make_set(clips, root=root, parameters=parameters, num_workers=options.workers)
+            num_made = make_set(clips, root=root, parameters=parameters, num_workers=given.workers)
         except ValueError as error:
             parser.error(str(error))
-        print(f"{root}: {len(clips)} clips, {num_made} made, {len(clips) - num_made} already there", file=sys.stderr)
-        summary[name] = parameters | {"clips": len(clips), "made": num_made}
-    if options.json:
-        text = json.dumps(summary, indent=1)
-        print(text) if options.json == "-" else Path(options.json).write_text(text)
+        print(f"{root}: {num_made} clips made, {len(clips) - num_made} were there already", file=sys.stderr)
+        manifest = str(root / "manifest.parquet")
+        summary[name] = parameters | {"clips": len(clips), "made": num_made, "manifest": manifest}
+    print(f"next: python tools/train.py configs/... data.manifest={summary['toy']['manifest']}", file=sys.stderr)
+    if given.json == "-":
+        print(json.dumps(summary))
+    elif given.json:
+        Path(given.json).write_text(json.dumps(summary))
     return 0
+
+
+def _count(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"{number} must be at least 1")
+    return number
 
 
 if __name__ == "__main__":

@@ -13,7 +13,8 @@ import json
 import sys
 from pathlib import Path
 
-from avssl.data.manifest import manifest_of_file
+from avssl.data.check import build_table
+from avssl.data.manifest import Manifest
 from avssl.evaluate.features import extract, load_run, with_data
 from avssl.retrieval.search import Query, find_row, query_of_row, search, search_agreement
 from avssl.retrieval.store import Store, StoreError, read_store
@@ -65,6 +66,14 @@ def find_query(store: Store, text: str) -> Query:
     matrices = found.embedding if store.meta.kind == "embedding" else found.features
     vectors = {name: matrix[0] for name, matrix in matrices.items() if name != "audio" or found.has_audio[0]}
     return Query(vectors, None, text)
+
+
+def manifest_of_file(path: Path) -> Manifest:
+    """A manifest of one clip."""
+    table = build_table(path.parent, [{"path": path.name}], num_workers=1)
+    if table.column("status")[0].as_py() != "ok":
+        raise StoreError(f"query {path} cannot be used: {table.column('reason')[0].as_py()}")
+    return Manifest(table, path.parent)
 
 
 if __name__ == "__main__":

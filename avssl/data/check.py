@@ -21,6 +21,7 @@ from avssl.data.manifest import SCHEMA
 from avssl.media.probe import Probe
 
 FACTS = tuple(asdict(Probe()))
+WORKER_COMMAND = [sys.executable, "-m", "avssl.media.probe"]
 
 
 def build_table(
@@ -117,7 +118,7 @@ class _Worker:
     def probe(self, path: str | Path) -> Probe:
         if self.process is None:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "avssl.media.probe"],
+                WORKER_COMMAND,
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.DEVNULL,

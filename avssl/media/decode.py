@@ -56,7 +56,8 @@ class VideoWindow:
         start: second of the first frame.
         duration: seconds; round(duration * fps) frames are read, frame i at start + i / fps.
         fps: frames per second that come out, whatever the rate of the file.
-        crop: (top, left, height, width) as fractions of the upright picture; None = all of it.
+        crop: (top, left, height, width) as fractions of the upright picture; None = all of it. Rotation metadata is
+            applied, mirroring and pixels that are not square are not.
         size: (height, width) in pixels that come out; None = the pixels of the file.
     """
 
@@ -174,13 +175,16 @@ def read_clip(
         if window.follows is not None and not 0 <= window.follows < len(video):
             raise ValueError(f"follows={window.follows} must be the index of one of the {len(video)} video windows")
     with Reader(path) as reader:
-        frames = _read_video(reader, video)
-        samples = []
-        for window in audio:
-            start = window.start
-            if window.follows is not None:
-                start += frames[window.follows].start - video[window.follows].start
-            samples.append(_read_audio(reader, start, window))
+        try:
+            frames = _read_video(reader, video)
+            samples = []
+            for window in audio:
+                start = window.start
+                if window.follows is not None:
+                    start += frames[window.follows].start - video[window.follows].start
+                samples.append(_read_audio(reader, start, window))
+        except av.error.FFmpegError as error:  # such as a kind of pixels that cannot be converted
+            raise DecodeError(path, f"cannot be decoded ({_reason(error)})") from error
     return frames, samples
 
 
@@ -369,7 +373,7 @@ def to_mono(frame: av.AudioFrame) -> np.ndarray:
         mono = mono / 128 - 1
     elif values.dtype.kind == "i":
         mono = mono / 2.0 ** (8 * values.dtype.itemsize - 1)
-    return np.nan_to_num(mono, posinf=1.0, neginf=-1.0).astype(np.float32)
+    return mono.astype(np.float32)
 
 
 def _read_video(reader: Reader, windows: Sequence[VideoWindow]) -> list[Frames]:
@@ -470,6 +474,7 @@ def _read_audio(reader: Reader, start: float, window: AudioWindow) -> Samples:
     if grid is None:
         return Samples(data, start, padded=True)
     grid.place()
+    np.nan_to_num(grid.values, copy=False, posinf=1.0, neginf=-1.0)  # damaged sound stored as floats
     resampled = _resample(grid.values, grid.sample_rate, window.sample_rate)
     skip = round(LEAD_SECONDS * window.sample_rate)
     heard = resampled[skip : skip + window.num_samples]

@@ -15,6 +15,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
 
+import av
 import numpy as np
 
 from avssl.media.decode import DecodeError, Reader, frame_duration, is_cover, to_mono
@@ -73,19 +74,21 @@ def probe(path: str | Path) -> Probe:
     if not path.is_file():
         return Probe(status="missing", reason="the file does not exist")
     try:
-        size = path.stat().st_size
-        key = content_key(path)
-        if size == 0:
-            return Probe(content_key=key, status="empty", reason="the file is empty")
+        known = {"size": path.stat().st_size, "content_key": content_key(path)}
+    except OSError as error:
+        return Probe(status="unreadable", reason=f"the file cannot be opened ({error.strerror})")
+    if not known["size"]:
+        return Probe(**known, status="empty", reason="the file is empty")
+    try:
         with Reader(path) as reader:
             picture = _picture(reader)
             sound = _sound(reader)
     except DecodeError as error:
-        return Probe(size=size, content_key=key, status="unreadable", reason=error.reason)
-    except OSError as error:
-        return Probe(status="unreadable", reason=f"the file cannot be opened ({error.strerror})")
+        return Probe(**known, status="unreadable", reason=error.reason)
+    except av.error.FFmpegError as error:
+        return Probe(**known, status="unreadable", reason=f"the file cannot be decoded ({error.strerror})")
     # why there is no picture matters more than why there is no sound
-    return Probe(size=size, content_key=key, **(sound | picture))
+    return Probe(**known, **(sound | picture))
 
 
 def content_key(path: str | Path) -> str:
@@ -110,6 +113,7 @@ def _picture(reader: Reader) -> dict:
     start, frame = next(reader.frames_from("video", -np.inf), (None, None))
     if frame is None:
         raise DecodeError(reader.path, "no frame of the video track can be decoded")
+    frame.reformat(format="rgb24", threads=1)  # raises if its kind of pixels cannot be converted
     end = max(end or start, start + frame_duration(frame, reader.video))
     rotation = round(frame.rotation / 90) % 4 * 90
     width, height = (frame.height, frame.width) if rotation % 180 else (frame.width, frame.height)

@@ -37,10 +37,11 @@ from torch import Tensor
 
 T = TypeVar("T")
 Rule = Literal["consensus", "union", "video", "audio"]
+RULES: tuple[Rule, ...] = get_args(Rule)
 Search = Callable[[Tensor], tuple[Tensor, Tensor, Tensor]]  # rows (R,) -> ids (R, k), scores (R, k), proven (R,)
 
 _BLOCK_ROWS = 256  # larger blocks allocate pages anew on every use, which costs more than the product
-_BLOCK_BYTES = 2**27  # per score buffer (two are used), whatever N
+_BLOCK_BYTES = 2**26  # per score buffer (a thread has two), whatever N
 _GATHERED_VALUES = 2**20  # vectors gathered at once when candidates are scored again
 _GROUP_SIZE = 16  # columns that share one maximum, so that the top-k runs over N / 16 values
 _SAMPLE_ROWS = 256
@@ -54,8 +55,9 @@ class AgreementSets:
     ids: (N, k) int64, ascending; a row never contains itself; -1 where a row has no set, and at the end of a row where
         fewer than k other rows exist.
     score: (N, k) float32, the similarity of each id; 0 where the id is -1.
-    exact: (N,) bool, the set is proven equal to the dense definition.
-    passes: (N,) uint8, how many searches it took to prove that; 0 where a row has no set.
+    exact: (N,) bool, the set is the one of the dense definition. Always true with this search, which ends with the
+        definition itself.
+    passes: (N,) uint8, how many searches it took to prove that: 1 = the first, fast one; 0 = the row has no set.
     """
 
     ids: Tensor
@@ -76,7 +78,8 @@ def mine_agreement(
 ) -> AgreementSets:
     """Find the k rows most similar to each row, exactly.
 
-    Memory beside the inputs, consensus at N = 250,000 and D = 128: about 1.2 GB; it grows with N D, never with N x N.
+    Memory beside the inputs at N = 250,000, D = 128, k = 32 and 2 threads: MEMORY GB; it grows with N (D + k) and by
+    about 0.2 GB per thread, never with N x N.
 
     Args:
         video: (N, D), rows of unit length.
@@ -97,22 +100,20 @@ def mine_agreement(
     if valid is None:
         valid = torch.ones(len(video), dtype=torch.bool, device=video.device)
     rows = valid.to(video.device).nonzero().squeeze(1)  # (n,) ascending, so that ties and order survive the mapping
-    spaces = {"video": [video], "audio": [audio]}.get(rule, [video, audio])
-    banks = [space[rows].double() for space in spaces]  # the definition's vectors, each (n, D)
-    with torch.autocast(video.device.type, enabled=False):  # inside a training step products would turn bfloat16
-        local_ids, local_score, passes = _search(banks, rule, k=k, generator=generator)
-
     sets = AgreementSets(
         ids=torch.full((len(video), k), -1, device=video.device),
         score=torch.zeros(len(video), k, device=video.device),
         exact=torch.ones(len(video), dtype=torch.bool, device=video.device),
         passes=torch.zeros(len(video), dtype=torch.uint8, device=video.device),
     )
-    found = local_ids.shape[1]
-    sets.ids[rows, :found] = rows[local_ids]
-    sets.score[rows, :found] = local_score
-    sets.exact[rows] = passes > 0
-    sets.passes[rows] = passes
+    if len(rows) < 2:  # nobody to choose from
+        return sets
+    spaces = {"video": [video], "audio": [audio]}.get(rule, [video, audio])
+    banks = [space[rows].double() for space in spaces]  # the definition's vectors, each (n, D)
+    size = min(k, len(rows) - 1)
+    with torch.autocast(video.device.type, enabled=False):  # inside a training step products would turn bfloat16
+        ids, score, passes = _search(banks, rule, k=size, generator=generator)
+    sets.ids[rows, :size], sets.score[rows, :size], sets.passes[rows] = rows[ids], score, passes
     return sets
 
 
@@ -149,8 +150,8 @@ def chance_precision(targets: Tensor, valid: Tensor | None = None) -> float:
 
 
 def _check(video: Tensor, audio: Tensor, *, k: int, rule: str, valid: Tensor | None) -> None:
-    if rule not in get_args(Rule):
-        raise ValueError(f"rule is {rule!r}, expected one of {', '.join(get_args(Rule))}")
+    if rule not in RULES:
+        raise ValueError(f"rule is {rule!r}, expected one of {', '.join(RULES)}")
     if k < 1:
         raise ValueError(f"k is {k}, expected at least 1 id per row")
     if video.ndim != 2 or video.shape != audio.shape:
@@ -184,24 +185,22 @@ def _search(
 
     Args:
         banks: one or two (n, D) float64.
+        k: at most n - 1.
 
     Returns:
-        ids (n, min(k, n - 1)) ascending, their scores, and passes (n,) uint8.
+        ids (n, k) ascending, their scores (n, k), and passes (n,) uint8.
     """
     num_rows, device = len(banks[0]), banks[0].device
-    k = max(0, min(k, num_rows - 1))
     ids = torch.zeros(num_rows, k, dtype=torch.int64, device=device)
     score = torch.zeros(num_rows, k, device=device)
     passes = torch.zeros(num_rows, dtype=torch.uint8, device=device)
     pending = torch.arange(num_rows, device=device)
     for num_passes, (search, block_rows) in enumerate(_plan(banks, rule, k=k, generator=generator), start=1):
-        left = []
-        blocks = pending.split(block_rows)
-        for block, (block_ids, block_score, proven) in zip(blocks, _map_blocks(search, blocks), strict=True):
-            done = block[proven]
-            ids[done], score[done], passes[done] = block_ids[proven], block_score[proven], num_passes
-            left.append(block[~proven])
-        pending = torch.cat(left)
+        blocks = _map_blocks(search, pending.split(block_rows))
+        block_ids, block_score, proven = (torch.cat(parts) for parts in zip(*blocks, strict=True))
+        done = pending[proven]
+        ids[done], score[done], passes[done] = block_ids[proven], block_score[proven], num_passes
+        pending = pending[~proven]
         if len(pending) == 0:
             break
     return ids, score, passes
@@ -210,10 +209,10 @@ def _search(
 def _plan(
     banks: list[Tensor], rule: Rule, *, k: int, generator: torch.Generator | None
 ) -> Iterator[tuple[Search, int]]:
-    """The searches to make in turn while rows are left, each with its rows per block; the last one is the definition."""
+    """The searches to make in turn while rows are left, each with its rows per block; the last is the definition."""
     device, num_rows = banks[0].device, len(banks[0])
     deepest = 8 * k
-    if 0 < deepest < num_rows:
+    if deepest < num_rows:
         if device.type == "cpu" and _has_fast_bfloat16():
             fast = _Rounded(banks, rule, dtype=torch.bfloat16)
             depth = _choose_depth(fast, k=k, deepest=deepest, generator=generator)
@@ -372,7 +371,7 @@ def _combine(scores: list[Tensor], rule: Rule, *, out: Tensor | None = None) -> 
 
 def _best(ids: Tensor, score: Tensor, k: int) -> tuple[Tensor, Tensor]:
     """The k largest per row, ties to the smaller id: ids (R, M) ascending, score (R, M) -> (R, k) each, by id."""
-    kth = score.topk(k, dim=1).values[:, -1:] if k else score[:, :0]
+    kth = score.topk(k, dim=1).values[:, -1:]
     above, tied = score > kth, score == kth
     keep = above | (tied & (tied.cumsum(dim=1) <= k - above.sum(dim=1, keepdim=True)))
     return ids[keep].view(-1, k), score[keep].view(-1, k)

@@ -1,6 +1,6 @@
 """Encoders by name. A new one is a class in video.py or audio.py and a line in ENCODERS.
 
-Each builder takes `depth` and `width` and returns an `Encoder`: `.dim`, `.feature_dims`, `forward` and `forward_features`.
+Each builder takes `depth` and `width` and returns an `Encoder` (see heads.py), whose maps the probes read by name.
 """
 
 import difflib
@@ -9,14 +9,16 @@ from typing import Literal
 
 from avssl import config
 from avssl.models.audio import Conv2DAvid
-from avssl.models.heads import Encoder, guard_conv3d
-from avssl.models.video import R2Plus1DAvid, TorchvisionVideo
+from avssl.models.heads import Encoder
+from avssl.models.video import R2Plus1DAvid, TorchvisionVideo, guard_conv3d
 
 
 def _torchvision(name: str) -> Callable[..., Encoder]:
     def build(*, depth: int, width: float) -> Encoder:
         if depth != 18 or width != 1:
-            raise ValueError(f"{name} with depth={depth}, width={width}: torchvision's encoder has depth 18 and width 1 only")
+            raise ValueError(
+                f"{name} with depth={depth}, width={width}: torchvision's encoder has depth 18 and width 1 only"
+            )
         return TorchvisionVideo(name)
 
     return build

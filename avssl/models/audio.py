@@ -32,7 +32,8 @@ class Conv2DAvid(Encoder):
         super().__init__(
             modality="audio",
             layout="(B, 1, S, F)",
-            min_size=(16, 16),  # the trunk's stride; below it bfloat16 convolutions of torch on CPU corrupt memory
+            in_channels=1,
+            min_size=(16, 16),  # the trunk's stride: see R2Plus1DAvid
             feature_dims={"conv1": channels[0], **dict(zip(BLOCKS, channels, strict=True)), "pool": channels[-1]},
         )
         self.conv1 = nn.Sequential(

@@ -3,7 +3,6 @@
 The towers themselves live in `video.py` and `audio.py`; they are built by name in `avssl.models.build_encoder`.
 """
 
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 
@@ -14,16 +13,19 @@ class Encoder(nn.Module):
 
     Args:
         modality: "video" or "audio".
-        layout: the expected shape in words, such as "(B, 3, T, H, W)"; its second entry is the number of channels.
+        layout: the expected shape in words, such as "(B, 3, T, H, W)".
+        in_channels: channels on axis 1.
         min_size: smallest length of each axis after the channels, in pixels, frames or bins.
         feature_dims: channels of every map that `forward_features` returns, in order; "pool" is the output.
     """
 
-    def __init__(self, *, modality: str, layout: str, min_size: tuple[int, ...], feature_dims: dict[str, int]) -> None:
+    def __init__(
+        self, *, modality: str, layout: str, in_channels: int, min_size: tuple[int, ...], feature_dims: dict[str, int]
+    ) -> None:
         super().__init__()
         self.modality = modality
         self.layout = layout
-        self.in_channels = int(layout.split(",")[1])
+        self.in_channels = in_channels
         self.min_size = min_size
         self.feature_dims = feature_dims
         self.dim = feature_dims["pool"]
@@ -43,8 +45,8 @@ class Encoder(nn.Module):
             raise ValueError(f"{where}: expected {self.layout}, with {self.in_channels} channel(s) on axis 1")
         if any(size < least for size, least in zip(x.shape[2:], self.min_size, strict=True)):
             raise ValueError(
-                f"{where}: too small, expected at least {self.min_size} on the axes after the channels of {self.layout}; "
-                "use larger pictures, or longer sound"
+                f"{where}: too small, expected at least {self.min_size} on the last axes of {self.layout}: "
+                "use larger pictures or longer sound"
             )
 
 
@@ -56,7 +58,7 @@ class ProjectionHead(nn.Module):
         hidden_dim: width of both hidden layers.
         out_dim: D of the embedding.
 
-    Source: AVID-CMA, models/av_wrapper.py (proj_dim [512, 512, 128]); parameters keep its names and PyTorch's initialisation.
+    Source: AVID-CMA, models/av_wrapper.py (proj_dim [512, 512, 128]): its parameter names, PyTorch's initialisation.
     """
 
     def __init__(self, in_dim: int, *, hidden_dim: int = 512, out_dim: int = 128) -> None:
@@ -76,7 +78,7 @@ class ProjectionHead(nn.Module):
 
 
 def scaled_channels(width: float) -> tuple[int, int, int, int]:
-    """Channels of the four stages, 64 to 512 at width 1: the first is rounded to a multiple of 8, then doubled per stage.
+    """Channels of the four stages, 64 to 512 at width 1: the first is a multiple of 8, the others double it.
 
     Raises:
         ValueError: width is not positive.
@@ -85,31 +87,3 @@ def scaled_channels(width: float) -> tuple[int, int, int, int]:
         raise ValueError(f"width={width}: expected a positive multiplier of the channel counts, such as 0.25 or 1")
     first = max(8, 8 * round(64 * width / 8))
     return first, 2 * first, 4 * first, 8 * first
-
-
-def guard_conv3d(module: nn.Module) -> nn.Module:
-    """Make every 3-D convolution inside `module` safe under bfloat16 on CPU; parameters and their names stay the same.
-
-    Returns:
-        The module itself, changed in place.
-    """
-    for child in module.modules():
-        if isinstance(child, nn.Conv3d) and child.kernel_size[0] == 3 and child.padding[0] == 1:
-            child.__class__ = GuardedConv3d
-    return module
-
-
-class GuardedConv3d(nn.Conv3d):
-    """A convolution with temporal kernel 3 and padding 1 that pads the two border frames itself when there are 2 frames.
-
-    torch 2.11 and 2.13 on CPUs with bfloat16 instructions write outside of the weight gradient's memory in that case
-    (values up to 1e35, NaN, sometimes an abort), whatever the channels; every other number of frames is right. The sum
-    is the same in exact arithmetic, so the guard looks at the device but not at the precision, which autocast hides.
-    """
-
-    def forward(self, input: Tensor) -> Tensor:
-        if input.shape[2] != 2 or input.device.type != "cpu":
-            return super().forward(input)
-        padding = (0, *self.padding[1:])
-        padded = F.pad(input, (0, 0, 0, 0, 1, 1))  # (B, C, 4, H, W)
-        return F.conv3d(padded, self.weight, self.bias, self.stride, padding, self.dilation, self.groups)

@@ -1,6 +1,5 @@
 """The toy sets: who looks and sounds like whom, same seed same bytes, and no way around motion and rhythm."""
 
-import csv
 import importlib
 import json
 import subprocess
@@ -14,6 +13,8 @@ import pytest
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
+
+from avssl.data.manifest import read_manifest
 
 ROOT = Path(__file__).parents[2]
 sys.path.append(str(ROOT / "datasets"))  # the scripts are no package
@@ -70,14 +71,17 @@ def test_actions_show_the_motions_with_shapes_of_their_own():
     assert all(clip.sound is None for clip in clips)
 
 
-def test_folders_and_list_agree(made):
-    for name, num_clips, num_foreign in (("toy", 30, 3), ("toy_actions", 12, 0)):
-        with open(made / name / "clips.csv", newline="") as file:
-            rows = list(csv.DictReader(file))
-        assert {row["path"] for row in rows} == set(contents(made / name))
-        assert len(rows) == num_clips
-        assert sum(int(row["foreign"]) for row in rows) == num_foreign
-        assert all(row["path"].startswith(f"{row['split']}/{row['label']}/") for row in rows)
+@pytest.mark.parametrize("name, num_clips, num_foreign", [("toy", 30, 3), ("toy_actions", 12, 0)])
+def test_the_manifest_says_what_is_in_the_folders(made, name, num_clips, num_foreign):
+    manifest = read_manifest(made / name / "manifest.parquet")
+    assert len(manifest) == num_clips
+    assert manifest.valid().all()
+    assert manifest.has_audio.all() if name == "toy" else not manifest.has_audio.any()
+    assert manifest.column("path").tolist() == list(contents(made / name))
+    folders = zip(manifest.column("path"), manifest.column("split"), manifest.column("label"), strict=True)
+    assert all(path.startswith(f"{split}/{label}/") for path, split, label in folders)
+    if num_foreign:
+        assert manifest.column("foreign").sum() == num_foreign
 
 
 def test_clips_decode_with_the_promised_size_rate_and_sound(made):

@@ -63,7 +63,8 @@ def decode_in_order(path: Path, rotation: int = 0) -> tuple[np.ndarray, np.ndarr
     with av.open(str(path), metadata_errors="replace") as container:
         decoded = [(frame.time, frame.to_ndarray(format="rgb24")) for frame in container.decode(video=0)]
     frames = np.rot90(np.stack([pixels for _, pixels in decoded]), rotation // 90, axes=(1, 2))
-    return np.array([time for time, _ in decoded]), np.array(numbers(frames))
+    # sorted: frames come in the order of display, but FFmpeg swaps some of the times that it guesses for AVI
+    return np.sort([time for time, _ in decoded]), np.array(numbers(frames))
 
 
 VARIABLE = np.cumsum(np.random.default_rng(7).choice([0.02, 0.033, 0.05, 0.1, 0.4], size=60))
@@ -89,6 +90,7 @@ CASES = {
     "vp8_opus.webm": WEBM,
     "vp9_opus.webm": WEBM | {"video_codec": "libvpx-vp9", "gop": 30},
     "pcm.avi": MPEG4 | {"gop": 10},
+    "b_frames.avi": MPEG4 | {"b_frames": 2, "gop": 12},
     "pcm.mov": {"audio_codec": "pcm_s16le", "rate": 22050, "audio_start": 0.3, "channels": 2},
     "mp3.mp4": {"audio_codec": "libmp3lame", "rate": 44100},
     "stereo.mp4": {"channels": 2},
@@ -214,8 +216,8 @@ def test_damaged_middle_is_stepped_over(tmp_path):
     content[middle : middle + 3000] = bytes(3000)
     path.write_bytes(content)
     for start in (0.4, 3.2):
-        frames = read_frames(path, start=start, duration=0.5, fps=25)
-        assert numbers(frames.data)[-1] - numbers(frames.data)[0] == 12
+        frames = read_frames(path, start=start, duration=0.48, fps=25)
+        assert np.diff(numbers(frames.data)).tolist() == [1] * 11
         assert not frames.padded
 
 
@@ -228,7 +230,8 @@ def test_gap_in_the_sound_moves_nothing_behind_it(tmp_path):
                 continue
             packet.stream = copies[packet.stream.index]
             target.mux(packet)
-    samples = read_samples(holed, start=1.3, duration=2, sample_rate=24000)
+    shift = decode_in_order(holed)[0][0]  # the muxer moves picture and sound, or the first packet would be negative
+    samples = read_samples(holed, start=shift + 1.3, duration=2, sample_rate=24000)
     assert samples.padded
     assert not samples.data[round(0.4 * 24000) : round(0.7 * 24000)].any()  # 1.7 to 2.0 s
     behind = samples.data[round(0.95 * 24000) :]
@@ -309,6 +312,13 @@ def test_crop_is_a_part_of_the_upright_picture(tmp_path, rotation):
     sized = read_frames(path, start=1, duration=0.5, fps=16, crop=crop, size=(64, 96))
     centres = sized.data[:, 16::32, 16::32].astype(int)  # of the blocks, twice as large
     np.testing.assert_allclose(centres, whole.data[:, 24:48:16, 40:80:16], atol=4)
+
+
+def test_colours_keep_their_places(tmp_path):
+    colours = np.array([[255, 0, 0], [0, 255, 0], [0, 0, 255], [255, 255, 0]], dtype=np.uint8)
+    write_clip(tmp_path / "colours.mp4", np.broadcast_to(colours[:, None, None], (4, 32, 32, 3)), fps=4, crf=1)
+    frames = read_frames(tmp_path / "colours.mp4", start=0, duration=1, fps=4)
+    np.testing.assert_allclose(frames.data[:, 16, 16].astype(int), colours, atol=8)
 
 
 def test_shrinking_does_not_alias(tmp_path):

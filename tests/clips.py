@@ -1,0 +1,47 @@
+"""Small sets of clips that tests train on: made on the spot, never committed."""
+
+from pathlib import Path
+
+import numpy as np
+
+from avssl.data.check import build_table
+from avssl.data.manifest import Manifest, read_manifest, write_manifest
+from avssl.media.encode import write_clip
+
+FPS, RATE, SECONDS, PIXELS = 10, 8000, 1.2, 48
+
+
+def make_clip(path: Path, label: int, number: int, *, sound: bool = True) -> None:
+    """A bright bar that moves in the label's direction, with a tone of the label's pitch."""
+    rng = np.random.default_rng((label, number))
+    times = np.arange(round(FPS * SECONDS)) / FPS
+    frames = rng.integers(0, 60, (len(times), PIXELS, PIXELS, 3), dtype=np.uint8)
+    for i, t in enumerate(times):
+        place = int((0.15 + 0.55 * t / SECONDS) * PIXELS)
+        bar = (slice(place, place + 8), slice(None)) if label % 2 else (slice(None), slice(place, place + 8))
+        frames[i][bar] = 200
+    t = np.arange(round(RATE * SECONDS)) / RATE
+    samples = (0.4 * np.sin(2 * np.pi * (300 + 500 * label) * t + rng.random())).astype(np.float32)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_clip(path, frames, fps=FPS, samples=samples if sound else None, sample_rate=RATE if sound else None)
+
+
+def make_set(folder: Path, *, num_train: int = 12, num_test: int = 6, silent: int = 1) -> Manifest:
+    """FOLDER/{train,test}/{0,1}/*.mp4 and FOLDER/manifest.parquet; the last `silent` clips of each split have no sound."""
+    rows = []
+    for split, num in (("train", num_train), ("test", num_test)):
+        for number in range(num):
+            path = f"{split}/{number % 2}/{number:03d}.mp4"
+            make_clip(folder / path, number % 2, number + 1000 * (split == "test"), sound=number < num - silent)
+            rows.append({"path": path, "label": str(number % 2), "split": split})
+    rows.sort(key=lambda row: row["path"])
+    write_manifest(folder / "manifest.parquet", build_table(folder, rows, num_workers=1), root=folder)
+    return read_manifest(folder / "manifest.parquet")
+
+
+TINY = [  # sizes at which a step takes a fraction of a second
+    "data.clips_per_video=2", "data.batch_size=4", "data.num_workers=0", "data.num_frames=2", "data.fps=5", "data.size=32",
+    "data.audio_seconds=0.5", "data.sample_rate=8000", "data.max_offset_seconds=0.1", "data.spectrogram=log_mel", "data.n_fft=256",
+    "data.num_mels=24", "data.hop_seconds=0.01", "model.video_depth=10", "model.video_width=0.125", "model.audio_width=0.125",
+    "method.num_negatives=8", "method.hidden_dim=16", "optim.epochs=2", "run.log_every=1", "run.num_threads=1",
+]  # fmt: skip

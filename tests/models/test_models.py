@@ -1,0 +1,247 @@
+"""Every encoder by its name: the recorded numbers of AVID-CMA, shapes, gradients in bfloat16, errors."""
+
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torchvision
+from torch import nn
+
+from avssl.config import ModelConfig
+from avssl.models import ENCODERS, build_encoder
+from avssl.models.heads import ProjectionHead
+from avssl.models.video import GuardedConv3d
+
+GOLDEN = np.load(Path(__file__).parents[1] / "fixtures" / "avid_model.npz")
+MAPS = ["conv1", "conv2x", "conv3x", "conv4x", "conv5x", "pool"]
+VIDEO_NAMES = ["r2plus1d_avid", "r2plus1d_18", "r3d_18"]
+SMALL = {
+    "r2plus1d_avid": ModelConfig(video_width=0.25),
+    "r2plus1d_18": ModelConfig(video="r2plus1d_18"),
+    "r3d_18": ModelConfig(video="r3d_18"),
+    "conv2d_avid": ModelConfig(audio_width=0.25),
+}
+
+
+def build(name):
+    torch.manual_seed(0)
+    return build_encoder("audio" if name == "conv2d_avid" else "video", SMALL[name])
+
+
+def random_input(name, *, num_clips=2, num_frames=4):
+    shape = (num_clips, 1, 40, 33) if name == "conv2d_avid" else (num_clips, 3, num_frames, 32, 32)
+    return torch.randn(shape, generator=torch.Generator().manual_seed(1))
+
+
+def avid_modules():
+    """The four modules of the published model, by the prefix that their parameters carry there."""
+    return {
+        "video_model": build_encoder("video", ModelConfig()),
+        "audio_model": build_encoder("audio", ModelConfig()),
+        "video_proj": ProjectionHead(512),
+        "audio_proj": ProjectionHead(512),
+    }
+
+
+@torch.no_grad()
+def fill_by_rule(module, prefix):
+    """Weights from the names and shapes alone: the recorded outputs belong to them."""
+    for name, tensor in module.state_dict().items():
+        wave = np.sin(0.37 * np.arange(tensor.numel()) + zlib.crc32(f"{prefix}.{name}".encode()) % 1000)
+        if tensor.dtype == torch.int64:
+            wave = 0 * wave
+        elif name.endswith("running_var") or (tensor.dim() == 1 and name.endswith("weight")):
+            wave = 1 + 0.1 * wave
+        elif tensor.dim() == 1:
+            wave = 0.1 * wave
+        else:
+            wave = wave * np.sqrt(2 / tensor[0].numel())
+        tensor.copy_(torch.from_numpy(wave).reshape(tensor.shape))
+    return module.eval()
+
+
+@pytest.mark.parametrize("channels_last", [False, True])
+@pytest.mark.parametrize("modality", ["video", "audio"])
+def test_outputs_equal_the_recorded_ones(modality, channels_last):
+    if modality == "video":
+        x = np.sin(0.013 * np.arange(2 * 3 * 8 * 56 * 56)).reshape(2, 3, 8, 56, 56)
+        memory_format = torch.channels_last_3d
+    else:
+        x = np.cos(0.017 * np.arange(2 * 100 * 129)).reshape(2, 1, 100, 129)
+        memory_format = torch.channels_last
+    x = torch.from_numpy(x).float()
+    modules = avid_modules()
+    encoder = fill_by_rule(modules[f"{modality}_model"], f"{modality}_model")
+    head = fill_by_rule(modules[f"{modality}_proj"], f"{modality}_proj")
+    if channels_last:
+        encoder, x = encoder.to(memory_format=memory_format), x.contiguous(memory_format=memory_format)
+    with torch.no_grad():
+        features = encoder.forward_features(x)
+        embedding = head(encoder(x))
+    compared = 0
+    for name, feature in features.items():
+        if f"{modality}.{name}.mean" in GOLDEN:
+            mean = feature.flatten(2).mean(dim=2) if feature.dim() > 2 else feature  # (B, C)
+            np.testing.assert_allclose(mean.numpy(), GOLDEN[f"{modality}.{name}.mean"], rtol=1e-4, atol=1e-5)
+            compared += 1
+    assert compared == {"video": 6, "audio": 5}[modality]
+    np.testing.assert_allclose(embedding.numpy(), GOLDEN[f"{modality}_embedding"], rtol=1e-4, atol=1e-5)
+
+
+def test_state_dict_has_the_published_names_and_shapes():
+    published = [line.split(" ") for line in str(GOLDEN["state_dict"]).split("\n")]
+    ours = [
+        [f"{prefix}.{name}", "x".join(map(str, tensor.shape))]
+        for prefix, module in avid_modules().items()
+        for name, tensor in module.state_dict().items()
+    ]
+    assert ours == published
+
+
+def test_number_of_parameters_at_full_size():
+    counts = {name: sum(p.numel() for p in module.parameters()) for name, module in avid_modules().items()}
+    assert counts == {
+        "video_model": 15_379_136,
+        "audio_model": 4_725_696,
+        "video_proj": 590_976,
+        "audio_proj": 590_976,
+    }
+
+
+def test_audio_maps_of_two_seconds():
+    with torch.no_grad():
+        features = build_encoder("audio", ModelConfig()).forward_features(torch.randn(1, 1, 200, 257))
+    assert {name: tuple(feature.shape[1:]) for name, feature in features.items()} == {
+        "conv1": (64, 100, 129),
+        "conv2x": (64, 50, 65),
+        "conv3x": (128, 25, 33),
+        "conv4x": (256, 13, 17),
+        "conv5x": (512, 13, 17),
+        "pool": (512,),
+    }
+
+
+@pytest.mark.parametrize("size, num_frames, last", [(32, 4, (1, 1, 1)), (64, 8, (1, 2, 2)), (56, 16, (2, 2, 2))])
+def test_video_maps_of_small_pictures(size, num_frames, last):
+    with torch.no_grad():
+        features = build("r2plus1d_avid").forward_features(torch.randn(2, 3, num_frames, size, size))
+    assert features["conv1"].shape == (2, 16, num_frames, size // 4, size // 4)
+    assert features["conv5x"].shape == (2, 128, *last)
+
+
+@pytest.mark.parametrize("name", ENCODERS)
+def test_every_encoder_says_what_it_returns(name):
+    encoder, x = build(name).eval(), random_input(name)
+    with torch.no_grad():
+        features = encoder.forward_features(x)
+        output = encoder(x)
+    assert list(features) == list(encoder.feature_dims) == MAPS
+    for map_name, feature in features.items():
+        assert feature.shape[:2] == (2, encoder.feature_dims[map_name])
+    assert output.shape == (2, encoder.dim)
+    assert torch.equal(output, features["pool"])
+    assert output.std() > 0
+
+
+@pytest.mark.parametrize("name", ["r2plus1d_avid", "r3d_18"])
+def test_channels_last_gives_the_same_gradients(name):
+    encoder, x = build(name).eval(), random_input(name)
+    expected = parameter_gradients(encoder, x)
+    encoder = encoder.to(memory_format=torch.channels_last_3d)
+    actual = parameter_gradients(encoder, x.contiguous(memory_format=torch.channels_last_3d))
+    for parameter, gradient in expected.items():
+        assert (actual[parameter] - gradient).norm() < 1e-2 * gradient.norm(), parameter
+
+
+@pytest.mark.parametrize("num_frames", [2, 4])  # two frames in the stem and first stages, or behind one temporal stride
+@pytest.mark.parametrize("name", ENCODERS)
+def test_bfloat16_gradients_agree_with_float32(name, num_frames):
+    encoder = build(name).eval()  # batch statistics of a few clips would amplify the rounding
+    x = random_input(name, num_clips=4, num_frames=num_frames)
+    expected = parameter_gradients(encoder, x)
+    actual = parameter_gradients(encoder, x, bfloat16=True)
+    for parameter, gradient in expected.items():
+        assert actual[parameter].isfinite().all(), parameter
+        cosine = nn.functional.cosine_similarity(actual[parameter].flatten(), gradient.flatten(), dim=0)
+        assert cosine > 0.98, f"{parameter}: cosine {cosine:.4f}"
+        assert actual[parameter].norm() / gradient.norm() == pytest.approx(1, abs=0.1), parameter
+
+
+def parameter_gradients(encoder, x, *, bfloat16=False):
+    """Of the mean over every map: the pooled output alone follows single maxima, which rounding moves."""
+    encoder.zero_grad()
+    with torch.autocast("cpu", torch.bfloat16, enabled=bfloat16):
+        features = encoder.forward_features(x)
+    sum(feature.float().mean() for feature in features.values()).backward()
+    return {name: parameter.grad.clone() for name, parameter in encoder.named_parameters()}
+
+
+@pytest.mark.parametrize("name", VIDEO_NAMES)
+def test_every_temporal_convolution_is_guarded(name):
+    temporal = [m for m in build(name).modules() if isinstance(m, nn.Conv3d) and m.kernel_size[0] > 1]
+    assert temporal
+    assert all(isinstance(m, GuardedConv3d) for m in temporal)
+
+
+@pytest.mark.parametrize("name", ["r2plus1d_18", "r3d_18"])
+def test_adapters_equal_torchvision(name):
+    encoder, x = build(name).eval(), random_input(name)
+    original = getattr(torchvision.models.video, name)(weights=None).eval()
+    state = original.state_dict() | encoder.state_dict()  # torchvision's classifier stays its own
+    assert state.keys() == original.state_dict().keys()
+    original.load_state_dict(state)
+    original.fc = nn.Identity()
+    with torch.no_grad():
+        torch.testing.assert_close(encoder(x), original(x))
+
+
+@pytest.mark.parametrize("depth, num_blocks", [(10, 1), (18, 2)])
+@pytest.mark.parametrize(
+    "width, channels", [(0.25, (16, 32, 64, 128)), (0.3, (16, 32, 64, 128)), (0.01, (8, 16, 32, 64))]
+)
+def test_depth_and_width(depth, num_blocks, width, channels):
+    video = build_encoder("video", ModelConfig(video_depth=depth, video_width=width))
+    audio = build_encoder("audio", ModelConfig(audio_width=width))
+    for encoder in (video, audio):
+        assert tuple(encoder.feature_dims.values()) == (channels[0], *channels, channels[-1])
+        assert encoder.dim == channels[-1]
+    assert len(video.conv3x) == num_blocks
+
+
+@pytest.mark.parametrize(
+    "modality, model, match",
+    [
+        ("video", ModelConfig(video="r2plus1d_avd"), "model.video=r2plus1d_avd .* did you mean r2plus1d_avid"),
+        ("video", ModelConfig(video="zzz"), "known encoders: r2plus1d_avid, "),
+        ("video", ModelConfig(video="conv2d_avid", video_depth=10), "is an encoder for audio"),
+        ("audio", ModelConfig(audio="r2plus1d_avid"), "is an encoder for video"),
+        ("text", ModelConfig(), "modality='text'"),
+        ("video", ModelConfig(video_depth=34), "depth=34: expected one of 10, 18"),
+        ("audio", ModelConfig(audio_depth=18), "depth=18: expected 10"),
+        ("video", ModelConfig(video_width=0), "width=0"),
+        ("audio", ModelConfig(audio_width=-1), "width=-1"),
+        ("video", ModelConfig(video="r3d_18", video_width=0.5), "r3d_18 .* depth 18 and width 1 only"),
+    ],
+)
+def test_wrong_configuration(modality, model, match):
+    with pytest.raises(ValueError, match=match):
+        build_encoder(modality, model)
+
+
+@pytest.mark.parametrize(
+    "name, shape, match",
+    [
+        ("r2plus1d_avid", (2, 3, 64, 64), r"shape \(2, 3, 64, 64\): expected \(B, 3, T, H, W\)"),
+        ("r2plus1d_avid", (2, 8, 3, 64, 64), "3 channel"),
+        ("r2plus1d_avid", (2, 3, 8, 64, 31), "too small"),
+        ("r3d_18", (2, 3, 8, 15, 15), "too small"),
+        ("conv2d_avid", (2, 40, 33), r"expected \(B, 1, S, F\)"),
+        ("conv2d_avid", (2, 3, 40, 33), "1 channel"),
+        ("conv2d_avid", (2, 1, 40, 15), "too small"),
+    ],
+)
+def test_wrong_input(name, shape, match):
+    with pytest.raises(ValueError, match=match):
+        build(name)(torch.zeros(shape))

@@ -1,0 +1,76 @@
+"""Checkpoints are written whole or not at all, hold plain data only, and belong to a manifest."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from avssl.checkpoint import CheckpointError, check_manifest, export_encoders, load_checkpoint, load_initial, save_checkpoint
+from avssl.methods.avid import AVIDOptions
+from avssl.methods.avid_cma import AVIDCMAOptions
+from tests.methods.tiny import everything, tiny_method
+
+STATE = {"config": "run: {}", "manifest_hash": "a" * 64, "model": {"x": torch.arange(3)}, "step": 7}
+OPTIONS = {"embedding_dim": 8, "hidden_dim": 16, "num_negatives": 12}
+
+
+def test_round_trip_without_running_code(tmp_path: Path) -> None:
+    save_checkpoint(tmp_path / "last.pt", STATE)
+    loaded = load_checkpoint(tmp_path)
+    assert loaded["step"] == 7
+    assert torch.equal(loaded["model"]["x"], torch.arange(3))
+    torch.load(tmp_path / "last.pt", weights_only=True)
+
+
+def test_a_crash_while_writing_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    save_checkpoint(tmp_path / "last.pt", STATE)
+
+    def crash(state: object, file: object) -> None:
+        file.write(b"half")
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(torch, "save", crash)
+    with pytest.raises(KeyboardInterrupt):
+        save_checkpoint(tmp_path / "last.pt", {**STATE, "step": 8})
+    assert load_checkpoint(tmp_path)["step"] == 7
+
+
+def test_missing_damaged_and_foreign_files_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match=r"last\.pt does not exist: give the folder of a run"):
+        load_checkpoint(tmp_path)
+    save_checkpoint(tmp_path / "last.pt", STATE)
+    whole = (tmp_path / "last.pt").read_bytes()
+    (tmp_path / "last.pt").write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(CheckpointError, match="cannot be read"):
+        load_checkpoint(tmp_path)
+    torch.save({"weights": 1}, tmp_path / "other.pt")
+    with pytest.raises(CheckpointError, match="is not a checkpoint of avssl"):
+        load_checkpoint(tmp_path / "other.pt")
+
+
+def test_another_manifest_is_refused() -> None:
+    check_manifest(STATE, "a" * 64, path="run", manifest="m")
+    with pytest.raises(CheckpointError, match="belongs to another manifest than m"):
+        check_manifest(STATE, "b" * 64, path="run", manifest="m")
+
+
+def test_cma_starts_from_avid_and_nothing_is_lost_silently() -> None:
+    avid = tiny_method(AVIDOptions(**OPTIONS), everything(20))
+    avid.log_z.fill_(1.5)
+    cma = tiny_method(AVIDCMAOptions(**OPTIONS, num_positives=3), everything(20), seed=9)
+    missing = load_initial(cma, {"model": avid.state_dict()}, path="runs/avid")
+    assert missing == ["set_scores", "sets"]
+    for name, value in avid.state_dict().items():
+        assert torch.equal(cma.state_dict()[name], value)
+    with pytest.raises(CheckpointError, match=r"model\.init=runs/cma: set_scores is not part of this method"):
+        load_initial(avid, {"model": cma.state_dict()}, path="runs/cma")
+    wide = tiny_method(AVIDOptions(**{**OPTIONS, "embedding_dim": 4}), everything(20))
+    with pytest.raises(CheckpointError, match=r"is \(20, 8\), here \(20, 4\)"):
+        load_initial(wide, {"model": avid.state_dict()}, path="runs/avid")
+
+
+def test_encoders_are_exported_by_modality(tmp_path: Path) -> None:
+    method = tiny_method(AVIDOptions(**OPTIONS), everything(20))
+    export_encoders(tmp_path / "encoders.safetensors", method)
+    assert sorted(load_file(tmp_path / "encoders.safetensors")) == ["audio.bias", "audio.weight", "video.bias", "video.weight"]
