@@ -31,7 +31,7 @@ def make_banks(num_rows: int, dim: int, *, data: Data, seed: int) -> tuple[Tenso
     clustered: what a trained bank looks like. Each space has a direction per class; a clip is its class direction plus
         noise of its own in each space, and 10 % of the clips sound like another class. Cosines within a class are about
         0.55, between classes 0 +- 0.09.
-    peaked_audio: the same, with a large common part in the audio space: all audio cosines lie within 0.97 to 1.
+    peaked_audio: the same, with a large common part in the audio space: all audio cosines lie within 0.92 to 1.
     peaked: a large common part in both spaces.
     uniform: directions without any structure, so that neighbours are chance.
     """

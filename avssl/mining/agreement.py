@@ -237,16 +237,17 @@ def _has_true_float32(device: torch.device) -> bool:
 
 
 def _choose_depth(fast: _Rounded, *, k: int, deepest: int, generator: torch.Generator | None) -> int | None:
-    """The depth that proves 95 % of a sample of rows; None if half of them need more than `deepest`, as when all
-    cosines are so alike that rounding hides their order."""
+    """The depth that proves 95 % of those rows of a sample that `deepest` proves; None if these are not even half of it,
+    as when all cosines are so alike that rounding hides their order."""
     size = min(_SAMPLE_ROWS, fast.num_rows)
     if generator is None:
         sample = torch.arange(size) * fast.num_rows // size
     else:
         sample = torch.randperm(fast.num_rows, generator=generator)[:size]
-    blocks = sample.split(-(-size // torch.get_num_threads()))
-    needed = torch.cat(_map_blocks(partial(fast.depth_needed, k=k, depth=deepest), blocks)).double()
-    return None if needed.median() > deepest else min(deepest, int(needed.quantile(0.95).ceil()))
+    blocks = sample.split(min(fast.block_rows, -(-size // torch.get_num_threads())))
+    needed = torch.cat(_map_blocks(partial(fast.depth_needed, k=k, depth=deepest), blocks))
+    provable = needed[needed <= deepest]
+    return int(provable.double().quantile(0.95).ceil()) if 2 * len(provable) >= size else None
 
 
 def _map_blocks(function: Callable[[Tensor], T], blocks: Sequence[Tensor]) -> list[T]:

@@ -36,7 +36,7 @@ def test_clustered_banks_look_as_described():
     assert 0.07 < cosines.fill_diagonal_(0).std() < 0.12
     assert 0.5 < near.median() < 0.75  # a clip of the same class
     peaked = make_banks(500, 128, data="peaked_audio", seed=0)[1]
-    assert (peaked @ peaked.T).min() > 0.94
+    assert (peaked @ peaked.T).min() > 0.9
 
 
 def test_command_prints_json():

@@ -258,7 +258,7 @@ def test_errors_say_what_is_wrong(generator):
         mine_agreement(video, audio, k=0)
     with pytest.raises(ValueError, match=r"video has shape \(20, 8\) and audio \(19, 8\)"):
         mine_agreement(video, audio[1:], k=2)
-    with pytest.raises(ValueError, match=r"expected bool \(20,\)"):
+    with pytest.raises(ValueError, match=r"expected torch.bool \(20,\)"):
         mine_agreement(video, audio, k=2, valid=torch.ones(19, dtype=torch.bool))
     for value in (torch.nan, torch.inf, 0.5):
         wrong = audio.clone()

@@ -1,0 +1,78 @@
+"""kNN, linear probe and recalls against definitions written out, and on features whose answer is known."""
+
+import numpy as np
+import pytest
+import torch
+
+from avssl.evaluate.classify import linear_predict
+from avssl.evaluate.knn import knn_predict
+from avssl.evaluate.retrieval import chance_recall, class_recall, instance_recall
+
+
+def unit(x: np.ndarray) -> np.ndarray:
+    return x / np.linalg.norm(x, axis=1, keepdims=True)
+
+
+@pytest.mark.parametrize("k", [1, 5, 200])
+def test_knn_equals_a_loop_over_videos(k: int) -> None:
+    generator = torch.Generator().manual_seed(0)
+    train, test = torch.randn(60, 4, generator=generator), torch.randn(25, 4, generator=generator)
+    targets = torch.randint(0, 3, (60,), generator=generator)
+    found = knn_predict(train, targets, test, k=k)
+    for row in range(25):
+        cosine = [float(test[row] @ x / (test[row].norm() * x.norm())) for x in train]
+        votes = [0.0] * 3
+        for i in sorted(range(60), key=lambda i: -cosine[i])[:k]:
+            votes[int(targets[i])] += np.exp(cosine[i] / 0.07)
+        assert int(found[row]) == int(np.argmax(votes))
+    with pytest.raises(ValueError, match="kNN has no training features"):
+        knn_predict(train[:0], targets[:0], test)
+
+
+def test_linear_probe_finds_a_line_and_not_noise() -> None:
+    rng = np.random.default_rng(0)
+    features, targets = rng.normal(size=(200, 6)), rng.integers(0, 3, 200)
+    noise, _ = linear_predict(features[:150], targets[:150], features[150:])
+    assert (noise == targets[150:]).mean() < 0.6
+    features[:, 2] += 4 * targets
+    features[:, 5] *= 1000  # standardised away
+    line, strength = linear_predict(features[:150], targets[:150], features[150:])
+    assert (line == targets[150:]).mean() > 0.9
+    assert strength > 0
+    with pytest.raises(ValueError, match="at least two classes"):
+        linear_predict(features[:5], np.zeros(5, dtype=int), features[5:])
+
+
+def test_linear_probe_never_splits_a_group() -> None:
+    """Copies of one clip in one group: a probe that split them would choose the weakest penalty, since copies are remembered."""
+    rng = np.random.default_rng(1)
+    base, targets = rng.normal(size=(30, 40)), rng.integers(0, 2, 30)
+    features, groups = np.repeat(base, 4, axis=0), np.repeat(np.arange(30), 4)
+    repeated = np.repeat(targets, 4)
+    _, grouped = linear_predict(features, repeated, base, groups=groups)
+    _, split = linear_predict(features, repeated, base)
+    assert grouped < split
+
+
+def test_recalls_equal_loops() -> None:
+    rng = np.random.default_rng(0)
+    query, gallery, targets = unit(rng.normal(size=(40, 5))), unit(rng.normal(size=(40, 5))), rng.integers(0, 4, 40)
+    for k in (1, 5):
+        own, same = [], []
+        for row in range(40):
+            order = sorted(range(40), key=lambda i: -(query[row] @ gallery[i]))
+            own.append(row in order[:k])
+            others = [i for i in order if i != row][:k]
+            same.append(any(targets[i] == targets[row] for i in others))
+        assert instance_recall(query, gallery, k=k) == np.mean(own)
+        assert class_recall(query, gallery, targets, k=k) == np.mean(same)
+    assert instance_recall(query, query, k=1) == 1
+    assert chance_recall(targets) == pytest.approx(
+        np.mean([[targets[i] == targets[j] for j in range(40) if j != i] for i in range(40)])
+    )
+
+
+def test_a_tie_counts_against_recall() -> None:
+    same = unit(np.ones((6, 3)))
+    assert instance_recall(same, same, k=1) == 0
+    assert instance_recall(same, same, k=6) == 1

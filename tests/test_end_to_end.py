@@ -1,0 +1,115 @@
+"""From a manifest to neighbours and figures with the library's own calls, on clips made here."""
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from avssl.data.manifest import Manifest, read_manifest
+from avssl.evaluate.features import extract, load_run, with_data
+from avssl.evaluate.harness import evaluate, labelled_rows
+from avssl.retrieval.search import find_row, query_of_row, search, search_agreement
+from avssl.retrieval.store import StoreError, read_store, write_store
+from avssl.train import train
+from tests.test_train import config
+
+
+@pytest.fixture(scope="module")
+def run(clip_set: Manifest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("runs") / "avid"
+    assert train(config(clip_set, folder, "optim.epochs=3"))
+    return folder
+
+
+def test_extracted_clips_are_unit_vectors_without_augmentation(run: Path, clip_set: Manifest) -> None:
+    rows = np.flatnonzero(clip_set.valid("test"))
+    found, again = (extract(load_run(run), clip_set, rows, num_clips=2) for _ in range(2))
+    assert found.ids.tolist() == rows.tolist()
+    for name in ("video", "audio"):
+        lengths = np.linalg.norm(found.embedding[name], axis=1)
+        wanted = found.has_audio if name == "audio" else np.ones(len(rows), dtype=bool)
+        assert np.allclose(lengths, wanted, atol=1e-5)
+        assert np.array_equal(found.features[name], again.features[name])
+    assert found.has_audio.tolist() == clip_set.has_audio[rows].tolist()
+    workers = extract(with_data(load_run(run), num_workers=1), clip_set, rows, num_clips=2)
+    assert np.array_equal(workers.embedding["video"], found.embedding["video"])
+    with pytest.raises(ValueError, match="num_clips=0 must be at least 1"):
+        extract(load_run(run), clip_set, rows, num_clips=0)
+
+
+def test_random_weights_are_the_same_towers_untrained(run: Path, clip_set: Manifest) -> None:
+    trained, random = load_run(run), load_run(run, trained=False)
+    assert trained.weights_hash != random.weights_hash
+    assert random.weights_hash == load_run(run, trained=False).weights_hash
+
+
+@pytest.mark.parametrize("protocol", ["knn", "linear"])
+def test_evaluation_reports_what_has_sound_and_what_has_not(run: Path, clip_set: Manifest, protocol: str) -> None:
+    sides = []
+    for split in ("train", "test"):
+        rows = labelled_rows(clip_set, split, path=run)
+        sides.append((clip_set, extract(load_run(run), clip_set, rows, num_clips=1)))
+    result = evaluate(protocol, *sides)
+    assert (result["num_train"], result["num_test"], result["num_classes"], result["chance"]) == (12, 6, 2, 0.5)
+    assert set(result["accuracy"]) == {"video", "audio", "both"}
+    if protocol == "linear":  # with 12 videos, all of them are among the 20 nearest
+        assert result["accuracy"]["audio"] > 0.9  # two tones: any working audio path tells them apart
+    with pytest.raises(ValueError, match="no usable labelled clip in split val"):
+        labelled_rows(clip_set, "val", path=run)
+
+
+def test_store_is_written_once_continued_and_searched(run: Path, clip_set: Manifest, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr("avssl.retrieval.store.SHARD_ROWS", 5)
+    loaded = load_run(run)
+
+    def write() -> object:
+        return write_store(tmp_path / "e", loaded, clip_set, manifest_path=Path("m.parquet"), num_clips=1)
+
+    store = write()
+    assert len(store.ids) == 18
+    shards = sorted((tmp_path / "e").glob("*.parquet"))
+    before = [shard.stat().st_mtime_ns for shard in shards]
+    shards[2].unlink()
+    with pytest.raises(StoreError, match="1 of 4 shards are missing"):
+        read_store(tmp_path / "e")
+    again = write()
+    assert [shard.stat().st_mtime_ns for i, shard in enumerate(shards) if i != 2] == before[:2] + before[3:]
+    assert np.array_equal(store.vectors["video"], again.vectors["video"])
+
+    query = query_of_row(again, find_row(again, str(again.ids[3])))
+    assert find_row(again, again.paths[3]) == 3
+    assert find_row(again, str(clip_set.root / again.paths[3])) == 3
+    for source, target in (("video", "audio"), ("audio", "video"), ("video", "video"), ("audio", "audio")):
+        found = search(again, query, source=source, target=target, k=30)
+        assert len(found) == 17 - (2 if target == "audio" else 0)
+        assert 3 not in [entry.row for entry in found]
+        scores = [entry.score for entry in found]
+        assert scores == sorted(scores, reverse=True)
+        expected = again.vectors[target][found[0].row] @ query.vectors[source]
+        assert found[0].score == pytest.approx(float(expected), abs=2e-3)
+    agreeing = search_agreement(again, query, k=4)
+    cosine = {name: again.vectors[name] @ query.vectors[name] for name in ("video", "audio")}
+    assert agreeing[0].score == pytest.approx(float(min(cosine[name][agreeing[0].row] for name in cosine)), abs=2e-3)
+    silent = query_of_row(again, int(np.flatnonzero(~again.has_audio)[0]))
+    with pytest.raises(ValueError, match="has no sound, so nothing can be found from its audio"):
+        search(again, silent, source="audio", target="video", k=3)
+    with pytest.raises(StoreError, match="num_clips=1, now 2"):
+        write_store(tmp_path / "e", loaded, clip_set, manifest_path=Path("m.parquet"), num_clips=2)
+    features = write_store(tmp_path / "f", loaded, clip_set, manifest_path=Path("m"), kind="features", num_clips=1)
+    with pytest.raises(ValueError, match="extract without --features"):
+        search(features, query_of_row(features, 0), source="video", target="audio", k=3)
+
+
+def test_evaluation_never_replaces_an_unreadable_clip(run: Path, clip_set: Manifest, tmp_path: Path) -> None:
+    shutil.copytree(clip_set.root, tmp_path / "set")
+    manifest = read_manifest(tmp_path / "set" / "manifest.parquet")
+    (tmp_path / "set" / str(manifest.column("path")[4])).write_bytes(b"gone")
+    found = extract(load_run(run), manifest, np.arange(8), num_clips=2)
+    assert found.ids.tolist() == [0, 1, 2, 3, 5, 6, 7]
+    assert len(found.embedding["video"]) == 7
+    assert list(found.errors) == [4]
+    assert str(manifest.column("path")[4]) in found.errors[4]
+    store = write_store(tmp_path / "e", load_run(run), manifest, manifest_path=Path("m"), num_clips=1)
+    assert len(store.ids) == 17
+    assert list(store.errors) == [str(manifest.column("path")[4])]
