@@ -95,7 +95,7 @@ class RunConfig:
     precision: str = "float32"  # float32 | bfloat16 (autocast)
     channels_last: bool = True
     sync_batchnorm: bool = False  # needs a GPU; AVID keeps BatchNorm per rank
-    num_threads: int | None = None  # torch threads of the main process; null = torch's own choice
+    num_threads: int | None = None  # torch threads of the main process on CPU; null = the cores that the workers leave
     log_every: int = 20  # steps between reports
     checkpoint_every: int = 500  # steps between checkpoints, besides the one at the end of every epoch
     max_steps: int | None = None  # stop early, as if interrupted: a later call resumes

@@ -19,7 +19,7 @@ in float32, and finally by the definition itself, which needs no proof.
 
 Differs from DESIGN section 6 (one FAISS search for the upper bound w v + (1 - w) a): the same proof per row, but the
 bound is the rounded agreement itself instead of a mixture of the two cosines. It is tighter (no w to choose, a depth of
-2k instead of 8k) and cheaper; `tools/benchmark.py mining` measures both.
+about 1.5k instead of 4k on a trained bank) and cheaper; `tools/benchmark.py mining` measures both.
 """
 
 from __future__ import annotations
@@ -78,7 +78,7 @@ def mine_agreement(
 ) -> AgreementSets:
     """Find the k rows most similar to each row, exactly.
 
-    Memory beside the inputs at N = 250,000, D = 128, k = 32 and 2 threads: MEMORY GB; it grows with N (D + k) and by
+    Memory beside the inputs at N = 250,000, D = 128, k = 32 and 2 threads: 1.5 GB; it grows with N (D + k) and by
     about 0.2 GB per thread, never with N x N.
 
     Args:
@@ -111,8 +111,7 @@ def mine_agreement(
     spaces = {"video": [video], "audio": [audio]}.get(rule, [video, audio])
     banks = [space[rows].double() for space in spaces]  # the definition's vectors, each (n, D)
     size = min(k, len(rows) - 1)
-    with torch.autocast(video.device.type, enabled=False):  # inside a training step products would turn bfloat16
-        ids, score, passes = _search(banks, rule, k=size, generator=generator)
+    ids, score, passes = _search(banks, rule, k=size, generator=generator)
     sets.ids[rows, :size], sets.score[rows, :size], sets.passes[rows] = rows[ids], score, passes
     return sets
 
@@ -226,8 +225,9 @@ def _plan(
 
 
 def _has_fast_bfloat16() -> bool:
-    """Whether the CPU multiplies bfloat16 natively; emulated it is slower than float32. A matter of speed only."""
-    return bool(torch.cpu.get_capabilities().get("avx512_bf16", False))
+    """Whether bfloat16 is multiplied natively (emulated it is slower than float32) and summed in float32, as the proof
+    needs and oneDNN does."""
+    return torch.backends.mkldnn.enabled and torch.cpu.get_capabilities().get("avx512_bf16", False)
 
 
 def _has_true_float32(device: torch.device) -> bool:
@@ -237,8 +237,8 @@ def _has_true_float32(device: torch.device) -> bool:
 
 
 def _choose_depth(fast: _Rounded, *, k: int, deepest: int, generator: torch.Generator | None) -> int | None:
-    """The depth that proves 95 % of those rows of a sample that `deepest` proves; None if these are not even half of it,
-    as when all cosines are so alike that rounding hides their order."""
+    """The depth that proves 95 % of those rows of a sample that `deepest` proves; None if these are less than half of
+    it, as when all cosines are so alike that rounding hides their order."""
     size = min(_SAMPLE_ROWS, fast.num_rows)
     if generator is None:
         sample = torch.arange(size) * fast.num_rows // size
@@ -318,7 +318,7 @@ class _Rounded:
         """Similarity on the rounded vectors, (R, width), -inf for self and for columns that are padding."""
         if not hasattr(self.kept, "buffers"):
             self.kept.buffers = [bank.new_empty(self.block_rows, len(bank)) for bank in self.rounded]
-        scores = [
+        scores = [  # a product with `out` also keeps its type under autocast
             torch.mm(bank[rows], bank.T, out=buffer[: len(rows)])
             for bank, buffer in zip(self.rounded, self.kept.buffers, strict=True)
         ]
@@ -376,12 +376,3 @@ def _best(ids: Tensor, score: Tensor, k: int) -> tuple[Tensor, Tensor]:
     above, tied = score > kth, score == kth
     keep = above | (tied & (tied.cumsum(dim=1) <= k - above.sum(dim=1, keepdim=True)))
     return ids[keep].view(-1, k), score[keep].view(-1, k)
-
-
-def _rounding_margin(exact: Tensor, rounded: Tensor) -> float:
-    """How far an inner product of two rows of `rounded` can be from that of `exact`, when summed in float32."""
-    largest = torch.linalg.vector_norm(exact, dim=1).max()
-    largest_rounded = torch.linalg.vector_norm(rounded.double(), dim=1).max()
-    rounding = torch.linalg.vector_norm(exact - rounded.double(), dim=1).max()
-    summing = exact.shape[1] * torch.finfo(torch.float32).eps * largest_rounded**2  # twice the worst case
-    return (rounding * (largest + largest_rounded) + summing + 1e-6).item()  # 1e-6: float32 results and comparisons

@@ -189,17 +189,30 @@ def test_threads_are_given_back_after_an_error():
         torch.set_num_threads(threads)
 
 
-def test_lower_float32_precision_and_autocast_change_nothing(generator):
+def test_lower_float32_precision_is_noticed(generator):
     video, audio = unit((900, 32), generator, classes=30), unit((900, 32), generator, classes=30)
     expected = mine_agreement(video, audio, k=8)
     before = torch.get_float32_matmul_precision()
     try:
         torch.set_float32_matmul_precision("medium")
         assert not agreement._has_true_float32(video.device)
+        sets = mine_agreement(video, audio, k=8)
+    finally:
+        torch.set_float32_matmul_precision(before)
+    assert torch.equal(sets.ids, expected.ids)
+    assert torch.equal(sets.score, expected.score)
+
+
+def test_autocast_changes_nothing(generator, first_type):
+    video, audio = unit((900, 32), generator, classes=30), unit((900, 32), generator, classes=30)
+    expected = mine_agreement(video, audio, k=8)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # no pool: its threads would not be under autocast
+    try:
         with torch.autocast("cpu", dtype=torch.bfloat16):
             sets = mine_agreement(video, audio, k=8)
     finally:
-        torch.set_float32_matmul_precision(before)
+        torch.set_num_threads(threads)
     assert torch.equal(sets.ids, expected.ids)
     assert torch.equal(sets.score, expected.score)
 
