@@ -1,6 +1,7 @@
 """Checkpoints: written whole or not at all, read without running code, and bound to their manifest.
 
-A checkpoint holds tensors, str, int, float, bool, None, list and dict only, so that `torch.load(weights_only=True)` reads it.
+A checkpoint holds tensors, str, int, float, bool, None, list and dict only, so that `torch.load(weights_only=True)`
+reads it.
 """
 
 import os
@@ -54,7 +55,9 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except (RuntimeError, EOFError, pickle.UnpicklingError, KeyError, ValueError) as error:
-        raise CheckpointError(f"checkpoint {path} cannot be read ({str(error).splitlines()[0]}): is it complete?") from error
+        raise CheckpointError(
+            f"checkpoint {path} cannot be read ({str(error).splitlines()[0]}): is it complete?"
+        ) from error
     if not isinstance(state, dict) or not {"config", "manifest_hash", "model"} <= state.keys():
         raise CheckpointError(f"{path} is not a checkpoint of avssl: expected the {LAST} of a run")
     return state
@@ -68,8 +71,10 @@ def check_manifest(state: dict[str, Any], manifest_hash: str, *, path: str | Pat
     """
     if state["manifest_hash"] != manifest_hash:
         raise CheckpointError(
-            f"checkpoint {path} belongs to another manifest than {manifest} (hash {state['manifest_hash'][:12]} against "
-            f"{manifest_hash[:12]}): rows are instances, so its memories would belong to other clips; use the manifest it was "
+            f"checkpoint {path} belongs to another manifest than {manifest} (hash {state['manifest_hash'][:12]} "
+            f"against "
+            f"{manifest_hash[:12]}): rows are instances, so its memories would belong to other clips; use the "
+            f"manifest it was "
             "trained on, or start a run of your own without it"
         )
 
@@ -89,9 +94,12 @@ def load_initial(method: nn.Module, state: dict[str, Any], *, path: str | Path) 
     other = [name for name in own.keys() & given.keys() if own[name].shape != given[name].shape]
     if unknown or other:
         name = (unknown or sorted(other))[0]
-        reason = "is not part of this method" if unknown else f"is {tuple(given[name].shape)}, here {tuple(own[name].shape)}"
+        reason = (
+            "is not part of this method" if unknown else f"is {tuple(given[name].shape)}, here {tuple(own[name].shape)}"
+        )
         raise CheckpointError(
-            f"model.init={path}: {name} {reason} ({len(unknown) + len(other)} such entries): start from a run with the same model "
+            f"model.init={path}: {name} {reason} ({len(unknown) + len(other)} such entries): start from a run with "
+            f"the same model "
             "section and a method that this one extends"
         )
     method.load_state_dict(given, strict=False)

@@ -1,4 +1,5 @@
-"""The configuration of a run: four fixed sections as dataclasses, and `method`, whose options belong to the method itself.
+"""The configuration of a run: four fixed sections as dataclasses, and `method`, whose options belong to the method
+itself.
 
 A run is one YAML file that holds only what differs from the defaults below, plus overrides `section.key=value`:
 

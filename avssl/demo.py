@@ -3,7 +3,6 @@
 Every stage is what a user calls for clips of his own; see tools/demo.py.
 """
 
-import dataclasses
 import json
 import platform
 import time
@@ -14,11 +13,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from avssl import distributed
-from avssl.config import Config, load
+from avssl.config import load
 from avssl.data.manifest import Manifest, read_manifest
 from avssl.evaluate.classify import linear_predict
-from avssl.evaluate.features import Extracted, extract, load_run, with_data
+from avssl.evaluate.features import Extracted, extract, load_run
 from avssl.evaluate.harness import evaluate, labelled_rows
 from avssl.evaluate.retrieval import chance_recall, class_recall, instance_recall
 from avssl.evaluate.shortcut import shortcut_features
@@ -80,10 +78,13 @@ def run_demo(
         title="avssl on the toy set",
         notes=[
             f"{command}; {summary['machine']}; {summary['seconds']:.0f} s; seed {config.run.seed}.",
-            "Made clips: 12 classes, pairs of which look alike and sound different or sound alike and look different; every tenth "
+            "Made clips: 12 classes, pairs of which look alike and sound different or sound alike and look "
+            "different; every tenth "
             "clip carries a foreign sound.",
         ],
-        curves=curves_png({name: folder / "log.jsonl" for name, folder in runs.items()}, ("loss", "video_rank", "audio_rank")),
+        curves=curves_png(
+            {name: folder / "log.jsonl" for name, folder in runs.items()}, ("loss", "video_rank", "audio_rank")
+        ),
         tables=tables(summary),
         manifest=toy,
         clips=reference_clips(*banks, toy),
@@ -91,7 +92,9 @@ def run_demo(
     return summary
 
 
-def agreement_of(run: Path, manifest: Manifest, *, k: int) -> tuple[tuple[torch.Tensor, torch.Tensor, torch.Tensor], dict[str, float]]:
+def agreement_of(
+    run: Path, manifest: Manifest, *, k: int
+) -> tuple[tuple[torch.Tensor, torch.Tensor, torch.Tensor], dict[str, float]]:
     """Memories of a run (video, audio, usable rows), and how often a mined positive shares the class, by rule."""
     banks = load_run(run).method.banks
     state = (banks["video"].z.cpu(), banks["audio"].z.cpu(), banks["audio"].valid.cpu())
@@ -104,17 +107,24 @@ def agreement_of(run: Path, manifest: Manifest, *, k: int) -> tuple[tuple[torch.
 
 
 def probe_toy(runs: dict[str, Path], toy: Manifest) -> tuple[dict[str, float], dict[str, float], dict[str, Any]]:
-    """Linear probes on the toy classes, retrieval across modalities on the test split, and the probes' single modalities."""
+    """Linear probes on the toy classes, retrieval across modalities on the test split, and the probes' single
+    modalities.
+    """
     rows = {split: labelled_rows(toy, split, path=toy.root) for split in ("train", "test")}
     targets = {split: toy.targets()[ids] for split, ids in rows.items()}
     shortcut = {split: shortcut_features(toy, ids, progress=f"shortcut {split}") for split, ids in rows.items()}
     predicted, _ = linear_predict(shortcut["train"], targets["train"], shortcut["test"])
     probes = {"chance": 0.0, "shortcut": float((predicted == targets["test"]).mean())}
     by_modality, found = {}, {}
-    for name, run, trained in (("random", runs["avid"], False), ("avid", runs["avid"], True), ("avid_cma", runs["avid_cma"], True)):
+    for name, run, trained in (
+        ("random", runs["avid"], False),
+        ("avid", runs["avid"], True),
+        ("avid_cma", runs["avid_cma"], True),
+    ):
         loaded = load_run(run, trained=trained)
         found = {
-            split: extract(loaded, toy, ids, num_clips=NUM_CLIPS, progress=f"{name} {split}") for split, ids in rows.items()
+            split: extract(loaded, toy, ids, num_clips=NUM_CLIPS, progress=f"{name} {split}")
+            for split, ids in rows.items()
         }
         result = evaluate("linear", (toy, found["train"]), (toy, found["test"]))
         probes |= {"chance": result["chance"], name: result["accuracy"]["both"]}
@@ -123,7 +133,9 @@ def probe_toy(runs: dict[str, Path], toy: Manifest) -> tuple[dict[str, float], d
 
 
 def retrieval_figures(found: Extracted, manifest: Manifest) -> dict[str, float]:
-    """Recall across modalities among the clips with sound: of another clip of the same class, and of the clip's own other side."""
+    """Recall across modalities among the clips with sound: of another clip of the same class, and of the clip's own
+    other side.
+    """
     video, audio = (found.embedding[name][found.has_audio] for name in ("video", "audio"))
     targets = manifest.targets()[found.ids[found.has_audio]]
     figures = {}
@@ -149,8 +161,12 @@ def probe_transfer(run: Path, actions: Manifest) -> dict[str, float]:
     return figures
 
 
-def reference_clips(video: torch.Tensor, audio: torch.Tensor, valid: torch.Tensor, manifest: Manifest) -> dict[str, list[ShownClip]]:
-    """Clips drawn at random (seed 0), each with its nearest by agreement, one that only looks alike and one that only sounds alike."""
+def reference_clips(
+    video: torch.Tensor, audio: torch.Tensor, valid: torch.Tensor, manifest: Manifest
+) -> dict[str, list[ShownClip]]:
+    """Clips drawn at random (seed 0), each with its nearest by agreement, one that only looks alike and one that
+    only sounds alike.
+    """
     drawn = np.random.default_rng(0).permutation(np.flatnonzero(valid.numpy()))
     references, classes = [], set()
     for row in drawn.tolist():

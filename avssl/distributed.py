@@ -1,6 +1,7 @@
 """Several processes, one loss: start from torchrun's environment, and collectives that carry gradients.
 
-Every function works without a process group too, where it is the identity, so that no caller asks how many ranks there are.
+Every function works without a process group too, where it is the identity, so that no caller asks how many ranks
+there are.
 With DDP the gradient of a parameter is averaged over ranks; `gather` and `all_reduce` sum the gradients that all ranks
 send back, which together gives the gradient of the mean of the ranks' losses.
 """
@@ -84,7 +85,9 @@ class _AllReduce(torch.autograd.Function):
 
 
 def gather(x: Tensor) -> Tensor:
-    """Concatenate x (B, ...) over ranks -> (W * B, ...), rank 0 first, gradient kept. Sizes must be equal on all ranks."""
+    """Concatenate x (B, ...) over ranks -> (W * B, ...), rank 0 first, gradient kept. Sizes must be equal on all
+    ranks.
+    """
     if world_size() == 1:
         return x
     if x.dtype == torch.bool:  # not every backend moves booleans

@@ -1,4 +1,6 @@
-"""What a run reports: one JSON line per report (`log.jsonl`), TensorBoard, a progress bar, and lines for a person. Rank 0 only."""
+"""What a run reports: one JSON line per report (`log.jsonl`), TensorBoard, a progress bar, and lines for a person.
+Rank 0 only.
+"""
 
 import json
 import math
@@ -44,7 +46,8 @@ class RunLog:
 
     Args:
         folder: of the run.
-        first_step: a resumed run continues from here; lines of later steps, written before the run was killed, are dropped.
+        first_step: a resumed run continues from here; lines of later steps, written before the run was killed, are
+            dropped.
         num_steps: of the whole run, for the progress bar.
     """
 
@@ -56,7 +59,9 @@ class RunLog:
         kept = [line for line in read_log(self.path) if line["step"] <= first_step] if first_step else []
         self.path.write_text("".join(json.dumps(line) + "\n" for line in kept))
         self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=first_step + 1)
-        self._bar = tqdm(total=num_steps, initial=first_step, unit="step", dynamic_ncols=True, file=sys.stderr, mininterval=1)
+        self._bar = tqdm(
+            total=num_steps, initial=first_step, unit="step", dynamic_ncols=True, file=sys.stderr, mininterval=1
+        )
 
     def report(self, step: int, figures: Mapping[str, Any]) -> None:
         """Write one line of figures for a step (a number that is not finite as null)."""
@@ -107,9 +112,10 @@ def _jsonable(value: Any) -> Any:
 
 
 def collapse_figures(z: Tensor) -> dict[str, Tensor]:
-    """Signs of collapse of unit vectors z (n, D): `std`, the mean over dimensions of the standard deviation times sqrt(D) (1 for vectors
-    spread over the sphere, 0 when all are equal), and `rank`, the effective rank (Roy & Vetterli 2007) of the centred vectors, between 1
-    and min(n - 1, D)."""
+    """Signs of collapse of unit vectors z (n, D): `std`, the mean over dimensions of the standard deviation times
+    sqrt(D) (1 for vectors
+    spread over the sphere, 0 when all are equal), and `rank`, the effective rank (Roy & Vetterli 2007) of the
+    centred vectors, between 1 and min(n - 1, D)."""
     z = z.detach().float()
     std = z.std(dim=0, correction=0).mean() * z.shape[1] ** 0.5
     share = torch.linalg.svdvals(z - z.mean(dim=0)).clamp(min=1e-12)

@@ -1,4 +1,6 @@
-"""Optimisers and learning rates by configuration. The rate is a pure function of the step, so nothing of it needs to be saved."""
+"""Optimisers and learning rates by configuration. The rate is a pure function of the step, so nothing of it needs to
+be saved.
+"""
 
 import math
 from collections.abc import Iterable
@@ -27,7 +29,8 @@ def build_optimizer(parameters: Iterable[nn.Parameter], optim: OptimConfig) -> t
 def learning_rate(step: int, *, steps_per_epoch: int, optim: OptimConfig) -> float:
     """Rate of one optimiser step, counted from 0.
 
-    Linear warm-up over optim.warmup_epochs, then constant with drops (multistep) or half a cosine down to 0 at the end (cosine).
+    Linear warm-up over optim.warmup_epochs, then constant with drops (multistep) or half a cosine down to 0 at the
+    end (cosine).
     """
     warmup_steps = optim.warmup_epochs * steps_per_epoch
     if step < warmup_steps:

@@ -12,22 +12,22 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib
-import numpy as np
 import torch
 
 from avssl.data.manifest import Manifest
 from avssl.logs import read_log
-from avssl.media.decode import DecodeError, read_clip, AudioWindow, VideoWindow
+from avssl.media.decode import AudioWindow, DecodeError, VideoWindow, read_clip
 from avssl.transforms.audio import log_mel
 
 matplotlib.use("Agg")
-import matplotlib.pyplot as plt  # noqa: E402  (after the backend is chosen)
+import matplotlib.pyplot as plt
 
 STYLE = """
-body { font: 16px/1.5 system-ui, sans-serif; max-width: 62rem; margin: 2rem auto; padding: 0 1rem; color: #1a1a1a; background: #fff; }
-h1 { font-size: 1.6rem; } h2 { font-size: 1.2rem; margin-top: 2.2rem; }
+body { font: 16px/1.5 system-ui, sans-serif; max-width: 62rem; margin: 2rem auto; padding: 0 1rem; color: #1a1a1a;
+background: #fff; } h1 { font-size: 1.6rem; } h2 { font-size: 1.2rem; margin-top: 2.2rem; }
 table { border-collapse: collapse; margin: .6rem 0; } th, td { padding: .25rem .9rem .25rem 0; text-align: left; }
-td.figure { text-align: right; font-variant-numeric: tabular-nums; } th { border-bottom: 1px solid #999; font-weight: 600; }
+td.figure { text-align: right; font-variant-numeric: tabular-nums; } th { border-bottom: 1px solid #999; font-weight:
+600; }
 .clips { display: flex; flex-wrap: wrap; gap: 1rem; margin: .6rem 0 1.6rem; } figure { margin: 0; width: 13rem; }
 figure img { width: 100%; border: 1px solid #ccc; } figcaption { font-size: .85rem; } figcaption b { display: block; }
 p.note { color: #555; font-size: .9rem; } img.curves { max-width: 100%; }
@@ -112,7 +112,8 @@ def write_report(
     parts = [f"<h1>{html.escape(title)}</h1>", *(f'<p class="note">{html.escape(note)}</p>' for note in notes)]
     for heading, figures in tables.items():
         rows = "".join(
-            f'<tr><td>{html.escape(name)}</td><td class="figure">{_shown(value)}</td></tr>' for name, value in figures.items()
+            f'<tr><td>{html.escape(name)}</td><td class="figure">{_shown(value)}</td></tr>'
+            for name, value in figures.items()
         )
         parts.append(f"<h2>{html.escape(heading)}</h2><table>{rows}</table>")
     parts.append(f'<h2>Training</h2><img class="curves" alt="Loss curves" src="{_inline(curves)}">')
@@ -129,7 +130,9 @@ def write_report(
 def _figure(manifest: Manifest, clip: ShownClip) -> str:
     name = f"{manifest.column('label')[clip.row]} ({Path(str(manifest.column('path')[clip.row])).name})"
     try:
-        picture = f'<img alt="{html.escape(clip.role)}: {html.escape(name)}" src="{_inline(clip_png(manifest, clip.row))}">'
+        picture = (
+            f'<img alt="{html.escape(clip.role)}: {html.escape(name)}" src="{_inline(clip_png(manifest, clip.row))}">'
+        )
     except DecodeError as error:
         picture = f"<p>{html.escape(str(error))}</p>"
     caption = f"<b>{html.escape(clip.role)}</b>{html.escape(name)}<br>{html.escape(clip.note)}"

@@ -143,7 +143,9 @@ class Step:
 
     @staticmethod
     def merge(steps: Sequence[Step]) -> Step:
-        """One step out of the parts of an accumulated batch: losses, logs and tensors averaged, vectors concatenated."""
+        """One step out of the parts of an accumulated batch: losses, logs and tensors averaged, vectors
+        concatenated.
+        """
 
         def merged(values: list[Any]) -> Any:
             return Embedded.cat(values) if isinstance(values[0], Embedded) else torch.stack(values).mean(dim=0)
@@ -159,7 +161,9 @@ class Step:
 
 @dataclass(frozen=True)
 class Progress:
-    """Where a run is. Everything drawn inside a loss is keyed by it, so that calling a loss twice gives the same value."""
+    """Where a run is. Everything drawn inside a loss is keyed by it, so that calling a loss twice gives the same
+    value.
+    """
 
     epoch: int
     step: int  # optimiser steps done in the whole run

@@ -9,7 +9,7 @@ import signal
 import time
 from pathlib import Path
 from types import FrameType
-from typing import Any, Self
+from typing import Self
 
 import numpy as np
 import torch
@@ -48,7 +48,8 @@ def train(config: Config) -> bool:
     Writes into run.dir: `last.pt`, `encoders.safetensors`, `log.jsonl`, `tensorboard/`, `config.yaml`.
 
     Returns:
-        True when the run is complete; False when it was asked to stop (SIGTERM, Ctrl-C, run.max_steps) and saved itself.
+        True when the run is complete; False when it was asked to stop (SIGTERM, Ctrl-C, run.max_steps) and saved
+        itself.
 
     Raises:
         ConfigError, ManifestError, CheckpointError: before any work starts.
@@ -129,7 +130,9 @@ def train(config: Config) -> bool:
             method.after_step(done)
             step += 1
 
-            figures.add({"loss": done.loss, "grad_norm": done.loss.new_tensor(grad_norm), **done.logs, **_shares(batch)})
+            figures.add(
+                {"loss": done.loss, "grad_norm": done.loss.new_tensor(grad_norm), **done.logs, **_shares(batch)}
+            )
             log.advance()
             if step % config.run.log_every == 0 or step % batches.steps_per_epoch == 0:
                 seconds = time.perf_counter() - since
@@ -160,14 +163,16 @@ def usable_instances(manifest: Manifest, config: Config) -> Instances:
     valid = manifest.valid(config.data.split)
     if not valid.any():
         raise ConfigError(
-            f"no usable clip with data.split={config.data.split} in {config.data.manifest}: look at its columns split, status and "
+            f"no usable clip with data.split={config.data.split} in {config.data.manifest}: look at its columns "
+            f"split, status and "
             "reason, or set data.split=null to train on every row"
         )
     return Instances(valid=torch.from_numpy(valid.copy()), has_audio=torch.from_numpy(manifest.has_audio.copy()))
 
 
 def spare_cores(num_workers: int) -> int:
-    """Cores that the decoding workers of this machine's ranks leave to each rank, at least 1. More threads than cores cost far more
+    """Cores that the decoding workers of this machine's ranks leave to each rank, at least 1. More threads than
+    cores cost far more
     than they bring: on 2 cores with 2 workers, 1 thread trains 1.5 times as many clips per second as 2."""
     ranks = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
     return max(1, (os.cpu_count() or 1) // ranks - num_workers)
@@ -206,7 +211,8 @@ def _resume(config: Config, manifest: Manifest, method: Method, optimizer: torch
     if last.exists():
         if config.run.resume == "never":
             raise ConfigError(
-                f"run.resume=never, but {last} holds a run already: choose another run.dir, or delete that folder yourself"
+                f"run.resume=never, but {last} holds a run already: choose another run.dir, or delete that folder "
+                f"yourself"
             )
         state = load_checkpoint(last)
         check_manifest(state, manifest.hash, path=last, manifest=config.data.manifest)
@@ -230,11 +236,14 @@ def _check_same_run(config: Config, before: Config, last: Path) -> None:
         for name in sorted(now.keys() | then.keys()):
             if now.get(name) != then.get(name) and f"{section}.{name}" not in free:
                 raise ConfigError(
-                    f"{section}.{name}={now.get(name)}, but the run in {last.parent} was started with {then.get(name)}: choose "
+                    f"{section}.{name}={now.get(name)}, but the run in {last.parent} was started with "
+                    f"{then.get(name)}: choose "
                     "another run.dir for a new run, or repeat the old value to continue"
                 )
     if config.run.seed != before.run.seed:
-        raise ConfigError(f"run.seed={config.run.seed}, but the run in {last.parent} was started with {before.run.seed}")
+        raise ConfigError(
+            f"run.seed={config.run.seed}, but the run in {last.parent} was started with {before.run.seed}"
+        )
 
 
 def _wrap(method: Method, config: Config, device: torch.device) -> nn.Module:
@@ -272,9 +281,12 @@ def _grad_norm(method: Method, clip_norm: float | None) -> float:
 def _blame(method: Method, step: int, done: Step, grad_norm: float, last: Path | None) -> str:
     """Name what is not finite."""
     names = [n for n, p in method.named_parameters() if p.grad is not None and not torch.isfinite(p.grad).all()]
-    what = f"loss is {float(done.loss)}, gradient norm {grad_norm}, first parameter with such a gradient: {(names or ['none'])[0]}"
+    first = names[0] if names else "none"
     good = f"the last good checkpoint is {last}" if last else "no checkpoint was written yet"
-    return f"step {step}: {what} ({len(names)} in all); {good}. Try a lower optim.lr, optim.clip_norm, or run.precision=float32"
+    return (
+        f"step {step}: loss is {float(done.loss)}, gradient norm {grad_norm}, "
+        f"first parameter with such a gradient: {first} ({len(names)} in all); {good}. Try a lower optim.lr, optim.clip_norm, or run.precision=float32"
+    )
 
 
 def _check_readable(batch: Batch, log: RunLog, step: int) -> None:
@@ -284,7 +296,9 @@ def _check_readable(batch: Batch, log: RunLog, step: int) -> None:
     if batch.errors:
         log.report(step, {"unreadable": list(batch.errors)})
     if len(batch.errors) == len(batch):
-        raise TrainingError(f"step {step}: no file of the batch could be read (first: {batch.errors[0]}): is data.root right?")
+        raise TrainingError(
+            f"step {step}: no file of the batch could be read (first: {batch.errors[0]}): is data.root right?"
+        )
 
 
 def _shares(batch: Batch) -> dict[str, torch.Tensor]:
@@ -310,9 +324,12 @@ def _key(seed: int, step: int) -> int:
     return int(np.random.SeedSequence((seed, step)).generate_state(1)[0])
 
 
-def _describe(config: Config, manifest: Manifest, instances: Instances, batches: TrainingBatches, device: torch.device) -> str:
+def _describe(
+    config: Config, manifest: Manifest, instances: Instances, batches: TrainingBatches, device: torch.device
+) -> str:
     sounding = int((instances.valid & instances.has_audio).sum())
     return (
         f"{config.method['name']}: {int(instances.valid.sum())} clips ({sounding} with sound) of {instances.num} rows, "
-        f"{batches.num_steps} steps of {config.data.batch_size} on {distributed.world_size()} x {device.type}, {config.run.precision}"
+        f"{batches.num_steps} steps of {config.data.batch_size} on {distributed.world_size()} x {device.type}, "
+        f"{config.run.precision}"
     )

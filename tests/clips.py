@@ -27,7 +27,9 @@ def make_clip(path: Path, label: int, number: int, *, sound: bool = True) -> Non
 
 
 def make_set(folder: Path, *, num_train: int = 12, num_test: int = 6, silent: int = 1) -> Manifest:
-    """FOLDER/{train,test}/{0,1}/*.mp4 and FOLDER/manifest.parquet; the last `silent` clips of each split have no sound."""
+    """FOLDER/{train,test}/{0,1}/*.mp4 and FOLDER/manifest.parquet; the last `silent` clips of each split have no
+    sound.
+    """
     rows = []
     for split, num in (("train", num_train), ("test", num_test)):
         for number in range(num):
@@ -40,8 +42,9 @@ def make_set(folder: Path, *, num_train: int = 12, num_test: int = 6, silent: in
 
 
 TINY = [  # sizes at which a step takes a fraction of a second
-    "data.clips_per_video=2", "data.batch_size=4", "data.num_workers=0", "data.num_frames=2", "data.fps=5", "data.size=32",
-    "data.audio_seconds=0.5", "data.sample_rate=8000", "data.max_offset_seconds=0.1", "data.spectrogram=log_mel", "data.n_fft=256",
-    "data.num_mels=24", "data.hop_seconds=0.01", "model.video_depth=10", "model.video_width=0.125", "model.audio_width=0.125",
-    "method.num_negatives=8", "method.hidden_dim=16", "optim.epochs=2", "run.log_every=1", "run.num_threads=1",
-]  # fmt: skip
+    *("data.clips_per_video=2", "data.batch_size=4", "data.num_workers=0", "data.num_frames=2", "data.fps=5"),
+    *("data.size=32", "data.audio_seconds=0.5", "data.sample_rate=8000", "data.max_offset_seconds=0.1"),
+    *("data.spectrogram=log_mel", "data.n_fft=256", "data.num_mels=24", "data.hop_seconds=0.01"),
+    *("model.video_depth=10", "model.video_width=0.125", "model.audio_width=0.125"),
+    *("method.num_negatives=8", "method.hidden_dim=16", "optim.epochs=2", "run.log_every=1", "run.num_threads=1"),
+]

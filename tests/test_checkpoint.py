@@ -6,7 +6,14 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from avssl.checkpoint import CheckpointError, check_manifest, export_encoders, load_checkpoint, load_initial, save_checkpoint
+from avssl.checkpoint import (
+    CheckpointError,
+    check_manifest,
+    export_encoders,
+    load_checkpoint,
+    load_initial,
+    save_checkpoint,
+)
 from avssl.methods.avid import AVIDOptions
 from avssl.methods.avid_cma import AVIDCMAOptions
 from tests.methods.tiny import everything, tiny_method
@@ -73,4 +80,9 @@ def test_cma_starts_from_avid_and_nothing_is_lost_silently() -> None:
 def test_encoders_are_exported_by_modality(tmp_path: Path) -> None:
     method = tiny_method(AVIDOptions(**OPTIONS), everything(20))
     export_encoders(tmp_path / "encoders.safetensors", method)
-    assert sorted(load_file(tmp_path / "encoders.safetensors")) == ["audio.bias", "audio.weight", "video.bias", "video.weight"]
+    assert sorted(load_file(tmp_path / "encoders.safetensors")) == [
+        "audio.bias",
+        "audio.weight",
+        "video.bias",
+        "video.weight",
+    ]

@@ -11,7 +11,9 @@ from avssl.config import Config, ConfigError, dumps, load, loads, merge_options
 @pytest.fixture
 def path(tmp_path: Path) -> Path:
     file = tmp_path / "run.yaml"
-    file.write_text("data: {manifest: m.parquet}\nrun: {dir: runs/x}\nmethod: {name: avid, cross: 1}\noptim: {lr: 1e-3}\n")
+    file.write_text(
+        "data: {manifest: m.parquet}\nrun: {dir: runs/x}\nmethod: {name: avid, cross: 1}\noptim: {lr: 1e-3}\n"
+    )
     return file
 
 

@@ -59,7 +59,9 @@ def test_evaluation_reports_what_has_sound_and_what_has_not(run: Path, clip_set:
         labelled_rows(clip_set, "val", path=run)
 
 
-def test_store_is_written_once_continued_and_searched(run: Path, clip_set: Manifest, tmp_path: Path, monkeypatch) -> None:
+def test_store_is_written_once_continued_and_searched(
+    run: Path, clip_set: Manifest, tmp_path: Path, monkeypatch
+) -> None:
     monkeypatch.setattr("avssl.retrieval.store.SHARD_ROWS", 5)
     loaded = load_run(run)
 

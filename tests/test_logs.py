@@ -38,7 +38,12 @@ def test_a_resumed_log_drops_what_came_after_the_checkpoint(tmp_path: Path) -> N
         file.write('{"step": 6, "lo')  # killed while writing
     with RunLog(tmp_path, first_step=3, num_steps=9) as log:
         log.report(4, {"loss": 40.0})
-    assert [(line["step"], line["loss"]) for line in read_log(tmp_path / "log.jsonl")] == [(1, 1), (2, None), (3, 3), (4, 40)]
+    assert [(line["step"], line["loss"]) for line in read_log(tmp_path / "log.jsonl")] == [
+        (1, 1),
+        (2, None),
+        (3, 3),
+        (4, 40),
+    ]
     assert all(json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines())
     with RunLog(tmp_path, first_step=0, num_steps=9):
         pass

@@ -53,7 +53,9 @@ def test_columns_are_joined_and_taken_along_the_column_axis(shape: tuple[int, ..
 
 
 def test_steps_of_an_accumulated_batch_merge() -> None:
-    steps = [Step(torch.tensor(x), {"v2a": torch.tensor(x)}, {"z": embedded(2), "c": torch.tensor(x)}) for x in (1.0, 3.0)]
+    steps = [
+        Step(torch.tensor(x), {"v2a": torch.tensor(x)}, {"z": embedded(2), "c": torch.tensor(x)}) for x in (1.0, 3.0)
+    ]
     merged = Step.merge(steps)
     assert (float(merged.loss), float(merged.logs["v2a"]), float(merged.memo["c"])) == (2.0, 2.0, 2.0)
     assert merged.memo["z"].ids.tolist() == [0, 1, 0, 1]

@@ -2,7 +2,8 @@
 
     python tools/demo.py --out runs/demo
 
-Writes OUT/summary.json, OUT/report.html and the two runs. A stopped demo continues where it was. Exit code: 0 done, 1 stopped, 2 wrong call.
+Writes OUT/summary.json, OUT/report.html and the two runs. A stopped demo continues where it was. Exit code: 0 done,
+1 stopped, 2 wrong call.
 """
 
 import argparse

@@ -3,8 +3,8 @@
     python tools/evaluate.py runs/toy knn --train data/toy/manifest.parquet --test data/toy/manifest.parquet
     python tools/evaluate.py runs/toy linear --train data/toy/manifest.parquet --test data/toy/manifest.parquet
 
-Rows with split train of the first manifest and test (or val) of the second are used, where the manifests have splits. Exit code: 0 done,
-1 some clips could not be read (they are named and left out), 2 wrong call.
+Rows with split train of the first manifest and test (or val) of the second are used, where the manifests have
+splits. Exit code: 0 done, 1 some clips could not be read (they are named and left out), 2 wrong call.
 """
 
 import argparse
@@ -12,9 +12,9 @@ import json
 import sys
 from pathlib import Path
 
-from avssl.evaluate.harness import evaluate, labelled_rows
-from avssl.evaluate.features import extract, load_run, with_data
 from avssl.data.manifest import read_manifest
+from avssl.evaluate.features import extract, load_run, with_data
+from avssl.evaluate.harness import evaluate, labelled_rows
 
 
 def main() -> int:
@@ -41,12 +41,17 @@ def main() -> int:
         ):
             manifest = read_manifest(path)
             rows = labelled_rows(manifest, split, path=path)
-            sides[side] = (manifest, extract(run, manifest, rows, num_clips=arguments.num_clips, progress=f"{side} features"))
+            sides[side] = (
+                manifest,
+                extract(run, manifest, rows, num_clips=arguments.num_clips, progress=f"{side} features"),
+            )
         result = evaluate(arguments.protocol, sides["train"], sides["test"])
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    errors = {manifest.column("path")[row]: why for manifest, found in sides.values() for row, why in found.errors.items()}
+    errors = {
+        manifest.column("path")[row]: why for manifest, found in sides.values() for row, why in found.errors.items()
+    }
     for path, reason in errors.items():
         print(f"not read, left out: {path}: {reason}", file=sys.stderr)
     if arguments.json == "-":
@@ -54,7 +59,10 @@ def main() -> int:
     else:
         for name, figures in result["accuracy"].items():
             print(f"{name:6} {figures:.3f}")
-        print(f"chance {result['chance']:.3f}   ({result['num_train']} train, {result['num_test']} test, {result['num_classes']} classes)")
+        print(
+            f"chance {result['chance']:.3f}   ({result['num_train']} train, {result['num_test']} test, "
+            f"{result['num_classes']} classes)"
+        )
     if arguments.json and arguments.json != "-":
         Path(arguments.json).write_text(json.dumps(result) + "\n")
     return 1 if errors else 0

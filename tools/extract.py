@@ -3,7 +3,8 @@
     python tools/extract.py runs/toy data/toy/manifest.parquet --out embeddings/
     torchrun --nproc-per-node 2 tools/extract.py runs/toy data/toy/manifest.parquet --out embeddings/
 
-A stopped extraction continues where it was. Exit code: 0 done, 1 some clips could not be read (they are named), 2 wrong call.
+A stopped extraction continues where it was. Exit code: 0 done, 1 some clips could not be read (they are named), 2
+wrong call.
 """
 
 import argparse
@@ -54,8 +55,14 @@ def main() -> int:
     if arguments.json:
         print(json.dumps(summary))
     else:
-        print(f"{summary['clips']} clips, {summary['with_sound']} with sound, {summary['not_read']} not read -> {arguments.out}")
-        print(f"next: python tools/retrieve.py {arguments.out} --query {store.ids[0]} --from audio --to video --k 10", file=sys.stderr)
+        print(
+            f"{summary['clips']} clips, {summary['with_sound']} with sound, {summary['not_read']} not read -> "
+            f"{arguments.out}"
+        )
+        print(
+            f"next: python tools/retrieve.py {arguments.out} --query {store.ids[0]} --from audio --to video --k 10",
+            file=sys.stderr,
+        )
     return 1 if store.errors else 0
 
 

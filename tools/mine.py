@@ -2,8 +2,8 @@
 
     python tools/mine.py runs/toy --k 32 --rule consensus --out sets.parquet
 
-The file has a row per instance: id, path, positive_ids, scores, exact. When the manifest has labels, the precision of all four rules is
-printed beside chance. Exit code: 0 done, 2 wrong call.
+The file has a row per instance: id, path, positive_ids, scores, exact. When the manifest has labels, the precision
+of all four rules is printed beside chance. Exit code: 0 done, 2 wrong call.
 """
 
 import argparse
@@ -38,7 +38,11 @@ def main() -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     write_sets(arguments.out, found[arguments.rule], manifest)
-    summary = {"k": arguments.k, "rule": arguments.rule, "exact": float(found[arguments.rule].exact[valid].float().mean())}
+    summary = {
+        "k": arguments.k,
+        "rule": arguments.rule,
+        "exact": float(found[arguments.rule].exact[valid].float().mean()),
+    }
     if has_labels(manifest):
         targets = torch.from_numpy(manifest.targets())
         precision = {rule: agreement_precision(sets.ids, targets) for rule, sets in found.items()}
@@ -46,7 +50,10 @@ def main() -> int:
     if arguments.json == "-":
         print(json.dumps(summary))
     else:
-        print(f"{int(valid.sum())} instances, {arguments.k} positives each by {arguments.rule}, {summary['exact']:.1%} proven exact -> {arguments.out}")
+        print(
+            f"{int(valid.sum())} instances, {arguments.k} positives each by {arguments.rule}, "
+            f"{summary['exact']:.1%} proven exact -> {arguments.out}"
+        )
         for rule, value in summary.get("agreement_precision", {}).items():
             print(f"  positives of the same class, {rule:9} {value:.3f}")
     if arguments.json and arguments.json != "-":

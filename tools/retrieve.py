@@ -3,8 +3,8 @@
     python tools/retrieve.py embeddings/ --query 12 --from audio --to video --k 10
     python tools/retrieve.py embeddings/ --query some/other/clip.mp4 --by agreement
 
-The query is an id, a path of the set, or any file: a file outside of the set is embedded with the run that made the embeddings.
-Exit code: 0 done, 2 wrong call.
+The query is an id, a path of the set, or any file: a file outside of the set is embedded with the run that made the
+embeddings. Exit code: 0 done, 2 wrong call.
 """
 
 import argparse
@@ -26,7 +26,9 @@ def main() -> int:
     parser.add_argument("--query", required=True, help="id, path of the set, or any clip on disk")
     parser.add_argument("--from", dest="source", choices=("video", "audio"), default="video", help="side of the query")
     parser.add_argument("--to", dest="target", choices=("video", "audio"), default="video", help="side of the answers")
-    parser.add_argument("--by", choices=("cosine", "agreement"), default="cosine", help="agreement: alike in picture and sound")
+    parser.add_argument(
+        "--by", choices=("cosine", "agreement"), default="cosine", help="agreement: alike in picture and sound"
+    )
     parser.add_argument("--k", type=int, default=10, help="how many")
     parser.add_argument("--json", action="store_true", help="print the answer as JSON")
     arguments = parser.parse_args()

@@ -1,6 +1,8 @@
-"""Clips as samples: which seconds and which parameters (drawn), then the pictures and sounds (decoded). Runs in worker processes.
+"""Clips as samples: which seconds and which parameters (drawn), then the pictures and sounds (decoded). Runs in
+worker processes.
 
-A file that cannot be read becomes an empty place: zeros with id -1 that match nothing, and its name and reason travel with the batch.
+A file that cannot be read becomes an empty place: zeros with id -1 that match nothing, and its name and reason
+travel with the batch.
 It is never replaced by another clip. Differs from AVID-CMA, where the next file takes its place silently.
 """
 
@@ -25,14 +27,21 @@ class ClipDataset(Dataset[Sample]):
     Args:
         manifest: its rows are the instances.
         data: lengths, rates and augmentation.
-        views: names in VIEWS that are wanted; all pictures share one window of time, all sounds another that overlaps it.
+        views: names in VIEWS that are wanted; all pictures share one window of time, all sounds another that
+            overlaps it.
         seed: of the run.
-        num_eval_clips: None = training, seconds and parameters drawn at random; a number = evaluation: that many clips spread
-            evenly over the video, centre crop, no augmentation.
+        num_eval_clips: None = training, seconds and parameters drawn at random; a number = evaluation: that many
+            clips spread evenly over the video, centre crop, no augmentation.
     """
 
     def __init__(
-        self, manifest: Manifest, data: DataConfig, views: Sequence[str], *, seed: int = 0, num_eval_clips: int | None = None
+        self,
+        manifest: Manifest,
+        data: DataConfig,
+        views: Sequence[str],
+        *,
+        seed: int = 0,
+        num_eval_clips: int | None = None,
     ) -> None:
         self.data = data
         self.views = tuple(views)
@@ -43,7 +52,9 @@ class ClipDataset(Dataset[Sample]):
         self.has_audio = manifest.has_audio
         self.sizes = np.stack([manifest.column("width"), manifest.column("height")], axis=1)
         self.tracks = {
-            track: np.stack([manifest.column(f"{track}_start"), manifest.column(f"{track}_end")], axis=1).astype(np.float64)
+            track: np.stack([manifest.column(f"{track}_start"), manifest.column(f"{track}_end")], axis=1).astype(
+                np.float64
+            )
             for track in ("video", "audio")
         }
         self.segments = np.stack([manifest.column("start"), manifest.column("end")], axis=1).astype(np.float64)

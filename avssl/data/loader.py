@@ -1,4 +1,6 @@
-"""Worker processes in front of a dataset: keys in, batches out, in the order of the keys whatever the number of workers."""
+"""Worker processes in front of a dataset: keys in, batches out, in the order of the keys whatever the number of
+workers.
+"""
 
 import signal
 from collections.abc import Iterable, Sequence
@@ -37,8 +39,8 @@ def build_loader(
 
 
 def _prepare_worker(worker: int) -> None:
-    """One thread each: the processes share the cores already. A request to stop, which a terminal or a scheduler sends to the whole
-    group of processes, is for the main process: it saves first, then ends its workers."""
+    """One thread each: the processes share the cores already. A request to stop, which a terminal or a scheduler
+    sends to the whole group of processes, is for the main process: it saves first, then ends its workers."""
     torch.set_num_threads(1)
     cv2.setNumThreads(0)
     signal.signal(signal.SIGINT, signal.SIG_IGN)

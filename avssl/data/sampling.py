@@ -1,7 +1,8 @@
-"""Which clips, in which order, and which seconds of them: pure functions of (seed, epoch, step) and of a row of the manifest.
+"""Which clips, in which order, and which seconds of them: pure functions of (seed, epoch, step) and of a row of the
+manifest.
 
-Nothing here has state or reads a file, so that any number of workers and ranks draws the same clips, and a resumed run continues in
-the middle of an epoch.
+Nothing here has state or reads a file, so that any number of workers and ranks draws the same clips, and a resumed
+run continues in the middle of an epoch.
 """
 
 from collections.abc import Iterator
@@ -25,7 +26,9 @@ class Span(NamedTuple):
     end: float
 
     def clamp(self, start: float, duration: float) -> float:
-        """The start nearest to `start` at which a window of `duration` lies inside; the span's start when it is too short."""
+        """The start nearest to `start` at which a window of `duration` lies inside; the span's start when it is too
+        short.
+        """
         return max(self.start, min(start, self.end - duration))
 
 
@@ -47,8 +50,8 @@ def num_steps_per_epoch(num_videos: int, *, clips_per_video: int, batch_size: in
 def epoch_keys(ids: np.ndarray, *, clips_per_video: int, seed: int, epoch: int) -> np.ndarray:
     """All clips of one epoch in order: (num_videos * clips_per_video, 2) int64 of (id, clip).
 
-    Every video comes once before any comes again. Differs from AVID-CMA, which shuffles all clips at once, so that a video often meets
-    itself in a batch.
+    Every video comes once before any comes again. Differs from AVID-CMA, which shuffles all clips at once, so that a
+    video often meets itself in a batch.
     """
     rng = np.random.default_rng((seed, epoch))
     passes = [np.stack([rng.permutation(ids), np.full(len(ids), clip)], axis=1) for clip in range(clips_per_video)]
@@ -113,10 +116,13 @@ def draw_windows(
 ) -> tuple[float, float]:
     """Starts of a picture window and of a sound window that overlap, drawn at random.
 
-    The longer window is drawn first, anywhere inside its track; the shorter one then lies inside it, or up to `max_offset_seconds`
-    before or after it, and inside its own track. Without sound only the picture is drawn and the sound's start is the same.
+    The longer window is drawn first, anywhere inside its track; the shorter one then lies inside it, or up to
+    `max_offset_seconds`
+    before or after it, and inside its own track. Without sound only the picture is drawn and the sound's start is
+    the same.
 
-    Source: AVID-CMA datasets/video_db.py, for sound longer than picture. Differs from AVID-CMA: the shorter window stays inside its
+    Source: AVID-CMA datasets/video_db.py, for sound longer than picture. Differs from AVID-CMA: the shorter window
+        stays inside its
     track, and a clip that is too short is looped and padded instead of being replaced by the next file.
     """
     if audio is None:
@@ -135,7 +141,8 @@ def draw_windows(
 def spread_windows(
     video: Span, audio: Span | None, *, video_seconds: float, audio_seconds: float, clip: int, num_clips: int
 ) -> tuple[float, float]:
-    """Starts of the `clip`-th of `num_clips` windows spread evenly over the picture (one clip: the middle), for evaluation.
+    """Starts of the `clip`-th of `num_clips` windows spread evenly over the picture (one clip: the middle), for
+    evaluation.
 
     The sound window has the same centre as the picture's, moved inside its track.
     """
@@ -150,7 +157,9 @@ def _uniform(rng: np.random.Generator, low: float, high: float) -> float:
     return float(low + rng.random() * max(high - low, 0.0))
 
 
-def _around(outer: float, outer_seconds: float, inner_seconds: float, offset: float, track: Span) -> tuple[float, float]:
+def _around(
+    outer: float, outer_seconds: float, inner_seconds: float, offset: float, track: Span
+) -> tuple[float, float]:
     """Range of starts for a shorter window around a longer one, inside its own track."""
     low = track.clamp(outer - offset, inner_seconds)
     return low, max(low, track.clamp(outer + outer_seconds + offset - inner_seconds, inner_seconds))

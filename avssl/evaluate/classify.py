@@ -16,8 +16,8 @@ FOLDS = 3
 def linear_predict(
     train: np.ndarray, train_targets: np.ndarray, test: np.ndarray, *, groups: np.ndarray | None = None
 ) -> tuple[np.ndarray, float]:
-    """Multinomial logistic regression on standardised features; the L2 penalty is chosen by cross-validation on the training
-    features alone.
+    """Multinomial logistic regression on standardised features; the L2 penalty is chosen by cross-validation on the
+    training features alone.
 
     Args:
         train: (n, D) features.
@@ -32,7 +32,9 @@ def linear_predict(
         ValueError: fewer than two classes.
     """
     if len(np.unique(train_targets)) < 2:
-        raise ValueError(f"a linear probe needs at least two classes, the training features have {np.unique(train_targets)}")
+        raise ValueError(
+            f"a linear probe needs at least two classes, the training features have {np.unique(train_targets)}"
+        )
     groups = np.arange(len(train)) if groups is None else np.unique(groups, return_inverse=True)[1]
     folds = min(FOLDS, len(np.unique(groups)))
     scores = []

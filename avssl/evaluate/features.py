@@ -43,8 +43,8 @@ class Run:
 
 @dataclass(frozen=True)
 class Extracted:
-    """What the towers say of n videos. Rows of sound are zeros where `has_audio` is False; videos that could not be read are left out
-    and stand in `errors` instead."""
+    """What the towers say of n videos. Rows of sound are zeros where `has_audio` is False; videos that could not be
+    read are left out and stand in `errors` instead."""
 
     ids: np.ndarray  # (n,) int64 rows of the manifest
     has_audio: np.ndarray  # (n,) bool
@@ -83,9 +83,7 @@ def load_run(path: str | Path, *, device: torch.device | None = None, trained: b
     device = device or distributed.init("auto")
     to_channels_last(method, enabled=config.run.channels_last)
     method = method.to(device).eval()
-    weights = {
-        name: value for name, value in method.state_dict().items() if name.startswith(("encoders.", "heads."))
-    }
+    weights = {name: value for name, value in method.state_dict().items() if name.startswith(("encoders.", "heads."))}
     return Run(path, config, method, device, distributed.digest(weights), state["manifest_hash"])
 
 
@@ -152,4 +150,3 @@ def with_data(run: Run, **changes: int | float | str) -> Run:
     """The same run with other values in its data section, such as num_workers."""
     config = dataclasses.replace(run.config, data=dataclasses.replace(run.config.data, **changes))
     return dataclasses.replace(run, config=config)
-

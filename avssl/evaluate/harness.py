@@ -24,7 +24,9 @@ def labelled_rows(manifest: Manifest, split: str | None, *, path: Path) -> np.nd
     labels = manifest.column("label")
     rows = np.flatnonzero(manifest.valid(split if splits else None) & np.array([bool(label) for label in labels]))
     if len(rows) == 0:
-        raise ValueError(f"{path} has no usable labelled clip in split {split} (its splits: {', '.join(sorted(splits)) or 'none'})")
+        raise ValueError(
+            f"{path} has no usable labelled clip in split {split} (its splits: {', '.join(sorted(splits)) or 'none'})"
+        )
     return rows
 
 
@@ -34,8 +36,8 @@ def evaluate(protocol: Literal["knn", "linear"], train: Side, test: Side) -> dic
     audio and both count the clips with sound only, on either side.
 
     Returns:
-        protocol, accuracy {video, audio, both}, chance (share of the most frequent class of the test side), num_train, num_test,
-        num_classes.
+        protocol, accuracy {video, audio, both}, chance (share of the most frequent class of the test side),
+        num_train, num_test, num_classes.
     """
     names = sorted({str(manifest.column("label")[row]) for manifest, found in (train, test) for row in found.ids})
     targets = {
@@ -57,7 +59,9 @@ def evaluate(protocol: Literal["knn", "linear"], train: Side, test: Side) -> dic
         }
         known, wanted = targets["train"][keep["train"]], targets["test"][keep["test"]]
         if protocol == "knn":
-            predicted = knn_predict(*(torch.from_numpy(x) for x in (features["train"], known, features["test"]))).numpy()
+            predicted = knn_predict(
+                *(torch.from_numpy(x) for x in (features["train"], known, features["test"]))
+            ).numpy()
         else:
             predicted, _ = linear_predict(features["train"], known, features["test"], groups=groups[keep["train"]])
         accuracy[name] = float((predicted == wanted).mean())

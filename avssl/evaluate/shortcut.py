@@ -17,7 +17,9 @@ SAMPLE_RATE = 16_000
 FPS = 5.0
 
 
-def shortcut_features(manifest: Manifest, ids: Sequence[int] | np.ndarray, *, progress: str | None = None) -> np.ndarray:
+def shortcut_features(
+    manifest: Manifest, ids: Sequence[int] | np.ndarray, *, progress: str | None = None
+) -> np.ndarray:
     """Mean of R, G, B and mean over time of a 64-band log-mel spectrogram, over the whole clip: (n, 67) float32.
 
     Raises:
@@ -36,6 +38,10 @@ def shortcut_features(manifest: Manifest, ids: Sequence[int] | np.ndarray, *, pr
         spectrum = np.zeros(64)
         if samples:
             sound = torch.from_numpy(samples[0].data)[None]
-            spectrum = log_mel(sound, sample_rate=SAMPLE_RATE, n_fft=512, hop_seconds=0.01, num_mels=64)[0, 0].mean(dim=0).numpy()
+            spectrum = (
+                log_mel(sound, sample_rate=SAMPLE_RATE, n_fft=512, hop_seconds=0.01, num_mels=64)[0, 0]
+                .mean(dim=0)
+                .numpy()
+            )
         rows.append(np.concatenate([colour, spectrum]))
     return np.stack(rows).astype(np.float32)

@@ -1,7 +1,7 @@
 """AVID: audio-visual instance discrimination (Morgado, Vasconcelos, Misra; CVPR 2021).
 
-Every video is a class of its own. A clip's picture has to pick the memory of its own sound among those of other videos, and its sound
-the memory of its own picture; memories are running means of earlier embeddings.
+Every video is a class of its own. A clip's picture has to pick the memory of its own sound among those of other
+videos, and its sound the memory of its own picture; memories are running means of earlier embeddings.
 """
 
 from dataclasses import dataclass
@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from avssl import distributed
-from avssl.models.heads import ProjectionHead
 from avssl.methods.base import Method
+from avssl.models.heads import ProjectionHead
 from avssl.objectives.contrast import log_mean_exp, nce, similarity
 from avssl.objectives.negatives import Bank, draw_negatives
 from avssl.objectives.positives import same_instance
@@ -31,6 +31,7 @@ class AVIDOptions:
     bank_momentum: float = 0.5  # weight of the old vector
     embedding_dim: int = 128
     hidden_dim: int = 512
+    head_batch_norm: bool = False  # normalise the heads' outputs over the batch: what keeps small sets from collapsing
 
 
 @dataclass(frozen=True)
@@ -48,7 +49,9 @@ class Term:
 
 
 class AVID(Method):
-    """See the module. Differs from AVID-CMA: the temperature is an option; clips without sound stay in the batch as empty places."""
+    """See the module. Differs from AVID-CMA: the temperature is an option; clips without sound stay in the batch as
+    empty places.
+    """
 
     views: ClassVar[tuple[str, ...]] = ("video", "audio")
     log_z: Tensor
@@ -59,13 +62,19 @@ class AVID(Method):
         usable = {"video": instances.valid, "audio": instances.valid & instances.has_audio}
         if not usable["audio"].any():
             raise ValueError(
-                "no clip of this split has both picture and sound, and AVID learns from their pairing: check the manifest's "
+                "no clip of this split has both picture and sound, and AVID learns from their pairing: check the "
+                "manifest's "
                 "summary (status, has_audio) and data.split"
             )
         generator = torch.Generator().manual_seed(seed)
         self.heads = nn.ModuleDict(
             {
-                view: ProjectionHead(encoders[view].dim, hidden_dim=options.hidden_dim, out_dim=options.embedding_dim)
+                view: ProjectionHead(
+                    encoders[view].dim,
+                    hidden_dim=options.hidden_dim,
+                    out_dim=options.embedding_dim,
+                    batch_norm=options.head_batch_norm,
+                )
                 for view in self.views
             }
         )
@@ -121,7 +130,9 @@ class AVID(Method):
     def cross_terms(self, video: Embedded, audio: Embedded, ids: Tensor, negative_ids: Tensor) -> dict[str, Term]:
         if not self.options.cross:
             return {}
-        columns = {view: bank.lookup(torch.cat([ids[:, None], negative_ids], dim=1)) for view, bank in self.banks.items()}
+        columns = {
+            view: bank.lookup(torch.cat([ids[:, None], negative_ids], dim=1)) for view, bank in self.banks.items()
+        }
         weight = self.options.cross / 2
         return {
             "v2a": Term.of_instance(weight, video, columns["audio"]),

@@ -1,7 +1,7 @@
 """AVID-CMA: AVID with positives expanded by cross-modal agreement (Morgado, Vasconcelos, Misra; CVPR 2021).
 
-Videos that resemble each other in picture AND in sound become each other's positives for a discrimination within each modality, which
-AVID alone lacks. Until the first sets are mined it is AVID.
+Videos that resemble each other in picture AND in sound become each other's positives for a discrimination within
+each modality, which AVID alone lacks. Until the first sets are mined it is AVID.
 """
 
 from dataclasses import dataclass
@@ -33,9 +33,10 @@ class AVIDCMAOptions(AVIDOptions):
 class AVIDCMA(AVID):
     """See the module.
 
-    Differs from AVID-CMA: negatives contain neither the instance nor its set (there, the instance can be among them); self is left out of
-    a set by id, not by rank; `within` scores within the modality (there it stores cross-modal scores and is always 0); rows without a
-    set (no sound) drop out of the set's terms.
+    Differs from AVID-CMA: negatives contain neither the instance nor its set (there, the instance can be among
+    them); self is left out of
+    a set by id, not by rank; `within` scores within the modality (there it stores cross-modal scores and is always
+    0); rows without a set (no sound) drop out of the set's terms.
     """
 
     options: AVIDCMAOptions

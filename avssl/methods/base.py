@@ -1,7 +1,7 @@
 """What every method has in common: views, encoders, and the three calls that the training loop makes.
 
-A method writes `loss`; where state moves it also writes `after_step` and `on_epoch`. It is pure otherwise: `loss` changes no
-buffer, and called twice it returns the same value.
+A method writes `loss`; where state moves it also writes `after_step` and `on_epoch`. It is pure otherwise: `loss`
+changes no buffer, and called twice it returns the same value.
 """
 
 from typing import ClassVar
@@ -46,7 +46,9 @@ class Method(nn.Module):
         return self.loss(self.encode(batch), batch, progress)
 
     def embed(self, view: str, raw: Tensor, batch: Batch) -> Embedded:
-        """Unit vectors of one view out of a head's output (B, D); clips without sound become empty places of audio views."""
+        """Unit vectors of one view out of a head's output (B, D); clips without sound become empty places of audio
+        views.
+        """
         ids = batch.ids
         if VIEWS[view].modality == "audio":
             ids = ids.masked_fill(~batch.has_audio, -1)
@@ -65,6 +67,8 @@ class Method(nn.Module):
         return {}
 
     def generator(self, progress: Progress) -> torch.Generator:
-        """A CPU generator that depends on the seed, the step and the part only: the same on every rank and at every call."""
+        """A CPU generator that depends on the seed, the step and the part only: the same on every rank and at every
+        call.
+        """
         key = np.random.SeedSequence((self.seed, progress.step, progress.part)).generate_state(1, np.uint64)[0]
         return torch.Generator().manual_seed(int(key >> np.uint64(1)))

@@ -3,6 +3,7 @@
 The towers themselves live in `video.py` and `audio.py`; they are built by name in `avssl.models.build_encoder`.
 """
 
+import torch
 from torch import Tensor, nn
 
 
@@ -57,11 +58,15 @@ class ProjectionHead(nn.Module):
         in_dim: dim of the encoder.
         hidden_dim: width of both hidden layers.
         out_dim: D of the embedding.
+        batch_norm: normalise the output over the batch. Without it, the embeddings of small sets start and stay
+        almost equal:
+            maxima of non-negative maps have a large mean, against which what differs between clips vanishes. Not in
+            AVID-CMA.
 
     Source: AVID-CMA, models/av_wrapper.py (proj_dim [512, 512, 128]): its parameter names, PyTorch's initialisation.
     """
 
-    def __init__(self, in_dim: int, *, hidden_dim: int = 512, out_dim: int = 128) -> None:
+    def __init__(self, in_dim: int, *, hidden_dim: int = 512, out_dim: int = 128, batch_norm: bool = False) -> None:
         super().__init__()
         self.in_dim, self.out_dim = in_dim, out_dim
         self.projection = nn.Sequential(
@@ -71,10 +76,15 @@ class ProjectionHead(nn.Module):
             nn.ReLU(),
             nn.Linear(hidden_dim, out_dim),
         )
+        if batch_norm:
+            self.projection.append(nn.BatchNorm1d(out_dim))
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, in_dim) -> (B, out_dim)."""
-        return self.projection(x)
+        """(B, in_dim) -> (B, out_dim), in float32 whatever the autocast: bfloat16 rounds away how close embeddings
+        differ.
+        """
+        with torch.autocast(x.device.type, enabled=False):
+            return self.projection(x.float())
 
 
 def scaled_channels(width: float) -> tuple[int, int, int, int]:

@@ -1,8 +1,10 @@
-"""The contrast table's losses: rows are queries, columns are candidate keys; positives are marked, nothing is known of their origin.
+"""The contrast table's losses: rows are queries, columns are candidate keys; positives are marked, nothing is known
+of their origin.
 
-`info_nce` is a softmax over columns, `nce` a binary classification of each column against a known noise level (AVID). Both
-compute in float32 whatever the autocast, remove no column by themselves, and average over the rows that have a positive, counted
-over all ranks.
+`info_nce` is a softmax over columns, `nce` a binary classification of each column against a known noise level
+(AVID). Both
+compute in float32 whatever the autocast, remove no column by themselves, and average over the rows that have a
+positive, counted over all ranks.
 """
 
 import math
@@ -34,8 +36,8 @@ def info_nce(
         logits: (Q, M) cosines divided by the temperature.
         positive: (Q, M) bool.
         ignore: (Q, M) bool, columns that are neither positive nor negative in a row.
-        pool: mean averages -log[e^s+ / (e^s+ + sum over negatives)] over a row's positives, the other positives left out of the
-            denominator (VINCE; with one positive per row it is cross-entropy: SimCLR, MoCo). sum is
+        pool: mean averages -log[e^s+ / (e^s+ + sum over negatives)] over a row's positives, the other positives left
+            out of the denominator (VINCE; with one positive per row it is cross-entropy: SimCLR, MoCo). sum is
             -log[sum over positives / sum over positives and negatives] (MIL-NCE, CoCLR).
 
     Returns:
@@ -72,12 +74,14 @@ def nce(logits: Tensor, positive: Tensor, *, log_z: Tensor, ignore: Tensor | Non
     Returns:
         () the mean over rows that have a positive; 0 with a gradient path when there is none.
 
-    Source: AVID (Morgado et al. 2021) eq. 3, as in AVID-CMA criterions/nce.py. NPID's form is equal with log_z = log(Z / N), up to its
-    epsilon.
+    Source: AVID (Morgado et al. 2021) eq. 3, as in AVID-CMA criterions/nce.py. NPID's form is equal with log_z =
+    log(Z / N), up to its epsilon.
     """
     logits, positive, negative = _table(logits, positive, ignore)
     num_negatives = negative.sum(dim=1, keepdim=True)  # (Q, 1) K
-    log_noise = torch.log(num_negatives.float()) + log_z.float().reshape(())  # log(K Z); -inf for a row without negatives
+    log_noise = torch.log(num_negatives.float()) + log_z.float().reshape(
+        ()
+    )  # log(K Z); -inf for a row without negatives
     positive_cost = _mean_over_cells(F.softplus(log_noise - logits), positive)
     negative_cost = torch.where(negative, F.softplus(logits - log_noise.clamp(min=-1e4)), 0.0).sum(dim=1)
     return _mean_over_rows(positive_cost + negative_cost, positive.any(dim=1), logits)

@@ -1,7 +1,7 @@
 """Where negatives come from: columns for the contrast table out of the batch, a memory bank, or a queue.
 
-State (`Bank`, `Queue`) lives in buffers and moves only in `update` and `push`, which a method calls in `after_step`. Both gather over
-ranks first, so that every rank holds the same.
+State (`Bank`, `Queue`) lives in buffers and moves only in `update` and `push`, which a method calls in `after_step`.
+Both gather over ranks first, so that every rank holds the same.
 """
 
 import torch
@@ -27,8 +27,10 @@ def draw_negatives(
 ) -> Tensor:
     """Ids drawn uniformly with replacement from the valid instances that a row does not avoid.
 
-    Exact: position r among the allowed ids is drawn, then moved past each avoided id at or below it; nothing is drawn twice
-    and no avoided id can appear. Differs from AVID-CMA: with agreement sets its negatives can contain the instance itself.
+    Exact: position r among the allowed ids is drawn, then moved past each avoided id at or below it; nothing is
+        drawn twice
+    and no avoided id can appear. Differs from AVID-CMA: with agreement sets its negatives can contain the instance
+    itself.
 
     Args:
         valid: (N,) bool.
@@ -36,7 +38,8 @@ def draw_negatives(
         avoid: (Q, P) ids that a row must not draw, in any order, repeated or -1 as it happens.
         generator: on the CPU; the same generator state gives the same ids on any device.
         first_row: where this rank's rows stand among the rows of all ranks, and
-        num_rows: how many those are (default Q): every rank draws from one stream, so the ids do not depend on the ranks.
+        num_rows: how many those are (default Q): every rank draws from one stream, so the ids do not depend on the
+            ranks.
 
     Returns:
         (Q, K) int64 on the device of `avoid`.
@@ -107,8 +110,8 @@ class Bank(nn.Module):
     def update(self, new: Embedded, *, momentum: float) -> None:
         """Move the entries of new (B, D) on all ranks: normalise(momentum * old + (1 - momentum) * new).
 
-        Differs from AVID-CMA: an id that occurs more than once moves by the average of its vectors; there an unspecified one
-        wins. Empty places and invalid ids are left alone.
+        Differs from AVID-CMA: an id that occurs more than once moves by the average of its vectors; there an
+        unspecified one wins. Empty places and invalid ids are left alone.
 
         Args:
             momentum: weight of the OLD vector, in [0, 1].

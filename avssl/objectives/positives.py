@@ -1,7 +1,7 @@
 """Where positives come from: each rule marks cells of the contrast table by comparing where vectors come from.
 
-Queries q are (Q,), columns k are shared (M,) or own (Q, M) [shapes of `ids`]; every rule returns (Q, M) bool and never marks an
-empty place (id -1). A new source of positives is one more function here.
+Queries q are (Q,), columns k are shared (M,) or own (Q, M) [shapes of `ids`]; every rule returns (Q, M) bool and
+never marks an empty place (id -1). A new source of positives is one more function here.
 """
 
 import torch

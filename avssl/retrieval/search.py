@@ -5,7 +5,9 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
+import torch
 
+from avssl.mining.index import FlatIndex
 from avssl.retrieval.store import Store
 
 Modality = Literal["video", "audio"]
@@ -30,7 +32,9 @@ class Neighbour:
 
 
 def find_row(store: Store, query: str) -> int | None:
-    """Row of a clip given by id, by path relative to the set's folder, or by a path on disk; None when it is not in the set."""
+    """Row of a clip given by id, by path relative to the set's folder, or by a path on disk; None when it is not in
+    the set.
+    """
     if query.isdigit() and not Path(query).exists():
         found = np.flatnonzero(store.ids == int(query))
         if len(found) == 0:
@@ -58,36 +62,54 @@ def search(store: Store, query: Query, *, source: Modality, target: Modality, k:
     """
     if store.meta.kind != "embedding" and source != target:
         raise ValueError(
-            f"{source} to {target} needs head outputs, and these are trunk features, which do not share a space: extract without --features"
+            f"{source} to {target} needs head outputs, and these are trunk features, which do not share a space: "
+            f"extract without --features"
         )
-    return _best(store, query, _cosine(store, query, source, target), _usable(store, target), k)
+    if k < 1:
+        raise ValueError(f"k={k} must be at least 1")
+    vector = _side(query, source)
+    rows = np.flatnonzero(_usable(store, target))
+    if len(rows) == 0:
+        return []
+    index = FlatIndex(torch.from_numpy(_unit(store.vectors[target][rows])))
+    wanted = min(k + 1, len(rows))  # one more, since the query itself may be among them
+    scores, places = index.search(torch.from_numpy(_unit(vector[None])), k=wanted)
+    found = [(int(rows[place]), score) for score, place in zip(scores[0].tolist(), places[0].tolist(), strict=True)]
+    return [_neighbour(store, row, score) for row, score in found if row != query.row][:k]
 
 
 def search_agreement(store: Store, query: Query, *, k: int) -> list[Neighbour]:
-    """The k clips most alike in picture AND sound: by the smaller of the video and the audio cosine (AVID-CMA's consensus)."""
-    score = np.minimum(_cosine(store, query, "video", "video"), _cosine(store, query, "audio", "audio"))
-    return _best(store, query, score, _usable(store, "audio"), k)
+    """The k clips most alike in picture AND sound: by the smaller of the video and the audio cosine (AVID-CMA's
+    consensus).
+    """
+    if k < 1:
+        raise ValueError(f"k={k} must be at least 1")
+    cosines = [
+        _unit(store.vectors[name]) @ _unit(_side(query, name)[None])[0] for name in ("video", "audio")
+    ]  # (n,) each
+    score = np.minimum(*cosines)
+    score[~store.has_audio] = -np.inf
+    if query.row is not None:
+        score[query.row] = -np.inf
+    order = np.argsort(-score, kind="stable")[:k]
+    return [_neighbour(store, int(row), float(score[row])) for row in order if np.isfinite(score[row])]
 
 
 def _usable(store: Store, target: Modality) -> np.ndarray:
     return store.has_audio if target == "audio" else np.ones(len(store.ids), dtype=bool)
 
 
-def _cosine(store: Store, query: Query, source: Modality, target: Modality) -> np.ndarray:
+def _side(query: Query, source: str) -> np.ndarray:
     if source not in query.vectors:
-        raise ValueError(f"{query.name} has no sound, so nothing can be found from its {source}: ask with --from video --to video")
-    matrix, vector = store.vectors[target], query.vectors[source]
-    lengths = np.linalg.norm(matrix, axis=1) * np.linalg.norm(vector)
-    return matrix @ vector / np.maximum(lengths, 1e-12)
+        raise ValueError(
+            f"{query.name} has no sound, so nothing can be found from its {source}: ask with --from video --to video"
+        )
+    return query.vectors[source]
 
 
-def _best(store: Store, query: Query, score: np.ndarray, usable: np.ndarray, k: int) -> list[Neighbour]:
-    if k < 1:
-        raise ValueError(f"k={k} must be at least 1")
-    usable = usable.copy()
-    if query.row is not None:
-        usable[query.row] = False
-    order = np.argsort(-np.where(usable, score, -np.inf), kind="stable")[: min(k, int(usable.sum()))]
-    return [
-        Neighbour(int(row), int(store.ids[row]), store.paths[row], store.labels[row], float(score[row])) for row in order
-    ]
+def _unit(vectors: np.ndarray) -> np.ndarray:
+    return vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
+
+
+def _neighbour(store: Store, row: int, score: float) -> Neighbour:
+    return Neighbour(row, int(store.ids[row]), store.paths[row], store.labels[row], score)

@@ -1,10 +1,12 @@
-"""Embeddings on disk: a folder of shards that can be written in pieces, by several processes, and continued after a stop.
+"""Embeddings on disk: a folder of shards that can be written in pieces, by several processes, and continued after a
+stop.
 
     embeddings/
       meta.json                  run, hash of its weights, manifest and its hash, what was extracted
       shard-00000.video.npy      (rows, D) float16
       shard-00000.audio.npy      (rows, D) float16, zeros where a clip has no sound
-      shard-00000.parquet        id, path, label, has_audio per row, and the clips that could not be read with the reason
+      shard-00000.parquet        id, path, label, has_audio per row, and the clips that could not be read with the
+      reason
 
 A shard counts as written when its parquet file is there: it is renamed into place last.
 """
@@ -71,7 +73,8 @@ def write_store(
     split: str | None = None,
     num_clips: int = 3,
 ) -> Store | None:
-    """Extract every usable row of a manifest that the folder does not hold yet; with torchrun each rank writes its own shards.
+    """Extract every usable row of a manifest that the folder does not hold yet; with torchrun each rank writes its
+    own shards.
 
     Args:
         kind: embedding = outputs of the heads, unit length; features = outputs of the trunks.
@@ -86,7 +89,9 @@ def write_store(
     """
     ids = np.flatnonzero(manifest.valid(split))
     if len(ids) == 0:
-        raise StoreError(f"{manifest_path} has no usable clip with split {split}: look at its columns split, status and reason")
+        raise StoreError(
+            f"{manifest_path} has no usable clip with split {split}: look at its columns split, status and reason"
+        )
     meta = Meta(
         run=str(run.path.parent),
         weights_hash=run.weights_hash,
@@ -119,7 +124,9 @@ def read_store(folder: Path) -> Store:
     numbers = range(-(-meta.num_rows // SHARD_ROWS))
     missing = [number for number in numbers if not _shard(folder, number, "parquet").exists()]
     if missing:
-        raise StoreError(f"{folder} is not complete: {len(missing)} of {len(numbers)} shards are missing; run tools/extract.py again")
+        raise StoreError(
+            f"{folder} is not complete: {len(missing)} of {len(numbers)} shards are missing; run tools/extract.py again"
+        )
     tables = pa.concat_tables([pq.read_table(_shard(folder, number, "parquet")) for number in numbers])
     rows = tables.to_pylist()
     good = [row for row in rows if row["error"] is None]
@@ -130,7 +137,9 @@ def read_store(folder: Path) -> Store:
         labels=[row["label"] for row in good],
         has_audio=np.array([row["has_audio"] for row in good], dtype=bool),
         vectors={
-            modality: np.concatenate([np.load(_shard(folder, number, f"{modality}.npy")) for number in numbers]).astype(np.float32)
+            modality: np.concatenate([np.load(_shard(folder, number, f"{modality}.npy")) for number in numbers]).astype(
+                np.float32
+            )
             for modality in MODALITIES
         },
         errors={row["path"]: row["error"] for row in rows if row["error"] is not None},
@@ -146,7 +155,8 @@ def _claim(folder: Path, meta: Meta) -> None:
         for name in same:
             if getattr(before, name) != getattr(meta, name):
                 raise StoreError(
-                    f"{folder} holds embeddings with {name}={getattr(before, name)}, now {getattr(meta, name)}: give another --out, "
+                    f"{folder} holds embeddings with {name}={getattr(before, name)}, now {getattr(meta, name)}: "
+                    f"give another --out, "
                     "or delete that folder"
                 )
     elif distributed.is_main():
@@ -157,7 +167,9 @@ def _claim(folder: Path, meta: Meta) -> None:
     distributed.barrier()
 
 
-def _write_shard(folder: Path, number: int, run: Run, manifest: Manifest, ids: np.ndarray, meta: Meta, *, words: str) -> None:
+def _write_shard(
+    folder: Path, number: int, run: Run, manifest: Manifest, ids: np.ndarray, meta: Meta, *, words: str
+) -> None:
     found = extract(run, manifest, ids, num_clips=meta.num_clips, progress=words)
     vectors = found.embedding if meta.kind == "embedding" else found.features
     for modality in MODALITIES:

@@ -99,7 +99,7 @@ def test_clips_decode_with_the_promised_size_rate_and_sound(made):
                     container.seek(0)
                     audio = container.streams.audio[0]
                     samples = np.concatenate([frame.to_ndarray()[0] for frame in container.decode(audio)])
-                    assert (audio.codec_context.name, audio.rate) == ("aac", 24_000)
+                    assert (audio.codec_context.name, audio.rate) == ("aac", 16_000)
                     assert len(samples) / audio.rate == pytest.approx(3, abs=0.1)  # AAC writes whole blocks
                     assert 0.05 < np.abs(samples).max() < 1.2
     assert min(rates) >= 15
@@ -138,8 +138,8 @@ def test_files_that_it_did_not_make_are_left_alone(tmp_path):
     assert (tmp_path / "mine.mp4").exists()
 
 
-@pytest.mark.parametrize("sound, lag", [(("rising", "march"), 0.13), (("trilling", "gallop"), 0.23)])
-def test_the_accent_falls_on_the_moment_when_the_star_is_largest(sound, lag):
+@pytest.mark.parametrize("sound, lag", [(("rising", "march"), 0.13), (("jumping", "gallop"), 0.23)])
+def test_the_accent_falls_on_the_moment_when_the_shape_is_largest(sound, lag):
     """Size and loudness swing with the same period; in cycles, the middle of the sound's events comes `lag` later."""
     clips = [clip for clip in toy.toy_clips("train", 120, seed=0) if clip.motion == "pulsing" and clip.sound == sound]
     for clip in [clip for clip in clips if not clip.foreign][:4]:

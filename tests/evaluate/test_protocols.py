@@ -44,7 +44,9 @@ def test_linear_probe_finds_a_line_and_not_noise() -> None:
 
 
 def test_linear_probe_never_splits_a_group() -> None:
-    """Copies of one clip in one group: a probe that split them would choose the weakest penalty, since copies are remembered."""
+    """Copies of one clip in one group: a probe that split them would choose the weakest penalty, since copies are
+    remembered.
+    """
     rng = np.random.default_rng(1)
     base, targets = rng.normal(size=(30, 40)), rng.integers(0, 2, 30)
     features, groups = np.repeat(base, 4, axis=0), np.repeat(np.arange(30), 4)

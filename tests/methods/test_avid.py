@@ -27,18 +27,24 @@ def recorded_start(method: AVID, recorded: dict[str, np.ndarray]) -> None:
         bank.z.copy_(torch.from_numpy(recorded[f"bank_{view}.start"]))
 
 
-def recorded_step(recorded: dict[str, np.ndarray], step: int) -> tuple[dict[str, torch.Tensor], dict[str, Embedded], torch.Tensor]:
+def recorded_step(
+    recorded: dict[str, np.ndarray], step: int
+) -> tuple[dict[str, torch.Tensor], dict[str, Embedded], torch.Tensor]:
     raw = {view: torch.from_numpy(recorded[f"step{step}.{view}"]).requires_grad_() for view in ("video", "audio")}
     ids = torch.from_numpy(recorded[f"step{step}.ids"])
     z = {
-        view: Embedded(F.normalize(x, dim=1), ids, torch.full_like(ids, number), torch.zeros(len(ids), dtype=torch.float64))
+        view: Embedded(
+            F.normalize(x, dim=1), ids, torch.full_like(ids, number), torch.zeros(len(ids), dtype=torch.float64)
+        )
         for number, (view, x) in enumerate(raw.items())
     }
     return raw, z, ids
 
 
 @pytest.mark.parametrize("case, cross, within", [("cross", 1, 0), ("self", 0, 1), ("joint", 1, 1)])
-def test_avid_equals_three_recorded_steps(recorded: dict[str, np.ndarray], case: str, cross: float, within: float) -> None:
+def test_avid_equals_three_recorded_steps(
+    recorded: dict[str, np.ndarray], case: str, cross: float, within: float
+) -> None:
     method = tiny_method(AVIDOptions(cross=cross, within=within, embedding_dim=32, num_negatives=48), everything(300))
     recorded_start(method, recorded)
     for step in range(3):
@@ -137,8 +143,6 @@ def test_clips_without_sound_train_what_needs_no_sound_and_enter_nothing() -> No
     method.after_step(done)
     assert torch.isfinite(done.loss)
     assert torch.equal(method.banks["audio"].z[~has_audio], before[~has_audio])
-    alone = vector_batch(ids[has_audio[ids]])
-    assert torch.allclose(method(alone, Progress(0, 0, 1)).logs["a2v"], method(batch, Progress(0, 0, 1)).logs["a2v"]) is False
     # the soundless rows add nothing to the terms that need sound: same mean over the rows that have it
     batch_terms = AVID.cross_terms(method, *_embedded(method, batch), ids, torch.arange(20, 32).expand(12, -1))
     assert not batch_terms["a2v"].positive[~has_audio[ids]].any()
@@ -210,7 +214,7 @@ def test_errors_name_the_value() -> None:
         tiny_method(AVIDOptions(), silent)
     with pytest.raises(ValueError, match=r"method\.rule=both: expected one of consensus"):
         tiny_method(AVIDCMAOptions(rule="both"), everything(4))
+    method = tiny_method(AVIDCMAOptions(**CMA), everything(4))
+    method.on_epoch(0)
     with pytest.raises(ValueError, match="no negatives to draw: of 4 usable clips"):
-        method = tiny_method(AVIDCMAOptions(**CMA), everything(4))
-        method.on_epoch(0)
         method(vector_batch(torch.arange(4)), Progress(0, 0, 1))

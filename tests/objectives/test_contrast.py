@@ -39,7 +39,12 @@ def close(ours: torch.Tensor, recorded: np.ndarray | torch.Tensor, *, relative: 
 
 def reference_terms(case: str, k: int, p: int) -> dict[str, tuple[str, str, str, int]]:
     """Name of the recorded loss -> query, bank, positive (own id or set), number of negatives."""
-    instance = {"v2a": ("video", "audio"), "a2v": ("audio", "video"), "v2v": ("video", "video"), "a2a": ("audio", "audio")}
+    instance = {
+        "v2a": ("video", "audio"),
+        "a2v": ("audio", "video"),
+        "v2v": ("video", "video"),
+        "a2a": ("audio", "audio"),
+    }
     if case.startswith("avid"):
         names = {"avid.cross": ("v2a", "a2v"), "avid.self": ("v2v", "a2a"), "avid.joint": tuple(instance)}[case]
         return {name: (*instance[name], "own", k) for name in names}
@@ -51,7 +56,9 @@ def reference_terms(case: str, k: int, p: int) -> dict[str, tuple[str, str, str,
 
 @pytest.mark.parametrize("case", ["avid.cross", "avid.self", "avid.joint", "cma.published", "cma.cross_positives"])
 def test_nce_equals_three_recorded_steps_of_avid_cma(avid: dict[str, np.ndarray], case: str) -> None:
-    """Three steps with moving banks; recorded CMA negatives may hold the instance itself, so cells are marked by place here."""
+    """Three steps with moving banks; recorded CMA negatives may hold the instance itself, so cells are marked by
+    place here.
+    """
     valid = torch.ones(300, dtype=torch.bool)
     banks = {view: Bank(valid, 32, view=i, generator=torch.Generator()) for i, view in enumerate(("video", "audio"))}
     for view, bank in banks.items():
@@ -134,7 +141,9 @@ def test_info_nce_and_queue_equal_a_moco_step(methods: dict[str, torch.Tensor]) 
     queue.push(embedded(methods["moco.queue"], torch.arange(len(methods["moco.queue"])) + 1000))
     own = Embedded(k.z[:, None], k.ids[:, None], k.view[:, None], k.start[:, None])  # each query's key only
     stored = queue.columns()
-    shared = Embedded(*(getattr(stored, n)[None].expand(len(q.ids), *getattr(stored, n).shape) for n in ("z", "ids", "view", "start")))
+    shared = Embedded(
+        *(getattr(stored, n)[None].expand(len(q.ids), *getattr(stored, n).shape) for n in ("z", "ids", "view", "start"))
+    )
     columns = Embedded.cat([own, shared])
     loss = info_nce(similarity(q, columns) / 0.2, same_instance(q, columns))
     assert close(loss, methods["moco.loss"])
@@ -188,10 +197,14 @@ def test_nce_equals_its_definition_with_ignored_cells() -> None:
                 np.mean([-math.log(math.exp(s) / (math.exp(s) + level)) for s in mine])
                 - sum(math.log(level / (math.exp(s) + level)) for s in noise)
             )
-    assert float(nce(logits, positive, log_z=torch.tensor(0.7), ignore=ignore)) == pytest.approx(np.mean(rows), rel=1e-5)
+    assert float(nce(logits, positive, log_z=torch.tensor(0.7), ignore=ignore)) == pytest.approx(
+        np.mean(rows), rel=1e-5
+    )
 
 
-@pytest.mark.parametrize("loss", [info_nce, lambda s, p: info_nce(s, p, pool="sum"), lambda s, p: nce(s, p, log_z=torch.tensor(1.0))])
+@pytest.mark.parametrize(
+    "loss", [info_nce, lambda s, p: info_nce(s, p, pool="sum"), lambda s, p: nce(s, p, log_z=torch.tensor(1.0))]
+)
 def test_no_positive_anywhere_gives_zero_with_a_gradient_path(loss) -> None:
     logits = torch.randn(3, 4, requires_grad=True)
     value = loss(logits, torch.zeros(3, 4, dtype=torch.bool))
@@ -200,7 +213,9 @@ def test_no_positive_anywhere_gives_zero_with_a_gradient_path(loss) -> None:
     assert torch.equal(logits.grad, torch.zeros(3, 4))
 
 
-@pytest.mark.parametrize("loss", [info_nce, lambda s, p: info_nce(s, p, pool="sum"), lambda s, p: nce(s, p, log_z=torch.tensor(1.0))])
+@pytest.mark.parametrize(
+    "loss", [info_nce, lambda s, p: info_nce(s, p, pool="sum"), lambda s, p: nce(s, p, log_z=torch.tensor(1.0))]
+)
 def test_rows_without_negatives_stay_finite(loss) -> None:
     logits = torch.randn(3, 4, requires_grad=True)
     positive = torch.zeros(3, 4, dtype=torch.bool)
