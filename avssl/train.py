@@ -285,7 +285,8 @@ def _blame(method: Method, step: int, done: Step, grad_norm: float, last: Path |
     good = f"the last good checkpoint is {last}" if last else "no checkpoint was written yet"
     return (
         f"step {step}: loss is {float(done.loss)}, gradient norm {grad_norm}, "
-        f"first parameter with such a gradient: {first} ({len(names)} in all); {good}. Try a lower optim.lr, optim.clip_norm, or run.precision=float32"
+        f"first parameter with such a gradient: {first} ({len(names)} in all); {good}. "
+        f"Try a lower optim.lr, optim.clip_norm, or run.precision=float32"
     )
 
 

@@ -113,5 +113,5 @@ def test_all_state_is_in_state_dict(trained: tuple[str, Method, list[Step]]) -> 
     fresh.load_state_dict(method.state_dict())
     before = {entry: value.clone() for entry, value in method.state_dict().items()}
     assert all(torch.equal(value, before[entry]) for entry, value in fresh.state_dict().items())
-    losses = [float(each(paired_batch(99), progress(STEPS)).loss) for each in (method, fresh)]
-    assert losses[0] == losses[1] != float(unloaded)
+    losses = [each(paired_batch(99), progress(STEPS)).loss.item() for each in (method, fresh)]
+    assert losses[0] == losses[1] != unloaded.item()

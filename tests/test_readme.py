@@ -154,13 +154,15 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_commands_of_the_readme(
     folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    make_toy = subprocess.run
+    run = subprocess.run
 
-    def make_small_toy(command: list[str], **how: object) -> subprocess.CompletedProcess:
-        assert command[1] == str(ROOT / "datasets" / "toy.py")
-        return make_toy([*command, *TOY_SIZE[4:]], **how)  # the silent set's size is no flag of the demo
+    def run_small(command: list[str], *how: object, **named: object) -> subprocess.CompletedProcess:
+        is_toy = str(ROOT / "datasets" / "toy.py") in command
+        return run(
+            [*command, *TOY_SIZE[4:]] if is_toy else command, *how, **named
+        )  # the demo has no flag for this size
 
-    monkeypatch.setattr(subprocess, "run", make_small_toy)
+    monkeypatch.setattr(subprocess, "run", run_small)
     for words in readme_commands():
         if words[0] in NOT_RUN:
             continue
@@ -176,10 +178,10 @@ def test_commands_of_the_readme(
 
 def call(script: str, arguments: list[str], monkeypatch: pytest.MonkeyPatch) -> int:
     """Run a script of the repository as `python script arguments` would, and return its exit code."""
-    spec = importlib.util.spec_from_file_location(f"readme_{Path(script).stem}", ROOT / script)
+    spec = importlib.util.spec_from_file_location(Path(script).stem, ROOT / script)
     module = importlib.util.module_from_spec(spec)
-    monkeypatch.setitem(sys.modules, spec.name, module)  # worker processes are handed functions by name
-    monkeypatch.syspath_prepend(str(ROOT / "datasets"))
+    monkeypatch.setitem(sys.modules, spec.name, module)  # worker processes import it anew by this name
+    monkeypatch.syspath_prepend(str((ROOT / script).parent))
     monkeypatch.setattr(sys, "argv", [str(ROOT / script), *arguments])
     spec.loader.exec_module(module)
     return module.main()
