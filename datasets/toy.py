@@ -8,13 +8,13 @@ functions that render them. What does not: encoding (avssl/media/encode.py) and 
 
 toy/          12 classes with sound. A look is a shape that moves, a sound a timbre in a rhythm; class i has look i // 2
               and sound ((i + 1) // 2) % 6, so every look occurs in two classes that sound different and every sound in
-              two that look different: one modality alone names at most half of the clips. Every shape serves two
-              looks and every timbre two sounds: motion and rhythm must be seen and heard.
+              two that look different: one modality alone names at most half of the clips. All timbres sweep
+              the same octave evenly, so that the order of a sound must be heard, not its mean spectrum.
 toy_actions/  the same 6 motions, silent, with new shapes and textures drawn per clip: the target of a transfer.
 
 Nothing else in a clip depends on its class: texture, colour, place, size, speed, direction, tilt, frame rate and camera
 shake of the picture; pitch, overtones, loudness, noise and music of the sound. The sound follows the motion: its accent
-falls on the moment when the ball hits the ground, the kite points up, the star is largest. One clip in ten carries a
+falls on the moment when the ball hits the ground, the kite points up, the plus is largest. One clip in ten carries a
 foreign sound instead: one that never goes with its look, in a tempo of its own. The manifest says which (`foreign`).
 
 Letters: T frames, S samples, P size of a frame in pixels. Phases are in cycles of the motion, 0 at the accent.
@@ -103,10 +103,10 @@ LOOKS = (
 TIMBRES = {
     "rising": lambda u: u - 0.5,
     "falling": lambda u: 0.5 - u,
-    "trilling": lambda u: _triangle(3 * u) / 2,
+    "trilling": lambda u: _triangle(4 * u) / 2,
     "arching": lambda u: -_triangle(u) / 2,
-    "climbing": lambda u: np.floor(4 * np.minimum(u, 0.999)) / 4 - 0.375,
-    "jumping": lambda u: (5 * np.floor(8 * u) % 8) / 8 - 0.4375,
+    "dipping": lambda u: _triangle(u) / 2,
+    "wavering": lambda u: _triangle(2 * u) / 2,
 }
 RHYTHMS = {"march": (0.0, 0.5), "gallop": (0.0, 0.3)}  # phases of the accent and of the second, weaker event
 EVENT = 0.26  # length of an event in cycles
@@ -116,8 +116,8 @@ SOUNDS = (
     ("falling", "gallop"),
     ("trilling", "march"),
     ("arching", "gallop"),
-    ("climbing", "march"),
-    ("jumping", "gallop"),
+    ("dipping", "march"),
+    ("wavering", "gallop"),
 )
 KEYS = (150, 225)  # Hz of the music
 MUSIC = ((0, 4, 7, 12), (0, 5, 9, 5), (0, 3, 7, 10), (0, 7, 2, 9))  # tunes, semitones above their key
@@ -284,7 +284,7 @@ def render_samples(rng: np.random.Generator, timbre: str, rhythm: str, cycles: n
         sounding = u < 1
         octaves[sounding] = TIMBRES[timbre](u[sounding])
         loudness[sounding] = accent * np.minimum(1, 12 * np.minimum(u, 1 - u)[sounding])
-    voice = loudness * _tone(rng, _log_uniform(rng, 400, 1200) * 2**octaves)
+    voice = loudness * _tone(rng, _log_uniform(rng, 500, 800) * 2**octaves)
 
     tune = np.array(MUSIC[rng.integers(len(MUSIC))])
     note = (np.arange(len(cycles)) / SAMPLE_RATE / 0.8).astype(int)
