@@ -4,6 +4,7 @@ Every stage is what a user calls for clips of his own; see tools/demo.py.
 """
 
 import json
+import os
 import platform
 import time
 from collections.abc import Callable, Sequence
@@ -79,8 +80,7 @@ def run_demo(
         notes=[
             f"{command}; {summary['machine']}; {summary['seconds']:.0f} s; seed {config.run.seed}.",
             "Made clips: 12 classes, pairs of which look alike and sound different or sound alike and look "
-            "different; every tenth "
-            "clip carries a foreign sound.",
+            "different; every tenth clip carries a foreign sound.",
         ],
         curves=curves_png(
             {name: folder / "log.jsonl" for name, folder in runs.items()}, ("loss", "video_rank", "audio_rank")
@@ -205,4 +205,4 @@ def tables(summary: dict[str, Any]) -> dict[str, dict[str, Any]]:
 
 def machine() -> str:
     gpu = f", {torch.cuda.get_device_name()}" if torch.cuda.is_available() else ""
-    return f"{torch.get_num_threads()} threads of {platform.machine()}{gpu}, torch {torch.__version__}"
+    return f"{os.cpu_count()} cores of {platform.machine()}{gpu}, torch {torch.__version__}"

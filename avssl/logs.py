@@ -113,9 +113,8 @@ def _jsonable(value: Any) -> Any:
 
 def collapse_figures(z: Tensor) -> dict[str, Tensor]:
     """Signs of collapse of unit vectors z (n, D): `std`, the mean over dimensions of the standard deviation times
-    sqrt(D) (1 for vectors
-    spread over the sphere, 0 when all are equal), and `rank`, the effective rank (Roy & Vetterli 2007) of the
-    centred vectors, between 1 and min(n - 1, D)."""
+    sqrt(D) (1 for vectors spread over the sphere, 0 when all are equal), and `rank`, the effective rank (Roy &
+    Vetterli 2007) of the centred vectors, between 1 and min(n - 1, D)."""
     z = z.detach().float()
     std = z.std(dim=0, correction=0).mean() * z.shape[1] ** 0.5
     share = torch.linalg.svdvals(z - z.mean(dim=0)).clamp(min=1e-12)

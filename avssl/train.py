@@ -171,9 +171,11 @@ def usable_instances(manifest: Manifest, config: Config) -> Instances:
 
 
 def spare_cores(num_workers: int) -> int:
-    """Cores that the decoding workers of this machine's ranks leave to each rank, at least 1. More threads than
-    cores cost far more
-    than they bring: on 2 cores with 2 workers, 1 thread trains 1.5 times as many clips per second as 2."""
+    """Cores that the decoding workers of this machine's ranks leave to each rank, at least 1.
+
+    More threads than cores cost far more than they bring: on 2 cores with 2 workers, 1 thread trains 1.5 times as
+    many clips per second as 2.
+    """
     ranks = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
     return max(1, (os.cpu_count() or 1) // ranks - num_workers)
 

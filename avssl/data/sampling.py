@@ -117,9 +117,8 @@ def draw_windows(
     """Starts of a picture window and of a sound window that overlap, drawn at random.
 
     The longer window is drawn first, anywhere inside its track; the shorter one then lies inside it, or up to
-    `max_offset_seconds`
-    before or after it, and inside its own track. Without sound only the picture is drawn and the sound's start is
-    the same.
+    `max_offset_seconds` before or after it, and inside its own track. Without sound only the picture is drawn and the
+    sound's start is the same.
 
     Source: AVID-CMA datasets/video_db.py, for sound longer than picture. Differs from AVID-CMA: the shorter window
         stays inside its

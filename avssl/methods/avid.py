@@ -63,8 +63,7 @@ class AVID(Method):
         if not usable["audio"].any():
             raise ValueError(
                 "no clip of this split has both picture and sound, and AVID learns from their pairing: check the "
-                "manifest's "
-                "summary (status, has_audio) and data.split"
+                "manifest's summary (status, has_audio) and data.split"
             )
         generator = torch.Generator().manual_seed(seed)
         self.heads = nn.ModuleDict(

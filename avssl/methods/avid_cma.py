@@ -33,10 +33,9 @@ class AVIDCMAOptions(AVIDOptions):
 class AVIDCMA(AVID):
     """See the module.
 
-    Differs from AVID-CMA: negatives contain neither the instance nor its set (there, the instance can be among
-    them); self is left out of
-    a set by id, not by rank; `within` scores within the modality (there it stores cross-modal scores and is always
-    0); rows without a set (no sound) drop out of the set's terms.
+    Differs from AVID-CMA: negatives contain neither the instance nor its set (there, the instance can be among them);
+    self is left out of a set by id, not by rank; `within` scores within the modality (there it stores cross-modal
+    scores and is always 0); rows without a set (no sound) drop out of the set's terms.
     """
 
     options: AVIDCMAOptions

@@ -37,7 +37,7 @@ class Encoder(nn.Module):
 
     def forward_features(self, x: Tensor) -> dict[str, Tensor]:
         """Clips in the encoder's layout -> maps conv1, conv2x ... conv5x (B, C, ...) and pool (B, dim)."""
-        raise NotImplementedError
+        raise TypeError(f"{type(self).__name__} defines no forward_features")
 
     def check_input(self, x: Tensor) -> None:
         """Raise ValueError unless x has the layout's axes and channels and is at least `min_size` large."""
@@ -58,10 +58,9 @@ class ProjectionHead(nn.Module):
         in_dim: dim of the encoder.
         hidden_dim: width of both hidden layers.
         out_dim: D of the embedding.
-        batch_norm: normalise the output over the batch. Without it, the embeddings of small sets start and stay
-        almost equal:
-            maxima of non-negative maps have a large mean, against which what differs between clips vanishes. Not in
-            AVID-CMA.
+        batch_norm: normalise the output over the batch. Without it, the embeddings of small sets start and stay almost
+            equal: maxima of non-negative maps have a large mean, against which what differs between clips vanishes.
+            Differs from AVID-CMA, which has none.
 
     Source: AVID-CMA, models/av_wrapper.py (proj_dim [512, 512, 128]): its parameter names, PyTorch's initialisation.
     """

@@ -2,9 +2,8 @@
 of their origin.
 
 `info_nce` is a softmax over columns, `nce` a binary classification of each column against a known noise level
-(AVID). Both
-compute in float32 whatever the autocast, remove no column by themselves, and average over the rows that have a
-positive, counted over all ranks.
+(AVID). Both compute in float32 whatever the autocast, remove no column by themselves, and average over the rows that
+have a positive, counted over all ranks.
 """
 
 import math
