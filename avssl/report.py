@@ -79,7 +79,8 @@ def clip_png(manifest: Manifest, row: int) -> bytes:
         spectrogram = log_mel(
             torch.from_numpy(samples[0].data)[None], sample_rate=rate, n_fft=512, hop_seconds=0.01, num_mels=64
         )
-        below.imshow(spectrogram[0, 0].T.numpy(), origin="lower", aspect="auto", cmap="magma", extent=(start, end, 0, 64))
+        bands = spectrogram[0, 0].T.numpy()  # (64, S)
+        below.imshow(bands, origin="lower", aspect="auto", cmap="magma", extent=(start, end, 0, len(bands)))
         below.set_xlabel("seconds", fontsize=7)
     else:
         below.text(0.5, 0.5, "no sound", ha="center", va="center")
