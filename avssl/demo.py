@@ -57,7 +57,7 @@ def run_demo(
 
     say("mine")
     config = load_run(runs["avid_cma"]).config
-    banks, precision = agreement_of(runs["avid"], toy, k=int(config.method["num_positives"]))
+    banks, precision = agreement_of(runs["avid_cma"], toy, k=int(config.method["num_positives"]))
     say("extract and probe")
     probes, retrieval, notes = probe_toy(runs, toy)
     transfer = probe_transfer(runs["avid_cma"], actions)

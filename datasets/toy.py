@@ -119,6 +119,8 @@ SOUNDS = (
     ("dipping", "march"),
     ("wavering", "gallop"),
 )
+PITCHES = (500, 800)  # Hz, middle of an event: lowest and highest; every event has its own, as calls of a bird do
+OVERTONES = ((1, 0.1, 0.3, 0.05), (0.3, 0.5, 0.1, 0.1), (0.7, 0.3, 0.05, 0.2))  # amplitudes of a tone's multiples
 KEYS = (150, 225)  # Hz of the music
 MUSIC = ((0, 4, 7, 12), (0, 5, 9, 5), (0, 3, 7, 10), (0, 7, 2, 9))  # tunes, semitones above their key
 
@@ -250,7 +252,7 @@ def draw_sprite(rng: np.random.Generator, shape: str, colour: np.ndarray) -> np.
     cv2.fillPoly(cover, [points], 255, lineType=cv2.LINE_AA, shift=4)
 
     row, column = np.mgrid[:SPRITE, :SPRITE] / SPRITE
-    direction, frequency = rng.uniform(0, 2 * np.pi), 24
+    direction, frequency = rng.integers(4) * np.pi / 4, 24
     wave = np.sin(frequency * (np.cos(direction) * row + np.sin(direction) * column))
     if shape in NEW_SHAPES:  # checks instead of stripes
         wave = wave * np.sin(frequency * (np.sin(direction) * row - np.cos(direction) * column))
@@ -278,13 +280,15 @@ def shake_camera(rng: np.random.Generator, num_frames: int) -> np.ndarray:
 def render_samples(rng: np.random.Generator, timbre: str, rhythm: str, cycles: np.ndarray) -> np.ndarray:
     """(S,) phases -> (S,) float32 in [-1, 1]: the events of the rhythm over music and noise."""
     loudness = np.zeros_like(cycles)
-    octaves = np.zeros_like(cycles)
+    pitch = np.full_like(cycles, PITCHES[0])  # Hz
     for begin, accent in zip(RHYTHMS[rhythm], (1, WEAK), strict=True):
-        u = (cycles - begin) % 1 / EVENT
+        number, u = np.divmod(cycles - begin, 1)  # of the event, counted from the first cycle
+        u /= EVENT
         sounding = u < 1
-        octaves[sounding] = TIMBRES[timbre](u[sounding])
+        centres = _log_uniform(rng, *PITCHES, size=int(np.ptp(number)) + 1)[(number - number.min()).astype(int)]
+        pitch[sounding] = (centres * 2 ** TIMBRES[timbre](u))[sounding]
         loudness[sounding] = accent * np.minimum(1, 12 * np.minimum(u, 1 - u)[sounding])
-    voice = loudness * _tone(rng, _log_uniform(rng, 500, 800) * 2**octaves)
+    voice = loudness * _tone(rng, pitch)
 
     tune = np.array(MUSIC[rng.integers(len(MUSIC))])
     note = (np.arange(len(cycles)) / SAMPLE_RATE / 0.8).astype(int)
@@ -295,14 +299,14 @@ def render_samples(rng: np.random.Generator, timbre: str, rhythm: str, cycles: n
 
 
 def _tone(rng: np.random.Generator, frequencies: np.ndarray) -> np.ndarray:
-    """(S,) Hz -> (S,) tone of about unit amplitude with four overtones of random strength."""
+    """(S,) Hz -> (S,) tone of about unit amplitude with overtones."""
     angle = 2 * np.pi * np.cumsum(frequencies) / SAMPLE_RATE
-    strength = rng.uniform(0.1, 1, 4) / np.arange(1, 5)
+    strength = np.array(OVERTONES[rng.integers(len(OVERTONES))])
     return sum(a * np.sin(n * angle) for n, a in enumerate(strength, 1)) / strength.sum()
 
 
-def _log_uniform(rng: np.random.Generator, low: float, high: float) -> float:
-    return float(low * (high / low) ** rng.uniform())
+def _log_uniform(rng: np.random.Generator, low: float, high: float, size: int | None = None) -> float | np.ndarray:
+    return low * (high / low) ** rng.uniform(size=size)
 
 
 # ---- making a set
