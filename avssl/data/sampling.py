@@ -121,7 +121,8 @@ def draw_windows(
     sound's start is the same.
 
     Source: AVID-CMA datasets/video_db.py, for sound longer than picture. Differs from AVID-CMA: the shorter window
-    stays inside its track, and a clip that is too short is looped and padded instead of being replaced by the next file.
+    stays inside its track, and a clip that is too short is looped and padded instead of being replaced by the next
+    file.
     """
     if audio is None:
         start = _uniform(rng, video.start, video.end - video_seconds)
