@@ -4,15 +4,17 @@ A checkpoint holds tensors, str, int, float, bool, None, list and dict only, so 
 reads it.
 """
 
-import os
 import pickle
+import zipfile
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import nn
 
+from avssl.files import whole_file
 from avssl.methods.base import Method
 
 LAST = "last.pt"
@@ -24,22 +26,32 @@ class CheckpointError(ValueError):
 
 
 def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
-    """Write atomically: a temporary name, fsync, rename. A crash at any moment leaves the old file or the new one."""
-    temporary = path.with_name(f".{path.name}.partial")
-    with temporary.open("wb") as file:
-        torch.save(state, file)
-        os.fsync(file.fileno())
-    _replace(temporary, path)
+    """Write atomically: a crash at any moment leaves the old file or the new one.
+
+    Raises:
+        WriteError: the disk is full, or the folder may not be written to; the old file stays.
+    """
+    with whole_file(path) as temporary, temporary.open("wb") as file:
+        try:
+            torch.save(state, file)
+        except RuntimeError as error:
+            if isinstance(error.__context__, OSError):  # torch says "unexpected pos" when the file refuses a write
+                raise error.__context__ from error
+            raise
 
 
 def export_encoders(path: Path, method: Method) -> None:
-    """Weights of the encoders alone, as safetensors, keys `video.*` and `audio.*`; atomic too."""
-    temporary = path.with_name(f".{path.name}.partial")
+    """Weights of the encoders alone, as safetensors, keys `video.*` and `audio.*`; atomic too.
+
+    Raises:
+        WriteError: as `save_checkpoint`.
+    """
     tensors = {name: value.detach().cpu().contiguous() for name, value in method.encoders.state_dict().items()}
-    save_file(tensors, temporary)
-    with temporary.open("rb") as file:
-        os.fsync(file.fileno())
-    _replace(temporary, path)
+    with whole_file(path) as temporary:
+        try:
+            save_file(tensors, temporary)
+        except SafetensorError as error:
+            raise OSError(str(error)) from error
 
 
 def load_checkpoint(path: Path) -> dict[str, Any]:
@@ -48,15 +60,19 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     Raises:
         CheckpointError: the file does not exist, is not one of ours, or is damaged.
     """
-    if path.is_dir():
-        path = path / LAST
-    if not path.exists():
-        raise CheckpointError(f"checkpoint {path} does not exist: give the folder of a run, or its {LAST}")
     try:
+        if path.is_dir():
+            path = path / LAST
         state = torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError as error:
+        raise CheckpointError(f"checkpoint {path} does not exist: give the folder of a run, or its {LAST}") from error
+    except OSError as error:
+        raise CheckpointError(f"checkpoint {path} cannot be read ({error.strerror}): may you read it?") from error
     except (RuntimeError, EOFError, pickle.UnpicklingError, KeyError, ValueError) as error:
+        # torch's own words recommend weights_only=False, which would run the code in a foreign file
+        why = "holds more than plain data" if zipfile.is_zipfile(path) else "is damaged or cut short"
         raise CheckpointError(
-            f"checkpoint {path} cannot be read ({str(error).splitlines()[0]}): is it complete?"
+            f"checkpoint {path} cannot be used, it {why}: put a whole copy in its place, or move it away to start anew"
         ) from error
     if not isinstance(state, dict) or not {"config", "manifest_hash", "model"} <= state.keys():
         raise CheckpointError(f"{path} is not a checkpoint of avssl: expected the {LAST} of a run")
@@ -77,6 +93,22 @@ def check_manifest(state: dict[str, Any], manifest_hash: str, *, path: str | Pat
             f"manifest it was "
             "trained on, or start a run of your own without it"
         )
+
+
+def load_model(method: nn.Module, state: dict[str, Any], *, path: str | Path) -> None:
+    """Continue a method from its own checkpoint: every entry, and no other.
+
+    Raises:
+        CheckpointError: the entries are not those of this version of the method.
+    """
+    try:
+        method.load_state_dict(state["model"])
+    except RuntimeError as error:
+        difference = " ".join(str(error).split()[:40])
+        raise CheckpointError(
+            f"checkpoint {path} does not fit this version of the package ({difference}): use the version that wrote "
+            "it, or start a new run"
+        ) from error
 
 
 def load_initial(method: nn.Module, state: dict[str, Any], *, path: str | Path) -> list[str]:
@@ -104,12 +136,3 @@ def load_initial(method: nn.Module, state: dict[str, Any], *, path: str | Path) 
         )
     method.load_state_dict(given, strict=False)
     return sorted(own.keys() - given.keys())
-
-
-def _replace(temporary: Path, path: Path) -> None:
-    os.replace(temporary, path)
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)  # the new name itself reaches the disk
-    finally:
-        os.close(folder)

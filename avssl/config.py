@@ -36,6 +36,7 @@ class DataConfig:
     batch_size: int = 256  # clips per optimiser step over all ranks and accumulated parts
     num_workers: int = 2  # decoding processes per rank; 0 = decode in the main process
     worker_timeout_seconds: float = 120.0  # a worker silent for longer stops the run with an error
+    cache_gigabytes: float = 0.0  # decoded clips that each worker keeps in memory: for sets that fit; 0 = none
     # video view
     num_frames: int = 8
     fps: float = 16.0
@@ -119,6 +120,17 @@ CHOICES = {
     "run.device": ("auto", "cpu", "cuda"),
     "run.precision": ("float32", "bfloat16"),
 }
+LEAST = {
+    "data.clips_per_video": 1,
+    "data.batch_size": 1,
+    "data.num_workers": 0,
+    "data.num_frames": 1,
+    "data.size": 1,
+    "optim.epochs": 1,
+    "optim.accumulate": 1,
+    "run.log_every": 1,
+    "run.checkpoint_every": 1,
+}
 
 
 def load(path: str | Path, overrides: Sequence[str] = ()) -> Config:
@@ -139,9 +151,17 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> Config:
         if "=" not in override:
             raise ConfigError(f"override {override!r} is not of the form section.key=value")
     try:
-        given = OmegaConf.merge(OmegaConf.load(path), OmegaConf.from_dotlist(list(overrides)))
-    except (OmegaConfBaseException, yaml.YAMLError) as error:
-        raise ConfigError(f"config {path} cannot be read: {error}") from error
+        given = OmegaConf.load(path)
+    except (OmegaConfBaseException, yaml.YAMLError, UnicodeDecodeError, OSError) as error:
+        raise ConfigError(f"config {path} cannot be read: {_yaml_problem(error, has_lines=True)}") from error
+    if not OmegaConf.is_dict(given):
+        raise ConfigError(f"config {path} must be a mapping of sections such as `run: {{dir: runs/x}}`, not a list")
+    for override in overrides:
+        try:
+            given.merge_with_dotlist([override])
+        except (OmegaConfBaseException, yaml.YAMLError) as error:
+            problem = _yaml_problem(error, has_lines=False)
+            raise ConfigError(f"override {override!r} cannot be read: {problem}") from error
     return from_dict(OmegaConf.to_container(given), source=str(path))
 
 
@@ -152,18 +172,37 @@ def loads(text: str, *, source: str = "checkpoint") -> Config:
 
 def from_dict(given: Mapping[str, Any], *, source: str) -> Config:
     """Merge plain dictionaries into the fixed sections. Raises ConfigError as `load` does."""
+    method = given.get("method", {})
+    if not isinstance(method, Mapping) or not isinstance(method.get("name", "avid"), str):
+        raise ConfigError(f"method={method} in {source}: expected a mapping with a name, such as {{name: avid}}")
     config = merge_options(Config, given, where=source)
     for key, choices in CHOICES.items():
         section, name = key.split(".")
         value = getattr(getattr(config, section), name)
         if value not in choices:
             raise ConfigError(f"{key}={value} in {source}: expected one of {', '.join(choices)}")
+    for key, least in LEAST.items():
+        section, name = key.split(".")
+        value = getattr(getattr(config, section), name)
+        if value < least:
+            raise ConfigError(f"{key}={value} in {source}: expected at least {least}")
     return config
 
 
 def dumps(config: Config) -> str:
     """The whole configuration as YAML text, defaults included."""
     return OmegaConf.to_yaml(OmegaConf.structured(config))
+
+
+def _yaml_problem(error: Exception, *, has_lines: bool) -> str:
+    """What is wrong, where, and the way out, in one line."""
+    if not isinstance(error, yaml.MarkedYAMLError):
+        expected = "a text file in UTF-8 with YAML" if has_lines else "section.key=value"
+        return f"{str(error).splitlines()[0]}; expected {expected}"
+    place = f" in line {error.problem_mark.line + 1}" if has_lines and error.problem_mark else ""
+    if isinstance(error, yaml.constructor.ConstructorError) and "tag" in (error.problem or ""):
+        return f"{error.problem}{place}: write plain values, tags are not executed"
+    return f"{error.problem}{place}: mend the YAML there"
 
 
 def merge_options(options: type, given: Mapping[str, Any], *, where: str) -> Any:
@@ -184,7 +223,7 @@ def merge_options(options: type, given: Mapping[str, Any], *, where: str) -> Any
         if missing:
             raise ConfigError(f"{', '.join(sorted(missing))} not set in {where}: give it in the file or as an override")
         return OmegaConf.to_object(merged)
-    except OmegaConfBaseException as error:
+    except (OmegaConfBaseException, TypeError) as error:
         message = str(error).split("\n")[0]
         raise ConfigError(f"{getattr(error, 'full_key', None) or 'a value'} in {where}: {message}") from error
 

@@ -5,6 +5,7 @@ Rank 0 only.
 import json
 import math
 import sys
+import threading
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Self
@@ -15,6 +16,7 @@ from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
 from avssl import distributed
+from avssl.files import WriteError, whole_file
 
 
 class RunningMean:
@@ -46,9 +48,12 @@ class RunLog:
 
     Args:
         folder: of the run.
-        first_step: a resumed run continues from here; lines of later steps, written before the run was killed, are
-            dropped.
+        first_step: a resumed run continues from here; what was written after this step was saved, before the run
+            was killed, is dropped, as it comes again.
         num_steps: of the whole run, for the progress bar.
+
+    Raises (on `report` and on leaving too):
+        WriteError: the disk is full, or the folder may not be written to.
     """
 
     def __init__(self, folder: Path, *, first_step: int, num_steps: int) -> None:
@@ -56,9 +61,13 @@ class RunLog:
         if not self.active:
             return
         self.path = folder / "log.jsonl"
-        kept = [line for line in read_log(self.path) if line["step"] <= first_step] if first_step else []
-        self.path.write_text("".join(json.dumps(line) + "\n" for line in kept))
-        self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=first_step + 1)
+        kept = [line for line in read_log(self.path) if _came_before(line, first_step)]
+        with whole_file(self.path) as temporary:
+            temporary.write_text("".join(json.dumps(line) + "\n" for line in kept))
+        try:
+            self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=first_step + 1)
+        except OSError as error:
+            raise WriteError(folder / "tensorboard", error) from error
         self._bar = tqdm(
             total=num_steps, initial=first_step, unit="step", dynamic_ncols=True, file=sys.stderr, mininterval=1
         )
@@ -68,11 +77,14 @@ class RunLog:
         if not self.active:
             return
         line = {"step": step, **figures}
-        with self.path.open("a") as file:
-            file.write(json.dumps({name: _jsonable(value) for name, value in line.items()}) + "\n")
-        for name, value in figures.items():
-            if isinstance(value, int | float):
-                self._board.add_scalar(name, value, step)
+        try:
+            with self.path.open("a") as file:
+                file.write(json.dumps({name: _jsonable(value) for name, value in line.items()}) + "\n")
+            for name, value in figures.items():
+                if isinstance(value, int | float):
+                    self._board.add_scalar(name, value, step)
+        except OSError as error:
+            raise WriteError(self.path, error) from error
         if "loss" in figures:
             self._bar.set_postfix_str(f"loss {figures['loss']:.3f}, {figures.get('clips_per_second', 0):.0f} clips/s")
 
@@ -88,10 +100,18 @@ class RunLog:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, *exc: object) -> None:
-        if self.active:
-            self._board.close()
-            self._bar.close()
+    def __exit__(self, kind: type[BaseException] | None, *exc: object) -> None:
+        if not self.active:
+            return
+        self._bar.close()
+        before, threading.excepthook = threading.excepthook, lambda problem: None
+        try:
+            self._board.close()  # its thread writes what is left; a failure comes back here, no need to print it too
+        except OSError as error:
+            if kind is None:  # else the reason why the run ends is known already
+                raise WriteError(self.path.parent / "tensorboard", error) from error
+        finally:
+            threading.excepthook = before
 
 
 def read_log(path: Path) -> list[dict[str, Any]]:
@@ -105,6 +125,15 @@ def read_log(path: Path) -> list[dict[str, Any]]:
         except json.JSONDecodeError:
             break
     return lines
+
+
+def _came_before(line: Mapping[str, Any], first_step: int) -> bool:
+    """Whether a line was written before its run was saved at `first_step`.
+
+    A step's figures, with its loss, come before the save; those of mining and reading for the next step, which carry
+    the same number of steps done, come after it.
+    """
+    return line["step"] < first_step or (line["step"] == first_step and "loss" in line)
 
 
 def _jsonable(value: Any) -> Any:

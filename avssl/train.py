@@ -7,6 +7,8 @@ import math
 import os
 import signal
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 from typing import Self
@@ -24,6 +26,7 @@ from avssl.checkpoint import (
     export_encoders,
     load_checkpoint,
     load_initial,
+    load_model,
     save_checkpoint,
 )
 from avssl.config import Config, ConfigError, dumps, loads
@@ -31,6 +34,7 @@ from avssl.data.dataset import ClipDataset, apply_views
 from avssl.data.loader import build_loader
 from avssl.data.manifest import Manifest, read_manifest
 from avssl.data.sampling import TrainingBatches
+from avssl.files import WriteError, whole_file
 from avssl.logs import RunLog, RunningMean, collapse_figures
 from avssl.methods import build_method
 from avssl.methods.base import Method
@@ -53,7 +57,8 @@ def train(config: Config) -> bool:
 
     Raises:
         ConfigError, ManifestError, CheckpointError: before any work starts.
-        TrainingError: a loss or a gradient is not finite, or no file of a batch can be read.
+        TrainingError: a loss or a gradient is not finite, no file of a batch can be read, or the run's folder can no
+            longer be written to.
     """
     device = distributed.init(config.run.device)
     if device.type == "cpu":
@@ -75,12 +80,16 @@ def train(config: Config) -> bool:
         world_size=distributed.world_size(),
         first_step=first_step,
     )
+    if batches.rows % config.optim.accumulate:
+        raise ConfigError(
+            f"optim.accumulate={config.optim.accumulate} does not divide the {batches.rows} clips per process of "
+            f"data.batch_size={config.data.batch_size}: choose a divisor"
+        )
     dataset = ClipDataset(manifest, config.data, method.views, seed=config.run.seed)
     loader = build_loader(dataset, batches, config.data, device=device)
     model = _wrap(method, config, device)
     if distributed.is_main():
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / "config.yaml").write_text(dumps(config))
+        _open_folder(folder, config)
     distributed.barrier()
 
     def save(step: int) -> None:
@@ -95,11 +104,15 @@ def train(config: Config) -> bool:
                 "model": method.state_dict(),
                 "optimizer": optimizer.state_dict(),
             }
-            save_checkpoint(folder / LAST, state)
             export_encoders(folder / ENCODERS, method)
+            save_checkpoint(folder / LAST, state)  # last: killed in between, the resumed run exports them again
         distributed.barrier()
 
-    with RunLog(folder, first_step=first_step, num_steps=batches.num_steps) as log, StopRequest() as stop:
+    with (
+        _explained(folder / LAST),
+        RunLog(folder, first_step=first_step, num_steps=batches.num_steps) as log,
+        StopRequest() as stop,
+    ):
         log.say(_describe(config, manifest, instances, batches, device))
         model.train()
         figures, waited, since, reported = RunningMean(), 0.0, time.perf_counter(), first_step
@@ -162,10 +175,10 @@ def usable_instances(manifest: Manifest, config: Config) -> Instances:
     """
     valid = manifest.valid(config.data.split)
     if not valid.any():
+        way_out = "or set data.split=null to train on every row" if config.data.split else "and at the folder it is of"
         raise ConfigError(
-            f"no usable clip with data.split={config.data.split} in {config.data.manifest}: look at its columns "
-            f"split, status and "
-            "reason, or set data.split=null to train on every row"
+            f"no usable clip with data.split={config.data.split or 'null'} in {config.data.manifest}: look at its "
+            f"columns split, status and reason, {way_out}"
         )
     return Instances(valid=torch.from_numpy(valid.copy()), has_audio=torch.from_numpy(manifest.has_audio.copy()))
 
@@ -219,7 +232,7 @@ def _resume(config: Config, manifest: Manifest, method: Method, optimizer: torch
         state = load_checkpoint(last)
         check_manifest(state, manifest.hash, path=last, manifest=config.data.manifest)
         _check_same_run(config, loads(state["config"]), last)
-        method.load_state_dict(state["model"])
+        load_model(method, state, path=last)
         optimizer.load_state_dict(state["optimizer"])
         return int(state["step"])
     if config.model.init:
@@ -229,9 +242,30 @@ def _resume(config: Config, manifest: Manifest, method: Method, optimizer: torch
     return 0
 
 
+def _open_folder(folder: Path, config: Config) -> None:
+    """Make the run's folder and write its config: the first sign of a folder that cannot be used."""
+    try:
+        with whole_file(folder / "config.yaml") as temporary:
+            temporary.write_text(dumps(config))
+    except WriteError as error:
+        raise ConfigError(f"run.dir={folder}: {error}") from error
+
+
+@contextmanager
+def _explained(last: Path) -> Iterator[None]:
+    """Say of a run whose folder can no longer be written to what is left and how to go on."""
+    try:
+        yield
+    except WriteError as error:
+        good = "no checkpoint was written yet"
+        if last.exists():
+            good = f"the last good checkpoint is {last} at step {load_checkpoint(last)['step']}"
+        raise TrainingError(f"{error}; {good}; the same command continues") from error
+
+
 def _check_same_run(config: Config, before: Config, last: Path) -> None:
     """A resumed run must be the same run; where it lives and how it is executed may differ."""
-    free = {"data.manifest", "data.root", "data.num_workers", "data.worker_timeout_seconds"}
+    free = {"data.manifest", "data.root", "data.num_workers", "data.worker_timeout_seconds", "data.cache_gigabytes"}
     for section in ("data", "model", "method", "optim"):
         now, then = (getattr(entry, section) for entry in (config, before))
         now, then = (value if isinstance(value, dict) else vars(value) for value in (now, then))

@@ -23,6 +23,7 @@ import pyarrow as pa
 
 from avssl.data.check import build_table
 from avssl.data.manifest import ManifestError, write_manifest
+from avssl.files import WriteError, check_writable
 
 CLIPS = frozenset(
     f".{name}"
@@ -32,6 +33,7 @@ CLIPS = frozenset(
     )
 )
 SPLITS = frozenset({"train", "val", "validation", "test"})
+NOTHING = f"no clip of {{}} is usable: is ROOT right? clips end in {' '.join(sorted(CLIPS))}"
 MAX_NAMED = 20  # files named one by one in the summary; the manifest names all
 
 
@@ -151,9 +153,13 @@ def main(arguments: list[str] | None = None) -> int:
             rows = label_clips(clips)
         else:
             rows, others = read_list(given.list, given.root), []
+        if not rows:  # a mistyped ROOT or one that is not mounted must not cost the manifest of before
+            print(f"error: {NOTHING.format(given.list or given.root)}; {given.out} is left as it is", file=sys.stderr)
+            return 1
+        check_writable(given.out)
         table = build_table(given.root, rows, num_workers=given.workers, timeout_seconds=given.timeout)
         write_manifest(given.out, table, root=given.root)
-    except (ManifestError, OSError) as error:
+    except (ManifestError, WriteError, OSError) as error:
         parser.error(str(error))
     summary = summarise(table, others, given.out)
     usable = summary["status"].get("ok", 0)
@@ -164,10 +170,15 @@ def main(arguments: list[str] | None = None) -> int:
         Path(given.json).parent.mkdir(parents=True, exist_ok=True)
         Path(given.json).write_text(json.dumps(summary))
     if not usable:
-        print(
-            f"no clip of {given.root} is usable: is ROOT right? clips end in {' '.join(sorted(CLIPS))}", file=sys.stderr
-        )
+        print(f"error: {NOTHING.format(given.root)}, or see the reasons above", file=sys.stderr)
         return 1
+    if len(summary["without_sound"]) == usable:
+        print(
+            f"no usable clip of {given.root} has sound, and avid and avid_cma learn from picture and sound together: "
+            "train on clips with sound; these serve for evaluation",
+            file=sys.stderr,
+        )
+        return 0
     print(f"next: python tools/train.py configs/... data.manifest={given.out}", file=sys.stderr)
     return 0
 

@@ -12,6 +12,7 @@ from avssl.checkpoint import (
     export_encoders,
     load_checkpoint,
     load_initial,
+    load_model,
     save_checkpoint,
 )
 from avssl.methods.avid import AVIDOptions
@@ -48,12 +49,34 @@ def test_missing_damaged_and_foreign_files_are_refused(tmp_path: Path) -> None:
         load_checkpoint(tmp_path)
     save_checkpoint(tmp_path / "last.pt", STATE)
     whole = (tmp_path / "last.pt").read_bytes()
-    (tmp_path / "last.pt").write_bytes(whole[: len(whole) // 2])
-    with pytest.raises(CheckpointError, match="cannot be read"):
-        load_checkpoint(tmp_path)
+    for length in (0, 1, 100, len(whole) // 2, len(whole) - 1):
+        (tmp_path / "last.pt").write_bytes(whole[:length])
+        with pytest.raises(CheckpointError, match=r"last\.pt cannot be used, it is damaged or cut short: put a whole"):
+            load_checkpoint(tmp_path)
     torch.save({"weights": 1}, tmp_path / "other.pt")
     with pytest.raises(CheckpointError, match="is not a checkpoint of avssl"):
         load_checkpoint(tmp_path / "other.pt")
+
+
+class _Code:
+    def __reduce__(self) -> tuple:
+        return open, ("executed", "w")
+
+
+def test_code_in_a_checkpoint_is_not_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    torch.save({**STATE, "config": _Code()}, tmp_path / "last.pt")
+    with pytest.raises(CheckpointError, match="holds more than plain data") as error:
+        load_checkpoint(tmp_path)
+    assert "weights_only" not in str(error.value)
+    assert not (tmp_path / "executed").exists()
+
+
+def test_weights_of_another_version_are_refused() -> None:
+    avid = tiny_method(AVIDOptions(**OPTIONS), everything(20))
+    state = {"model": {name: value for name, value in avid.state_dict().items() if name != "log_z"}}
+    with pytest.raises(CheckpointError, match=r"runs/avid does not fit this version .*log_z.*or start a new run"):
+        load_model(avid, state, path="runs/avid")
 
 
 def test_another_manifest_is_refused() -> None:

@@ -83,8 +83,11 @@ def test_store_is_written_once_continued_and_searched(
     assert find_row(again, again.paths[3]) == 3
     assert find_row(again, str(clip_set.root / again.paths[3])) == 3
     for source, target in (("video", "audio"), ("audio", "video"), ("video", "video"), ("audio", "audio")):
-        found = search(again, query, source=source, target=target, k=30)
-        assert len(found) == 17 - (2 if target == "audio" else 0)
+        others = 17 - (2 if target == "audio" else 0)
+        found = search(again, query, source=source, target=target, k=others)
+        assert len(found) == others
+        with pytest.raises(ValueError, match=rf"k={others + 1}, but these embeddings hold {others} other clips"):
+            search(again, query, source=source, target=target, k=others + 1)
         assert 3 not in [entry.row for entry in found]
         scores = [entry.score for entry in found]
         assert scores == sorted(scores, reverse=True)

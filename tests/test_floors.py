@@ -9,7 +9,7 @@ import pytest
 
 PACKAGE = Path(__file__).parents[1] / "avssl"
 FLOORS = [
-    {"structs", "distributed", "config", "logs"},
+    {"structs", "distributed", "config", "files", "logs"},
     {"media", "transforms", "models", "objectives"},
     {"data", "mining"},
     {"methods"},

@@ -30,6 +30,18 @@ def test_collapse_figures_tell_spread_from_collapse() -> None:
     assert float(collapse_figures(F.normalize(line, dim=1))["rank"]) == pytest.approx(1, abs=0.05)
 
 
+def test_what_follows_a_save_comes_again_and_stands_once(tmp_path: Path) -> None:
+    """Mining before step 4 and its files are reported at 3 steps done, like the loss of step 3 before the save."""
+    for _ in range(2):
+        with RunLog(tmp_path, first_step=3, num_steps=9) as log:
+            log.report(3, {"mining/exact": 1.0})
+            log.report(3, {"unreadable": ["a.mp4"]})
+    assert len(read_log(tmp_path / "log.jsonl")) == 2
+    with RunLog(tmp_path, first_step=4, num_steps=9):
+        pass
+    assert len(read_log(tmp_path / "log.jsonl")) == 2
+
+
 def test_a_resumed_log_drops_what_came_after_the_checkpoint(tmp_path: Path) -> None:
     with RunLog(tmp_path, first_step=0, num_steps=9) as log:
         for step in range(1, 6):

@@ -15,6 +15,7 @@ from pathlib import Path
 from avssl.data.manifest import read_manifest
 from avssl.evaluate.features import extract, load_run, with_data
 from avssl.evaluate.harness import evaluate, labelled_rows
+from avssl.files import check_writable
 
 
 def main() -> int:
@@ -31,6 +32,8 @@ def main() -> int:
     parser.add_argument("--json", nargs="?", const="-", help="print JSON, or write it to a file")
     arguments = parser.parse_args()
     try:
+        if arguments.json not in (None, "-"):
+            check_writable(arguments.json)
         run = with_data(
             load_run(arguments.run, trained=not arguments.random_weights), num_workers=arguments.num_workers
         )

@@ -18,6 +18,7 @@ import torch
 from avssl.checkpoint import check_manifest, load_checkpoint
 from avssl.config import loads
 from avssl.data.manifest import Manifest, read_manifest
+from avssl.files import check_writable, whole_file
 from avssl.mining.agreement import RULES, AgreementSets, agreement_precision, chance_precision, mine_agreement
 
 
@@ -31,13 +32,16 @@ def main() -> int:
     parser.add_argument("--json", nargs="?", const="-", help="print JSON, or write it to a file")
     arguments = parser.parse_args()
     try:
+        check_writable(arguments.out)
+        if arguments.json not in (None, "-"):
+            check_writable(arguments.json)
         video, audio, valid, manifest = read_banks(arguments.run, arguments.manifest)
         rules = RULES if has_labels(manifest) else (arguments.rule,)
         found = {rule: mine_agreement(video, audio, k=arguments.k, rule=rule, valid=valid) for rule in rules}
+        write_sets(arguments.out, found[arguments.rule], manifest)
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    write_sets(arguments.out, found[arguments.rule], manifest)
     summary = {
         "k": arguments.k,
         "rule": arguments.rule,
@@ -93,8 +97,8 @@ def write_sets(path: Path, sets: AgreementSets, manifest: Manifest) -> None:
             "exact": pa.array(sets.exact.tolist(), pa.bool_()),
         }
     )
-    path.parent.mkdir(parents=True, exist_ok=True)
-    pq.write_table(table, path)
+    with whole_file(path) as temporary:
+        pq.write_table(table, temporary)
 
 
 if __name__ == "__main__":

@@ -4,7 +4,6 @@ What lives here: reading, writing and asking it. What does not: finding and prob
 """
 
 import hashlib
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -14,6 +13,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
+
+from avssl.files import whole_file
 
 # A row is a clip or, with start and end, a part of one. Further columns may follow.
 SCHEMA = pa.schema(
@@ -167,6 +168,7 @@ def write_manifest(path: str | Path, table: pa.Table, *, root: str | Path) -> No
 
     Raises:
         ManifestError: columns are missing or cannot be read as their type.
+        WriteError: the file cannot be written.
     """
     path, root = Path(path), Path(root).resolve()
     missing = [name for name in SCHEMA.names if name not in table.column_names]
@@ -180,7 +182,5 @@ def write_manifest(path: str | Path, table: pa.Table, *, root: str | Path) -> No
         table = table.select(schema.names).cast(schema).replace_schema_metadata({ROOT_KEY: recorded.encode()})
     except pa.ArrowInvalid as error:
         raise ManifestError(f"the table for {path} does not fit the columns of a manifest: {error}") from error
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}")
-    pq.write_table(table, unfinished)
-    unfinished.replace(path)
+    with whole_file(path) as temporary:
+        pq.write_table(table, temporary)

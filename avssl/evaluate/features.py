@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from tqdm import tqdm
 
 from avssl import distributed
-from avssl.checkpoint import LAST, CheckpointError, load_checkpoint
+from avssl.checkpoint import LAST, load_checkpoint, load_model
 from avssl.config import Config, loads
 from avssl.data.dataset import ClipDataset, apply_views
 from avssl.data.loader import build_loader
@@ -76,10 +76,7 @@ def load_run(path: str | Path, *, device: torch.device | None = None, trained: b
     everything = torch.ones(state["num_instances"], dtype=torch.bool)
     method = build_method(config, Instances(valid=everything, has_audio=everything))
     if trained:
-        try:
-            method.load_state_dict(state["model"])
-        except RuntimeError as error:
-            raise CheckpointError(f"checkpoint {path} does not fit this version of the package: {error}") from error
+        load_model(method, state, path=path)
     device = device or distributed.init("auto")
     to_channels_last(method, enabled=config.run.channels_last)
     method = method.to(device).eval()

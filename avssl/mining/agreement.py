@@ -52,8 +52,7 @@ _UNIT_TOLERANCE = 1e-3
 class AgreementSets:
     """The sets of all N rows.
 
-    ids: (N, k) int64, ascending; a row never contains itself; -1 where a row has no set, and at the end of a row where
-        fewer than k other rows exist.
+    ids: (N, k) int64, ascending; a row never contains itself; -1 where a row has no set because it is not valid.
     score: (N, k) float32, the similarity of each id; 0 where the id is -1.
     exact: (N,) bool, the set is the one of the dense definition. Always true with this search, which ends with the
         definition itself.
@@ -84,7 +83,7 @@ def mine_agreement(
     Args:
         video: (N, D), rows of unit length.
         audio: (N, D), rows of unit length, on the device of `video`; the search runs there.
-        k: ids per row, >= 1.
+        k: ids per row, 1 to the number of valid rows less one.
         rule: which similarity counts: the smaller cosine (consensus), the larger (union), or one space only.
         valid: (N,) bool; the other rows get no set and are in nobody's set. None: all rows.
         generator: draws the rows (on the CPU) on which the search depth is chosen. It changes the speed, not the
@@ -106,13 +105,15 @@ def mine_agreement(
         exact=torch.ones(len(video), dtype=torch.bool, device=video.device),
         passes=torch.zeros(len(video), dtype=torch.uint8, device=video.device),
     )
-    if len(rows) < 2:  # nobody to choose from
-        return sets
+    if k >= len(rows):
+        raise ValueError(
+            f"k is {k}, but each of the {len(rows)} usable rows has only {max(len(rows) - 1, 0)} others: lower k "
+            "(method.num_positives, --k), or mine more clips with picture and sound"
+        )
     spaces = {"video": [video], "audio": [audio]}.get(rule, [video, audio])
     banks = [space[rows].double() for space in spaces]  # the definition's vectors, each (n, D)
-    size = min(k, len(rows) - 1)
-    ids, score, passes = _search(banks, rule, k=size, generator=generator)
-    sets.ids[rows, :size], sets.score[rows, :size], sets.passes[rows] = rows[ids], score, passes
+    ids, score, passes = _search(banks, rule, k=k, generator=generator)
+    sets.ids[rows], sets.score[rows], sets.passes[rows] = rows[ids], score, passes
     return sets
 
 

@@ -58,19 +58,17 @@ def search(store: Store, query: Query, *, source: Modality, target: Modality, k:
     """The k clips whose `target` side is nearest by cosine to the query's `source` side, the query itself left out.
 
     Raises:
-        ValueError: a side without sound is asked for, k < 1, or trunk features across modalities.
+        ValueError: a side without sound is asked for, k is not between 1 and the number of other clips that have the
+            target side, or trunk features across modalities.
     """
     if store.meta.kind != "embedding" and source != target:
         raise ValueError(
             f"{source} to {target} needs head outputs, and these are trunk features, which do not share a space: "
             f"extract without --features"
         )
-    if k < 1:
-        raise ValueError(f"k={k} must be at least 1")
     vector = _side(query, source)
     rows = np.flatnonzero(_usable(store, target))
-    if len(rows) == 0:
-        return []
+    _check_number(k, rows, query)
     index = FlatIndex(torch.from_numpy(_unit(store.vectors[target][rows])))
     wanted = min(k + 1, len(rows))  # one more, since the query itself may be among them
     scores, places = index.search(torch.from_numpy(_unit(vector[None])), k=wanted)
@@ -81,9 +79,10 @@ def search(store: Store, query: Query, *, source: Modality, target: Modality, k:
 def search_agreement(store: Store, query: Query, *, k: int) -> list[Neighbour]:
     """The k clips most alike in picture AND sound: by the smaller of the video and the audio cosine (AVID-CMA's
     consensus).
+
+    Raises:
+        ValueError: the query has no sound, or k is not between 1 and the number of other clips with sound.
     """
-    if k < 1:
-        raise ValueError(f"k={k} must be at least 1")
     cosines = [
         _unit(store.vectors[name]) @ _unit(_side(query, name)[None])[0] for name in ("video", "audio")
     ]  # (n,) each
@@ -91,8 +90,16 @@ def search_agreement(store: Store, query: Query, *, k: int) -> list[Neighbour]:
     score[~store.has_audio] = -np.inf
     if query.row is not None:
         score[query.row] = -np.inf
+    _check_number(k, np.flatnonzero(store.has_audio), query)
     order = np.argsort(-score, kind="stable")[:k]
-    return [_neighbour(store, int(row), float(score[row])) for row in order if np.isfinite(score[row])]
+    return [_neighbour(store, int(row), float(score[row])) for row in order]
+
+
+def _check_number(k: int, rows: np.ndarray, query: Query) -> None:
+    """Refuse more neighbours than there are clips to choose from, at the positions `rows` of the store."""
+    others = int((rows != query.row).sum()) if query.row is not None else len(rows)
+    if not 1 <= k <= others:
+        raise ValueError(f"k={k}, but these embeddings hold {others} other clips to choose from: give 1 to {others}")
 
 
 def _usable(store: Store, target: Modality) -> np.ndarray:

@@ -12,7 +12,6 @@ A shard counts as written when its parquet file is there: it is renamed into pla
 """
 
 import json
-import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
@@ -24,6 +23,7 @@ import pyarrow.parquet as pq
 from avssl import distributed
 from avssl.data.manifest import Manifest
 from avssl.evaluate.features import MODALITIES, Run, extract
+from avssl.files import whole_file
 
 SHARD_ROWS = 1024
 
@@ -160,10 +160,8 @@ def _claim(folder: Path, meta: Meta) -> None:
                     "or delete that folder"
                 )
     elif distributed.is_main():
-        folder.mkdir(parents=True, exist_ok=True)
-        temporary = folder / ".meta.partial"
-        temporary.write_text(json.dumps(asdict(meta), indent=1) + "\n")
-        os.replace(temporary, path)
+        with whole_file(path) as temporary:
+            temporary.write_text(json.dumps(asdict(meta), indent=1) + "\n")
     distributed.barrier()
 
 
@@ -173,7 +171,7 @@ def _write_shard(
     found = extract(run, manifest, ids, num_clips=meta.num_clips, progress=words)
     vectors = found.embedding if meta.kind == "embedding" else found.features
     for modality in MODALITIES:
-        with _shard(folder, number, f"{modality}.npy").open("wb") as file:
+        with whole_file(_shard(folder, number, f"{modality}.npy")) as temporary, temporary.open("wb") as file:
             np.save(file, vectors[modality].astype(np.float16))
     paths, labels = manifest.column("path"), manifest.column("label")
     sounding = dict(zip(found.ids.tolist(), found.has_audio.tolist(), strict=True))
@@ -187,9 +185,8 @@ def _write_shard(
             "error": pa.array([found.errors.get(row) for row in rows], pa.string()),
         }
     )
-    temporary = folder / f".shard-{number:05d}.partial"
-    pq.write_table(table, temporary)
-    os.replace(temporary, _shard(folder, number, "parquet"))
+    with whole_file(_shard(folder, number, "parquet")) as temporary:
+        pq.write_table(table, temporary)
 
 
 def _shard(folder: Path, number: int, ending: str) -> Path:

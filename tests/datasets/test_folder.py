@@ -145,8 +145,9 @@ def test_exit_codes(tmp_path):
     assert run(tmp_path, "--out", tmp_path / "m.parquet", "--list", tmp_path / "none.csv").returncode == 2
 
 
-def test_empty_folder_is_told(tmp_path):
+def test_an_empty_folder_is_told_and_costs_no_manifest(tmp_path):
+    (tmp_path / "m.parquet").write_bytes(b"of before")
     done = run(tmp_path, "--out", tmp_path / "m.parquet")
     assert done.returncode == 1
-    assert "0 clips: none" in done.stdout
-    assert len(read_manifest(tmp_path / "m.parquet")) == 0
+    assert f"error: no clip of {tmp_path} is usable: is ROOT right?" in done.stderr
+    assert (tmp_path / "m.parquet").read_bytes() == b"of before"

@@ -139,15 +139,14 @@ def test_invalid_rows_have_no_set_and_are_in_none(generator):
     assert valid[sets.ids[valid]].all()
 
 
-def test_too_few_others_leave_the_end_of_a_row_empty(generator):
+def test_sets_are_full_or_refused(generator):
     video, audio = unit((6, 8), generator), unit((6, 8), generator)
     valid = torch.tensor([True, False, True, True, False, False])
-    sets = mine_agreement(video, audio, k=4, valid=valid)
-    assert sets.ids[[0, 2, 3]].tolist() == [[2, 3, -1, -1], [0, 3, -1, -1], [0, 2, -1, -1]]
-    assert sets.score[0, 2:].tolist() == [0, 0]
-    for alone in (torch.zeros(6, dtype=torch.bool), torch.arange(6) == 2):
-        assert (mine_agreement(video, audio, k=4, valid=alone).ids == -1).all()
-    assert mine_agreement(video[:0], audio[:0], k=4).ids.shape == (0, 4)
+    sets = mine_agreement(video, audio, k=2, valid=valid)
+    assert sets.ids.tolist() == [[2, 3], [-1, -1], [0, 3], [0, 2], [-1, -1], [-1, -1]]
+    for mask, others in ((valid, 2), (torch.arange(6) == 2, 0), (torch.zeros(6, dtype=torch.bool), 0)):
+        with pytest.raises(ValueError, match=rf"the {mask.sum()} usable rows has only {others} others: lower k"):
+            mine_agreement(video, audio, k=3, valid=mask)
 
 
 def test_follows_a_permutation_of_the_rows(generator):
