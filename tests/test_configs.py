@@ -9,7 +9,12 @@ from avssl.methods import METHODS
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 FILES = sorted(CONFIGS.rglob("*.yaml"))
-PAPER = 'Morgado, Vasconcelos, Misra, "Audio-Visual Instance Discrimination with Cross-Modal Agreement", CVPR 2021'
+AVID = 'Morgado, Vasconcelos, Misra, "Audio-Visual Instance Discrimination with Cross-Modal Agreement", CVPR 2021'
+PAPERS = {  # of each method
+    "avid": AVID,
+    "avid_cma": AVID,
+    "infonce": 'van den Oord, Li, Vinyals, "Representation Learning with Contrastive Predictive Coding", arXiv',
+}
 
 
 def options_of(config: Config) -> object:
@@ -42,7 +47,7 @@ def test_config_loads_and_its_options_are_the_methods(path: Path) -> None:
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(CONFIGS)))
 def test_header_names_paper_and_result(path: Path) -> None:
     text = header(path)
-    assert f"Paper: {PAPER}" in text
+    assert f"Paper: {PAPERS[path.stem]}" in text
     assert "not measured" in text or "README.md" in text  # a result has its source, or is not claimed
 
 

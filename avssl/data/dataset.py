@@ -16,6 +16,7 @@ from torch.utils.data import Dataset
 from avssl.config import DataConfig
 from avssl.data.manifest import Manifest
 from avssl.data.sampling import Key, Span, draw_windows, spread_windows
+from avssl.media.cache import ClipCache
 from avssl.media.decode import AudioWindow, DecodeError, VideoWindow, read_clip
 from avssl.structs import Batch, Sample
 from avssl.transforms.views import VIEWS
@@ -47,6 +48,7 @@ class ClipDataset(Dataset[Sample]):
         self.views = tuple(views)
         self.seed = seed
         self.num_eval_clips = num_eval_clips
+        self.opener = ClipCache(data.cache_gigabytes * 1e9).open if data.cache_gigabytes else None
         self.root = manifest.root
         self.paths = manifest.column("path")
         self.has_audio = manifest.has_audio
@@ -91,6 +93,7 @@ class ClipDataset(Dataset[Sample]):
                     )
                     for _ in (audios if has_audio else [])
                 ],
+                opener=self.opener,
             )
         except DecodeError as error:
             return self._empty(params, str(error))

@@ -13,11 +13,11 @@ import collections
 import heapq
 import itertools
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
-from typing import Self
+from typing import Literal, Protocol, Self
 
 import av
 import av.container
@@ -25,6 +25,7 @@ import av.stream
 import numpy as np
 from av.video.reformatter import Interpolation, VideoReformatter
 
+Track = Literal["video", "audio"]
 TIME_TOLERANCE = 1e-4  # seconds; timestamps are rounded to the ticks of the container
 MERGE_SECONDS = 1.0  # windows closer than this are decoded in one go instead of seeking again
 BACK_SECONDS = (0.0, 2.0, 10.0)  # how far before the wanted second a seek aims, tried in this order
@@ -150,7 +151,11 @@ def read_samples(path: str | Path, *, start: float, duration: float, sample_rate
 
 
 def read_clip(
-    path: str | Path, *, video: Sequence[VideoWindow] = (), audio: Sequence[AudioWindow] = ()
+    path: str | Path,
+    *,
+    video: Sequence[VideoWindow] = (),
+    audio: Sequence[AudioWindow] = (),
+    opener: "Callable[[str | Path], Source] | None" = None,
 ) -> tuple[list[Frames], list[Samples]]:
     """Read any number of windows out of one opened file.
 
@@ -163,6 +168,7 @@ def read_clip(
         path: a file of this machine; nothing is fetched over a network.
         video: windows of frames, in any order.
         audio: windows of sound, in any order.
+        opener: gives the file, such as `ClipCache.open`, which remembers what was decoded; None = `Reader`.
 
     Returns:
         One `Frames` per video window and one `Samples` per audio window, in the order asked for.
@@ -174,7 +180,7 @@ def read_clip(
     for window in audio:
         if window.follows is not None and not 0 <= window.follows < len(video):
             raise ValueError(f"follows={window.follows} must be the index of one of the {len(video)} video windows")
-    with Reader(path) as reader:
+    with (opener or Reader)(path) as reader:
         try:
             frames = _read_video(reader, video)
             samples = []
@@ -186,6 +192,26 @@ def read_clip(
         except av.error.FFmpegError as error:  # such as a kind of pixels that cannot be converted
             raise DecodeError(path, f"cannot be decoded ({_reason(error)})") from error
     return frames, samples
+
+
+class HasRate(Protocol):
+    """A video stream, or what is remembered of one."""
+
+    average_rate: Fraction | None
+
+
+class Source(Protocol):
+    """What windows are cut out of: a `Reader`, or a file that was decoded before (cache.py)."""
+
+    path: Path
+    video: HasRate | None
+    audio: object | None
+
+    def __enter__(self) -> Self: ...
+
+    def __exit__(self, *exception: object) -> None: ...
+
+    def frames_from(self, kind: Track, seconds: float) -> Iterator[tuple[float, av.VideoFrame | av.AudioFrame]]: ...
 
 
 class Reader:
@@ -231,7 +257,7 @@ class Reader:
                 stream.codec_context.thread_count = 1
         self._at_beginning = True
 
-    def frames_from(self, kind: str, seconds: float) -> Iterator[tuple[float, av.VideoFrame | av.AudioFrame]]:
+    def frames_from(self, kind: Track, seconds: float) -> Iterator[tuple[float, av.VideoFrame | av.AudioFrame]]:
         """Decoded frames with their seconds, in rising time; the first lies at or before `seconds` unless it is the
         first of the file.
 
@@ -354,7 +380,7 @@ def _sort_times(decoded: Iterator[tuple[float, av.VideoFrame]]) -> Iterator[tupl
         yield heapq.heappop(times), frames.popleft()
 
 
-def frame_duration(frame: av.VideoFrame | av.AudioFrame, stream: av.stream.Stream) -> float:
+def frame_duration(frame: av.VideoFrame | av.AudioFrame, stream: "HasRate") -> float:
     """How long a decoded frame lasts in seconds, from the average rate of the stream if it does not say itself."""
     if isinstance(frame, av.AudioFrame):
         return frame.samples / frame.sample_rate
@@ -376,7 +402,7 @@ def to_mono(frame: av.AudioFrame) -> np.ndarray:
     return mono.astype(np.float32)
 
 
-def _read_video(reader: Reader, windows: Sequence[VideoWindow]) -> list[Frames]:
+def _read_video(reader: "Source", windows: Sequence[VideoWindow]) -> list[Frames]:
     if not windows:
         return []
     if reader.video is None:
@@ -392,7 +418,7 @@ def _read_video(reader: Reader, windows: Sequence[VideoWindow]) -> list[Frames]:
     return [each.finish() for each in pictures]
 
 
-def _pick_frames(reader: Reader, targets: list[tuple[float, int]], pictures: list["_Pictures"]) -> None:
+def _pick_frames(reader: "Source", targets: list[tuple[float, int]], pictures: list["_Pictures"]) -> None:
     """Decode once over the targets (second, index of the window), which are sorted."""
     previous, position = None, 0  # (seconds, frame) before the present one; next target
     for seconds, frame in reader.frames_from("video", targets[0][0]):
@@ -458,7 +484,7 @@ class _Pictures:
         return picture[row : row + self.size[0], column : column + self.size[1]]
 
 
-def _read_audio(reader: Reader, start: float, window: AudioWindow) -> Samples:
+def _read_audio(reader: "Source", start: float, window: AudioWindow) -> Samples:
     """Place decoded sound by its timestamps on a grid of the source's rate, then resample the grid."""
     data = np.zeros(window.num_samples, dtype=np.float32)
     if reader.audio is None:

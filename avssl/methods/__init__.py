@@ -9,12 +9,14 @@ from avssl.config import Config, ConfigError, merge_options
 from avssl.methods.avid import AVID, AVIDOptions
 from avssl.methods.avid_cma import AVIDCMA, AVIDCMAOptions
 from avssl.methods.base import Method
+from avssl.methods.infonce import InfoNCE, InfoNCEOptions
 from avssl.models import build_encoder
 from avssl.structs import Instances
 
 METHODS: dict[str, tuple[type[Method], type]] = {  # name: class, options
     "avid": (AVID, AVIDOptions),
     "avid_cma": (AVIDCMA, AVIDCMAOptions),
+    "infonce": (InfoNCE, InfoNCEOptions),
 }
 
 

@@ -11,8 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from avssl import distributed
-from avssl.methods.base import Method
-from avssl.models.heads import ProjectionHead
+from avssl.methods.base import HeadOptions, Method, build_heads
 from avssl.objectives.contrast import log_mean_exp, nce, similarity
 from avssl.objectives.negatives import Bank, draw_negatives
 from avssl.objectives.positives import same_instance
@@ -20,7 +19,7 @@ from avssl.structs import Batch, Embedded, Instances, Progress, Step
 
 
 @dataclass
-class AVIDOptions:
+class AVIDOptions(HeadOptions):
     """Defaults: the released Cross-N1024 recipe."""
 
     cross: float = 1.0  # weight of picture against sounds and sound against pictures
@@ -29,9 +28,6 @@ class AVIDOptions:
     num_negatives_within: int | None = None  # negatives of the within-modal terms; null = all
     temperature: float = 0.07
     bank_momentum: float = 0.5  # weight of the old vector
-    embedding_dim: int = 128
-    hidden_dim: int = 512
-    head_batch_norm: bool = False  # normalise the heads' outputs over the batch: what keeps small sets from collapsing
 
 
 @dataclass(frozen=True)
@@ -59,24 +55,10 @@ class AVID(Method):
     def __init__(self, options: AVIDOptions, encoders: nn.ModuleDict, *, instances: Instances, seed: int) -> None:
         super().__init__(encoders, seed=seed)
         self.options = options
+        self.check_sound(instances)
         usable = {"video": instances.valid, "audio": instances.valid & instances.has_audio}
-        if not usable["audio"].any():
-            raise ValueError(
-                "no clip of this split has both picture and sound, and AVID learns from their pairing: check the "
-                "manifest's summary (status, has_audio) and data.split"
-            )
         generator = torch.Generator().manual_seed(seed)
-        self.heads = nn.ModuleDict(
-            {
-                view: ProjectionHead(
-                    encoders[view].dim,
-                    hidden_dim=options.hidden_dim,
-                    out_dim=options.embedding_dim,
-                    batch_norm=options.head_batch_norm,
-                )
-                for view in self.views
-            }
-        )
+        self.heads = build_heads(encoders, options)
         self.banks = nn.ModuleDict(
             {
                 view: Bank(usable[view], options.embedding_dim, view=self.views.index(view), generator=generator)

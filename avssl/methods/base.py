@@ -4,6 +4,7 @@ A method writes `loss`; where state moves it also writes `after_step` and `on_ep
 changes no buffer, and called twice it returns the same value.
 """
 
+from dataclasses import dataclass
 from typing import ClassVar
 
 import numpy as np
@@ -11,8 +12,33 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from avssl.structs import Batch, Embedded, Progress, Step
+from avssl.models.heads import ProjectionHead
+from avssl.structs import Batch, Embedded, Instances, Progress, Step
 from avssl.transforms.views import VIEWS
+
+
+@dataclass
+class HeadOptions:
+    """Options of every method that contrasts the outputs of projection heads."""
+
+    embedding_dim: int = 128
+    hidden_dim: int = 512
+    head_batch_norm: bool = False  # normalise the heads' outputs over the batch: what keeps small sets from collapsing
+
+
+def build_heads(encoders: nn.ModuleDict, options: HeadOptions) -> nn.ModuleDict:
+    """One projection head for each encoder, by the same name."""
+    return nn.ModuleDict(
+        {
+            modality: ProjectionHead(
+                encoder.dim,
+                hidden_dim=options.hidden_dim,
+                out_dim=options.embedding_dim,
+                batch_norm=options.head_batch_norm,
+            )
+            for modality, encoder in encoders.items()
+        }
+    )
 
 
 class Method(nn.Module):
@@ -58,6 +84,15 @@ class Method(nn.Module):
             view=torch.full_like(ids, self.views.index(view)),
             start=batch.start[view],
         )
+
+    @staticmethod
+    def check_sound(instances: Instances) -> None:
+        """Raise ValueError unless some clip has both picture and sound."""
+        if not (instances.valid & instances.has_audio).any():
+            raise ValueError(
+                "no clip of this split has both picture and sound, and the method learns from their pairing: check the "
+                "manifest's summary (status, has_audio) and data.split"
+            )
 
     def after_step(self, step: Step) -> None:
         """Move state with what the step left in its memo; once per optimiser step."""

@@ -1,0 +1,88 @@
+"""Decoded files kept in memory, for sets small enough: a file is decoded once, and every later window is cut from that.
+
+Short clips spend most of their loading time on opening and decoding; a set that fits into memory needs that only once.
+"""
+
+import bisect
+from collections.abc import Iterator
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+from typing import Self
+
+import av
+
+from avssl.media.decode import Reader, Track
+
+DecodedFrames = list[tuple[float, av.VideoFrame | av.AudioFrame]]
+
+
+@dataclass(frozen=True)
+class DecodedTrack:
+    """What is asked of a stream whose file is closed."""
+
+    average_rate: Fraction | None
+
+
+class DecodedFile:
+    """A whole file, decoded; it answers as a `Reader` does."""
+
+    def __init__(self, path: Path, tracks: dict[Track, DecodedTrack], frames: dict[Track, DecodedFrames]) -> None:
+        self.path = path
+        self.video, self.audio = tracks.get("video"), tracks.get("audio")
+        self._frames = frames
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        """Nothing to close."""
+
+    def frames_from(self, kind: Track, seconds: float) -> Iterator[tuple[float, av.VideoFrame | av.AudioFrame]]:
+        """Decoded frames with their seconds, in rising time; the first lies at or before `seconds` unless it is the
+        first of the file.
+        """
+        frames = self._frames[kind]
+        first = bisect.bisect_right(frames, seconds, key=lambda each: each[0]) - 1
+        yield from frames[max(first, 0) :]
+
+
+class ClipCache:
+    """Keeps decoded files until they take `max_bytes`; files after that are read as without a cache.
+
+    Args:
+        max_bytes: of decoded pictures (as stored in the file, before they become RGB) and sound, in this process.
+    """
+
+    def __init__(self, max_bytes: float) -> None:
+        self.max_bytes = max_bytes
+        self.num_bytes = 0
+        self.full = False
+        self._files: dict[Path, DecodedFile] = {}
+
+    def open(self, path: str | Path) -> Reader | DecodedFile:
+        """A decoded file, or a `Reader` when the cache is full. Raises DecodeError as `Reader` does."""
+        path = Path(path)
+        if path not in self._files and not self.full:
+            self._keep(path)
+        return self._files.get(path) or Reader(path)
+
+    def _keep(self, path: Path) -> None:
+        """Decode a file wholly; one that does not fit any more closes the cache."""
+        tracks: dict[Track, DecodedTrack] = {}
+        frames: dict[Track, DecodedFrames] = {}
+        num_bytes = 0
+        with Reader(path) as reader:
+            for kind in ("video", "audio"):
+                if getattr(reader, kind) is None:
+                    continue
+                tracks[kind] = DecodedTrack(reader.video.average_rate if kind == "video" else None)
+                frames[kind] = []
+                for seconds, frame in reader.frames_from(kind, float("-inf")):
+                    num_bytes += sum(plane.buffer_size for plane in frame.planes)
+                    if self.num_bytes + num_bytes > self.max_bytes:
+                        self.full = True
+                        return
+                    frames[kind].append((seconds, frame))
+        self.num_bytes += num_bytes
+        self._files[path] = DecodedFile(path, tracks, frames)

@@ -1,0 +1,64 @@
+"""In-batch InfoNCE between picture and sound: against cross-entropy, and what a clip without sound does."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from avssl.methods.infonce import InfoNCE, InfoNCEOptions
+from avssl.structs import Instances, Progress
+from tests.methods.tiny import LinearTower, everything, vector_batch
+
+START = Progress(epoch=0, step=0, num_steps=1)
+
+
+def build(num: int = 20, *, temperature: float = 0.1) -> InfoNCE:
+    torch.manual_seed(0)
+    towers = nn.ModuleDict({"video": LinearTower(), "audio": LinearTower()})
+    options = InfoNCEOptions(temperature=temperature, embedding_dim=8, hidden_dim=16)
+    return InfoNCE(options, towers, instances=everything(num), seed=0)
+
+
+def embeddings(method: InfoNCE, batch) -> dict[str, torch.Tensor]:
+    return {
+        view: F.normalize(method.heads[view](method.encode(batch)[view]), dim=1).detach() for view in ("video", "audio")
+    }
+
+
+def test_loss_is_symmetric_cross_entropy() -> None:
+    method, batch = build(), vector_batch(torch.tensor([3, 7, 1, 12, 5]))
+    z = embeddings(method, batch)
+    scores = z["video"] @ z["audio"].T / 0.1
+    own = torch.arange(5)
+    expected = (F.cross_entropy(scores, own) + F.cross_entropy(scores.T, own)) / 2
+    torch.testing.assert_close(method(batch, START).loss, expected)
+
+
+def test_a_clip_without_sound_is_nobodys_column_and_has_no_row_of_sound() -> None:
+    method, ids = build(), torch.tensor([3, 7, 1, 12])
+    has_audio = torch.tensor([True, False, True, True])
+    step = method(vector_batch(ids, has_audio=has_audio), START)
+    z = embeddings(method, vector_batch(ids))
+    scores = z["video"] @ z["audio"].T / 0.1
+    kept, own = has_audio.nonzero().squeeze(1), torch.arange(3)
+    torch.testing.assert_close(step.logs["v2a"], F.cross_entropy(scores[kept][:, kept], own))
+    # all four pictures are columns for the three sounds
+    torch.testing.assert_close(step.logs["a2v"], F.cross_entropy(scores.T[kept], kept))
+    step.loss.backward()
+    assert all(parameter.grad is not None for parameter in method.parameters())
+
+
+def test_two_clips_of_one_video_are_each_others_positives() -> None:
+    method, batch = build(), vector_batch(torch.tensor([3, 3, 8]))
+    z = embeddings(method, batch)
+    scores = z["video"] @ z["audio"].T / 0.1
+    each = [torch.log1p((scores[i, 2] - scores[i, j]).exp()) for i in (0, 1) for j in (0, 1)]
+    rows = [(each[0] + each[1]) / 2, (each[2] + each[3]) / 2, torch.logsumexp(scores[2], 0) - scores[2, 2]]
+    torch.testing.assert_close(method(batch, START).logs["v2a"], torch.stack(rows).mean())
+
+
+def test_a_set_without_sound_is_refused() -> None:
+    silent = Instances(valid=torch.ones(4, dtype=torch.bool), has_audio=torch.zeros(4, dtype=torch.bool))
+    towers = nn.ModuleDict({"video": LinearTower(), "audio": LinearTower()})
+    with pytest.raises(ValueError, match="no clip of this split has both picture and sound"):
+        InfoNCE(InfoNCEOptions(), towers, instances=silent, seed=0)
