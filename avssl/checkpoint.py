@@ -10,8 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import nn
 
 from avssl.files import whole_file
@@ -48,10 +47,7 @@ def export_encoders(path: Path, method: Method) -> None:
     """
     tensors = {name: value.detach().cpu().contiguous() for name, value in method.encoders.state_dict().items()}
     with whole_file(path) as temporary:
-        try:
-            save_file(tensors, temporary)
-        except SafetensorError as error:
-            raise OSError(str(error)) from error
+        temporary.write_bytes(save(tensors))  # save_file writes under a random name, which a kill would leave behind
 
 
 def load_checkpoint(path: Path) -> dict[str, Any]:
