@@ -11,6 +11,7 @@ stop.
 A shard counts as written when its parquet file is there: it is renamed into place last.
 """
 
+import io
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -171,8 +172,10 @@ def _write_shard(
     found = extract(run, manifest, ids, num_clips=meta.num_clips, progress=words)
     vectors = found.embedding if meta.kind == "embedding" else found.features
     for modality in MODALITIES:
-        with whole_file(_shard(folder, number, f"{modality}.npy")) as temporary, temporary.open("wb") as file:
-            np.save(file, vectors[modality].astype(np.float16))
+        array = io.BytesIO()  # on a full disk np.save itself would say how many bytes it wrote, and not why
+        np.save(array, vectors[modality].astype(np.float16))
+        with whole_file(_shard(folder, number, f"{modality}.npy")) as temporary:
+            temporary.write_bytes(array.getbuffer())
     paths, labels = manifest.column("path"), manifest.column("label")
     sounding = dict(zip(found.ids.tolist(), found.has_audio.tolist(), strict=True))
     rows = [*found.ids.tolist(), *found.errors]  # the read ones first, in the order of the vectors

@@ -60,7 +60,7 @@ def change(folder: Path, what: str) -> None:
         case "figure":
             log = log.replace("0.5", "0.25")
         case "left over":
-            (folder / ".last.pt.partial").touch()
+            (folder / ".encoders.safetensors.partial").touch()
     save_checkpoint(folder / LAST, state)
     (folder / "log.jsonl").write_text(log)
 
@@ -76,7 +76,7 @@ def change(folder: Path, what: str) -> None:
         ("export", "killed: encoders.safetensors"),
         ("line twice", "killed: log.jsonl from line 5 (4 and 5 lines)"),
         ("figure", "killed: log.jsonl from line 2 (4 and 4 lines)"),
-        ("left over", "killed: .last.pt.partial"),
+        ("left over", "killed: .encoders.safetensors.partial"),
     ],
 )
 def test_every_difference_is_named(tmp_path: Path, what: str, named: str | None) -> None:
