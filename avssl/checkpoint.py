@@ -32,11 +32,18 @@ def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
     """
     with whole_file(path) as temporary, temporary.open("wb") as file:
         try:
-            torch.save(state, file)
+            torch.save(_plain(state), file)
         except RuntimeError as error:
             if isinstance(error.__context__, OSError):  # torch says "unexpected pos" when the file refuses a write
                 raise error.__context__ from error
             raise
+
+
+def _plain(value: Any) -> Any:
+    """Lists for the tuples in an optimiser's state (Adam's betas): a checkpoint holds no other containers."""
+    if isinstance(value, dict):
+        return {key: _plain(entry) for key, entry in value.items()}
+    return [_plain(entry) for entry in value] if isinstance(value, list | tuple) else value
 
 
 def export_encoders(path: Path, method: Method) -> None:

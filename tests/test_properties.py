@@ -1,0 +1,505 @@
+"""The rules of the design's section 5 as properties, over sets, batches and ranks that hypothesis draws.
+
+The examples are the same at every run (derandomize). Numbers inside a case come from its seed, so that a failing case
+is a handful of small integers; what hypothesis draws is their shape: N, B, K, P, duplicates, clips without sound, files
+that could not be read, ragged batches, ranks.
+
+Letters as in structs.py: N instances, B rows, K negatives, P positives, D dimensions.
+"""
+
+import collections
+import dataclasses
+import os
+import socket
+from pathlib import Path
+from unittest import mock
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import torch
+import torch.multiprocessing as multiprocessing
+import torch.nn.functional as F
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from torch.nn.parallel import DistributedDataParallel
+
+from avssl import distributed
+from avssl.checkpoint import load_checkpoint
+from avssl.data.manifest import IDENTITY, SCHEMA, Manifest
+from avssl.data.sampling import TrainingBatches
+from avssl.methods.avid import AVID, AVIDOptions
+from avssl.methods.avid_cma import AVIDCMAOptions
+from avssl.mining import agreement
+from avssl.mining.agreement import RULES, mine_agreement
+from avssl.objectives.negatives import Bank, Queue, draw_negatives
+from avssl.structs import Batch, Embedded, Instances, Progress, Step
+from avssl.train import train
+from tests.methods.tiny import tiny_method, vector_batch
+from tests.test_train import CMA, config
+
+examples = settings(
+    derandomize=True, deadline=None, database=None, suppress_health_check=list(HealthCheck), max_examples=60
+)
+few_examples = settings(examples, max_examples=20)
+seeds = st.integers(0, 2**16)
+
+
+def generator(seed: int) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def unit(seed: int, *shape: int) -> torch.Tensor:
+    return F.normalize(torch.randn(*shape, generator=generator(seed)), dim=-1)
+
+
+def embedded(z: torch.Tensor, ids: torch.Tensor) -> Embedded:
+    return Embedded(z, ids, ids % 3, ids.double() / 7)
+
+
+# ---- negatives
+
+
+@st.composite
+def draws(draw: st.DrawFn) -> tuple[torch.Tensor, torch.Tensor]:
+    """valid (N,) and avoid (B, P) with repeated, empty and invalid places; every row has something left."""
+    num = draw(st.integers(2, 12))
+    valid = torch.tensor(draw(st.lists(st.booleans(), min_size=num, max_size=num)))
+    valid[draw(st.integers(0, num - 1))] = True
+    rows, width = draw(st.integers(1, 5)), draw(st.integers(1, 8))
+    ids = st.integers(-1, num - 1)
+    avoid = torch.tensor(draw(st.lists(st.lists(ids, min_size=width, max_size=width), min_size=rows, max_size=rows)))
+    left = draw(st.sampled_from(valid.nonzero().flatten().tolist()))
+    return valid, avoid.masked_fill(avoid == left, -1)
+
+
+@examples
+@given(draws(), seeds)
+def test_negatives_are_uniform_over_the_valid_ids_that_a_row_does_not_avoid(
+    case: tuple[torch.Tensor, torch.Tensor], seed: int
+) -> None:
+    valid, avoid = case
+    num_draws = 3000
+    drawn = draw_negatives(valid, num_draws, avoid=avoid, generator=generator(seed))
+    for row, avoided in zip(drawn, avoid, strict=True):
+        allowed = valid.clone()
+        allowed[avoided[avoided >= 0]] = False
+        counts = torch.bincount(row, minlength=len(valid)).double()
+        assert counts[~allowed].sum() == 0
+        expected = num_draws / int(allowed.sum())
+        freedom = int(allowed.sum()) - 1
+        chi_square = float(((counts[allowed] - expected) ** 2 / expected).sum())
+        assert chi_square < freedom + 6 * (2 * freedom) ** 0.5 + 6  # beyond the 1 - 1e-5 quantile for 1 to 11 cells
+
+
+@examples
+@given(draws(), seeds, st.integers(1, 9), st.data())
+def test_negatives_depend_neither_on_the_ranks_nor_on_the_order_of_what_is_avoided(
+    case: tuple[torch.Tensor, torch.Tensor], seed: int, num: int, data: st.DataObject
+) -> None:
+    valid, avoid = case
+    whole = draw_negatives(valid, num, avoid=avoid, generator=generator(seed))
+    place = data.draw(st.integers(0, len(avoid)))
+    parts = [
+        draw_negatives(valid, num, avoid=part, generator=generator(seed), first_row=first, num_rows=len(avoid))
+        for first, part in ((0, avoid[:place]), (place, avoid[place:]))
+    ]
+    assert torch.equal(torch.cat(parts), whole)
+    shuffled = avoid[:, torch.randperm(avoid.shape[1], generator=generator(seed))]
+    again = torch.cat([shuffled, shuffled[:, :1], torch.full((len(avoid), 1), -1)], dim=1)  # repeated and empty places
+    assert torch.equal(draw_negatives(valid, num, avoid=again, generator=generator(seed)), whole)
+
+
+# ---- memories
+
+
+@st.composite
+def updates(draw: st.DrawFn) -> tuple[torch.Tensor, list[torch.Tensor]]:
+    """valid (N,) and the ids of some batches, with duplicates, empty places and invalid rows."""
+    num = draw(st.integers(1, 10))
+    valid = torch.tensor(draw(st.lists(st.booleans(), min_size=num, max_size=num)))
+    batch = st.lists(st.integers(-1, num - 1), min_size=0, max_size=12).map(lambda ids: torch.tensor(ids, dtype=int))
+    return valid, draw(st.lists(batch, min_size=1, max_size=4))
+
+
+@examples
+@given(updates(), seeds, st.sampled_from([0.0, 0.5, 0.9, 1.0]))
+def test_a_bank_moves_each_named_row_by_the_average_of_its_vectors_and_no_other(
+    case: tuple[torch.Tensor, list[torch.Tensor]], seed: int, momentum: float
+) -> None:
+    valid, batches = case
+    bank = Bank(valid, 4, view=0, generator=generator(seed))
+    for number, ids in enumerate(batches):
+        new, before = unit(seed + 1 + number, len(ids), 4), bank.z.clone()
+        bank.update(embedded(new, ids), momentum=momentum)
+        named = set(ids[ids >= 0].tolist()) & set(valid.nonzero().flatten().tolist())
+        for row in range(len(valid)):
+            if row in named:
+                average = new[ids == row].double().mean(dim=0)
+                expected = F.normalize(momentum * before[row].double() + (1 - momentum) * average, dim=0)
+                torch.testing.assert_close(bank.z[row].double(), expected, atol=1e-5, rtol=0)
+            else:
+                assert torch.equal(bank.z[row], before[row])
+        torch.testing.assert_close(bank.z.norm(dim=1), torch.ones(len(valid)), atol=1e-5, rtol=0)
+
+
+@examples
+@given(updates(), seeds)
+def test_a_bank_does_not_depend_on_the_order_of_a_batch(
+    case: tuple[torch.Tensor, list[torch.Tensor]], seed: int
+) -> None:
+    valid, batches = case
+    banks = [Bank(valid, 4, view=0, generator=generator(seed)) for _ in range(2)]
+    for number, ids in enumerate(batches):
+        new, order = unit(seed + 1 + number, len(ids), 4), torch.randperm(len(ids), generator=generator(seed))
+        banks[0].update(embedded(new, ids), momentum=0.5)
+        banks[1].update(embedded(new[order], ids[order]), momentum=0.5)
+    torch.testing.assert_close(banks[0].z, banks[1].z, atol=1e-6, rtol=0)
+
+
+@examples
+@given(st.integers(1, 9), st.lists(st.integers(0, 20), max_size=8), seeds)
+def test_a_queue_is_a_deque(size: int, batches: list[int], seed: int) -> None:
+    queue, plain, pushed = Queue(size, 3), collections.deque(maxlen=size), 0
+    for number, rows in enumerate(batches):
+        new = embedded(unit(seed + number, rows, 3), torch.arange(pushed, pushed + rows))
+        queue.push(new)
+        plain.extend(zip(new.z.tolist(), new.ids.tolist(), new.view.tolist(), new.start.tolist(), strict=True))
+        pushed += rows
+        held = queue.columns()
+        entries = list(zip(held.z.tolist(), held.ids.tolist(), held.view.tolist(), held.start.tolist(), strict=True))
+        oldest = int(queue.place) % size
+        in_order = [entry for entry in entries[oldest:] + entries[:oldest] if entry[1] >= 0]
+        assert in_order == list(plain)
+
+
+# ---- agreement
+
+
+@st.composite
+def spaces(draw: st.DrawFn) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, int]:
+    """Two banks of few distinct vectors whose inner products are exact, valid rows, and k: ties everywhere."""
+    num, kinds = draw(st.integers(2, 60)), draw(st.integers(1, 12))
+    seed = draw(seeds)
+    codes = (torch.randint(0, 2, (2, kinds, 16), generator=generator(seed)) * 2 - 1) / 4  # 16 times +-1/4: unit length
+    picks = torch.randint(0, kinds, (2, num), generator=generator(seed + 1))
+    valid = torch.rand(num, generator=generator(seed + 2)) < draw(st.sampled_from([0.5, 0.9, 1.0]))
+    valid[:2] = True
+    return codes[0][picks[0]], codes[1][picks[1]], valid, draw(st.integers(1, min(int(valid.sum()) - 1, 5)))
+
+
+@examples
+@given(spaces(), st.sampled_from(RULES), st.sampled_from(["bfloat16", "float32", "float64"]))
+def test_sets_are_those_of_the_definition_ties_to_the_smaller_id(
+    case: tuple[torch.Tensor, torch.Tensor, torch.Tensor, int], rule: str, first_type: str
+) -> None:
+    video, audio, valid, k = case
+    with (
+        mock.patch.object(agreement, "_has_fast_bfloat16", return_value=first_type == "bfloat16"),
+        mock.patch.object(agreement, "_has_true_float32", return_value=first_type != "float64"),
+    ):
+        sets = mine_agreement(video, audio, k=k, rule=rule, valid=valid)
+    cosine = {"video": video @ video.T, "audio": audio @ audio.T}
+    score = {"consensus": torch.minimum(*cosine.values()), "union": torch.maximum(*cosine.values())} | cosine
+    for row in range(len(video)):
+        others = [other for other in range(len(video)) if valid[other] and other != row]
+        best = sorted(others, key=lambda other: (-float(score[rule][row, other]), other))[:k]
+        expected = sorted(best) if valid[row] else [-1] * k
+        assert sets.ids[row].tolist() == expected
+        assert sets.score[row].tolist() == [float(score[rule][row, i]) if i >= 0 else 0.0 for i in expected]
+
+
+# ---- methods
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """A method, its set and a few batches, as small numbers."""
+
+    cma: bool
+    num: int  # N
+    rows: int  # clips per step over all ranks
+    num_negatives: int
+    num_positives: int
+    within: float
+    silent_share: float
+    unusable_share: float
+    unreadable: bool  # one file of each batch cannot be read
+    seed: int
+
+    def instances(self) -> Instances:
+        shares = torch.rand(2, self.num, generator=generator(self.seed))
+        valid, has_audio = shares[0] >= self.unusable_share, shares[1] >= self.silent_share
+        valid[: self.num_positives + 3] = has_audio[: self.num_positives + 3] = True  # enough for sets and negatives
+        return Instances(valid, has_audio)
+
+    def method(self, *, seed: int | None = None) -> AVID:
+        common = {"num_negatives": self.num_negatives, "within": self.within, "embedding_dim": 6, "hidden_dim": 8}
+        options = AVIDOptions(**common)
+        if self.cma:
+            options = AVIDCMAOptions(
+                **common,
+                num_positives=self.num_positives,
+                num_negatives_within=max(1, self.num_negatives // 2),
+                positives_cross=0.5,
+                mine_every=1,
+            )
+        return tiny_method(options, self.instances(), seed=self.seed if seed is None else seed)
+
+    def batch(self, step: int, *, rank: int = 0, world_size: int = 1) -> Batch:
+        """This rank's part of a step's clips, drawn with duplicates from the valid ones, padded with id -1 where the
+        rows do not come out even."""
+        has_audio = self.instances().has_audio
+        usable = self.instances().valid.nonzero().flatten()
+        picks = torch.randint(0, len(usable), (self.rows,), generator=generator(1000 * self.seed + step))
+        ids = usable[picks]
+        ids[0] = -1 if self.unreadable else ids[0]
+        size = -(-self.rows // world_size)
+        ids = torch.cat([ids, torch.full((size * world_size - self.rows,), -1)])[rank * size :][:size]
+        return vector_batch(ids, step=step, has_audio=has_audio[ids.clamp(min=0)] & (ids >= 0))
+
+    def step(self, method: torch.nn.Module, number: int, **ranks: int) -> Step:
+        return method(self.batch(number, **ranks), Progress(number, number, 10))
+
+
+cases = st.builds(
+    Case,
+    cma=st.booleans(),
+    num=st.integers(8, 24),
+    rows=st.integers(1, 9),
+    num_negatives=st.integers(1, 8),
+    num_positives=st.integers(1, 4),
+    within=st.sampled_from([0.0, 1.0]),
+    silent_share=st.sampled_from([0.0, 0.5, 1.0]),
+    unusable_share=st.sampled_from([0.0, 0.3]),
+    unreadable=st.booleans(),
+    seed=seeds,
+)
+
+
+def same_state(one: dict[str, torch.Tensor], two: dict[str, torch.Tensor]) -> bool:
+    return one.keys() == two.keys() and all(torch.equal(one[k].nan_to_num(7e7), two[k].nan_to_num(7e7)) for k in one)
+
+
+def copied(method: AVID) -> dict[str, torch.Tensor]:
+    return {name: value.clone() for name, value in method.state_dict().items()}
+
+
+@examples
+@given(cases)
+def test_the_loss_is_pure_of_unit_vectors_and_reaches_every_parameter(case: Case) -> None:
+    method = case.method()
+    for number in range(2):
+        method.on_epoch(number)
+        before = copied(method)
+        first, second = case.step(method, number), case.step(method, number)
+        assert torch.equal(first.loss, second.loss)
+        assert same_state(copied(method), before)
+        for view in method.views:
+            lengths = first.memo[view].z.norm(dim=1)
+            torch.testing.assert_close(lengths, torch.ones(case.rows), atol=1e-5, rtol=0)
+        method.zero_grad()
+        first.loss.backward()
+        for name, parameter in method.named_parameters():
+            assert parameter.grad is not None, name
+            assert parameter.grad.isfinite().all(), name
+        method.after_step(first)
+
+
+@examples
+@given(cases)
+def test_slots_are_rows_and_only_what_is_usable_and_named_moves_or_enters_a_set(case: Case) -> None:
+    method, instances = case.method(), case.instances()
+    usable = {"video": instances.valid, "audio": instances.valid & instances.has_audio}
+    for number in range(3):
+        method.on_epoch(number)
+        if case.cma:
+            inside = method.sets[method.sets >= 0]
+            assert usable["audio"][inside].all()
+            assert not (method.sets == torch.arange(case.num)[:, None]).any()
+            assert (method.sets[~usable["audio"]] == -1).all()
+            assert (method.sets[usable["audio"]] >= 0).all()
+        before = {view: bank.z.clone() for view, bank in method.banks.items()}
+        method.after_step(case.step(method, number))
+        ids = case.batch(number).ids
+        for view, bank in method.banks.items():
+            assert len(bank.z) == case.num
+            moved = set((bank.z != before[view]).any(dim=1).nonzero().flatten().tolist())
+            assert moved == {row for row in ids.tolist() if row >= 0 and usable[view][row]}
+
+
+@examples
+@given(cases)
+def test_no_row_meets_itself_or_its_positives_among_its_negatives(case: Case) -> None:
+    method, seen = case.method(), []
+    method.on_epoch(0)
+    contrast = method.contrast
+    with mock.patch.object(method, "contrast", lambda *given: seen.append(given[2:]) or contrast(*given)):
+        case.step(method, 0)
+    ids, negatives = seen[0]
+    readable = ids >= 0
+    own = torch.cat([ids[:, None], method.sets[ids]], dim=1) if case.cma else ids[:, None]
+    assert not (negatives[:, :, None] == own[:, None, :]).any(dim=2)[readable].any()
+    instances = case.instances()
+    assert (instances.valid & instances.has_audio)[negatives].all()
+
+
+@examples
+@given(cases, st.integers(0, 2))
+def test_all_state_is_in_state_dict(case: Case, stop: int) -> None:
+    """Stopped after any step and continued by another object with other weights: the same bits."""
+    method, other = case.method(), case.method(seed=case.seed + 1)
+    other.seed = method.seed
+    for number in range(3):
+        for each in (method, other) if number > stop else (method,):
+            each.on_epoch(number)
+            each.after_step(case.step(each, number))
+        if number == stop:
+            other.load_state_dict(method.state_dict())
+    assert same_state(method.state_dict(), other.state_dict())
+
+
+def trained(case: Case) -> dict[str, torch.Tensor]:
+    """Three steps on this rank's rows: what must not depend on the number of ranks."""
+    ranks = {"rank": distributed.rank(), "world_size": distributed.world_size()}
+    method = case.method()
+    model = DistributedDataParallel(method, broadcast_buffers=False) if ranks["world_size"] > 1 else method
+    optimizer = torch.optim.SGD(method.parameters(), lr=0.05)
+    result = {}
+    for number in range(3):
+        method.on_epoch(number)
+        done = case.step(model, number, **ranks)
+        optimizer.zero_grad()
+        done.loss.backward()
+        result[f"loss {number}"] = distributed.all_reduce(done.loss.detach()) / ranks["world_size"]
+        result |= {f"gradient {number} {name}": p.grad.clone() for name, p in method.named_parameters()}
+        optimizer.step()
+        method.after_step(done)
+    distributed.check_equal(dict(method.named_buffers()), "buffers")
+    return result | method.state_dict()
+
+
+def in_process(rank: int, given: list[Case], ports: dict[int, int], folder: str) -> None:
+    """All cases with 3 ranks, then with 2, in one start of the processes."""
+    torch.set_num_threads(1)
+    for world_size, port in ports.items():
+        if rank < world_size:
+            os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(world_size)}
+            os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+            distributed.init("cpu")
+            results = [trained(case) for case in given]
+            if rank == 0:
+                torch.save(results, Path(folder) / f"{world_size}.pt")
+            distributed.shut_down()
+
+
+def free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return listener.getsockname()[1]
+
+
+@pytest.mark.processes
+def test_one_process_equals_two_and_three(tmp_path: Path) -> None:
+    collected: list[Case] = []
+
+    @few_examples
+    @given(cases)
+    def collect(case: Case) -> None:
+        collected.append(case)
+
+    collect()
+    assert len(collected) == 20
+    ports = {3: free_port(), 2: free_port()}
+    multiprocessing.spawn(in_process, args=(collected, ports, str(tmp_path)), nprocs=3)
+    torch.set_num_threads(1)
+    results = {size: torch.load(tmp_path / f"{size}.pt", weights_only=True) for size in ports}
+    for number, case in enumerate(collected):
+        one = trained(case)
+        for world_size, many in results.items():
+            assert one.keys() == many[number].keys()
+            for name, value in one.items():
+                other, exact = many[number][name], not value.is_floating_point()
+                assert torch.allclose(
+                    value.double(), other.double(), rtol=0 if exact else 1e-4, atol=0 if exact else 1e-5, equal_nan=True
+                ), f"{name} with {world_size} processes, {case}: {value} and {other}"
+
+
+# ---- what a run reads and writes
+
+
+@examples
+@given(
+    st.sets(st.integers(0, 30), min_size=1, max_size=12), st.integers(1, 4), st.integers(1, 3), st.integers(1, 4), seeds
+)
+def test_batches_pass_over_all_videos_before_any_again_on_any_ranks_from_any_step(
+    ids: set[int], clips_per_video: int, world_size: int, rows: int, seed: int
+) -> None:
+    rows = min(rows, len(ids) * clips_per_video // world_size)
+    if not rows:
+        return
+    common = {"clips_per_video": clips_per_video, "batch_size": rows * world_size, "num_epochs": 2, "seed": seed}
+    known = np.array(sorted(ids))
+    whole = list(TrainingBatches(known, **common))
+    steps = len(whole) // 2
+    for epoch in range(2):
+        drawn = [key for batch in whole[epoch * steps :][:steps] for key in batch]
+        assert {key.epoch for key in drawn} == {epoch}
+        for place, key in enumerate(drawn):
+            assert key.clip == place // len(ids)
+        for first in range(0, len(drawn), len(ids)):
+            turn = [key.id for key in drawn[first : first + len(ids)]]
+            assert len(set(turn)) == len(turn)
+            assert set(turn) <= ids
+    ranks = [list(TrainingBatches(known, **common, rank=r, world_size=world_size)) for r in range(world_size)]
+    assert [[key for part in parts for key in part] for parts in zip(*ranks, strict=True)] == whole
+    for first_step in range(len(whole) + 1):
+        resumed = TrainingBatches(known, **common, first_step=first_step)
+        assert list(resumed) == whole[first_step:]
+        assert len(resumed) == len(whole) - first_step
+
+
+CELLS = {
+    pa.string(): st.sampled_from([None, "a", "b", "a b", "é"]),
+    pa.float64(): st.sampled_from([None, 0.0, 0.5, 2.25]),
+    pa.int64(): st.integers(0, 3),
+    pa.int32(): st.integers(0, 3),
+    pa.bool_(): st.booleans(),
+}
+table_rows = st.lists(
+    st.fixed_dictionaries({field.name: CELLS[field.type] for field in SCHEMA}), min_size=2, max_size=5
+)
+
+
+def manifest_hash(rows: list[dict[str, object]]) -> str:
+    return Manifest(pa.Table.from_pylist(rows, schema=SCHEMA), Path()).hash
+
+
+@examples
+@given(table_rows, table_rows)
+def test_a_manifests_hash_is_that_of_which_instances_stand_in_which_order(
+    rows: list[dict[str, object]], others: list[dict[str, object]]
+) -> None:
+    def identity(table: list[dict[str, object]]) -> list[tuple]:
+        return [tuple(row[name] for name in IDENTITY) for row in table]
+
+    for other in (others, rows[::-1], rows[1:], [*rows, rows[0]]):
+        assert (manifest_hash(rows) == manifest_hash(other)) == (identity(rows) == identity(other))
+    relabelled = [
+        row | {name: value for name, value in donor.items() if name not in IDENTITY}
+        for row, donor in zip(rows, [*others, *rows], strict=False)
+    ]
+    assert manifest_hash(relabelled) == manifest_hash(rows)
+
+
+def leaves(value: object) -> list[object]:
+    if isinstance(value, dict):
+        return [leaf for key, entry in value.items() for leaf in [key, *leaves(entry)]]
+    return [leaf for entry in value for leaf in leaves(entry)] if isinstance(value, list) else [value]
+
+
+@pytest.mark.parametrize("extra", [[], CMA, ["optim.name=sgd"]], ids=["avid", "avid_cma", "sgd"])
+def test_checkpoints_hold_plain_data_only(clip_set: Manifest, tmp_path: Path, extra: list[str]) -> None:
+    assert train(config(clip_set, tmp_path / "run", *extra, "optim.epochs=2"))
+    found = {type(leaf) for leaf in leaves(load_checkpoint(tmp_path / "run"))}
+    assert found <= {torch.Tensor, str, int, float, bool, type(None)}
