@@ -17,9 +17,9 @@ import torch
 from avssl.config import load
 from avssl.data.manifest import Manifest, read_manifest
 from avssl.evaluate.classify import linear_predict
-from avssl.evaluate.features import Extracted, extract, load_run
+from avssl.evaluate.features import extract, load_run
 from avssl.evaluate.harness import evaluate, labelled_rows
-from avssl.evaluate.retrieval import chance_recall, class_recall, instance_recall
+from avssl.evaluate.retrieval import recall_figures
 from avssl.evaluate.shortcut import shortcut_features
 from avssl.mining.agreement import RULES, agreement_precision, chance_precision, mine_agreement
 from avssl.report import ShownClip, curves_png, write_report
@@ -129,21 +129,9 @@ def probe_toy(runs: dict[str, Path], toy: Manifest) -> tuple[dict[str, float], d
         result = evaluate("linear", (toy, found["train"]), (toy, found["test"]))
         probes |= {"chance": result["chance"], name: result["accuracy"]["both"]}
         by_modality[name] = result["accuracy"]
-    return probes, retrieval_figures(found["test"], toy), by_modality
-
-
-def retrieval_figures(found: Extracted, manifest: Manifest) -> dict[str, float]:
-    """Recall across modalities among the clips with sound: of another clip of the same class, and of the clip's own
-    other side.
-    """
-    video, audio = (found.embedding[name][found.has_audio] for name in ("video", "audio"))
-    targets = manifest.targets()[found.ids[found.has_audio]]
-    figures = {}
-    for name, query, gallery in (("v2a", video, audio), ("a2v", audio, video)):
-        for k in (1, 5):
-            figures[f"{name}_r{k}"] = class_recall(query, gallery, targets, k=k)
-            figures[f"{name}_instance_r{k}"] = instance_recall(query, gallery, k=k)
-    return figures | {"chance_r1": chance_recall(targets), "chance_instance_r1": 1 / len(targets)}
+    test = found["test"]
+    video, audio = (test.embedding[name][test.has_audio] for name in ("video", "audio"))
+    return probes, recall_figures(video, audio, toy.targets()[test.ids[test.has_audio]]), by_modality
 
 
 def probe_transfer(run: Path, actions: Manifest) -> dict[str, float]:

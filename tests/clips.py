@@ -1,5 +1,6 @@
 """Small sets of clips that tests train on: made on the spot, never committed."""
 
+import csv
 from pathlib import Path
 
 import numpy as np
@@ -39,6 +40,24 @@ def make_set(folder: Path, *, num_train: int = 12, num_test: int = 6, silent: in
     rows.sort(key=lambda row: row["path"])
     write_manifest(folder / "manifest.parquet", build_table(folder, rows, num_workers=1), root=folder)
     return read_manifest(folder / "manifest.parquet")
+
+
+SPEAKERS = ("ann", "bob", "cyd")
+
+
+def make_digits(folder: Path) -> Path:
+    """A folder like the digits: manifest.csv, two classes, three speakers, 12 training and 6 test clips."""
+    rows = []
+    for split, num in (("train", 12), ("test", 6)):
+        for number in range(num):
+            path, label = f"{split}/{number % 2}/{number:02d}.mp4", number % 2
+            make_clip(folder / path, label, number)
+            rows.append({"path": path, "label": label, "split": split, "speaker": SPEAKERS[number % 3]})
+    with open(folder / "manifest.csv", "w", newline="") as file:
+        writer = csv.DictWriter(file, list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
+    return folder
 
 
 TINY = [  # sizes at which a step takes a fraction of a second

@@ -49,6 +49,30 @@ def linear_predict(
     return _fit(train, train_targets, best).predict(test), best
 
 
+def grouped_predict(features: np.ndarray, targets: np.ndarray, groups: np.ndarray, *, num_folds: int = 5) -> np.ndarray:
+    """Every clip classified by a linear probe that has seen no clip of its group (scene, source video).
+
+    Args:
+        features: (n, D).
+        targets: (n,) classes.
+        groups: (n,) any labels.
+        num_folds: groups are shared out over as many folds, of about equal numbers of clips.
+
+    Returns:
+        (n,) predicted classes.
+
+    Raises:
+        ValueError: fewer groups than folds, or a fold whose training side has one class only.
+    """
+    member = np.unique(groups, return_inverse=True)[1]
+    if member.max(initial=-1) + 1 < num_folds:
+        raise ValueError(f"{member.max(initial=-1) + 1} groups cannot be shared out over num_folds={num_folds}")
+    predicted = np.empty_like(targets)
+    for train, test in GroupKFold(num_folds).split(features, groups=member):
+        predicted[test], _ = linear_predict(features[train], targets[train], features[test], groups=member[train])
+    return predicted
+
+
 def _fit(features: np.ndarray, targets: np.ndarray, strength: float) -> Pipeline:
     model = make_pipeline(StandardScaler(), LogisticRegression(C=strength, max_iter=300))
     with warnings.catch_warnings():

@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from avssl import distributed
 from avssl.checkpoint import LAST, load_checkpoint, load_model
-from avssl.config import Config, loads
+from avssl.config import Config, loads, without_weights
 from avssl.data.dataset import ClipDataset, apply_views
 from avssl.data.loader import build_loader
 from avssl.data.manifest import Manifest
@@ -74,7 +74,9 @@ def load_run(path: str | Path, *, device: torch.device | None = None, trained: b
     state = load_checkpoint(path)
     config = loads(state["config"], source=str(path))
     everything = torch.ones(state["num_instances"], dtype=torch.bool)
-    method = build_method(config, Instances(valid=everything, has_audio=everything))
+    method = build_method(
+        without_weights(config) if trained else config, Instances(valid=everything, has_audio=everything)
+    )
     if trained:
         load_model(method, state, path=path)
     device = device or distributed.init("auto")

@@ -30,7 +30,36 @@ def class_recall(query: np.ndarray, gallery: np.ndarray, targets: np.ndarray, *,
     return float((targets[nearest] == targets[:, None]).any(axis=1).mean())
 
 
-def chance_recall(targets: np.ndarray) -> float:
-    """Expected `class_recall` at k = 1 of a random order."""
-    same = (targets[:, None] == targets[None, :]).sum(axis=1) - 1
-    return float((same / max(len(targets) - 1, 1)).mean())
+def chance_class_recall(targets: np.ndarray, *, k: int) -> float:
+    """Expected `class_recall` of a random order: one less the chance that k rows drawn without replacement from the
+    others are all of another class.
+    """
+    others = len(targets) - 1
+    same = (targets[:, None] == targets[None, :]).sum(axis=1) - 1  # (n,)
+    drawn = np.arange(min(k, others))
+    missed = np.maximum(others - same[:, None] - drawn, 0) / (
+        others - drawn
+    )  # (n, k) each draw misses, given those before
+    return float((1 - missed.prod(axis=1)).mean())
+
+
+def recall_figures(video: np.ndarray, audio: np.ndarray, targets: np.ndarray) -> dict[str, float]:
+    """Recall at 1 and 5 in both directions, beside chance.
+
+    Args:
+        video: (n, D) unit vectors.
+        audio: (n, D) unit vectors of the same videos.
+        targets: (n,) classes.
+
+    Returns:
+        {v2a, a2v}_r{1, 5}: another clip of the same class; {v2a, a2v}_instance_r{1, 5}: the clip's own other side;
+        chance_r{1, 5} and chance_instance_r{1, 5}.
+    """
+    figures = {}
+    for k in (1, 5):
+        for name, query, gallery in (("v2a", video, audio), ("a2v", audio, video)):
+            figures[f"{name}_r{k}"] = class_recall(query, gallery, targets, k=k)
+            figures[f"{name}_instance_r{k}"] = instance_recall(query, gallery, k=k)
+        figures[f"chance_r{k}"] = chance_class_recall(targets, k=k)
+        figures[f"chance_instance_r{k}"] = min(k / len(targets), 1.0)
+    return figures

@@ -6,7 +6,7 @@ import torch
 
 from avssl.evaluate.classify import linear_predict
 from avssl.evaluate.knn import knn_predict
-from avssl.evaluate.retrieval import chance_recall, class_recall, instance_recall
+from avssl.evaluate.retrieval import chance_class_recall, class_recall, instance_recall, recall_figures
 
 
 def unit(x: np.ndarray) -> np.ndarray:
@@ -69,9 +69,19 @@ def test_recalls_equal_loops() -> None:
         assert instance_recall(query, gallery, k=k) == np.mean(own)
         assert class_recall(query, gallery, targets, k=k) == np.mean(same)
     assert instance_recall(query, query, k=1) == 1
-    assert chance_recall(targets) == pytest.approx(
+    assert chance_class_recall(targets, k=1) == pytest.approx(
         np.mean([[targets[i] == targets[j] for j in range(40) if j != i] for i in range(40)])
     )
+
+
+def test_chance_is_what_random_vectors_reach() -> None:
+    rng = np.random.default_rng(0)
+    targets = np.array([0, 0, 0, 1, 1, 2])  # the last has no classmate
+    found = [recall_figures(*(unit(rng.normal(size=(6, 4))) for _ in range(2)), targets) for _ in range(3000)]
+    for name in ("r1", "r5", "instance_r1", "instance_r5"):
+        reached = np.mean([figures[f"v2a_{name}"] for figures in found])
+        assert reached == pytest.approx(found[0][f"chance_{name}"], abs=0.01), name
+    assert found[0]["chance_r5"] == pytest.approx(5 / 6)
 
 
 def test_a_tie_counts_against_recall() -> None:
