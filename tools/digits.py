@@ -1,21 +1,32 @@
 """The digits benchmark: from the folder of clips to the tables, for several seeds.
 
     python tools/digits.py MEDIA --out runs/digits --seeds 0 1 2
-    python tools/digits.py MEDIA --out runs/digits_hard --hard
+    python tools/digits.py MEDIA --out runs/digits_hard --part hard
+    python tools/digits.py MEDIA --out runs/digits_ablation --part ablation --seeds 0
 
-MEDIA holds the digits (real handwritten digits with real spoken digits, paired by class only). Without --hard: AVID,
-AVID-CMA from it and in-batch InfoNCE on all clips, beside random weights and hand-made features. With --hard: fewer
-clips, foreign sounds and speakers left out, each method for the same number of steps. Finished seeds are not run again;
-a stopped one continues. Exit code: 0 done, 1 stopped, 2 wrong call.
+MEDIA holds the digits (real handwritten digits with real spoken digits, paired by class only). main: AVID, AVID-CMA
+from it and in-batch InfoNCE on all clips, beside random weights and hand-made features. hard: fewer clips, foreign
+sounds and speakers left out, each method for the same number of steps. ablation: AVID for a few epochs with one thing
+changed at a time. Finished seeds are not run again; a stopped one continues. Exit code: 0 done, 1 stopped, 2 wrong call.
 """
 
 import argparse
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
 
-from avssl.benchmark.digits import HARD, hard_table, main_tables, run_hard, run_main
+from avssl.benchmark.digits import (
+    ABLATIONS,
+    HARD,
+    ablation_table,
+    hard_table,
+    main_tables,
+    run_ablation,
+    run_hard,
+    run_main,
+)
 
 ROOT = Path(__file__).resolve().parents[1]
 CONFIGS = ROOT / "configs" / "digits"
@@ -27,10 +38,15 @@ def main() -> int:
     parser.add_argument("overrides", nargs="*", help="section.key=value for every training, such as optim.epochs=2")
     parser.add_argument("--out", type=Path, default=Path("runs/digits"))
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--hard", action="store_true", help="the settings in which methods separate")
-    parser.add_argument("--settings", nargs="+", choices=list(HARD), default=list(HARD), help="of --hard, some only")
+    parser.add_argument("--part", choices=("main", "hard", "ablation"), default="main")
+    parser.add_argument("--settings", nargs="+", metavar="NAME", help="rows of hard or ablation, when not all")
     parser.add_argument("--json", nargs="?", const="-", help="print all figures as JSON, or write them to a file")
     arguments = parser.parse_intermixed_args()
+    known = {"main": ["all clips"], "hard": list(HARD), "ablation": list(ABLATIONS)}[arguments.part]
+    unknown = set(arguments.settings or []) - set(known)
+    if unknown:
+        parser.error(f"--settings {', '.join(sorted(unknown))}: expected some of {', '.join(known)}")
+    arguments.settings = arguments.settings or known
     try:
         results = run_all(arguments)
     except ValueError as error:
@@ -41,7 +57,8 @@ def main() -> int:
     if arguments.json == "-":
         print(json.dumps(results))
     else:
-        print(hard_table(results) if arguments.hard else main_tables(results["all clips"]))
+        tables = {"main": lambda found: main_tables(found["all clips"]), "hard": hard_table, "ablation": ablation_table}
+        print(tables[arguments.part](results))
     if arguments.json and arguments.json != "-":
         Path(arguments.json).write_text(json.dumps(results) + "\n")
     return 0
@@ -49,33 +66,36 @@ def main() -> int:
 
 def run_all(arguments: argparse.Namespace) -> dict[str, list[dict]] | None:
     """{setting: [result of each seed]}; None when a training was asked to stop."""
-    settings = arguments.settings if arguments.hard else ["all clips"]
-    results: dict[str, list[dict]] = {name: [] for name in settings}
+    results: dict[str, list[dict]] = {name: [] for name in arguments.settings}
     for seed in arguments.seeds:
-        for name in settings:
-            folder = arguments.out / name.replace(" ", "_").replace(",", "")
-            how = {
-                "configs": CONFIGS,
-                "seed": seed,
-                "overrides": arguments.overrides,
-                "say": lambda text: print(f"== {text}", file=sys.stderr),
-            }
-            manifest = make_set(arguments.media, folder, HARD[name].make if arguments.hard else ())
-            if arguments.hard:
-                result = run_hard(folder / f"seed{seed}", manifest, HARD[name], **how)
-            else:
-                result = run_main(folder / f"seed{seed}", manifest, **how)
+        how = {"configs": CONFIGS, "seed": seed, "overrides": arguments.overrides, "say": say}
+        for name in arguments.settings:
+            folder = arguments.out / re.sub(r"[^\w.]+", "_", name)
+            out = folder / f"seed{seed}"
+            match arguments.part:
+                case "main":
+                    result = run_main(out, make_set(arguments.media, folder / "set", ()), **how)
+                case "hard":
+                    manifest = make_set(arguments.media, folder / "set", HARD[name].make)
+                    result = run_hard(out, manifest, HARD[name], **how)
+                case "ablation":
+                    manifest = make_set(arguments.media, arguments.out / "set", ())
+                    result = run_ablation(out, manifest, ABLATIONS[name], **how)
             if result is None:
                 return None
             results[name].append(result)
     return results
 
 
+def say(text: str) -> None:
+    print(f"== {text}", file=sys.stderr)
+
+
 def make_set(media: Path, folder: Path, how: tuple[str, ...]) -> Path:
     """The manifest of a setting, written by datasets/digits.py unless it is there; the same set for every seed."""
-    manifest = folder / "set" / "manifest.parquet"
+    manifest = folder / "manifest.parquet"
     if not manifest.exists():
-        call = [sys.executable, str(ROOT / "datasets" / "digits.py"), str(media), str(folder / "set"), *how]
+        call = [sys.executable, str(ROOT / "datasets" / "digits.py"), str(media), str(folder), *how]
         if subprocess.run(call).returncode:
             raise ValueError(f"no set could be made from {media}: see the line above")
     return manifest

@@ -61,6 +61,30 @@ HARD = {
     "two speakers left out": Setting(("--held-out-speakers", "theo", "yweweler"), 3, 32),
 }
 HARD_METHODS = ("infonce", "avid", "avid_cma")
+ABLATION_EPOCHS = 4
+ABLATIONS: dict[str, tuple[str, ...]] = {  # one thing changed in the recipe of configs/digits/avid.yaml
+    "the recipe": (),
+    "heads without BatchNorm": ("method.head_batch_norm=false",),
+    "learning rate 2e-4": ("optim.lr=2e-4",),
+    "learning rate 3e-3": ("optim.lr=3e-3",),
+    "K = 64": ("method.num_negatives=64",),
+    "K = 1024": ("method.num_negatives=1024",),
+    "temperature 0.03": ("method.temperature=0.03",),
+    "temperature 0.2": ("method.temperature=0.2",),
+    "bank momentum 0.9": ("method.bank_momentum=0.9",),
+    "no crops": ("data.min_crop_area=1.0",),
+    "crops from 8 % of the picture": ("data.min_crop_area=0.08",),
+    "half a second of sound": ("data.audio_seconds=0.5",),
+    "batch 32, as many clips": ("data.batch_size=32",),
+    "published: lr 2e-4, K = 1024, batch 64, no BatchNorm in heads, full augmentation": (
+        "optim.lr=2e-4",
+        "method.num_negatives=1024",
+        "data.batch_size=64",
+        "method.head_batch_norm=false",
+        "data.min_crop_area=0.08",
+        "data.jitter=[0.4,0.4,0.4,0.2]",
+    ),
+}
 
 
 def run_main(
@@ -127,6 +151,23 @@ def run_hard(
     result["seconds"] = time.perf_counter() - since
     known.write_text(json.dumps(result, indent=1) + "\n")
     return result
+
+
+def run_ablation(
+    out: Path, manifest: Path, changed: Sequence[str], *, configs: Path, seed: int, overrides: Sequence[str],
+    say: Callable[[str], None],
+) -> dict[str, Any] | None:  # fmt: skip
+    """AVID for ABLATION_EPOCHS with one thing changed. Arguments and result as in `run_main`, under the key avid."""
+    known = out / "result.json"
+    if known.exists():
+        return json.loads(known.read_text())
+    own = [f"data.manifest={manifest}", f"run.dir={out / 'avid'}", f"run.seed={seed}"]
+    config = load(configs / "avid.yaml", [f"optim.epochs={ABLATION_EPOCHS}", *overrides, *changed, *own])
+    done = train_and_measure(config, num_positives=32, say=say)
+    if done is None:
+        return None
+    known.write_text(json.dumps({"avid": done}, indent=1) + "\n")
+    return {"avid": done}
 
 
 def train_and_measure(config: Config, *, num_positives: int, say: Callable[[str], None]) -> dict[str, Any] | None:
@@ -274,6 +315,15 @@ def main_tables(results: Sequence[dict[str, Any]]) -> str:
             + ", ".join(f"{name} {value:.0f}" for name, value in trained.items()),
         ]
     )
+
+
+def ablation_table(results: dict[str, Sequence[dict[str, Any]]]) -> str:
+    """A row for each thing changed."""
+    columns = {name: PROBE[name] for name in ("linear video", "linear audio")} | {
+        name: HARD_COLUMNS[name] for name in ("consensus", "v2a class R@1")
+    }
+    blocks = [table_of(seeds, {name: "avid"}, columns) for name, seeds in results.items()]
+    return "\n".join([blocks[0], *(block.splitlines()[2] for block in blocks[1:])])
 
 
 def hard_table(results: dict[str, Sequence[dict[str, Any]]]) -> str:

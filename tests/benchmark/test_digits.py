@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 
 from avssl.benchmark import digits
+from avssl.config import load, merge_options
+from avssl.methods.avid import AVIDOptions
 from tests.clips import TINY, make_clip, make_digits
 
 ROOT = Path(__file__).parents[2]
@@ -64,7 +66,7 @@ def test_main_and_hard(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: 
 
     monkeypatch.setitem(digits.HARD, "300 clips", digits.Setting(("--num-train", "8"), 3, 2))
     monkeypatch.setitem(digits.HARD, "30 % foreign sounds", digits.Setting(("--foreign", "0.3"), 2, 2))
-    settings = ["--hard", "--settings", "300 clips", "30 % foreign sounds", "--seeds", 0]
+    settings = ["--part", "hard", "--settings", "300 clips", "30 % foreign sounds", "--seeds", 0]
     printed = call(module, monkeypatch, capsys, media, *small, "--out", tmp_path / "hard", *settings)
     for setting in ("300 clips", "30 % foreign sounds"):
         for method in ("in-batch InfoNCE", "AVID", "AVID-CMA"):
@@ -74,6 +76,19 @@ def test_main_and_hard(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: 
         for method in OPTIONS
     }
     assert len(set(steps.values())) == 1  # the same number of steps, and every step is reported
+
+    monkeypatch.setattr(digits, "ABLATION_EPOCHS", 1)
+    settings = ["--part", "ablation", "--settings", "the recipe", "K = 64", "--seeds", 0]
+    printed = call(module, monkeypatch, capsys, media, *SMALL, "--out", tmp_path / "ablation", *settings)
+    assert "| K = 64 |" in printed
+
+
+@pytest.mark.parametrize("changed", digits.ABLATIONS.values(), ids=list(digits.ABLATIONS))
+def test_an_ablation_changes_options_that_exist(changed: tuple[str, ...]) -> None:
+    recipe, other = (load(ROOT / "configs" / "digits" / "avid.yaml", list(lines)) for lines in ((), changed))
+    given = {name: value for name, value in other.method.items() if name != "name"}
+    merge_options(AVIDOptions, given, where="test")  # an unknown option raises
+    assert (other == recipe) == (not changed)
 
 
 def test_natural(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
