@@ -1,13 +1,18 @@
 """Learning rates at the steps where they turn, and which decay is coupled."""
 
+import copy
 import math
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
 from avssl.config import OptimConfig
 from avssl.optim import build_optimizer, learning_rate
+
+FIXTURES = Path(__file__).parent / "fixtures"
 
 
 def rate(step: int, **settings: object) -> float:
@@ -47,5 +52,77 @@ def test_sgd_has_momentum() -> None:
         parameter.grad = torch.ones(1)
         optimizer.step()
         assert float(parameter.detach()) == pytest.approx(expected)
-    with pytest.raises(ValueError, match=r"optim\.name=lion: expected adam, adamw or sgd"):
+    with pytest.raises(ValueError, match=r"optim\.name=lion: expected adam, adamw, sgd or lars"):
         build_optimizer([parameter], OptimConfig(name="lion"))
+
+
+@pytest.fixture(scope="module")
+def recorded() -> dict[str, torch.Tensor]:
+    return {name: torch.from_numpy(value) for name, value in np.load(FIXTURES / "lars.npz").items()}
+
+
+def recorded_parameters(recorded: dict[str, torch.Tensor]) -> list[nn.Parameter]:
+    return [nn.Parameter(recorded[name].clone()) for name in ("matrix", "vector")]
+
+
+def set_gradients(parameters: list[nn.Parameter], recorded: dict[str, torch.Tensor], step: int) -> None:
+    for parameter, name in zip(parameters, ("matrix", "vector"), strict=True):
+        parameter.grad = recorded[f"grad_{name}{step}"].clone()
+
+
+LARS = OptimConfig(name="lars", lr=0.3, weight_decay=0.01, momentum=0.9)
+
+
+def test_lars_equals_three_recorded_steps(recorded: dict[str, torch.Tensor]) -> None:
+    parameters = recorded_parameters(recorded)
+    optimizer = build_optimizer(parameters, LARS)
+    for step in range(3):
+        set_gradients(parameters, recorded, step)
+        optimizer.step()
+    for parameter, name in zip(parameters, ("matrix", "vector"), strict=True):
+        torch.testing.assert_close(parameter.detach(), recorded[f"{name}_after"], rtol=1e-5, atol=1e-7)
+
+
+def test_lars_takes_plain_steps_where_a_norm_is_zero() -> None:
+    """A layer that starts at zero has no size to adapt to; one without gradient and decay stays where it is."""
+    still, zero = nn.Parameter(torch.ones(2, 2)), nn.Parameter(torch.zeros(2, 2))
+    optimizer = build_optimizer([still, zero], OptimConfig(name="lars", lr=0.5, weight_decay=0.0))
+    still.grad, zero.grad = torch.zeros(2, 2), torch.ones(2, 2)
+    optimizer.step()
+    assert torch.equal(still.detach(), torch.ones(2, 2))
+    assert torch.equal(zero.detach(), torch.full((2, 2), -0.5))
+
+
+@pytest.mark.parametrize("name", ["adam", "adamw", "sgd", "lars"])
+def test_a_restored_optimiser_continues_bit_equal(recorded: dict[str, torch.Tensor], name: str) -> None:
+    parameters = recorded_parameters(recorded)
+    optimizer = build_optimizer(parameters, OptimConfig(name=name, lr=0.3, weight_decay=0.01))
+    for step in range(2):
+        set_gradients(parameters, recorded, step)
+        optimizer.step()
+    others = copy.deepcopy(parameters)
+    restored = build_optimizer(others, OptimConfig(name=name, lr=0.1))
+    restored.load_state_dict(copy.deepcopy(optimizer.state_dict()))
+    for each, chosen in ((optimizer, parameters), (restored, others)):
+        set_gradients(chosen, recorded, 2)
+        each.step()
+    assert all(torch.equal(*pair) for pair in zip(parameters, others, strict=True))
+
+
+def test_fused_adam_moves_channels_last_weights_as_the_plain_one_does() -> None:
+    """A fused step walks through memory: weight, gradient and moments must lie there alike."""
+    generator = torch.Generator().manual_seed(0)
+    start = torch.randn(4, 3, 2, 3, 3, generator=generator)
+    inputs = torch.randn(2, 3, 4, 5, 5, generator=generator)
+    moved = []
+    for memory_format in (torch.contiguous_format, torch.channels_last_3d):
+        weight = nn.Parameter(start.clone(memory_format=memory_format))
+        optimizer = torch.optim.Adam([weight], lr=0.1, weight_decay=0.01)
+        if memory_format == torch.channels_last_3d:
+            optimizer = build_optimizer([weight], OptimConfig(name="adam", lr=0.1, weight_decay=0.01))
+        for _ in range(3):
+            optimizer.zero_grad()
+            nn.functional.conv3d(inputs, weight).square().mean().backward()
+            optimizer.step()
+        moved.append(weight.detach())
+    torch.testing.assert_close(*moved, rtol=1e-5, atol=1e-5)
