@@ -42,7 +42,7 @@ class Batch:
     ids: Tensor  # (B,) int64, rows of the manifest
     start: dict[str, Tensor]  # {view: (B,) float64 seconds}
     has_audio: Tensor  # (B,) bool
-    params: dict[str, dict[str, Tensor]]  # {view: {parameter: (B, ...)}}
+    params: dict[str, dict[str, Tensor]]  # {view: {parameter: (B, ...)}}, always on the CPU
     padded: dict[str, Tensor]  # {view: (B,) bool}
     target: dict[str, Tensor] = field(default_factory=dict)
     errors: tuple[str, ...] = ()  # one line for each file that could not be read; its row has id -1
@@ -76,7 +76,8 @@ class Batch:
         )
 
     def to(self, device: torch.device) -> Batch:
-        return self.map(lambda value: value.to(device, non_blocking=True))
+        """All but the parameters on `device`: which clips share an operation decides shapes, so the host must know."""
+        return replace(self.map(lambda value: value.to(device, non_blocking=True)), params=self.params)
 
     def pin_memory(self) -> Batch:
         return self.map(lambda value: value.pin_memory())

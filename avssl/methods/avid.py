@@ -66,12 +66,14 @@ class AVID(Method):
             }
         )
         self.register_buffer("log_z", torch.tensor(float("nan")))  # unset until the first step
+        self._log_z_is_set = False
+        self.register_load_state_dict_post_hook(AVID._ask_log_z_again)
 
     def loss(self, features: dict[str, Tensor], batch: Batch, progress: Progress) -> Step:
         video = self.embed("video", self.heads["video"](features["video"]), batch)  # (B, D)
         audio = self.embed("audio", self.heads["audio"](features["audio"]), batch)  # (B, D)
         negative_ids = draw_negatives(
-            self.banks["audio"].valid,  # both banks hold these
+            self.banks["audio"].valid_ids,  # both banks hold these
             self.options.num_negatives,
             avoid=self.avoid(batch.ids),
             generator=self.generator(progress),
@@ -83,12 +85,12 @@ class AVID(Method):
     def contrast(self, video: Embedded, audio: Embedded, ids: Tensor, negative_ids: Tensor) -> Step:
         """The loss of embeddings (B, D) of instances ids (B,) against given negatives (B, K)."""
         terms = self.terms(video, audio, ids, negative_ids)
-        log_z = self.log_z
+        log_z, is_set = self.log_z, self.log_z_is_set
         total, weights, logs = 0.0, 0.0, {}
         for name, term in terms.items():
             logits = similarity(term.query, term.columns) / self.options.temperature  # (B, M)
             empty = term.columns.ids < 0
-            if torch.isnan(log_z):  # the first scored term of the first step sets the constant of the whole run
+            if not is_set and torch.isnan(log_z):  # the first scored term of the first step sets it for the whole run
                 scored = term.positive.any(dim=1, keepdim=True)
                 log_z = log_mean_exp(logits, scored & ~term.positive & ~empty)
             logs[name] = nce(logits, term.positive, log_z=torch.nan_to_num(log_z), ignore=empty)
@@ -134,5 +136,14 @@ class AVID(Method):
     def after_step(self, step: Step) -> None:
         for view, bank in self.banks.items():
             bank.update(step.memo[view], momentum=self.options.bank_momentum)
-        if torch.isnan(self.log_z):
+        if not self.log_z_is_set:
             self.log_z.copy_(step.memo["log_z"])
+
+    @property
+    def log_z_is_set(self) -> bool:
+        """Asked of the buffer only until it is: on a GPU the host has to wait for the answer."""
+        self._log_z_is_set = self._log_z_is_set or not torch.isnan(self.log_z)
+        return self._log_z_is_set
+
+    def _ask_log_z_again(self, incompatible: object) -> None:
+        self._log_z_is_set = False

@@ -48,10 +48,18 @@ class AVIDCMA(AVID):
             raise ValueError(f"method.rule={options.rule}: expected one of consensus, union, video, audio")
         self.register_buffer("sets", torch.full((instances.num, options.num_positives), -1))
         self.register_buffer("set_scores", torch.zeros(instances.num, options.num_positives))
+        self._mined: bool | None = None
+        self.register_load_state_dict_post_hook(AVIDCMA._ask_sets_again)
 
     @property
     def mined(self) -> bool:
-        return bool((self.sets >= 0).any())
+        """Asked of the sets once after they changed: on a GPU the host has to wait for the answer."""
+        if self._mined is None:
+            self._mined = bool((self.sets >= 0).any())
+        return self._mined
+
+    def _ask_sets_again(self, incompatible: object) -> None:
+        self._mined = None
 
     def avoid(self, ids: Tensor) -> Tensor:
         return torch.cat([ids[:, None], self.sets[ids]], dim=1)
@@ -96,6 +104,7 @@ class AVIDCMA(AVID):
             )
             ids, score, exact = found.ids, found.score, found.exact[self.banks["audio"].valid].float().mean()
         self.sets.copy_(distributed.broadcast(ids))
+        self._mined = None
         self.set_scores.copy_(distributed.broadcast(score))
         in_sets = self.sets >= 0
         return {

@@ -1,7 +1,8 @@
 """Where negatives come from: columns for the contrast table out of the batch, a memory bank, or a queue.
 
 State (`Bank`, `Queue`) lives in buffers and moves only in `update` and `push`, which a method calls in `after_step`.
-Both gather over ranks first, so that every rank holds the same.
+Both gather over ranks first, so that every rank holds the same. Shapes never depend on values, so that nothing here
+makes the host wait for a GPU.
 """
 
 import torch
@@ -27,13 +28,12 @@ def draw_negatives(
 ) -> Tensor:
     """Ids drawn uniformly with replacement from the valid instances that a row does not avoid.
 
-    Exact: position r among the allowed ids is drawn, then moved past each avoided id at or below it; nothing is
-        drawn twice
-    and no avoided id can appear. Differs from AVID-CMA: with agreement sets its negatives can contain the instance
-    itself.
+    Exact: position r among the allowed ids is drawn, then moved past each avoided id at or below it; no draw is
+    repeated and no avoided id can appear. Differs from AVID-CMA: with agreement sets its negatives can contain the
+    instance itself.
 
     Args:
-        valid: (N,) bool.
+        valid: (N,) bool, or the valid ids themselves (V,) int64 ascending, which spares a GPU's host a wait.
         num: negatives per row, K.
         avoid: (Q, P) ids that a row must not draw, in any order, repeated or -1 as it happens.
         generator: on the CPU; the same generator state gives the same ids on any device.
@@ -48,17 +48,18 @@ def draw_negatives(
         ValueError: a row has nothing left to draw from.
     """
     device = avoid.device
-    valid_ids = valid.to(device).nonzero().squeeze(1)  # (V,) ascending
+    valid_ids = valid.to(device).nonzero().squeeze(1) if valid.dtype == torch.bool else valid  # (V,) ascending
     blocked = _blocked_positions(valid_ids, avoid)  # (Q, P) ascending, V for empty places
     num_allowed = len(valid_ids) - (blocked < len(valid_ids)).sum(dim=1, keepdim=True)  # (Q, 1)
-    if len(avoid) and int(num_allowed.min()) < 1:
+    # More valid ids than a row can avoid: something is left, and the host need not ask.
+    if len(avoid) and len(valid_ids) <= avoid.shape[1] and int(num_allowed.min()) < 1:
         raise ValueError(
             f"no negatives to draw: of {len(valid_ids)} usable clips all are the instance itself or its positives; "
             "train on more clips or mine fewer positives (method.num_positives)"
         )
     num_rows = len(avoid) if num_rows is None else num_rows
     uniform = torch.rand(num_rows, num, generator=generator, dtype=torch.float64)[first_row : first_row + len(avoid)]
-    rank = (uniform.to(device) * num_allowed).long()  # (Q, K) place among the allowed
+    rank = (uniform.to(device, non_blocking=True) * num_allowed).long()  # (Q, K) place among the allowed
     # Example: blocked 2, 5. Allowed 0 1 3 4 6: place 2 is id 3, since one blocked id stands at or below it: 2 - 0 <= 2.
     below = blocked - torch.arange(blocked.shape[1], device=device)  # (Q, P) allowed ids below each blocked one
     below = below.masked_fill(blocked == len(valid_ids), len(valid_ids))  # empty places stand above every rank
@@ -89,12 +90,18 @@ class Bank(nn.Module):
 
     z: Tensor
     valid: Tensor
+    valid_ids: Tensor  # (V,) int64 ascending: the same as `valid`, from which a checkpoint restores it
 
     def __init__(self, valid: Tensor, dim: int, *, view: int, generator: torch.Generator) -> None:
         super().__init__()
         self.view = view
         self.register_buffer("z", F.normalize(torch.randn(len(valid), dim, generator=generator), dim=1))
         self.register_buffer("valid", valid.clone())
+        self.register_buffer("valid_ids", valid.nonzero().squeeze(1), persistent=False)
+        self.register_load_state_dict_post_hook(Bank._list_valid_ids)
+
+    def _list_valid_ids(self, incompatible: object) -> None:
+        self.valid_ids = self.valid.nonzero().squeeze(1)
 
     def lookup(self, ids: Tensor) -> Embedded:
         """Vectors of ids (...) -> columns (..., D) without gradient; id -1 and invalid ids become empty places."""
@@ -117,12 +124,21 @@ class Bank(nn.Module):
             momentum: weight of the OLD vector, in [0, 1].
         """
         new = new.gather()
-        keep = (new.ids >= 0) & self.valid[new.ids.clamp(min=0)]
-        ids, inverse = new.ids[keep].unique(return_inverse=True)  # (U,), (n,)
+        ids = new.ids.clamp(min=0)  # (n,)
+        keep = (new.ids >= 0) & self.valid[ids]
+        same = (ids[:, None] == ids) & keep  # (n, n)
         # An average as a matrix product: unlike scattered sums, it is the same on every rank of a GPU run.
-        member = (inverse[None, :] == torch.arange(len(ids), device=ids.device)[:, None]).float()  # (U, n)
-        average = member @ new.z[keep].float() / member.sum(dim=1, keepdim=True)
-        self.z[ids] = F.normalize(momentum * self.z[ids] + (1 - momentum) * average, dim=1)
+        vectors = torch.where(keep[:, None], new.z.float(), 0.0)
+        average = same.float() @ vectors / same.sum(dim=1, keepdim=True).clamp(min=1)
+        moved = F.normalize(momentum * self.z[ids] + (1 - momentum) * average, dim=1)  # (n, D)
+        # Every row writes, without asking which may: a repeated id the vector of its first row, an empty place what the
+        # first row that counts writes (none counts: what stands there already). Whoever writes last, the bytes are the
+        # same.
+        number = torch.arange(len(ids), device=ids.device)
+        first = torch.where(same, number, len(ids)).amin(dim=1)  # (n,) of the rows with the same id
+        leader = torch.where(keep, first, torch.where(keep, number, len(ids) - 1).amin())  # (n,)
+        place = ids[leader]
+        self.z[place] = torch.where(keep[leader, None], moved[leader], self.z[place])
 
 
 class Queue(nn.Module):

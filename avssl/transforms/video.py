@@ -6,6 +6,7 @@ crop is applied at decoding, so it is only drawn here. What does not: which of t
 Letters: B batch, n some clips of it, T frames, H x W pixels.
 """
 
+import functools
 import math
 from collections.abc import Sequence
 
@@ -126,12 +127,12 @@ def flip_(video: Tensor, flip: Tensor) -> Tensor:
 
     Args:
         video: (B, 3, T, H, W), any type.
-        flip: (B,) bool.
+        flip: (B,) bool on the CPU.
 
     Returns:
         `video`.
     """
-    rows = flip.nonzero().squeeze(1)  # (n,)
+    rows = _rows(flip.numpy(), video.device)
     return video.index_copy_(0, rows, video.index_select(0, rows).flip(-1))
 
 
@@ -146,28 +147,41 @@ def color_jitter_(video: Tensor, factors: Tensor, order: Tensor) -> Tensor:
 
     Args:
         video: (B, 3, T, H, W) float32 in [0, 1].
-        factors: (B, 4) float32: brightness, contrast, saturation >= 0, hue in [-0.5, 0.5] turns.
-        order: (B, 4) int64: each row a permutation; `order[b, p]` is the operation (as in `factors`) done at place p.
+        factors: (B, 4) float32 on the CPU: brightness, contrast, saturation >= 0, hue in [-0.5, 0.5] turns.
+        order: (B, 4) int64 on the CPU: each row a permutation; `order[b, p]` is the operation (as in `factors`) done at
+            place p.
 
     Returns:
         `video`.
     """
-    order_on_host = order.cpu()  # which clips meet at each place decides the shapes, so the host must know
-    active = factors.cpu() != torch.tensor(NEUTRAL_FACTORS)  # (B, 4)
+    # Which clips meet at each place decides the shapes: counted in numpy, which refuses to wait for a GPU.
+    active = factors.numpy() != np.asarray(NEUTRAL_FACTORS, dtype=np.float32)  # (B, 4)
+    moved = factors.to(video.device, non_blocking=True)
     for place in range(order.shape[1]):
         for number, operation in enumerate((_brightness_, _contrast_, _saturation_, _hue_)):
-            rows = ((order_on_host[:, place] == number) & active[:, number]).nonzero().squeeze(1)  # (n,)
+            rows = _rows((order[:, place].numpy() == number) & active[:, number], video.device)
             if len(rows):
-                rows = rows.to(video.device)
-                factor = factors[rows, number].view(-1, 1, 1, 1)  # (n, 1, 1, 1) against planes of (n, T, H, W)
+                factor = moved[rows, number].view(-1, 1, 1, 1)  # (n, 1, 1, 1) against planes of (n, T, H, W)
                 video.index_copy_(0, rows, operation(video.index_select(0, rows), factor))
     return video
 
 
 def normalise_(video: Tensor) -> Tensor:
     """Subtract ImageNet's mean and divide by its standard deviation, in place: (B, 3, T, H, W) float32 in [0, 1]."""
-    mean, std = (video.new_tensor(values).view(3, 1, 1, 1) for values in (IMAGENET_MEAN, IMAGENET_STD))
+    mean, std = _imagenet_statistics(video.device)
     return video.sub_(mean).div_(std)
+
+
+@functools.cache
+@torch.inference_mode(False)  # made inside an evaluation, they must still serve training afterwards
+def _imagenet_statistics(device: torch.device) -> tuple[Tensor, Tensor]:
+    mean, std = (torch.tensor(values, device=device).view(3, 1, 1, 1) for values in (IMAGENET_MEAN, IMAGENET_STD))
+    return mean, std
+
+
+def _rows(marked: np.ndarray, device: torch.device) -> Tensor:
+    """Numbers of the marked clips, (n,) int64 on `device`."""
+    return torch.from_numpy(np.flatnonzero(marked)).to(device, non_blocking=True)
 
 
 def _check_picture(width: int, height: int) -> None:

@@ -45,7 +45,7 @@ class Apply(Protocol):
 
     Args:
         x: video (B, T, H, W, 3) uint8, or sound (B, n) float32 in [-1, 1]; not changed.
-        params: {parameter: (B, ...)}, on the device of `x`.
+        params: {parameter: (B, ...)}, on the CPU, where they were drawn.
         data: the configuration.
 
     Returns:
@@ -105,7 +105,7 @@ def draw_avid_audio(
 
 def apply_avid_audio(x: Tensor, params: Mapping[str, Tensor], data: DataConfig) -> Tensor:
     """Gain, then the configured spectrogram: (B, n) float32 -> (B, 1, S, F) float32, S = round(seconds / hop)."""
-    samples = x * params["gain"].unsqueeze(1)
+    samples = x * params["gain"].unsqueeze(1).to(x.device, non_blocking=True)
     num_steps = round(data.audio_seconds / data.hop_seconds)
     settings = {"sample_rate": data.sample_rate, "n_fft": data.n_fft, "hop_seconds": data.hop_seconds}
     match data.spectrogram:
