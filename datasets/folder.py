@@ -157,6 +157,8 @@ def main(arguments: list[str] | None = None) -> int:
             print(f"error: {NOTHING.format(given.list or given.root)}; {given.out} is left as it is", file=sys.stderr)
             return 1
         check_writable(given.out)
+        if given.json not in (None, "-"):
+            check_writable(given.json)
         table = build_table(given.root, rows, num_workers=given.workers, timeout_seconds=given.timeout)
         write_manifest(given.out, table, root=given.root)
     except (ManifestError, WriteError, OSError) as error:
@@ -167,7 +169,6 @@ def main(arguments: list[str] | None = None) -> int:
     if given.json == "-":
         print(json.dumps(summary))
     elif given.json:
-        Path(given.json).parent.mkdir(parents=True, exist_ok=True)
         Path(given.json).write_text(json.dumps(summary))
     if not usable:
         print(f"error: {NOTHING.format(given.root)}, or see the reasons above", file=sys.stderr)

@@ -37,6 +37,7 @@ from tqdm import tqdm
 
 from avssl.data.check import build_table
 from avssl.data.manifest import write_manifest
+from avssl.files import WriteError
 from avssl.media.encode import write_clip
 
 SECONDS = 3.0
@@ -390,8 +391,8 @@ def main(arguments: list[str] | None = None) -> int:
         parameters = {"seed": given.seed, "train": num_train, "test": num_test, "source": source}
         try:
             num_made = make_set(clips, root=root, parameters=parameters, num_workers=given.workers)
-        except ValueError as error:
-            parser.error(str(error))
+        except (ValueError, OSError) as error:
+            parser.error(str(WriteError(root, error) if isinstance(error, OSError) else error))
         print(f"{root}: {num_made} clips made, {len(clips) - num_made} were there already", file=sys.stderr)
         manifest = str(root / "manifest.parquet")
         summary[name] = parameters | {"clips": len(clips), "made": num_made, "manifest": manifest}

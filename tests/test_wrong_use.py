@@ -242,6 +242,27 @@ def test_a_folder_without_sound_is_told_and_not_trained_on(train_call: Call, cal
     assert not (tmp_path / "new").exists()
 
 
+def test_clips_that_are_gone_are_told_and_found_again(
+    train_call: Call, call: Call, finished: Path, clip_set: Manifest, tmp_path: Path
+) -> None:
+    clips = Path(shutil.copytree(clip_set.root, tmp_path / "clips"))
+    manifest = shutil.copy(clips / "manifest.parquet", tmp_path / "manifest.parquet")
+    for path in clips.rglob("*.mp4"):
+        path.rename(path.with_suffix(".moved"))
+    new = [f"data.manifest={manifest}", f"data.root={clips}"]
+    train_call(tmp_path / "new", *new).refused(r"no file of the batch could be read .*is data\.root right\?", code=1)
+    few = ["--num-workers", 0, "--num-clips", 1]
+    evaluated = ["tools/evaluate.py", finished, "knn", "--train", clips / "manifest.parquet"]
+    evaluated += ["--test", clips / "manifest.parquet", *few]
+    call(*evaluated).refused(r"no clip of the training side could be read \(first: .*\): is .*clips the folder of the")
+    extracted = ["tools/extract.py", finished, manifest, "--root", clips, "--out", tmp_path / "embeddings", *few]
+    call(*extracted).refused(r"none of the first 18 clips could be read .*name the right one with --root")
+    for path in clips.rglob("*.moved"):
+        path.rename(path.with_suffix(".mp4"))
+    assert call(*evaluated).code == 0
+    assert call(*extracted).out.startswith("18 clips, 16 with sound, 0 not read")
+
+
 def test_a_damaged_manifest_is_refused(train_call: Call, clip_set: Manifest, tmp_path: Path) -> None:
     whole = (clip_set.root / "manifest.parquet").read_bytes()
     (tmp_path / "half.parquet").write_bytes(whole[: len(whole) // 2])
@@ -341,6 +362,8 @@ def test_what_cannot_be_written_is_told_before_the_work(
     evaluated = [finished, "knn", "--train", manifest, "--test", manifest, "--json", out]
     call("tools/evaluate.py", *evaluated).refused(message)
     call("datasets/folder.py", clip_set.root, "--out", out).refused(message)
+    call("datasets/toy.py", out, "--train", 2, "--test", 2).refused(message)
+    call("tools/benchmark.py", "mining", "--n", 50, "--k", 2, "--json", out).refused(message)
     assert contents(small_disk) == before
 
 

@@ -15,6 +15,7 @@ from pathlib import Path
 import torch
 
 from avssl.benchmark.mining import DATA, benchmark_mining
+from avssl.files import check_writable
 
 
 def main() -> int:
@@ -36,6 +37,8 @@ def main() -> int:
         command.add_argument("--json", nargs="?", const="-", help="print JSON, or write it to a file")
     arguments = parser.parse_args()
     try:
+        if arguments.json not in (None, "-"):
+            check_writable(arguments.json)
         if arguments.threads is not None:
             if arguments.threads < 1:
                 raise ValueError(f"--threads is {arguments.threads}, expected at least 1")

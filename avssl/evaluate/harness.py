@@ -38,7 +38,17 @@ def evaluate(protocol: Literal["knn", "linear"], train: Side, test: Side) -> dic
     Returns:
         protocol, accuracy {video, audio, both}, chance (share of the most frequent class of the test side),
         num_train, num_test, num_classes.
+
+    Raises:
+        ValueError: no clip of a side could be read.
     """
+    for side, (manifest, found) in (("training", train), ("test", test)):
+        if not len(found.ids):
+            first = next(iter(found.errors.values()), "none was asked for")
+            raise ValueError(
+                f"no clip of the {side} side could be read (first: {first}): is {manifest.root} the folder of the "
+                "clips?"
+            )
     names = sorted({str(manifest.column("label")[row]) for manifest, found in (train, test) for row in found.ids})
     targets = {
         side: np.array([names.index(str(manifest.column("label")[row])) for row in found.ids])

@@ -170,6 +170,11 @@ def _write_shard(
     folder: Path, number: int, run: Run, manifest: Manifest, ids: np.ndarray, meta: Meta, *, words: str
 ) -> None:
     found = extract(run, manifest, ids, num_clips=meta.num_clips, progress=words)
+    if number == 0 and not len(found.ids):  # written down, it would be taken for done when the clips are back
+        raise StoreError(
+            f"none of the first {len(ids)} clips could be read (first: {next(iter(found.errors.values()))}): is "
+            f"{manifest.root} the folder of the clips? name the right one with --root"
+        )
     vectors = found.embedding if meta.kind == "embedding" else found.features
     for modality in MODALITIES:
         array = io.BytesIO()  # on a full disk np.save itself would say how many bytes it wrote, and not why
