@@ -7,7 +7,8 @@
 MEDIA holds the digits (real handwritten digits with real spoken digits, paired by class only). main: AVID, AVID-CMA
 from it and in-batch InfoNCE on all clips, beside random weights and hand-made features. hard: fewer clips, foreign
 sounds and speakers left out, each method for the same number of steps. ablation: AVID for a few epochs with one thing
-changed at a time. Finished seeds are not run again; a stopped one continues. Exit code: 0 done, 1 stopped, 2 wrong call.
+changed at a time. Finished seeds are not run again; a stopped one continues.
+Exit code: 0 done, 1 stopped, 2 wrong call.
 """
 
 import argparse
