@@ -350,13 +350,36 @@ def test_all_state_is_in_state_dict(case: Case, stop: int) -> None:
     """Stopped after any step and continued by another object with other weights: the same bits."""
     method, other = case.method(), case.method(seed=case.seed + 1)
     other.seed = method.seed
-    for number in range(3):
+    for number in range(4):
+        losses = []
         for each in (method, other) if number > stop else (method,):
             each.on_epoch(number)
-            each.after_step(case.step(each, number))
+            done = case.step(each, number)
+            each.after_step(done)
+            losses.append(done.loss.item())
+        assert len(set(losses)) == 1
         if number == stop:
             other.load_state_dict(method.state_dict())
     assert same_state(method.state_dict(), other.state_dict())
+
+
+@examples
+@given(cases)
+def test_what_stands_in_place_of_missing_sound_counts_nowhere(case: Case) -> None:
+    method, batch = case.method(), case.batch(0)
+    method.on_epoch(0)
+    noise = torch.randn(batch.audio["audio"].shape, generator=generator(case.seed))
+    heard = torch.where(batch.has_audio[:, None], batch.audio["audio"], noise)
+    batches = (batch, dataclasses.replace(batch, audio={"audio": heard}))
+    steps = [method(each, Progress(0, 0, 10)) for each in batches]
+    assert steps[0].loss == steps[1].loss
+    states = []
+    for step in steps:
+        each = case.method()
+        each.load_state_dict(method.state_dict())
+        each.after_step(step)
+        states.append(each.state_dict())
+    assert same_state(*states)
 
 
 def trained(case: Case) -> dict[str, torch.Tensor]:
