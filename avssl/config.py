@@ -72,11 +72,11 @@ class ModelConfig:
 class OptimConfig:
     """Optimiser and schedule. Defaults: AVID on Kinetics-400 (Adam with coupled L2, constant rate)."""
 
-    name: str = "adam"  # adam (coupled L2) | adamw (decoupled) | sgd
+    name: str = "adam"  # adam (coupled L2) | adamw (decoupled) | sgd | lars (layer-wise rates, for very large batches)
     lr: float = 2e-4
     weight_decay: float = 1e-5
     betas: list[float] = field(default_factory=lambda: [0.9, 0.999])
-    momentum: float = 0.9  # sgd only
+    momentum: float = 0.9  # sgd and lars only
     schedule: str = "multistep"  # multistep | cosine
     milestones: list[int] = field(default_factory=list)  # multistep: epochs at which the rate is multiplied by gamma
     gamma: float = 0.1
@@ -96,6 +96,7 @@ class RunConfig:
     device: str = "auto"  # auto | cpu | cuda
     precision: str = "float32"  # float32 | bfloat16 (autocast)
     channels_last: bool = True
+    compile: bool = False  # torch.compile the encoders: minutes at the start; tools/benchmark.py step says if it pays
     sync_batchnorm: bool = False  # needs a GPU; AVID keeps BatchNorm per rank
     num_threads: int | None = None  # torch threads of the main process on CPU; null = the cores that the workers leave
     log_every: int = 20  # steps between reports
@@ -114,7 +115,7 @@ class Config:
 
 CHOICES = {
     "data.spectrogram": ("avid", "log_mel"),
-    "optim.name": ("adam", "adamw", "sgd"),
+    "optim.name": ("adam", "adamw", "sgd", "lars"),
     "optim.schedule": ("multistep", "cosine"),
     "run.resume": ("auto", "never"),
     "run.device": ("auto", "cpu", "cuda"),

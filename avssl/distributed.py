@@ -28,7 +28,8 @@ def init(device: str = "auto") -> torch.device:
     if use_gpu:
         torch.cuda.set_device(chosen)
     if "WORLD_SIZE" in os.environ and not dist.is_initialized():
-        dist.init_process_group("nccl" if use_gpu else "gloo", timeout=timedelta(minutes=30))
+        # Figures on the CPU go through gloo: asking them of each other makes no rank wait for its GPU.
+        dist.init_process_group("cpu:gloo,cuda:nccl" if use_gpu else "gloo", timeout=timedelta(minutes=30))
     return chosen
 
 
@@ -117,8 +118,7 @@ def any_rank(flag: bool) -> bool:
     """True when `flag` is true on at least one rank: how all ranks agree to stop together."""
     if world_size() == 1:
         return flag
-    device = torch.device("cuda", torch.cuda.current_device()) if dist.get_backend() == "nccl" else torch.device("cpu")
-    return bool(all_reduce(torch.tensor(float(flag), device=device)))
+    return bool(all_reduce(torch.tensor(float(flag))))
 
 
 def digest(tensors: dict[str, Tensor]) -> str:

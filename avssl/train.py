@@ -9,6 +9,7 @@ import signal
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 from typing import Self
@@ -70,6 +71,8 @@ def train(config: Config) -> bool:
     to_channels_last(method, enabled=config.run.channels_last)
     optimizer = build_optimizer(method.parameters(), config.optim)
     first_step = _resume(config, manifest, method, optimizer)
+    if config.run.compile:
+        compile_encoders(method, device)
     batches = TrainingBatches(
         instances.valid.nonzero().squeeze(1).numpy(),
         clips_per_video=config.data.clips_per_video,
@@ -116,7 +119,8 @@ def train(config: Config) -> bool:
         log.say(_describe(config, manifest, instances, batches, device))
         model.train()
         figures, waited, since, reported = RunningMean(), 0.0, time.perf_counter(), first_step
-        step, saved, arrivals = first_step, first_step, iter(loader)
+        check = FiniteCheck(folder / LAST, delayed=device.type == "cuda")
+        step, arrivals = first_step, iter(loader)
         while step < batches.num_steps:
             epoch, place = divmod(step, batches.steps_per_epoch)
             if place == 0:
@@ -134,18 +138,11 @@ def train(config: Config) -> bool:
             for group in optimizer.param_groups:
                 group["lr"] = rate
             torch.manual_seed(_key(config.run.seed, step))  # dropout and the like: a function of the step
-            done = _forward_backward(model, batch, config, Progress(epoch, step, batches.num_steps))
-            grad_norm = _grad_norm(method, config.optim.clip_norm)
-            if not (math.isfinite(grad_norm) and math.isfinite(done.loss)):
-                raise TrainingError(_blame(method, step, done, grad_norm, folder / LAST if saved else None))
-            optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
-            method.after_step(done)
+            done, norms = train_step(model, optimizer, batch, config, Progress(epoch, step, batches.num_steps))
+            check.add(step, done.loss, norms)
             step += 1
 
-            figures.add(
-                {"loss": done.loss, "grad_norm": done.loss.new_tensor(grad_norm), **done.logs, **_shares(batch)}
-            )
+            figures.add({"loss": done.loss, "grad_norm": norms.total, **done.logs, **_shares(batch)})
             log.advance()
             if step % config.run.log_every == 0 or step % batches.steps_per_epoch == 0:
                 seconds = time.perf_counter() - since
@@ -158,8 +155,8 @@ def train(config: Config) -> bool:
                 waited, since, reported = 0.0, time.perf_counter(), step
             stopping = distributed.any_rank(stop.asked) or step == config.run.max_steps
             if stopping or step % config.run.checkpoint_every == 0 or step % batches.steps_per_epoch == 0:
+                check.settle()
                 save(step)
-                saved = step
             if stopping and step < batches.num_steps:
                 log.say(f"stopped and saved at step {step} of {batches.num_steps}: the same command continues")
                 return False
@@ -194,11 +191,32 @@ def spare_cores(num_workers: int) -> int:
 
 
 def to_channels_last(module: nn.Module, *, enabled: bool = True) -> None:
-    """Lay convolution weights out with channels last, where the fast kernels of CPUs and GPUs want them."""
-    formats = {4: torch.channels_last, 5: torch.channels_last_3d}
+    """Lay convolution weights out with channels last, where the fast kernels of CPUs and GPUs want them.
+
+    By moving the axis: asked for a memory format, torch leaves a kernel of one channel (the first of an audio tower) as
+    it is, and that layer's output, the largest of all, comes out with channels first.
+    """
     for parameter in module.parameters():
-        if enabled and parameter.dim() in formats:
-            parameter.data = parameter.data.contiguous(memory_format=formats[parameter.dim()])
+        if enabled and parameter.dim() in (4, 5):
+            moved = parameter.data.movedim(1, -1).clone(memory_format=torch.contiguous_format)
+            parameter.data = moved.movedim(-1, 1)
+
+
+def compile_encoders(method: Method, device: torch.device) -> None:
+    """torch.compile the encoders, in place (the names of their parameters stay) and for one shape of input.
+
+    Raises:
+        ConfigError: no compiler works here.
+    """
+    try:
+        torch.compile(lambda x: x.sin() + 1, fullgraph=True)(torch.ones(2, device=device))
+    except RuntimeError as error:
+        raise ConfigError(
+            f"run.compile=true, but torch.compile fails here ({str(error).strip().splitlines()[0]}): install a C++ "
+            "compiler (g++), or set run.compile=false"
+        ) from error
+    for encoder in method.encoders.values():
+        encoder.compile(dynamic=False)
 
 
 class StopRequest:
@@ -257,10 +275,13 @@ def _explained(last: Path) -> Iterator[None]:
     try:
         yield
     except WriteError as error:
-        good = "no checkpoint was written yet"
-        if last.exists():
-            good = f"the last good checkpoint is {last} at step {load_checkpoint(last)['step']}"
-        raise TrainingError(f"{error}; {good}; the same command continues") from error
+        raise TrainingError(f"{error}; {_last_good(last)}; the same command continues") from error
+
+
+def _last_good(last: Path) -> str:
+    if not last.exists():
+        return "no checkpoint was written yet"
+    return f"the last good checkpoint is {last} at step {load_checkpoint(last)['step']}"
 
 
 def _check_same_run(config: Config, before: Config, last: Path) -> None:
@@ -295,6 +316,97 @@ def _wrap(method: Method, config: Config, device: torch.device) -> nn.Module:
     )
 
 
+@dataclass(frozen=True)
+class GradientNorms:
+    """Norms of one step's gradients, before clipping."""
+
+    names: list[str]  # of the parameters that have a gradient
+    each: torch.Tensor  # (P,) in that order
+    total: torch.Tensor  # ()
+
+
+def train_step(
+    model: nn.Module, optimizer: torch.optim.Optimizer, batch: Batch, config: Config, progress: Progress
+) -> tuple[Step, GradientNorms]:
+    """One optimiser step on this rank's batch: views, loss, gradients, clipping, weights, state of the method.
+
+    Nothing here makes the host wait for a GPU.
+
+    Args:
+        model: the method, or DistributedDataParallel around it.
+        optimizer: of its parameters; its gradients are None before and after.
+        batch: as loaded, on the model's device.
+        config: its sections data, optim and run are used.
+        progress: where the run is.
+    """
+    method = model.module if isinstance(model, DistributedDataParallel) else model
+    done = _forward_backward(model, batch, config, progress)
+    named = {name: p for name, p in method.named_parameters() if p.grad is not None}
+    each = torch.stack(torch._foreach_norm([p.grad for p in named.values()]))
+    norms = GradientNorms(list(named), each, torch.linalg.vector_norm(each))
+    if config.optim.clip_norm is not None:
+        nn.utils.clip_grads_with_norm_(named.values(), config.optim.clip_norm, norms.total)
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
+    method.after_step(done)
+    return done, norms
+
+
+class FiniteCheck:
+    """Stops a run whose loss or gradient is not finite, before a checkpoint of it is written.
+
+    At once on CPU. On a GPU a step later, from a copy that arrives while the next step runs, so that the host is never
+    kept from handing over the next one.
+
+    Args:
+        last: the run's checkpoint, named in the error.
+        delayed: look a step later.
+    """
+
+    def __init__(self, last: Path, *, delayed: bool) -> None:
+        self.last = last
+        self.delayed = delayed
+        self._waiting: tuple[int, list[str], torch.Tensor, torch.cuda.Event | None] | None = None
+
+    def add(self, step: int, loss: torch.Tensor, norms: GradientNorms) -> None:
+        """Note a step's figures, and look at those noted before (not delayed: at these).
+
+        Raises:
+            TrainingError: as `settle`.
+        """
+        self.settle()
+        figures = torch.cat([torch.stack([loss.float(), norms.total]), norms.each])  # (2 + P,)
+        arrived = None
+        if figures.device.type == "cuda":
+            figures = torch.empty_like(figures, device="cpu", pin_memory=True).copy_(figures, non_blocking=True)
+            arrived = torch.cuda.Event()
+            arrived.record()
+        self._waiting = (step, norms.names, figures, arrived)
+        if not self.delayed:
+            self.settle()
+
+    def settle(self) -> None:
+        """Look at what was noted.
+
+        Raises:
+            TrainingError: a figure is not finite; names the step and the first parameter.
+        """
+        if self._waiting is None:
+            return
+        (step, names, figures, arrived), self._waiting = self._waiting, None
+        if arrived is not None:
+            arrived.synchronize()
+        loss, total, *each = figures.tolist()
+        if math.isfinite(loss) and math.isfinite(total):
+            return
+        bad = [name for name, norm in zip(names, each, strict=True) if not math.isfinite(norm)]
+        raise TrainingError(
+            f"step {step}: loss is {loss}, gradient norm {total}, "
+            f"first parameter with such a gradient: {bad[0] if bad else 'none'} ({len(bad)} in all); "
+            f"{_last_good(self.last)}. Try a lower optim.lr, optim.clip_norm, or run.precision=float32"
+        )
+
+
 def _forward_backward(model: nn.Module, batch: Batch, config: Config, progress: Progress) -> Step:
     """Gradients of one batch, in optim.accumulate parts."""
     steps = []
@@ -308,22 +420,6 @@ def _forward_backward(model: nn.Module, batch: Batch, config: Config, progress: 
         (done.loss / len(parts)).backward()
         steps.append(Step(done.loss.detach(), done.logs, done.memo))
     return Step.merge(steps)
-
-
-def _grad_norm(method: Method, clip_norm: float | None) -> float:
-    return float(nn.utils.clip_grad_norm_(method.parameters(), clip_norm if clip_norm is not None else math.inf))
-
-
-def _blame(method: Method, step: int, done: Step, grad_norm: float, last: Path | None) -> str:
-    """Name what is not finite."""
-    names = [n for n, p in method.named_parameters() if p.grad is not None and not torch.isfinite(p.grad).all()]
-    first = names[0] if names else "none"
-    good = f"the last good checkpoint is {last}" if last else "no checkpoint was written yet"
-    return (
-        f"step {step}: loss is {float(done.loss)}, gradient norm {grad_norm}, "
-        f"first parameter with such a gradient: {first} ({len(names)} in all); {good}. "
-        f"Try a lower optim.lr, optim.clip_norm, or run.precision=float32"
-    )
 
 
 def _check_readable(batch: Batch, log: RunLog, step: int) -> None:
