@@ -118,7 +118,7 @@ def updates(draw: st.DrawFn) -> tuple[torch.Tensor, list[torch.Tensor]]:
     """valid (N,) and the ids of some batches, with duplicates, empty places and invalid rows."""
     num = draw(st.integers(1, 10))
     valid = torch.tensor(draw(st.lists(st.booleans(), min_size=num, max_size=num)))
-    batch = st.lists(st.integers(-1, num - 1), min_size=0, max_size=12).map(lambda ids: torch.tensor(ids, dtype=int))
+    batch = st.lists(st.integers(-1, num - 1), min_size=1, max_size=12).map(lambda ids: torch.tensor(ids, dtype=int))
     return valid, draw(st.lists(batch, min_size=1, max_size=4))
 
 
