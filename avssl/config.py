@@ -61,10 +61,12 @@ class ModelConfig:
 
     video: str = "r2plus1d_avid"
     audio: str = "conv2d_avid"
-    video_depth: int = 18
+    video_depth: int | None = None  # null = the encoder's own: 18 of r2plus1d_avid, which also has 10
     video_width: float = 1.0  # multiplies every channel count
-    audio_depth: int = 10
+    audio_depth: int | None = None  # null = the encoder's own
     audio_width: float = 1.0
+    video_weights: str | None = None  # file to start the encoder from; null = random weights
+    audio_weights: str | None = None
     init: str | None = None  # checkpoint of an earlier run: weights, and state of the method where it fits
 
 
@@ -188,6 +190,12 @@ def from_dict(given: Mapping[str, Any], *, source: str) -> Config:
         if value < least:
             raise ConfigError(f"{key}={value} in {source}: expected at least {least}")
     return config
+
+
+def without_weights(config: Config) -> Config:
+    """The same configuration for towers whose weights come from a checkpoint: the files that they started from need not
+    exist any more."""
+    return dataclasses.replace(config, model=dataclasses.replace(config.model, video_weights=None, audio_weights=None))
 
 
 def dumps(config: Config) -> str:

@@ -30,7 +30,7 @@ from avssl.checkpoint import (
     load_model,
     save_checkpoint,
 )
-from avssl.config import Config, ConfigError, dumps, loads
+from avssl.config import Config, ConfigError, dumps, loads, without_weights
 from avssl.data.dataset import ClipDataset, apply_views
 from avssl.data.loader import build_loader
 from avssl.data.manifest import Manifest, read_manifest
@@ -67,7 +67,8 @@ def train(config: Config) -> bool:
     folder = Path(config.run.dir)
     manifest = read_manifest(config.data.manifest, root=config.data.root)
     instances = usable_instances(manifest, config)
-    method = build_method(config, instances).to(device)
+    resuming = (folder / LAST).exists()
+    method = build_method(without_weights(config) if resuming else config, instances).to(device)
     to_channels_last(method, enabled=config.run.channels_last)
     optimizer = build_optimizer(method.parameters(), config.optim)
     first_step = _resume(config, manifest, method, optimizer)
@@ -340,7 +341,7 @@ def train_step(
         progress: where the run is.
     """
     method = model.module if isinstance(model, DistributedDataParallel) else model
-    done = _forward_backward(model, batch, config, progress)
+    done = forward_backward(model, batch, config, progress)
     named = {name: p for name, p in method.named_parameters() if p.grad is not None}
     each = torch.stack(torch._foreach_norm([p.grad for p in named.values()]))
     norms = GradientNorms(list(named), each, torch.linalg.vector_norm(each))
@@ -407,7 +408,7 @@ class FiniteCheck:
         )
 
 
-def _forward_backward(model: nn.Module, batch: Batch, config: Config, progress: Progress) -> Step:
+def forward_backward(model: nn.Module, batch: Batch, config: Config, progress: Progress) -> Step:
     """Gradients of one batch, in optim.accumulate parts."""
     steps = []
     parts = batch.split(config.optim.accumulate)

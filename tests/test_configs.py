@@ -60,8 +60,8 @@ def test_kinetics_is_the_published_recipe(name: str, epochs: int) -> None:
     assert (data.audio_seconds, data.sample_rate, data.max_offset_seconds) == (2, 24000, 0.5)
     assert (data.spectrogram, data.n_fft, data.hop_seconds, data.volume_jitter) == ("avid", 512, 0.01, 0.1)
     assert (data.clips_per_video, data.batch_size) == (10, 4 * 256)  # 4 nodes
-    assert (model.video, model.video_depth, model.video_width) == ("r2plus1d_avid", 18, 1)
-    assert (model.audio, model.audio_depth, model.audio_width) == ("conv2d_avid", 10, 1)
+    assert (model.video, model.video_depth, model.video_width) == ("r2plus1d_avid", None, 1)  # its own depth: 18
+    assert (model.audio, model.audio_depth, model.audio_width) == ("conv2d_avid", None, 1)  # its own depth: 10
     assert (optim.name, optim.lr, optim.weight_decay, optim.betas) == ("adam", 2e-4, 1e-5, [0.9, 0.999])
     assert (optim.schedule, optim.milestones, optim.warmup_epochs) == ("multistep", [], 0)  # a constant rate
     assert (optim.epochs, optim.clip_norm, config.run.sync_batchnorm) == (epochs, None, False)

@@ -1,4 +1,4 @@
-"""Encoders by name. A new one is a class in video.py or audio.py and a line in ENCODERS.
+"""Encoders by name. A new one is a class in this folder and a line in ENCODERS.
 
 Each builder takes `depth` and `width` and returns an `Encoder` (see heads.py), whose maps the probes read by name.
 """
@@ -8,49 +8,76 @@ from collections.abc import Callable
 from typing import Literal
 
 from avssl import config
+from avssl.models.adapters import PytorchvideoVideo, TorchvisionVideo
 from avssl.models.audio import Conv2DAvid
+from avssl.models.guard import guard_conv3d
 from avssl.models.heads import Encoder
-from avssl.models.video import R2Plus1DAvid, TorchvisionVideo, guard_conv3d
+from avssl.models.images import FrameResNet, SpectrogramResNet
+from avssl.models.importers import load_weights
+from avssl.models.video import R2Plus1DAvid
 
 
-def _torchvision(name: str) -> Callable[..., Encoder]:
-    def build(*, depth: int, width: float) -> Encoder:
-        if depth != 18 or width != 1:
+def _fixed(encoder: Callable[[str], Encoder], name: str) -> Callable[..., Encoder]:
+    """The builder of a library's network, which has one depth and one width."""
+
+    def build(*, depth: int | None = None, width: float = 1.0) -> Encoder:
+        if depth is not None or width != 1:
             raise ValueError(
-                f"{name} with depth={depth}, width={width}: torchvision's encoder has depth 18 and width 1 only"
+                f"{name} with depth={depth}, width={width}: the library's network has its own depth and width only: "
+                "leave the depth null and the width 1, or choose an AVID trunk"
             )
-        return TorchvisionVideo(name)
+        return encoder(name)
 
     return build
 
 
 ENCODERS: dict[str, Callable[..., Encoder]] = {
     "r2plus1d_avid": R2Plus1DAvid,
-    "r2plus1d_18": _torchvision("r2plus1d_18"),
-    "r3d_18": _torchvision("r3d_18"),
+    "r2plus1d_18": _fixed(TorchvisionVideo, "r2plus1d_18"),
+    "r3d_18": _fixed(TorchvisionVideo, "r3d_18"),
+    "mc3_18": _fixed(TorchvisionVideo, "mc3_18"),
+    "s3d": _fixed(TorchvisionVideo, "s3d"),
+    "mvit_v2_s": _fixed(TorchvisionVideo, "mvit_v2_s"),
+    "swin3d_t": _fixed(TorchvisionVideo, "swin3d_t"),
+    "x3d_xs": _fixed(PytorchvideoVideo, "x3d_xs"),
+    "x3d_s": _fixed(PytorchvideoVideo, "x3d_s"),
+    "x3d_m": _fixed(PytorchvideoVideo, "x3d_m"),
+    "slow_r50": _fixed(PytorchvideoVideo, "slow_r50"),
+    "csn_r101": _fixed(PytorchvideoVideo, "csn_r101"),
+    "r2plus1d_50": _fixed(PytorchvideoVideo, "r2plus1d_50"),
+    "resnet18_frames": _fixed(FrameResNet, "resnet18"),
+    "resnet50_frames": _fixed(FrameResNet, "resnet50"),
     "conv2d_avid": Conv2DAvid,
+    "resnet18_audio": _fixed(SpectrogramResNet, "resnet18"),
 }
 
 
 def build_encoder(modality: Literal["video", "audio"], model: config.ModelConfig) -> Encoder:
-    """Build the encoder that the configuration names for one modality, with random weights, safe under bfloat16 on CPU.
+    """Build the encoder that the configuration names for one modality, safe under bfloat16 on CPU.
+
+    Its weights are random, or those of the file that `model.video_weights` or `model.audio_weights` names.
 
     Raises:
-        ValueError: an unknown name (with near matches), an encoder of the other modality, or a depth or width that the
-            encoder does not have.
+        ValueError: an unknown name (with near matches), an encoder of the other modality, a depth or width that the
+            encoder does not have, a file that cannot be read or holds other weights, or a file besides `model.init`.
     """
-    match modality:
-        case "video":
-            name, depth, width = model.video, model.video_depth, model.video_width
-        case "audio":
-            name, depth, width = model.audio, model.audio_depth, model.audio_width
-        case _:
-            raise ValueError(f"modality={modality!r}: expected video or audio")
+    if modality not in ("video", "audio"):
+        raise ValueError(f"modality={modality!r}: expected video or audio")
+    name, depth, width, weights = (
+        getattr(model, key) for key in (modality, f"{modality}_depth", f"{modality}_width", f"{modality}_weights")
+    )
     if name not in ENCODERS:
         near = difflib.get_close_matches(name, ENCODERS, n=3)
         hint = f"did you mean {' or '.join(near)}?" if near else f"known encoders: {', '.join(ENCODERS)}"
         raise ValueError(f"model.{modality}={name} is not an encoder: {hint}")
-    encoder = ENCODERS[name](depth=depth, width=width)
+    encoder = ENCODERS[name](width=width) if depth is None else ENCODERS[name](depth=depth, width=width)
     if encoder.modality != modality:
         raise ValueError(f"model.{modality}={name} is an encoder for {encoder.modality}: choose one for {modality}")
+    if weights is not None:
+        if model.init is not None:
+            raise ValueError(
+                f"model.{modality}_weights={weights} and model.init={model.init} both say where the {modality} encoder "
+                "starts: give one of them"
+            )
+        load_weights(encoder, weights)
     return guard_conv3d(encoder)

@@ -33,7 +33,9 @@ class Conv2DAvid(Encoder):
             modality="audio",
             layout="(B, 1, S, F)",
             in_channels=1,
-            min_size=(16, 16),  # the trunk's stride: see R2Plus1DAvid
+            # The trunk's stride. Smaller, a strided 3x3 convolution would see a side of one bin, where the bfloat16
+            # weight gradient of torch 2.11 on CPU writes out of bounds (guard.py).
+            min_size=(16, 16),
             feature_dims={"conv1": channels[0], **dict(zip(BLOCKS, channels, strict=True)), "pool": channels[-1]},
         )
         self.conv1 = nn.Sequential(

@@ -1,10 +1,12 @@
 """The parts that both towers share: what an encoder is, how channel counts scale, and the projection head on top.
 
-The towers themselves live in `video.py` and `audio.py`; they are built by name in `avssl.models.build_encoder`.
+The towers themselves live in the other files of this folder; they are built by name in `avssl.models.build_encoder`.
 """
 
 import torch
 from torch import Tensor, nn
+
+MAPS = ("conv1", "conv2x", "conv3x", "conv4x", "conv5x", "pool")  # of trunks with a stem and four stages
 
 
 class Encoder(nn.Module):
@@ -18,10 +20,18 @@ class Encoder(nn.Module):
         in_channels: channels on axis 1.
         min_size: smallest length of each axis after the channels, in pixels, frames or bins.
         feature_dims: channels of every map that `forward_features` returns, in order; "pool" is the output.
+        classifier: how the library's names of the parameters that we leave out begin; "" where nothing is left out.
     """
 
     def __init__(
-        self, *, modality: str, layout: str, in_channels: int, min_size: tuple[int, ...], feature_dims: dict[str, int]
+        self,
+        *,
+        modality: str,
+        layout: str,
+        in_channels: int,
+        min_size: tuple[int, ...],
+        feature_dims: dict[str, int],
+        classifier: str = "",
     ) -> None:
         super().__init__()
         self.modality = modality
@@ -29,6 +39,7 @@ class Encoder(nn.Module):
         self.in_channels = in_channels
         self.min_size = min_size
         self.feature_dims = feature_dims
+        self.classifier = classifier
         self.dim = feature_dims["pool"]
 
     def forward(self, x: Tensor) -> Tensor:
@@ -36,7 +47,7 @@ class Encoder(nn.Module):
         return self.forward_features(x)["pool"]
 
     def forward_features(self, x: Tensor) -> dict[str, Tensor]:
-        """Clips in the encoder's layout -> maps conv1, conv2x ... conv5x (B, C, ...) and pool (B, dim)."""
+        """Clips in the encoder's layout -> the maps of `feature_dims`: stages (B, C, ...), at last pool (B, dim)."""
         raise TypeError(f"{type(self).__name__} defines no forward_features")
 
     def check_input(self, x: Tensor) -> None:

@@ -1,10 +1,8 @@
-"""Video encoders: the AVID trunk (a variant of R(2+1)D), adapters for torchvision's ResNets, the guard for bfloat16.
+"""The video encoder of AVID, a variant of R(2+1)D.
 
-All take (B, 3, T, H, W), either memory format, and return (B, dim). B clips, T frames, H x W pixels, C channels.
+Takes (B, 3, T, H, W), either memory format, and returns (B, dim). B clips, T frames, H x W pixels, C channels.
 """
 
-import torch.nn.functional as F
-import torchvision
 from torch import Tensor, nn
 
 from avssl.models.heads import Encoder, scaled_channels
@@ -35,9 +33,7 @@ class R2Plus1DAvid(Encoder):
             modality="video",
             layout="(B, 3, T, H, W)",
             in_channels=3,
-            # The trunk's stride. Smaller, a strided 3x3 convolution would see a side of one pixel: there the bfloat16
-            # weight gradient of torch 2.11 on CPU writes out of bounds.
-            min_size=(1, 32, 32),
+            min_size=(1, 32, 32),  # the trunk's stride
             feature_dims={"conv1": channels[0], **dict(zip(STAGES, channels, strict=True)), "pool": channels[-1]},
         )
         self.conv1 = nn.Sequential(
@@ -89,63 +85,6 @@ class SpaceTimeBlock(nn.Module):
         y = self.relu(self.tmp_bn1(self.tmp_conv1(y)))
         y = self.relu(self.spt_bn2(self.spt_conv2(y)))
         return self.relu(self.out_bn(self.tmp_conv2(y) + self.res_conv(x)))
-
-
-class TorchvisionVideo(Encoder):
-    """A torchvision video ResNet with random weights; parameters keep torchvision's names, without the classifier.
-
-    Args:
-        name: r2plus1d_18 or r3d_18.
-    """
-
-    def __init__(self, name: str) -> None:
-        super().__init__(
-            modality="video",
-            layout="(B, 3, T, H, W)",
-            in_channels=3,
-            min_size=(1, 16, 16),  # as in R2Plus1DAvid
-            feature_dims={"conv1": 64, "conv2x": 64, "conv3x": 128, "conv4x": 256, "conv5x": 512, "pool": 512},
-        )
-        resnet = getattr(torchvision.models.video, name)(weights=None)
-        self.stem = resnet.stem
-        self.layer1, self.layer2, self.layer3, self.layer4 = resnet.layer1, resnet.layer2, resnet.layer3, resnet.layer4
-
-    def forward_features(self, x: Tensor) -> dict[str, Tensor]:
-        self.check_input(x)
-        features = {}
-        stages = (self.stem, self.layer1, self.layer2, self.layer3, self.layer4)
-        for name, stage in zip(("conv1", *STAGES), stages, strict=True):
-            features[name] = x = stage(x)  # (B, C, T', H', W')
-        features["pool"] = x.mean(dim=(2, 3, 4))  # (B, dim)
-        return features
-
-
-def guard_conv3d(module: nn.Module) -> nn.Module:
-    """Make every 3-D convolution inside `module` safe under bfloat16 on CPU; parameters and their names stay the same.
-
-    Returns:
-        The module itself, changed in place.
-    """
-    for child in module.modules():
-        if isinstance(child, nn.Conv3d) and child.kernel_size[0] == 3 and child.padding[0] == 1:
-            child.__class__ = GuardedConv3d
-    return module
-
-
-class GuardedConv3d(nn.Conv3d):
-    """A convolution with temporal kernel 3 and padding 1 that pads the border frames itself when there are exactly 2.
-
-    In that case torch 2.11 and 2.13 compute garbage for the weight gradient (up to 1e35, or NaN) on CPUs with bfloat16
-    instructions, whatever the number of channels; other numbers of frames are right. Padding first gives the same sums,
-    so the guard asks for the device but not for the precision, which autocast hides.
-    """
-
-    def forward(self, input: Tensor) -> Tensor:
-        if input.shape[2] != 2 or input.device.type != "cpu":
-            return super().forward(input)
-        padding = (0, *self.padding[1:])
-        padded = F.pad(input, (0, 0, 0, 0, 1, 1))  # (B, C, 4, H, W)
-        return F.conv3d(padded, self.weight, self.bias, self.stride, padding, self.dilation, self.groups)
 
 
 def _space(in_channels: int, out_channels: int, stride: int) -> nn.Conv3d:

@@ -12,7 +12,7 @@ from torch import nn
 from avssl.config import ModelConfig
 from avssl.models import ENCODERS, build_encoder
 from avssl.models.heads import ProjectionHead
-from avssl.models.video import GuardedConv3d
+from avssl.models.guard import GuardedConv3d
 
 GOLDEN = np.load(Path(__file__).parents[1] / "fixtures" / "avid_model.npz")
 MAPS = ["conv1", "conv2x", "conv3x", "conv4x", "conv5x", "pool"]
