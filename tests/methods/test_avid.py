@@ -214,7 +214,5 @@ def test_errors_name_the_value() -> None:
         tiny_method(AVIDOptions(), silent)
     with pytest.raises(ValueError, match=r"method\.rule=both: expected one of consensus"):
         tiny_method(AVIDCMAOptions(rule="both"), everything(4))
-    method = tiny_method(AVIDCMAOptions(**CMA), everything(4))
-    method.on_epoch(0)
-    with pytest.raises(ValueError, match="no negatives to draw: of 4 usable clips"):
-        method(vector_batch(torch.arange(4)), Progress(0, 0, 1))
+    with pytest.raises(ValueError, match=r"num_positives=3, but 4 usable clips have sound: expected 1 to 2"):
+        tiny_method(AVIDCMAOptions(**CMA), everything(4))
