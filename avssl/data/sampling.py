@@ -117,8 +117,8 @@ def draw_windows(
     """Starts of a picture window and of a sound window that overlap, drawn at random.
 
     The longer window is drawn first, anywhere inside its track; the shorter one then lies inside it, or up to
-    `max_offset_seconds` before or after it, and inside its own track. A sound shorter than its window lies anywhere
-    inside it. Without sound only the picture is drawn and the sound's start is the same.
+    `max_offset_seconds` before or after it, and inside its own track. A track shorter than its window begins with it.
+    Without sound only the picture is drawn and the sound's start is the same.
 
     Source: AVID-CMA datasets/video_db.py, for sound longer than picture. Differs from AVID-CMA: the shorter window
     stays inside its track, and a clip that is too short is looped and padded instead of being replaced by the next
@@ -129,7 +129,7 @@ def draw_windows(
         return start, start
     both = Span(max(video.start, audio.start), min(video.end, audio.end))
     if audio_seconds >= video_seconds:
-        sound = _uniform(rng, *sorted((both.start, both.end - audio_seconds)))
+        sound = _uniform(rng, both.start, both.end - audio_seconds)
         picture = _uniform(rng, *_around(sound, audio_seconds, video_seconds, max_offset_seconds, video))
     else:
         picture = _uniform(rng, both.start, both.end - video_seconds)
