@@ -3,9 +3,11 @@
 Everything random is a function of (seed, step), so a run that is killed and started again continues bit-equal on CPU.
 """
 
+import ctypes
 import math
 import os
 import signal
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -64,6 +66,7 @@ def train(config: Config) -> bool:
     device = distributed.init(config.run.device)
     if device.type == "cpu":
         torch.set_num_threads(config.run.num_threads or spare_cores(config.data.num_workers))
+        keep_freed_memory()
     folder = Path(config.run.dir)
     manifest = read_manifest(config.data.manifest, root=config.data.root)
     instances = usable_instances(manifest, config)
@@ -189,6 +192,21 @@ def spare_cores(num_workers: int) -> int:
     """
     ranks = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
     return max(1, (os.cpu_count() or 1) // ranks - num_workers)
+
+
+def keep_freed_memory() -> None:
+    """Let this process keep up to 1 GB of what tensors free, for the tensors of the next step.
+
+    As it comes, the C library hands the end of its memory back to the system whenever some 64 MB are free there, many
+    times in a step, and every page that is asked for again has to be cleared: 8 % of a step in bfloat16 with 8 clips of
+    AVID's recipe. glibc only (Linux); elsewhere nothing changes.
+    """
+    library = ctypes.CDLL(None) if sys.platform == "linux" else None
+    if not hasattr(library, "mallopt"):
+        return
+    trim_threshold, mmap_threshold = -1, -3  # numbers of options in malloc.h
+    library.mallopt(mmap_threshold, 32 << 20)  # where glibc itself ends up; set, since the next call fixes it
+    library.mallopt(trim_threshold, 1 << 30)
 
 
 def to_channels_last(module: nn.Module, *, enabled: bool = True) -> None:

@@ -2,8 +2,12 @@
 
     python tools/benchmark.py mining
     python tools/benchmark.py mining --n 10000 --data uniform --json mining.json
+    python tools/benchmark.py mining --n 5000 20000 50000 100000
+    python tools/benchmark.py step --json
 
-mining: the search for agreement sets beside the dense definition, in one run and with the same threads.
+mining: the search for agreement sets beside the dense definition, in one run and with the same threads; for several N
+also how the seconds grow with N.
+step: a training step by part, beside the same step in float32 and torch's default memory layout.
 Exit code: 0 done, 2 wrong call.
 """
 
@@ -14,7 +18,8 @@ from pathlib import Path
 
 import torch
 
-from avssl.benchmark.mining import DATA, benchmark_mining
+from avssl.benchmark.mining import DATA, benchmark_mining, benchmark_mining_growth
+from avssl.benchmark.step import benchmark_step
 from avssl.files import check_writable
 
 
@@ -22,14 +27,25 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest="part", required=True)
     mining = commands.add_parser("mining", help="agreement sets: dense definition, ours and a fused FAISS index")
-    mining.add_argument("--n", type=int, default=50_000, help="instances")
+    mining.add_argument("--n", type=int, nargs="+", default=[50_000], help="instances; several: how time grows")
     mining.add_argument("--dim", type=int, default=128, help="embedding dimension")
     mining.add_argument("--k", type=int, default=32, help="positives per instance")
     mining.add_argument("--data", choices=DATA, default="clustered", help="shape of the synthetic banks")
     mining.add_argument("--seed", type=int, default=0)
-    mining.set_defaults(
-        measure=lambda given: benchmark_mining(
-            num_rows=given.n, dim=given.dim, k=given.k, data=given.data, seed=given.seed
+    mining.set_defaults(measure=_mining)
+    step = commands.add_parser("step", help="a training step by part, and the same in float32 and default layout")
+    step.add_argument("overrides", nargs="*", metavar="section.key=value", help="of the configuration that is trained")
+    step.add_argument("--batch", type=int, default=8, help="clips per step")
+    step.add_argument("--steps", type=int, default=5, help="steps that are counted")
+    step.add_argument("--compile", action="store_true", help="torch.compile the encoders (ours)")
+    step.add_argument("--seed", type=int, default=0)
+    step.set_defaults(
+        measure=lambda given: benchmark_step(
+            overrides=given.overrides,
+            batch_size=given.batch,
+            num_steps=given.steps,
+            compiled=given.compile,
+            seed=given.seed,
         )
     )
     for command in commands.choices.values():
@@ -50,11 +66,31 @@ def main() -> int:
     if arguments.json == "-":
         print(json.dumps(result))
     else:
-        for name, value in result.items():
-            print(f"{name:18} {value:.4g}" if isinstance(value, float) else f"{name:18} {value}")
+        _print(result)
     if arguments.json and arguments.json != "-":
         Path(arguments.json).write_text(json.dumps(result) + "\n")
     return 0
+
+
+def _mining(given: argparse.Namespace) -> dict[str, object]:
+    settings = {"dim": given.dim, "k": given.k, "data": given.data, "seed": given.seed}
+    if len(given.n) == 1:
+        return benchmark_mining(num_rows=given.n[0], **settings)
+    return benchmark_mining_growth(sizes=given.n, **settings)
+
+
+def _print(result: dict[str, object]) -> None:
+    """A line for each figure; figures by name and tables are indented below theirs."""
+    for name, value in result.items():
+        if isinstance(value, dict):
+            print(name)
+            _print({f"  {part}": figure for part, figure in value.items()})
+        elif isinstance(value, list):
+            print(f"{name}\n  " + "".join(f"{column:>17}" for column in value[0]))
+            for row in value:
+                print("  " + "".join(f"{figure:>17.4g}" for figure in row.values()))
+        else:
+            print(f"{name:26} {value:.4g}" if isinstance(value, float) else f"{name:26} {value}")
 
 
 if __name__ == "__main__":

@@ -7,8 +7,10 @@ is `python tools/benchmark.py mining`.
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from typing import Literal, get_args
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -126,6 +128,44 @@ def benchmark_mining(*, num_rows: int, dim: int, k: int, data: Data, seed: int) 
         "threads": torch.get_num_threads(),
         "data": data,
     }
+
+
+def benchmark_mining_growth(
+    *, sizes: Sequence[int], dim: int, k: int, data: Data, seed: int
+) -> dict[str, float | int | str | list[dict[str, float]]]:
+    """Time both searches for several numbers of instances and fit seconds = constant * N ** exponent.
+
+    Args:
+        sizes: N of each measurement, at least two different ones.
+
+    Returns:
+        rows: for each N, n, dense_seconds, ours_seconds, speedup, recall and proven as in `benchmark_mining`;
+        dense_exponent and ours_exponent, least squares of log seconds over log N; dim, k, threads, data.
+
+    Raises:
+        ValueError: fewer than two different sizes, or as `benchmark_mining`.
+    """
+    if len(set(sizes)) < 2:
+        raise ValueError(f"n is {list(sizes)}: a growth needs at least two different numbers of instances")
+    keys = ("n", "dense_seconds", "ours_seconds", "speedup", "recall", "proven")
+    rows = []
+    for num_rows in sizes:
+        found = benchmark_mining(num_rows=num_rows, dim=dim, k=k, data=data, seed=seed)
+        rows.append({key: found[key] for key in keys})
+    return {
+        "rows": rows,
+        "dense_exponent": fit_exponent(sizes, [row["dense_seconds"] for row in rows]),
+        "ours_exponent": fit_exponent(sizes, [row["ours_seconds"] for row in rows]),
+        "dim": dim,
+        "k": k,
+        "threads": torch.get_num_threads(),
+        "data": data,
+    }
+
+
+def fit_exponent(sizes: Sequence[int], seconds: Sequence[float]) -> float:
+    """The exponent a of seconds = c * sizes ** a that fits best in logarithms."""
+    return float(np.polyfit(np.log(sizes), np.log(seconds), deg=1)[0])
 
 
 def _agreement(video: Tensor, audio: Tensor, ids: Tensor) -> Tensor:

@@ -10,7 +10,7 @@ from typing import Literal
 from avssl import config
 from avssl.models.adapters import PytorchvideoVideo, TorchvisionVideo
 from avssl.models.audio import Conv2DAvid
-from avssl.models.guard import guard_conv3d
+from avssl.models.guard import guard_gradients
 from avssl.models.heads import Encoder
 from avssl.models.images import FrameResNet, SpectrogramResNet
 from avssl.models.importers import load_weights
@@ -53,7 +53,7 @@ ENCODERS: dict[str, Callable[..., Encoder]] = {
 
 
 def build_encoder(modality: Literal["video", "audio"], model: config.ModelConfig) -> Encoder:
-    """Build the encoder that the configuration names for one modality, safe under bfloat16 on CPU.
+    """Build the encoder that the configuration names for one modality, with gradients that are right on CPU.
 
     Its weights are random, or those of the file that `model.video_weights` or `model.audio_weights` names.
 
@@ -80,4 +80,4 @@ def build_encoder(modality: Literal["video", "audio"], model: config.ModelConfig
                 "starts: give one of them"
             )
         load_weights(encoder, weights)
-    return guard_conv3d(encoder)
+    return guard_gradients(encoder)

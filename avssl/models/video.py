@@ -3,6 +3,7 @@
 Takes (B, 3, T, H, W), either memory format, and returns (B, dim). B clips, T frames, H x W pixels, C channels.
 """
 
+import torch
 from torch import Tensor, nn
 
 from avssl.models.heads import Encoder, scaled_channels
@@ -40,7 +41,7 @@ class R2Plus1DAvid(Encoder):
             nn.Conv3d(3, channels[0], (3, 7, 7), stride=(1, 2, 2), padding=(1, 3, 3), bias=False),
             nn.BatchNorm3d(channels[0]),
             nn.ReLU(inplace=True),
-            nn.MaxPool3d((1, 3, 3), stride=(1, 2, 2), padding=(0, 1, 1)),
+            MaxPool3d((1, 3, 3), stride=(1, 2, 2), padding=(0, 1, 1)),
         )
         in_channels = channels[0]
         for name, out_channels in zip(STAGES, channels, strict=True):
@@ -56,6 +57,16 @@ class R2Plus1DAvid(Encoder):
             features[name] = x = self.get_submodule(name)(x)  # (B, C, T', H', W')
         features["pool"] = x.flatten(2).max(dim=2).values  # (B, dim)
         return features
+
+
+class MaxPool3d(nn.MaxPool3d):
+    """A maximum in the precision of its input, which loses nothing. Autocast on CPU makes it float32, and with it the
+    shortcuts of the whole first stage: more to move, and a conversion before every convolution.
+    """
+
+    def forward(self, input: Tensor) -> Tensor:
+        with torch.autocast(input.device.type, enabled=False):
+            return super().forward(input)
 
 
 class SpaceTimeBlock(nn.Module):

@@ -8,7 +8,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from avssl.benchmark.mining import DATA, benchmark_mining, dense_agreement, make_banks
+from avssl.benchmark.mining import (
+    DATA,
+    benchmark_mining,
+    benchmark_mining_growth,
+    dense_agreement,
+    fit_exponent,
+    make_banks,
+)
 
 TOOL = Path(__file__).parents[2] / "tools" / "benchmark.py"
 
@@ -51,3 +58,21 @@ def test_command_refuses_a_wrong_call():
     done = subprocess.run(call, capture_output=True, text=True, check=False)
     assert done.returncode == 2
     assert "expected 1 <= k < n" in done.stderr
+
+
+def test_growth_has_a_row_for_each_size_and_the_fitted_exponent():
+    assert fit_exponent([10, 100, 1000], [3e-2, 3.0, 300.0]) == pytest.approx(2)
+    result = benchmark_mining_growth(sizes=[300, 600], dim=16, k=4, data="clustered", seed=0)
+    assert [row["n"] for row in result["rows"]] == [300, 600]
+    assert all(row["recall"] == 1.0 for row in result["rows"])
+    expected = fit_exponent([300, 600], [row["ours_seconds"] for row in result["rows"]])
+    assert result["ours_exponent"] == pytest.approx(expected)
+    with pytest.raises(ValueError, match=r"n is \[300, 300\]: a growth needs at least two different"):
+        benchmark_mining_growth(sizes=[300, 300], dim=16, k=4, data="clustered", seed=0)
+
+
+def test_command_prints_a_table():
+    call = [sys.executable, TOOL, "mining", "--n", "300", "600", "--dim", "16", "--k", "4", "--threads", "1"]
+    printed = subprocess.run(call, capture_output=True, text=True, check=True).stdout
+    assert "dense_seconds     ours_seconds" in printed
+    assert "ours_exponent" in printed

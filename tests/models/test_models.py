@@ -6,32 +6,33 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-import torchvision
 from torch import nn
 
 from avssl.config import ModelConfig
 from avssl.models import ENCODERS, build_encoder
-from avssl.models.heads import ProjectionHead
 from avssl.models.guard import GuardedConv3d
+from avssl.models.heads import ProjectionHead
 
 GOLDEN = np.load(Path(__file__).parents[1] / "fixtures" / "avid_model.npz")
 MAPS = ["conv1", "conv2x", "conv3x", "conv4x", "conv5x", "pool"]
-VIDEO_NAMES = ["r2plus1d_avid", "r2plus1d_18", "r3d_18"]
-SMALL = {
-    "r2plus1d_avid": ModelConfig(video_width=0.25),
-    "r2plus1d_18": ModelConfig(video="r2plus1d_18"),
-    "r3d_18": ModelConfig(video="r3d_18"),
-    "conv2d_avid": ModelConfig(audio_width=0.25),
-}
+TOKEN_MAPS = ["patches", "stage1", "stage2", "stage3", "stage4", "pool"]
+AUDIO_NAMES = ["conv2d_avid", "resnet18_audio"]
+VIDEO_NAMES = [name for name in ENCODERS if name not in AUDIO_NAMES]
+TOKEN_NAMES = ["mvit_v2_s", "swin3d_t"]
 
 
 def build(name):
+    """The encoder with random weights; the AVID trunks at a quarter of their width."""
     torch.manual_seed(0)
-    return build_encoder("audio" if name == "conv2d_avid" else "video", SMALL[name])
+    modality = "audio" if name in AUDIO_NAMES else "video"
+    width = 0.25 if name.endswith("avid") else 1
+    return build_encoder(modality, ModelConfig(**{modality: name, f"{modality}_width": width}))
 
 
-def random_input(name, *, num_clips=2, num_frames=4):
-    shape = (num_clips, 1, 40, 33) if name == "conv2d_avid" else (num_clips, 3, num_frames, 32, 32)
+def random_input(name, *, num_clips=2, num_frames=4, size=32):
+    if name == "s3d":
+        num_frames += 3  # it needs five
+    shape = (num_clips, 1, size + 8, size + 1) if name in AUDIO_NAMES else (num_clips, 3, num_frames, size, size)
     return torch.randn(shape, generator=torch.Generator().manual_seed(1))
 
 
@@ -131,18 +132,40 @@ def test_video_maps_of_small_pictures(size, num_frames, last):
     assert features["conv5x"].shape == (2, 128, *last)
 
 
+@pytest.mark.parametrize("num_frames, size", [(4, 32), (7, 50)])
 @pytest.mark.parametrize("name", ENCODERS)
-def test_every_encoder_says_what_it_returns(name):
-    encoder, x = build(name).eval(), random_input(name)
+def test_every_encoder_says_what_it_returns(name, num_frames, size):
+    encoder, x = build(name).eval(), random_input(name, num_frames=num_frames, size=size)
     with torch.no_grad():
         features = encoder.forward_features(x)
         output = encoder(x)
-    assert list(features) == list(encoder.feature_dims) == MAPS
+    assert list(features) == list(encoder.feature_dims) == (TOKEN_MAPS if name in TOKEN_NAMES else MAPS)
     for map_name, feature in features.items():
         assert feature.shape[:2] == (2, encoder.feature_dims[map_name])
+        assert feature.dim() == (2 if map_name == "pool" else x.dim())
     assert output.shape == (2, encoder.dim)
     assert torch.equal(output, features["pool"])
     assert output.std() > 0
+
+
+@pytest.mark.parametrize("name", ENCODERS)
+def test_every_encoder_takes_its_smallest_input(name):
+    encoder = build(name).eval()
+    with torch.no_grad():
+        assert encoder(torch.randn(2, encoder.in_channels, *encoder.min_size)).shape == (2, encoder.dim)
+    for axis, least in enumerate(encoder.min_size):
+        if least > 1:
+            size = [*encoder.min_size]
+            size[axis] -= 1
+            with pytest.raises(ValueError, match=r"too small, expected at least .* use larger pictures or longer"):
+                encoder(torch.zeros(2, encoder.in_channels, *size))
+
+
+@pytest.mark.parametrize("name", ENCODERS)
+def test_training_twice_gives_the_same(name):
+    encoder, x = build(name).train(), random_input(name)
+    with torch.no_grad():
+        assert torch.equal(encoder(x), encoder(x))  # no dropout, no stochastic depth
 
 
 @pytest.mark.parametrize("name", ["r2plus1d_avid", "r3d_18"])
@@ -155,46 +178,56 @@ def test_channels_last_gives_the_same_gradients(name):
         assert (actual[parameter] - gradient).norm() < 1e-2 * gradient.norm(), parameter
 
 
-@pytest.mark.parametrize("num_frames", [2, 4])  # two frames in the stem and first stages, or behind one temporal stride
-@pytest.mark.parametrize("name", ENCODERS)
+@pytest.mark.parametrize(  # two frames in the stem and first stages, or behind one temporal stride
+    "name, num_frames", [(name, frames) for name in ENCODERS for frames in ([2, 4] if name in VIDEO_NAMES else [1])]
+)
 def test_bfloat16_gradients_agree_with_float32(name, num_frames):
     encoder = build(name).eval()  # batch statistics of a few clips would amplify the rounding
-    x = random_input(name, num_clips=4, num_frames=num_frames)
+    reach_every_parameter(encoder, name)
+    x = random_input(name, num_clips=4, num_frames=num_frames, size=64 if name in TOKEN_NAMES else 32)
     expected = parameter_gradients(encoder, x)
     actual = parameter_gradients(encoder, x, bfloat16=True)
     for parameter, gradient in expected.items():
         assert actual[parameter].isfinite().all(), parameter
-        cosine = nn.functional.cosine_similarity(actual[parameter].flatten(), gradient.flatten(), dim=0)
+        if parameter.endswith("pool_k.norm_act.0.bias"):
+            continue  # all keys moved alike leave the attention as it is: the gradient is zero but for rounding
+        cosine = (actual[parameter] / actual[parameter].norm() * (gradient / gradient.norm())).sum()
         assert cosine > 0.98, f"{parameter}: cosine {cosine:.4f}"
         assert actual[parameter].norm() / gradient.norm() == pytest.approx(1, abs=0.1), parameter
 
 
+@torch.no_grad()
+def reach_every_parameter(encoder, name):
+    """pytorchvideo starts its residual branches at zero, behind which no gradient comes; torchvision starts S3D so small
+    that the signal fades where no batch statistics restore it.
+    """
+    for module in encoder.modules():
+        if isinstance(module, nn.BatchNorm3d) and not module.weight.any():
+            module.weight.fill_(0.2)
+        if isinstance(module, nn.Conv3d) and name == "s3d":
+            nn.init.kaiming_normal_(module.weight)
+
+
 def parameter_gradients(encoder, x, *, bfloat16=False):
-    """Of the mean over every map: the pooled output alone follows single maxima, which rounding moves."""
+    """Of a mean over every map: the pooled output alone follows single maxima, which rounding moves. Channels weigh
+    differently, as their plain mean behind a LayerNorm is constant.
+    """
     encoder.zero_grad()
     with torch.autocast("cpu", torch.bfloat16, enabled=bfloat16):
         features = encoder.forward_features(x)
-    sum(feature.float().mean() for feature in features.values()).backward()
+    total = 0
+    for feature in features.values():
+        weight = torch.linspace(0.5, 1.5, feature.shape[1])  # (C,)
+        total = total + (feature.float().movedim(1, -1) * weight).mean()
+    total.backward()
     return {name: parameter.grad.clone() for name, parameter in encoder.named_parameters()}
 
 
 @pytest.mark.parametrize("name", VIDEO_NAMES)
-def test_every_temporal_convolution_is_guarded(name):
-    temporal = [m for m in build(name).modules() if isinstance(m, nn.Conv3d) and m.kernel_size[0] > 1]
-    assert temporal
-    assert all(isinstance(m, GuardedConv3d) for m in temporal)
-
-
-@pytest.mark.parametrize("name", ["r2plus1d_18", "r3d_18"])
-def test_adapters_equal_torchvision(name):
-    encoder, x = build(name).eval(), random_input(name)
-    original = getattr(torchvision.models.video, name)(weights=None).eval()
-    state = original.state_dict() | encoder.state_dict()  # torchvision's classifier stays its own
-    assert state.keys() == original.state_dict().keys()
-    original.load_state_dict(state)
-    original.fc = nn.Identity()
-    with torch.no_grad():
-        torch.testing.assert_close(encoder(x), original(x))
+def test_every_padded_convolution_is_guarded(name):
+    padded = [m for m in build(name).modules() if isinstance(m, nn.Conv3d) and any(m.padding)]
+    assert padded or name.endswith("frames") or name == "swin3d_t"
+    assert all(isinstance(m, GuardedConv3d) for m in padded)
 
 
 @pytest.mark.parametrize("depth, num_blocks", [(10, 1), (18, 2)])
@@ -215,14 +248,20 @@ def test_depth_and_width(depth, num_blocks, width, channels):
     [
         ("video", ModelConfig(video="r2plus1d_avd"), "model.video=r2plus1d_avd .* did you mean r2plus1d_avid"),
         ("video", ModelConfig(video="zzz"), "known encoders: r2plus1d_avid, "),
-        ("video", ModelConfig(video="conv2d_avid", video_depth=10), "is an encoder for audio"),
+        ("video", ModelConfig(video="conv2d_avid"), "is an encoder for audio"),
+        ("audio", ModelConfig(audio="resnet18_frames"), "is an encoder for video"),
         ("audio", ModelConfig(audio="r2plus1d_avid"), "is an encoder for video"),
         ("text", ModelConfig(), "modality='text'"),
         ("video", ModelConfig(video_depth=34), "depth=34: expected one of 10, 18"),
         ("audio", ModelConfig(audio_depth=18), "depth=18: expected 10"),
         ("video", ModelConfig(video_width=0), "width=0"),
         ("audio", ModelConfig(audio_width=-1), "width=-1"),
-        ("video", ModelConfig(video="r3d_18", video_width=0.5), "r3d_18 .* depth 18 and width 1 only"),
+        ("video", ModelConfig(video="r3d_18", video_width=0.5), "r3d_18 with .* own depth .* leave the depth null"),
+        (
+            "video",
+            ModelConfig(video="x3d_s", video_depth=18),
+            "x3d_s with depth=18.* own depth and width only",
+        ),
     ],
 )
 def test_wrong_configuration(modality, model, match):
