@@ -13,7 +13,6 @@ Exit code: 0 done, 1 stopped, 2 wrong call.
 
 import argparse
 import json
-import re
 import subprocess
 import sys
 from pathlib import Path
@@ -22,6 +21,7 @@ from avssl.benchmark.digits import (
     ABLATIONS,
     HARD,
     ablation_table,
+    folder_name,
     hard_table,
     main_tables,
     run_ablation,
@@ -71,7 +71,7 @@ def run_all(arguments: argparse.Namespace) -> dict[str, list[dict]] | None:
     for seed in arguments.seeds:
         how = {"configs": CONFIGS, "seed": seed, "overrides": arguments.overrides, "say": say}
         for name in arguments.settings:
-            folder = arguments.out / re.sub(r"[^\w.]+", "_", name)
+            folder = arguments.out / folder_name(name)
             out = folder / f"seed{seed}"
             match arguments.part:
                 case "main":
@@ -81,7 +81,7 @@ def run_all(arguments: argparse.Namespace) -> dict[str, list[dict]] | None:
                     result = run_hard(out, manifest, HARD[name], **how)
                 case "ablation":
                     manifest = make_set(arguments.media, arguments.out / "set", ())
-                    result = run_ablation(out, manifest, ABLATIONS[name], **how)
+                    result = run_ablation(arguments.out / f"seed{seed}", manifest, name, **how)
             if result is None:
                 return None
             results[name].append(result)

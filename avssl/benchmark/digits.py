@@ -10,6 +10,7 @@ What lives here: the settings, and what is measured of a run. What does not: the
 """
 
 import json
+import re
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -61,30 +62,43 @@ HARD = {
     "two speakers left out": Setting(("--held-out-speakers", "theo", "yweweler"), 3, 64),
 }
 HARD_METHODS = ("infonce", "avid", "avid_cma")
-ABLATION_EPOCHS = 5
-ABLATIONS: dict[str, tuple[str, ...]] = {  # one thing changed in the recipe of configs/digits/avid.yaml
-    "the recipe": (),
-    "heads without BatchNorm": ("method.head_batch_norm=false",),
-    "learning rate 2e-4": ("optim.lr=2e-4",),
-    "learning rate 5e-3": ("optim.lr=5e-3",),
-    "K = 64": ("method.num_negatives=64",),
-    "K = 1024": ("method.num_negatives=1024",),
-    "temperature 0.07": ("method.temperature=0.07",),
-    "temperature 0.3": ("method.temperature=0.3",),
-    "bank momentum 0.9": ("method.bank_momentum=0.9",),
-    "no crops": ("data.min_crop_area=1.0",),
-    "crops from 8 % of the picture": ("data.min_crop_area=0.08",),
-    "half a second of sound": ("data.audio_seconds=0.5",),
-    "batch 32, as many clips": ("data.batch_size=32",),
-    "published: lr 2e-4, K = 1024, batch 64, T = .07, no BatchNorm in heads, full augmentation": (
-        "optim.lr=2e-4",
-        "method.num_negatives=1024",
-        "data.batch_size=64",
-        "method.temperature=0.07",
-        "method.head_batch_norm=false",
-        "data.min_crop_area=0.08",
-        "data.jitter=[0.4,0.4,0.4,0.2]",
+ABLATION_EPOCHS = {"avid": 5, "avid_cma": 3}
+BASE = "the recipe"
+ABLATIONS: dict[str, tuple[str, tuple[str, ...]]] = {  # method, and what is changed in its recipe of configs/digits/
+    BASE: ("avid", ()),
+    "heads without BatchNorm": ("avid", ("method.head_batch_norm=false",)),
+    "learning rate 2e-4": ("avid", ("optim.lr=2e-4",)),
+    "learning rate 5e-3": ("avid", ("optim.lr=5e-3",)),
+    "K = 64": ("avid", ("method.num_negatives=64",)),
+    "K = 1024": ("avid", ("method.num_negatives=1024",)),
+    "temperature .07": ("avid", ("method.temperature=0.07",)),
+    "temperature .3": ("avid", ("method.temperature=0.3",)),
+    "bank momentum .9": ("avid", ("method.bank_momentum=0.9",)),
+    "no crops": ("avid", ("data.min_crop_area=1.0",)),
+    "no crops, temperature .07": ("avid", ("data.min_crop_area=1.0", "method.temperature=0.07")),
+    "crops from 8 % of the picture": ("avid", ("data.min_crop_area=0.08",)),
+    "half a second of sound": ("avid", ("data.audio_seconds=0.5",)),
+    "batch 32, as many clips": ("avid", ("data.batch_size=32",)),
+    "as published: rate 2e-4, K 1024, batch 64, temperature .07, plain heads, crops from 8 %, jitter": (
+        "avid",
+        (
+            "optim.lr=2e-4",
+            "method.num_negatives=1024",
+            "data.batch_size=64",
+            "method.temperature=0.07",
+            "method.head_batch_norm=false",
+            "data.min_crop_area=0.08",
+            "data.jitter=[0.4,0.4,0.4,0.2]",
+        ),
     ),
+    "AVID-CMA from it: its recipe": ("avid_cma", ()),
+    "AVID-CMA from it: 64 negatives within, weight 1, 32 positives (as published)": (
+        "avid_cma",
+        ("method.num_negatives_within=64", "method.positives_within=1", "method.num_positives=32"),
+    ),
+    "AVID-CMA from it: weight 1": ("avid_cma", ("method.positives_within=1",)),
+    "AVID-CMA from it: 64 negatives within": ("avid_cma", ("method.num_negatives_within=64",)),
+    "AVID-CMA from it: 16 positives": ("avid_cma", ("method.num_positives=16",)),
 }
 
 
@@ -159,21 +173,38 @@ def run_hard(
 
 
 def run_ablation(
-    out: Path, manifest: Path, changed: Sequence[str], *, configs: Path, seed: int, overrides: Sequence[str],
+    out: Path, manifest: Path, name: str, *, configs: Path, seed: int, overrides: Sequence[str],
     say: Callable[[str], None],
 ) -> dict[str, Any] | None:  # fmt: skip
-    """AVID for ABLATION_EPOCHS with one thing changed. Arguments and result as in `run_main`, under the key avid."""
-    known = out / "result.json"
+    """One row of ABLATIONS: a short training with something changed.
+
+    Args:
+        out: folder for all rows of this seed; AVID-CMA starts from the row BASE in it.
+        name: of the row. The others, and the result, as in `run_main`; the key is `run`.
+    """
+    method, changed = ABLATIONS[name]
+    folder = out / folder_name(name)
+    known = folder / "result.json"
     if known.exists():
         return json.loads(known.read_text())
-    own = [f"data.manifest={manifest}", f"run.dir={out / 'avid'}", f"run.seed={seed}"]
-    num_positives = int(load(configs / "avid_cma.yaml").method["num_positives"])
-    config = load(configs / "avid.yaml", [f"optim.epochs={ABLATION_EPOCHS}", *overrides, *changed, *own])
+    if method == "avid_cma":
+        base = run_ablation(out, manifest, BASE, configs=configs, seed=seed, overrides=overrides, say=say)
+        if base is None:
+            return None
+    own = [f"data.manifest={manifest}", f"run.dir={folder}", f"run.seed={seed}"]
+    own += [f"model.init={out / folder_name(BASE)}"] if method == "avid_cma" else []
+    num_positives = int(load(configs / "avid_cma.yaml").method["num_positives"])  # the same for all rows
+    config = load(configs / f"{method}.yaml", [f"optim.epochs={ABLATION_EPOCHS[method]}", *overrides, *changed, *own])
     done = train_and_measure(config, num_positives=num_positives, say=say)
     if done is None:
         return None
-    known.write_text(json.dumps({"avid": done}, indent=1) + "\n")
-    return {"avid": done}
+    known.write_text(json.dumps({"run": done}, indent=1) + "\n")
+    return {"run": done}
+
+
+def folder_name(setting: str) -> str:
+    """A name for a folder: words and underscores."""
+    return re.sub(r"[^\w.]+", "_", setting)
 
 
 def train_and_measure(config: Config, *, num_positives: int, say: Callable[[str], None]) -> dict[str, Any] | None:
@@ -328,7 +359,7 @@ def ablation_table(results: dict[str, Sequence[dict[str, Any]]]) -> str:
     columns = {name: PROBE[name] for name in ("linear video", "linear audio")} | {
         name: HARD_COLUMNS[name] for name in ("consensus", "v2a class R@1")
     }
-    blocks = [table_of(seeds, {name: "avid"}, columns) for name, seeds in results.items()]
+    blocks = [table_of(seeds, {name: "run"}, columns) for name, seeds in results.items()]
     return "\n".join([blocks[0], *(block.splitlines()[2] for block in blocks[1:])])
 
 

@@ -10,7 +10,7 @@ import pytest
 
 from avssl.benchmark import digits
 from avssl.config import load, merge_options
-from avssl.methods.avid import AVIDOptions
+from avssl.methods import METHODS
 from tests.clips import TINY, make_clip, make_digits
 
 ROOT = Path(__file__).parents[2]
@@ -77,17 +77,20 @@ def test_main_and_hard(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: 
     }
     assert len(set(steps.values())) == 1  # the same number of steps, and every step is reported
 
-    monkeypatch.setattr(digits, "ABLATION_EPOCHS", 1)
-    settings = ["--part", "ablation", "--settings", "the recipe", "K = 64", "--seeds", 0]
+    monkeypatch.setitem(digits.ABLATIONS, "AVID-CMA from it: weight 1", ("avid_cma", ("method.num_positives=3",)))
+    settings = ["--part", "ablation", "--settings", "AVID-CMA from it: weight 1", "K = 64", "--seeds", 0]
     printed = call(module, monkeypatch, capsys, media, *SMALL, "--out", tmp_path / "ablation", *settings)
     assert "| K = 64 |" in printed
+    assert "| AVID-CMA from it: weight 1 |" in printed
+    assert "| the recipe |" not in printed  # trained, as AVID-CMA starts from it, but not asked for
 
 
-@pytest.mark.parametrize("changed", digits.ABLATIONS.values(), ids=list(digits.ABLATIONS))
-def test_an_ablation_changes_options_that_exist(changed: tuple[str, ...]) -> None:
-    recipe, other = (load(ROOT / "configs" / "digits" / "avid.yaml", list(lines)) for lines in ((), changed))
-    given = {name: value for name, value in other.method.items() if name != "name"}
-    merge_options(AVIDOptions, given, where="test")  # an unknown option raises
+@pytest.mark.parametrize("name", digits.ABLATIONS)
+def test_an_ablation_changes_options_that_exist(name: str) -> None:
+    method, changed = digits.ABLATIONS[name]
+    recipe, other = (load(ROOT / "configs" / "digits" / f"{method}.yaml", list(lines)) for lines in ((), changed))
+    given = {option: value for option, value in other.method.items() if option != "name"}
+    merge_options(METHODS[method][1], given, where="test")  # an unknown option raises
     assert (other == recipe) == (not changed)
 
 
