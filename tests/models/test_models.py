@@ -198,8 +198,8 @@ def test_bfloat16_gradients_agree_with_float32(name, num_frames):
 
 @torch.no_grad()
 def reach_every_parameter(encoder, name):
-    """pytorchvideo starts its residual branches at zero, behind which no gradient comes; torchvision starts S3D so small
-    that the signal fades where no batch statistics restore it.
+    """pytorchvideo starts its residual branches at zero, behind which no gradient comes; torchvision starts S3D so
+    small that the signal fades where no batch statistics restore it.
     """
     for module in encoder.modules():
         if isinstance(module, nn.BatchNorm3d) and not module.weight.any():
