@@ -4,10 +4,12 @@
     python tools/benchmark.py mining --n 10000 --data uniform --json mining.json
     python tools/benchmark.py mining --n 5000 20000 50000 100000
     python tools/benchmark.py step --json
+    python tools/benchmark.py encoders --names x3d_s slow_r50
 
 mining: the search for agreement sets beside the dense definition, in one run and with the same threads; for several N
 also how the seconds grow with N.
 step: a training step by part, beside the same step in float32 and torch's default memory layout.
+encoders: a table of what each encoder costs, as in docs/encoders.md.
 Exit code: 0 done, 2 wrong call.
 """
 
@@ -18,6 +20,7 @@ from pathlib import Path
 
 import torch
 
+from avssl.benchmark.encoders import as_markdown, benchmark_encoders
 from avssl.benchmark.mining import DATA, benchmark_mining, benchmark_mining_growth
 from avssl.benchmark.step import benchmark_step
 from avssl.files import check_writable
@@ -25,6 +28,7 @@ from avssl.files import check_writable
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.set_defaults(show=_print)
     commands = parser.add_subparsers(dest="part", required=True)
     mining = commands.add_parser("mining", help="agreement sets: dense definition, ours and a fused FAISS index")
     mining.add_argument("--n", type=int, nargs="+", default=[50_000], help="instances; several: how time grows")
@@ -48,6 +52,14 @@ def main() -> int:
             seed=given.seed,
         )
     )
+    encoders = commands.add_parser("encoders", help="parameters, GFLOPs, clips/s of a training step, named maps")
+    encoders.add_argument("--names", nargs="+", default=[], help="encoders; all if not given")
+    encoders.add_argument("--batch", type=int, default=2, help="clips per step")
+    encoders.add_argument("--steps", type=int, default=2, help="steps that are counted")
+    encoders.set_defaults(
+        measure=lambda given: benchmark_encoders(names=given.names, batch_size=given.batch, num_steps=given.steps),
+        show=lambda result: print(as_markdown(result)),
+    )
     for command in commands.choices.values():
         command.add_argument("--threads", type=int, help="torch threads; torch's own choice if not given")
         command.add_argument("--json", nargs="?", const="-", help="print JSON, or write it to a file")
@@ -66,7 +78,7 @@ def main() -> int:
     if arguments.json == "-":
         print(json.dumps(result))
     else:
-        _print(result)
+        arguments.show(result)
     if arguments.json and arguments.json != "-":
         Path(arguments.json).write_text(json.dumps(result) + "\n")
     return 0
