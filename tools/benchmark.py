@@ -100,7 +100,12 @@ def _print(result: dict[str, object]) -> None:
         elif isinstance(value, list):
             print(f"{name}\n  " + "".join(f"{column:>17}" for column in value[0]))
             for row in value:
-                print("  " + "".join(f"{figure:>17.4g}" for figure in row.values()))
+                print(
+                    "  "
+                    + "".join(
+                        f"{figure:>17,}" if isinstance(figure, int) else f"{figure:>17.4g}" for figure in row.values()
+                    )
+                )
         else:
             print(f"{name:26} {value:.4g}" if isinstance(value, float) else f"{name:26} {value}")
 
