@@ -55,7 +55,7 @@ def main() -> int:
     encoders = commands.add_parser("encoders", help="parameters, GFLOPs, clips/s of a training step, named maps")
     encoders.add_argument("--names", nargs="+", default=[], help="encoders; all if not given")
     encoders.add_argument("--batch", type=int, default=2, help="clips per step")
-    encoders.add_argument("--steps", type=int, default=2, help="steps that are counted")
+    encoders.add_argument("--steps", type=int, default=1, help="steps that are counted")
     encoders.set_defaults(
         measure=lambda given: benchmark_encoders(names=given.names, batch_size=given.batch, num_steps=given.steps),
         show=lambda result: print(as_markdown(result)),
