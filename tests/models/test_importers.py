@@ -3,12 +3,16 @@
 import pytest
 import torch
 import torchvision
+from omegaconf import OmegaConf
 from pytorchvideo.models import hub
 from safetensors.torch import save_file
 from torch import nn
 
-from avssl.config import ModelConfig
+from avssl.config import ModelConfig, from_dict
+from avssl.evaluate.features import load_run
 from avssl.models import build_encoder
+from avssl.train import train
+from tests.clips import TINY
 
 VIDEO = torch.randn(1, 3, 4, 32, 32, generator=torch.Generator().manual_seed(1))
 SMALL = {"video_depth": 10, "video_width": 0.125, "audio_width": 0.125}
@@ -117,3 +121,24 @@ def test_weights_besides_an_earlier_run(tmp_path):
     model = ModelConfig(video_weights=str(tmp_path / "w.pt"), init="runs/avid")
     with pytest.raises(ValueError, match=r"model.video_weights=.* and model.init=runs/avid both say"):
         build_encoder("video", model)
+
+
+def test_a_run_needs_the_file_only_to_start(clip_set, tmp_path):
+    small = [f"model.{key}={value}" for key, value in SMALL.items()]
+    start = build_encoder("video", ModelConfig(**SMALL))
+    torch.save(start.state_dict(), tmp_path / "w.pt")
+    given = [
+        *TINY, *small, f"data.manifest={clip_set.root / 'manifest.parquet'}", f"run.dir={tmp_path / 'run'}",
+        f"model.video_weights={tmp_path / 'w.pt'}",
+    ]  # fmt: skip
+    plain = OmegaConf.to_container(OmegaConf.from_dotlist(given))
+    with pytest.raises(ValueError, match="both say"):
+        train(from_dict(plain | {"model": plain["model"] | {"init": "runs/avid"}}, source="test"))
+    assert not train(from_dict(plain | {"run": plain["run"] | {"max_steps": 1}}, source="test"))
+    before = load_run(tmp_path / "run", trained=False).method.encoders["video"].state_dict()
+    assert all(torch.equal(before[key], value) for key, value in start.state_dict().items())
+    (tmp_path / "w.pt").unlink()
+    assert train(from_dict(plain, source="test"))  # goes on
+    load_run(tmp_path / "run")
+    with pytest.raises(ValueError, match=r"w.pt does not exist"):
+        load_run(tmp_path / "run", trained=False)
