@@ -36,7 +36,7 @@ class DataConfig:
     batch_size: int = 256  # clips per optimiser step over all ranks and accumulated parts
     num_workers: int = 2  # decoding processes per rank; 0 = decode in the main process
     worker_timeout_seconds: float = 120.0  # a worker silent for longer stops the run with an error
-    cache_gigabytes: float = 0.0  # decoded clips that each worker keeps in memory: for sets that fit; 0 = none
+    cache_gigabytes: float = 0.0  # decoded clips that each worker keeps in memory: for sets that fit whole; 0 = none
     # video view
     num_frames: int = 8
     fps: float = 16.0

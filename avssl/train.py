@@ -305,7 +305,7 @@ def _last_good(last: Path) -> str:
 
 def _check_same_run(config: Config, before: Config, last: Path) -> None:
     """A resumed run must be the same run; where it lives and how it is executed may differ."""
-    free = {"data.manifest", "data.root", "data.num_workers", "data.worker_timeout_seconds", "data.cache_gigabytes"}
+    free = {"data.manifest", "data.root", "data.num_workers", "data.worker_timeout_seconds"}
     for section in ("data", "model", "method", "optim"):
         now, then = (getattr(entry, section) for entry in (config, before))
         now, then = (value if isinstance(value, dict) else vars(value) for value in (now, then))

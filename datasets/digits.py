@@ -146,7 +146,7 @@ def main(arguments: list[str] | None = None) -> int:
         rows = [row | {"foreign": i in donors} for i, row in enumerate(rows)]
         table = build_table(root, rows, num_workers=given.workers)
         write_manifest(given.out / "manifest.parquet", table, root=root)
-    except ValueError as error:
+    except (ValueError, OSError) as error:  # FFmpeg's errors are one or the other
         print(f"error: {error}", file=sys.stderr)
         return 2
     splits = [row["split"] for row in rows]

@@ -116,6 +116,13 @@ KNOWN = {
     "tools/benchmark.py": Miniature(["--n", "600", "--k", "4", "--threads", "1"], check_benchmark),
     "tools/demo.py": Miniature([*ONE_EPOCH, "--num-train", str(NUM_TRAIN), "--num-test", str(NUM_TEST)], check_demo),
 }
+OWN_TESTS = {  # run in miniature by a test of their own; here only their options are looked at
+    ("tools/digits.py",): "tests/benchmark/test_digits.py",
+    ("tools/natural.py",): "tests/benchmark/test_digits.py",
+    ("tools/chaos.py",): "tests/benchmark/test_chaos.py",
+    ("tools/benchmark.py", "step"): "tests/benchmark/test_step.py",
+    ("tools/benchmark.py", "mining", "--n"): "tests/benchmark/test_mining.py",
+}
 NOT_RUN = ("make", "torchrun")  # make: the issue exempts it; torchrun: tests/test_train.py starts several processes
 
 
@@ -131,13 +138,33 @@ def test_readme_has_commands_only_where_they_are_run() -> None:
     assert not re.search(r"\bpython3? \S+\.py|\bpython3? -m", text)
     commands = readme_commands()
     assert {words[0] for words in commands} == {"python", *NOT_RUN}
-    assert {words[1] for words in commands if words[0] == "python"} == set(KNOWN)
+    assert {words[1] for words in commands if words[0] == "python"} == {*KNOWN, *(key[0] for key in OWN_TESTS)}
     for words in commands:
         if words[0] == "torchrun":
             assert [word for word in words if word.endswith((".py", ".yaml"))] == [
                 "tools/train.py",
                 "configs/toy/avid.yaml",
             ]
+
+
+def own_test(words: list[str]) -> tuple[str, ...] | None:
+    """The key in OWN_TESTS of a command, if it has one."""
+    return next((key for key in OWN_TESTS if tuple(words[1 : 1 + len(key)]) == key), None)
+
+
+def test_commands_with_tests_of_their_own_use_options_that_exist(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    found = [(words, key) for words in readme_commands() if (key := own_test(words))]
+    assert {key for _, key in found} == set(OWN_TESTS)
+    for words, key in found:
+        text, name = (ROOT / OWN_TESTS[key]).read_text(), Path(key[-1]).name
+        assert f'"{name}"' in text or f'"{name.removesuffix(".py")}"' in text
+        subcommand = [word for word in words[2:3] if key[0] == "tools/benchmark.py"]
+        with pytest.raises(SystemExit):
+            call(key[0], [*subcommand, "--help"], monkeypatch)
+        printed = capsys.readouterr().out
+        assert all(word in printed for word in words if word.startswith("--")), words
 
 
 @pytest.fixture
@@ -164,7 +191,7 @@ def test_commands_of_the_readme(
 
     monkeypatch.setattr(subprocess, "run", run_small)
     for words in readme_commands():
-        if words[0] in NOT_RUN:
+        if words[0] in NOT_RUN or own_test(words):
             continue
         script = words[1]
         assert script in KNOWN, f"the README runs {script}, which this test does not know: add it to KNOWN"

@@ -6,9 +6,9 @@
 
 MEDIA holds the digits (real handwritten digits with real spoken digits, paired by class only). main: AVID, AVID-CMA
 from it and in-batch InfoNCE on all clips, beside random weights and hand-made features. hard: fewer clips, foreign
-sounds and speakers left out, each method for the same number of steps. ablation: AVID for a few epochs with one thing
-changed at a time. Finished seeds are not run again; a stopped one continues.
-Exit code: 0 done, 1 stopped, 2 wrong call.
+sounds and speakers left out, each method for the same number of steps. ablation: short trainings with something of the
+recipe changed. What is measured already is not run again; a stopped training continues.
+Exit code: 0 done, 1 stopped or failed while training, 2 wrong call.
 """
 
 import argparse
@@ -28,6 +28,8 @@ from avssl.benchmark.digits import (
     run_hard,
     run_main,
 )
+from avssl.files import check_writable
+from avssl.train import TrainingError
 
 ROOT = Path(__file__).resolve().parents[1]
 CONFIGS = ROOT / "configs" / "digits"
@@ -49,10 +51,15 @@ def main() -> int:
         parser.error(f"--settings {', '.join(sorted(unknown))}: expected some of {', '.join(known)}")
     arguments.settings = arguments.settings or known
     try:
+        if arguments.json not in (None, "-"):
+            check_writable(arguments.json)
         results = run_all(arguments)
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except TrainingError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
     if results is None:
         return 1
     if arguments.json == "-":

@@ -3,8 +3,8 @@
     python tools/natural.py MEDIA --out runs/natural
 
 MEDIA holds folders of people speaking (--speech) and one of surveillance clips (--fight), and manifest.csv with the
-columns path, label, group. Finished trainings are not run again; a stopped one continues. Exit code: 0 done, 1 stopped,
-2 wrong call.
+columns path, label, group. Finished trainings are not run again; a stopped one continues.
+Exit code: 0 done, 1 stopped or failed while training, 2 wrong call.
 """
 
 import argparse
@@ -17,6 +17,8 @@ from pathlib import Path
 from avssl.benchmark.natural import run_fight, run_speech, table
 from avssl.data.check import build_table
 from avssl.data.manifest import Manifest, read_manifest, write_manifest
+from avssl.files import check_writable
+from avssl.train import TrainingError
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 
@@ -31,6 +33,8 @@ def main() -> int:
     parser.add_argument("--json", nargs="?", const="-", help="print JSON, or write it to a file")
     arguments = parser.parse_intermixed_args()
     try:
+        if arguments.json not in (None, "-"):
+            check_writable(arguments.json)
         speech = make_manifest(arguments.media, arguments.speech, arguments.out / "speech" / "manifest.parquet")
         fight = make_manifest(arguments.media, [arguments.fight], arguments.out / "fight" / "manifest.parquet")
         how = {"overrides": arguments.overrides}
@@ -39,6 +43,9 @@ def main() -> int:
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except TrainingError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
     if not figures or not more:
         return 1
     figures |= more

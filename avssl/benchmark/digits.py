@@ -22,12 +22,14 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
+from avssl.checkpoint import LAST
 from avssl.config import Config, load
 from avssl.data.manifest import Manifest, read_manifest
 from avssl.evaluate.classify import linear_predict
 from avssl.evaluate.features import Extracted, Run, extract, load_run
 from avssl.evaluate.harness import evaluate, labelled_rows
 from avssl.evaluate.retrieval import recall_figures
+from avssl.files import whole_file
 from avssl.media.decode import AudioWindow, VideoWindow, read_clip
 from avssl.mining.agreement import RULES, agreement_precision, mine_agreement
 from avssl.train import train
@@ -45,7 +47,7 @@ class Setting:
     """One set to train on.
 
     make: arguments of datasets/digits.py.
-    clips_per_video: per epoch, so that an epoch has about as many steps on every set.
+    clips_per_video: per epoch, so that an epoch has 42 (speakers left out) to 63 steps.
     num_positives: size of the agreement sets, and of the sets whose precision is measured; below the size of a class.
     """
 
@@ -73,7 +75,7 @@ ABLATIONS: dict[str, tuple[str, tuple[str, ...]]] = {  # method, and what is cha
     "bank momentum .9": ("avid", ("method.bank_momentum=0.9",)),
     "no crops, temperature .07": ("avid", ("data.min_crop_area=1.0", "method.temperature=0.07")),
     "half a second of sound": ("avid", ("data.audio_seconds=0.5",)),
-    "as published: rate 2e-4, K 1024, batch 64, temperature .07, plain heads, crops from 8 %, jitter": (
+    "closer to the published: rate 2e-4, K 1024, batch 64, temperature .07, plain heads, small crops, jitter": (
         "avid",
         (
             "optim.lr=2e-4",
@@ -86,7 +88,7 @@ ABLATIONS: dict[str, tuple[str, tuple[str, ...]]] = {  # method, and what is cha
         ),
     ),
     "AVID-CMA from it: its recipe": ("avid_cma", ()),
-    "AVID-CMA from it: 64 negatives within, weight 1, 32 positives (as published)": (
+    "AVID-CMA from it: 64 negatives within, weight 1, 32 positives, as published": (
         "avid_cma",
         ("method.num_negatives_within=64", "method.positives_within=1", "method.num_positives=32"),
     ),
@@ -101,19 +103,15 @@ def run_main(
     """One seed of the whole way.
 
     Args:
-        out: folder for this seed's runs and result.json; a finished seed is read from there.
+        out: folder for this seed's runs; what is measured already is read from there.
         manifest: of all clips.
         configs: folder with avid.yaml, avid_cma.yaml and infonce.yaml.
         overrides: given to every training.
         say: prints what happens.
 
     Returns:
-        {row of the table: figures as `measure` returns them}, and `seconds` in all; None when a training was asked to
-        stop.
+        {row of the table: figures as `measure` returns them}; None when a training was asked to stop.
     """
-    known = out / "result.json"
-    if known.exists():
-        return json.loads(known.read_text())
     since = time.perf_counter()
     num_positives = int(load(configs / "avid_cma.yaml").method["num_positives"])
     result: dict[str, Any] = {}
@@ -126,10 +124,10 @@ def run_main(
             return None
         result[method] = done
     clips = read_manifest(manifest)
-    result["random"] = measure(load_run(out / "avid", trained=False), clips, num_positives=num_positives)
-    result["handmade"] = {"linear": handmade_accuracy(clips)}
-    result["seconds"] = time.perf_counter() - since
-    known.write_text(json.dumps(result, indent=1) + "\n")
+    untrained = load_run(out / "avid", trained=False)
+    result["random"] = remembered(out / "random.json", lambda: measure(untrained, clips, num_positives=num_positives))
+    result["handmade"] = remembered(out / "handmade.json", lambda: {"linear": handmade_accuracy(clips)})
+    say(f"seed {seed}: {time.perf_counter() - since:.0f} s")
     return result
 
 
@@ -139,10 +137,6 @@ def run_hard(
 ) -> dict[str, Any] | None:  # fmt: skip
     """One seed of one hard setting: every method from random weights, for the same number of steps; AVID-CMA mines
     from the middle of the run on. Arguments and result as in `run_main`."""
-    known = out / "result.json"
-    if known.exists():
-        return json.loads(known.read_text())
-    since = time.perf_counter()
     optim = load(configs / "avid.yaml", [*overrides, "run.dir=none"]).optim
     result: dict[str, Any] = {}
     for method in HARD_METHODS:
@@ -160,8 +154,6 @@ def run_hard(
         if done is None:
             return None
         result[method] = done
-    result["seconds"] = time.perf_counter() - since
-    known.write_text(json.dumps(result, indent=1) + "\n")
     return result
 
 
@@ -176,23 +168,16 @@ def run_ablation(
         name: of the row. The others, and the result, as in `run_main`; the key is `run`.
     """
     method, changed = ABLATIONS[name]
-    folder = out / folder_name(name)
-    known = folder / "result.json"
-    if known.exists():
-        return json.loads(known.read_text())
     if method == "avid_cma":
         base = run_ablation(out, manifest, BASE, configs=configs, seed=seed, overrides=overrides, say=say)
         if base is None:
             return None
-    own = [f"data.manifest={manifest}", f"run.dir={folder}", f"run.seed={seed}"]
+    own = [f"data.manifest={manifest}", f"run.dir={out / folder_name(name)}", f"run.seed={seed}"]
     own += [f"model.init={out / folder_name(BASE)}"] if method == "avid_cma" else []
     num_positives = int(load(configs / "avid_cma.yaml").method["num_positives"])  # the same for all rows
     config = load(configs / f"{method}.yaml", [f"optim.epochs={ABLATION_EPOCHS[method]}", *overrides, *changed, *own])
     done = train_and_measure(config, num_positives=num_positives, say=say)
-    if done is None:
-        return None
-    known.write_text(json.dumps({"run": done}, indent=1) + "\n")
-    return {"run": done}
+    return None if done is None else {"run": done}
 
 
 def folder_name(setting: str) -> str:
@@ -201,30 +186,44 @@ def folder_name(setting: str) -> str:
 
 
 def train_and_measure(config: Config, *, num_positives: int, say: Callable[[str], None]) -> dict[str, Any] | None:
-    """Train, then `measure`, with `train_seconds` added; None when the training was asked to stop."""
+    """Train, then `measure`; None when the training was asked to stop. What was measured already is read from the
+    run's folder, after the trainer has seen that it is the same run. `train_seconds` is missing of a resumed run."""
     say(f"train {config.run.dir}")
-    since = time.perf_counter()
+    folder, since = Path(config.run.dir), time.perf_counter()
+    resumed = (folder / LAST).exists()
     if not train(config):
         return None
-    seconds = time.perf_counter() - since
-    figures = measure(load_run(config.run.dir), read_manifest(config.data.manifest), num_positives=num_positives)
-    return figures | {"train_seconds": seconds}
+    seconds = {} if resumed else {"train_seconds": time.perf_counter() - since}
+    return remembered(
+        folder / "figures.json",
+        lambda: measure(load_run(folder), read_manifest(config.data.manifest), num_positives=num_positives) | seconds,
+    )
+
+
+def remembered(path: Path, work: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """The result of long work, done once and kept as JSON."""
+    if not path.exists():
+        with whole_file(path) as temporary:
+            temporary.write_text(json.dumps(work(), indent=1) + "\n")
+    return json.loads(path.read_text())
 
 
 def measure(run: Run, manifest: Manifest, *, num_positives: int) -> dict[str, Any]:
     """What a run has learned.
 
     Returns:
-        linear and knn: accuracy of the trunks' features {video, audio, both} on the test split; precision: share of
-        mined positives of the same class {rule} among the training clips' embeddings; recall: as `recall_figures`, of
-        the test clips' embeddings.
+        linear and knn: accuracy of the trunks' features {video, audio, both} on the test split, learned from the
+        training clips whose sound is their own (a foreign sound has no right label); precision: share of mined
+        positives with a picture of the same class {rule} among all training clips' embeddings; recall: as
+        `recall_figures`, of the test clips' embeddings.
     """
     rows = {split: labelled_rows(manifest, split, path=manifest.root) for split in ("train", "test")}
     found = {
         split: extract(run, manifest, ids, num_clips=NUM_CLIPS, progress=f"features {split}")
         for split, ids in rows.items()
     }
-    sides = ((manifest, found["train"]), (manifest, found["test"]))
+    own_sound = ~manifest.column("foreign")[found["train"].ids].astype(bool)
+    sides = ((manifest, found["train"].take(own_sound)), (manifest, found["test"]))
     return {
         "linear": evaluate("linear", *sides)["accuracy"],
         "knn": evaluate("knn", *sides)["accuracy"],
@@ -332,8 +331,11 @@ HARD_COLUMNS = {
 def main_tables(results: Sequence[dict[str, Any]]) -> str:
     """The three tables of the main part, chance below the last."""
     chance = results[0]["avid"]["recall"]
-    seconds = [result["seconds"] for result in results]
-    trained = {m: np.mean([r[m]["train_seconds"] for r in results]) for m in ("avid", "avid_cma", "infonce")}
+    trained = {
+        name: ", ".join(f"{r[key]['train_seconds']:.0f}" for r in results if "train_seconds" in r[key])
+        for name, key in MAIN_ROWS.items()
+        if key in ("avid", "avid_cma", "infonce")
+    }
     mined = {name: key for name, key in MAIN_ROWS.items() if key != "handmade"}
     return "\n\n".join(
         [
@@ -341,8 +343,7 @@ def main_tables(results: Sequence[dict[str, Any]]) -> str:
             table_of(results, mined, PRECISION),
             table_of(results, mined, RECALL),
             "chance of recall: " + ", ".join(f"{k} {v:.3f}" for k, v in chance.items() if k.startswith("chance")),
-            f"{len(results)} seeds; seconds a seed: {', '.join(f'{s:.0f}' for s in seconds)}; of training: "
-            + ", ".join(f"{name} {value:.0f}" for name, value in trained.items()),
+            "seconds of training: " + "; ".join(f"{name} {seconds}" for name, seconds in trained.items()),
         ]
     )
 

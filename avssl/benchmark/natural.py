@@ -107,7 +107,8 @@ def retrieval_within(
 
 def run_speech(out: Path, clips: Manifest, *, config: Path, overrides: list[str]) -> dict[str, Figure] | None:
     """Train on windows of two thirds of the speech clips, measure on the rest, three times, so that every clip is held
-    out once; the training clips are measured too.
+    out once. The clips seen in training are measured too, twice each, in all their windows. Clips shorter than a
+    window appear nowhere.
 
     Args:
         out: folder for manifests and runs.
@@ -120,7 +121,11 @@ def run_speech(out: Path, clips: Manifest, *, config: Path, overrides: list[str]
     """
     rows = np.flatnonzero(clips.valid() & clips.has_audio)
     order = np.random.default_rng(0).permutation(rows)
-    parts: dict[str, list[tuple[np.ndarray, ...]]] = {"held out": [], "trained on": [], "random weights": []}
+    parts: dict[str, list[tuple[np.ndarray, ...]]] = {
+        "held out": [],
+        "clips seen in training": [],
+        "random weights": [],
+    }
     for fold in range(NUM_FOLDS):
         held = np.sort(order[fold::NUM_FOLDS])
         folder = out / f"fold{fold}"
@@ -131,7 +136,7 @@ def run_speech(out: Path, clips: Manifest, *, config: Path, overrides: list[str]
             return None
         for name, side, trained in (
             ("held out", held, True),
-            ("trained on", np.setdiff1d(rows, held), True),
+            ("clips seen in training", np.setdiff1d(rows, held), True),
             ("random weights", held, False),
         ):
             measured = windows(clips, side, seconds=WINDOW_SECONDS, hop=HOP_SECONDS)
@@ -143,7 +148,7 @@ def run_speech(out: Path, clips: Manifest, *, config: Path, overrides: list[str]
                     found.embedding["video"],
                     found.embedding["audio"],
                     manifest.column("start")[found.ids],
-                    np.array([f"{fold} {path}" for path in manifest.column("path")[found.ids]]),
+                    manifest.column("path")[found.ids].astype(str),
                 )
             )
     return {

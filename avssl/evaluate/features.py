@@ -52,6 +52,16 @@ class Extracted:
     features: dict[str, np.ndarray]  # {video, audio: (n, dim) float32}: outputs of the trunks
     errors: dict[int, str]  # {id: reason}
 
+    def take(self, keep: np.ndarray) -> "Extracted":
+        """Only the videos marked in `keep` (n,) bool."""
+        return dataclasses.replace(
+            self,
+            ids=self.ids[keep],
+            has_audio=self.has_audio[keep],
+            embedding={name: value[keep] for name, value in self.embedding.items()},
+            features={name: value[keep] for name, value in self.features.items()},
+        )
+
     def both(self) -> np.ndarray:
         """Trunk features of picture and sound side by side, each of unit length so that neither outweighs the other:
         (n, dim_video + dim_audio)."""

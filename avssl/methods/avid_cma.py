@@ -49,8 +49,8 @@ class AVIDCMA(AVID):
         num_usable = int((instances.valid & instances.has_audio).sum())
         if not 1 <= options.num_positives <= num_usable - 2:
             raise ValueError(
-                f"method.num_positives={options.num_positives}, but {num_usable} usable clips have sound: expected 1 to "
-                f"{num_usable - 2}, so that each clip has negatives too; lower it or train on more clips"
+                f"method.num_positives={options.num_positives}, but {num_usable} usable clips have sound: expected 1 "
+                f"to {num_usable - 2}, so that each clip has negatives too; lower it or train on more clips"
             )
         self.register_buffer("sets", torch.full((instances.num, options.num_positives), -1))
         self.register_buffer("set_scores", torch.zeros(instances.num, options.num_positives))

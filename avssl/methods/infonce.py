@@ -20,8 +20,8 @@ class InfoNCEOptions(HeadOptions):
 
 
 class InfoNCE(Method):
-    """See the module. Another clip of the same video in the batch is a positive too; clips without sound are nobody's
-    column and have no row of their own.
+    """See the module. Another clip of the same video in the batch is a positive too. A missing sound is nobody's column
+    and has no row, nor has its picture; the picture stays a column among those that other sounds choose from.
 
     Source: van den Oord et al. 2018, eq. 4, in both directions; with one clip of each video the loss is the symmetric
     cross-entropy of CLIP (Radford et al. 2021, figure 3) at a fixed temperature.

@@ -60,8 +60,9 @@ def _read(path: Path, option: str) -> dict[str, Any]:
             return load_file(path)
         state = torch.load(path, map_location="cpu", weights_only=True)
     except (OSError, RuntimeError, EOFError, pickle.UnpicklingError, KeyError, ValueError, SafetensorError) as error:
-        reason = str(error).strip().split("\n")[0]
-        raise ValueError(f"{option} cannot be read ({reason}): give a complete file of tensors") from error
+        # torch's own words recommend weights_only=False, which would run the code in a foreign file
+        why = "holds more than tensors" if isinstance(error, pickle.UnpicklingError) else "is damaged or cut short"
+        raise ValueError(f"{option} cannot be used, it {why}: give a complete file of tensors") from error
     while isinstance(state, dict) and (inner := [name for name in WRAPPERS if isinstance(state.get(name), dict)]):
         state = state[inner[0]]
     if not isinstance(state, dict) or not any(isinstance(value, Tensor) for value in state.values()):

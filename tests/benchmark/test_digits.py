@@ -55,9 +55,10 @@ def test_main_and_hard(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: 
     printed = call(module, monkeypatch, capsys, media, *small, "--out", tmp_path / "main", "--seeds", 0, 1)
     for heading in ("AVID-CMA, from it", "random weights", "hand-made features", "linear both", "consensus", "±"):
         assert heading in printed
-    found = json.loads((tmp_path / "main" / "all_clips" / "seed1" / "result.json").read_text())
-    assert found.keys() == {"avid", "avid_cma", "infonce", "random", "handmade", "seconds"}
-    for row in ("avid", "avid_cma", "infonce", "random"):
+    folder = tmp_path / "main" / "all_clips" / "seed1"
+    found = {row: json.loads((folder / row / "figures.json").read_text()) for row in OPTIONS}
+    found |= {row: json.loads((folder / f"{row}.json").read_text()) for row in ("random", "handmade")}
+    for row in (*OPTIONS, "random"):
         for group in ("linear", "knn", "precision", "recall"):
             assert all(0 <= value <= 1 for value in found[row][group].values()), (row, group)
     assert found["handmade"]["linear"]["audio"] == 1  # the tone names the class

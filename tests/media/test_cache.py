@@ -7,6 +7,7 @@ import pytest
 
 from avssl.media.cache import ClipCache, DecodedFile
 from avssl.media.decode import AudioWindow, DecodeError, Reader, VideoWindow, read_clip
+from avssl.media.encode import write_clip
 from tests.clips import make_clip
 
 VIDEO = [  # before, inside, across and past the end
@@ -32,6 +33,24 @@ def test_windows_are_those_of_the_file(clips: list[Path]) -> None:
             assert np.array_equal(one.data, two.data)
             assert (one.start, one.padded) == (two.start, two.padded)
     assert isinstance(cache.open(clips[0]), DecodedFile)
+
+
+def test_windows_reached_by_a_seek(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    frames = rng.integers(0, 255, (40, 32, 32, 3), dtype=np.uint8)
+    samples = (0.1 * rng.standard_normal(4 * 8000)).astype(np.float32)
+    write_clip(tmp_path / "long.mp4", frames, fps=10, samples=samples, sample_rate=8000, gop=10)
+    cache = ClipCache(1e9)
+    for start in (1.37, 2.6, 3.2):
+        windows = {
+            "video": [VideoWindow(start=start, duration=0.4, fps=10)],
+            "audio": [AudioWindow(start=start, duration=0.5, sample_rate=8000, follows=0)],
+        }
+        (picture,), (sound,) = read_clip(tmp_path / "long.mp4", **windows)
+        (kept_picture,), (kept_sound,) = read_clip(tmp_path / "long.mp4", **windows, opener=cache.open)
+        assert np.array_equal(picture.data, kept_picture.data)
+        assert (picture.start, sound.start) == (kept_picture.start, kept_sound.start)
+        assert np.abs(sound.data - kept_sound.data).max() < 1e-3
 
 
 def test_a_full_cache_keeps_what_it_has_and_reads_the_rest_from_the_file(clips: list[Path]) -> None:

@@ -34,7 +34,7 @@ def test_loss_is_symmetric_cross_entropy() -> None:
     torch.testing.assert_close(method(batch, START).loss, expected)
 
 
-def test_a_clip_without_sound_is_nobodys_column_and_has_no_row_of_sound() -> None:
+def test_a_missing_sound_is_no_column_and_has_no_row() -> None:
     method, ids = build(), torch.tensor([3, 7, 1, 12])
     has_audio = torch.tensor([True, False, True, True])
     step = method(vector_batch(ids, has_audio=has_audio), START)

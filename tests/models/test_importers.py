@@ -96,7 +96,7 @@ class Unpickled:
 
 @pytest.mark.parametrize("content", ["nothing", "text", "object", "no tensors", "a list"])
 def test_files_that_are_no_weights(tmp_path, content):
-    path, match = tmp_path / "w.pt", "cannot be read"
+    path, match = tmp_path / "w.pt", "cannot be used"
     if content == "nothing":
         match = "does not exist: give the path of a local file"
     elif content == "text":
@@ -113,7 +113,7 @@ def test_files_that_are_no_weights(tmp_path, content):
 
 def test_damaged_safetensors(tmp_path):
     (tmp_path / "w.safetensors").write_bytes(b"\x00" * 3)
-    with pytest.raises(ValueError, match="cannot be read"):
+    with pytest.raises(ValueError, match="cannot be used"):
         build_encoder("video", ModelConfig(video_weights=str(tmp_path / "w.safetensors")))
 
 
