@@ -92,8 +92,6 @@ ABLATIONS: dict[str, tuple[str, tuple[str, ...]]] = {  # method, and what is cha
         "avid_cma",
         ("method.num_negatives_within=64", "method.positives_within=1", "method.num_positives=32"),
     ),
-    "AVID-CMA from it: weight 1": ("avid_cma", ("method.positives_within=1",)),
-    "AVID-CMA from it: 64 negatives within": ("avid_cma", ("method.num_negatives_within=64",)),
 }
 
 

@@ -78,11 +78,11 @@ def test_main_and_hard(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: 
     }
     assert len(set(steps.values())) == 1  # the same number of steps, and every step is reported
 
-    monkeypatch.setitem(digits.ABLATIONS, "AVID-CMA from it: weight 1", ("avid_cma", ("method.num_positives=3",)))
-    settings = ["--part", "ablation", "--settings", "AVID-CMA from it: weight 1", "K = 1024", "--seeds", 0]
+    monkeypatch.setitem(digits.ABLATIONS, "AVID-CMA from it: its recipe", ("avid_cma", ("method.num_positives=3",)))
+    settings = ["--part", "ablation", "--settings", "AVID-CMA from it: its recipe", "K = 1024", "--seeds", 0]
     printed = call(module, monkeypatch, capsys, media, *SMALL, "--out", tmp_path / "ablation", *settings)
     assert "| K = 1024 |" in printed
-    assert "| AVID-CMA from it: weight 1 |" in printed
+    assert "| AVID-CMA from it: its recipe |" in printed
     assert "| the recipe |" not in printed  # trained, as AVID-CMA starts from it, but not asked for
 
 
