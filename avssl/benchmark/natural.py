@@ -175,25 +175,24 @@ def synchrony_figures(folds: list[tuple[np.ndarray, ...]]) -> dict[str, Figure]:
 def run_fight(out: Path, clips: Manifest, *, config: Path, overrides: list[str]) -> dict[str, Figure] | None:
     """Train on all surveillance clips without labels, then probe: 5 folds of scenes, pictures only.
 
-    Args and result as in `run_speech`. Chance is the share of the more frequent class.
+    Arguments and result as in `run_speech`; `clips` is the manifest in `out`. Chance is the share of the more frequent
+    class.
     """
     own = [f"data.manifest={out / 'manifest.parquet'}", f"run.dir={out / 'run'}"]
     if not train(load(config, [*overrides, *own])):
         return None
     rows = np.flatnonzero(clips.valid() & (clips.targets() >= 0))
-    figures = {}
+    features = {}
     for name, trained in (("trained", True), ("random weights", False)):
         found = extract(load_run(out / "run", trained=trained), clips, rows, num_clips=3, progress=name)
-        targets, groups = clips.targets()[found.ids], clips.column("group")[found.ids].astype(str)
-        right = grouped_predict(found.features["video"], targets, groups) == targets
+        features[f"linear probe of pictures, {name}"] = (found.ids, found.features["video"])
+    features["from whether it has sound"] = (rows, clips.has_audio[rows][:, None].astype(np.float64))
+    figures = {}
+    for name, (ids, values) in features.items():
+        targets, groups = clips.targets()[ids], clips.column("group")[ids].astype(str)
+        right = grouped_predict(values, targets, groups) == targets
         chance = float(np.bincount(targets).max() / len(targets))
-        figures[f"fight or not, linear probe of pictures, {name}"] = _figure(
-            right.astype(np.float64), groups, chance=chance
-        )
-    has_track = clips.has_audio[rows][:, None].astype(np.float64)
-    targets, groups = clips.targets()[rows], clips.column("group")[rows].astype(str)
-    right = grouped_predict(has_track, targets, groups) == targets
-    figures["fight or not, from whether it has sound"] = _figure(right.astype(np.float64), groups, chance=chance)
+        figures[f"fight or not, {name}"] = _figure(right.astype(np.float64), groups, chance=chance)
     return figures
 
 
