@@ -2,15 +2,13 @@
 
     python -m avssl.media.probe        (a worker: one JSON string, the path, per line in; one JSON object per line out)
 
-What lives here: `probe`, and the worker's loop around it. It imports av and numpy only, so that a worker starts fast
-and a file that brings one down costs little. What does not: the pool of workers and its time limit (data/check.py).
+What lives here: `probe`. It imports av and numpy only, so that a worker starts fast and a file that brings one down
+costs little. What does not: the pool of workers and its time limit (workers.py).
 """
 
 import hashlib
 import itertools
-import json
 import os
-import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
@@ -19,6 +17,7 @@ import av
 import numpy as np
 
 from avssl.media.decode import DecodeError, Reader, frame_duration, is_cover, to_mono
+from avssl.workers import serve
 
 SILENCE = 1 / 32768  # a peak up to one step of 16-bit sound is digital silence
 BLOCK_BYTES = 65536
@@ -161,13 +160,5 @@ def _sound(reader: Reader) -> dict:
     return facts if heard else facts | {"reason": "the sound track is silent"}
 
 
-def serve() -> None:
-    """Answer paths with facts until the input ends. Libraries that print cannot disturb the answers."""
-    answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
-    os.dup2(2, 1)
-    for line in sys.stdin:
-        print(json.dumps(asdict(probe(json.loads(line)))), file=answers, flush=True)
-
-
 if __name__ == "__main__":
-    serve()
+    serve(lambda path: asdict(probe(path)))

@@ -1,0 +1,149 @@
+"""Work on one file after another in long-lived processes that may hang or die without stopping the rest.
+
+What lives here: both ends of the pipe. `serve` is the worker's loop, `run_jobs` the pool. What does not: the work
+itself (media/probe.py and the like). Nothing heavy is imported, so that a worker starts fast and one lost costs little.
+"""
+
+import json
+import os
+import queue
+import resource
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, Self
+
+MEMORY_BYTES = 6 << 30  # address space of one worker: a file that asks for more is told that there is none
+
+
+@dataclass(frozen=True)
+class Lost:
+    """A job without an answer: its worker took too long or died."""
+
+    status: Literal["timeout", "crashed"]
+    reason: str
+
+
+def run_jobs(
+    module: str, jobs: Sequence[Any], *, num_workers: int, timeout_seconds: float
+) -> Iterator[tuple[int, Any | Lost]]:
+    """Yield (position in `jobs`, answer) as they come; a job that hangs or brings its worker down stops nothing.
+
+    Args:
+        module: run as `python -m module`; it calls `serve`.
+        jobs: plain data that JSON can carry.
+        num_workers: processes.
+        timeout_seconds: per job, the start of a new worker (below a second) included.
+
+    Raises:
+        OSError: no process could be started.
+    """
+    todo: queue.SimpleQueue = queue.SimpleQueue()
+    done: queue.SimpleQueue = queue.SimpleQueue()
+    for i in range(len(jobs)):
+        todo.put(i)
+
+    def work() -> None:
+        with _Worker(module, timeout_seconds) as worker:
+            while True:
+                try:
+                    i = todo.get_nowait()
+                except queue.Empty:
+                    return
+                try:
+                    done.put((i, worker.ask(jobs[i])))
+                except OSError as error:  # no process could be started: the caller must hear of it
+                    done.put((i, error))
+                    return
+
+    threads = [threading.Thread(target=work, daemon=True) for _ in range(min(num_workers, len(jobs)))]
+    for thread in threads:
+        thread.start()
+    try:
+        for _ in jobs:
+            i, answer = done.get()
+            if isinstance(answer, OSError):
+                raise answer
+            yield i, answer
+    finally:  # also when the caller stops early
+        while not todo.empty():
+            try:
+                todo.get_nowait()
+            except queue.Empty:
+                break
+        for thread in threads:
+            thread.join()
+
+
+def serve(answer: Callable[[Any], Any]) -> None:
+    """Answer one job per line with one line, both JSON, until the input ends; libraries that print disturb nothing."""
+    resource.setrlimit(resource.RLIMIT_AS, (MEMORY_BYTES, resource.getrlimit(resource.RLIMIT_AS)[1]))
+    answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    os.dup2(2, 1)
+    for line in sys.stdin:
+        print(json.dumps(answer(json.loads(line))), file=answers, flush=True)
+
+
+class _Worker:
+    """One process that does job after job; replaced after it was killed or died."""
+
+    def __init__(self, module: str, timeout_seconds: float) -> None:
+        self.module = module
+        self.timeout_seconds = timeout_seconds
+        self.process: subprocess.Popen | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._stop()
+
+    def ask(self, job: Any) -> Any | Lost:
+        if self.process is None:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", self.module],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.DEVNULL,
+                text=True,
+                encoding="utf-8",
+            )
+        process, late = self.process, threading.Event()
+
+        def give_up() -> None:
+            late.set()
+            process.kill()
+
+        alarm = threading.Timer(self.timeout_seconds, give_up)
+        alarm.start()
+        try:
+            print(json.dumps(job), file=process.stdin, flush=True)
+            answer = process.stdout.readline()
+        except BrokenPipeError:
+            answer = ""
+        finally:
+            alarm.cancel()
+            alarm.join()  # or it might kill the process during the next job
+        if answer.endswith("\n"):
+            if late.is_set():
+                self._stop()
+            return json.loads(answer)
+        code = self._stop()
+        if late.is_set():
+            return Lost("timeout", f"not done within {self.timeout_seconds:g} seconds")
+        return Lost("crashed", f"the worker that had it died (exit code {code})")
+
+    def _stop(self) -> int | None:
+        if self.process is None:
+            return None
+        process, self.process = self.process, None
+        process.kill()
+        code = process.wait()
+        for pipe in (process.stdin, process.stdout):
+            try:
+                pipe.close()
+            except BrokenPipeError:
+                continue
+        return code
