@@ -17,7 +17,8 @@ from avssl.config import DataConfig
 from avssl.data.manifest import Manifest
 from avssl.data.sampling import Key, Span, draw_windows, spread_windows
 from avssl.media.cache import ClipCache
-from avssl.media.decode import AudioWindow, DecodeError, VideoWindow, read_clip
+from avssl.media.decode import AudioWindow, VideoWindow, read_clip
+from avssl.media.reader import DecodeError
 from avssl.structs import Batch, Sample
 from avssl.transforms.views import VIEWS
 

@@ -14,7 +14,7 @@ from typing import Self
 
 import av
 
-from avssl.media.decode import Reader, Track
+from avssl.media.reader import Reader, Track
 
 DecodedFrames = list[tuple[float, av.VideoFrame | av.AudioFrame]]
 
