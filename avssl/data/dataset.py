@@ -63,9 +63,7 @@ class ClipDataset(Dataset[Sample]):
         self.segments = np.stack([manifest.column("start"), manifest.column("end")], axis=1).astype(np.float64)
 
     def __getitem__(self, key: Key) -> Sample:
-        rng = None
-        if self.num_eval_clips is None:
-            rng = np.random.default_rng((self.seed, key.epoch, key.id, key.clip))
+        rng = self._generator(key)
         starts = self._starts(rng, key)
         width, height = (int(value) for value in self.sizes[key.id])
         params = {view: VIEWS[view].draw(rng, self.data, width=width, height=height) for view in self.views}
@@ -109,6 +107,13 @@ class ClipDataset(Dataset[Sample]):
             params=params,
             padded={view: view in reads and reads[view].padded for view in self.views},
         )
+
+    def starts(self, key: Key) -> tuple[float, float]:
+        """Seconds at which the picture's and the sound's window begin, as far as the manifest knows."""
+        return self._starts(self._generator(key), key)
+
+    def _generator(self, key: Key) -> np.random.Generator | None:
+        return None if self.num_eval_clips else np.random.default_rng((self.seed, key.epoch, key.id, key.clip))
 
     def _starts(self, rng: np.random.Generator | None, key: Key) -> tuple[float, float]:
         segment = self.segments[key.id]

@@ -184,12 +184,15 @@ def read_clip(
     return frames, samples
 
 
-def to_mono(frame: av.AudioFrame) -> np.ndarray:
-    """Decoded sound -> (n,) float32: the plain mean of its channels, full scale = 1."""
-    values = frame.to_ndarray()  # (channels, n) planar, (1, n * channels) packed
-    if not frame.format.is_planar:
-        values = values.reshape(-1, frame.layout.nb_channels).T
-    mono = values.mean(axis=0, dtype=np.float64)  # (n,)
+def to_mono(*frames: av.AudioFrame) -> np.ndarray:
+    """Decoded sound that follows one another, of one format -> (n,) float32: the plain mean of its channels, full scale
+    = 1.
+    """
+    values = np.concatenate([frame.to_ndarray() for frame in frames], axis=1)  # (channels, n), or (1, n * channels)
+    num_channels = frames[0].layout.nb_channels
+    if not frames[0].format.is_planar:
+        values = values.reshape(-1, num_channels).T
+    mono = values[0] if num_channels == 1 else values.mean(axis=0, dtype=np.float64)  # (n,)
     if values.dtype.kind == "u":
         mono = mono / 128 - 1
     elif values.dtype.kind == "i":
@@ -216,7 +219,7 @@ def _read_video(reader: Source, windows: Sequence[VideoWindow], limits: Limits) 
 def _pick_frames(reader: Source, targets: list[tuple[float, int]], pictures: list["_Pictures"]) -> None:
     """Decode once over the targets (second, index of the window), which are sorted."""
     previous, position = None, 0  # (seconds, frame) before the present one; next target
-    for seconds, frame in reader.frames_from("video", targets[0][0]):
+    for seconds, frame in reader.frames_from("video", targets[0][0], [target for target, _ in targets]):
         while position < len(targets) and targets[position][0] + TIME_TOLERANCE < seconds:
             pictures[targets[position][1]].take(*(previous or (seconds, frame)))
             position += 1
@@ -321,18 +324,21 @@ class _Grid:
         self.first = round(start * sample_rate)
         self.values = np.zeros(math.ceil(duration * sample_rate) + 1, dtype=np.float32)
         self.filled = np.zeros(len(self.values), dtype=bool)
-        self._run, self._length = [], 0  # frames without a gap between them, and their samples
-        self._anchors = []  # where each of them says that the run begins
+        self._run: list[av.AudioFrame] = []  # of one format, without a gap between them
+        self._format: tuple[str, int] | None = None
+        self._length = 0  # samples of the run
+        self._anchors: list[float] = []  # where each frame of the run says that it begins
 
     def add(self, seconds: float, frame: av.AudioFrame) -> None:
-        anchor = seconds * self.sample_rate - self.first - self._length
-        # timestamps are rounded to ticks (1 ms in Matroska), so a difference of one tick is no gap
-        tolerance = 1 + max(float(frame.time_base), 5e-4) * self.sample_rate
-        if self._run and abs(anchor - self._anchors[0]) > tolerance:
-            anchor += self._length
+        anchor = seconds * self.sample_rate - self.first
+        format = (frame.format.name, frame.layout.nb_channels)
+        if self._run and (format != self._format or abs(anchor - self._length - self._anchors[0]) > self._tolerance):
             self.place()
-        self._anchors.append(anchor)
-        self._run.append(to_mono(frame))
+        if not self._run:
+            # timestamps are rounded to ticks (1 ms in Matroska), so a difference of one tick is no gap
+            self._format, self._tolerance = format, 1 + max(float(frame.time_base), 5e-4) * self.sample_rate
+        self._anchors.append(anchor - self._length)
+        self._run.append(frame)
         self._length += frame.samples
 
     def place(self) -> None:
@@ -340,9 +346,12 @@ class _Grid:
         if not self._run:
             return
         begin = round(float(np.median(self._anchors)))
-        low, high = max(begin, 0), min(begin + self._length, len(self.values))
-        if low < high:
-            self.values[low:high] = np.concatenate(self._run)[low - begin : high - begin]
+        ends = begin + np.cumsum([frame.samples for frame in self._run])
+        inside = [i for i, end in enumerate(ends) if end > 0 and end - self._run[i].samples < len(self.values)]
+        if inside:
+            begin = int(ends[inside[0]]) - self._run[inside[0]].samples
+            low, high = max(begin, 0), min(int(ends[inside[-1]]), len(self.values))
+            self.values[low:high] = to_mono(*(self._run[i] for i in inside))[low - begin : high - begin]
             self.filled[low:high] = True
         self._run, self._length, self._anchors = [], 0, []
 

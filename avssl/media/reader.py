@@ -6,6 +6,7 @@ What lives here: opening local files (and nothing else) with PyAV, seeking, deco
 Time is the container's clock: pts x time_base, never shifted.
 """
 
+import bisect
 import collections
 import heapq
 import math
@@ -19,6 +20,7 @@ import av
 import av.container
 import av.format
 import av.stream
+import av.video.stream
 
 Track = Literal["video", "audio"]
 TIME_TOLERANCE = 1e-4  # seconds; timestamps are rounded to the ticks of the container
@@ -27,6 +29,7 @@ BACK_SECONDS = (0.0, 2.0, 10.0)  # how far before the wanted second a seek aims,
 TAIL_SECONDS = 1.0  # how much of the end is looked at to see that it is there
 MAX_FRUITLESS = 10_000  # packets in a row that bring nothing new before a damaged file counts as ended
 MAX_KEPT_BYTES = 32 << 20  # packets of the other track that are kept, rather than opening the file again for them
+LOOK_AHEAD = 20  # packets: H.264 shows a picture at most 16 later than it decodes it
 AVI_REORDER = 2  # frames looked ahead to put the times of an AVI in order
 OPEN_SECONDS = 60.0  # limit for one read of the file system, not for decoding
 SAMPLE_RATES = (100, 768_000)  # Hz; a rate outside is a damaged number, and memory is taken by it
@@ -84,7 +87,9 @@ class Source(Protocol):
 
     def __exit__(self, *exception: object) -> None: ...
 
-    def frames_from(self, kind: Track, seconds: float) -> Iterator[tuple[float, av.VideoFrame | av.AudioFrame]]: ...
+    def frames_from(
+        self, kind: Track, seconds: float, wanted: Sequence[float] | None = None
+    ) -> Iterator[tuple[float, av.VideoFrame | av.AudioFrame]]: ...
 
 
 class Reader:
@@ -153,7 +158,9 @@ class Reader:
                 "raise it if the file is sound",
             )
 
-    def frames_from(self, kind: Track, seconds: float) -> Iterator[tuple[float, av.VideoFrame | av.AudioFrame]]:
+    def frames_from(
+        self, kind: Track, seconds: float, wanted: Sequence[float] | None = None
+    ) -> Iterator[tuple[float, av.VideoFrame | av.AudioFrame]]:
         """Decoded frames with their seconds, in rising time; the first lies at or before `seconds` unless it is the
         first of the file.
 
@@ -162,6 +169,8 @@ class Reader:
         Args:
             kind: "video" or "audio", a stream that exists.
             seconds: where to begin.
+            wanted: seconds in rising order of the pictures that will be looked at: others may be missing, except the
+                first and the last of the file. None = all.
         """
         stream = getattr(self, kind)
         first = -math.inf if stream.start_time is None else float(stream.start_time * stream.time_base)
@@ -172,7 +181,7 @@ class Reader:
                     self._seek(stream, seconds - back)
                 except (av.error.FFmpegError, OverflowError):
                     continue
-                decoded = self._decode(stream)
+                decoded = self._decode(stream, wanted)
                 # pictures before the first keyframe miss what they are built on
                 head = next((it for it in decoded if kind == "audio" or it[1].key_frame or it[0] > seconds), None)
                 if head is not None and head[0] <= seconds + TIME_TOLERANCE:
@@ -180,7 +189,7 @@ class Reader:
                     yield from decoded
                     return
         self._restart(stream)
-        yield from self._decode(getattr(self, kind))
+        yield from self._decode(getattr(self, kind), wanted)
 
     def end_seconds(self, kind: str) -> float | None:
         """When the last packet of a track ends, by the packets that are there and not by what the header claims.
@@ -222,7 +231,7 @@ class Reader:
                 yield float(ticks * stream.time_base), float((ticks + (packet.duration or 0)) * stream.time_base)
 
     def _seek(self, stream: av.stream.Stream, seconds: float) -> None:
-        self._pass = _Pass(self.container, self._streams, from_beginning=False)
+        self._pass = _Pass(self.container, [stream], from_beginning=False)
         self.container.seek(math.floor(seconds / stream.time_base), stream=stream)
 
     def _restart(self, stream: av.stream.Stream) -> None:
@@ -233,9 +242,16 @@ class Reader:
             self.container.close()
             self._open()
 
-    def _decode(self, stream: av.stream.Stream) -> Iterator[tuple[float, av.VideoFrame | av.AudioFrame]]:
+    def _decode(
+        self, stream: av.stream.Stream, wanted: Sequence[float] | None
+    ) -> Iterator[tuple[float, av.VideoFrame | av.AudioFrame]]:
         """What decodes from here on, without frames whose time does not rise."""
-        decoded = self._timed(stream)
+        packets = self._pass.packets(stream)
+        if stream.type == "video":
+            stream.codec_context.skip_frame = "DEFAULT"
+            if wanted is not None and self._can_leave_out(stream):
+                packets = _leave_out(packets, stream, wanted)
+        decoded = self._timed(packets, stream)
         if stream.type == "video" and self.container.format.name == "avi":
             decoded = _sort_times(decoded)
         latest, fruitless = -math.inf, 0
@@ -248,10 +264,16 @@ class Reader:
                 if fruitless > MAX_FRUITLESS:
                     return
 
-    def _timed(self, stream: av.stream.Stream) -> Iterator[tuple[float, av.VideoFrame | av.AudioFrame]]:
+    def _can_leave_out(self, stream: av.stream.Stream) -> bool:
+        """Whether packets say when they are shown, and the decoder knows which pictures no other is built on."""
+        return stream.codec_context.name == "h264" and self.container.format.name.startswith(("mov", "matroska"))
+
+    def _timed(
+        self, packets: Iterator[av.Packet], stream: av.stream.Stream
+    ) -> Iterator[tuple[float, av.VideoFrame | av.AudioFrame]]:
         """Decoded frames with their seconds; damaged packets are left out."""
-        following, fruitless = 0.0, 0
-        for packet in self._pass.packets(stream):
+        latest, fruitless = None, 0  # (seconds, frame)
+        for packet in packets:
             try:
                 decoded = packet.decode()
             except (av.error.FFmpegError, ValueError, EOFError):
@@ -259,13 +281,52 @@ class Reader:
             for frame in decoded:
                 if isinstance(frame, av.AudioFrame) and not SAMPLE_RATES[0] <= frame.sample_rate <= SAMPLE_RATES[1]:
                     continue
-                ticks = frame.pts if frame.pts is not None else frame.dts
-                seconds = following if ticks is None else float(ticks * frame.time_base)
-                following = seconds + frame_duration(frame, stream)
-                yield seconds, frame
+                seconds = frame.time
+                if seconds is None:
+                    seconds = latest[0] + frame_duration(latest[1], stream) if latest else 0.0
+                    if frame.dts is not None:
+                        seconds = float(frame.dts * frame.time_base)
+                latest = (seconds, frame)
+                yield latest
             fruitless = 0 if decoded else fruitless + 1
             if fruitless > MAX_FRUITLESS:
                 return
+
+
+def _leave_out(
+    packets: Iterator[av.Packet], stream: av.video.stream.VideoStream, wanted: Sequence[float]
+) -> Iterator[av.Packet]:
+    """The same packets; before each, the decoder is told whether it may leave out its picture, which it then does if no
+    other picture is built on it.
+
+    A picture is shown until the next one is. Packets come in the order of decoding, so the next one is known only some
+    packets later.
+    """
+    ticks_per_second = 1 / float(stream.time_base)
+    wanted_ticks = [(seconds + TIME_TOLERANCE) * ticks_per_second for seconds in wanted]
+    shown: list[int] = []  # ticks, rising, of what has been decoded or stands ahead
+    ahead: collections.deque[av.Packet] = collections.deque()
+    ended = False
+    while True:
+        while not ended and len(ahead) < LOOK_AHEAD:
+            packet = next(packets, None)
+            if packet is None:
+                ended = True
+                break
+            ahead.append(packet)
+            if packet.pts is not None:
+                bisect.insort(shown, packet.pts)
+        if not ahead:
+            return
+        packet = ahead.popleft()
+        stream.codec_context.skip_frame = "DEFAULT"
+        if packet.pts is not None:
+            following = bisect.bisect_right(shown, packet.pts)
+            place = bisect.bisect_left(wanted_ticks, packet.pts)  # first wanted second not before this picture
+            is_edge = following == len(shown) or shown[0] == packet.pts
+            if not is_edge and (place == len(wanted_ticks) or wanted_ticks[place] >= shown[following]):
+                stream.codec_context.skip_frame = "NONREF"
+        yield packet
 
 
 class _Pass:
@@ -276,6 +337,8 @@ class _Pass:
         self, container: av.container.InputContainer, streams: Sequence[av.stream.Stream], *, from_beginning: bool
     ) -> None:
         self.from_beginning = from_beginning
+        for stream in container.streams:  # nothing is read for the others
+            stream.discard = av.stream.Discard.default if stream in streams else av.stream.Discard.all
         self._packets = _demux(container, streams)
         self._kept: dict[int, collections.deque[av.Packet]] = {each.index: collections.deque() for each in streams}
         self._num_bytes = 0
@@ -290,7 +353,7 @@ class _Pass:
         while kept:
             yield kept.popleft()
         for packet in self._packets:
-            index = packet.stream.index
+            index = packet.stream.index  # stream_index is 0 in the packets that end the tracks
             if index == stream.index:
                 yield packet
             elif index in self._kept:
