@@ -36,6 +36,8 @@ class DataConfig:
     batch_size: int = 256  # clips per optimiser step over all ranks and accumulated parts
     num_workers: int = 2  # decoding processes per rank; 0 = decode in the main process
     worker_timeout_seconds: float = 120.0  # a worker silent for longer stops the run with an error
+    max_pixels: int = 2**25  # of one stored picture (8K); a file that asks for more is refused by name
+    max_seconds: float = 86400.0  # that a file claims to last; likewise
     cache_gigabytes: float = 0.0  # decoded clips that each worker keeps in memory: for sets that fit whole; 0 = none
     # video view
     num_frames: int = 8
@@ -129,6 +131,7 @@ LEAST = {
     "data.num_workers": 0,
     "data.num_frames": 1,
     "data.size": 1,
+    "data.max_pixels": 1,
     "optim.epochs": 1,
     "optim.accumulate": 1,
     "run.log_every": 1,

@@ -4,6 +4,7 @@ Everything random is a function of (seed, step), so a run that is killed and sta
 """
 
 import ctypes
+import dataclasses
 import math
 import os
 import signal
@@ -14,7 +15,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -34,8 +35,9 @@ from avssl.checkpoint import (
 )
 from avssl.config import Config, ConfigError, dumps, loads, without_weights
 from avssl.data.dataset import ClipDataset, apply_views
-from avssl.data.loader import build_loader
+from avssl.data.loader import WorkerLost, build_loader, lost_workers_named
 from avssl.data.manifest import Manifest, read_manifest
+from avssl.data.quarantine import Entry, add_to_quarantine, quarantine_path
 from avssl.data.sampling import TrainingBatches
 from avssl.files import WriteError, whole_file
 from avssl.logs import RunLog, RunningMean, collapse_figures
@@ -69,12 +71,16 @@ def train(config: Config) -> bool:
         keep_freed_memory()
     folder = Path(config.run.dir)
     manifest = read_manifest(config.data.manifest, root=config.data.root)
+    before = load_checkpoint(folder / LAST) if (folder / LAST).exists() else None
     instances = usable_instances(manifest, config)
-    resuming = (folder / LAST).exists()
-    method = build_method(without_weights(config) if resuming else config, instances).to(device)
+    if before is not None:
+        check_manifest(before, manifest.hash, path=folder / LAST, manifest=config.data.manifest)
+        # Rows that can no longer be read keep their place: steps, memories and draws are those of the run.
+        instances = dataclasses.replace(instances, valid=before["valid"])
+    method = build_method(without_weights(config) if before else config, instances).to(device)
     to_channels_last(method, enabled=config.run.channels_last)
     optimizer = build_optimizer(method.parameters(), config.optim)
-    first_step = _resume(config, manifest, method, optimizer)
+    first_step = _resume(config, manifest, method, optimizer, before)
     if config.run.compile:
         compile_encoders(method, device)
     batches = TrainingBatches(
@@ -106,7 +112,7 @@ def train(config: Config) -> bool:
             state = {
                 "config": dumps(config),
                 "manifest_hash": manifest.hash,
-                "num_instances": instances.num,
+                "valid": instances.valid,
                 "step": step,
                 "model": method.state_dict(),
                 "optimizer": optimizer.state_dict(),
@@ -116,7 +122,8 @@ def train(config: Config) -> bool:
         distributed.barrier()
 
     with (
-        _explained(folder / LAST),
+        _explained(folder / LAST, config, manifest),
+        lost_workers_named(dataset, config.data),
         RunLog(folder, first_step=first_step, num_steps=batches.num_steps) as log,
         StopRequest() as stop,
     ):
@@ -257,21 +264,29 @@ class StopRequest:
         signal.signal(number, self._before[signal.Signals(number)])
 
 
-def _resume(config: Config, manifest: Manifest, method: Method, optimizer: torch.optim.Optimizer) -> int:
-    """Load the run's last checkpoint, or the one to start from; returns the step to continue at."""
-    last = Path(config.run.dir) / LAST
-    if last.exists():
+def _resume(
+    config: Config,
+    manifest: Manifest,
+    method: Method,
+    optimizer: torch.optim.Optimizer,
+    before: dict[str, Any] | None,
+) -> int:
+    """Load the run's last checkpoint, or the one to start from; returns the step to continue at.
+
+    Args:
+        before: the run's last checkpoint, of this manifest; None = there is none.
+    """
+    if before is not None:
+        last = Path(config.run.dir) / LAST
         if config.run.resume == "never":
             raise ConfigError(
                 f"run.resume=never, but {last} holds a run already: choose another run.dir, or delete that folder "
                 f"yourself"
             )
-        state = load_checkpoint(last)
-        check_manifest(state, manifest.hash, path=last, manifest=config.data.manifest)
-        _check_same_run(config, loads(state["config"]), last)
-        load_model(method, state, path=last)
-        optimizer.load_state_dict(state["optimizer"])
-        return int(state["step"])
+        _check_same_run(config, loads(before["config"]), last)
+        load_model(method, before, path=last)
+        optimizer.load_state_dict(before["optimizer"])
+        return int(before["step"])
     if config.model.init:
         state = load_checkpoint(Path(config.model.init))
         check_manifest(state, manifest.hash, path=config.model.init, manifest=config.data.manifest)
@@ -289,12 +304,31 @@ def _open_folder(folder: Path, config: Config) -> None:
 
 
 @contextmanager
-def _explained(last: Path) -> Iterator[None]:
-    """Say of a run whose folder can no longer be written to what is left and how to go on."""
+def _explained(last: Path, config: Config, manifest: Manifest) -> Iterator[None]:
+    """Say of a run whose folder can no longer be written to, or whose worker is lost, what is left and how to go on.
+    The clips that the worker was at go on the manifest's quarantine list.
+    """
     try:
         yield
     except WriteError as error:
         raise TrainingError(f"{error}; {_last_good(last)}; the same command continues") from error
+    except WorkerLost as error:
+        what = _put_away(error, config.data.manifest, manifest)
+        raise TrainingError(f"{what}; {_last_good(last)}; the same command continues") from error
+
+
+def _put_away(lost: WorkerLost, manifest_path: str, manifest: Manifest) -> str:
+    """Put the clips that a lost worker was at on the quarantine list, and say so."""
+    if not lost.ids:
+        return f"{lost.reason}, at no clip that could be named: too little memory, or data.num_workers too high?"
+    files = ", ".join(str(manifest.path(row)) for row in lost.ids)
+    try:
+        for row in lost.ids:
+            path, key = (manifest.table.column(name)[row].as_py() for name in ("path", "content_key"))
+            add_to_quarantine(manifest_path, Entry(path, key, lost.reason))
+    except WriteError as error:
+        return f"{lost.reason} at {files}, which will happen again, since the quarantine list {error}"
+    return f"{lost.reason} at {files}: on the quarantine list {quarantine_path(manifest_path)} now, no longer read"
 
 
 def _last_good(last: Path) -> str:
@@ -306,6 +340,7 @@ def _last_good(last: Path) -> str:
 def _check_same_run(config: Config, before: Config, last: Path) -> None:
     """A resumed run must be the same run; where it lives and how it is executed may differ."""
     free = {"data.manifest", "data.root", "data.num_workers", "data.worker_timeout_seconds"}
+    free |= {"data.max_pixels", "data.max_seconds"}
     for section in ("data", "model", "method", "optim"):
         now, then = (getattr(entry, section) for entry in (config, before))
         now, then = (value if isinstance(value, dict) else vars(value) for value in (now, then))

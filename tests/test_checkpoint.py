@@ -19,7 +19,13 @@ from avssl.methods.avid import AVIDOptions
 from avssl.methods.avid_cma import AVIDCMAOptions
 from tests.methods.tiny import everything, tiny_method
 
-STATE = {"config": "run: {}", "manifest_hash": "a" * 64, "model": {"x": torch.arange(3)}, "step": 7}
+STATE = {
+    "config": "run: {}",
+    "manifest_hash": "a" * 64,
+    "valid": torch.ones(3, dtype=torch.bool),
+    "model": {"x": torch.arange(3)},
+    "step": 7,
+}
 OPTIONS = {"embedding_dim": 8, "hidden_dim": 16, "num_negatives": 12}
 
 

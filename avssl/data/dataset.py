@@ -7,20 +7,31 @@ It is never replaced by another clip. Differs from AVID-CMA, where the next file
 """
 
 import dataclasses
+import os
+import time
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 import torch
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset, get_worker_info
 
 from avssl.config import DataConfig
 from avssl.data.manifest import Manifest
 from avssl.data.sampling import Key, Span, draw_windows, spread_windows
 from avssl.media.cache import ClipCache
 from avssl.media.decode import AudioWindow, VideoWindow, read_clip
-from avssl.media.reader import DecodeError
+from avssl.media.reader import DecodeError, Limits
 from avssl.structs import Batch, Sample
 from avssl.transforms.views import VIEWS
+
+
+class ClipNote(NamedTuple):
+    """What a worker process is doing."""
+
+    pid: int
+    id: int  # row of the manifest, -1 between clips
+    since: float  # seconds since the epoch
 
 
 class ClipDataset(Dataset[Sample]):
@@ -49,9 +60,13 @@ class ClipDataset(Dataset[Sample]):
         self.views = tuple(views)
         self.seed = seed
         self.num_eval_clips = num_eval_clips
-        self.opener = ClipCache(data.cache_gigabytes * 1e9).open if data.cache_gigabytes else None
+        self.limits = Limits(max_pixels=data.max_pixels, max_seconds=data.max_seconds)
+        self.opener = ClipCache(data.cache_gigabytes * 1e9, limits=self.limits).open if data.cache_gigabytes else None
+        self._notes: torch.Tensor | None = None  # (workers, 3) process, row of the manifest, since when
         self.root = manifest.root
         self.paths = manifest.column("path")
+        self.quarantined = manifest.column("status") == "quarantined"
+        self.reasons = manifest.column("reason")
         self.has_audio = manifest.has_audio
         self.sizes = np.stack([manifest.column("width"), manifest.column("height")], axis=1)
         self.tracks = {
@@ -62,7 +77,25 @@ class ClipDataset(Dataset[Sample]):
         }
         self.segments = np.stack([manifest.column("start"), manifest.column("end")], axis=1).astype(np.float64)
 
+    def note_clips(self, num_workers: int) -> None:
+        """From now on each of so many worker processes notes which clip it is at, where the main process can read it:
+        see `notes`."""
+        self._notes = torch.full((num_workers, 3), -1.0, dtype=torch.float64).share_memory_()
+
+    def notes(self) -> list[ClipNote]:
+        """What the worker processes noted last, also those that are dead."""
+        return [ClipNote(int(pid), int(id), since) for pid, id, since in self._notes.tolist()]
+
     def __getitem__(self, key: Key) -> Sample:
+        worker = get_worker_info()
+        if worker is None or self._notes is None:
+            return self._sample(key)
+        self._notes[worker.id] = torch.tensor([os.getpid(), key.id, time.time()], dtype=torch.float64)
+        sample = self._sample(key)
+        self._notes[worker.id, 1] = -1
+        return sample
+
+    def _sample(self, key: Key) -> Sample:
         rng = self._generator(key)
         starts = self._starts(rng, key)
         width, height = (int(value) for value in self.sizes[key.id])
@@ -70,6 +103,8 @@ class ClipDataset(Dataset[Sample]):
         videos = [view for view in self.views if VIEWS[view].modality == "video"]
         audios = [view for view in self.views if VIEWS[view].modality == "audio"]
         has_audio = bool(self.has_audio[key.id])
+        if self.quarantined[key.id]:
+            return self._empty(params, f"{self.root / self.paths[key.id]}: quarantined, {self.reasons[key.id]}")
         try:
             frames, samples = read_clip(
                 self.root / self.paths[key.id],
@@ -93,6 +128,7 @@ class ClipDataset(Dataset[Sample]):
                     for _ in (audios if has_audio else [])
                 ],
                 opener=self.opener,
+                limits=self.limits,
             )
         except DecodeError as error:
             return self._empty(params, str(error))

@@ -1,20 +1,37 @@
 """Worker processes in front of a dataset: keys in, batches out, in the order of the keys whatever the number of
-workers.
+workers. Each worker notes which clip it is at, so that one that dies or hangs leaves the name of its file.
 """
 
+import multiprocessing
+import re
 import signal
-from collections.abc import Iterable, Sequence
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 
 import cv2
 import torch
 from torch.utils.data import DataLoader
 
 from avssl.config import DataConfig
-from avssl.data.dataset import ClipDataset, collate
+from avssl.data.dataset import ClipDataset, ClipNote, collate
 from avssl.data.sampling import Key
 from avssl.structs import Batch
 
 PREFETCH = 4  # batches that each worker prepares ahead
+
+
+class WorkerLost(RuntimeError):
+    """A worker process died or hung.
+
+    Attributes:
+        ids: rows of the manifest that such a worker was at; empty when it was at none.
+    """
+
+    def __init__(self, reason: str, ids: Sequence[int]) -> None:
+        super().__init__(reason)
+        self.reason = reason
+        self.ids = tuple(ids)
 
 
 def build_loader(
@@ -22,10 +39,12 @@ def build_loader(
 ) -> DataLoader[Batch]:
     """Iterate over batches of keys; pinned memory when they go to a GPU.
 
-    Raises (while iterating):
+    Raises (while iterating, or at any later moment of the main process: see `lost_workers_named`):
         RuntimeError: a worker died or was silent for data.worker_timeout_seconds.
     """
     workers = data.num_workers
+    if workers:
+        dataset.note_clips(workers)
     return DataLoader(
         dataset,
         batch_sampler=batches,  # type: ignore[arg-type]
@@ -36,6 +55,56 @@ def build_loader(
         timeout=data.worker_timeout_seconds if workers else 0,
         pin_memory=device.type == "cuda",
     )
+
+
+@contextmanager
+def lost_workers_named(dataset: ClipDataset, data: DataConfig) -> Iterator[None]:
+    """Turn the loader's error about a worker into one that says which clips such a worker was at.
+
+    Around everything that happens while the workers run: torch raises in the main process as soon as one dies, wherever
+    that is.
+
+    Raises:
+        WorkerLost
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        text = str(error)
+        if not text.startswith("DataLoader "):
+            raise
+        notes = dataset.notes()
+        died = re.search(r"\(pid(?:\(s\))? ([\d, ]+)\)", text)
+        if died is None:  # timed out
+            patience = data.worker_timeout_seconds / 2
+            ids = [note.id for note in notes if note.id >= 0 and time.time() - note.since > patience]
+            reason = f"a worker gave nothing for {data.worker_timeout_seconds:g} seconds (data.worker_timeout_seconds)"
+        else:
+            pids = [int(pid) for pid in died.group(1).split(",")]
+            ids = [note.id for note in notes if note.id >= 0 and note.pid in pids]
+            reason = f"a worker died ({_how(error)})"
+        _kill(notes)
+        raise WorkerLost(reason, ids) from error
+
+
+def _kill(notes: Sequence[ClipNote]) -> None:
+    """End the workers: a request to stop does not reach them, and one that hangs would keep the main process."""
+    pids = {note.pid for note in notes}
+    handler = signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch would raise again for each of them
+    try:
+        for process in multiprocessing.active_children():
+            if process.pid in pids:
+                process.kill()
+                process.join()
+    finally:
+        signal.signal(signal.SIGCHLD, handler)
+
+
+def _how(error: RuntimeError) -> str:
+    """The part of torch's sentences that says how it ended."""
+    text = f"{error.__cause__} {error}"  # the first knows the signal
+    found = re.search(r"killed by signal: [^.]*|exited unexpectedly[^.:]*", text)
+    return found.group(0) if found else str(error)
 
 
 def _prepare_worker(worker: int) -> None:

@@ -14,6 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from avssl.data.quarantine import read_quarantine
 from avssl.files import whole_file
 
 # A row is a clip or, with start and end, a part of one. Further columns may follow.
@@ -45,6 +46,7 @@ SCHEMA = pa.schema(
 )
 IDENTITY = ("path", "start", "end", "content_key")  # what makes a row the instance it is
 ROOT_KEY = b"avssl.root"
+OUTSIDE = r"^[/\\]|^[A-Za-z]:|(^|[/\\])\.\.([/\\]|$)"  # a path that leaves the root
 
 
 class ManifestError(ValueError):
@@ -119,14 +121,15 @@ class Manifest:
 
 
 def read_manifest(path: str | Path, *, root: str | Path | None = None) -> Manifest:
-    """Read a manifest.
+    """Read a manifest. Rows whose file is on the quarantine list beside it get the status quarantined.
 
     Args:
         path: parquet file written by `write_manifest`.
         root: folder of the clips; None = the one recorded in the file.
 
     Raises:
-        ManifestError: the file is missing, is no parquet file, lacks columns, or its root does not exist.
+        ManifestError: the file is missing, is no parquet file, lacks columns, has a path that leaves its root, or its
+            root does not exist.
     """
     path = Path(path)
     if not path.is_file():
@@ -144,6 +147,12 @@ def read_manifest(path: str | Path, *, root: str | Path | None = None) -> Manife
         raise ManifestError(
             f"manifest {path} lacks the columns {', '.join(missing)}: write it again with datasets/folder.py"
         )
+    outside = table.filter(pc.fill_null(pc.match_substring_regex(table.column("path"), OUTSIDE), True))
+    if outside.num_rows:
+        raise ManifestError(
+            f"manifest {path} holds paths that leave its root, such as {outside.column('path')[0].as_py()!r}: write it "
+            "again with a root that holds all clips"
+        )
     recorded = (table.schema.metadata or {}).get(ROOT_KEY)
     if root is None and recorded is None:
         raise ManifestError(f"manifest {path} does not say where its clips are: name their folder as root (data.root)")
@@ -152,7 +161,22 @@ def read_manifest(path: str | Path, *, root: str | Path | None = None) -> Manife
         raise ManifestError(
             f"manifest {path}: the folder of its clips does not exist: {folder}; name the right one as root (data.root)"
         )
-    return Manifest(table, folder)
+    return Manifest(_quarantined(path, table), folder)
+
+
+def _quarantined(path: Path, table: pa.Table) -> pa.Table:
+    """The table with the status of files on the quarantine list; one that was exchanged since is not on it."""
+    reasons = {(entry.path, entry.content_key): entry.reason for entry in read_quarantine(path)}
+    if not reasons:
+        return table
+    columns = {name: table.column(name).to_pylist() for name in ("path", "content_key", "status", "reason")}
+    for row, file in enumerate(zip(columns["path"], columns["content_key"], strict=True)):
+        if file in reasons:
+            columns["status"][row], columns["reason"][row] = "quarantined", reasons[file]
+    for name in ("status", "reason"):
+        place = table.column_names.index(name)
+        table = table.set_column(place, name, pa.array(columns[name], pa.string()))
+    return table
 
 
 def write_manifest(path: str | Path, table: pa.Table, *, root: str | Path) -> None:

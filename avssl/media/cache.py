@@ -1,8 +1,9 @@
 """Decoded files kept in memory, for sets small enough: a file is decoded once, and every later window is cut from that.
 
 Short clips spend most of their loading time on opening and decoding; a set that fits into memory needs that only once.
-Pictures are the same bytes as without a cache. So is sound, unless a window is reached by a seek: a lossy decoder that
-starts in the middle of a file differs by 1e-4 or so from one that started at its beginning, which is what is kept here.
+Pictures of an undamaged file are the same bytes as without a cache. So is sound, unless a window is reached by a seek:
+a lossy decoder that starts in the middle of a file differs by 1e-4 or so from one that started at its beginning, which
+is what is kept here.
 """
 
 import bisect
@@ -14,7 +15,7 @@ from typing import Self
 
 import av
 
-from avssl.media.reader import Reader, Track
+from avssl.media.reader import LIMITS, Limits, Reader, Track
 
 DecodedFrames = list[tuple[float, av.VideoFrame | av.AudioFrame]]
 
@@ -56,10 +57,12 @@ class ClipCache:
 
     Args:
         max_bytes: of decoded pictures (as stored in the file, before they become RGB) and sound, in this process.
+        limits: what a file may ask for.
     """
 
-    def __init__(self, max_bytes: float) -> None:
+    def __init__(self, max_bytes: float, *, limits: Limits = LIMITS) -> None:
         self.max_bytes = max_bytes
+        self.limits = limits
         self.num_bytes = 0
         self.full = False
         self._files: dict[Path, DecodedFile] = {}
@@ -69,14 +72,14 @@ class ClipCache:
         path = Path(path)
         if path not in self._files and not self.full:
             self._keep(path)
-        return self._files.get(path) or Reader(path)
+        return self._files.get(path) or Reader(path, limits=self.limits)
 
     def _keep(self, path: Path) -> None:
         """Decode a file wholly; one that does not fit any more closes the cache."""
         tracks: dict[Track, DecodedTrack] = {}
         frames: dict[Track, DecodedFrames] = {}
         num_bytes = 0
-        with Reader(path) as reader:
+        with Reader(path, limits=self.limits) as reader:
             for kind in ("video", "audio"):
                 if getattr(reader, kind) is None:
                     continue

@@ -1,0 +1,84 @@
+"""The list of files that brought a worker process down, beside the manifest: MANIFEST.quarantine.jsonl.
+
+Only ever appended to while runs go on, one line at a time, so that several runs and ranks can share it. A file that was
+exchanged (another content key) is free again; `python tools/check.py MANIFEST --fix-manifest` decodes every file wholly
+and releases those that are sound.
+"""
+
+import json
+import os
+from collections.abc import Collection
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+from avssl.files import WriteError, whole_file
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One file and why it is kept out."""
+
+    path: str  # as in the manifest
+    content_key: str
+    reason: str
+    time: str = ""  # when it was added, UTC
+
+
+def quarantine_path(manifest: str | Path) -> Path:
+    """Where the list of a manifest is."""
+    manifest = Path(manifest)
+    return manifest.with_name(f"{manifest.name}.quarantine.jsonl")
+
+
+def read_quarantine(manifest: str | Path) -> list[Entry]:
+    """The entries, oldest first; none when there is no list. A last line that was cut off by a crash is passed over."""
+    path = quarantine_path(manifest)
+    if not path.exists():
+        return []
+    entries = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        try:
+            entries.append(Entry(**json.loads(line)))
+        except (json.JSONDecodeError, TypeError):
+            continue
+    return entries
+
+
+def add_to_quarantine(manifest: str | Path, entry: Entry) -> None:
+    """Append one entry.
+
+    Raises:
+        WriteError: the list cannot be written to.
+    """
+    path = quarantine_path(manifest)
+    line = json.dumps(asdict(entry) | {"time": datetime.now(UTC).isoformat(timespec="seconds")})
+    try:
+        descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+        try:
+            os.write(descriptor, f"{line}\n".encode())
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+    except OSError as error:
+        raise WriteError(path, error) from error
+
+
+def release(manifest: str | Path, paths: Collection[str]) -> list[str]:
+    """Take files off the list.
+
+    Args:
+        paths: as in the manifest.
+
+    Returns:
+        Those that were on it, sorted.
+
+    Raises:
+        WriteError: the list cannot be written.
+    """
+    entries = read_quarantine(manifest)
+    kept = [entry for entry in entries if entry.path not in paths]
+    if len(kept) < len(entries):
+        with whole_file(quarantine_path(manifest)) as temporary:
+            temporary.write_text("".join(f"{json.dumps(asdict(entry))}\n" for entry in kept), encoding="utf-8")
+    return sorted({entry.path for entry in entries} - {entry.path for entry in kept})

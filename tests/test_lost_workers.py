@@ -1,0 +1,149 @@
+"""A worker process that dies or hangs: its file is named and quarantined, and the run goes on without it."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from avssl.config import DataConfig
+from avssl.data.dataset import ClipDataset
+from avssl.data.loader import WorkerLost, build_loader, lost_workers_named
+from avssl.data.manifest import read_manifest, write_manifest
+from avssl.data.quarantine import Entry, add_to_quarantine, quarantine_path, read_quarantine, release
+from avssl.data.sampling import Key
+from avssl.files import WriteError
+from tests.clips import TINY, make_set
+
+ROOT = Path(__file__).parents[1]
+CONFIG = ROOT / "configs" / "toy" / "avid.yaml"
+DEADLY = "train/0/004.mp4"
+SCRIPT = """
+import os, runpy, signal, sys, time
+from torch.utils.data import get_worker_info
+from avssl.media import reader
+
+opened = reader.Reader._open
+
+def open_or_die(self):
+    late = os.path.exists({last!r})
+    if late and str(self.path).endswith({deadly!r}) and get_worker_info() is not None:
+        {end}
+    opened(self)
+
+reader.Reader._open = open_or_die
+sys.argv[0] = {tool!r}
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+ENDS = {"dies": "os.kill(os.getpid(), signal.SIGKILL)", "hangs": "time.sleep(1000)"}
+
+
+@pytest.fixture(scope="module")
+def clips(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("clips")
+    make_set(folder, num_train=12, num_test=0)
+    return folder
+
+
+@pytest.fixture
+def manifest(clips: Path, tmp_path: Path) -> Path:
+    """A manifest of its own, so that its quarantine list starts empty."""
+    write_manifest(tmp_path / "manifest.parquet", read_manifest(clips / "manifest.parquet").table, root=clips)
+    return tmp_path / "manifest.parquet"
+
+
+def command(manifest: Path, end: str, launcher: list[str]) -> list[str]:
+    script = manifest.parent / "deadly.py"
+    last = str(manifest.parent / "run" / "last.pt")  # not before a checkpoint is there
+    script.write_text(SCRIPT.format(deadly=DEADLY, last=last, end=ENDS[end], tool=str(ROOT / "tools" / "train.py")))
+    small = [*TINY, "optim.warmup_epochs=0", "data.num_workers=1", "data.worker_timeout_seconds=4", "optim.epochs=4"]
+    where = [f"data.manifest={manifest}", f"run.dir={manifest.parent / 'run'}", "run.checkpoint_every=1"]
+    return [*launcher, str(script), str(CONFIG), *small, *where]
+
+
+def run(words: list[str]) -> subprocess.CompletedProcess:
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    return subprocess.run(words, capture_output=True, text=True, timeout=180, env=environment, cwd=ROOT)
+
+
+@pytest.mark.processes
+@pytest.mark.parametrize("end", ENDS)
+def test_the_file_is_named_and_the_same_command_goes_on_without_it(manifest: Path, end: str) -> None:
+    words = command(manifest, end, [sys.executable])
+    first = run(words)
+    assert first.returncode == 1
+    assert first.stderr.count(DEADLY) == 1
+    assert {"dies": "killed by signal", "hangs": "gave nothing for 4 seconds"}[end] in first.stderr
+    assert "the last good checkpoint is" in first.stderr
+    assert "the same command continues" in first.stderr
+    assert "Traceback" not in first.stderr
+    (entry,) = read_quarantine(manifest)
+    assert entry.path == DEADLY
+    second = run(words)
+    assert second.returncode == 0, second.stderr[-2000:]
+    lines = [json.loads(line) for line in (manifest.parent / "run" / "log.jsonl").read_text().splitlines()]
+    missed = [name for line in lines for name in line.get("unreadable", [])]
+    assert missed
+    assert all(DEADLY in name and "quarantined" in name for name in missed)
+
+
+@pytest.mark.processes
+def test_torchrun_restarts_and_completes_the_run(manifest: Path) -> None:
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--max-restarts", "2"]
+    launcher += ["--standalone"]
+    done = run(command(manifest, "dies", launcher))
+    assert done.returncode == 0, done.stderr
+    assert {entry.path for entry in read_quarantine(manifest)} == {DEADLY}
+    assert "complete: " in done.stdout + done.stderr
+
+
+def test_a_quarantined_file_is_not_opened(manifest: Path) -> None:
+    before = read_manifest(manifest)
+    row = before.column("path").tolist().index(DEADLY)
+    add_to_quarantine(manifest, Entry(DEADLY, str(before.column("content_key")[row]), "a worker died"))
+    after = read_manifest(manifest)
+    assert after.hash == before.hash
+    assert after.column("status")[row] == "quarantined"
+    assert after.valid().sum() == before.valid().sum() - 1
+    data = DataConfig(manifest="", num_frames=2, fps=5, size=32, audio_seconds=0.5, sample_rate=8000)
+    sample = ClipDataset(after, data, ("video", "audio"))[Key(0, row, 0)]
+    assert sample.id == -1
+    assert sample.error == f"{after.path(row)}: quarantined, a worker died"
+
+
+def test_an_exchanged_file_is_free_again_and_others_can_be_released(manifest: Path) -> None:
+    add_to_quarantine(manifest, Entry(DEADLY, "of an older file", "a worker died"))
+    add_to_quarantine(manifest, Entry("train/1/001.mp4", "x", "a worker died"))
+    with open(quarantine_path(manifest), "a") as file:
+        file.write('{"path": "train/1/0')  # cut off by a crash
+    assert (read_manifest(manifest).column("status") == "ok").all()
+    assert [entry.path for entry in read_quarantine(manifest)] == [DEADLY, "train/1/001.mp4"]
+    assert release(manifest, {DEADLY, "train/1/003.mp4"}) == [DEADLY]
+    assert [entry.path for entry in read_quarantine(manifest)] == ["train/1/001.mp4"]
+    assert read_quarantine(manifest)[0].time.endswith("+00:00")
+
+
+def test_a_list_that_cannot_be_written_is_told(tmp_path: Path) -> None:
+    with pytest.raises(WriteError, match=r"nowhere/m.parquet.quarantine.jsonl cannot be written"):
+        add_to_quarantine(tmp_path / "nowhere" / "m.parquet", Entry("a", "b", "c"))
+
+
+def test_slow_clips_are_not_blamed(manifest: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each clip takes less than half the patience: the worker is slow, no clip hangs."""
+    data = DataConfig(manifest="", num_frames=2, fps=5, size=32, audio_seconds=0.5, sample_rate=8000)
+    data.num_workers, data.worker_timeout_seconds = 1, 2
+    dataset = ClipDataset(read_manifest(manifest), data, ("video", "audio"))
+    monkeypatch.setattr(ClipDataset, "_sample", lambda self, key: time.sleep(0.8))
+    loader = build_loader(dataset, [[Key(0, row, 0) for row in range(8)]], data, device=torch.device("cpu"))
+    with pytest.raises(WorkerLost, match="gave nothing for 2 seconds") as lost, lost_workers_named(dataset, data):
+        next(iter(loader))
+    assert lost.value.ids == ()
+
+
+def test_other_errors_pass() -> None:
+    with pytest.raises(RuntimeError, match="of another kind"), lost_workers_named(None, DataConfig(manifest="")):
+        raise RuntimeError("of another kind")
