@@ -38,6 +38,13 @@ def main() -> int:
             check_writable(arguments.json)
         video, audio, usable, manifest = read_banks(arguments.run, arguments.manifest)
         valid = {rule: minable(**usable, rule=rule) for rule in RULES}
+        if not valid[arguments.rule].any():
+            sides = {"video": "a picture", "audio": "sound"}.get(arguments.rule, "both picture and sound")
+            others = [rule for rule in RULES if valid[rule].any()]
+            raise ValueError(
+                f"no clip of {arguments.run} has {sides}, which --rule {arguments.rule} mines: ask for --rule "
+                f"{' or '.join(others)}"
+            )
         rules = {arguments.rule}
         if has_labels(manifest):
             rules |= {rule for rule in RULES if int(valid[rule].sum()) > arguments.k}
