@@ -450,6 +450,12 @@ def test_one_process_equals_two_and_three(tmp_path: Path) -> None:
 
     collect()
     assert len(collected) == 20
+    for cma, rule, silent, sound_only in (  # whole sets of one side, and both kinds in one
+        *((False, "video", 1.0, 0.0), (False, "audio", 0.0, 1.0), (False, "video", 0.3, 0.3)),
+        *((True, "video", 1.0, 0.0), (True, "audio", 0.0, 1.0), (True, "union", 0.3, 0.3)),
+    ):
+        kind = {"cma": cma, "rule": rule, "silent_share": silent, "sound_only_share": sound_only}
+        collected.append(dataclasses.replace(collected[-1], num=20, rows=7, within=1.0, unreadable=False, **kind))
     ports = {3: free_port(), 2: free_port()}
     multiprocessing.spawn(in_process, args=(collected, ports, str(tmp_path)), nprocs=3)
     torch.set_num_threads(1)
