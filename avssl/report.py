@@ -16,7 +16,8 @@ import torch
 
 from avssl.data.manifest import Manifest
 from avssl.logs import read_log
-from avssl.media.decode import AudioWindow, DecodeError, VideoWindow, read_clip
+from avssl.media.decode import AudioWindow, VideoWindow, read_clip
+from avssl.media.reader import DecodeError
 from avssl.transforms.audio import log_mel
 
 matplotlib.use("Agg")

@@ -288,6 +288,16 @@ def test_a_file_of_sound_alone_is_a_sample_with_windows_inside_its_track(
         assert np.diff(starts) == pytest.approx([3.5 / 3] * 2)
 
 
+def test_nothing_is_read_of_a_row_in_quarantine(mixed: Manifest, tmp_path: Path) -> None:
+    status = ["quarantined" if row < 2 else value for row, value in enumerate(mixed.column("status"))]
+    column = mixed.table.column_names.index("status")
+    manifest = Manifest(mixed.table.set_column(column, "status", [status]), mixed.root)
+    assert not manifest.usable()[:2].any()
+    sample = ClipDataset(manifest, config(mixed, tmp_path / "run").data, SIDES)[Key(0, 0, 0)]
+    assert (sample.id, sample.has_audio, sample.has_video) == (-1, False, False)
+    assert "marks it quarantined" in sample.error
+
+
 def test_a_run_says_what_its_clips_lack(run: Path, mixed: Manifest) -> None:
     lines = [line for line in read_log(run / "log.jsonl") if "loss" in line]
     shares = {name: np.mean([line[f"share_{name}"] for line in lines]) for name in ("soundless", "pictureless")}

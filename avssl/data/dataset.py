@@ -18,7 +18,8 @@ from avssl.config import DataConfig
 from avssl.data.manifest import Manifest
 from avssl.data.sampling import Key, Span, draw_windows, spread_windows
 from avssl.media.cache import ClipCache
-from avssl.media.decode import AudioWindow, DecodeError, VideoWindow, read_clip
+from avssl.media.decode import AudioWindow, VideoWindow, read_clip
+from avssl.media.reader import DecodeError
 from avssl.structs import Batch, Sample
 from avssl.transforms.views import VIEWS
 
@@ -52,7 +53,8 @@ class ClipDataset(Dataset[Sample]):
         self.opener = ClipCache(data.cache_gigabytes * 1e9).open if data.cache_gigabytes else None
         self.root = manifest.root
         self.paths = manifest.column("path")
-        self.has_audio, self.has_video = manifest.has_audio, manifest.has_video
+        self.has_video = manifest.has_video
+        self.has_audio = manifest.has_audio & manifest.usable()  # nothing is read of a row in quarantine
         self.status = manifest.column("status")
         self.sizes = np.stack([manifest.column("width"), manifest.column("height")], axis=1)
         self.tracks = {
@@ -64,9 +66,7 @@ class ClipDataset(Dataset[Sample]):
         self.segments = np.stack([manifest.column("start"), manifest.column("end")], axis=1).astype(np.float64)
 
     def __getitem__(self, key: Key) -> Sample:
-        rng = None
-        if self.num_eval_clips is None:
-            rng = np.random.default_rng((self.seed, key.epoch, key.id, key.clip))
+        rng = self._generator(key)
         has_audio, has_video = bool(self.has_audio[key.id]), bool(self.has_video[key.id])
         starts = self._starts(rng, key) if has_audio or has_video else (0.0, 0.0)
         # without a picture there is nothing to crop: any size does
@@ -102,9 +102,8 @@ class ClipDataset(Dataset[Sample]):
             )
         except DecodeError as error:
             return self._empty(params, str(error))
-        reads = dict(zip(videos, frames, strict=False)) | dict(
-            zip(audios, samples, strict=False)
-        )  # of the sides it has
+        # of the sides that the clip has
+        reads = dict(zip(videos, frames, strict=False)) | dict(zip(audios, samples, strict=False))
         return Sample(
             id=key.id,
             video={view: reads[view].data if view in reads else self._darkness() for view in videos},
@@ -115,6 +114,13 @@ class ClipDataset(Dataset[Sample]):
             params=params,
             padded={view: view in reads and reads[view].padded for view in self.views},
         )
+
+    def starts(self, key: Key) -> tuple[float, float]:
+        """Seconds at which the picture's and the sound's window begin, as far as the manifest knows."""
+        return self._starts(self._generator(key), key)
+
+    def _generator(self, key: Key) -> np.random.Generator | None:
+        return None if self.num_eval_clips else np.random.default_rng((self.seed, key.epoch, key.id, key.clip))
 
     def _starts(self, rng: np.random.Generator | None, key: Key) -> tuple[float, float]:
         segment = self.segments[key.id]

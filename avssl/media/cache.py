@@ -6,7 +6,7 @@ starts in the middle of a file differs by 1e-4 or so from one that started at it
 """
 
 import bisect
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -14,7 +14,7 @@ from typing import Self
 
 import av
 
-from avssl.media.decode import Reader, Track
+from avssl.media.reader import Reader, Track
 
 DecodedFrames = list[tuple[float, av.VideoFrame | av.AudioFrame]]
 
@@ -40,9 +40,11 @@ class DecodedFile:
     def __exit__(self, *exception: object) -> None:
         """Nothing to close."""
 
-    def frames_from(self, kind: Track, seconds: float) -> Iterator[tuple[float, av.VideoFrame | av.AudioFrame]]:
+    def frames_from(
+        self, kind: Track, seconds: float, wanted: Sequence[float] | None = None
+    ) -> Iterator[tuple[float, av.VideoFrame | av.AudioFrame]]:
         """Decoded frames with their seconds, in rising time; the first lies at or before `seconds` unless it is the
-        first of the file.
+        first of the file. All of them, whatever is `wanted`.
         """
         frames = self._frames[kind]
         first = bisect.bisect_right(frames, seconds, key=lambda each: each[0]) - 1

@@ -9,44 +9,31 @@ What lives here: `read_clip` (any number of windows out of one opened container)
 Letters: T frames, H x W pixels, n samples.
 """
 
-import collections
-import heapq
 import itertools
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
-from typing import Literal, Protocol, Self
 
 import av
-import av.container
-import av.stream
 import numpy as np
 from av.video.reformatter import Interpolation, VideoReformatter
 
-Track = Literal["video", "audio"]
-TIME_TOLERANCE = 1e-4  # seconds; timestamps are rounded to the ticks of the container
-MERGE_SECONDS = 1.0  # windows closer than this are decoded in one go instead of seeking again
-BACK_SECONDS = (0.0, 2.0, 10.0)  # how far before the wanted second a seek aims, tried in this order
+from avssl.media.reader import (
+    LIMITS,
+    MERGE_SECONDS,
+    TIME_TOLERANCE,
+    DecodeError,
+    Limits,
+    Reader,
+    Source,
+    error_text,
+    frame_duration,
+)
+
 PREROLL_SECONDS = 0.25  # AAC, Opus and MP3 need the packets before a sample to decode it rightly
 LEAD_SECONDS = 0.02  # sound resampled around a window, so that its edges are not the resampler's
-TAIL_SECONDS = 1.0  # how much of the end is looked at to see that it is there
-MAX_FRUITLESS = 10_000  # packets in a row that bring nothing new before a damaged file counts as ended
-AVI_REORDER = 2  # frames looked ahead to put the times of an AVI in order
-OPEN_SECONDS = 60.0  # limit for one read of the file system, not for decoding
-
-
-class DecodeError(ValueError):
-    """A file that cannot be read: the message names the file and the reason."""
-
-    def __init__(self, path: str | Path, reason: str) -> None:
-        super().__init__(f"{path}: {reason}")
-        self.path = str(path)
-        self.reason = reason
-
-    def __reduce__(self) -> tuple:
-        return type(self), (self.path, self.reason)  # workers send it through a pipe
 
 
 @dataclass(frozen=True)
@@ -155,7 +142,8 @@ def read_clip(
     *,
     video: Sequence[VideoWindow] = (),
     audio: Sequence[AudioWindow] = (),
-    opener: "Callable[[str | Path], Source] | None" = None,
+    opener: Callable[[str | Path], Source] | None = None,
+    limits: Limits = LIMITS,
 ) -> tuple[list[Frames], list[Samples]]:
     """Read any number of windows out of one opened file.
 
@@ -169,20 +157,22 @@ def read_clip(
         video: windows of frames, in any order.
         audio: windows of sound, in any order.
         opener: gives the file, such as `ClipCache.open`, which remembers what was decoded; None = `Reader`.
+        limits: what the file may ask for.
 
     Returns:
         One `Frames` per video window and one `Samples` per audio window, in the order asked for.
 
     Raises:
-        DecodeError: the file cannot be opened, or frames are asked for and none can be decoded.
+        DecodeError: the file cannot be opened, frames are asked for and none can be decoded, or it asks for more than
+            `limits`.
         ValueError: `follows` names no video window.
     """
     for window in audio:
         if window.follows is not None and not 0 <= window.follows < len(video):
             raise ValueError(f"follows={window.follows} must be the index of one of the {len(video)} video windows")
-    with (opener or Reader)(path) as reader:
+    with opener(path) if opener else Reader(path, limits=limits) as reader:
         try:
-            frames = _read_video(reader, video)
+            frames = _read_video(reader, video, limits)
             samples = []
             for window in audio:
                 start = window.start
@@ -190,211 +180,19 @@ def read_clip(
                     start += frames[window.follows].start - video[window.follows].start
                 samples.append(_read_audio(reader, start, window))
         except av.error.FFmpegError as error:  # such as a kind of pixels that cannot be converted
-            raise DecodeError(path, f"cannot be decoded ({_reason(error)})") from error
+            raise DecodeError(path, f"cannot be decoded ({error_text(error)})") from error
     return frames, samples
 
 
-class HasRate(Protocol):
-    """A video stream, or what is remembered of one."""
-
-    average_rate: Fraction | None
-
-
-class Source(Protocol):
-    """What windows are cut out of: a `Reader`, or a file that was decoded before (cache.py)."""
-
-    path: Path
-    video: HasRate | None
-    audio: object | None
-
-    def __enter__(self) -> Self: ...
-
-    def __exit__(self, *exception: object) -> None: ...
-
-    def frames_from(self, kind: Track, seconds: float) -> Iterator[tuple[float, av.VideoFrame | av.AudioFrame]]: ...
-
-
-class Reader:
-    """One opened file that yields decoded frames from wanted seconds on, also when its index is broken.
-
-    Attributes:
-        video, audio: the first stream of the kind that a decoder exists for, None where there is none; cover pictures
-            of songs do not count as video.
-
-    Raises:
-        DecodeError: the file does not exist, is empty or is no media file.
+def to_mono(*frames: av.AudioFrame) -> np.ndarray:
+    """Decoded sound that follows one another, of one format -> (n,) float32: the plain mean of its channels, full scale
+    = 1.
     """
-
-    def __init__(self, path: str | Path) -> None:
-        self.path = Path(path)
-        if not self.path.is_file():
-            raise DecodeError(path, "the file does not exist")
-        if self.path.stat().st_size == 0:
-            raise DecodeError(path, "the file is empty")
-        self._open()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        self.container.close()
-
-    def _open(self) -> None:
-        try:
-            # the protocol is named, or a file called "http:..." would be fetched
-            self.container = av.open(
-                f"file:{self.path}",
-                container_options={"protocol_whitelist": "file"},
-                metadata_errors="replace",
-                timeout=OPEN_SECONDS,
-            )
-        except (av.error.FFmpegError, ValueError) as error:
-            raise DecodeError(self.path, f"no media file that can be opened ({_reason(error)})") from error
-        self.video = _first_decodable(self.container.streams.video)
-        self.audio = _first_decodable(self.container.streams.audio)
-        for stream in (self.video, self.audio):
-            if stream is not None:
-                stream.codec_context.thread_count = 1
-        self._at_beginning = True
-
-    def frames_from(self, kind: Track, seconds: float) -> Iterator[tuple[float, av.VideoFrame | av.AudioFrame]]:
-        """Decoded frames with their seconds, in rising time; the first lies at or before `seconds` unless it is the
-        first of the file.
-
-        Args:
-            kind: "video" or "audio", a stream that exists.
-            seconds: where to begin.
-        """
-        stream = getattr(self, kind)
-        first = stream.start_time
-        if first is None or seconds > float(first * stream.time_base) + MERGE_SECONDS:
-            for back in BACK_SECONDS:
-                self._at_beginning = False
-                try:
-                    self.container.seek(math.floor((seconds - back) / stream.time_base), stream=stream)
-                except (av.error.FFmpegError, OverflowError):
-                    continue
-                decoded = self._decode(stream)
-                # pictures before the first keyframe miss what they are built on
-                head = next((it for it in decoded if kind == "audio" or it[1].key_frame or it[0] > seconds), None)
-                if head is not None and head[0] <= seconds + TIME_TOLERANCE:
-                    yield head
-                    yield from decoded
-                    return
-        self._restart()
-        yield from self._decode(getattr(self, kind))
-
-    def end_seconds(self, kind: str) -> float | None:
-        """When the last packet of a track ends, by the packets that are there and not by what the header claims.
-
-        Args:
-            kind: "video" or "audio", a stream that exists.
-
-        Raises:
-            DecodeError: a packet is encrypted.
-        """
-        stream = getattr(self, kind)
-        claimed = None
-        if stream.duration is not None:
-            claimed = float(((stream.start_time or 0) + stream.duration) * stream.time_base)
-        elif self.container.duration is not None:
-            claimed = ((self.container.start_time or 0) + self.container.duration) / av.time_base
-        if claimed is not None:
-            self._at_beginning = False
-            try:
-                self.container.seek(math.floor((claimed - TAIL_SECONDS) / stream.time_base), stream=stream)
-                end = max((end for _, end in self._packet_times(stream)), default=-math.inf)
-            except (av.error.FFmpegError, OverflowError):
-                end = -math.inf
-            if end >= claimed - TAIL_SECONDS:
-                # the last packet of sound holds filling that the header rightly leaves out
-                return claimed if claimed <= end < claimed + 0.1 else end
-        return max((end for _, end in self.packet_times(kind)), default=None)
-
-    def packet_times(self, kind: str) -> list[tuple[float, float]]:
-        """First and last second of every packet of a track, without decoding. Raises DecodeError as `end_seconds`."""
-        self._restart()
-        return list(self._packet_times(getattr(self, kind)))
-
-    def _packet_times(self, stream: av.stream.Stream) -> Iterator[tuple[float, float]]:
-        for packet in _packets(self.container, stream):
-            if packet.has_sidedata("encryption_info"):
-                raise DecodeError(self.path, f"the {stream.type} track is encrypted")
-            ticks = packet.pts if packet.pts is not None else packet.dts
-            if ticks is not None and not packet.is_discard:
-                yield float(ticks * stream.time_base), float((ticks + (packet.duration or 0)) * stream.time_base)
-
-    def _restart(self) -> None:
-        """Open afresh unless untouched: a seek to the beginning loses the first packet of some tracks."""
-        if not self._at_beginning:
-            self.container.close()
-            self._open()
-        self._at_beginning = False
-
-    def _decode(self, stream: av.stream.Stream) -> Iterator[tuple[float, av.VideoFrame | av.AudioFrame]]:
-        """What decodes from here on, without frames whose time does not rise."""
-        decoded = self._timed(stream)
-        if stream.type == "video" and self.container.format.name == "avi":
-            decoded = _sort_times(decoded)
-        latest, fruitless = -math.inf, 0
-        for seconds, frame in decoded:
-            if seconds > latest:
-                latest, fruitless = seconds, 0
-                yield seconds, frame
-            else:
-                fruitless += 1
-                if fruitless > MAX_FRUITLESS:
-                    return
-
-    def _timed(self, stream: av.stream.Stream) -> Iterator[tuple[float, av.VideoFrame | av.AudioFrame]]:
-        """Decoded frames with their seconds; damaged packets are left out."""
-        following, fruitless = 0.0, 0
-        for packet in _packets(self.container, stream):
-            try:
-                decoded = packet.decode()
-            except (av.error.FFmpegError, ValueError, EOFError):
-                decoded = []
-            for frame in decoded:
-                ticks = frame.pts if frame.pts is not None else frame.dts
-                seconds = following if ticks is None else float(ticks * frame.time_base)
-                following = seconds + frame_duration(frame, stream)
-                yield seconds, frame
-            fruitless = 0 if decoded else fruitless + 1
-            if fruitless > MAX_FRUITLESS:
-                return
-
-
-def _sort_times(decoded: Iterator[tuple[float, av.VideoFrame]]) -> Iterator[tuple[float, av.VideoFrame]]:
-    """Give frames, which come in the order of display, their times in rising order.
-
-    AVI stores no times of display: FFmpeg guesses them from the order of decoding, and swaps some when two B-frames
-    follow each other (1, 2, 4, 3, 5, 7, 6).
-    """
-    frames, times = collections.deque(), []
-    for seconds, frame in decoded:
-        frames.append(frame)
-        heapq.heappush(times, seconds)
-        if len(frames) > AVI_REORDER:
-            yield heapq.heappop(times), frames.popleft()
-    while frames:
-        yield heapq.heappop(times), frames.popleft()
-
-
-def frame_duration(frame: av.VideoFrame | av.AudioFrame, stream: "HasRate") -> float:
-    """How long a decoded frame lasts in seconds, from the average rate of the stream if it does not say itself."""
-    if isinstance(frame, av.AudioFrame):
-        return frame.samples / frame.sample_rate
-    if frame.duration:
-        return float(frame.duration * frame.time_base)
-    return float(1 / stream.average_rate) if stream.average_rate else 1 / 25
-
-
-def to_mono(frame: av.AudioFrame) -> np.ndarray:
-    """Decoded sound -> (n,) float32: the plain mean of its channels, full scale = 1."""
-    values = frame.to_ndarray()  # (channels, n) planar, (1, n * channels) packed
-    if not frame.format.is_planar:
-        values = values.reshape(-1, frame.layout.nb_channels).T
-    mono = values.mean(axis=0, dtype=np.float64)  # (n,)
+    values = np.concatenate([frame.to_ndarray() for frame in frames], axis=1)  # (channels, n), or (1, n * channels)
+    num_channels = frames[0].layout.nb_channels
+    if not frames[0].format.is_planar:
+        values = values.reshape(-1, num_channels).T
+    mono = values[0] if num_channels == 1 else values.mean(axis=0, dtype=np.float64)  # (n,)
     if values.dtype.kind == "u":
         mono = mono / 128 - 1
     elif values.dtype.kind == "i":
@@ -402,12 +200,12 @@ def to_mono(frame: av.AudioFrame) -> np.ndarray:
     return mono.astype(np.float32)
 
 
-def _read_video(reader: "Source", windows: Sequence[VideoWindow]) -> list[Frames]:
+def _read_video(reader: Source, windows: Sequence[VideoWindow], limits: Limits) -> list[Frames]:
     if not windows:
         return []
     if reader.video is None:
         raise DecodeError(reader.path, "no video track that can be decoded")
-    pictures = [_Pictures(window) for window in windows]
+    pictures = [_Pictures(reader.path, window, limits.max_bytes) for window in windows]
     targets = sorted(
         (window.start + i / window.fps, index) for index, window in enumerate(windows) for i in range(window.num_frames)
     )
@@ -418,10 +216,10 @@ def _read_video(reader: "Source", windows: Sequence[VideoWindow]) -> list[Frames
     return [each.finish() for each in pictures]
 
 
-def _pick_frames(reader: "Source", targets: list[tuple[float, int]], pictures: list["_Pictures"]) -> None:
+def _pick_frames(reader: Source, targets: list[tuple[float, int]], pictures: list["_Pictures"]) -> None:
     """Decode once over the targets (second, index of the window), which are sorted."""
     previous, position = None, 0  # (seconds, frame) before the present one; next target
-    for seconds, frame in reader.frames_from("video", targets[0][0]):
+    for seconds, frame in reader.frames_from("video", targets[0][0], [target for target, _ in targets]):
         while position < len(targets) and targets[position][0] + TIME_TOLERANCE < seconds:
             pictures[targets[position][1]].take(*(previous or (seconds, frame)))
             position += 1
@@ -440,8 +238,10 @@ def _pick_frames(reader: "Source", targets: list[tuple[float, int]], pictures: l
 class _Pictures:
     """Collects the pictures of one window, converting each wanted frame once."""
 
-    def __init__(self, window: VideoWindow) -> None:
+    def __init__(self, path: Path, window: VideoWindow, max_bytes: int) -> None:
+        self.path = path
         self.window = window
+        self.max_bytes = max_bytes
         self.reformatter = VideoReformatter()
         self.size = window.size
         self.data, self.times = [], []
@@ -473,6 +273,12 @@ class _Pictures:
         top, left, crop_height, crop_width = self.window.crop or (0.0, 0.0, 1.0, 1.0)
         if self.size is None:  # kept for the next frames: they are stacked
             self.size = (max(1, round(crop_height * height)), max(1, round(crop_width * width)))
+        if 3 * self.window.num_frames * math.prod(self.size) > self.max_bytes:
+            raise DecodeError(
+                self.path,
+                f"{self.window.num_frames} pictures of {self.size[1]}x{self.size[0]} pixels are more than max_bytes="
+                f"{self.max_bytes}: ask for fewer or smaller ones",
+            )
         full_height, full_width = round(self.size[0] / crop_height), round(self.size[1] / crop_width)
         stored = (full_width, full_height) if turns % 2 else (full_height, full_width)
         picture = self.reformatter.reformat(
@@ -484,7 +290,7 @@ class _Pictures:
         return picture[row : row + self.size[0], column : column + self.size[1]]
 
 
-def _read_audio(reader: "Source", start: float, window: AudioWindow) -> Samples:
+def _read_audio(reader: Source, start: float, window: AudioWindow) -> Samples:
     """Place decoded sound by its timestamps on a grid of the source's rate, then resample the grid."""
     data = np.zeros(window.num_samples, dtype=np.float32)
     if reader.audio is None:
@@ -518,18 +324,21 @@ class _Grid:
         self.first = round(start * sample_rate)
         self.values = np.zeros(math.ceil(duration * sample_rate) + 1, dtype=np.float32)
         self.filled = np.zeros(len(self.values), dtype=bool)
-        self._run, self._length = [], 0  # frames without a gap between them, and their samples
-        self._anchors = []  # where each of them says that the run begins
+        self._run: list[av.AudioFrame] = []  # of one format, without a gap between them
+        self._format: tuple[str, int] | None = None
+        self._length = 0  # samples of the run
+        self._anchors: list[float] = []  # where each frame of the run says that it begins
 
     def add(self, seconds: float, frame: av.AudioFrame) -> None:
-        anchor = seconds * self.sample_rate - self.first - self._length
-        # timestamps are rounded to ticks (1 ms in Matroska), so a difference of one tick is no gap
-        tolerance = 1 + max(float(frame.time_base), 5e-4) * self.sample_rate
-        if self._run and abs(anchor - self._anchors[0]) > tolerance:
-            anchor += self._length
+        anchor = seconds * self.sample_rate - self.first
+        format = (frame.format.name, frame.layout.nb_channels)
+        if self._run and (format != self._format or abs(anchor - self._length - self._anchors[0]) > self._tolerance):
             self.place()
-        self._anchors.append(anchor)
-        self._run.append(to_mono(frame))
+        if not self._run:
+            # timestamps are rounded to ticks (1 ms in Matroska), so a difference of one tick is no gap
+            self._format, self._tolerance = format, 1 + max(float(frame.time_base), 5e-4) * self.sample_rate
+        self._anchors.append(anchor - self._length)
+        self._run.append(frame)
         self._length += frame.samples
 
     def place(self) -> None:
@@ -537,9 +346,12 @@ class _Grid:
         if not self._run:
             return
         begin = round(float(np.median(self._anchors)))
-        low, high = max(begin, 0), min(begin + self._length, len(self.values))
-        if low < high:
-            self.values[low:high] = np.concatenate(self._run)[low - begin : high - begin]
+        ends = begin + np.cumsum([frame.samples for frame in self._run])
+        inside = [i for i, end in enumerate(ends) if end > 0 and end - self._run[i].samples < len(self.values)]
+        if inside:
+            begin = int(ends[inside[0]]) - self._run[inside[0]].samples
+            low, high = max(begin, 0), min(int(ends[inside[-1]]), len(self.values))
+            self.values[low:high] = to_mono(*(self._run[i] for i in inside))[low - begin : high - begin]
             self.filled[low:high] = True
         self._run, self._length, self._anchors = [], 0, []
 
@@ -553,29 +365,6 @@ def _resample(values: np.ndarray, source_rate: int, target_rate: int) -> np.ndar
     resampler = av.AudioResampler(format="fltp", layout="mono", rate=target_rate)
     parts = resampler.resample(frame) + resampler.resample(None)
     return np.concatenate([part.to_ndarray()[0] for part in parts])
-
-
-def _packets(container: av.container.InputContainer, stream: av.stream.Stream) -> Iterator[av.Packet]:
-    """Packets of one stream and the empty one that ends it; a damaged place is stepped over a few times."""
-    for _ in range(3):
-        try:
-            yield from container.demux(stream)
-            return
-        except (av.error.FFmpegError, ValueError):
-            continue
-
-
-def _first_decodable(streams: Sequence[av.stream.Stream]) -> av.stream.Stream | None:
-    return next((each for each in streams if each.codec_context is not None and not is_cover(each)), None)
-
-
-def is_cover(stream: av.stream.Stream) -> bool:
-    """Whether a video stream is only the cover picture of a song."""
-    return av.stream.Disposition.attached_pic in stream.disposition
-
-
-def _reason(error: Exception) -> str:
-    return getattr(error, "strerror", None) or str(error)
 
 
 def _check_window(start: float, duration: float, rate: float, name: str) -> None:

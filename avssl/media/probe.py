@@ -16,7 +16,8 @@ from typing import Literal
 import av
 import numpy as np
 
-from avssl.media.decode import DecodeError, Reader, frame_duration, is_cover, to_mono
+from avssl.media.decode import to_mono
+from avssl.media.reader import DecodeError, Reader, frame_duration, is_cover
 from avssl.workers import serve
 
 SILENCE = 1 / 32768  # a peak up to one step of 16-bit sound is digital silence

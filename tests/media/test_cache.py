@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 
 from avssl.media.cache import ClipCache, DecodedFile
-from avssl.media.decode import AudioWindow, DecodeError, Reader, VideoWindow, read_clip
+from avssl.media.decode import AudioWindow, VideoWindow, read_clip
 from avssl.media.encode import write_clip
+from avssl.media.reader import DecodeError, Reader
 from tests.clips import make_clip
 
 VIDEO = [  # before, inside, across and past the end

@@ -8,8 +8,9 @@ import av
 import numpy as np
 import pytest
 
-from avssl.media.decode import AudioWindow, DecodeError, VideoWindow, read_clip, read_frames, read_samples
+from avssl.media.decode import AudioWindow, VideoWindow, read_clip, read_frames, read_samples
 from avssl.media.encode import write_clip
+from avssl.media.reader import DecodeError
 
 BLOCK, ROWS, COLUMNS = 16, 4, 6  # a picture is 64 x 96 pixels: 12 bits of the frame's number, then their complement
 SECONDS = 4.0

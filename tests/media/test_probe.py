@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 
 from avssl.data.check import probe_files
-from avssl.media.decode import AudioWindow, DecodeError, VideoWindow, read_clip
+from avssl.media.decode import AudioWindow, VideoWindow, read_clip
 from avssl.media.encode import write_clip
 from avssl.media.probe import Probe, content_key, probe
+from avssl.media.reader import DecodeError
 
 SHARED = Path(__file__).resolve().parents[2].parent / "shared" / "media"
 needs_shared = pytest.mark.skipif(not SHARED.is_dir(), reason="the shared folder of real clips is not here")
