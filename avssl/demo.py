@@ -21,7 +21,7 @@ from avssl.evaluate.features import extract, load_run
 from avssl.evaluate.harness import evaluate, labelled_rows
 from avssl.evaluate.retrieval import recall_figures
 from avssl.evaluate.shortcut import shortcut_features
-from avssl.mining.agreement import RULES, agreement_precision, chance_precision, mine_agreement
+from avssl.mining.agreement import RULES, agreement_precision, chance_precision, minable, mine_agreement
 from avssl.report import ShownClip, curves_png, write_report
 from avssl.train import train
 
@@ -97,7 +97,8 @@ def agreement_of(
 ) -> tuple[tuple[torch.Tensor, torch.Tensor, torch.Tensor], dict[str, float]]:
     """Memories of a run (video, audio, usable rows), and how often a mined positive shares the class, by rule."""
     banks = load_run(run).method.banks
-    state = (banks["video"].z.cpu(), banks["audio"].z.cpu(), banks["audio"].valid.cpu())
+    valid = minable(video=banks["video"].valid, audio=banks["audio"].valid, rule="consensus")  # for every rule alike
+    state = (banks["video"].z.cpu(), banks["audio"].z.cpu(), valid.cpu())
     targets = torch.from_numpy(manifest.targets())
     precision = {
         rule: agreement_precision(mine_agreement(state[0], state[1], k=k, rule=rule, valid=state[2]).ids, targets)
@@ -130,8 +131,12 @@ def probe_toy(runs: dict[str, Path], toy: Manifest) -> tuple[dict[str, float], d
         probes |= {"chance": result["chance"], name: result["accuracy"]["both"]}
         by_modality[name] = result["accuracy"]
     test = found["test"]
-    video, audio = (test.embedding[name][test.has_audio] for name in ("video", "audio"))
-    return probes, recall_figures(video, audio, toy.targets()[test.ids[test.has_audio]]), by_modality
+    test = test.take(test.has("both"))
+    return (
+        probes,
+        recall_figures(test.embedding["video"], test.embedding["audio"], toy.targets()[test.ids]),
+        by_modality,
+    )
 
 
 def probe_transfer(run: Path, actions: Manifest) -> dict[str, float]:

@@ -26,6 +26,7 @@ class Sample:
     audio: dict[str, np.ndarray]  # {view: (samples,) float32 in [-1, 1]}
     start: dict[str, float]  # {view: seconds on the container's clock of what was really read}
     has_audio: bool
+    has_video: bool
     params: dict[str, dict[str, np.ndarray]]  # {view: {augmentation parameter: value}}
     padded: dict[str, bool]  # {view: the clip was shorter than asked: frames looped, sound padded with zeros}
     target: dict[str, int | np.ndarray] = field(default_factory=dict)
@@ -41,7 +42,8 @@ class Batch:
     audio: dict[str, Tensor]
     ids: Tensor  # (B,) int64, rows of the manifest
     start: dict[str, Tensor]  # {view: (B,) float64 seconds}
-    has_audio: Tensor  # (B,) bool
+    has_audio: Tensor  # (B,) bool; the sound of the other rows is zeros
+    has_video: Tensor  # (B,) bool; the picture of the other rows is zeros
     params: dict[str, dict[str, Tensor]]  # {view: {parameter: (B, ...)}}, always on the CPU
     padded: dict[str, Tensor]  # {view: (B,) bool}
     target: dict[str, Tensor] = field(default_factory=dict)
@@ -50,7 +52,8 @@ class Batch:
     def __post_init__(self) -> None:
         size = self.ids.shape[0]
         groups = [self.video, self.audio, self.start, self.padded, self.target, *self.params.values()]
-        for name, value in [("has_audio", self.has_audio), *(entry for group in groups for entry in group.items())]:
+        flags = [("has_audio", self.has_audio), ("has_video", self.has_video)]
+        for name, value in [*flags, *(entry for group in groups for entry in group.items())]:
             if value.shape[:1] != (size,):
                 raise ValueError(f"batch entry {name} has shape {tuple(value.shape)}, expected {size} rows as in ids")
 
@@ -69,6 +72,7 @@ class Batch:
             ids=function(self.ids),
             start=each(self.start),
             has_audio=function(self.has_audio),
+            has_video=function(self.has_video),
             params={view: each(group) for view, group in self.params.items()},
             padded=each(self.padded),
             target=each(self.target),
@@ -145,11 +149,11 @@ class Step:
     @staticmethod
     def merge(steps: Sequence[Step]) -> Step:
         """One step out of the parts of an accumulated batch: losses, logs and tensors averaged, vectors
-        concatenated.
+        concatenated. A memo that a part leaves unset (NaN) is averaged over the other parts.
         """
 
         def merged(values: list[Any]) -> Any:
-            return Embedded.cat(values) if isinstance(values[0], Embedded) else torch.stack(values).mean(dim=0)
+            return Embedded.cat(values) if isinstance(values[0], Embedded) else torch.stack(values).nanmean(dim=0)
 
         if len(steps) == 1:
             return steps[0]
@@ -178,7 +182,18 @@ class Instances:
 
     valid: Tensor  # (N,) bool: split and status admit the row
     has_audio: Tensor  # (N,) bool
+    has_video: Tensor  # (N,) bool
 
     @property
     def num(self) -> int:
         return self.valid.shape[0]
+
+    @property
+    def usable(self) -> dict[str, Tensor]:
+        """{modality: (N,) bool}: admitted rows that have this side."""
+        return {"video": self.valid & self.has_video, "audio": self.valid & self.has_audio}
+
+    @property
+    def paired(self) -> Tensor:
+        """(N,) bool: admitted rows that have picture and sound."""
+        return self.valid & self.has_video & self.has_audio

@@ -188,7 +188,11 @@ def usable_instances(manifest: Manifest, config: Config) -> Instances:
             f"no usable clip with data.split={config.data.split or 'null'} in {config.data.manifest}: look at its "
             f"columns split, status and reason, {way_out}"
         )
-    return Instances(valid=torch.from_numpy(valid.copy()), has_audio=torch.from_numpy(manifest.has_audio.copy()))
+    return Instances(
+        valid=torch.from_numpy(valid.copy()),
+        has_audio=torch.from_numpy(manifest.has_audio.copy()),
+        has_video=torch.from_numpy(manifest.has_video.copy()),
+    )
 
 
 def spare_cores(num_workers: int) -> int:
@@ -494,16 +498,19 @@ def _shares(batch: Batch) -> dict[str, torch.Tensor]:
     return {
         "share_unreadable": lost.float().mean(),
         "share_soundless": (~batch.has_audio & ~lost).float().mean(),
+        "share_pictureless": (~batch.has_video & ~lost).float().mean(),
         "share_padded": torch.stack(list(batch.padded.values())).any(dim=0).float().mean(),
     }
 
 
 def _collapse(step: Step) -> dict[str, float]:
+    """Signs of collapse among the clips that have the side in question, where there are two."""
+    present = {name: x.z[x.ids >= 0] for name, x in step.memo.items() if isinstance(x, Embedded)}
     return {
         f"{name}_{figure}": float(value)
-        for name, vectors in step.memo.items()
-        if isinstance(vectors, Embedded)
-        for figure, value in collapse_figures(vectors.z).items()
+        for name, z in present.items()
+        if len(z) > 1
+        for figure, value in collapse_figures(z).items()
     }
 
 
@@ -514,9 +521,11 @@ def _key(seed: int, step: int) -> int:
 def _describe(
     config: Config, manifest: Manifest, instances: Instances, batches: TrainingBatches, device: torch.device
 ) -> str:
-    sounding = int((instances.valid & instances.has_audio).sum())
+    sounding = int(instances.usable["audio"].sum())
+    sound_only = int((instances.usable["audio"] & ~instances.has_video).sum())
+    sides = f"{sounding} with sound" + (f", {sound_only} of them without picture" if sound_only else "")
     return (
-        f"{config.method['name']}: {int(instances.valid.sum())} clips ({sounding} with sound) of {instances.num} rows, "
+        f"{config.method['name']}: {int(instances.valid.sum())} clips ({sides}) of {instances.num} rows, "
         f"{batches.num_steps} steps of {config.data.batch_size} on {distributed.world_size()} x {device.type}, "
         f"{config.run.precision}"
     )

@@ -2,11 +2,13 @@
 
     python datasets/folder.py ROOT --out manifest.parquet
     python datasets/folder.py ROOT --out manifest.parquet --list list.csv
+    python datasets/folder.py ROOT --out manifest.parquet --sounds
 
 Layouts: ROOT/<clip>, ROOT/<class>/<clip>, ROOT/<split>/<class>/<clip>. The first level is a split only if all its
 folders that hold clips are named train, val, validation or test and no clip lies beside them. In deeper or mixed trees
 the label is the folder that the clip lies in. With --list only the files of the CSV are taken: path (relative to ROOT),
-and if wanted label, split, group, start, end (seconds); further columns are kept.
+and if wanted label, split, group, start, end (seconds); further columns are kept. With --sounds files of sound alone
+(mp3, wav, flac, ...) are taken too: they can be searched and evaluated by their sound.
 """
 
 import argparse
@@ -32,12 +34,21 @@ CLIPS = frozenset(
         *("flv", "f4v", "wmv", "asf", "3gp", "3g2", "ogv"),
     )
 )
+SOUNDS = frozenset(
+    f".{name}"
+    for name in (
+        *("mp3", "wav", "flac", "m4a", "m4b", "aac", "ogg", "oga", "opus", "mka", "weba", "wma", "aif", "aiff", "ac3"),
+        *("amr", "au", "mp2", "w64", "caf"),
+    )
+)
 SPLITS = frozenset({"train", "val", "validation", "test"})
-NOTHING = f"no clip of {{}} is usable: is ROOT right? clips end in {' '.join(sorted(CLIPS))}"
+NOTHING = (
+    f"no clip of {{}} is usable: is ROOT right? clips end in {' '.join(sorted(CLIPS))}; --sounds takes sound alone"
+)
 MAX_NAMED = 20  # files named one by one in the summary; the manifest names all
 
 
-def find_clips(root: Path) -> tuple[list[str], list[str]]:
+def find_clips(root: Path, *, endings: frozenset[str] = CLIPS) -> tuple[list[str], list[str]]:
     """Files below a folder without hidden ones, links followed: (clips, other files), sorted, relative to it."""
     clips, others, visited = [], [], set()
     for folder, folders, files in os.walk(root, followlinks=True):
@@ -50,7 +61,7 @@ def find_clips(root: Path) -> tuple[list[str], list[str]]:
         for name in files:
             if not name.startswith("."):
                 path = (Path(folder) / name).relative_to(root).as_posix()
-                is_clip = Path(name).suffix.lower() in CLIPS and _is_text(path)
+                is_clip = Path(name).suffix.lower() in endings and _is_text(path)
                 (clips if is_clip else others).append(path)
     return sorted(clips), sorted(others)
 
@@ -100,15 +111,18 @@ def read_list(path: Path, root: Path) -> list[dict[str, Any]]:
 
 
 def summarise(table: pa.Table, others: list[str], out: Path) -> dict[str, Any]:
-    """Counts by status, and every refused and every soundless file by name."""
+    """Counts by status, and every refused and every soundless file and every file of sound alone by name."""
     facts = table.select(["path", "status", "has_audio", "reason"]).to_pylist()
+    sound_only = [row for row in facts if row["status"] == "no_video" and row["has_audio"]]
+    refused = [row for row in facts if row["status"] != "ok" and not (row["status"] == "no_video" and row["has_audio"])]
     return {
         "manifest": str(out),
         "rows": table.num_rows,
         "status": dict(sorted(collections.Counter(row["status"] for row in facts).items())),
         "labels": len(set(table.column("label").to_pylist()) - {None}),
         "splits": dict(sorted(collections.Counter(table.column("split").to_pylist()).items(), key=str)),
-        "refused": [row for row in facts if row["status"] != "ok"],
+        "refused": refused,
+        "sound_only": sound_only,
         "without_sound": [row for row in facts if row["status"] == "ok" and not row["has_audio"]],
         "other_files": others,
     }
@@ -119,6 +133,8 @@ def describe(summary: dict[str, Any]) -> str:
     status = ", ".join(f"{count} {name}" for name, count in summary["status"].items()) or "none"
     splits = ", ".join(f"{count} {name or 'in no split'}" for name, count in summary["splits"].items())
     lines = [f"{summary['rows']} clips: {status}; {summary['labels']} labels; {splits or 'no split'}"]
+    if summary["sound_only"]:
+        lines.append(f"{len(summary['sound_only'])} sound only, such as {summary['sound_only'][0]['path']!r}")
     for title, name in (("refused", "refused"), ("usable, but without sound", "without_sound")):
         rows = summary[name]
         if rows:
@@ -139,6 +155,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("root", metavar="ROOT", type=Path, help="folder of the clips")
     parser.add_argument("--out", required=True, type=Path, help="manifest to write (parquet)")
     parser.add_argument("--list", type=Path, help="CSV with the columns path, label, split; only its files are taken")
+    parser.add_argument("--sounds", action="store_true", help="take files of sound alone too, such as mp3 and wav")
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="processes (default: one per core)")
     parser.add_argument("--timeout", type=float, default=60.0, help="seconds per file (default: 60)")
     parser.add_argument("--json", nargs="?", const="-", metavar="PATH", help="the summary as JSON (default: stdout)")
@@ -149,7 +166,7 @@ def main(arguments: list[str] | None = None) -> int:
         parser.error(f"--workers {given.workers} must be at least 1 and --timeout {given.timeout:g} above 0")
     try:
         if given.list is None:
-            clips, others = find_clips(given.root)
+            clips, others = find_clips(given.root, endings=CLIPS | SOUNDS if given.sounds else CLIPS)
             rows = label_clips(clips)
         else:
             rows, others = read_list(given.list, given.root), []
@@ -170,13 +187,21 @@ def main(arguments: list[str] | None = None) -> int:
         print(json.dumps(summary))
     elif given.json:
         Path(given.json).write_text(json.dumps(summary))
+    if not usable and summary["sound_only"]:
+        print(
+            f"no clip of {given.root} has a picture: its sounds serve as queries and neighbours, and for evaluation "
+            "(tools/extract.py, tools/evaluate.py)",
+            file=sys.stderr,
+        )
+        return 0
     if not usable:
         print(f"error: {NOTHING.format(given.root)}, or see the reasons above", file=sys.stderr)
         return 1
     if len(summary["without_sound"]) == usable:
         print(
             f"no usable clip of {given.root} has sound, and avid and avid_cma learn from picture and sound together: "
-            "train on clips with sound; these serve for evaluation",
+            "train on clips with sound, or on pictures alone with method.name=avid method.within=1; these serve for "
+            "evaluation too",
             file=sys.stderr,
         )
         return 0

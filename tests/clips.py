@@ -3,6 +3,7 @@
 import csv
 from pathlib import Path
 
+import av
 import numpy as np
 
 from avssl.data.check import build_table
@@ -27,15 +28,36 @@ def make_clip(path: Path, label: int, number: int, *, sound: bool = True) -> Non
     write_clip(path, frames, fps=FPS, samples=samples if sound else None, sample_rate=RATE if sound else None)
 
 
-def make_set(folder: Path, *, num_train: int = 12, num_test: int = 6, silent: int = 1) -> Manifest:
+def make_sound(path: Path, label: int, number: int, *, seconds: float = SECONDS) -> None:
+    """A file without picture: the tone of the label's pitch, as mp3 or wav."""
+    t = np.arange(round(RATE * seconds)) / RATE
+    tone = (0.4 * np.sin(2 * np.pi * (300 + 500 * label) * t + number)).astype(np.float32)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with av.open(path, "w") as container:
+        stream = container.add_stream(
+            {".mp3": "libmp3lame", ".wav": "pcm_s16le"}[path.suffix], rate=RATE, layout="mono"
+        )
+        frame = av.AudioFrame.from_ndarray((tone[None] * 32767).astype(np.int16), format="s16", layout="mono")
+        frame.sample_rate = RATE
+        resampler = av.AudioResampler(stream.format, "mono", RATE, frame_size=stream.frame_size or 1024)
+        for each in resampler.resample(frame) + resampler.resample(None):
+            container.mux(stream.encode(each))
+        container.mux(stream.encode(None))
+
+
+def make_set(folder: Path, *, num_train: int = 12, num_test: int = 6, silent: int = 1, sound_only: int = 0) -> Manifest:
     """FOLDER/{train,test}/{0,1}/*.mp4 and FOLDER/manifest.parquet; the last `silent` clips of each split have no
-    sound.
+    sound (all when there are fewer), and `sound_only` files more in each have no picture.
     """
     rows = []
     for split, num in (("train", num_train), ("test", num_test)):
         for number in range(num):
             path = f"{split}/{number % 2}/{number:03d}.mp4"
             make_clip(folder / path, number % 2, number + 1000 * (split == "test"), sound=number < num - silent)
+            rows.append({"path": path, "label": str(number % 2), "split": split})
+        for number in range(num, num + sound_only):
+            path = f"{split}/{number % 2}/{number:03d}.mp3"
+            make_sound(folder / path, number % 2, number)
             rows.append({"path": path, "label": str(number % 2), "split": split})
     rows.sort(key=lambda row: row["path"])
     write_manifest(folder / "manifest.parquet", build_table(folder, rows, num_workers=1), root=folder)

@@ -16,7 +16,9 @@ from tests.methods.tiny import tiny_method, vector_batch
 
 pytestmark = pytest.mark.processes
 NUM, ROWS, STEPS = 40, 16, 4
+EVERY = torch.ones(NUM, dtype=torch.bool)
 HAS_AUDIO = torch.arange(NUM) % 5 != 0
+HAS_VIDEO = (torch.arange(NUM) % 7 != 3) | ~HAS_AUDIO  # files of sound alone
 COMMON = {"embedding_dim": 8, "hidden_dim": 16, "num_negatives": 12}
 OPTIONS = {
     "avid": AVIDOptions(**COMMON, within=1.0),
@@ -26,7 +28,7 @@ OPTIONS = {
 
 def train_tiny(name: str) -> dict[str, torch.Tensor]:
     """A few steps on this rank's rows; what must not depend on the number of ranks."""
-    method = tiny_method(OPTIONS[name], Instances(torch.ones(NUM, dtype=torch.bool), HAS_AUDIO))
+    method = tiny_method(OPTIONS[name], Instances(EVERY, HAS_AUDIO, HAS_VIDEO))
     model = DistributedDataParallel(method, broadcast_buffers=False) if distributed.world_size() > 1 else method
     optimizer = torch.optim.SGD(method.parameters(), lr=0.1)
     rows = ROWS // distributed.world_size()
@@ -36,8 +38,11 @@ def train_tiny(name: str) -> dict[str, torch.Tensor]:
             method.on_epoch(step // 2)
         ids = torch.randperm(NUM, generator=torch.Generator().manual_seed(step))[:ROWS]
         ids = torch.cat([ids[:-1], ids[:1]])  # an id that occurs twice, on both ranks
+        if step % 2:  # silent clips first: all of one kind on one rank
+            ids = ids[HAS_AUDIO[ids].int().argsort(stable=True)]
         own = ids[distributed.rank() * rows :][:rows]
-        done = model(vector_batch(own, step=step, has_audio=HAS_AUDIO[own]), Progress(step // 2, step, STEPS))
+        batch = vector_batch(own, step=step, has_audio=HAS_AUDIO[own], has_video=HAS_VIDEO[own])
+        done = model(batch, Progress(step // 2, step, STEPS))
         optimizer.zero_grad()
         done.loss.backward()
         optimizer.step()

@@ -112,7 +112,7 @@ def test_a_quarantined_file_is_not_opened(manifest: Path) -> None:
     data = DataConfig(manifest="", num_frames=2, fps=5, size=32, audio_seconds=0.5, sample_rate=8000)
     sample = ClipDataset(after, data, ("video", "audio"))[Key(0, row, 0)]
     assert sample.id == -1
-    assert sample.error == f"{after.path(row)}: quarantined, a worker died"
+    assert sample.error == f"{after.path(row)}: the manifest marks it quarantined, a worker died"
 
 
 def test_an_exchanged_file_is_free_again_and_others_can_be_released(manifest: Path) -> None:

@@ -31,7 +31,7 @@ def build(name: str) -> Method:
         "run": {"dir": "none"},
     }
     everything = torch.ones(NUM, dtype=torch.bool)
-    return build_method(from_dict(given, source="test"), Instances(valid=everything, has_audio=everything))
+    return build_method(from_dict(given, source="test"), Instances(everything, everything, everything))
 
 
 def paired_batch(step: int) -> Batch:
@@ -48,6 +48,7 @@ def paired_batch(step: int) -> Batch:
         ids=torch.arange(NUM),
         start={view: torch.zeros(NUM, dtype=torch.float64) for view in shapes},
         has_audio=torch.ones(NUM, dtype=torch.bool),
+        has_video=torch.ones(NUM, dtype=torch.bool),
         params={},
         padded={view: torch.zeros(NUM, dtype=torch.bool) for view in shapes},
     )

@@ -1,8 +1,8 @@
 """The rules of the design's section 5 as properties, over sets, batches and ranks that hypothesis draws.
 
 The examples are the same at every run (derandomize). Numbers inside a case come from its seed, so that a failing case
-is a handful of small integers; what hypothesis draws is their shape: N, B, K, P, duplicates, clips without sound, files
-that could not be read, ragged batches, ranks.
+is a handful of small integers; what hypothesis draws is their shape: N, B, K, P, duplicates, clips without sound or
+without picture, files that could not be read, ragged batches, ranks.
 
 Letters as in structs.py: N instances, B rows, K negatives, P positives, D dimensions.
 """
@@ -31,7 +31,7 @@ from avssl.data.sampling import TrainingBatches
 from avssl.methods.avid import AVID, AVIDOptions
 from avssl.methods.avid_cma import AVIDCMAOptions
 from avssl.mining import agreement
-from avssl.mining.agreement import RULES, mine_agreement
+from avssl.mining.agreement import RULES, minable, mine_agreement
 from avssl.objectives.negatives import Bank, Queue, draw_negatives
 from avssl.structs import Batch, Embedded, Instances, Progress, Step
 from avssl.train import train
@@ -222,16 +222,23 @@ class Case:
     num_negatives: int
     num_positives: int
     within: float
+    rule: str
     silent_share: float
+    sound_only_share: float  # of the clips that are not silent
     unusable_share: float
     unreadable: bool  # one file of each batch cannot be read
     seed: int
 
     def instances(self) -> Instances:
-        shares = torch.rand(2, self.num, generator=generator(self.seed))
+        shares = torch.rand(3, self.num, generator=generator(self.seed))
         valid, has_audio = shares[0] >= self.unusable_share, shares[1] >= self.silent_share
-        valid[: self.num_positives + 3] = has_audio[: self.num_positives + 3] = True  # enough for sets and negatives
-        return Instances(valid, has_audio)
+        has_video = (shares[2] >= self.sound_only_share) | ~has_audio
+        enough = slice(self.num_positives + 3)  # for sets and negatives
+        valid[enough] = True
+        lone = "video" if self.silent_share == 1 else "audio" if self.sound_only_share == 1 else None
+        if lone is None or not self.within or (self.cma and self.rule != lone):  # else nothing has both sides
+            has_audio[enough] = has_video[enough] = True
+        return Instances(valid, has_audio, has_video)
 
     def method(self, *, seed: int | None = None) -> AVID:
         common = {"num_negatives": self.num_negatives, "within": self.within, "embedding_dim": 6, "hidden_dim": 8}
@@ -243,20 +250,22 @@ class Case:
                 num_negatives_within=max(1, self.num_negatives // 2),
                 positives_cross=0.5,
                 mine_every=1,
+                rule=self.rule,
             )
         return tiny_method(options, self.instances(), seed=self.seed if seed is None else seed)
 
     def batch(self, step: int, *, rank: int = 0, world_size: int = 1) -> Batch:
         """This rank's part of a step's clips, drawn with duplicates from the valid ones, padded with id -1 where the
         rows do not come out even."""
-        has_audio = self.instances().has_audio
-        usable = self.instances().valid.nonzero().flatten()
+        instances = self.instances()
+        usable = instances.valid.nonzero().flatten()
         picks = torch.randint(0, len(usable), (self.rows,), generator=generator(1000 * self.seed + step))
         ids = usable[picks]
         ids[0] = -1 if self.unreadable else ids[0]
         size = -(-self.rows // world_size)
         ids = torch.cat([ids, torch.full((size * world_size - self.rows,), -1)])[rank * size :][:size]
-        return vector_batch(ids, step=step, has_audio=has_audio[ids.clamp(min=0)] & (ids >= 0))
+        sides = {side: getattr(instances, side)[ids.clamp(min=0)] & (ids >= 0) for side in ("has_audio", "has_video")}
+        return vector_batch(ids, step=step, **sides)
 
     def step(self, method: torch.nn.Module, number: int, **ranks: int) -> Step:
         return method(self.batch(number, **ranks), Progress(number, number, 10))
@@ -270,7 +279,9 @@ cases = st.builds(
     num_negatives=st.integers(1, 8),
     num_positives=st.integers(1, 4),
     within=st.sampled_from([0.0, 1.0]),
-    silent_share=st.sampled_from([0.0, 0.5, 1.0]),
+    rule=st.sampled_from(RULES),
+    silent_share=st.sampled_from([0.0, 0.3, 1.0]),
+    sound_only_share=st.sampled_from([0.0, 0.3, 1.0]),
     unusable_share=st.sampled_from([0.0, 0.3]),
     unreadable=st.booleans(),
     seed=seeds,
@@ -310,15 +321,16 @@ def test_the_loss_is_pure_of_unit_vectors_and_reaches_every_parameter(case: Case
 @given(cases)
 def test_slots_are_rows_and_only_what_is_usable_and_named_moves_or_enters_a_set(case: Case) -> None:
     method, instances = case.method(), case.instances()
-    usable = {"video": instances.valid, "audio": instances.valid & instances.has_audio}
+    usable = instances.usable
+    in_sets = minable(**usable, rule=case.rule)
     for number in range(3):
         method.on_epoch(number)
         if case.cma:
             inside = method.sets[method.sets >= 0]
-            assert usable["audio"][inside].all()
+            assert in_sets[inside].all()
             assert not (method.sets == torch.arange(case.num)[:, None]).any()
-            assert (method.sets[~usable["audio"]] == -1).all()
-            assert (method.sets[usable["audio"]] >= 0).all()
+            assert (method.sets[~in_sets] == -1).all()
+            assert (method.sets[in_sets] >= 0).all()
         before = {view: bank.z.clone() for view, bank in method.banks.items()}
         method.after_step(case.step(method, number))
         ids = case.batch(number).ids
@@ -339,9 +351,13 @@ def test_no_row_meets_itself_or_its_positives_among_its_negatives(case: Case) ->
     ids, negatives = seen[0]
     readable = ids >= 0
     own = torch.cat([ids[:, None], method.sets[ids]], dim=1) if case.cma else ids[:, None]
-    assert not (negatives[:, :, None] == own[:, None, :]).any(dim=2)[readable].any()
-    instances = case.instances()
-    assert (instances.valid & instances.has_audio)[negatives].all()
+    for view, usable in case.instances().usable.items():
+        assert not (negatives[view][:, :, None] == own[:, None, :]).any(dim=2)[readable].any()
+        drawn = negatives[view][negatives[view] >= 0]
+        assert usable[drawn].all()
+        left = [usable.any() and set(usable.nonzero().flatten().tolist()) - set(row) for row in own.tolist()]
+        assert [bool(some) for some in left] == (negatives[view] >= 0).all(dim=1).tolist()
+        assert [bool(some) for some in left] == (negatives[view] >= 0).any(dim=1).tolist()
 
 
 @examples
@@ -365,12 +381,13 @@ def test_all_state_is_in_state_dict(case: Case, stop: int) -> None:
 
 @examples
 @given(cases)
-def test_what_stands_in_place_of_missing_sound_counts_nowhere(case: Case) -> None:
+def test_what_stands_in_place_of_a_missing_side_counts_nowhere(case: Case) -> None:
     method, batch = case.method(), case.batch(0)
     method.on_epoch(0)
     noise = torch.randn(batch.audio["audio"].shape, generator=generator(case.seed))
     heard = torch.where(batch.has_audio[:, None], batch.audio["audio"], noise)
-    batches = (batch, dataclasses.replace(batch, audio={"audio": heard}))
+    seen = torch.where(batch.has_video[:, None], batch.video["video"], noise)
+    batches = (batch, dataclasses.replace(batch, audio={"audio": heard}, video={"video": seen}))
     steps = [method(each, Progress(0, 0, 10)) for each in batches]
     assert steps[0].loss == steps[1].loss
     states = []
@@ -433,6 +450,12 @@ def test_one_process_equals_two_and_three(tmp_path: Path) -> None:
 
     collect()
     assert len(collected) == 20
+    for cma, rule, silent, sound_only in (  # whole sets of one side, and both kinds in one
+        *((False, "video", 1.0, 0.0), (False, "audio", 0.0, 1.0), (False, "video", 0.3, 0.3)),
+        *((True, "video", 1.0, 0.0), (True, "audio", 0.0, 1.0), (True, "union", 0.3, 0.3)),
+    ):
+        kind = {"cma": cma, "rule": rule, "silent_share": silent, "sound_only_share": sound_only}
+        collected.append(dataclasses.replace(collected[-1], num=20, rows=7, within=1.0, unreadable=False, **kind))
     ports = {3: free_port(), 2: free_port()}
     multiprocessing.spawn(in_process, args=(collected, ports, str(tmp_path)), nprocs=3)
     torch.set_num_threads(1)

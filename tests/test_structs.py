@@ -14,6 +14,7 @@ def batch(size: int) -> Batch:
         ids=rows,
         start={"video": rows.double(), "audio": rows.double()},
         has_audio=rows > 0,
+        has_video=rows != 2,
         params={"video": {"flip": rows > 1}},
         padded={"video": rows > 2},
         errors=("one.mp4: broken",),
@@ -27,7 +28,7 @@ def embedded(*shape: int) -> Embedded:
 
 def test_batch_refuses_unequal_rows() -> None:
     with pytest.raises(ValueError, match=r"batch entry has_audio has shape \(3,\), expected 4 rows"):
-        Batch({}, {}, torch.arange(4), {}, torch.ones(3, dtype=torch.bool), {}, {})
+        Batch({}, {}, torch.arange(4), {}, torch.ones(3) > 0, torch.ones(4) > 0, {}, {})
 
 
 def test_batch_splits_into_consecutive_parts() -> None:

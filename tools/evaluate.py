@@ -4,7 +4,8 @@
     python tools/evaluate.py runs/toy linear --train data/toy/manifest.parquet --test data/toy/manifest.parquet
 
 Rows with split train of the first manifest and test (or val) of the second are used, where the manifests have
-splits. Exit code: 0 done, 1 some clips could not be read (they are named and left out), 2 wrong call.
+splits. video counts the clips with pictures, audio those with sound, both those with both. Exit code: 0 done, 1 some
+clips could not be read (they are named and left out), 2 wrong call.
 """
 
 import argparse
@@ -66,6 +67,10 @@ def main() -> int:
             f"chance {result['chance']:.3f}   ({result['num_train']} train, {result['num_test']} test, "
             f"{result['num_classes']} classes)"
         )
+        for name, lack in (("audio", "sound"), ("video", "picture")):
+            counts = result[f"without_{lack}"]
+            if sum(counts.values()):
+                print(f"{name} and both leave out {counts['train']} train, {counts['test']} test without {lack}")
     if arguments.json and arguments.json != "-":
         Path(arguments.json).write_text(json.dumps(result) + "\n")
     return 1 if errors else 0

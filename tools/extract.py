@@ -51,18 +51,22 @@ def main() -> int:
         return 0
     for path, reason in store.errors.items():
         print(f"not read: {path}: {reason}", file=sys.stderr)
-    summary = {"clips": len(store.ids), "with_sound": int(store.has_audio.sum()), "not_read": len(store.errors)}
+    summary = {
+        "clips": len(store.ids),
+        "with_sound": int(store.has_audio.sum()),
+        "sound_only": int((~store.has_video).sum()),
+        "not_read": len(store.errors),
+    }
     if arguments.json:
         print(json.dumps(summary))
     else:
-        print(
-            f"{summary['clips']} clips, {summary['with_sound']} with sound, {summary['not_read']} not read -> "
-            f"{arguments.out}"
-        )
-        print(
-            f"next: python tools/retrieve.py {arguments.out} --query {store.ids[0]} --from audio --to video --k 10",
-            file=sys.stderr,
-        )
+        sides = f"{summary['with_sound']} with sound"
+        sides += f" ({summary['sound_only']} of them without picture)" if summary["sound_only"] else ""
+        print(f"{summary['clips']} clips, {sides}, {summary['not_read']} not read -> {arguments.out}")
+        source, rows = ("audio", store.has_audio) if store.has_audio.any() else ("video", store.has_video)
+        target = "video" if store.has_video.any() else "audio"
+        query = f"--query {store.ids[rows.argmax()]} --from {source} --to {target}"
+        print(f"next: python tools/retrieve.py {arguments.out} {query} --k 10", file=sys.stderr)
     return 1 if store.errors else 0
 
 

@@ -2,8 +2,9 @@
 
     python tools/mine.py runs/toy --k 32 --rule consensus --out sets.parquet
 
-The file has a row per instance: id, path, positive_ids, scores, exact. When the manifest has labels, the precision
-of all four rules is printed beside chance. Exit code: 0 done, 2 wrong call.
+The file has a row per instance: id, path, positive_ids, scores, exact. consensus and union mine the clips that have
+picture and sound, video and audio those that have this side. When the manifest has labels, the precision of all rules
+that have clips enough is printed beside chance. Exit code: 0 done, 2 wrong call.
 """
 
 import argparse
@@ -19,7 +20,7 @@ from avssl.checkpoint import check_manifest, load_checkpoint
 from avssl.config import loads
 from avssl.data.manifest import Manifest, read_manifest
 from avssl.files import check_writable, whole_file
-from avssl.mining.agreement import RULES, AgreementSets, agreement_precision, chance_precision, mine_agreement
+from avssl.mining.agreement import RULES, AgreementSets, agreement_precision, chance_precision, minable, mine_agreement
 
 
 def main() -> int:
@@ -35,9 +36,23 @@ def main() -> int:
         check_writable(arguments.out)
         if arguments.json not in (None, "-"):
             check_writable(arguments.json)
-        video, audio, valid, manifest = read_banks(arguments.run, arguments.manifest)
-        rules = RULES if has_labels(manifest) else (arguments.rule,)
-        found = {rule: mine_agreement(video, audio, k=arguments.k, rule=rule, valid=valid) for rule in rules}
+        video, audio, usable, manifest = read_banks(arguments.run, arguments.manifest)
+        valid = {rule: minable(**usable, rule=rule) for rule in RULES}
+        if not valid[arguments.rule].any():
+            sides = {"video": "a picture", "audio": "sound"}.get(arguments.rule, "both picture and sound")
+            others = [rule for rule in RULES if valid[rule].any()]
+            raise ValueError(
+                f"no clip of {arguments.run} has {sides}, which --rule {arguments.rule} mines: ask for --rule "
+                f"{' or '.join(others)}"
+            )
+        rules = {arguments.rule}
+        if has_labels(manifest):
+            rules |= {rule for rule in RULES if int(valid[rule].sum()) > arguments.k}
+        found = {
+            rule: mine_agreement(video, audio, k=arguments.k, rule=rule, valid=valid[rule])
+            for rule in RULES
+            if rule in rules
+        }
         write_sets(arguments.out, found[arguments.rule], manifest)
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
@@ -45,28 +60,32 @@ def main() -> int:
     summary = {
         "k": arguments.k,
         "rule": arguments.rule,
-        "exact": float(found[arguments.rule].exact[valid].float().mean()),
+        "rows": {rule: int(valid[rule].sum()) for rule in found},
+        "exact": float(found[arguments.rule].exact[valid[arguments.rule]].float().mean()),
     }
     if has_labels(manifest):
         targets = torch.from_numpy(manifest.targets())
         precision = {rule: agreement_precision(sets.ids, targets) for rule, sets in found.items()}
-        summary["agreement_precision"] = precision | {"chance": chance_precision(targets, valid)}
+        summary["agreement_precision"] = precision | {"chance": chance_precision(targets, valid[arguments.rule])}
     if arguments.json == "-":
         print(json.dumps(summary))
     else:
         print(
-            f"{int(valid.sum())} instances, {arguments.k} positives each by {arguments.rule}, "
+            f"{summary['rows'][arguments.rule]} instances, {arguments.k} positives each by {arguments.rule}, "
             f"{summary['exact']:.1%} proven exact -> {arguments.out}"
         )
         for rule, value in summary.get("agreement_precision", {}).items():
-            print(f"  positives of the same class, {rule:9} {value:.3f}")
+            rows = f"   of {summary['rows'][rule]} clips" if rule in found else ""
+            print(f"  positives of the same class, {rule:9} {value:.3f}{rows}")
     if arguments.json and arguments.json != "-":
         Path(arguments.json).write_text(json.dumps(summary) + "\n")
     return 0
 
 
-def read_banks(run: Path, manifest_path: Path | None) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, Manifest]:
-    """Memories of both modalities (N, D), the rows that have both, and the manifest they belong to."""
+def read_banks(
+    run: Path, manifest_path: Path | None
+) -> tuple[torch.Tensor, torch.Tensor, dict[str, torch.Tensor], Manifest]:
+    """Memories of both modalities (N, D), the rows that have each (N,), and the manifest they belong to."""
     state = load_checkpoint(run)
     if "banks.video.z" not in state["model"]:
         raise ValueError(f"{run} has no memory banks: mine a run of avid or avid_cma")
@@ -75,7 +94,8 @@ def read_banks(run: Path, manifest_path: Path | None) -> tuple[torch.Tensor, tor
     manifest = read_manifest(path, root=None if manifest_path else config.data.root)
     check_manifest(state, manifest.hash, path=run, manifest=path)
     model = state["model"]
-    return model["banks.video.z"], model["banks.audio.z"], model["banks.audio.valid"], manifest
+    usable = {side: model[f"banks.{side}.valid"] for side in ("video", "audio")}
+    return model["banks.video.z"], model["banks.audio.z"], usable, manifest
 
 
 def has_labels(manifest: Manifest) -> bool:

@@ -2,9 +2,10 @@
 
     python tools/retrieve.py embeddings/ --query 12 --from audio --to video --k 10
     python tools/retrieve.py embeddings/ --query some/other/clip.mp4 --by agreement
+    python tools/retrieve.py embeddings/ --query song.mp3 --from audio --to video
 
-The query is an id, a path of the set, or any file: a file outside of the set is embedded with the run that made the
-embeddings. Exit code: 0 done, 2 wrong call.
+The query is an id, a path of the set, or any file, of sound alone too: a file outside of the set is embedded with the
+run that made the embeddings. An answer always has the side asked for with --to. Exit code: 0 done, 2 wrong call.
 """
 
 import argparse
@@ -23,7 +24,7 @@ from avssl.retrieval.store import Store, StoreError, read_store
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("embeddings", type=Path, help="folder written by tools/extract.py")
-    parser.add_argument("--query", required=True, help="id, path of the set, or any clip on disk")
+    parser.add_argument("--query", required=True, help="id, path of the set, or any clip or sound on disk")
     parser.add_argument("--from", dest="source", choices=("video", "audio"), default="video", help="side of the query")
     parser.add_argument("--to", dest="target", choices=("video", "audio"), default="video", help="side of the answers")
     parser.add_argument(
@@ -66,16 +67,16 @@ def find_query(store: Store, text: str) -> Query:
     if found.errors:
         raise StoreError(f"query {found.errors[0]}")
     matrices = found.embedding if store.meta.kind == "embedding" else found.features
-    vectors = {name: matrix[0] for name, matrix in matrices.items() if name != "audio" or found.has_audio[0]}
+    vectors = {name: matrix[0] for name, matrix in matrices.items() if found.has(name)[0]}
     return Query(vectors, None, text)
 
 
 def manifest_of_file(path: Path) -> Manifest:
     """A manifest of one clip."""
-    table = build_table(path.parent, [{"path": path.name}], num_workers=1)
-    if table.column("status")[0].as_py() != "ok":
-        raise StoreError(f"query {path} cannot be used: {table.column('reason')[0].as_py()}")
-    return Manifest(table, path.parent)
+    manifest = Manifest(build_table(path.parent, [{"path": path.name}], num_workers=1), path.parent)
+    if not manifest.usable()[0]:
+        raise StoreError(f"query {path} cannot be used: {manifest.column('reason')[0]}")
+    return manifest
 
 
 if __name__ == "__main__":

@@ -233,7 +233,7 @@ def measure(run: Run, manifest: Manifest, *, num_positives: int) -> dict[str, An
 def mined_precision(found: Extracted, manifest: Manifest, *, k: int) -> dict[str, float]:
     """How often a positive mined from embeddings shares the class of its clip, by rule."""
     video, audio = (torch.from_numpy(found.embedding[name]) for name in ("video", "audio"))
-    targets, valid = torch.from_numpy(manifest.targets()[found.ids]), torch.from_numpy(found.has_audio)
+    targets, valid = torch.from_numpy(manifest.targets()[found.ids]), torch.from_numpy(found.has("both"))
     return {
         rule: agreement_precision(mine_agreement(video, audio, k=k, rule=rule, valid=valid).ids, targets)
         for rule in RULES
@@ -241,9 +241,9 @@ def mined_precision(found: Extracted, manifest: Manifest, *, k: int) -> dict[str
 
 
 def recall_of(found: Extracted, manifest: Manifest) -> dict[str, float]:
-    """Recall across modalities among the clips with sound."""
-    video, audio = (found.embedding[name][found.has_audio] for name in ("video", "audio"))
-    return recall_figures(video, audio, manifest.targets()[found.ids[found.has_audio]])
+    """Recall across modalities among the clips with picture and sound."""
+    found = found.take(found.has("both"))
+    return recall_figures(found.embedding["video"], found.embedding["audio"], manifest.targets()[found.ids])
 
 
 def handmade_accuracy(manifest: Manifest) -> dict[str, float]:

@@ -234,6 +234,6 @@ class StepClock:
 def _build(config: Config, device: torch.device) -> Method:
     """The method for many instances, of which the clips are the first."""
     every = torch.ones(_NUM_INSTANCES, dtype=torch.bool)
-    method = build_method(config, Instances(valid=every, has_audio=every)).to(device).train()
+    method = build_method(config, Instances(valid=every, has_audio=every, has_video=every)).to(device).train()
     to_channels_last(method, enabled=config.run.channels_last)
     return method

@@ -4,6 +4,7 @@ worker processes.
 A file that cannot be read becomes an empty place: zeros with id -1 that match nothing, and its name and reason
 travel with the batch.
 It is never replaced by another clip. Differs from AVID-CMA, where the next file takes its place silently.
+A clip that lacks one side keeps its id: zeros stand for that side, and has_audio or has_video says so.
 """
 
 import dataclasses
@@ -65,9 +66,9 @@ class ClipDataset(Dataset[Sample]):
         self._notes: torch.Tensor | None = None  # (workers, 3) process, row of the manifest, since when
         self.root = manifest.root
         self.paths = manifest.column("path")
-        self.quarantined = manifest.column("status") == "quarantined"
-        self.reasons = manifest.column("reason")
-        self.has_audio = manifest.has_audio
+        self.has_video = manifest.has_video
+        self.has_audio = manifest.has_audio & manifest.usable()  # nothing is read of a row in quarantine
+        self.status, self.reasons = manifest.column("status"), manifest.column("reason")
         self.sizes = np.stack([manifest.column("width"), manifest.column("height")], axis=1)
         self.tracks = {
             track: np.stack([manifest.column(f"{track}_start"), manifest.column(f"{track}_end")], axis=1).astype(
@@ -97,14 +98,16 @@ class ClipDataset(Dataset[Sample]):
 
     def _sample(self, key: Key) -> Sample:
         rng = self._generator(key)
-        starts = self._starts(rng, key)
-        width, height = (int(value) for value in self.sizes[key.id])
+        has_audio, has_video = bool(self.has_audio[key.id]), bool(self.has_video[key.id])
+        starts = self._starts(rng, key) if has_audio or has_video else (0.0, 0.0)
+        # without a picture there is nothing to crop: any size does
+        width, height = (int(value) for value in self.sizes[key.id]) if has_video else (self.data.size, self.data.size)
         params = {view: VIEWS[view].draw(rng, self.data, width=width, height=height) for view in self.views}
         videos = [view for view in self.views if VIEWS[view].modality == "video"]
         audios = [view for view in self.views if VIEWS[view].modality == "audio"]
-        has_audio = bool(self.has_audio[key.id])
-        if self.quarantined[key.id]:
-            return self._empty(params, f"{self.root / self.paths[key.id]}: quarantined, {self.reasons[key.id]}")
+        if not (has_audio or has_video):
+            why = f"the manifest marks it {self.status[key.id]}, {self.reasons[key.id]}"
+            return self._empty(params, f"{self.root / self.paths[key.id]}: {why}")
         try:
             frames, samples = read_clip(
                 self.root / self.paths[key.id],
@@ -116,14 +119,14 @@ class ClipDataset(Dataset[Sample]):
                         crop=tuple(float(edge) for edge in params[view]["crop"]),
                         size=(self.data.size, self.data.size),
                     )
-                    for view in videos
+                    for view in (videos if has_video else [])
                 ],
                 audio=[
                     AudioWindow(
                         start=starts[1],
                         duration=self.data.audio_seconds,
                         sample_rate=self.data.sample_rate,
-                        follows=0 if videos else None,
+                        follows=0 if videos and has_video else None,
                     )
                     for _ in (audios if has_audio else [])
                 ],
@@ -132,14 +135,15 @@ class ClipDataset(Dataset[Sample]):
             )
         except DecodeError as error:
             return self._empty(params, str(error))
-        sounds = {view: read.data for view, read in zip(audios, samples, strict=False)}
-        reads = dict(zip(videos, frames, strict=True)) | dict(zip(audios, samples, strict=False))
+        # of the sides that the clip has
+        reads = dict(zip(videos, frames, strict=False)) | dict(zip(audios, samples, strict=False))
         return Sample(
             id=key.id,
-            video={view: read.data for view, read in zip(videos, frames, strict=True)},
-            audio=sounds if has_audio else {view: self._silence() for view in audios},
+            video={view: reads[view].data if view in reads else self._darkness() for view in videos},
+            audio={view: reads[view].data if view in reads else self._silence() for view in audios},
             start={view: reads[view].start if view in reads else starts[1] for view in self.views},
             has_audio=has_audio,
+            has_video=has_video,
             params=params,
             padded={view: view in reads and reads[view].padded for view in self.views},
         )
@@ -149,7 +153,9 @@ class ClipDataset(Dataset[Sample]):
         return self._starts(self._generator(key), key)
 
     def _generator(self, key: Key) -> np.random.Generator | None:
-        return None if self.num_eval_clips else np.random.default_rng((self.seed, key.epoch, key.id, key.clip))
+        return (
+            None if self.num_eval_clips is not None else np.random.default_rng((self.seed, key.epoch, key.id, key.clip))
+        )
 
     def _starts(self, rng: np.random.Generator | None, key: Key) -> tuple[float, float]:
         segment = self.segments[key.id]
@@ -157,7 +163,7 @@ class ClipDataset(Dataset[Sample]):
             Span(float(np.fmax(track[key.id, 0], segment[0])), float(np.fmin(track[key.id, 1], segment[1])))
             for track in (self.tracks["video"], self.tracks["audio"])
         )
-        spans = (video, audio if self.has_audio[key.id] else None)
+        spans = (video if self.has_video[key.id] else None, audio if self.has_audio[key.id] else None)
         lengths = {"video_seconds": self.data.num_frames / self.data.fps, "audio_seconds": self.data.audio_seconds}
         if rng is None:
             return spread_windows(*spans, **lengths, clip=key.clip, num_clips=self.num_eval_clips or 1)
@@ -166,14 +172,17 @@ class ClipDataset(Dataset[Sample]):
     def _silence(self) -> np.ndarray:
         return np.zeros(round(self.data.audio_seconds * self.data.sample_rate), dtype=np.float32)
 
+    def _darkness(self) -> np.ndarray:
+        return np.zeros((self.data.num_frames, self.data.size, self.data.size, 3), dtype=np.uint8)
+
     def _empty(self, params: dict[str, dict[str, np.ndarray]], error: str) -> Sample:
-        shape = (self.data.num_frames, self.data.size, self.data.size, 3)
         return Sample(
             id=-1,
-            video={view: np.zeros(shape, dtype=np.uint8) for view in self.views if VIEWS[view].modality == "video"},
+            video={view: self._darkness() for view in self.views if VIEWS[view].modality == "video"},
             audio={view: self._silence() for view in self.views if VIEWS[view].modality == "audio"},
             start={view: 0.0 for view in self.views},
             has_audio=False,
+            has_video=False,
             params=params,
             padded={view: False for view in self.views},
             error=error,
@@ -193,6 +202,7 @@ def collate(samples: Sequence[Sample]) -> Batch:
         ids=torch.tensor([sample.id for sample in samples]),
         start={view: value.double() for view, value in stacked("start").items()},
         has_audio=torch.tensor([sample.has_audio for sample in samples]),
+        has_video=torch.tensor([sample.has_video for sample in samples]),
         params={
             view: {
                 name: torch.from_numpy(np.stack([np.asarray(sample.params[view][name]) for sample in samples]))

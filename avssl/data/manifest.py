@@ -96,9 +96,18 @@ class Manifest:
         return self.root / self.table.column("path")[id].as_py()
 
     def valid(self, split: str | None = None) -> np.ndarray:
-        """(N,) bool: rows that can be read and, if a split is named, belong to it."""
-        mask = self.column("status") == "ok"
+        """(N,) bool: rows whose pictures can be read and, if a split is named, that belong to it."""
+        return self.has_video if split is None else self.has_video & (self.column("split") == split)
+
+    def usable(self, split: str | None = None) -> np.ndarray:
+        """(N,) bool: rows with a side that can be read, files of sound alone included, likewise of one split."""
+        mask = self.has_video | ((self.column("status") == "no_video") & self.has_audio)
         return mask if split is None else mask & (self.column("split") == split)
+
+    @property
+    def has_video(self) -> np.ndarray:
+        """(N,) bool: rows whose pictures can be read."""
+        return self.column("status") == "ok"
 
     @property
     def has_audio(self) -> np.ndarray:

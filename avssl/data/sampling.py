@@ -107,7 +107,7 @@ class TrainingBatches:
 
 def draw_windows(
     rng: np.random.Generator,
-    video: Span,
+    video: Span | None,
     audio: Span | None,
     *,
     video_seconds: float,
@@ -118,14 +118,15 @@ def draw_windows(
 
     The longer window is drawn first, anywhere inside its track; the shorter one then lies inside it, or up to
     `max_offset_seconds` before or after it, and inside its own track. A track shorter than its window begins with it.
-    Without sound only the picture is drawn and the sound's start is the same.
+    Of a clip without sound, or without picture, only the other window is drawn, and both start there.
 
     Source: AVID-CMA datasets/video_db.py, for sound longer than picture. Differs from AVID-CMA: the shorter window
     stays inside its track, and a clip that is too short is looped and padded instead of being replaced by the next
     file.
     """
-    if audio is None:
-        start = _uniform(rng, video.start, video.end - video_seconds)
+    if audio is None or video is None:
+        track, seconds = (video, video_seconds) if audio is None else (audio, audio_seconds)
+        start = _uniform(rng, track.start, track.end - seconds)
         return start, start
     both = Span(max(video.start, audio.start), min(video.end, audio.end))
     if audio_seconds >= video_seconds:
@@ -138,13 +139,17 @@ def draw_windows(
 
 
 def spread_windows(
-    video: Span, audio: Span | None, *, video_seconds: float, audio_seconds: float, clip: int, num_clips: int
+    video: Span | None, audio: Span | None, *, video_seconds: float, audio_seconds: float, clip: int, num_clips: int
 ) -> tuple[float, float]:
     """Starts of the `clip`-th of `num_clips` windows spread evenly over the picture (one clip: the middle), for
     evaluation.
 
-    The sound window has the same centre as the picture's, moved inside its track.
+    The sound window has the same centre as the picture's, moved inside its track. Sound alone is spread over its own.
     """
+    if video is None:
+        room = max(audio.end - audio_seconds - audio.start, 0.0)
+        sound = audio.start + room * (clip + 0.5) / num_clips
+        return sound, sound
     room = max(video.end - video_seconds - video.start, 0.0)
     picture = video.start + room * (clip + 0.5) / num_clips
     sound = picture + (video_seconds - audio_seconds) / 2

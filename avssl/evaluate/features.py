@@ -7,6 +7,7 @@ import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
@@ -43,11 +44,12 @@ class Run:
 
 @dataclass(frozen=True)
 class Extracted:
-    """What the towers say of n videos. Rows of sound are zeros where `has_audio` is False; videos that could not be
-    read are left out and stand in `errors` instead."""
+    """What the towers say of n videos. Rows of sound are zeros where `has_audio` is False, rows of pictures where
+    `has_video` is False; videos that could not be read are left out and stand in `errors` instead."""
 
     ids: np.ndarray  # (n,) int64 rows of the manifest
     has_audio: np.ndarray  # (n,) bool
+    has_video: np.ndarray  # (n,) bool
     embedding: dict[str, np.ndarray]  # {video, audio: (n, D) float32 unit length}: outputs of the heads
     features: dict[str, np.ndarray]  # {video, audio: (n, dim) float32}: outputs of the trunks
     errors: dict[int, str]  # {id: reason}
@@ -58,9 +60,14 @@ class Extracted:
             self,
             ids=self.ids[keep],
             has_audio=self.has_audio[keep],
+            has_video=self.has_video[keep],
             embedding={name: value[keep] for name, value in self.embedding.items()},
             features={name: value[keep] for name, value in self.features.items()},
         )
+
+    def has(self, side: Literal["video", "audio", "both"]) -> np.ndarray:
+        """(n,) bool: videos that have this side."""
+        return {"video": self.has_video, "audio": self.has_audio, "both": self.has_video & self.has_audio}[side]
 
     def both(self) -> np.ndarray:
         """Trunk features of picture and sound side by side, each of unit length so that neither outweighs the other:
@@ -85,7 +92,8 @@ def load_run(path: str | Path, *, device: torch.device | None = None, trained: b
     config = loads(state["config"], source=str(path))
     everything = torch.ones_like(state["valid"])
     method = build_method(
-        without_weights(config) if trained else config, Instances(valid=everything, has_audio=everything)
+        without_weights(config) if trained else config,
+        Instances(everything, has_audio=everything, has_video=everything),
     )
     if trained:
         load_model(method, state, path=path)
@@ -103,7 +111,7 @@ def extract(
     """Average the towers' outputs over `num_clips` clips spread over each video.
 
     Args:
-        ids: (n,) rows of the manifest, any manifest.
+        ids: (n,) rows of the manifest, any manifest; files of sound alone too.
         num_clips: C, clips per video.
         progress: words before the progress bar; None = no bar.
 
@@ -119,7 +127,7 @@ def extract(
     loader = build_loader(dataset, keys, run.config.data, device=run.device)
     parts: dict[str, list[np.ndarray]] = {}
     kept: list[np.ndarray] = []
-    sounding: list[np.ndarray] = []
+    sides: dict[str, list[np.ndarray]] = {modality: [] for modality in MODALITIES}
     errors: dict[int, str] = {}
     with tqdm(total=len(ids), desc=progress, unit="video", disable=progress is None, mininterval=1) as bar:
         for group, batch in zip(groups, loader, strict=True):
@@ -130,17 +138,17 @@ def extract(
             for row, lost in zip(group, (found < 0).sum(dim=1).tolist(), strict=True):
                 for _ in range(lost):
                     errors.setdefault(row, next(reasons))
+            present = {"video": batch.has_video, "audio": batch.has_audio}
             for modality in MODALITIES:
                 trunk = run.method.encoders[modality](getattr(batch, modality)[modality])  # (n * C, dim)
                 head = F.normalize(run.method.heads[modality](trunk), dim=1)  # (n * C, D)
                 for kind, values in (("features", trunk), ("embedding", head)):
                     mean = values.reshape(len(group), num_clips, -1).mean(dim=1)  # (n, ...)
                     mean = F.normalize(mean, dim=1) if kind == "embedding" else mean
-                    if modality == "audio":
-                        mean = mean * batch.has_audio.reshape(len(group), num_clips)[:, :1]
+                    mean = mean * present[modality].reshape(len(group), num_clips)[:, :1]
                     parts.setdefault(f"{kind}.{modality}", []).append(mean[readable].cpu().numpy())
+                sides[modality].append(present[modality].reshape(len(group), num_clips)[:, 0][readable].cpu().numpy())
             kept.append(np.asarray(group, dtype=np.int64)[readable.cpu().numpy()])
-            sounding.append(batch.has_audio.reshape(len(group), num_clips)[:, 0][readable].cpu().numpy())
             bar.update(len(group))
 
     def joined(kind: str) -> dict[str, np.ndarray]:
@@ -148,7 +156,8 @@ def extract(
 
     return Extracted(
         ids=np.concatenate(kept),
-        has_audio=np.concatenate(sounding),
+        has_audio=np.concatenate(sides["audio"]),
+        has_video=np.concatenate(sides["video"]),
         embedding=joined("embedding"),
         features=joined("features"),
         errors=errors,

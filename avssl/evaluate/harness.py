@@ -15,14 +15,14 @@ Side = tuple[Manifest, Extracted]
 
 
 def labelled_rows(manifest: Manifest, split: str | None, *, path: Path) -> np.ndarray:
-    """Usable rows with a label: of the split where the manifest has splits, else all.
+    """Usable rows with a label, files of sound alone included: of the split where the manifest has splits, else all.
 
     Raises:
         ValueError: there is none.
     """
     splits = {value for value in manifest.column("split").tolist() if value}
     labels = manifest.column("label")
-    rows = np.flatnonzero(manifest.valid(split if splits else None) & np.array([bool(label) for label in labels]))
+    rows = np.flatnonzero(manifest.usable(split if splits else None) & np.array([bool(label) for label in labels]))
     if len(rows) == 0:
         raise ValueError(
             f"{path} has no usable labelled clip in split {split} (its splits: {', '.join(sorted(splits)) or 'none'})"
@@ -31,16 +31,17 @@ def labelled_rows(manifest: Manifest, split: str | None, *, path: Path) -> np.nd
 
 
 def evaluate(protocol: Literal["knn", "linear"], train: Side, test: Side) -> dict[str, Any]:
-    """Accuracy of video, audio and both side by side, as far as there is sound on both sides.
+    """Accuracy of video, audio and both side by side, as far as both sides have them.
 
-    audio and both count the clips with sound only, on either side.
+    video counts the clips with pictures, audio those with sound, both those with both, on either side.
 
     Returns:
         protocol, accuracy {video, audio, both}, chance (share of the most frequent class of the test side),
-        num_train, num_test, num_classes.
+        num_train, num_test (clips of either kind), num_classes, without_sound and without_picture {train, test}: how
+        many clips audio and video left out.
 
     Raises:
-        ValueError: no clip of a side could be read.
+        ValueError: no clip of a side could be read, or one has no pictures and the other no sound.
     """
     for side, (manifest, found) in (("training", train), ("test", test)):
         if not len(found.ids):
@@ -57,10 +58,7 @@ def evaluate(protocol: Literal["knn", "linear"], train: Side, test: Side) -> dic
     groups = np.array([str(train[0].column("group")[row]) for row in train[1].ids])
     accuracy = {}
     for name in ("video", "audio", "both"):
-        keep = {
-            side: np.ones(len(found.ids), dtype=bool) if name == "video" else found.has_audio
-            for side, (_, found) in (("train", train), ("test", test))
-        }
+        keep = {side: found.has(name) for side, (_, found) in (("train", train), ("test", test))}
         if not (keep["train"].any() and keep["test"].any()):
             continue
         features = {
@@ -75,7 +73,13 @@ def evaluate(protocol: Literal["knn", "linear"], train: Side, test: Side) -> dic
         else:
             predicted, _ = linear_predict(features["train"], known, features["test"], groups=groups[keep["train"]])
         accuracy[name] = float((predicted == wanted).mean())
+    if not accuracy:
+        raise ValueError(
+            "the clips of one side have no pictures and those of the other no sound, so there is nothing to compare: "
+            "choose manifests or splits that share a side"
+        )
     counts = np.bincount(targets["test"])
+    sides = {"train": train[1], "test": test[1]}
     return {
         "protocol": protocol,
         "accuracy": accuracy,
@@ -83,4 +87,6 @@ def evaluate(protocol: Literal["knn", "linear"], train: Side, test: Side) -> dic
         "num_train": len(train[1].ids),
         "num_test": len(test[1].ids),
         "num_classes": len(names),
+        "without_sound": {side: int((~found.has_audio).sum()) for side, found in sides.items()},
+        "without_picture": {side: int((~found.has_video).sum()) for side, found in sides.items()},
     }

@@ -45,8 +45,8 @@ class Term:
 
 
 class AVID(Method):
-    """See the module. Differs from AVID-CMA: the temperature is an option; clips without sound stay in the batch as
-    empty places.
+    """See the module. Differs from AVID-CMA: the temperature is an option; a side that a clip lacks stays in the batch
+    as an empty place, is never stored, and the clip learns through the terms that do not need it (`within`).
     """
 
     views: ClassVar[tuple[str, ...]] = ("video", "audio")
@@ -55,8 +55,8 @@ class AVID(Method):
     def __init__(self, options: AVIDOptions, encoders: nn.ModuleDict, *, instances: Instances, seed: int) -> None:
         super().__init__(encoders, seed=seed)
         self.options = options
-        self.check_sound(instances)
-        usable = {"video": instances.valid, "audio": instances.valid & instances.has_audio}
+        self.check_clips(instances)
+        usable = instances.usable
         generator = torch.Generator().manual_seed(seed)
         self.heads = build_heads(encoders, options)
         self.banks = nn.ModuleDict(
@@ -72,18 +72,30 @@ class AVID(Method):
     def loss(self, features: dict[str, Tensor], batch: Batch, progress: Progress) -> Step:
         video = self.embed("video", self.heads["video"](features["video"]), batch)  # (B, D)
         audio = self.embed("audio", self.heads["audio"](features["audio"]), batch)  # (B, D)
-        negative_ids = draw_negatives(
-            self.banks["audio"].valid_ids,  # both banks hold these
-            self.options.num_negatives,
-            avoid=self.avoid(batch.ids),
-            generator=self.generator(progress),
-            first_row=distributed.rank() * len(batch),
-            num_rows=distributed.world_size() * len(batch),
-        )  # (B, K)
-        return self.contrast(video, audio, batch.ids, negative_ids)
+        return self.contrast(video, audio, batch.ids, self.draw(batch.ids, progress))
 
-    def contrast(self, video: Embedded, audio: Embedded, ids: Tensor, negative_ids: Tensor) -> Step:
-        """The loss of embeddings (B, D) of instances ids (B,) against given negatives (B, K)."""
+    def draw(self, ids: Tensor, progress: Progress) -> dict[str, Tensor]:
+        """Negatives (B, K) of each bank for instances ids (B,), once per step for all terms.
+
+        Each bank draws from the clips it holds, with the same random numbers: when all clips have picture and sound the
+        ids are the same for both, as in AVID-CMA; else clips without sound are negatives among pictures, and files of
+        sound alone among sounds.
+        """
+        avoid = self.avoid(ids)  # (B, P)
+        return {
+            view: draw_negatives(
+                bank.valid_ids,
+                self.options.num_negatives,
+                avoid=avoid,
+                generator=self.generator(progress),
+                first_row=distributed.rank() * len(ids),
+                num_rows=distributed.world_size() * len(ids),
+            )
+            for view, bank in self.banks.items()
+        }
+
+    def contrast(self, video: Embedded, audio: Embedded, ids: Tensor, negative_ids: dict[str, Tensor]) -> Step:
+        """The loss of embeddings (B, D) of instances ids (B,) against given negatives {view: (B, K)}."""
         terms = self.terms(video, audio, ids, negative_ids)
         log_z, is_set = self.log_z, self.log_z_is_set
         total, weights, logs = 0.0, 0.0, {}
@@ -106,15 +118,17 @@ class AVID(Method):
         """Ids (B, P) that the rows of `ids` (B,) must not draw as negatives."""
         return ids[:, None]
 
-    def terms(self, video: Embedded, audio: Embedded, ids: Tensor, negative_ids: Tensor) -> dict[str, Term]:
+    def terms(self, video: Embedded, audio: Embedded, ids: Tensor, negative_ids: dict[str, Tensor]) -> dict[str, Term]:
         """The directions that are switched on, in the order in which the reference scores them."""
         return self.cross_terms(video, audio, ids, negative_ids) | self.within_terms(video, audio, ids, negative_ids)
 
-    def cross_terms(self, video: Embedded, audio: Embedded, ids: Tensor, negative_ids: Tensor) -> dict[str, Term]:
+    def cross_terms(
+        self, video: Embedded, audio: Embedded, ids: Tensor, negative_ids: dict[str, Tensor]
+    ) -> dict[str, Term]:
         if not self.options.cross:
             return {}
         columns = {
-            view: bank.lookup(torch.cat([ids[:, None], negative_ids], dim=1)) for view, bank in self.banks.items()
+            view: bank.lookup(torch.cat([ids[:, None], negative_ids[view]], dim=1)) for view, bank in self.banks.items()
         }
         weight = self.options.cross / 2
         return {
@@ -122,15 +136,33 @@ class AVID(Method):
             "a2v": Term.of_instance(weight, audio, columns["video"]),
         }
 
-    def within_terms(self, video: Embedded, audio: Embedded, ids: Tensor, negative_ids: Tensor) -> dict[str, Term]:
+    def within_terms(
+        self, video: Embedded, audio: Embedded, ids: Tensor, negative_ids: dict[str, Tensor]
+    ) -> dict[str, Term]:
         if not self.options.within:
             return {}
-        near = torch.cat([ids[:, None], negative_ids[:, : self.options.num_negatives_within]], dim=1)
+        num_columns = self.options.num_negatives_within
+        columns = {
+            view: bank.lookup(torch.cat([ids[:, None], negative_ids[view][:, :num_columns]], dim=1))
+            for view, bank in self.banks.items()
+        }
         weight = self.options.within / 2
         return {
-            "v2v": Term.of_instance(weight, video, self.banks["video"].lookup(near)),
-            "a2a": Term.of_instance(weight, audio, self.banks["audio"].lookup(near)),
+            "v2v": Term.of_instance(weight, video, columns["video"]),
+            "a2a": Term.of_instance(weight, audio, columns["audio"]),
         }
+
+    def check_clips(self, instances: Instances) -> None:
+        """Raise ValueError unless some term can tell some clip of the split apart from another one."""
+        if not (self.options.cross or self.options.within):
+            raise ValueError("method.cross=0 and method.within=0 leave nothing to learn from: set one of them to 1")
+        if not self.options.within:
+            self.check_pairs(instances)
+        if max(int(rows.sum()) for rows in instances.usable.values()) < 2:
+            raise ValueError(
+                f"data.split leaves {int(instances.valid.sum())} usable clips, and a clip is told apart from others: "
+                "train on at least 2"
+            )
 
     @torch.no_grad()
     def after_step(self, step: Step) -> None:

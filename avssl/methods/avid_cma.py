@@ -5,14 +5,13 @@ each modality, which AVID alone lacks. Until the first sets are mined it is AVID
 """
 
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
 from avssl import distributed
 from avssl.methods.avid import AVID, AVIDOptions, Term
-from avssl.mining.agreement import mine_agreement
+from avssl.mining.agreement import RULES, Rule, minable, mine_agreement
 from avssl.objectives.positives import in_set
 from avssl.structs import Embedded, Instances
 
@@ -25,7 +24,7 @@ class AVIDCMAOptions(AVIDOptions):
     positives_within: float = 1.0  # weight of picture against its set's pictures and sound against its set's sounds
     positives_cross: float = 0.0  # weight of picture against its set's sounds and sound against its set's pictures
     num_positives: int = 32  # size of a set
-    rule: str = "consensus"  # consensus | union | video | audio
+    rule: str = "consensus"  # consensus | union (clips with picture and sound) | video | audio (clips with that side)
     mine_from_epoch: int = 0  # AVID alone before
     mine_every: int = 5  # epochs between two minings; 0 = mine once
 
@@ -35,7 +34,8 @@ class AVIDCMA(AVID):
 
     Differs from AVID-CMA: negatives contain neither the instance nor its set (there, the instance can be among them);
     self is left out of a set by id, not by rank; `within` scores within the modality (there it stores cross-modal
-    scores and is always 0); rows without a set (no sound) drop out of the set's terms.
+    scores and is always 0); rows without a set (they lack a side that the rule looks at) drop out of the set's terms,
+    and so does a member that lacks the side a term compares with.
     """
 
     options: AVIDCMAOptions
@@ -44,18 +44,37 @@ class AVIDCMA(AVID):
 
     def __init__(self, options: AVIDCMAOptions, encoders: nn.ModuleDict, *, instances: Instances, seed: int) -> None:
         super().__init__(options, encoders, instances=instances, seed=seed)
-        if options.rule not in ("consensus", "union", "video", "audio"):
-            raise ValueError(f"method.rule={options.rule}: expected one of consensus, union, video, audio")
-        num_usable = int((instances.valid & instances.has_audio).sum())
-        if not 1 <= options.num_positives <= num_usable - 2:
-            raise ValueError(
-                f"method.num_positives={options.num_positives}, but {num_usable} usable clips have sound: expected 1 "
-                f"to {num_usable - 2}, so that each clip has negatives too; lower it or train on more clips"
-            )
         self.register_buffer("sets", torch.full((instances.num, options.num_positives), -1))
         self.register_buffer("set_scores", torch.zeros(instances.num, options.num_positives))
         self._mined: bool | None = None
         self.register_load_state_dict_post_hook(AVIDCMA._ask_sets_again)
+
+    def check_clips(self, instances: Instances) -> None:
+        """Raise ValueError unless there are sets to mine, and negatives beside them."""
+        options = self.options
+        if options.rule not in RULES:
+            raise ValueError(f"method.rule={options.rule}: expected one of {', '.join(RULES)}")
+        num_usable = int(minable(**instances.usable, rule=options.rule).sum())
+        sides = {"video": "pictures", "audio": "sound"}.get(options.rule, "both picture and sound")
+        if num_usable == 0:
+            others = [rule for rule in ("video", "audio") if instances.usable[rule].any()]
+            raise ValueError(
+                f"no clip of this split has {sides}, which method.rule={options.rule} mines: check the manifest's "
+                "summary (status, has_audio) and data.split"
+                + (f", or mine one side alone with method.rule={others[0]} and method.within=1" if others else "")
+            )
+        if not 1 <= options.num_positives <= num_usable - 2:
+            raise ValueError(
+                f"method.num_positives={options.num_positives}, but {num_usable} usable clips have {sides}: expected 1 "
+                f"to {num_usable - 2}, so that each clip has negatives too; lower it or train on more clips"
+            )
+        if options.mine_from_epoch > 0 and not (options.cross or options.within):
+            raise ValueError(
+                f"method.cross=0 and method.within=0 leave nothing to learn from before sets are mined in epoch "
+                f"{options.mine_from_epoch}: set one of them to 1, or method.mine_from_epoch=0"
+            )
+        if not options.positives_within:  # sets within one side train clips without pairs, all else of AVID needs them
+            super().check_clips(instances)
 
     @property
     def mined(self) -> bool:
@@ -70,22 +89,25 @@ class AVIDCMA(AVID):
     def avoid(self, ids: Tensor) -> Tensor:
         return torch.cat([ids[:, None], self.sets[ids]], dim=1)
 
-    def terms(self, video: Embedded, audio: Embedded, ids: Tensor, negative_ids: Tensor) -> dict[str, Term]:
+    def terms(self, video: Embedded, audio: Embedded, ids: Tensor, negative_ids: dict[str, Tensor]) -> dict[str, Term]:
         terms = super().terms(video, audio, ids, negative_ids)
         return terms | self.set_terms(video, audio, ids, negative_ids) if self.mined else terms
 
-    def set_terms(self, video: Embedded, audio: Embedded, ids: Tensor, negative_ids: Tensor) -> dict[str, Term]:
+    def set_terms(
+        self, video: Embedded, audio: Embedded, ids: Tensor, negative_ids: dict[str, Tensor]
+    ) -> dict[str, Term]:
         """Queries against the memories of their sets."""
         options = self.options
-        directions = {  # name: weight, query, bank, negatives
-            "pos_v2a": (options.positives_cross, video, "audio", negative_ids),
-            "pos_a2v": (options.positives_cross, audio, "video", negative_ids),
-            "pos_v2v": (options.positives_within, video, "video", negative_ids[:, : options.num_negatives_within]),
-            "pos_a2a": (options.positives_within, audio, "audio", negative_ids[:, : options.num_negatives_within]),
+        directions = {  # name: weight, query, bank, number of negatives
+            "pos_v2a": (options.positives_cross, video, "audio", None),
+            "pos_a2v": (options.positives_cross, audio, "video", None),
+            "pos_v2v": (options.positives_within, video, "video", options.num_negatives_within),
+            "pos_a2a": (options.positives_within, audio, "audio", options.num_negatives_within),
         }
         terms = {}
-        for name, (weight, query, view, negatives) in directions.items():
+        for name, (weight, query, view, num_columns) in directions.items():
             if weight:
+                negatives = negative_ids[view][:, :num_columns]
                 columns = self.banks[view].lookup(torch.cat([self.sets[ids], negatives], dim=1))  # (B, P + K, D)
                 terms[name] = Term(weight / 2, query, columns, in_set(query, columns, self.sets))
         return terms
@@ -98,17 +120,18 @@ class AVIDCMA(AVID):
     @torch.no_grad()
     def mine(self) -> dict[str, float]:
         """Refresh the sets from the banks: rank 0 searches, every rank gets its sets."""
-        rule: Literal["consensus", "union", "video", "audio"] = self.options.rule  # checked at construction
+        rule: Rule = self.options.rule  # checked at construction
         ids, score, exact = self.sets, self.set_scores, torch.zeros((), device=self.sets.device)
         if distributed.is_main():
+            valid = minable(**{view: bank.valid for view, bank in self.banks.items()}, rule=rule)
             found = mine_agreement(
                 self.banks["video"].z,
                 self.banks["audio"].z,
                 k=self.options.num_positives,
                 rule=rule,
-                valid=self.banks["audio"].valid,
+                valid=valid,
             )
-            ids, score, exact = found.ids, found.score, found.exact[self.banks["audio"].valid].float().mean()
+            ids, score, exact = found.ids, found.score, found.exact[valid].float().mean()
         self.sets.copy_(distributed.broadcast(ids))
         self._mined = None
         self.set_scores.copy_(distributed.broadcast(score))

@@ -72,12 +72,9 @@ class Method(nn.Module):
         return self.loss(self.encode(batch), batch, progress)
 
     def embed(self, view: str, raw: Tensor, batch: Batch) -> Embedded:
-        """Unit vectors of one view out of a head's output (B, D); clips without sound become empty places of audio
-        views.
-        """
-        ids = batch.ids
-        if VIEWS[view].modality == "audio":
-            ids = ids.masked_fill(~batch.has_audio, -1)
+        """Unit vectors of one view out of a head's output (B, D); clips without that side become empty places."""
+        present = batch.has_audio if VIEWS[view].modality == "audio" else batch.has_video
+        ids = batch.ids.masked_fill(~present, -1)
         return Embedded(
             z=F.normalize(raw.float(), dim=1),
             ids=ids,
@@ -86,12 +83,13 @@ class Method(nn.Module):
         )
 
     @staticmethod
-    def check_sound(instances: Instances) -> None:
+    def check_pairs(instances: Instances) -> None:
         """Raise ValueError unless some clip has both picture and sound."""
-        if not (instances.valid & instances.has_audio).any():
+        if not instances.paired.any():
             raise ValueError(
                 "no clip of this split has both picture and sound, and the method learns from their pairing: check the "
-                "manifest's summary (status, has_audio) and data.split"
+                "manifest's summary (status, has_audio) and data.split, or learn within one side with method.name=avid "
+                "and method.within=1"
             )
 
     def after_step(self, step: Step) -> None:

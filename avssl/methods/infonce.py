@@ -21,7 +21,8 @@ class InfoNCEOptions(HeadOptions):
 
 class InfoNCE(Method):
     """See the module. Another clip of the same video in the batch is a positive too. A missing sound is nobody's column
-    and has no row, nor has its picture; the picture stays a column among those that other sounds choose from.
+    and has no row, nor has its picture; the picture stays a column among those that other sounds choose from. A missing
+    picture likewise.
 
     Source: van den Oord et al. 2018, eq. 4, in both directions; with one clip of each video the loss is the symmetric
     cross-entropy of CLIP (Radford et al. 2021, figure 3) at a fixed temperature.
@@ -31,7 +32,7 @@ class InfoNCE(Method):
 
     def __init__(self, options: InfoNCEOptions, encoders: nn.ModuleDict, *, instances: Instances, seed: int) -> None:
         super().__init__(encoders, seed=seed)
-        self.check_sound(instances)
+        self.check_pairs(instances)
         self.options = options
         self.heads = build_heads(encoders, options)
 

@@ -117,6 +117,19 @@ def mine_agreement(
     return sets
 
 
+def minable(*, video: Tensor, audio: Tensor, rule: Rule) -> Tensor:
+    """Rows that a rule can mine: with both sides for consensus and union, else with the side it looks at.
+
+    Args:
+        video: (N,) bool, rows with a vector of the picture.
+        audio: (N,) bool, rows with one of the sound.
+
+    Returns:
+        (N,) bool, `valid` of `mine_agreement`.
+    """
+    return {"video": video, "audio": audio}.get(rule, video & audio)
+
+
 def agreement_precision(ids: Tensor, targets: Tensor) -> float:
     """How often a member of a set shares the class of its row.
 

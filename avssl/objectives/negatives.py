@@ -26,7 +26,8 @@ def draw_negatives(
     first_row: int = 0,
     num_rows: int | None = None,
 ) -> Tensor:
-    """Ids drawn uniformly with replacement from the valid instances that a row does not avoid.
+    """Ids drawn uniformly with replacement from the valid instances that a row does not avoid; empty places (-1) where
+    there is none.
 
     Exact: position r among the allowed ids is drawn, then moved past each avoided id at or below it; no draw is
     repeated and no avoided id can appear. Differs from AVID-CMA: with agreement sets its negatives can contain the
@@ -43,20 +44,11 @@ def draw_negatives(
 
     Returns:
         (Q, K) int64 on the device of `avoid`.
-
-    Raises:
-        ValueError: a row has nothing left to draw from.
     """
     device = avoid.device
     valid_ids = valid.to(device).nonzero().squeeze(1) if valid.dtype == torch.bool else valid  # (V,) ascending
     blocked = _blocked_positions(valid_ids, avoid)  # (Q, P) ascending, V for empty places
     num_allowed = len(valid_ids) - (blocked < len(valid_ids)).sum(dim=1, keepdim=True)  # (Q, 1)
-    # More valid ids than a row can avoid: something is left, and the host need not ask.
-    if len(avoid) and len(valid_ids) <= avoid.shape[1] and int(num_allowed.min()) < 1:
-        raise ValueError(
-            f"no negatives to draw: of {len(valid_ids)} usable clips all are the instance itself or its positives; "
-            "train on more clips or mine fewer positives (method.num_positives)"
-        )
     num_rows = len(avoid) if num_rows is None else num_rows
     uniform = torch.rand(num_rows, num, generator=generator, dtype=torch.float64)[first_row : first_row + len(avoid)]
     rank = (uniform.to(device, non_blocking=True) * num_allowed).long()  # (Q, K) place among the allowed
@@ -64,7 +56,9 @@ def draw_negatives(
     below = blocked - torch.arange(blocked.shape[1], device=device)  # (Q, P) allowed ids below each blocked one
     below = below.masked_fill(blocked == len(valid_ids), len(valid_ids))  # empty places stand above every rank
     shift = torch.searchsorted(below, rank, right=True)
-    return valid_ids[rank + shift]
+    if not len(valid_ids):
+        return torch.full_like(rank, -1)
+    return valid_ids[(rank + shift).clamp(max=len(valid_ids) - 1)].masked_fill(num_allowed < 1, -1)
 
 
 def _blocked_positions(valid_ids: Tensor, avoid: Tensor) -> Tensor:

@@ -17,7 +17,7 @@ Modality = Literal["video", "audio"]
 class Query:
     """What is searched for: vectors of one clip, and its row of the store when it is in the set."""
 
-    vectors: dict[str, np.ndarray]  # {video, audio: (D,)}; audio is missing for a clip without sound
+    vectors: dict[str, np.ndarray]  # {video, audio: (D,)}; without the side that a clip does not have
     row: int | None  # position in the store, left out of the answer
     name: str
 
@@ -50,7 +50,7 @@ def find_row(store: Store, query: str) -> int | None:
 
 
 def query_of_row(store: Store, row: int) -> Query:
-    vectors = {name: matrix[row] for name, matrix in store.vectors.items() if name != "audio" or store.has_audio[row]}
+    vectors = {name: matrix[row] for name, matrix in store.vectors.items() if _usable(store, name)[row]}
     return Query(vectors, row, store.paths[row])
 
 
@@ -58,7 +58,7 @@ def search(store: Store, query: Query, *, source: Modality, target: Modality, k:
     """The k clips whose `target` side is nearest by cosine to the query's `source` side, the query itself left out.
 
     Raises:
-        ValueError: a side without sound is asked for, k is not between 1 and the number of other clips that have the
+        ValueError: the query has no `source` side, k is not between 1 and the number of other clips that have the
             target side, or trunk features across modalities.
     """
     if store.meta.kind != "embedding" and source != target:
@@ -81,16 +81,17 @@ def search_agreement(store: Store, query: Query, *, k: int) -> list[Neighbour]:
     consensus).
 
     Raises:
-        ValueError: the query has no sound, or k is not between 1 and the number of other clips with sound.
+        ValueError: the query lacks a side, or k is not between 1 and the number of other clips with both.
     """
     cosines = [
         _unit(store.vectors[name]) @ _unit(_side(query, name)[None])[0] for name in ("video", "audio")
     ]  # (n,) each
     score = np.minimum(*cosines)
-    score[~store.has_audio] = -np.inf
+    usable = store.has_audio & store.has_video
+    score[~usable] = -np.inf
     if query.row is not None:
         score[query.row] = -np.inf
-    _check_number(k, np.flatnonzero(store.has_audio), query)
+    _check_number(k, np.flatnonzero(usable), query)
     order = np.argsort(-score, kind="stable")[:k]
     return [_neighbour(store, int(row), float(score[row])) for row in order]
 
@@ -102,14 +103,16 @@ def _check_number(k: int, rows: np.ndarray, query: Query) -> None:
         raise ValueError(f"k={k}, but these embeddings hold {others} other clips to choose from: give 1 to {others}")
 
 
-def _usable(store: Store, target: Modality) -> np.ndarray:
-    return store.has_audio if target == "audio" else np.ones(len(store.ids), dtype=bool)
+def _usable(store: Store, side: str) -> np.ndarray:
+    return store.has_audio if side == "audio" else store.has_video
 
 
 def _side(query: Query, source: str) -> np.ndarray:
     if source not in query.vectors:
+        missing, other = ("sound", "video") if source == "audio" else ("picture", "audio")
         raise ValueError(
-            f"{query.name} has no sound, so nothing can be found from its {source}: ask with --from video --to video"
+            f"{query.name} has no {missing}, so nothing can be found from its {source}: ask with --from {other} --to "
+            f"{other}"
         )
     return query.vectors[source]
 

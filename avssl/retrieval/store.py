@@ -3,10 +3,10 @@ stop.
 
     embeddings/
       meta.json                  run, hash of its weights, manifest and its hash, what was extracted
-      shard-00000.video.npy      (rows, D) float16
+      shard-00000.video.npy      (rows, D) float16, zeros where a clip has no picture
       shard-00000.audio.npy      (rows, D) float16, zeros where a clip has no sound
-      shard-00000.parquet        id, path, label, has_audio per row, and the clips that could not be read with the
-      reason
+      shard-00000.parquet        id, path, label, has_audio, has_video per row, and the clips that could not be read
+                                 with the reason
 
 A shard counts as written when its parquet file is there: it is renamed into place last.
 """
@@ -60,6 +60,7 @@ class Store:
     paths: list[str]  # relative to meta.root
     labels: list[str | None]
     has_audio: np.ndarray  # (n,) bool
+    has_video: np.ndarray  # (n,) bool
     vectors: dict[str, np.ndarray]  # {video, audio: (n, D) float32}
     errors: dict[str, str]  # {path: reason} of the clips that could not be read
 
@@ -88,7 +89,7 @@ def write_store(
     Raises:
         StoreError: the folder holds embeddings of other weights, clips or settings.
     """
-    ids = np.flatnonzero(manifest.valid(split))
+    ids = np.flatnonzero(manifest.usable(split))
     if len(ids) == 0:
         raise StoreError(
             f"{manifest_path} has no usable clip with split {split}: look at its columns split, status and reason"
@@ -117,7 +118,7 @@ def read_store(folder: Path) -> Store:
     """Read a folder of embeddings.
 
     Raises:
-        StoreError: it is not one, or it is not complete.
+        StoreError: it is not one, it is not complete, or an earlier version of the package wrote it.
     """
     if not (folder / "meta.json").exists():
         raise StoreError(f"{folder} holds no embeddings (no meta.json): make them with tools/extract.py")
@@ -128,8 +129,13 @@ def read_store(folder: Path) -> Store:
         raise StoreError(
             f"{folder} is not complete: {len(missing)} of {len(numbers)} shards are missing; run tools/extract.py again"
         )
-    tables = pa.concat_tables([pq.read_table(_shard(folder, number, "parquet")) for number in numbers])
-    rows = tables.to_pylist()
+    tables = [pq.read_table(_shard(folder, number, "parquet")) for number in numbers]
+    if not all("has_video" in table.column_names for table in tables):
+        raise StoreError(
+            f"{folder} was written by an earlier version, which did not note which clips have a picture: delete that "
+            "folder and run tools/extract.py again"
+        )
+    rows = pa.concat_tables(tables).to_pylist()
     good = [row for row in rows if row["error"] is None]
     return Store(
         meta=meta,
@@ -137,6 +143,7 @@ def read_store(folder: Path) -> Store:
         paths=[row["path"] for row in good],
         labels=[row["label"] for row in good],
         has_audio=np.array([row["has_audio"] for row in good], dtype=bool),
+        has_video=np.array([row["has_video"] for row in good], dtype=bool),
         vectors={
             modality: np.concatenate([np.load(_shard(folder, number, f"{modality}.npy")) for number in numbers]).astype(
                 np.float32
@@ -182,14 +189,15 @@ def _write_shard(
         with whole_file(_shard(folder, number, f"{modality}.npy")) as temporary:
             temporary.write_bytes(array.getbuffer())
     paths, labels = manifest.column("path"), manifest.column("label")
-    sounding = dict(zip(found.ids.tolist(), found.has_audio.tolist(), strict=True))
     rows = [*found.ids.tolist(), *found.errors]  # the read ones first, in the order of the vectors
+    without = [False] * len(found.errors)
     table = pa.table(
         {
             "id": pa.array(rows, pa.int64()),
             "path": pa.array([str(paths[row]) for row in rows], pa.string()),
             "label": pa.array([None if labels[row] is None else str(labels[row]) for row in rows], pa.string()),
-            "has_audio": pa.array([sounding.get(row, False) for row in rows], pa.bool_()),
+            "has_audio": pa.array([*found.has_audio.tolist(), *without], pa.bool_()),
+            "has_video": pa.array([*found.has_video.tolist(), *without], pa.bool_()),
             "error": pa.array([found.errors.get(row) for row in rows], pa.string()),
         }
     )

@@ -11,6 +11,7 @@ import pytest
 
 from avssl.data.manifest import ManifestError, read_manifest
 from avssl.media.encode import write_clip
+from tests.clips import make_sound
 
 SCRIPT = Path(__file__).resolve().parents[2] / "datasets" / "folder.py"
 
@@ -143,6 +144,29 @@ def test_exit_codes(tmp_path):
     assert wrong.returncode == 2
     assert "is not a folder" in wrong.stderr
     assert run(tmp_path, "--out", tmp_path / "m.parquet", "--list", tmp_path / "none.csv").returncode == 2
+
+
+def test_sounds_are_taken_when_asked_for_and_counted(tmp_path, clip):
+    root = tmp_path / "clips"
+    (root / "cat").mkdir(parents=True)
+    (root / "cat/a.mp4").write_bytes(clip)
+    make_sound(root / "cat/b.mp3", 0, 0)
+    (root / "cat/c.wav").write_bytes(b"")
+    done = run(root, "--out", tmp_path / "m.parquet")  # a stray song must not change the ids
+    assert "1 clips: 1 ok" in done.stdout
+    assert "2 other files passed over" in done.stdout
+    assert "sound only" not in done.stdout
+    done = run(root, "--out", tmp_path / "m.parquet", "--sounds")
+    assert "3 clips: 1 empty, 1 no_video, 1 ok" in done.stdout
+    assert "1 sound only, such as 'cat/b.mp3'" in done.stdout
+    assert "1 refused:\n  cat/c.wav: the file is empty" in done.stdout
+    manifest = read_manifest(tmp_path / "m.parquet")
+    assert manifest.usable().tolist() == [True, True, False]
+    assert (manifest.has_video.tolist(), manifest.has_audio.tolist()) == ([True, False, False], [True, True, False])
+    (root / "cat/a.mp4").unlink()
+    done = run(root, "--out", tmp_path / "m.parquet", "--sounds")
+    assert done.returncode == 0
+    assert "has a picture: its sounds serve as queries and neighbours" in done.stderr
 
 
 def test_an_empty_folder_is_told_and_costs_no_manifest(tmp_path):

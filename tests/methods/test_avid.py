@@ -14,6 +14,7 @@ from tests.methods.tiny import everything, tiny_method, vector_batch
 
 FIXTURES = Path(__file__).parents[1] / "fixtures"
 OPTIONS = {"embedding_dim": 8, "hidden_dim": 16, "num_negatives": 12}
+EVERY = torch.ones(40, dtype=torch.bool)
 CMA = {**OPTIONS, "num_negatives_within": 5, "num_positives": 3}
 
 
@@ -50,7 +51,7 @@ def test_avid_equals_three_recorded_steps(
     for step in range(3):
         raw, z, ids = recorded_step(recorded, step)
         negatives = torch.from_numpy(recorded[f"avid.{case}.step{step}.negative_ids"]).long()
-        done = method.contrast(z["video"], z["audio"], ids, negatives)
+        done = method.contrast(z["video"], z["audio"], ids, dict.fromkeys(z, negatives))
         done.loss.backward()
         method.after_step(done)
         assert float(done.loss) == pytest.approx(float(recorded[f"avid.{case}.step{step}.loss"]), rel=1e-4)
@@ -79,7 +80,7 @@ def test_cma_equals_the_recorded_rows_whose_negatives_are_sound(
     for step in range(3):
         raw, z, ids = recorded_step(recorded, step)
         negatives = torch.from_numpy(recorded[f"cma.{case}.step{step}.negative_ids"]).long()
-        done = method.contrast(z["video"], z["audio"], ids, negatives)
+        done = method.contrast(z["video"], z["audio"], ids, dict.fromkeys(z, negatives))
         done.loss.backward()
         method.after_step(done)
         sound = ~(negatives == ids[:, None]).any(dim=1)
@@ -125,13 +126,14 @@ def test_training_moves_towards_pairs_and_never_uses_an_own_negative(
         method.after_step(done)
         losses.append(float(done.logs["v2a"]))
         ids, negatives = avoided[-1]
-        assert not (negatives[:, :, None] == method.avoid(ids)[:, None, :]).any()
+        assert torch.equal(*negatives.values())  # all clips have both sides: drawn once and shared
+        assert not (negatives["video"][:, :, None] == method.avoid(ids)[:, None, :]).any()
     assert np.mean(losses[-10:]) < 0.8 * np.mean(losses[:10])
 
 
 def test_clips_without_sound_train_what_needs_no_sound_and_enter_nothing() -> None:
     has_audio = torch.arange(40) % 4 != 0
-    method = tiny_method(AVIDCMAOptions(**CMA, within=1.0), Instances(torch.ones(40, dtype=torch.bool), has_audio))
+    method = tiny_method(AVIDCMAOptions(**CMA, within=1.0), Instances(EVERY, has_audio, EVERY))
     method.on_epoch(0)
     assert (method.sets[~has_audio] == -1).all()
     assert not torch.isin(method.sets, (~has_audio).nonzero()).any()
@@ -144,7 +146,9 @@ def test_clips_without_sound_train_what_needs_no_sound_and_enter_nothing() -> No
     assert torch.isfinite(done.loss)
     assert torch.equal(method.banks["audio"].z[~has_audio], before[~has_audio])
     # the soundless rows add nothing to the terms that need sound: same mean over the rows that have it
-    batch_terms = AVID.cross_terms(method, *_embedded(method, batch), ids, torch.arange(20, 32).expand(12, -1))
+    batch_terms = AVID.cross_terms(
+        method, *_embedded(method, batch), ids, dict.fromkeys(method.banks, torch.arange(20, 32).expand(12, -1))
+    )
     assert not batch_terms["a2v"].positive[~has_audio[ids]].any()
     assert not batch_terms["v2a"].positive[~has_audio[ids]].any()
     assert (batch_terms["v2a"].columns.ids[~has_audio[ids], 0] == -1).all()
@@ -157,7 +161,7 @@ def _embedded(method: AVID, batch) -> tuple[Embedded, Embedded]:
 
 def test_a_batch_without_any_sound_gives_zero_and_leaves_the_constant_unset() -> None:
     has_audio = torch.arange(40) >= 20
-    method = tiny_method(AVIDOptions(**OPTIONS), Instances(torch.ones(40, dtype=torch.bool), has_audio))
+    method = tiny_method(AVIDOptions(**OPTIONS), Instances(EVERY, has_audio, EVERY))
     done = method(vector_batch(torch.arange(8), has_audio=torch.zeros(8, dtype=torch.bool)), Progress(0, 0, 2))
     done.loss.backward()
     method.after_step(done)
@@ -172,7 +176,8 @@ def test_a_batch_without_any_sound_gives_zero_and_leaves_the_constant_unset() ->
 def test_a_file_that_could_not_be_read_counts_nowhere() -> None:
     method = tiny_method(AVIDCMAOptions(**CMA), everything(40))
     method.on_epoch(0)
-    batch = vector_batch(torch.tensor([3, -1, 5]), has_audio=torch.tensor([True, False, True]))
+    readable = torch.tensor([True, False, True])
+    batch = vector_batch(torch.tensor([3, -1, 5]), has_audio=readable, has_video=readable)
     before = {view: bank.z.clone() for view, bank in method.banks.items()}
     done = method(batch, Progress(0, 0, 1))
     done.loss.backward()
@@ -209,10 +214,12 @@ def test_state_round_trip() -> None:
 
 
 def test_errors_name_the_value() -> None:
-    silent = Instances(torch.ones(4, dtype=torch.bool), torch.zeros(4, dtype=torch.bool))
+    silent = Instances(torch.ones(4) > 0, torch.zeros(4) > 0, torch.ones(4) > 0)
     with pytest.raises(ValueError, match="no clip of this split has both picture and sound"):
         tiny_method(AVIDOptions(), silent)
     with pytest.raises(ValueError, match=r"method\.rule=both: expected one of consensus"):
         tiny_method(AVIDCMAOptions(rule="both"), everything(4))
-    with pytest.raises(ValueError, match=r"num_positives=3, but 4 usable clips have sound: expected 1 to 2"):
+    with pytest.raises(
+        ValueError, match=r"num_positives=3, but 4 usable clips have both picture and sound: expected 1 to 2"
+    ):
         tiny_method(AVIDCMAOptions(**CMA), everything(4))

@@ -26,11 +26,19 @@ def tiny_method(options: AVIDOptions, instances: Instances, *, seed: int = 0) ->
 
 
 def everything(num: int) -> Instances:
-    return Instances(valid=torch.ones(num, dtype=torch.bool), has_audio=torch.ones(num, dtype=torch.bool))
+    every = torch.ones(num, dtype=torch.bool)
+    return Instances(valid=every, has_audio=every, has_video=every)
 
 
-def vector_batch(ids: torch.Tensor, *, step: int = 0, has_audio: torch.Tensor | None = None) -> Batch:
+def vector_batch(
+    ids: torch.Tensor,
+    *,
+    step: int = 0,
+    has_audio: torch.Tensor | None = None,
+    has_video: torch.Tensor | None = None,
+) -> Batch:
     """Inputs that depend on the id and the step, whichever rank asks for them; related across modalities."""
+    every = torch.ones(len(ids), dtype=torch.bool)
     rows = []
     for row in ids.tolist():
         generator = torch.Generator().manual_seed(1000 * step + row + 1)
@@ -41,7 +49,8 @@ def vector_batch(ids: torch.Tensor, *, step: int = 0, has_audio: torch.Tensor | 
         audio={"audio": torch.stack([audio for _, audio in rows])},
         ids=ids,
         start={view: torch.zeros(len(ids), dtype=torch.float64) for view in ("video", "audio")},
-        has_audio=torch.ones(len(ids), dtype=torch.bool) if has_audio is None else has_audio,
+        has_audio=every if has_audio is None else has_audio,
+        has_video=every if has_video is None else has_video,
         params={},
         padded={view: torch.zeros(len(ids), dtype=torch.bool) for view in ("video", "audio")},
     )

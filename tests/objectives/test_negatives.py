@@ -44,11 +44,12 @@ def test_negatives_never_hold_an_avoided_id(seed: int) -> None:
     assert not (drawn[:, :, None] == rows[:, None, :]).any()
 
 
-def test_one_allowed_id_is_drawn_always_and_none_is_an_error() -> None:
+def test_one_allowed_id_is_drawn_always_and_none_leaves_empty_places() -> None:
     valid = torch.ones(4, dtype=torch.bool)
     assert (draw_negatives(valid, 9, avoid=torch.tensor([[0, 1, 3]]), generator=generator()) == 2).all()
-    with pytest.raises(ValueError, match="no negatives to draw: of 4 usable clips"):
-        draw_negatives(valid, 9, avoid=torch.tensor([[0, 1, 3, 2]]), generator=generator())
+    drawn = draw_negatives(valid, 9, avoid=torch.tensor([[0, 1, 3, 2], [0, 1, 3, -1]]), generator=generator())
+    assert drawn.tolist() == [[-1] * 9, [2] * 9]
+    assert (draw_negatives(~valid, 9, avoid=torch.tensor([[0], [-1]]), generator=generator()) == -1).all()
 
 
 def test_ranks_draw_the_rows_of_one_stream() -> None:
