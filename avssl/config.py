@@ -11,6 +11,7 @@ What lives here: the sections, reading, merging and the errors about wrong keys.
 
 import dataclasses
 import difflib
+import operator
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -26,12 +27,34 @@ class ConfigError(ValueError):
 
 
 @dataclass
+class PolicyConfig:
+    """What training does with clips that lack something: error = it refuses to start, skip = they are left out, mask =
+    they are trained on, and what is missing is marked. The cases are those of avssl/data/policy.py."""
+
+    unreadable: str = "skip"  # error | skip: a file that cannot be read
+    quarantined: str = "skip"  # error | skip: a file that brought a worker down
+    no_video: str = "skip"  # sound only
+    no_audio: str = "mask"  # no sound track
+    silent: str = "mask"  # a sound track of digital silence
+    short: str = "mask"  # shorter than the run's clips
+    late_start: str = "mask"  # the picture starts later than the sound
+    rotated: str = "mask"  # turned by metadata; frames are read upright
+    unequal_length: str = "mask"  # sound and picture
+    # known after python tools/check.py --fix-manifest only
+    cut_off: str = "mask"  # ends earlier than its header says
+    damaged: str = "mask"  # does not decode everywhere
+    variable_rate: str = "mask"
+    duplicate: str = "skip"  # holds what an earlier row holds
+
+
+@dataclass
 class DataConfig:
     """Which clips, which seconds of them, and how each view is drawn. Defaults: the AVID recipe (Kinetics-400)."""
 
     manifest: str = MISSING  # parquet written by datasets/*.py; its rows are the instances
     root: str | None = None  # folder of the clips; null = the one recorded in the manifest
     split: str | None = "train"  # rows to train on; null = every row
+    policy: PolicyConfig = field(default_factory=PolicyConfig)
     clips_per_video: int = 10  # clips drawn from each video per epoch
     batch_size: int = 256  # clips per optimiser step over all ranks and accumulated parts
     num_workers: int = 2  # decoding processes per rank; 0 = decode in the main process
@@ -117,7 +140,12 @@ class Config:
     run: RunConfig = field(default_factory=RunConfig)
 
 
+NOTHING_LEFT = ("unreadable", "quarantined")  # cases in which no part of a clip can be trained on
 CHOICES = {
+    **{
+        f"data.policy.{case.name}": ("error", "skip") if case.name in NOTHING_LEFT else ("error", "skip", "mask")
+        for case in dataclasses.fields(PolicyConfig)
+    },
     "data.spectrogram": ("avid", "log_mel"),
     "optim.name": ("adam", "adamw", "sgd", "lars"),
     "optim.schedule": ("multistep", "cosine"),
@@ -183,13 +211,11 @@ def from_dict(given: Mapping[str, Any], *, source: str) -> Config:
         raise ConfigError(f"method={method} in {source}: expected a mapping with a name, such as {{name: avid}}")
     config = merge_options(Config, given, where=source)
     for key, choices in CHOICES.items():
-        section, name = key.split(".")
-        value = getattr(getattr(config, section), name)
+        value = operator.attrgetter(key)(config)
         if value not in choices:
             raise ConfigError(f"{key}={value} in {source}: expected one of {', '.join(choices)}")
     for key, least in LEAST.items():
-        section, name = key.split(".")
-        value = getattr(getattr(config, section), name)
+        value = operator.attrgetter(key)(config)
         if value < least:
             raise ConfigError(f"{key}={value} in {source}: expected at least {least}")
     return config

@@ -12,7 +12,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, is_dataclass
 from pathlib import Path
 from types import FrameType
 from typing import Any, Self
@@ -37,6 +37,7 @@ from avssl.config import Config, ConfigError, dumps, loads, without_weights
 from avssl.data.dataset import ClipDataset, apply_views
 from avssl.data.loader import WorkerLost, build_loader, lost_workers_named
 from avssl.data.manifest import Manifest, read_manifest
+from avssl.data.policy import admit
 from avssl.data.quarantine import Entry, add_to_quarantine, quarantine_path
 from avssl.data.sampling import TrainingBatches
 from avssl.files import WriteError, whole_file
@@ -128,6 +129,7 @@ def train(config: Config) -> bool:
         StopRequest() as stop,
     ):
         log.say(_describe(config, manifest, instances, batches, device))
+        log.say(admit(manifest, config.data).describe())
         model.train()
         figures, waited, since, reported = RunningMean(), 0.0, time.perf_counter(), first_step
         check = FiniteCheck(folder / LAST, delayed=device.type == "cuda")
@@ -176,17 +178,18 @@ def train(config: Config) -> bool:
 
 
 def usable_instances(manifest: Manifest, config: Config) -> Instances:
-    """Rows that may be trained on.
+    """Rows that may be trained on, as data.policy says.
 
     Raises:
-        ConfigError: the split has no usable clip.
+        ConfigError: the split has no usable clip, or holds one whose policy is error.
     """
-    valid = manifest.valid(config.data.split)
+    admitted = admit(manifest, config.data)
+    valid = admitted.valid
     if not valid.any():
         way_out = "or set data.split=null to train on every row" if config.data.split else "and at the folder it is of"
         raise ConfigError(
             f"no usable clip with data.split={config.data.split or 'null'} in {config.data.manifest}: look at its "
-            f"columns split, status and reason, {way_out}"
+            f"columns split, status and reason ({admitted.describe()}), {way_out}"
         )
     return Instances(
         valid=torch.from_numpy(valid.copy()),
@@ -347,7 +350,7 @@ def _check_same_run(config: Config, before: Config, last: Path) -> None:
     free |= {"data.max_pixels", "data.max_seconds"}
     for section in ("data", "model", "method", "optim"):
         now, then = (getattr(entry, section) for entry in (config, before))
-        now, then = (value if isinstance(value, dict) else vars(value) for value in (now, then))
+        now, then = (value if isinstance(value, dict) else _flat(value) for value in (now, then))
         for name in sorted(now.keys() | then.keys()):
             if now.get(name) != then.get(name) and f"{section}.{name}" not in free:
                 raise ConfigError(
@@ -359,6 +362,15 @@ def _check_same_run(config: Config, before: Config, last: Path) -> None:
         raise ConfigError(
             f"run.seed={config.run.seed}, but the run in {last.parent} was started with {before.run.seed}"
         )
+
+
+def _flat(section: object) -> dict[str, object]:
+    """{name: value} of a section, that of a nested one as `policy.silent`."""
+    flat = {}
+    for name, value in vars(section).items():
+        nested = _flat(value) if is_dataclass(value) else {}
+        flat |= {f"{name}.{inner}": each for inner, each in nested.items()} or {name: value}
+    return flat
 
 
 def _wrap(method: Method, config: Config, device: torch.device) -> nn.Module:

@@ -135,6 +135,11 @@ def read_only(folder: Path) -> None:
         (["run.checkpoint_every=0"], r"run\.checkpoint_every=0 in .*: expected at least 1"),
         (["optim.epochs=0"], r"optim\.epochs=0 in .*: expected at least 1"),
         (["optim.accumulate=3"], r"optim\.accumulate=3 does not divide the 4 clips .*batch_size=4: choose a divisor"),
+        (["data.policy.silent=drop"], r"data\.policy\.silent=drop in .*: expected one of error, skip, mask"),
+        (
+            ["data.policy.no_audio=error"],
+            r"1 clips of data\.split=train are without sound, first .*mp4: mend",
+        ),
         (["data.split=vall"], r"no usable clip with data\.split=vall in .*: .*set data\.split=null"),
         (
             ["data.manifest=none.parquet"],
@@ -166,6 +171,7 @@ def test_more_positives_than_clips_are_refused(train_call: Call, tmp_path: Path,
     "overrides, message",
     [
         (["optim.lr=0.5"], r"optim\.lr=0\.5, but the run in .* was started with 0\.0002: choose another run\.dir"),
+        (["data.policy.silent=skip"], r"data\.policy\.silent=skip, but the run in .* was started with mask: choose"),
         (["run.seed=1"], r"run\.seed=1, but the run in .* was started with 0"),
         (["run.resume=never"], r"run\.resume=never, but .*last\.pt holds a run already: choose another run\.dir"),
         (["optim.lrr=1"], r"unknown key optim\.lrr"),

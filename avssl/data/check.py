@@ -1,22 +1,43 @@
-"""From a list of files to the table of a manifest: probing in worker processes.
+"""Finding out in worker processes what files hold: `build_table` probes those of a new manifest, `inspect_manifest`
+decodes those of an old one wholly, and `with_findings` writes down what it found.
 
-What lives here: joining probed facts with what is known of each row. What does not: the facts themselves
-(media/probe.py), the pool (workers.py) and how files are found (datasets/*.py).
+What lives here: joining the facts with what is known of each row. What does not: the facts themselves (media/probe.py,
+media/inspect.py), which of them matter (policy.py), the pool (workers.py) and how files are found (datasets/*.py).
 """
 
+import collections
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 from tqdm import tqdm
 
-from avssl.data.manifest import SCHEMA
+from avssl.data.manifest import SCHEMA, Manifest, ManifestError, read_manifest
+from avssl.data.policy import TITLES, cases
+from avssl.data.quarantine import release
+from avssl.files import whole_file
+from avssl.media.inspect import Inspection
 from avssl.media.probe import Probe
 from avssl.workers import Lost, run_jobs
 
 FACTS = tuple(asdict(Probe()))
+FIXED = ("size", "content_key")  # facts that belong to the instance: a checked manifest keeps them
+TIMES = ("duration", "video_start", "video_end", "audio_start", "audio_end")
+SAME_SECONDS = 0.1  # recorded times stay when decoding agrees this well: the clips that training draws follow from them
+FINDINGS = {  # further columns of a checked manifest
+    "cut_off_at": pa.float64(),
+    "damaged_at": pa.float64(),
+    "variable_rate": pa.bool_(),
+    "duplicate_of": pa.string(),  # path of the first row with the same content and the same part of it
+}
+EXCHANGED = (
+    "the file is not the one that the manifest was written from: put that one back, or write the manifest anew and "
+    "train anew, as rows are instances"
+)
+MAX_NAMED = 20  # files named one by one for a person; --json names all
 
 
 def build_table(
@@ -58,3 +79,147 @@ def probe_files(
     answers = run_jobs("avssl.media.probe", jobs, num_workers=num_workers, timeout_seconds=timeout_seconds)
     for i, answer in answers:
         yield i, Probe(status=answer.status, reason=answer.reason) if isinstance(answer, Lost) else Probe(**answer)
+
+
+def inspect_manifest(manifest: Manifest, *, num_workers: int, timeout_seconds: float) -> dict[str, Inspection]:
+    """Decode all files of a manifest wholly, each file once, with a progress bar: {path: what was found}.
+
+    Args:
+        num_workers: processes.
+        timeout_seconds: per file; a file that takes longer gets the status timeout.
+    """
+    paths = sorted(set(manifest.column("path")))
+    jobs = [str(manifest.root / path) for path in paths]
+    answers = run_jobs("avssl.media.inspect", jobs, num_workers=num_workers, timeout_seconds=timeout_seconds)
+    found = {}
+    for i, answer in tqdm(answers, total=len(paths), desc="checking", unit="clip"):
+        is_lost = isinstance(answer, Lost)
+        found[paths[i]] = Inspection(status=answer.status, reason=answer.reason) if is_lost else Inspection(**answer)
+    return found
+
+
+def with_findings(table: pa.Table, found: Mapping[str, Inspection]) -> pa.Table:
+    """The table of a manifest with what decoding found: status, reason, times and the columns of FINDINGS.
+
+    The same instances in the same order. A file that is another than the recorded one gets the status exchanged, and a
+    quarantined row stays so.
+
+    Args:
+        table: of a manifest.
+        found: of every path in it.
+    """
+    rows = table.to_pylist()
+    first: dict[tuple, str] = {}  # (digest, start, end) -> path of the first row
+    for row in rows:
+        inspection = found[row["path"]]
+        row |= dict.fromkeys(FINDINGS) | _facts(row, inspection)
+        if inspection.digest and row["status"] != "exchanged":
+            original = first.setdefault((inspection.digest, row["start"], row["end"]), row["path"])
+            row["duplicate_of"] = None if original == row["path"] else original
+    types = {name: SCHEMA.field(name).type for name in FACTS if name not in FIXED} | FINDINGS
+    for name, type_ in types.items():
+        column = pa.array([row[name] for row in rows], type_)
+        if name in table.column_names:
+            table = table.set_column(table.column_names.index(name), name, column)
+        else:
+            table = table.append_column(name, column)
+    return table
+
+
+def fix_manifest(path: str | Path, manifest: Manifest, found: Mapping[str, Inspection]) -> list[str]:
+    """Write what was found into the manifest file, whole or not at all; ids, hash and recorded root stay. Files that
+    decode leave the quarantine list; of the others the manifest itself now tells.
+
+    Args:
+        path: of the manifest.
+        manifest: as it was read before the files were inspected.
+        found: of every path in it.
+
+    Returns:
+        Paths that left the quarantine list.
+
+    Raises:
+        ManifestError: the file holds other instances by now.
+        WriteError: the file cannot be written.
+    """
+    if read_manifest(path, root=manifest.root).hash != manifest.hash:
+        raise ManifestError(f"manifest {path} was exchanged while its files were checked: check it again")
+    table = with_findings(pq.read_table(path), found)  # as it stands in the file, without the quarantine list
+    with whole_file(path) as temporary:
+        pq.write_table(table, temporary)
+    return release(path, {name for name, inspection in found.items() if inspection.status in ("ok", "no_video")})
+
+
+def report(manifest: Manifest, found: Mapping[str, Inspection], *, clip_seconds: float) -> dict[str, Any]:
+    """What is the matter with the files of a manifest, as plain data.
+
+    Args:
+        manifest: any; what was found counts, not what it says.
+        found: of every path in it.
+        clip_seconds: files shorter than this are short.
+
+    Returns:
+        rows, files, clip_seconds; cases {case: number of files}; problems, one entry per file that is in any case, in
+        the order of the manifest.
+    """
+    table = with_findings(manifest.table, found)
+    facts = table.select(["path", "status", "reason", *FINDINGS]).to_pylist()
+    problems: dict[str, dict[str, Any]] = {}
+    for case, rows in cases(Manifest(table, manifest.root), clip_seconds).items():
+        for i in rows.nonzero()[0].tolist():
+            path = facts[i]["path"]
+            new = facts[i] | {"claimed_end": found[path].claimed_end, "rows": [], "cases": []}
+            entry = problems.setdefault(path, new)
+            entry["rows"] += [] if i in entry["rows"] else [i]
+            entry["cases"] += [] if case in entry["cases"] else [case]
+    ordered = sorted(problems.values(), key=lambda entry: min(entry["rows"]))
+    return {
+        "rows": len(manifest),
+        "files": len(found),
+        "clip_seconds": clip_seconds,
+        "cases": dict(collections.Counter(case for entry in ordered for case in entry["cases"])),
+        "problems": ordered,
+    }
+
+
+def describe(summary: Mapping[str, Any]) -> str:
+    """The report in words: how many files are in each case, and up to MAX_NAMED of them by name."""
+    lines = [f"{summary['files']} files decoded, {len(summary['problems'])} with findings"]
+    for case, title in TITLES.items():
+        entries = [entry for entry in summary["problems"] if case in entry["cases"]]
+        if entries:
+            lines.append(f"{len(entries)} {title}:")
+            lines += [f"  {entry['path']}{_detail(case, entry)}" for entry in entries[:MAX_NAMED]]
+        if len(entries) > MAX_NAMED:
+            lines.append(f"  and {len(entries) - MAX_NAMED} more: --json names all")
+    return "\n".join(lines)
+
+
+def _detail(case: str, entry: Mapping[str, Any]) -> str:
+    match case:
+        case "unreadable" | "quarantined":
+            return f": {entry['status']}: {entry['reason']}"
+        case "cut_off":
+            return f": ends at {entry['cut_off_at']:.2f} s, by its header at {entry['claimed_end']:.2f} s"
+        case "damaged":
+            return f": from {entry['damaged_at']:.2f} s"
+        case "duplicate":
+            return f": as {entry['duplicate_of']}"
+    return ""
+
+
+def _facts(row: Mapping[str, Any], found: Inspection) -> dict[str, Any]:
+    """What a row of a manifest is to say by what was found."""
+    if row["status"] == "quarantined":
+        return {}
+    if not found.content_key:  # missing, timeout, crashed: of what it holds nothing new is known
+        return {"status": found.status, "reason": found.reason}
+    if found.content_key != row["content_key"]:
+        return {"status": "exchanged", "reason": EXCHANGED}
+    facts = {name: value for name, value in asdict(found).items() if name in FINDINGS or name in FACTS}
+    for name in FIXED:
+        del facts[name]
+    for name in TIMES:
+        if None not in (row[name], facts[name]) and abs(row[name] - facts[name]) < SAME_SECONDS:
+            facts[name] = row[name]
+    return facts

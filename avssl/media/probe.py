@@ -9,11 +9,13 @@ costs little. What does not: the pool of workers and its time limit (workers.py)
 import hashlib
 import itertools
 import os
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
 
 import av
+import av.stream
 import numpy as np
 
 from avssl.media.decode import to_mono
@@ -70,25 +72,32 @@ def probe(path: str | Path) -> Probe:
     The first frame is decoded, sound is decoded until the first sample that is not silent, and the end of both tracks
     is looked for in the packets, because what a damaged or cut file says about its duration is not true.
     """
+    return Probe(**examine(path, _look))
+
+
+def examine(path: str | Path, look: Callable[[Reader], dict]) -> dict:
+    """Facts of one file, as a mapping of fields of `Probe`: its bytes, what `look` finds in it, or why it cannot.
+
+    Args:
+        path: any name; a file that is bad or not there is told in status and reason.
+        look: gets the opened file.
+    """
     path = Path(path)
     if not path.is_file():
-        return Probe(status="missing", reason="the file does not exist")
+        return {"status": "missing", "reason": "the file does not exist"}
     try:
         known = {"size": path.stat().st_size, "content_key": content_key(path)}
     except OSError as error:
-        return Probe(status="unreadable", reason=f"the file cannot be opened ({error.strerror})")
+        return {"status": "unreadable", "reason": f"the file cannot be opened ({error.strerror})"}
     if not known["size"]:
-        return Probe(**known, status="empty", reason="the file is empty")
+        return known | {"status": "empty", "reason": "the file is empty"}
     try:
         with Reader(path) as reader:
-            picture = _picture(reader)
-            sound = _sound(reader)
+            return known | look(reader)
     except DecodeError as error:
-        return Probe(**known, status="unreadable", reason=error.reason)
+        return known | {"status": "unreadable", "reason": error.reason}
     except av.error.FFmpegError as error:
-        return Probe(**known, status="unreadable", reason=f"the file cannot be decoded ({error.strerror})")
-    # why there is no picture matters more than why there is no sound
-    return Probe(**known, **(sound | picture))
+        return known | {"status": "unreadable", "reason": f"the file cannot be decoded ({error.strerror})"}
 
 
 def content_key(path: str | Path) -> str:
@@ -104,46 +113,65 @@ def content_key(path: str | Path) -> str:
     return digest.hexdigest()
 
 
+def without_picture(reader: Reader) -> dict:
+    """Status and reason of a file without a video track that can be decoded."""
+    if any(not is_cover(stream) for stream in reader.container.streams.video):
+        return {"status": "unreadable", "reason": "no decoder exists for the video track"}
+    return {"status": "no_video", "reason": "the file has no video track"}
+
+
+def without_sound(reader: Reader) -> dict:
+    """The reason why a file has no sound track that can be decoded."""
+    there = bool(reader.container.streams.audio)
+    return {"reason": "no decoder exists for the sound track" if there else "the file has no sound track"}
+
+
+def shape(frame: av.VideoFrame) -> dict:
+    """Size and rotation of the upright picture. Raises FFmpegError when its kind of pixels cannot be converted."""
+    frame.reformat(format="rgb24", threads=1)
+    rotation = round(frame.rotation / 90) % 4 * 90
+    width, height = (frame.height, frame.width) if rotation % 180 else (frame.width, frame.height)
+    return {"width": width, "height": height, "rotation": rotation}
+
+
+def stated_rate(stream: av.stream.Stream) -> float | None:
+    """Average frames per second by the header, unless it gives its clock (1000 in FLV) instead of a rate."""
+    rate = stream.average_rate
+    return float(rate) if rate and rate <= PLAUSIBLE_FPS else None
+
+
+def counted_rate(starts: Iterable[float]) -> float | None:
+    """Average frames per second by the seconds of all frames, in any order."""
+    seconds = set(starts)
+    return (len(seconds) - 1) / (max(seconds) - min(seconds)) if len(seconds) > 1 else None
+
+
+def _look(reader: Reader) -> dict:
+    picture = _picture(reader)
+    return _sound(reader) | picture  # why there is no picture matters more than why there is no sound
+
+
 def _picture(reader: Reader) -> dict:
     if reader.video is None:
-        if any(not is_cover(stream) for stream in reader.container.streams.video):
-            return {"status": "unreadable", "reason": "no decoder exists for the video track"}
-        return {"status": "no_video", "reason": "the file has no video track"}
+        return without_picture(reader)
     end = reader.end_seconds("video")
     start, frame = next(reader.frames_from("video", -np.inf), (None, None))
     if frame is None:
         raise DecodeError(reader.path, "no frame of the video track can be decoded")
-    frame.reformat(format="rgb24", threads=1)  # raises if its kind of pixels cannot be converted
     end = max(end or start, start + frame_duration(frame, reader.video))
-    rotation = round(frame.rotation / 90) % 4 * 90
-    width, height = (frame.height, frame.width) if rotation % 180 else (frame.width, frame.height)
-    return {
+    return shape(frame) | {
         "duration": end - start,
-        "fps": _frame_rate(reader),
-        "width": width,
-        "height": height,
-        "rotation": rotation,
+        "fps": stated_rate(reader.video) or counted_rate(second for second, _ in reader.packet_times("video")),
         "video_start": start,
         "video_end": end,
         "status": "ok",
     }
 
 
-def _frame_rate(reader: Reader) -> float | None:
-    """Average frames per second; counted when the header gives none, or its clock (1000 in FLV) instead of a rate."""
-    rate = reader.video.average_rate
-    if rate and rate <= PLAUSIBLE_FPS:
-        return float(rate)
-    starts = [start for start, _ in reader.packet_times("video")]
-    return (len(starts) - 1) / (max(starts) - min(starts)) if len(set(starts)) > 1 else None
-
-
 def _sound(reader: Reader) -> dict:
     """Facts of the sound, with a reason if there is none."""
-    if not reader.container.streams.audio:
-        return {"reason": "the file has no sound track"}
     if reader.audio is None:
-        return {"reason": "no decoder exists for the sound track"}
+        return without_sound(reader)
     end = reader.end_seconds("audio")
     frames = reader.frames_from("audio", -np.inf)
     start, first = next(frames, (None, None))

@@ -1,0 +1,154 @@
+"""What a clip may lack, and which clips a run trains on in spite of it.
+
+What lives here: pure functions of the manifest. What does not: how the facts are found (media/probe.py,
+media/inspect.py), and how what is missing is marked in a batch (dataset.py).
+
+Every row is judged by its own part of the file (start, end). cut_off, damaged, variable_rate and duplicate are known
+only after `python tools/check.py MANIFEST --fix-manifest`.
+
+Letter: N rows.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+
+from avssl.config import CHOICES, ConfigError, DataConfig
+from avssl.data.manifest import Manifest
+
+SHORT_SECONDS = 0.1  # may be missing of a window: sound of whole clips ends up to 0.06 s off (priming, last packet)
+LATE_SECONDS = 0.2  # whole clips in MPEG and FLV begin up to 0.1 s apart; a frame held for longer is seen
+UNEQUAL_SECONDS = 0.5  # recorders close one track later than the other; more is content that one of them lacks
+TITLES = {
+    "unreadable": "unreadable",
+    "quarantined": "in quarantine",
+    "no_video": "sound only",
+    "no_audio": "without sound",
+    "silent": "with a silent sound track",
+    "short": "shorter than a clip",
+    "late_start": "with a late first frame",
+    "rotated": "rotated",
+    "unequal_length": "with sound and picture of different length",
+    "cut_off": "cut off",
+    "damaged": "damaged",
+    "variable_rate": "with a variable frame rate",
+    "duplicate": "with the content of an earlier one",
+}
+
+
+@dataclass(frozen=True)
+class Admitted:
+    """What a run trains on.
+
+    Args:
+        valid: (N,) bool, rows of the split that are trained on.
+        skipped: how many rows of the split are left out, by case, where there are any; a row can be in several cases.
+        masked: how many are trained on although they are in a case, likewise.
+    """
+
+    valid: np.ndarray
+    skipped: dict[str, int]
+    masked: dict[str, int]
+
+    def describe(self) -> str:
+        """A line for a person."""
+        return f"left out: {_listed(self.skipped)}; masked: {_listed(self.masked)}"
+
+
+def cases(manifest: Manifest, clip_seconds: float) -> dict[str, np.ndarray]:
+    """Which rows are in which case of `PolicyConfig`.
+
+    A row that cannot be read is in no further case; one of sound only is in none that is about pictures.
+
+    Args:
+        manifest: of N rows.
+        clip_seconds: the longer of a clip's two windows, of picture and of sound.
+
+    Returns:
+        {case: (N,) bool}, every case.
+    """
+    status, has_audio = manifest.column("status"), manifest.has_audio
+    ok, quarantined = status == "ok", status == "quarantined"
+    no_video = (status == "no_video") & has_audio
+    readable = ok | no_video
+    start, end = _numbers(manifest, "start"), _numbers(manifest, "end")
+    video, audio = (
+        (
+            np.maximum(_numbers(manifest, f"{track}_start"), np.nan_to_num(start, nan=-np.inf)),
+            np.minimum(_numbers(manifest, f"{track}_end"), np.nan_to_num(end, nan=np.inf)),
+        )
+        for track in ("video", "audio")
+    )  # two (N,) each, NaN without the track
+    heard, seen = np.where(has_audio, audio, np.nan), np.where(ok, video, np.nan)  # (2, N)
+    overlap = np.fmin(heard[1], seen[1]) - np.fmax(heard[0], seen[0])  # (N,) where the windows of a clip lie
+    end = np.nan_to_num(end, nan=np.inf)
+    return {
+        "unreadable": ~readable & ~quarantined,
+        "quarantined": quarantined,
+        "no_video": no_video,
+        "no_audio": ok & np.isnan(audio[0]),
+        "silent": ok & ~np.isnan(audio[0]) & ~has_audio,
+        "short": readable & (overlap < clip_seconds - SHORT_SECONDS),
+        "late_start": ok & (seen[0] - heard[0] > LATE_SECONDS),
+        "rotated": ok & (_numbers(manifest, "rotation") > 0),
+        "unequal_length": ok & (np.abs((seen[1] - seen[0]) - (heard[1] - heard[0])) > UNEQUAL_SECONDS),
+        "cut_off": readable & (_numbers(manifest, "cut_off_at") < end),
+        "damaged": readable & (_numbers(manifest, "damaged_at") < end),
+        "variable_rate": ok & (_numbers(manifest, "variable_rate") > 0),
+        "duplicate": readable & _is_named(manifest, "duplicate_of"),
+    }
+
+
+def admit(manifest: Manifest, data: DataConfig) -> Admitted:
+    """Which rows of data.split a run trains on, as data.policy says.
+
+    Raises:
+        ConfigError: a row is in a case whose policy is error.
+    """
+    split = np.ones(len(manifest), dtype=bool)
+    if data.split is not None:
+        split = manifest.column("split") == data.split
+    found = {
+        case: rows & split
+        for case, rows in cases(manifest, max(data.num_frames / data.fps, data.audio_seconds)).items()
+    }
+    policy = vars(data.policy)
+    for case, rows in found.items():
+        if policy[case] == "error" and rows.any():
+            raise ConfigError(_refusal(case, manifest, rows, split=data.split))
+    skipped = {case: rows for case, rows in found.items() if policy[case] == "skip"}
+    valid = split & ~np.any(list(skipped.values()), axis=0)
+    masked = {case: rows & valid for case, rows in found.items() if policy[case] == "mask"}
+    return Admitted(valid, _counts(skipped), _counts(masked))
+
+
+def _refusal(case: str, manifest: Manifest, rows: np.ndarray, *, split: str | None) -> str:
+    others = " or ".join(choice for choice in CHOICES[f"data.policy.{case}"] if choice != "error")
+    return (
+        f"data.policy.{case}=error, and {int(rows.sum())} clips of data.split={split or 'null'} are "
+        f"{TITLES[case]}, first {manifest.path(int(rows.argmax()))}: mend or remove them, or set "
+        f"data.policy.{case} to {others}"
+    )
+
+
+def _counts(found: dict[str, np.ndarray]) -> dict[str, int]:
+    return {case: int(rows.sum()) for case, rows in found.items() if rows.any()}
+
+
+def _listed(counts: dict[str, int]) -> str:
+    return ", ".join(f"{count} {case}" for case, count in counts.items()) or "none"
+
+
+def _numbers(manifest: Manifest, name: str) -> np.ndarray:
+    """(N,) float64, NaN where nothing is known; a column that only the doctor writes may not be there."""
+    if name not in manifest.table.column_names:
+        return np.full(len(manifest), np.nan)
+    return manifest.table.column(name).cast(pa.float64()).to_numpy().astype(np.float64)
+
+
+def _is_named(manifest: Manifest, name: str) -> np.ndarray:
+    """(N,) bool: a text column that may not be there holds something."""
+    if name not in manifest.table.column_names:
+        return np.zeros(len(manifest), dtype=bool)
+    return manifest.table.column(name).is_valid().to_numpy()
