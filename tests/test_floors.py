@@ -73,7 +73,10 @@ def test_nothing_heavy_at_the_top() -> None:
     assert not (PACKAGE / "__init__.py").read_text().replace('"""', "").count("import")
 
 
-@pytest.mark.parametrize("name, banned", [("avssl.media.probe", "torch cv2"), ("avssl.media.decode", "torch")])
+@pytest.mark.parametrize(
+    "name, banned",
+    [("avssl.media.probe", "torch cv2"), ("avssl.media.prepare", "torch cv2 pyarrow"), ("avssl.media.decode", "torch")],
+)
 def test_workers_stay_light(name: str, banned: str) -> None:
     code = f"import sys, {name}; print([n for n in {banned.split()} if n in sys.modules])"
     loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout

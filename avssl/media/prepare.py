@@ -73,6 +73,7 @@ PACKET_SECONDS = 0.25  # of sound
 RECORD = "avssl.prepare "  # begins the comment of a copy
 BLOCK_FRAMES, BLOCK_SECONDS = 32, (1.0, 10.0)  # sound whose place is found together: at least, at most
 JUMP_SECONDS = 5e-4  # sound further than this from where it should follow is placed anew
+AUDIO_TOLERANCE = 1e-3  # seconds; the first timestamp of a track with coarse ticks is rounded, the median of many not
 FULL = {errno.ENOSPC, errno.EDQUOT, errno.EROFS}  # after these no other copy can be written either
 
 
@@ -148,23 +149,23 @@ def prepare_clip(source: str | Path, target: str | Path, settings: Settings) -> 
         settings: how it is made.
     """
     target = Path(target)
-    found = probe(source)
-    if found.status not in ("ok", "no_video") or (found.status == "no_video" and found.audio_start is None):
-        _remove_copy(target)
-        return _failed(found, found.reason if found.status != "no_video" else "neither pictures nor sound can be read")
-    wanted = Record(found.content_key, _described(settings), max(0.0, -_first_second(found)), found.reason)
     known = read_record(target)
-    if known == wanted:
-        return Prepared("kept", found.content_key, known.shift, _facts(target, known))
+    if known is not None and _is_of(known, source, settings):
+        return Prepared("kept", known.source_key, known.shift, _facts(target, known))
+    found = probe(source)
     if known is None and target.exists():
         return _failed(found, f"{target.name} exists in the target folder and is no copy made by this tool")
-    _remove_copy(target)
+    target.unlink(missing_ok=True)  # a copy that is out of date must not be taken for the clip
+    if found.status not in ("ok", "no_video"):
+        return _failed(found, found.reason)
+    if found.status == "no_video" and found.audio_start is None:
+        return _failed(found, "neither pictures nor sound can be read")
+    record = Record(found.content_key, _described(settings), max(0.0, -_first_second(found)), found.reason)
     try:
         with whole_file(target) as temporary, _own_name(temporary) as unfinished:
-            _write(source, unfinished, settings, wanted)
-            facts = _facts(unfinished, wanted)
-            if facts.status != found.status:
-                raise DecodeError(source, f"its copy cannot be read back ({facts.reason})")
+            _write(source, unfinished, settings, record)
+            facts = _facts(unfinished, record)
+            _check_copy(source, found, facts, record.shift)
     except DecodeError as error:
         return _failed(found, error.reason)
     except (av.error.FFmpegError, WriteError) as error:
@@ -172,15 +173,11 @@ def prepare_clip(source: str | Path, target: str | Path, settings: Settings) -> 
         if getattr(cause, "errno", None) in FULL:
             return replace(_failed(found, str(WriteError(target, OSError(cause.errno, "")))), state="stopped")
         return _failed(found, f"the copy cannot be written ({getattr(cause, 'strerror', None) or cause})")
+    except OverflowError:
+        return _failed(found, "its times cannot be stored")
     except MemoryError:
         return _failed(found, "it needs more memory than a worker may take")
-    return Prepared("written", found.content_key, wanted.shift, facts)
-
-
-def is_done(source: str | Path, target: str | Path, settings: Settings) -> bool:
-    """Whether the copy of this source with these settings is there."""
-    known = read_record(target)
-    return known is not None and (known.source_key, known.settings) == (content_key(source), _described(settings))
+    return Prepared("written", found.content_key, record.shift, facts)
 
 
 def read_record(target: str | Path) -> Record | None:
@@ -197,6 +194,13 @@ def _described(settings: Settings) -> dict[str, Any]:
     return {"version": VERSION} | asdict(settings)
 
 
+def _is_of(record: Record, source: str | Path, settings: Settings) -> bool:
+    """Whether a copy was made of this file as it is now, with these settings."""
+    return (
+        record.settings == _described(settings) and Path(source).is_file() and record.source_key == content_key(source)
+    )
+
+
 def _first_second(found: Probe) -> float:
     return min(start for start in (found.video_start, found.audio_start) if start is not None)
 
@@ -207,15 +211,21 @@ def _facts(target: Path, record: Record) -> Probe:
     return found if found.has_audio or not record.reason else replace(found, reason=record.reason)
 
 
+def _check_copy(source: str | Path, found: Probe, facts: Probe, shift: float) -> None:
+    """Raises DecodeError: the copy lacks a track or begins at another time."""
+    if facts.status != found.status:
+        raise DecodeError(source, f"its copy cannot be read back ({facts.reason})")
+    if facts.status == "no_video" and facts.audio_start is None:
+        raise DecodeError(source, "its sound is too short to be resampled")
+    for name, tolerance in (("video_start", TIME_TOLERANCE), ("audio_start", AUDIO_TOLERANCE)):
+        before, after = getattr(found, name), getattr(facts, name)
+        if before is not None and after is not None and abs(before + shift - after) > tolerance:
+            raise DecodeError(source, f"its copy has {name} {after:.4f} s instead of {before + shift:.4f} s")
+
+
 def _failed(found: Probe, reason: str) -> Prepared:
     status = found.status if found.status not in ("ok", "no_video") else "unreadable"
     return Prepared("failed", found.content_key, 0.0, Probe(status=status, reason=reason))
-
-
-def _remove_copy(target: Path) -> None:
-    """A copy that is out of date must not be taken for the clip."""
-    if read_record(target) is not None:
-        target.unlink()
 
 
 @contextlib.contextmanager
@@ -334,7 +344,7 @@ class _Resizer:
             format="yuv420p",
             dst_colorspace=self.colorspace,
             dst_color_range=ColorRange.MPEG,
-            interpolation=Interpolation.BICUBIC,
+            interpolation=Interpolation.BICUBIC | Interpolation.ACCURATE_RND,
             threads=1,
         )
         if turns:
@@ -351,7 +361,9 @@ def _turn(frame: av.VideoFrame, turns: int) -> av.VideoFrame:
     ends = np.cumsum([rows * columns for rows, columns in sizes])[:-1]
     planes = [np.rot90(part.reshape(size), turns) for part, size in zip(np.split(values, ends), sizes, strict=True)]
     stacked = np.concatenate([plane.reshape(-1) for plane in planes]).reshape(-1, planes[0].shape[1])
-    return av.VideoFrame.from_ndarray(np.ascontiguousarray(stacked), format="yuv420p")
+    turned = av.VideoFrame.from_ndarray(np.ascontiguousarray(stacked), format="yuv420p")
+    turned.colorspace, turned.color_range = frame.colorspace, frame.color_range
+    return turned
 
 
 def _sound_packets(
@@ -420,7 +432,7 @@ def _resampled(blocks: Iterable[_Block], rate: int, shift: float) -> Iterator[tu
                 yield from _pieces(resampler.resample(None), position)
             resampler = av.AudioResampler(format="fltp", layout="mono", rate=rate)
             begin, source_rate, fed = block.start, block.sample_rate, 0
-            position = round((begin + shift) * rate)
+            position = max(0, round((begin + shift) * rate))  # the median may lie a little before the first frame
         frame = av.AudioFrame.from_ndarray(block.values[None], format="fltp", layout="mono")
         frame.sample_rate, frame.time_base, frame.pts = source_rate, Fraction(1, source_rate), fed
         for piece in _pieces(resampler.resample(frame), position):
@@ -472,9 +484,10 @@ def _answer(job: dict[str, Any]) -> dict[str, Any]:
     try:
         with Reader(source) as reader:
             seconds = (reader.container.duration or 0) / av.time_base
-        return {"done": is_done(source, target, settings), "seconds": seconds}
-    except (DecodeError, OSError):
+    except DecodeError:
         return {"done": False, "seconds": 0.0}
+    known = read_record(target)
+    return {"done": known is not None and _is_of(known, source, settings), "seconds": seconds}
 
 
 if __name__ == "__main__":
