@@ -165,15 +165,32 @@ def test_rows_of_a_manifest_are_carried_over(tool, source, tmp_path, capsys):
     assert not (tmp_path / "new/test").exists()  # only what the manifest names
 
 
-def test_a_clip_that_takes_too_long_is_named(tool, source, tmp_path, capsys):
-    frames = np.random.default_rng(1).integers(0, 255, (150, 256, 256, 3), dtype=np.uint8)
-    clip(source / "slow.mp4", frames=np.concatenate([frames] * 6), video_codec="mpeg4")
-    assert tool.main([str(source), str(tmp_path / "new"), "--jobs", "2", "--timeout", "1.2", "--json"]) == 1
+DEADLY = """
+import os, signal
+from pathlib import Path
+from avssl.media import prepare
+from avssl.workers import serve
+
+def answer(job):
+    if "deadly" in job["source"]:
+        Path(job["target"]).with_name(f".{os.getpid()}.partial").write_bytes(b"half")
+        os.kill(os.getpid(), signal.SIGKILL)
+    return prepare._answer(job)
+
+serve(answer)
+"""
+
+
+def test_a_clip_that_brings_its_worker_down_is_named(tool, source, tmp_path, capsys, monkeypatch):
+    (tmp_path / "deadly_worker.py").write_text(DEADLY)
+    monkeypatch.setenv("PYTHONPATH", f"{tmp_path}{os.pathsep}{ROOT}")
+    monkeypatch.setattr("avssl.data.prepare.MODULE", "deadly_worker")
+    (source / "train/cat/deadly.mp4").write_bytes((source / "train/cat/a.mp4").read_bytes())
+    assert tool.main([str(source), str(tmp_path / "new"), "--jobs", "2", "--json"]) == 1
     summary = json.loads(capsys.readouterr().out)
-    assert summary["not_prepared"] == [
-        {"path": "slow.mp4", "status": "timeout", "reason": "not done within 1.2 seconds"}
-    ]
-    assert not [name for name in tree(tmp_path / "new") if "partial" in name or "slow" in name]
+    assert summary["written"] == 3
+    assert [(each["path"], each["status"]) for each in summary["not_prepared"]] == [("train/cat/deadly.mp4", "crashed")]
+    assert not [name for name in tree(tmp_path / "new") if "partial" in name or "deadly" in name]
 
 
 def start(*arguments: object) -> subprocess.Popen:
