@@ -60,7 +60,7 @@ class DataConfig:
     num_workers: int = 2  # decoding processes per rank; 0 = decode in the main process
     worker_timeout_seconds: float = 120.0  # a worker silent for longer stops the run with an error
     max_pixels: int = 2**25  # of one stored picture (8K); a file that asks for more is refused by name
-    max_seconds: float = 86400.0  # that a file claims to last; likewise
+    max_seconds: float = 360_000.0  # that a file claims to last; likewise
     cache_gigabytes: float = 0.0  # decoded clips that each worker keeps in memory: for sets that fit whole; 0 = none
     # video view
     num_frames: int = 8

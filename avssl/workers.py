@@ -11,10 +11,12 @@ import resource
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Self
 
+ORPHAN_SECONDS = 0.5  # a worker looks this often whether its pool still lives
 MEMORY_BYTES = 6 << 30  # address space of one worker: a file that asks for more is told that there is none
 
 
@@ -78,12 +80,22 @@ def run_jobs(
 
 
 def serve(answer: Callable[[Any], Any]) -> None:
-    """Answer one job per line with one line, both JSON, until the input ends; libraries that print disturb nothing."""
+    """Answer one job per line with one line, both JSON, until the input ends; libraries that print disturb nothing.
+
+    A worker whose pool was killed ends too, also in the middle of a job.
+    """
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY_BYTES, resource.getrlimit(resource.RLIMIT_AS)[1]))
+    threading.Thread(target=_end_with_pool, args=(os.getppid(),), daemon=True).start()
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
     for line in sys.stdin:
         print(json.dumps(answer(json.loads(line))), file=answers, flush=True)
+
+
+def _end_with_pool(pool: int) -> None:
+    while os.getppid() == pool:
+        time.sleep(ORPHAN_SECONDS)
+    os._exit(1)
 
 
 class _Worker:

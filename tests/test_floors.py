@@ -75,7 +75,12 @@ def test_nothing_heavy_at_the_top() -> None:
 
 @pytest.mark.parametrize(
     "name, banned",
-    [("avssl.media.probe", "torch cv2"), ("avssl.media.inspect", "torch cv2"), ("avssl.media.decode", "torch")],
+    [
+        ("avssl.media.probe", "torch cv2"),
+        ("avssl.media.inspect", "torch cv2"),
+        ("avssl.media.prepare", "torch cv2 pyarrow"),
+        ("avssl.media.decode", "torch"),
+    ],
 )
 def test_workers_stay_light(name: str, banned: str) -> None:
     code = f"import sys, {name}; print([n for n in {banned.split()} if n in sys.modules])"

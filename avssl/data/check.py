@@ -58,6 +58,16 @@ def build_table(
     probed = probe_files([root / path for path in paths], num_workers=num_workers, timeout_seconds=timeout_seconds)
     for i, probe in tqdm(probed, total=len(paths), desc="probing", unit="clip"):
         facts[paths[i]] = asdict(probe)
+    return join_facts(rows, facts)
+
+
+def join_facts(rows: Sequence[Mapping[str, Any]], facts: Mapping[str, Mapping[str, Any]]) -> pa.Table:
+    """The table of a manifest.
+
+    Args:
+        rows: see `build_table`.
+        facts: of each path, the fields of a `Probe`.
+    """
     columns: dict[str, list] = {name: [] for name in SCHEMA.names}
     further = {name: None for row in rows for name in row if name in FACTS or name not in SCHEMA.names}
     for row in rows:

@@ -58,12 +58,12 @@ class Limits:
 
     Args:
         max_pixels: of one stored picture, width x height; the default admits 8K (7680 x 4320).
-        max_seconds: that the file claims to last.
+        max_seconds: that the file claims to last; a start that an MPEG-TS recorder counted up to (26 hours) may be in it.
         max_bytes: of the pictures that one call of `read_clip` returns.
     """
 
     max_pixels: int = 2**25
-    max_seconds: float = 24 * 3600.0
+    max_seconds: float = 360_000.0
     max_bytes: int = 2**31
 
 

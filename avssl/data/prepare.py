@@ -1,0 +1,268 @@
+"""From a folder of clips to a folder of training copies and its manifest.
+
+What lives here: which clips there are, what their copies are called, the pool, and the manifest. What does not: one
+copy (media/prepare.py) and the words of the command (tools/prepare.py).
+
+Names: the copy of a/b.avi is a/b.mp4. Where two clips would get the same name (also if only upper and lower case
+differ), each of them keeps its whole name: a/b.avi.mp4 and a/b.mkv.mp4.
+"""
+
+import collections
+import contextlib
+import csv
+import fcntl
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import pyarrow as pa
+from tqdm import tqdm
+
+from avssl.data.check import FACTS, join_facts
+from avssl.data.layout import find_clips, label_clips
+from avssl.data.manifest import SCHEMA, read_manifest, write_manifest
+from avssl.files import check_writable, whole_file
+from avssl.media.prepare import EXTENSION, Prepared, Settings
+from avssl.media.probe import Probe
+from avssl.workers import Lost, run_jobs
+
+MODULE = "avssl.media.prepare"
+MANIFEST, FAILURES = "manifest.parquet", "not_prepared.csv"
+KNOWN = tuple(name for name in SCHEMA.names if name not in FACTS)  # what a row says besides the facts of its file
+GIGABYTE = 1e9
+
+
+class PrepareError(ValueError):
+    """Work that cannot begin or go on: the message says why, and the way out."""
+
+
+@dataclass(frozen=True)
+class Listing:
+    """Rows to carry over: `rows` with the columns of KNOWN, `further` the other columns, `clips` each file once."""
+
+    rows: list[dict[str, Any]]
+    further: dict[str, pa.ChunkedArray]
+    clips: list[str]
+
+
+def list_clips(source: Path, manifest: Path | None = None) -> Listing:
+    """Rows of the manifest, or of SOURCE/manifest.parquet, or of the folder as datasets/folder.py would list it.
+
+    Raises:
+        PrepareError: no clip there, or none where the manifest says.
+        ManifestError: the manifest cannot be read, or names a path that leaves the folder.
+    """
+    if manifest is None and (source / MANIFEST).is_file():
+        manifest = source / MANIFEST
+    if manifest is None:
+        rows = label_clips(find_clips(source)[0])
+        rows = [row | {"start": None, "end": None, "group": row["path"]} for row in rows]
+        if not rows:
+            raise PrepareError(f"no clip lies in {source}: is SRC right?")
+        return Listing(rows, {}, [row["path"] for row in rows])
+    table = read_manifest(manifest, root=source).table
+    rows = table.select(KNOWN).to_pylist()
+    clips = sorted({row["path"] for row in rows})
+    if not any((source / path).is_file() for path in clips):
+        raise PrepareError(
+            f"none of the {len(clips)} clips of {manifest} lies in {source}: SRC must be the folder that its paths are "
+            "relative to"
+        )
+    further = {name: table.column(name) for name in table.column_names if name not in SCHEMA.names}
+    return Listing(rows, further, clips)
+
+
+def name_copies(clips: Sequence[str]) -> dict[str, str]:
+    """Path of each clip -> path of its copy; see the module for the rule."""
+    names = {clip: str(PurePosixPath(clip).with_suffix(EXTENSION)) for clip in clips}
+    while True:
+        claims = collections.Counter(name.casefold() for name in names.values())
+        clashes = [
+            clip for clip, name in names.items() if claims[name.casefold()] > 1 and name != clip + EXTENSION
+        ]  # a name that was lengthened may meet another one
+        if not clashes:
+            return names
+        names |= {clip: clip + EXTENSION for clip in clashes}
+
+
+def check_folders(source: Path, target: Path) -> None:
+    """Raises PrepareError: no such source, or one folder lies in the other."""
+    if not source.is_dir():
+        raise PrepareError(f"SRC {source} is not a folder")
+    a, b = source.resolve(), target.resolve()
+    if a == b or a in b.parents or b in a.parents:
+        raise PrepareError(f"DST {target} and SRC {source} must be two folders of which none lies in the other")
+    if target.exists() and not target.is_dir():
+        raise PrepareError(f"DST {target} is a file, and must be a folder or a new name")
+
+
+def look(
+    source: Path, target: Path, listing: Listing, settings: Settings, *, num_workers: int, timeout_seconds: float
+) -> dict[str, Any]:
+    """What `prepare` would do; nothing is written."""
+    names = name_copies(listing.clips)
+    jobs = _jobs(source, target, names, settings, look_only=True)
+    answers = run_jobs(MODULE, jobs, num_workers=num_workers, timeout_seconds=timeout_seconds)
+    seen = dict(tqdm(answers, total=len(jobs), desc="looking", unit="clip"))
+    done = [clip for i, clip in enumerate(names) if not isinstance(seen[i], Lost) and seen[i]["done"]]
+    return {
+        "files": len(names),
+        "done": len(done),
+        "todo": len(names) - len(done),
+        "source_bytes": sum(map(_size, (source / clip for clip in names))),
+        "done_bytes": sum(_size(target / names[clip]) for clip in done),
+        "hours": sum(answer["seconds"] for answer in seen.values() if not isinstance(answer, Lost)) / 3600,
+    }
+
+
+def prepare(
+    source: Path, target: Path, listing: Listing, settings: Settings, *, num_workers: int, timeout_seconds: float
+) -> dict[str, Any]:
+    """Make all copies that are not there yet, then the manifest of all rows and the list of failures.
+
+    Args:
+        source: folder of the clips.
+        target: folder of the copies; made if missing.
+        listing: of `list_clips`.
+        settings: of every copy.
+        num_workers: processes.
+        timeout_seconds: per clip.
+
+    Returns:
+        Counts, bytes, and `not_prepared`: path, status and reason of each clip that has no copy.
+
+    Raises:
+        PrepareError: another process works on the same folder, or no copy can be written any more, as on a full disk.
+        WriteError: the folder cannot be written to.
+    """
+    names = name_copies(listing.clips)
+    check_writable(target / MANIFEST)
+    with _alone(target):
+        try:
+            done = _make_copies(source, target, names, settings, num_workers, timeout_seconds)
+        finally:
+            _remove_unfinished(target)  # of workers that were killed
+        write_manifest(target / MANIFEST, _table(listing, names, done), root=target)
+        failures = [
+            {"path": clip, "status": each.facts.status, "reason": each.facts.reason}
+            for clip, each in done.items()
+            if each.state == "failed"
+        ]
+        _write_failures(target / FAILURES, failures)
+    states = collections.Counter(each.state for each in done.values())
+    return {
+        "manifest": str(target / MANIFEST),
+        "rows": len(listing.rows),
+        "files": len(names),
+        "written": states["written"],
+        "kept": states["kept"],
+        "source_bytes": sum(map(_size, (source / clip for clip in names))),
+        "bytes": sum(each.facts.size for each in done.values()),
+        "without_sound": sum(each.state != "failed" and not each.facts.has_audio for each in done.values()),
+        "not_prepared": failures,
+    }
+
+
+def _make_copies(
+    source: Path, target: Path, names: dict[str, str], settings: Settings, num_workers: int, timeout_seconds: float
+) -> dict[str, Prepared]:
+    """What became of each clip, in the order of `names`."""
+    _remove_unfinished(target)
+    clips = list(names)
+    jobs = _jobs(source, target, names, settings, look_only=False)
+    done: dict[str, Prepared] = {}
+    with contextlib.closing(
+        run_jobs(MODULE, jobs, num_workers=num_workers, timeout_seconds=timeout_seconds)
+    ) as answers:
+        for i, answer in _with_progress(answers, [_size(source / clip) for clip in clips]):
+            if isinstance(answer, Lost):
+                answer = Prepared("failed", "", 0.0, Probe(status=answer.status, reason=answer.reason))
+            if answer.state == "stopped":
+                raise PrepareError(f"{answer.facts.reason}; the same command continues")
+            done[clips[i]] = answer
+    return {clip: done[clip] for clip in clips}
+
+
+def _with_progress(
+    answers: Iterable[tuple[int, dict | Lost]], sizes: list[int]
+) -> Iterator[tuple[int, Prepared | Lost]]:
+    """Show what is done by bytes of source, which foretell time and size better than the number of clips."""
+    total, read, written = sum(sizes), 0, 0
+    with tqdm(total=total, desc="preparing", unit="B", unit_scale=True, unit_divisor=1000) as bar:
+        for number, (i, answer) in enumerate(answers, 1):
+            if not isinstance(answer, Lost):
+                answer = Prepared(**answer | {"facts": Probe(**answer["facts"])})
+                if answer.state in ("written", "kept"):
+                    read, written = read + sizes[i], written + answer.facts.size
+            expected = written / max(read, 1) * total
+            words = f"{number}/{len(sizes)} clips, {written / GIGABYTE:.2f} of about {expected / GIGABYTE:.2f} GB"
+            bar.set_postfix_str(words, refresh=False)
+            bar.update(sizes[i])
+            yield i, answer
+
+
+def _jobs(
+    source: Path, target: Path, names: dict[str, str], settings: Settings, *, look_only: bool
+) -> list[dict[str, Any]]:
+    return [
+        {
+            "source": str(source / clip),
+            "target": str(target / name),
+            "settings": asdict(settings),
+            "look_only": look_only,
+        }
+        for clip, name in names.items()
+    ]
+
+
+def _table(listing: Listing, names: dict[str, str], done: dict[str, Prepared]) -> pa.Table:
+    """The rows of the source in their order, with the facts of the copies."""
+    rows = []
+    for row in listing.rows:
+        shift = done[row["path"]].shift
+        moved = {name: None if row[name] is None else row[name] + shift for name in ("start", "end")}
+        rows.append(row | moved | {"path": names[row["path"]]})
+    table = join_facts(rows, {names[clip]: asdict(each.facts) for clip, each in done.items()})
+    origin = [done[row["path"]] for row in listing.rows]
+    further = {name: values for name, values in listing.further.items() if name not in ("source_key", "source_shift")}
+    further["source_key"] = pa.array([each.source_key for each in origin], pa.string())
+    further["source_shift"] = pa.array([each.shift for each in origin], pa.float64())
+    for name, values in further.items():
+        table = table.append_column(name, values)
+    return table
+
+
+def _write_failures(path: Path, failures: list[dict[str, str]]) -> None:
+    if not failures:
+        path.unlink(missing_ok=True)  # of a call before
+        return
+    with whole_file(path) as temporary, open(temporary, "w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, ["path", "status", "reason"])
+        writer.writeheader()
+        writer.writerows(failures)
+
+
+@contextlib.contextmanager
+def _alone(target: Path) -> Iterator[None]:
+    """Two processes in one folder would do everything twice; the lock ends with the process, however it ends."""
+    folder = os.open(target, os.O_RDONLY)
+    try:
+        fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+    except BlockingIOError as error:
+        raise PrepareError(f"another process prepares clips in {target}: wait for it or end it") from error
+    finally:
+        os.close(folder)
+
+
+def _remove_unfinished(target: Path) -> None:
+    for folder, _, files in os.walk(target):
+        for name in files:
+            if name.startswith(".") and name.endswith(".partial"):
+                (Path(folder) / name).unlink(missing_ok=True)
+
+
+def _size(path: Path) -> int:
+    return path.stat().st_size if path.is_file() else 0

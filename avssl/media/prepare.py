@@ -1,0 +1,499 @@
+"""One training copy of one clip: small pictures that decode fast, mono sound, and the times of the source.
+
+    python -m avssl.media.prepare        (a worker: one JSON job per line in, one JSON answer per line out)
+
+What lives here: `prepare_clip`, the record inside each copy that tells what it was made of, and the worker. It imports
+av and numpy only. What does not: which clips there are, the pool and the manifest (data/prepare.py).
+
+A copy is an MP4 with H.264 pictures and FLAC sound. Chosen by measuring, on 25 November 2026 on one core of an AMD
+EPYC, with 8 frames at 112 x 112 over 0.5 s and 2 s of sound read by `read_clip` from random places of four real clips
+(10 s, 340 x 256, 30 fps, a keyframe every 150 frames, 517 kB each). The figures move by 5 % from run to run;
+to compare sounds, pictures were made by medium, fastdecode, crf 20 (351 kB):
+
+    the clips as they were                                                        36 clips/s    517 kB
+    MP4: H.264 + FLAC, 2,304 samples a packet (what FFmpeg chooses by itself)    189           610
+    MP4: H.264 + FLAC, 6,000 samples a packet                                    187           612
+    MP4: H.264 + FLAC, 6,000 samples a packet, compression level 0               215           623    <- chosen
+    MP4 or MOV: H.264 + PCM (the reader gets 1,024 samples a packet)             173-180       836
+    Matroska: H.264 + PCM or FLAC                                                191, 174      836, 628
+    NUT: H.264 + PCM, 12,000 samples a packet                                    243           832
+    MP4: H.264; int16 samples in a file beside it, mapped into memory            315           831
+
+As made by this module the copies of these clips take 581 kB (337 kB pictures, the rest sound) and 0.23 s each, and
+give 218 to 229 clips/s where plain PyAV on the sources gave 37 in the same run: 6 times as much.
+
+Matroska is out: its clock ticks in milliseconds. The memory map is fastest, but doubles the number of files, cannot
+show a gap, and the two files can part. NUT is 12 % faster, but a third larger, and hardly any other program opens it.
+
+Pictures alone (the same windows, no sound; veryfast and medium are presets of x264, PSNR of the luma):
+
+    medium, crf 23, gop 12                            233 clips/s   237 kB   37.7 dB   0.49 s to make
+    the same, gop 8 / 24 / 1                          245 / 214 / 197   270 / 205 / 549 kB
+    the same, without deblocking                      253           238      37.5
+    the same, CAVLC instead of CABAC                  300           249      37.6
+    the same, profile baseline                        316           244      37.5      0.44
+    the same, tune fastdecode (both, no weights)      326           250      37.4      0.47
+    medium, fastdecode, crf 20, mbtree=0              331           325      39.2      0.47
+    veryfast, fastdecode, crf 20, mbtree=0            322           337      38.8      0.29            <- chosen
+
+Without mbtree=0 x264 does not always write the same bytes (encode.py).
+
+Times: pictures tick at 90 kHz and sound at its rate, so every frame keeps its second to 6 microseconds. MP4 holds no
+negative times: a clip that begins before 0 is moved as a whole, pictures and sound alike, so that it begins at 0; the
+record and the manifest (`source_shift`) say by how much.
+"""
+
+import contextlib
+import errno
+import heapq
+import itertools
+import json
+import math
+import os
+from collections import deque
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass, replace
+from fractions import Fraction
+from pathlib import Path
+from typing import Any, Literal
+
+import av
+import av.container
+import av.error
+import numpy as np
+from av.video.reformatter import ColorRange, Colorspace, Interpolation, VideoReformatter
+
+from avssl.files import WriteError, whole_file
+from avssl.media.decode import to_mono
+from avssl.media.probe import PLAUSIBLE_FPS, Probe, content_key, probe
+from avssl.media.reader import TIME_TOLERANCE, DecodeError, Reader, frame_duration
+from avssl.workers import serve
+
+EXTENSION = ".mp4"
+VERSION = 1  # of what is written below: another one makes all copies anew
+CLOCK = 90_000  # ticks per second of the pictures
+MOVIE_CLOCK = 360_000  # ticks of the starts of tracks: the least common multiple of CLOCK and 24 kHz
+ENCODER = {"preset": "veryfast", "tune": "fastdecode", "crf": "20", "mbtree": "0"}
+PACKET_SECONDS = 0.25  # of sound
+RECORD = "avssl.prepare "  # begins the comment of a copy
+BLOCK_FRAMES, BLOCK_SECONDS = 32, (1.0, 10.0)  # sound whose place is found together: at least, at most
+JUMP_SECONDS = 5e-4  # sound further than this from where it should follow is placed anew
+AUDIO_TOLERANCE = 1e-3  # seconds; the first timestamp of a track with coarse ticks is rounded, the median of many not
+FULL = {errno.ENOSPC, errno.EDQUOT, errno.EROFS}  # after these no other copy can be written either
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How copies are made.
+
+    Args:
+        short_side: pixels of the shorter side of the upright picture; smaller pictures keep their size. Both sides
+            become even.
+        gop: largest distance of keyframes in frames.
+        fps: frames per second; None = every frame keeps its own time.
+        sample_rate: of the sound in Hz.
+    """
+
+    short_side: int = 128
+    gop: int = 12
+    fps: float | None = None
+    sample_rate: int = 24000
+
+    def __post_init__(self) -> None:
+        if self.short_side < 16:
+            raise ValueError(f"short_side={self.short_side} must be at least 16 pixels")
+        if self.gop < 1:
+            raise ValueError(f"gop={self.gop} must be at least 1 frame (1 = only keyframes)")
+        if self.fps is not None and not 0 < self.fps <= PLAUSIBLE_FPS:
+            raise ValueError(f"fps={self.fps:g} must be above 0 and at most {PLAUSIBLE_FPS}")
+        if not 4000 <= self.sample_rate <= 192_000:
+            raise ValueError(f"sample_rate={self.sample_rate} must be 4000 to 192000 Hz")
+
+
+@dataclass(frozen=True)
+class Record:
+    """What a copy was made of; it is stored inside the copy.
+
+    Args:
+        source_key: content key of the source.
+        settings: `Settings` as a dict, and the version.
+        shift: seconds by which pictures and sound were moved, because the source begins before 0.
+        reason: why the source has no sound; empty if it has.
+    """
+
+    source_key: str
+    settings: dict[str, Any]
+    shift: float = 0.0
+    reason: str = ""
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """What became of one clip.
+
+    Args:
+        state: written now, kept from before, failed (facts.status and facts.reason say why), or stopped: failed for a
+            reason that no other clip can escape, such as a full disk.
+        source_key: content key of the source.
+        shift: see `Record`.
+        facts: of the copy; of a clip that failed, only status and reason.
+    """
+
+    state: Literal["written", "kept", "failed", "stopped"]
+    source_key: str
+    shift: float
+    facts: Probe
+
+
+def prepare_clip(source: str | Path, target: str | Path, settings: Settings) -> Prepared:
+    """Make the copy of one clip unless it is there; never raises for a bad file, and never leaves half a copy.
+
+    Args:
+        source: a file of this machine.
+        target: where the copy goes; a copy of another source or with other settings is replaced, any other file not.
+        settings: how it is made.
+    """
+    target = Path(target)
+    known = read_record(target)
+    if known is not None and _is_of(known, source, settings):
+        return Prepared("kept", known.source_key, known.shift, _facts(target, known))
+    found = probe(source)
+    if known is None and target.exists():
+        return _failed(found, f"{target.name} exists in the target folder and is no copy made by this tool")
+    target.unlink(missing_ok=True)  # a copy that is out of date must not be taken for the clip
+    if found.status not in ("ok", "no_video"):
+        return _failed(found, found.reason)
+    if found.status == "no_video" and found.audio_start is None:
+        return _failed(found, "neither pictures nor sound can be read")
+    record = Record(found.content_key, _described(settings), max(0.0, -_first_second(found)), found.reason)
+    try:
+        with whole_file(target) as temporary, _own_name(temporary) as unfinished:
+            _write(source, unfinished, settings, record)
+            facts = _facts(unfinished, record)
+            _check_copy(source, found, facts, record.shift)
+    except DecodeError as error:
+        return _failed(found, error.reason)
+    except (av.error.FFmpegError, WriteError) as error:
+        cause = error.__cause__ or error
+        if getattr(cause, "errno", None) in FULL:
+            return replace(_failed(found, str(WriteError(target, OSError(cause.errno, "")))), state="stopped")
+        return _failed(found, f"the copy cannot be written ({getattr(cause, 'strerror', None) or cause})")
+    except OverflowError:
+        return _failed(found, "its times cannot be stored")
+    except MemoryError:
+        return _failed(found, "it needs more memory than a worker may take")
+    return Prepared("written", found.content_key, record.shift, facts)
+
+
+def read_record(target: str | Path) -> Record | None:
+    """What a copy was made of; None if the file does not exist or is no copy."""
+    try:
+        with Reader(target) as reader:
+            comment = reader.container.metadata.get("comment", "")
+        return Record(**json.loads(comment.removeprefix(RECORD))) if comment.startswith(RECORD) else None
+    except (DecodeError, ValueError, TypeError):
+        return None
+
+
+def _described(settings: Settings) -> dict[str, Any]:
+    return {"version": VERSION} | asdict(settings)
+
+
+def _is_of(record: Record, source: str | Path, settings: Settings) -> bool:
+    """Whether a copy was made of this file as it is now, with these settings."""
+    return (
+        record.settings == _described(settings) and Path(source).is_file() and record.source_key == content_key(source)
+    )
+
+
+def _first_second(found: Probe) -> float:
+    return min(start for start in (found.video_start, found.audio_start) if start is not None)
+
+
+def _facts(target: Path, record: Record) -> Probe:
+    """Facts of a copy; why there is no sound is what was wrong with the source."""
+    found = probe(target)
+    return found if found.has_audio or not record.reason else replace(found, reason=record.reason)
+
+
+def _check_copy(source: str | Path, found: Probe, facts: Probe, shift: float) -> None:
+    """Raises DecodeError: the copy lacks a track or begins at another time."""
+    if facts.status != found.status:
+        raise DecodeError(source, f"its copy cannot be read back ({facts.reason})")
+    if facts.status == "no_video" and facts.audio_start is None:
+        raise DecodeError(source, "its sound is too short to be resampled")
+    for name, tolerance in (("video_start", TIME_TOLERANCE), ("audio_start", AUDIO_TOLERANCE)):
+        before, after = getattr(found, name), getattr(facts, name)
+        if before is not None and after is not None and abs(before + shift - after) > tolerance:
+            raise DecodeError(source, f"its copy has {name} {after:.4f} s instead of {before + shift:.4f} s")
+
+
+def _failed(found: Probe, reason: str) -> Prepared:
+    status = found.status if found.status not in ("ok", "no_video") else "unreadable"
+    return Prepared("failed", found.content_key, 0.0, Probe(status=status, reason=reason))
+
+
+@contextlib.contextmanager
+def _own_name(temporary: Path) -> Iterator[Path]:
+    """A name that no other process writes to, such as one whose pool was killed and that goes on for a moment."""
+    own = temporary.with_name(f".{os.getpid()}.partial")
+    try:
+        yield own
+        os.replace(own, temporary)
+    finally:
+        own.unlink(missing_ok=True)
+
+
+def _write(source: str | Path, target: Path, settings: Settings, record: Record) -> None:
+    """Stream pictures and sound from two openings of the source into one file, in the order of their times."""
+    with contextlib.ExitStack() as stack:
+        pictures = stack.enter_context(Reader(source))
+        sound = stack.enter_context(Reader(source))
+        clocks = {"movie_timescale": str(MOVIE_CLOCK), "video_track_timescale": str(CLOCK)}
+        container = stack.enter_context(av.open(str(target), "w", format="mp4", options=clocks))
+        container.flags |= av.container.Flags.bitexact.value  # the same bytes each time
+        container.metadata["comment"] = RECORD + json.dumps(asdict(record))
+        tracks = []
+        if pictures.video is not None:
+            tracks.append(_picture_packets(container, pictures, settings, record.shift))
+        if sound.audio is not None:
+            tracks.append(_sound_packets(container, sound, settings, record.shift))
+        # each adds its stream before its first packet, and merging asks all for one before it gives any
+        for packet in heapq.merge(*tracks, key=lambda packet: packet.dts * packet.time_base):
+            container.mux(packet)
+
+
+def _picture_packets(
+    container: av.container.OutputContainer, reader: Reader, settings: Settings, shift: float
+) -> Iterator[av.Packet]:
+    frames = reader.frames_from("video", -math.inf)
+    first = next(frames, None)
+    if first is None:
+        return
+    resize = _Resizer(first[1], settings.short_side)
+    rate = settings.fps or reader.video.average_rate or 25
+    rate = Fraction(rate).limit_denominator(1001) if rate <= PLAUSIBLE_FPS else Fraction(25)
+    stream = container.add_stream("libx264", rate=max(rate, Fraction(1)), options=ENCODER)
+    context = stream.codec_context
+    context.height, context.width = resize.upright
+    context.pix_fmt = "yuv420p"
+    context.time_base = Fraction(1, CLOCK)
+    context.gop_size, context.max_b_frames = settings.gop, 0
+    context.thread_count = 1
+    context.color_range, context.colorspace = ColorRange.MPEG, resize(first[1]).colorspace
+
+    durations = deque()  # of frames inside the encoder, which knows none
+    previous = -1
+    timed = (
+        (seconds, frame_duration(frame, reader.video), frame) for seconds, frame in itertools.chain([first], frames)
+    )
+    for seconds, duration, frame in timed if settings.fps is None else _at_rate(timed, settings.fps):
+        tick = round((seconds + shift) * CLOCK)
+        if tick <= previous:  # closer than 11 microseconds to the one before
+            continue
+        previous = tick
+        small = resize(frame)
+        small.pts, small.time_base = tick, context.time_base
+        durations.append(max(1, round(duration * CLOCK)))
+        for packet in stream.encode(small):
+            packet.duration = durations.popleft()
+            yield packet
+    for packet in stream.encode(None):
+        packet.duration = durations.popleft()
+        yield packet
+
+
+def _at_rate(
+    timed: Iterable[tuple[float, float, av.VideoFrame]], fps: float
+) -> Iterator[tuple[float, float, av.VideoFrame]]:
+    """Frames at start + i / fps; as in decode.py the frame at t is the last one with pts <= t + 1e-4."""
+    shown, number, start, end = None, 0, 0.0, 0.0
+    for seconds, duration, frame in timed:
+        start = seconds if shown is None else start
+        while shown is not None and start + number / fps + TIME_TOLERANCE < seconds:
+            yield start + number / fps, 1 / fps, shown
+            number += 1
+        shown, end = frame, seconds + duration
+    while number == 0 or start + number / fps + TIME_TOLERANCE < end:
+        yield start + number / fps, 1 / fps, shown
+        number += 1
+
+
+class _Resizer:
+    """Frames of one clip -> small upright yuv420p; the size is that of the first frame, as in decode.py.
+
+    Attributes:
+        upright: (height, width) that come out, both even.
+        colorspace: of pictures that come as RGB; None: as in the source, so that reading the copy converts as reading
+            the source does.
+    """
+
+    def __init__(self, first: av.VideoFrame, short_side: int) -> None:
+        scale = min(1.0, short_side / min(first.width, first.height))
+        if scale < 1:
+            self.width, self.height = (max(2, round(side * scale / 2) * 2) for side in (first.width, first.height))
+        else:  # a row and a column may be lost, none is added
+            self.width, self.height = (max(2, side // 2 * 2) for side in (first.width, first.height))
+        turned = round(first.rotation / 90) % 2
+        self.upright = (self.width, self.height) if turned else (self.height, self.width)
+        self.colorspace = Colorspace.SMPTE170M if first.format.is_rgb else None
+        self.reformatter = VideoReformatter()
+
+    def __call__(self, frame: av.VideoFrame) -> av.VideoFrame:
+        turns = round(frame.rotation / 90) % 4
+        height, width = self.upright[::-1] if turns % 2 else self.upright
+        small = self.reformatter.reformat(
+            frame,
+            width=width,
+            height=height,
+            format="yuv420p",
+            dst_colorspace=self.colorspace,
+            dst_color_range=ColorRange.MPEG,
+            interpolation=Interpolation.BICUBIC | Interpolation.ACCURATE_RND,
+            threads=1,
+        )
+        if turns:
+            small = _turn(small, turns)
+        small.pict_type = 0  # the encoder chooses, not the source
+        return small
+
+
+def _turn(frame: av.VideoFrame, turns: int) -> av.VideoFrame:
+    """Quarter turns counterclockwise of a yuv420p frame."""
+    height, width = frame.height, frame.width
+    values = frame.to_ndarray().reshape(-1)  # the three planes one after another
+    sizes = [(height, width), (height // 2, width // 2), (height // 2, width // 2)]
+    ends = np.cumsum([rows * columns for rows, columns in sizes])[:-1]
+    planes = [np.rot90(part.reshape(size), turns) for part, size in zip(np.split(values, ends), sizes, strict=True)]
+    stacked = np.concatenate([plane.reshape(-1) for plane in planes]).reshape(-1, planes[0].shape[1])
+    turned = av.VideoFrame.from_ndarray(np.ascontiguousarray(stacked), format="yuv420p")
+    turned.colorspace, turned.color_range = frame.colorspace, frame.color_range
+    return turned
+
+
+def _sound_packets(
+    container: av.container.OutputContainer, reader: Reader, settings: Settings, shift: float
+) -> Iterator[av.Packet]:
+    frames = reader.frames_from("audio", -math.inf)
+    first = next(frames, None)
+    if first is None:
+        return
+    rate = settings.sample_rate
+    size = round(PACKET_SECONDS * rate)
+    options = {"frame_size": str(size), "compression_level": "0"}
+    stream = container.add_stream("flac", rate=rate, layout="mono", options=options)
+    stream.codec_context.thread_count = 1
+    for position, samples in _in_packets(_resampled(_blocks(itertools.chain([first], frames)), rate, shift), size):
+        frame = av.AudioFrame.from_ndarray(samples[None], format="s16", layout="mono")
+        frame.sample_rate, frame.time_base, frame.pts = rate, Fraction(1, rate), position
+        yield from stream.encode(frame)
+    yield from stream.encode(None)
+
+
+@dataclass(frozen=True)
+class _Block:
+    """Mono sound without a gap: (n,) float32 whose first sample is at second `start`."""
+
+    start: float
+    sample_rate: int
+    values: np.ndarray
+
+
+def _blocks(frames: Iterable[tuple[float, av.AudioFrame]]) -> Iterator[_Block]:
+    """Join frames to a second or more; the median of what they say is where the block begins, as in decode.py."""
+    values, anchors, length, rate = [], [], 0, 0  # anchors: seconds at which each frame says that the block begins
+
+    def block() -> _Block:
+        joined = np.nan_to_num(np.concatenate(values), posinf=1.0, neginf=-1.0)  # damaged sound stored as floats
+        return _Block(float(np.median(anchors)), rate, joined)
+
+    for seconds, frame in frames:
+        if values:
+            tolerance = 1 / rate + max(float(frame.time_base), 5e-4)  # timestamps are rounded to ticks
+            apart = frame.sample_rate != rate or abs(seconds - length / rate - anchors[0]) > tolerance
+            at_least, at_most = BLOCK_SECONDS
+            full = length > at_most * rate or (len(values) >= BLOCK_FRAMES and length > at_least * rate)
+            if apart or full:
+                yield block()
+                values, anchors, length = [], [], 0
+        rate = frame.sample_rate
+        anchors.append(seconds - length / rate)
+        values.append(to_mono(frame))
+        length += frame.samples
+    if values:
+        yield block()
+
+
+def _resampled(blocks: Iterable[_Block], rate: int, shift: float) -> Iterator[tuple[int, np.ndarray]]:
+    """Pieces of sound at `rate`: (position of the first sample, (n,) int16).
+
+    Blocks that follow each other run through one resampler. One that lies elsewhere than it should follow, after a
+    gap or because two clocks drift apart, begins anew at its own time.
+    """
+    resampler, begin, end, position, source_rate, fed = None, 0.0, 0.0, 0, 0, 0
+    for block in blocks:
+        if resampler is None or block.sample_rate != source_rate or abs(block.start - end) > JUMP_SECONDS:
+            if resampler is not None:
+                yield from _pieces(resampler.resample(None), position)
+            resampler = av.AudioResampler(format="fltp", layout="mono", rate=rate)
+            begin, source_rate, fed = block.start, block.sample_rate, 0
+            position = max(0, round((begin + shift) * rate))  # the median may lie a little before the first frame
+        frame = av.AudioFrame.from_ndarray(block.values[None], format="fltp", layout="mono")
+        frame.sample_rate, frame.time_base, frame.pts = source_rate, Fraction(1, source_rate), fed
+        for piece in _pieces(resampler.resample(frame), position):
+            yield piece
+            position += len(piece[1])
+        fed += len(block.values)
+        end = begin + fed / source_rate
+    if resampler is not None:
+        yield from _pieces(resampler.resample(None), position)
+
+
+def _pieces(frames: list[av.AudioFrame], position: int) -> Iterator[tuple[int, np.ndarray]]:
+    for frame in frames:
+        samples = np.clip(np.rint(frame.to_ndarray()[0] * 32768), -32768, 32767).astype(np.int16)
+        yield position, samples
+        position += len(samples)
+
+
+def _in_packets(pieces: Iterable[tuple[int, np.ndarray]], size: int) -> Iterator[tuple[int, np.ndarray]]:
+    """Pieces at rising positions -> packets of `size` samples, the last one shorter.
+
+    A packet of which nothing is known is left out, so that a gap stays a gap however long it is; the rest of one of
+    which a part is known is zeros. Where pieces overlap, the earlier one counts.
+    """
+    packet, begin, filled = np.zeros(size, dtype=np.int16), None, 0  # filled: samples up to the last known one
+    for position, samples in pieces:
+        begin = position if begin is None else begin
+        samples = samples[max(0, begin + filled - position) :]
+        position = max(position, begin + filled)
+        while len(samples):
+            if position >= begin + size:
+                if filled:
+                    yield begin, packet
+                begin += (position - begin) // size * size
+                packet, filled = np.zeros(size, dtype=np.int16), 0
+            part = samples[: begin + size - position]
+            filled = position - begin + len(part)
+            packet[position - begin : filled] = part
+            position, samples = position + len(part), samples[len(part) :]
+    if filled:
+        yield begin, packet[:filled].copy()
+
+
+def _answer(job: dict[str, Any]) -> dict[str, Any]:
+    """Do or, with look_only, look at one job: source, target and settings."""
+    source, target, settings = job["source"], job["target"], Settings(**job["settings"])
+    if not job["look_only"]:
+        return asdict(prepare_clip(source, target, settings))
+    try:
+        with Reader(source) as reader:
+            seconds = (reader.container.duration or 0) / av.time_base
+    except DecodeError:
+        return {"done": False, "seconds": 0.0}
+    known = read_record(target)
+    return {"done": known is not None and _is_of(known, source, settings), "seconds": seconds}
+
+
+if __name__ == "__main__":
+    serve(_answer)
