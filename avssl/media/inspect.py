@@ -22,7 +22,6 @@ import av.stream
 import numpy as np
 from av.codec.context import Flags2
 
-from avssl.media.decode import to_mono
 from avssl.media.probe import (
     SILENCE,
     Probe,
@@ -33,7 +32,7 @@ from avssl.media.probe import (
     without_picture,
     without_sound,
 )
-from avssl.media.reader import MAX_FRUITLESS, DecodeError, Reader, frame_duration
+from avssl.media.reader import MAX_FRUITLESS, DecodeError, Reader, frame_duration, to_mono
 from avssl.workers import serve
 
 CUT_SECONDS = 0.2  # headers of whole files claim up to 0.05 s that is not there (rounding, filling of the last packet)

@@ -64,9 +64,8 @@ import numpy as np
 from av.video.reformatter import ColorRange, Colorspace, Interpolation, VideoReformatter
 
 from avssl.files import WriteError, whole_file
-from avssl.media.decode import to_mono
 from avssl.media.probe import PLAUSIBLE_FPS, Probe, content_key, probe
-from avssl.media.reader import TIME_TOLERANCE, DecodeError, Reader, frame_duration
+from avssl.media.reader import TIME_TOLERANCE, DecodeError, Reader, frame_duration, to_mono
 from avssl.workers import serve
 
 EXTENSION = ".mp4"
@@ -404,8 +403,7 @@ def _blocks(frames: Iterable[tuple[float, av.AudioFrame]]) -> Iterator[_Block]:
     values, anchors, length, rate = [], [], 0, 0  # anchors: seconds at which each frame says that the block begins
 
     def block() -> _Block:
-        joined = np.nan_to_num(np.concatenate(values), posinf=1.0, neginf=-1.0)  # damaged sound stored as floats
-        return _Block(float(np.median(anchors)), rate, joined)
+        return _Block(float(np.median(anchors)), rate, np.concatenate(values))
 
     for seconds, frame in frames:
         if values:

@@ -18,8 +18,7 @@ import av
 import av.stream
 import numpy as np
 
-from avssl.media.decode import to_mono
-from avssl.media.reader import DecodeError, Reader, frame_duration, is_cover
+from avssl.media.reader import DecodeError, Reader, frame_duration, is_cover, to_mono
 from avssl.workers import serve
 
 SILENCE = 1 / 32768  # a peak up to one step of 16-bit sound is digital silence

@@ -21,6 +21,7 @@ import av.container
 import av.format
 import av.stream
 import av.video.stream
+import numpy as np
 
 Track = Literal["video", "audio"]
 TIME_TOLERANCE = 1e-4  # seconds; timestamps are rounded to the ticks of the container
@@ -30,6 +31,7 @@ TAIL_SECONDS = 1.0  # how much of the end is looked at to see that it is there
 MAX_FRUITLESS = 10_000  # packets in a row that bring nothing new before a damaged file counts as ended
 MAX_KEPT_BYTES = 32 << 20  # packets of the other track that are kept, rather than opening the file again for them
 LOOK_AHEAD = 20  # packets: H.264 shows a picture at most 16 later than it decodes it
+MAX_SIDE = 32_766  # pixels: what OpenCV can cut from
 AVI_REORDER = 2  # frames looked ahead to put the times of an AVI in order
 OPEN_SECONDS = 60.0  # limit for one read of the file system, not for decoding
 SAMPLE_RATES = (100, 768_000)  # Hz; a rate outside is a damaged number, and memory is taken by it
@@ -58,7 +60,7 @@ class Limits:
 
     Args:
         max_pixels: of one stored picture, width x height; the default admits 8K (7680 x 4320).
-        max_seconds: that the file claims to last; a start that an MPEG-TS recorder counted up to (26 hours) may be in it.
+        max_seconds: that the file claims to last; the hours at which an MPEG-TS recorder began (up to 26) are in it.
         max_bytes: of the pictures that one call of `read_clip` returns.
     """
 
@@ -144,6 +146,10 @@ class Reader:
         self._pass = _Pass(self.container, self._streams, from_beginning=True)
 
     def _check_limits(self) -> None:
+        if self.video is not None and max(self.video.width, self.video.height) > MAX_SIDE:
+            raise DecodeError(
+                self.path, f"a picture of {self.video.width}x{self.video.height} is longer than {MAX_SIDE}"
+            )
         if self.video is not None and self.video.width * self.video.height > self.limits.max_pixels:
             raise DecodeError(
                 self.path,
@@ -265,8 +271,10 @@ class Reader:
                     return
 
     def _can_leave_out(self, stream: av.stream.Stream) -> bool:
-        """Whether packets say when they are shown, and the decoder knows which pictures no other is built on."""
-        return stream.codec_context.name == "h264" and self.container.format.name.startswith(("mov", "matroska"))
+        """Whether packets say when they are shown, and there can be pictures that no other is built on."""
+        context = stream.codec_context
+        has_times = self.container.format.name.startswith(("mov", "matroska"))
+        return has_times and context.name == "h264" and context.has_b_frames
 
     def _timed(
         self, packets: Iterator[av.Packet], stream: av.stream.Stream
@@ -370,6 +378,24 @@ def frame_duration(frame: av.VideoFrame | av.AudioFrame, stream: HasRate) -> flo
     if frame.duration:
         return float(frame.duration * frame.time_base)
     return float(1 / stream.average_rate) if stream.average_rate else 1 / 25
+
+
+def to_mono(*frames: av.AudioFrame) -> np.ndarray:
+    """Decoded sound that follows one another, of one format -> (n,) float32: the plain mean of its channels, full scale
+    = 1.
+    """
+    values = np.concatenate([frame.to_ndarray() for frame in frames], axis=1)  # (channels, n), or (1, n * channels)
+    num_channels = frames[0].layout.nb_channels
+    if not frames[0].format.is_planar:
+        values = values.reshape(-1, num_channels).T
+    kind, itemsize = values.dtype.kind, values.dtype.itemsize
+    if num_channels == 1:
+        mono = values[0].astype(np.float32)
+    else:
+        mono = values.mean(axis=0, dtype=np.float64).astype(np.float32)  # (n,)
+    if kind == "f":
+        return np.nan_to_num(mono, copy=False, posinf=1.0, neginf=-1.0)  # only damaged sound has such values
+    return mono / np.float32(128) - 1 if kind == "u" else mono / np.float32(2.0 ** (8 * itemsize - 1))
 
 
 def is_cover(stream: av.stream.Stream) -> bool:
