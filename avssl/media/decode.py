@@ -20,19 +20,21 @@ import av
 import numpy as np
 from av.video.reformatter import Interpolation, VideoReformatter
 
+from avssl.media.decoders import Decoder, open_source
 from avssl.media.reader import (
     LIMITS,
     MERGE_SECONDS,
     TIME_TOLERANCE,
     DecodeError,
+    LazyFrame,
     Limits,
-    Reader,
     Source,
     error_text,
     frame_duration,
 )
 
 PREROLL_SECONDS = 0.25  # AAC, Opus and MP3 need the packets before a sample to decode it rightly
+MEAN_OF_COLOURS = Interpolation.AREA | Interpolation.ACCURATE_RND | Interpolation.FULL_CHR_H_INP
 LEAD_SECONDS = 0.02  # sound resampled around a window, so that its edges are not the resampler's
 
 
@@ -125,15 +127,18 @@ def read_frames(
     fps: float,
     crop: tuple[float, float, float, float] | None = None,
     size: tuple[int, int] | None = None,
+    decoder: Decoder = "pyav",
 ) -> Frames:
     """Read one window of frames; see `VideoWindow` for the arguments and `read_clip` for the rules."""
-    frames, _ = read_clip(path, video=[VideoWindow(start, duration, fps, crop, size)])
+    frames, _ = read_clip(path, video=[VideoWindow(start, duration, fps, crop, size)], decoder=decoder)
     return frames[0]
 
 
-def read_samples(path: str | Path, *, start: float, duration: float, sample_rate: int) -> Samples:
+def read_samples(
+    path: str | Path, *, start: float, duration: float, sample_rate: int, decoder: Decoder = "pyav"
+) -> Samples:
     """Read one window of sound; see `AudioWindow` for the arguments and `read_clip` for the rules."""
-    _, samples = read_clip(path, audio=[AudioWindow(start, duration, sample_rate)])
+    _, samples = read_clip(path, audio=[AudioWindow(start, duration, sample_rate)], decoder=decoder)
     return samples[0]
 
 
@@ -142,6 +147,7 @@ def read_clip(
     *,
     video: Sequence[VideoWindow] = (),
     audio: Sequence[AudioWindow] = (),
+    decoder: Decoder = "pyav",
     opener: Callable[[str | Path], Source] | None = None,
     limits: Limits = LIMITS,
 ) -> tuple[list[Frames], list[Samples]]:
@@ -156,7 +162,8 @@ def read_clip(
         path: a file of this machine; nothing is fetched over a network.
         video: windows of frames, in any order.
         audio: windows of sound, in any order.
-        opener: gives the file, such as `ClipCache.open`, which remembers what was decoded; None = `Reader`.
+        decoder: the library that decodes the pictures; sound is PyAV's with each of them.
+        opener: gives the file instead, such as `ClipCache.open`, which remembers what was decoded.
         limits: what the file may ask for.
 
     Returns:
@@ -164,13 +171,14 @@ def read_clip(
 
     Raises:
         DecodeError: the file cannot be opened, frames are asked for and none can be decoded, or it asks for more than
-            `limits`.
+            `limits`, or `decoder` would give wrong frames of it.
+        DecoderMissingError: `decoder` is not installed.
         ValueError: `follows` names no video window.
     """
     for window in audio:
         if window.follows is not None and not 0 <= window.follows < len(video):
             raise ValueError(f"follows={window.follows} must be the index of one of the {len(video)} video windows")
-    with opener(path) if opener else Reader(path, limits=limits) as reader:
+    with opener(path) if opener else open_source(path, decoder=decoder, limits=limits) as reader:
         try:
             frames = _read_video(reader, video, limits)
             samples = []
@@ -239,12 +247,12 @@ class _Pictures:
         self.path = path
         self.window = window
         self.max_bytes = max_bytes
-        self.reformatter = VideoReformatter()
+        self.reformatter, self.narrower = VideoReformatter(), VideoReformatter()
         self.size = window.size
         self.data, self.times = [], []
         self.past_end = False
 
-    def take(self, seconds: float, frame: av.VideoFrame, past_end: bool = False) -> None:
+    def take(self, seconds: float, frame: av.VideoFrame | LazyFrame, past_end: bool = False) -> None:
         self.past_end |= past_end
         if self.times and self.times[-1] == seconds:  # several targets fall on one frame
             self.data.append(self.data[-1])
@@ -259,13 +267,14 @@ class _Pictures:
         times = np.asarray(self.times)[order]
         return Frames(data=np.stack([self.data[i] for i in order]), start=float(times[0]), times=times, padded=padded)
 
-    def _convert(self, frame: av.VideoFrame) -> np.ndarray:
+    def _convert(self, taken: av.VideoFrame | LazyFrame) -> np.ndarray:
         """(H, W, 3) uint8, upright, cropped, resized.
 
         The whole picture is resized so that the crop has its size, and then cut: swscale converts and resizes in one
         pass, and its bilinear filter widens with the factor, so that shrinking does not alias.
         """
-        turns = round(frame.rotation / 90) % 4  # quarter turns counterclockwise
+        frame = taken.decode() if isinstance(taken, LazyFrame) else taken
+        turns = round(taken.rotation / 90) % 4  # quarter turns counterclockwise
         height, width = (frame.width, frame.height) if turns % 2 else (frame.height, frame.width)  # upright
         top, left, crop_height, crop_width = self.window.crop or (0.0, 0.0, 1.0, 1.0)
         if self.size is None:  # kept for the next frames: they are stacked
@@ -278,6 +287,10 @@ class _Pictures:
             )
         full_height, full_width = round(self.size[0] / crop_height), round(self.size[1] / crop_width)
         stored = (full_width, full_height) if turns % 2 else (full_height, full_width)
+        if isinstance(taken, LazyFrame) and taken.narrow and stored != (frame.width, frame.height):
+            # Another library has made RGB of it without smoothing its colours, which resizing from the stored pixels
+            # does. Back to those pixels: what comes out then differs from that by half as much.
+            frame = self.narrower.reformat(frame, format=taken.narrow, interpolation=MEAN_OF_COLOURS, threads=1)
         picture = self.reformatter.reformat(
             frame, height=stored[0], width=stored[1], format="rgb24", interpolation=Interpolation.BILINEAR, threads=1
         ).to_ndarray()
