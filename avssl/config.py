@@ -36,6 +36,7 @@ class DataConfig:
     batch_size: int = 256  # clips per optimiser step over all ranks and accumulated parts
     num_workers: int = 2  # decoding processes per rank; 0 = decode in the main process
     worker_timeout_seconds: float = 120.0  # a worker silent for longer stops the run with an error
+    decoder: str = "pyav"  # pyav | decord | torchcodec: decodes the pictures; the others have to be installed
     cache_gigabytes: float = 0.0  # decoded clips that each worker keeps in memory: for sets that fit whole; 0 = none
     # video view
     num_frames: int = 8
@@ -116,6 +117,7 @@ class Config:
 
 
 CHOICES = {
+    "data.decoder": ("pyav", "decord", "torchcodec"),
     "data.spectrogram": ("avid", "log_mel"),
     "optim.name": ("adam", "adamw", "sgd", "lars"),
     "optim.schedule": ("multistep", "cosine"),

@@ -33,12 +33,13 @@ from avssl.checkpoint import (
     save_checkpoint,
 )
 from avssl.config import Config, ConfigError, dumps, loads, without_weights
-from avssl.data.dataset import ClipDataset, apply_views
+from avssl.data.dataset import ClipDataset, apply_views, check_decoder
 from avssl.data.loader import build_loader
 from avssl.data.manifest import Manifest, read_manifest
 from avssl.data.sampling import TrainingBatches
 from avssl.files import WriteError, whole_file
 from avssl.logs import RunLog, RunningMean, collapse_figures
+from avssl.media.decoders import in_words
 from avssl.methods import build_method
 from avssl.methods.base import Method
 from avssl.optim import build_optimizer, learning_rate
@@ -68,13 +69,14 @@ def train(config: Config) -> bool:
         torch.set_num_threads(config.run.num_threads or spare_cores(config.data.num_workers))
         keep_freed_memory()
     folder = Path(config.run.dir)
+    decoder = check_decoder(config.data)
     manifest = read_manifest(config.data.manifest, root=config.data.root)
     instances = usable_instances(manifest, config)
     resuming = (folder / LAST).exists()
     method = build_method(without_weights(config) if resuming else config, instances).to(device)
     to_channels_last(method, enabled=config.run.channels_last)
     optimizer = build_optimizer(method.parameters(), config.optim)
-    first_step = _resume(config, manifest, method, optimizer)
+    first_step, decoder_before = _resume(config, manifest, method, optimizer)
     if config.run.compile:
         compile_encoders(method, device)
     batches = TrainingBatches(
@@ -106,6 +108,7 @@ def train(config: Config) -> bool:
             state = {
                 "config": dumps(config),
                 "manifest_hash": manifest.hash,
+                "decoder": decoder,
                 "num_instances": instances.num,
                 "step": step,
                 "model": method.state_dict(),
@@ -120,7 +123,12 @@ def train(config: Config) -> bool:
         RunLog(folder, first_step=first_step, num_steps=batches.num_steps) as log,
         StopRequest() as stop,
     ):
-        log.say(_describe(config, manifest, instances, batches, device))
+        log.say(_describe(config, manifest, instances, batches, device, in_words(decoder)))
+        if decoder_before and decoder_before != decoder:
+            log.say(
+                f"note: the run was decoded with {in_words(decoder_before)} before, now with {in_words(decoder)}: "
+                "pictures may differ in a bit or two, so going on is not bit-equal to never having stopped"
+            )
         model.train()
         figures, waited, since, reported = RunningMean(), 0.0, time.perf_counter(), first_step
         check = FiniteCheck(folder / LAST, delayed=device.type == "cuda")
@@ -257,8 +265,14 @@ class StopRequest:
         signal.signal(number, self._before[signal.Signals(number)])
 
 
-def _resume(config: Config, manifest: Manifest, method: Method, optimizer: torch.optim.Optimizer) -> int:
-    """Load the run's last checkpoint, or the one to start from; returns the step to continue at."""
+def _resume(
+    config: Config, manifest: Manifest, method: Method, optimizer: torch.optim.Optimizer
+) -> tuple[int, dict[str, str] | None]:
+    """Load the run's last checkpoint, or the one to start from.
+
+    Returns:
+        The step to continue at, and what the run was decoded with before (None: it begins here, or did not say).
+    """
     last = Path(config.run.dir) / LAST
     if last.exists():
         if config.run.resume == "never":
@@ -271,12 +285,12 @@ def _resume(config: Config, manifest: Manifest, method: Method, optimizer: torch
         _check_same_run(config, loads(state["config"]), last)
         load_model(method, state, path=last)
         optimizer.load_state_dict(state["optimizer"])
-        return int(state["step"])
+        return int(state["step"]), state.get("decoder")
     if config.model.init:
         state = load_checkpoint(Path(config.model.init))
         check_manifest(state, manifest.hash, path=config.model.init, manifest=config.data.manifest)
         load_initial(method, state, path=config.model.init)
-    return 0
+    return 0, None
 
 
 def _open_folder(folder: Path, config: Config) -> None:
@@ -477,11 +491,16 @@ def _key(seed: int, step: int) -> int:
 
 
 def _describe(
-    config: Config, manifest: Manifest, instances: Instances, batches: TrainingBatches, device: torch.device
+    config: Config,
+    manifest: Manifest,
+    instances: Instances,
+    batches: TrainingBatches,
+    device: torch.device,
+    decoder: str,
 ) -> str:
     sounding = int((instances.valid & instances.has_audio).sum())
     return (
         f"{config.method['name']}: {int(instances.valid.sum())} clips ({sounding} with sound) of {instances.num} rows, "
         f"{batches.num_steps} steps of {config.data.batch_size} on {distributed.world_size()} x {device.type}, "
-        f"{config.run.precision}"
+        f"{config.run.precision}, decoded by {decoder}"
     )
