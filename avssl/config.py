@@ -61,6 +61,7 @@ class DataConfig:
     worker_timeout_seconds: float = 120.0  # a worker silent for longer stops the run with an error
     max_pixels: int = 2**25  # of one stored picture (8K); a file that asks for more is refused by name
     max_seconds: float = 360_000.0  # that a file claims to last; likewise
+    decoder: str = "pyav"  # pyav | decord | torchcodec: decodes the pictures; the others have to be installed
     cache_gigabytes: float = 0.0  # decoded clips that each worker keeps in memory: for sets that fit whole; 0 = none
     # video view
     num_frames: int = 8
@@ -146,6 +147,7 @@ CHOICES = {
         f"data.policy.{case.name}": ("error", "skip") if case.name in NOTHING_LEFT else ("error", "skip", "mask")
         for case in dataclasses.fields(PolicyConfig)
     },
+    "data.decoder": ("pyav", "decord", "torchcodec"),
     "data.spectrogram": ("avid", "log_mel"),
     "optim.name": ("adam", "adamw", "sgd", "lars"),
     "optim.schedule": ("multistep", "cosine"),

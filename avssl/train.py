@@ -34,7 +34,7 @@ from avssl.checkpoint import (
     save_checkpoint,
 )
 from avssl.config import Config, ConfigError, dumps, loads, without_weights
-from avssl.data.dataset import ClipDataset, apply_views
+from avssl.data.dataset import ClipDataset, apply_views, check_decoder
 from avssl.data.loader import WorkerLost, build_loader, lost_workers_named
 from avssl.data.manifest import Manifest, read_manifest
 from avssl.data.policy import admit
@@ -42,6 +42,7 @@ from avssl.data.quarantine import Entry, add_to_quarantine, quarantine_path
 from avssl.data.sampling import TrainingBatches
 from avssl.files import WriteError, whole_file
 from avssl.logs import RunLog, RunningMean, collapse_figures
+from avssl.media.decoders import in_words
 from avssl.methods import build_method
 from avssl.methods.base import Method
 from avssl.optim import build_optimizer, learning_rate
@@ -71,6 +72,7 @@ def train(config: Config) -> bool:
         torch.set_num_threads(config.run.num_threads or spare_cores(config.data.num_workers))
         keep_freed_memory()
     folder = Path(config.run.dir)
+    decoder = check_decoder(config.data)
     manifest = read_manifest(config.data.manifest, root=config.data.root)
     before = load_checkpoint(folder / LAST) if (folder / LAST).exists() else None
     instances = usable_instances(manifest, config)
@@ -114,6 +116,7 @@ def train(config: Config) -> bool:
                 "config": dumps(config),
                 "manifest_hash": manifest.hash,
                 "valid": instances.valid,
+                "decoder": decoder,
                 "step": step,
                 "model": method.state_dict(),
                 "optimizer": optimizer.state_dict(),
@@ -128,8 +131,13 @@ def train(config: Config) -> bool:
         RunLog(folder, first_step=first_step, num_steps=batches.num_steps) as log,
         StopRequest() as stop,
     ):
-        log.say(_describe(config, manifest, instances, batches, device))
+        log.say(_describe(config, manifest, instances, batches, device, in_words(decoder)))
         log.say(admit(manifest, config.data).describe())
+        if before is not None and before["decoder"] != decoder:
+            log.say(
+                f"note: the run was decoded with {in_words(before['decoder'])} before, now with {in_words(decoder)}: "
+                "pictures may differ in a bit or two, so going on is not bit-equal to never having stopped"
+            )
         model.train()
         figures, waited, since, reported = RunningMean(), 0.0, time.perf_counter(), first_step
         check = FiniteCheck(folder / LAST, delayed=device.type == "cuda")
@@ -298,7 +306,7 @@ def _resume(
         state = load_checkpoint(Path(config.model.init))
         check_manifest(state, manifest.hash, path=config.model.init, manifest=config.data.manifest)
         load_initial(method, state, path=config.model.init)
-    return 0
+    return 0, None
 
 
 def _open_folder(folder: Path, config: Config) -> None:
@@ -531,7 +539,12 @@ def _key(seed: int, step: int) -> int:
 
 
 def _describe(
-    config: Config, manifest: Manifest, instances: Instances, batches: TrainingBatches, device: torch.device
+    config: Config,
+    manifest: Manifest,
+    instances: Instances,
+    batches: TrainingBatches,
+    device: torch.device,
+    decoder: str,
 ) -> str:
     sounding = int(instances.usable["audio"].sum())
     sound_only = int((instances.usable["audio"] & ~instances.has_video).sum())
@@ -539,5 +552,5 @@ def _describe(
     return (
         f"{config.method['name']}: {int(instances.valid.sum())} clips ({sides}) of {instances.num} rows, "
         f"{batches.num_steps} steps of {config.data.batch_size} on {distributed.world_size()} x {device.type}, "
-        f"{config.run.precision}"
+        f"{config.run.precision}, decoded by {decoder}"
     )

@@ -23,6 +23,7 @@ STATE = {
     "config": "run: {}",
     "manifest_hash": "a" * 64,
     "valid": torch.ones(3, dtype=torch.bool),
+    "decoder": {"name": "pyav", "version": "1", "ffmpeg": "1"},
     "model": {"x": torch.arange(3)},
     "step": 7,
 }

@@ -17,11 +17,12 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset, get_worker_info
 
-from avssl.config import DataConfig
+from avssl.config import ConfigError, DataConfig
 from avssl.data.manifest import Manifest
 from avssl.data.sampling import Key, Span, draw_windows, spread_windows
 from avssl.media.cache import ClipCache
 from avssl.media.decode import AudioWindow, VideoWindow, read_clip
+from avssl.media.decoders import DecoderMissingError, describe
 from avssl.media.reader import DecodeError, Limits
 from avssl.structs import Batch, Sample
 from avssl.transforms.views import VIEWS
@@ -46,6 +47,9 @@ class ClipDataset(Dataset[Sample]):
         seed: of the run.
         num_eval_clips: None = training, seconds and parameters drawn at random; a number = evaluation: that many
             clips spread evenly over the video, centre crop, no augmentation.
+
+    Raises:
+        ConfigError: data.decoder cannot be used.
     """
 
     def __init__(
@@ -57,6 +61,7 @@ class ClipDataset(Dataset[Sample]):
         seed: int = 0,
         num_eval_clips: int | None = None,
     ) -> None:
+        check_decoder(data)
         self.data = data
         self.views = tuple(views)
         self.seed = seed
@@ -130,6 +135,7 @@ class ClipDataset(Dataset[Sample]):
                     )
                     for _ in (audios if has_audio else [])
                 ],
+                decoder=self.data.decoder,
                 opener=self.opener,
                 limits=self.limits,
             )
@@ -187,6 +193,23 @@ class ClipDataset(Dataset[Sample]):
             padded={view: False for view in self.views},
             error=error,
         )
+
+
+def check_decoder(data: DataConfig) -> dict[str, str]:
+    """Name and version of data.decoder, and the version of the FFmpeg in it.
+
+    Raises:
+        ConfigError: it is not installed, or does not go with the other settings.
+    """
+    if data.decoder != "pyav" and data.cache_gigabytes:
+        raise ConfigError(
+            f"data.cache_gigabytes={data.cache_gigabytes} keeps clips that PyAV has decoded, and data.decoder="
+            f"{data.decoder}: set data.decoder=pyav, or data.cache_gigabytes=0"
+        )
+    try:
+        return describe(data.decoder)
+    except DecoderMissingError as error:
+        raise ConfigError(f"data.decoder={data.decoder}: {error}") from error
 
 
 def collate(samples: Sequence[Sample]) -> Batch:

@@ -21,13 +21,14 @@ import cv2
 import numpy as np
 from av.video.reformatter import Interpolation, VideoReformatter
 
+from avssl.media.decoders import Decoder, open_source
 from avssl.media.reader import (
     LIMITS,
     MERGE_SECONDS,
     TIME_TOLERANCE,
     DecodeError,
+    LazyFrame,
     Limits,
-    Reader,
     Source,
     error_text,
     frame_duration,
@@ -36,6 +37,7 @@ from avssl.media.reader import (
 
 PREROLL_SECONDS = 0.25  # AAC, Opus and MP3 need the packets before a sample to decode it rightly
 MAX_SHRINK = 1.5  # up to here bilinear interpolation uses every pixel enough not to alias visibly
+MEAN_OF_COLOURS = Interpolation.AREA | Interpolation.ACCURATE_RND | Interpolation.FULL_CHR_H_INP
 LEAD_SECONDS = 0.02  # sound resampled around a window, so that its edges are not the resampler's
 
 
@@ -128,15 +130,18 @@ def read_frames(
     fps: float,
     crop: tuple[float, float, float, float] | None = None,
     size: tuple[int, int] | None = None,
+    decoder: Decoder = "pyav",
 ) -> Frames:
     """Read one window of frames; see `VideoWindow` for the arguments and `read_clip` for the rules."""
-    frames, _ = read_clip(path, video=[VideoWindow(start, duration, fps, crop, size)])
+    frames, _ = read_clip(path, video=[VideoWindow(start, duration, fps, crop, size)], decoder=decoder)
     return frames[0]
 
 
-def read_samples(path: str | Path, *, start: float, duration: float, sample_rate: int) -> Samples:
+def read_samples(
+    path: str | Path, *, start: float, duration: float, sample_rate: int, decoder: Decoder = "pyav"
+) -> Samples:
     """Read one window of sound; see `AudioWindow` for the arguments and `read_clip` for the rules."""
-    _, samples = read_clip(path, audio=[AudioWindow(start, duration, sample_rate)])
+    _, samples = read_clip(path, audio=[AudioWindow(start, duration, sample_rate)], decoder=decoder)
     return samples[0]
 
 
@@ -145,6 +150,7 @@ def read_clip(
     *,
     video: Sequence[VideoWindow] = (),
     audio: Sequence[AudioWindow] = (),
+    decoder: Decoder = "pyav",
     opener: Callable[[str | Path], Source] | None = None,
     limits: Limits = LIMITS,
 ) -> tuple[list[Frames], list[Samples]]:
@@ -159,7 +165,8 @@ def read_clip(
         path: a file of this machine; nothing is fetched over a network.
         video: windows of frames, in any order.
         audio: windows of sound, in any order.
-        opener: gives the file, such as `ClipCache.open`, which remembers what was decoded; None = `Reader`.
+        decoder: the library that decodes the pictures; sound is PyAV's with each of them.
+        opener: gives the file instead, such as `ClipCache.open`, which remembers what was decoded.
         limits: what the file may ask for.
 
     Returns:
@@ -167,13 +174,14 @@ def read_clip(
 
     Raises:
         DecodeError: the file cannot be opened, frames are asked for and none can be decoded, or it asks for more than
-            `limits`.
+            `limits`, or `decoder` would give wrong frames of it.
+        DecoderMissingError: `decoder` is not installed.
         ValueError: `follows` names no video window.
     """
     for window in audio:
         if window.follows is not None and not 0 <= window.follows < len(video):
             raise ValueError(f"follows={window.follows} must be the index of one of the {len(video)} video windows")
-    with opener(path) if opener else Reader(path, limits=limits) as reader:
+    with opener(path) if opener else open_source(path, decoder=decoder, limits=limits) as reader:
         try:
             frames = _read_video(reader, video, limits)
             samples = []
@@ -229,13 +237,13 @@ class _Pictures:
         self.path = path
         self.window = window
         self.max_bytes = max_bytes
-        self.reformatter = VideoReformatter()
+        self.reformatter, self.narrower = VideoReformatter(), VideoReformatter()
         self.size = window.size
         self.data: np.ndarray | None = None  # (T, H, W, 3), made when the first picture tells its size
         self.times: list[float] = []
         self.past_end = False
 
-    def take(self, seconds: float, frame: av.VideoFrame, past_end: bool = False) -> None:
+    def take(self, seconds: float, frame: av.VideoFrame | LazyFrame, past_end: bool = False) -> None:
         self.past_end |= past_end
         number = len(self.times)
         if number and self.times[-1] == seconds:  # several targets fall on one frame
@@ -254,14 +262,15 @@ class _Pictures:
         times = np.asarray(self.times)[order]
         return Frames(data, start=float(times[0]), times=times, padded=self.past_end or num_taken < num_frames)
 
-    def _convert(self, frame: av.VideoFrame) -> np.ndarray:
+    def _convert(self, taken: av.VideoFrame | LazyFrame) -> np.ndarray:
         """(H, W, 3) uint8, upright, cropped, resized.
 
         swscale makes RGB and, where the picture shrinks a lot, resizes all of it in the same pass with a filter that
         widens with the factor, so that nothing aliases. The crop is then cut out bilinearly at its exact place: from
         100 pixels to 80 this is within 0.9 grey levels of Pillow's filter, whole pixels of a resized picture within 4.
         """
-        turns = round(frame.rotation / 90) % 4  # quarter turns counterclockwise
+        frame = taken.decode() if isinstance(taken, LazyFrame) else taken
+        turns = round(taken.rotation / 90) % 4  # quarter turns counterclockwise
         height, width = (frame.width, frame.height) if turns % 2 else (frame.height, frame.width)  # upright
         top, left, crop_height, crop_width = self.window.crop or (0.0, 0.0, 1.0, 1.0)
         if self.size is None:  # kept for the next frames: they lie in one array
@@ -279,6 +288,10 @@ class _Pictures:
             for side, factor in zip((height, width), shrink, strict=True)
         )
         stored = (width, height) if turns % 2 else (height, width)
+        if isinstance(taken, LazyFrame) and taken.narrow and stored != (frame.height, frame.width):
+            # Another library has made RGB of it without smoothing its colours, which resizing from the stored pixels
+            # does. Back to those pixels: what comes out then differs from that by half as much.
+            frame = self.narrower.reformat(frame, format=taken.narrow, interpolation=MEAN_OF_COLOURS, threads=1)
         picture = np.rot90(
             self.reformatter.reformat(
                 frame,

@@ -10,7 +10,7 @@ import bisect
 import collections
 import heapq
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -78,8 +78,28 @@ class HasRate(Protocol):
     average_rate: Fraction | None
 
 
+@dataclass(frozen=True)
+class LazyFrame:
+    """A picture whose second is known, and that is decoded when it is wanted (indexed.py).
+
+    Args:
+        decode: gives it as RGB, as it is stored.
+        duration: in ticks, 0 = not known.
+        time_base: seconds of a tick.
+        rotation: degrees counterclockwise by which it is to be turned.
+        narrow: name of the kind of pixels that the file stores, if it stores fewer colours than pixels.
+    """
+
+    decode: Callable[[], av.VideoFrame]
+    duration: int
+    time_base: Fraction
+    rotation: int
+    narrow: str | None
+
+
 class Source(Protocol):
-    """What windows are cut out of: a `Reader`, or a file that was decoded before (cache.py)."""
+    """What windows are cut out of: a `Reader`, a file that was decoded before (cache.py), or one whose pictures another
+    library decodes (indexed.py)."""
 
     path: Path
     video: HasRate | None
@@ -91,7 +111,7 @@ class Source(Protocol):
 
     def frames_from(
         self, kind: Track, seconds: float, wanted: Sequence[float] | None = None
-    ) -> Iterator[tuple[float, av.VideoFrame | av.AudioFrame]]: ...
+    ) -> Iterator[tuple[float, av.VideoFrame | LazyFrame | av.AudioFrame]]: ...
 
 
 class Reader:
@@ -222,6 +242,11 @@ class Reader:
                 # the last packet of sound holds filling that the header rightly leaves out
                 return claimed if claimed <= end < claimed + 0.1 else end
         return max((end for _, end in self.packet_times(kind)), default=None)
+
+    def packets(self, kind: Track) -> Iterator[av.Packet]:
+        """All packets of a track from its beginning, not decoded, and the empty one that ends it."""
+        self._restart(getattr(self, kind))
+        return self._pass.packets(getattr(self, kind))
 
     def packet_times(self, kind: str) -> Iterator[tuple[float, float]]:
         """First and last second of every packet of a track, without decoding. Raises DecodeError as `end_seconds`."""
@@ -371,7 +396,7 @@ class _Pass:
                     self._kept.clear()
 
 
-def frame_duration(frame: av.VideoFrame | av.AudioFrame, stream: HasRate) -> float:
+def frame_duration(frame: av.VideoFrame | LazyFrame | av.AudioFrame, stream: HasRate) -> float:
     """How long a decoded frame lasts in seconds, from the average rate of the stream if it does not say itself."""
     if isinstance(frame, av.AudioFrame):
         return frame.samples / frame.sample_rate

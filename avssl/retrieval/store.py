@@ -22,9 +22,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from avssl import distributed
+from avssl.data.dataset import check_decoder
 from avssl.data.manifest import Manifest
 from avssl.evaluate.features import MODALITIES, Run, extract
 from avssl.files import whole_file
+from avssl.media.decoders import in_words
 
 SHARD_ROWS = 1024
 
@@ -46,6 +48,7 @@ class Meta:
     num_clips: int
     split: str | None
     num_rows: int
+    decoder: str = ""  # with its versions; "" in folders from before it was written down
 
 
 @dataclass(frozen=True)
@@ -104,6 +107,7 @@ def write_store(
         num_clips=num_clips,
         split=split,
         num_rows=len(ids),
+        decoder=in_words(check_decoder(run.config.data)),
     )
     _claim(folder, meta)
     pieces = [ids[first : first + SHARD_ROWS] for first in range(0, len(ids), SHARD_ROWS)]

@@ -31,6 +31,7 @@ def write_run(folder: Path) -> None:
         "config": folder.name,
         "manifest_hash": "a",
         "valid": torch.ones(2, dtype=torch.bool),
+        "decoder": {"name": "pyav", "version": "1", "ffmpeg": "1"},
         "step": 4,
         "model": {"bank": torch.tensor([0.0, torch.nan])},
         "optimizer": {"state": {0: {"exp_avg": torch.ones(2)}}, "param_groups": [{"lr": 0.1}]},

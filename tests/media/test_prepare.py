@@ -13,10 +13,11 @@ import pytest
 from av.video.frame import PictureType
 
 from avssl.media import prepare as module
-from avssl.media.decode import Reader, VideoWindow, read_clip, read_frames, read_samples
+from avssl.media.decode import VideoWindow, read_clip, read_frames, read_samples
 from avssl.media.encode import write_clip
 from avssl.media.prepare import Settings, prepare_clip, read_record
 from avssl.media.probe import content_key, probe
+from avssl.media.reader import Reader
 from tests.media.test_decode import CASES, ONSET, case, decode_in_order, lag_seconds, make, numbers, tone
 from tests.media.test_probe import SHARED, needs_shared
 

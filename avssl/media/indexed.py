@@ -1,0 +1,198 @@
+"""Pictures by their number from another library; which numbers are wanted, their seconds, the sound and the limits of a
+file come from PyAV.
+
+decord and torchcodec address frames by number, so the packets of a file are gone through once, undecoded, and sorted by
+time: that is where the seconds stand that a number is shown. Both libraries do the same when they open a file. Frames
+that nobody wants are decoded on the way by the library, and never converted.
+
+Sound is PyAV's with every decoder. decord's knows no timestamps and decodes whole files. torchcodec's decodes from the
+beginning of a file on for every window, strings together what lies on both sides of a gap, and mixes channels louder
+than the plain mean.
+
+What lives here: the index, and what is refused because of it. What does not: one library's calls (decord_reader.py,
+torchcodec_reader.py).
+"""
+
+import bisect
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+from typing import ClassVar, Self
+
+import av
+import av.stream
+import numpy as np
+from av.video.reformatter import ColorRange
+
+from avssl.media.reader import LIMITS, DecodeError, LazyFrame, Limits, Reader, Track
+
+CONTAINERS = {"mov,mp4,m4a,3gp,3g2,mj2": "MP4 and MOV", "matroska,webm": "Matroska and WebM", "flv": "FLV"}
+MAX_BITS = 10  # of one colour: FFmpeg's versions convert deeper ones differently, by more than 2 grey levels
+SHOWN = 0x10  # bit of the first byte of a VP8 frame
+
+
+@dataclass(frozen=True)
+class Index:
+    """The frames of a video track in the order they are shown; none of them decoded.
+
+    Args:
+        ticks: (T,) int64 when each is shown, strictly rising.
+        seconds: the same on the container's clock.
+        durations: of each in ticks, 0 where the file does not say.
+        keyframes: whether decoding can begin there.
+        decoded_at: (T,) int64 its number in the order of decoding.
+        time_base: seconds of a tick.
+        first: the first frame, decoded by PyAV: what kind of pixels they are, and how they are turned.
+        narrow: see `LazyFrame`.
+    """
+
+    ticks: np.ndarray
+    seconds: list[float]
+    durations: list[int]
+    keyframes: list[bool]
+    decoded_at: np.ndarray
+    time_base: Fraction
+    first: av.VideoFrame
+    narrow: str | None
+
+    def __len__(self) -> int:
+        return len(self.seconds)
+
+
+class IndexedReader:
+    """One opened file, see `Source`: a subclass gives the pictures.
+
+    Attributes:
+        name: of the library, as in data.decoder.
+
+    Raises:
+        DecodeError: as `Reader`. When pictures are asked for: the library would give wrong ones, or none.
+    """
+
+    name: ClassVar[str]
+
+    def __init__(self, path: str | Path, *, limits: Limits = LIMITS) -> None:
+        self.path = Path(path)
+        self.reader = Reader(path, limits=limits)
+        self.index: Index | None = None
+        self._latest: tuple[int, av.VideoFrame] | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.reader.__exit__(*exception)
+
+    @property
+    def video(self) -> av.stream.Stream | None:
+        return self.reader.video
+
+    @property
+    def audio(self) -> av.stream.Stream | None:
+        return self.reader.audio
+
+    def frames_from(
+        self, kind: Track, seconds: float, wanted: Sequence[float] | None = None
+    ) -> Iterator[tuple[float, LazyFrame | av.AudioFrame]]:
+        """As `Reader.frames_from`; a picture is decoded when it is taken, whatever is `wanted`."""
+        if kind == "audio":
+            yield from self.reader.frames_from(kind, seconds)
+            return
+        if self.index is None:
+            self.index = self._read_index()
+            self._open()
+        index = self.index
+        for number in range(max(bisect.bisect_right(index.seconds, seconds) - 1, 0), len(index)):
+            yield (
+                index.seconds[number],
+                LazyFrame(
+                    lambda number=number: self._decode(number),
+                    duration=index.durations[number],
+                    time_base=index.time_base,
+                    rotation=index.first.rotation,
+                    narrow=index.narrow,
+                ),
+            )
+
+    def refused(self, reason: str) -> DecodeError:
+        """The error that names the file, the reason and the way out."""
+        return DecodeError(self.path, f"{reason}: set data.decoder=pyav")
+
+    def _open(self) -> None:
+        """Open the file with the library, as `index` says that it is.
+
+        Raises:
+            DecodeError: the library would give wrong pictures, or does not open the file.
+        """
+        raise NotImplementedError
+
+    def _picture(self, number: int) -> np.ndarray:
+        """(H, W, 3) uint8 RGB, turned upright: frame `number` of the index. Raises DecodeError."""
+        raise NotImplementedError
+
+    def _decode(self, number: int) -> av.VideoFrame:
+        # several windows may want one frame, and the libraries would go back to the keyframe for the second
+        if self._latest is None or self._latest[0] != number:
+            stored = np.rot90(self._picture(number), -round(self.index.first.rotation / 90))
+            self._latest = number, av.VideoFrame.from_ndarray(np.ascontiguousarray(stored), format="rgb24")
+        return self._latest[1]
+
+    def _read_index(self) -> Index:
+        container, codec = self.reader.container.format.name, self.reader.video.codec_context.name
+        if container not in CONTAINERS:
+            right = ", ".join(CONTAINERS.values())
+            raise self.refused(f"{self.name} gives wrong times or wrong frames of {container} files, not of {right}")
+        rows, first = [], None
+        for packet in self.reader.packets("video"):
+            first = first or _first_frame(packet)
+            hidden = codec == "vp8" and packet.size and not bytes(packet)[0] & SHOWN
+            if packet.size and not packet.is_discard and not hidden:
+                rows.append((packet.pts, packet.duration or 0, packet.is_keyframe))
+        if first is None or not rows:
+            raise DecodeError(self.path, "no frame of the video track can be decoded")
+        if any(ticks is None for ticks, _, _ in rows):
+            raise self.refused(f"some frames have no timestamp, which {self.name} needs")
+        ticks = np.array([row[0] for row in rows])
+        order = np.argsort(ticks, kind="stable")
+        ticks = ticks[order]
+        if (np.diff(ticks) == 0).any():
+            raise self.refused(f"some frames have the same timestamp, which {self.name} cannot tell apart")
+        if not rows[order[0]][2]:
+            raise self.refused(f"the first frame is no keyframe, from where {self.name} counts wrongly")
+        if max(part.bits for part in first.format.components) > MAX_BITS:
+            raise self.refused(f"{self.name} gives other colours of {first.format.name} pictures")
+        if first.rotation % 90:
+            raise self.refused(f"it is turned by {first.rotation} degrees, which {self.name} does otherwise")
+        time_base = self.reader.video.time_base
+        return Index(
+            ticks=ticks,
+            seconds=[float(int(tick) * time_base) for tick in ticks],
+            durations=[rows[i][1] for i in order],
+            keyframes=[rows[i][2] for i in order],
+            decoded_at=order,
+            time_base=time_base,
+            first=first,
+            narrow=_narrow_format(first),
+        )
+
+
+def full_range(frame: av.VideoFrame) -> bool:
+    """Whether black is 0 and not 16."""
+    return frame.format.name.startswith("yuvj") or frame.color_range == ColorRange.JPEG
+
+
+def _first_frame(packet: av.Packet) -> av.VideoFrame | None:
+    try:
+        return next(iter(packet.decode()), None)
+    except (av.error.FFmpegError, ValueError, EOFError):
+        return None
+
+
+def _narrow_format(frame: av.VideoFrame) -> str | None:
+    """The kind of 8-bit pixels that stores as few colours as the frame does (4:2:0 or 4:2:2); None = all of them."""
+    pixels = frame.format
+    if pixels.is_rgb or len(pixels.components) < 3:
+        return None
+    kind = {(8, 8): "420p", (8, 16): "422p"}.get((pixels.chroma_width(16), pixels.chroma_height(16)))
+    return kind and ("yuvj" if full_range(frame) else "yuv") + kind
