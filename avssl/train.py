@@ -306,7 +306,7 @@ def _resume(
         state = load_checkpoint(Path(config.model.init))
         check_manifest(state, manifest.hash, path=config.model.init, manifest=config.data.manifest)
         load_initial(method, state, path=config.model.init)
-    return 0, None
+    return 0
 
 
 def _open_folder(folder: Path, config: Config) -> None:
