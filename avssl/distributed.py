@@ -29,7 +29,14 @@ def init(device: str = "auto") -> torch.device:
         torch.cuda.set_device(chosen)
     if "WORLD_SIZE" in os.environ and not dist.is_initialized():
         # Figures on the CPU go through gloo: asking them of each other makes no rank wait for its GPU.
-        dist.init_process_group("cpu:gloo,cuda:nccl" if use_gpu else "gloo", timeout=timedelta(minutes=30))
+        backend = "cpu:gloo,cuda:nccl" if use_gpu else "gloo"
+        timeout = timedelta(minutes=30)
+        store, rank, world_size = next(dist.rendezvous("env://", timeout=timeout))
+        if os.environ.get("LOCAL_WORLD_SIZE") == os.environ["WORLD_SIZE"]:
+            # torchrun's store outlives a restart, and the addresses in it are those of the dead processes
+            # (pytorch/pytorch#135712). On several machines the counts may differ: there the README has a setting.
+            store = dist.PrefixStore(f"restart {os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", store)
+        dist.init_process_group(backend, store=store, rank=rank, world_size=world_size, timeout=timeout)
     return chosen
 
 

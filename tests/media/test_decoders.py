@@ -257,7 +257,7 @@ def test_a_run_says_what_decoded_it(clip_set: Manifest, tmp_path: Path, capsys: 
     save_checkpoint(folder / "last.pt", state)
     assert not train(config(clip_set, folder, "run.max_steps=2"))
     assert "(FFmpeg 7.0) before, now with pyav" in capsys.readouterr().err
-    assert not train(config(clip_set, folder, "run.max_steps=2"))
+    assert not train(config(clip_set, folder, "run.max_steps=3"))
     assert "before, now with" not in capsys.readouterr().err
 
 
