@@ -38,6 +38,7 @@ from avssl.media.reader import (
 PREROLL_SECONDS = 0.25  # AAC, Opus and MP3 need the packets before a sample to decode it rightly
 MAX_SHRINK = 1.5  # up to here bilinear interpolation uses every pixel enough not to alias visibly
 MEAN_OF_COLOURS = Interpolation.AREA | Interpolation.ACCURATE_RND | Interpolation.FULL_CHR_H_INP
+WHOLE = (0.0, 0.0, 1.0, 1.0)  # the crop that is none
 LEAD_SECONDS = 0.02  # sound resampled around a window, so that its edges are not the resampler's
 
 
@@ -238,9 +239,9 @@ class _Pictures:
         self.window = window
         self.max_bytes = max_bytes
         self.reformatter, self.narrower = VideoReformatter(), VideoReformatter()
-        self.size = window.size
         self.data: np.ndarray | None = None  # (T, H, W, 3), made when the first picture tells its size
         self.times: list[float] = []
+        self.places: tuple | None = None  # shape of a picture, and what `_places` says of it
         self.past_end = False
 
     def take(self, seconds: float, frame: av.VideoFrame | LazyFrame, past_end: bool = False) -> None:
@@ -249,10 +250,7 @@ class _Pictures:
         if number and self.times[-1] == seconds:  # several targets fall on one frame
             self.data[number] = self.data[number - 1]
         else:
-            picture = self._convert(frame)
-            if self.data is None:
-                self.data = np.empty((self.window.num_frames, *picture.shape), dtype=np.uint8)
-            self.data[number] = picture
+            self._convert(frame, number)
         self.times.append(seconds)
 
     def finish(self) -> Frames:
@@ -262,8 +260,8 @@ class _Pictures:
         times = np.asarray(self.times)[order]
         return Frames(data, start=float(times[0]), times=times, padded=self.past_end or num_taken < num_frames)
 
-    def _convert(self, taken: av.VideoFrame | LazyFrame) -> np.ndarray:
-        """(H, W, 3) uint8, upright, cropped, resized.
+    def _convert(self, taken: av.VideoFrame | LazyFrame, number: int) -> None:
+        """Write picture `number`: upright, cropped, resized.
 
         swscale makes RGB and, where the picture shrinks a lot, resizes all of it in the same pass with a filter that
         widens with the factor, so that nothing aliases. The crop is then cut out bilinearly at its exact place: from
@@ -272,49 +270,55 @@ class _Pictures:
         frame = taken.decode() if isinstance(taken, LazyFrame) else taken
         turns = round(taken.rotation / 90) % 4  # quarter turns counterclockwise
         height, width = (frame.width, frame.height) if turns % 2 else (frame.height, frame.width)  # upright
-        top, left, crop_height, crop_width = self.window.crop or (0.0, 0.0, 1.0, 1.0)
-        if self.size is None:  # kept for the next frames: they lie in one array
-            self.size = (max(1, round(crop_height * height)), max(1, round(crop_width * width)))
-        if 3 * self.window.num_frames * math.prod(self.size) > self.max_bytes:
-            raise DecodeError(
-                self.path,
-                f"{self.window.num_frames} pictures of {self.size[1]}x{self.size[0]} pixels are more than max_bytes="
-                f"{self.max_bytes}: ask for fewer or smaller ones",
-            )
-        # pixels of the picture for one that comes out
-        shrink = (crop_height * height / self.size[0], crop_width * width / self.size[1])
+        if self.data is None:
+            self._allocate(height, width)
+        size, crop = self.data.shape[1:3], self.window.crop or WHOLE
         height, width = (
-            side if factor <= MAX_SHRINK else max(1, round(side / factor))
-            for side, factor in zip((height, width), shrink, strict=True)
+            side if part * side <= MAX_SHRINK * num else max(1, round(num / part))
+            for side, part, num in zip((height, width), crop[2:], size, strict=True)
         )
         stored = (width, height) if turns % 2 else (height, width)
         if isinstance(taken, LazyFrame) and taken.narrow and stored != (frame.height, frame.width):
             # Another library has made RGB of it without smoothing its colours, which resizing from the stored pixels
             # does. Back to those pixels: what comes out then differs from that by half as much.
             frame = self.narrower.reformat(frame, format=taken.narrow, interpolation=MEAN_OF_COLOURS, threads=1)
-        picture = np.rot90(
-            self.reformatter.reformat(
-                frame,
-                height=stored[0],
-                width=stored[1],
-                format="rgb24",
-                interpolation=Interpolation.BILINEAR,
-                threads=1,
-            ).to_ndarray(),
-            turns,
-        )
-        if self.window.crop is None and picture.shape[:2] == self.size:
-            return picture
-        scale_y, scale_x = crop_height * height / self.size[0], crop_width * width / self.size[1]
-        # the middle of pixel x that comes out lies at left + (x + 0.5) * scale_x; that of pixel 0 of the picture at 0.5
-        offset_y, offset_x = top * height + (scale_y - 1) / 2, left * width + (scale_x - 1) / 2
-        return cv2.warpAffine(
-            np.ascontiguousarray(picture),
-            np.array([[scale_x, 0, offset_x], [0, scale_y, offset_y]]),
-            self.size[::-1],
-            flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP,
-            borderMode=cv2.BORDER_REPLICATE,
-        )
+        bilinear = Interpolation.BILINEAR
+        picture = self.reformatter.reformat(
+            frame, height=stored[0], width=stored[1], format="rgb24", interpolation=bilinear, threads=1
+        ).to_ndarray()
+        if turns:
+            picture = np.ascontiguousarray(np.rot90(picture, turns))
+        if self.window.crop is None and (height, width) == size:
+            self.data[number] = picture
+            return
+        if self.places is None or self.places[0] != (height, width):  # pictures may change their size
+            self.places = ((height, width), *_places(height, width, crop, size))
+        out = self.data[number]
+        cv2.remap(picture, *self.places[1:], cv2.INTER_LINEAR, dst=out, borderMode=cv2.BORDER_REPLICATE)
+
+    def _allocate(self, height: int, width: int) -> None:
+        """Make room for all pictures once the first, upright, has told its size."""
+        _, _, crop_height, crop_width = self.window.crop or WHOLE
+        size = self.window.size or (max(1, round(crop_height * height)), max(1, round(crop_width * width)))
+        if 3 * self.window.num_frames * math.prod(size) > self.max_bytes:
+            raise DecodeError(
+                self.path,
+                f"{self.window.num_frames} pictures of {size[1]}x{size[0]} pixels are more than max_bytes="
+                f"{self.max_bytes}: ask for fewer or smaller ones",
+            )
+        self.data = np.empty((self.window.num_frames, *size, 3), dtype=np.uint8)
+
+
+def _places(
+    height: int, width: int, crop: tuple[float, float, float, float], size: tuple[int, int]
+) -> tuple[np.ndarray, np.ndarray]:
+    """Where each pixel of a crop lies in a picture of this size, in OpenCV's fixed-point form."""
+    # the middle of pixel x that comes out lies at left + (x + 0.5) / num * part; that of pixel 0 of the picture at 0.5
+    rows, columns = (
+        (start + (np.arange(num) + 0.5) / num * part) * side - 0.5
+        for side, start, part, num in zip((height, width), crop[:2], crop[2:], size, strict=True)
+    )
+    return cv2.convertMaps(*np.meshgrid(columns.astype(np.float32), rows.astype(np.float32)), cv2.CV_16SC2)
 
 
 def _read_audio(reader: Source, start: float, window: AudioWindow) -> Samples:
@@ -336,7 +340,7 @@ def _read_audio(reader: Source, start: float, window: AudioWindow) -> Samples:
     resampled = _resample(grid.values, grid.sample_rate, window.sample_rate)
     skip = round(LEAD_SECONDS * window.sample_rate)
     heard = resampled[skip : skip + window.num_samples]
-    data[: len(heard)] = np.clip(heard, -1, 1)
+    np.clip(heard, -1, 1, out=data[: len(heard)])
     lead = round(LEAD_SECONDS * grid.sample_rate)
     missing = np.count_nonzero(~grid.filled[lead : lead + round(window.duration * grid.sample_rate)])
     return Samples(data, start, padded=bool(missing > 0.002 * grid.sample_rate))  # 2 ms: two ticks of Matroska

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Literal, Protocol, Self
 
 import av
+import av.audio.stream
 import av.container
 import av.format
 import av.stream
@@ -30,6 +31,8 @@ BACK_SECONDS = (0.0, 2.0, 10.0)  # how far before the wanted second a seek aims,
 TAIL_SECONDS = 1.0  # how much of the end is looked at to see that it is there
 MAX_FRUITLESS = 10_000  # packets in a row that bring nothing new before a damaged file counts as ended
 MAX_KEPT_BYTES = 32 << 20  # packets of the other track that are kept, rather than opening the file again for them
+PCM_SECONDS = 1.0  # of plain sound read at a time
+PCM_TAGS = ("sowt", "ipcm", "lpcm")  # of little-endian samples in MOV and MP4
 LOOK_AHEAD = 20  # packets: H.264 shows a picture at most 16 later than it decodes it
 MAX_SIDE = 32_766  # pixels: what OpenCV can cut from
 AVI_REORDER = 2  # frames looked ahead to put the times of an AVI in order
@@ -199,6 +202,9 @@ class Reader:
                 first and the last of the file. None = all.
         """
         stream = getattr(self, kind)
+        if kind == "audio" and self._is_plain_pcm(stream):
+            yield from self._pcm_from(stream, seconds)
+            return
         first = -math.inf if stream.start_time is None else float(stream.start_time * stream.time_base)
         can_begin = self._pass.from_beginning and self._pass.holds(stream)
         if first > -math.inf and seconds > first + (MERGE_SECONDS if can_begin else 0.0):
@@ -216,6 +222,42 @@ class Reader:
                     return
         self._restart(stream)
         yield from self._decode(getattr(self, kind), wanted)
+
+    def _is_plain_pcm(self, stream: av.audio.stream.AudioStream) -> bool:
+        """Whether the sound lies in the file as it is, at places that the index names, and ticks are samples."""
+        context = stream.codec_context
+        is_pcm = context.name == "pcm_s16le" and context.codec_tag in PCM_TAGS and context.channels
+        in_mov = self.container.format.name.startswith("mov")
+        return is_pcm and in_mov and stream.time_base == Fraction(1, context.sample_rate) and len(stream.index_entries)
+
+    def _pcm_from(self, stream: av.audio.stream.AudioStream, seconds: float) -> Iterator[tuple[float, av.AudioFrame]]:
+        """As `frames_from`, read without demuxer and decoder, which give 1,024 samples at a time. What follows one
+        another in the file and in time becomes one frame.
+        """
+        context, rate, entries = stream.codec_context, stream.codec_context.sample_rate, stream.index_entries
+        sample_bytes = 2 * context.channels
+        begin = max(seconds, entries[0].timestamp / rate)
+        number = max(0, entries.search_timestamp(math.floor(begin * rate), backward=True))
+        entry = entries[number]
+        with open(self.path, "rb", buffering=0) as file:
+            while entry is not None:
+                position, tick, size = entry.pos, entry.timestamp, 0
+                while (
+                    entry is not None
+                    and entry.pos == position + size
+                    and entry.timestamp == tick + size // sample_bytes
+                    and size < PCM_SECONDS * rate * sample_bytes
+                ):
+                    size, number = size + entry.size, number + 1
+                    entry = entries[number] if number < len(entries) else None
+                file.seek(position)
+                found = file.read(size)
+                samples = np.frombuffer(found[: len(found) // sample_bytes * sample_bytes], dtype="<i2")
+                if not len(samples):  # the file is cut
+                    return
+                frame = av.AudioFrame.from_ndarray(samples[None], format="s16", layout=context.layout)
+                frame.sample_rate, frame.time_base, frame.pts = rate, stream.time_base, tick
+                yield tick / rate, frame
 
     def end_seconds(self, kind: str) -> float | None:
         """When the last packet of a track ends, by the packets that are there and not by what the header claims.
@@ -414,13 +456,12 @@ def to_mono(*frames: av.AudioFrame) -> np.ndarray:
     if not frames[0].format.is_planar:
         values = values.reshape(-1, num_channels).T
     kind, itemsize = values.dtype.kind, values.dtype.itemsize
-    if num_channels == 1:
-        mono = values[0].astype(np.float32)
-    else:
-        mono = values.mean(axis=0, dtype=np.float64).astype(np.float32)  # (n,)
+    scale = np.float32({"i": 2.0 ** (1 - 8 * itemsize), "u": 1 / 128}.get(kind, 1.0))
+    mono = values[0] * scale if num_channels == 1 else (values.mean(axis=0, dtype=np.float64) * scale)  # (n,)
+    mono = mono.astype(np.float32, copy=False)
     if kind == "f":
         return np.nan_to_num(mono, copy=False, posinf=1.0, neginf=-1.0)  # only damaged sound has such values
-    return mono / np.float32(128) - 1 if kind == "u" else mono / np.float32(2.0 ** (8 * itemsize - 1))
+    return mono - 1 if kind == "u" else mono
 
 
 def is_cover(stream: av.stream.Stream) -> bool:
