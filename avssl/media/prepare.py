@@ -69,11 +69,12 @@ from avssl.media.reader import TIME_TOLERANCE, DecodeError, Reader, frame_durati
 from avssl.workers import serve
 
 EXTENSION = ".mp4"
-VERSION = 1  # of what is written below: another one makes all copies anew
+VERSION = 2  # of what is written below: another one makes all copies anew
 CLOCK = 90_000  # ticks per second of the pictures
 MOVIE_CLOCK = 360_000  # ticks of the starts of tracks: the least common multiple of CLOCK and 24 kHz
 ENCODER = {"preset": "veryfast", "tune": "fastdecode", "crf": "20", "mbtree": "0"}
-PACKET_SECONDS = 0.25  # of sound
+PACKET_SECONDS = 1.0  # of sound: what lies together in the file
+MAX_GAP_SECONDS = 600.0  # of sound, filled with zeros
 RECORD = "avssl.prepare "  # begins the comment of a copy
 BLOCK_FRAMES, BLOCK_SECONDS = 32, (1.0, 10.0)  # sound whose place is found together: at least, at most
 JUMP_SECONDS = 5e-4  # sound further than this from where it should follow is placed anew
@@ -378,11 +379,9 @@ def _sound_packets(
     if first is None:
         return
     rate = settings.sample_rate
-    size = round(PACKET_SECONDS * rate)
-    options = {"frame_size": str(size), "compression_level": "0"}
-    stream = container.add_stream("flac", rate=rate, layout="mono", options=options)
-    stream.codec_context.thread_count = 1
-    for position, samples in _in_packets(_resampled(_blocks(itertools.chain([first], frames)), rate, shift), size):
+    stream = container.add_stream("pcm_s16le", rate=rate, layout="mono")
+    pieces = _resampled(_blocks(itertools.chain([first], frames)), rate, shift)
+    for position, samples in _in_packets(_without_gaps(pieces, rate, reader.path), round(PACKET_SECONDS * rate)):
         frame = av.AudioFrame.from_ndarray(samples[None], format="s16", layout="mono")
         frame.sample_rate, frame.time_base, frame.pts = rate, Fraction(1, rate), position
         yield from stream.encode(frame)
@@ -454,29 +453,39 @@ def _pieces(frames: list[av.AudioFrame], position: int) -> Iterator[tuple[int, n
         position += len(samples)
 
 
-def _in_packets(pieces: Iterable[tuple[int, np.ndarray]], size: int) -> Iterator[tuple[int, np.ndarray]]:
-    """Pieces at rising positions -> packets of `size` samples, the last one shorter.
+def _without_gaps(pieces: Iterable[tuple[int, np.ndarray]], rate: int, path: Path) -> Iterator[tuple[int, np.ndarray]]:
+    """The same pieces one right after another: gaps become zeros, and where pieces overlap, the earlier one counts.
 
-    A packet of which nothing is known is left out, so that a gap stays a gap however long it is; the rest of one of
-    which a part is known is zeros. Where pieces overlap, the earlier one counts.
+    Raises:
+        DecodeError: a gap is longer than MAX_GAP_SECONDS.
     """
-    packet, begin, filled = np.zeros(size, dtype=np.int16), None, 0  # filled: samples up to the last known one
+    end = None
+    for position, samples in pieces:
+        end = position if end is None else end
+        if position - end > MAX_GAP_SECONDS * rate:
+            raise DecodeError(path, f"its sound has a gap of {(position - end) / rate:.0f} seconds")
+        while position > end:
+            zeros = np.zeros(min(position - end, rate), dtype=np.int16)
+            yield end, zeros
+            end += len(zeros)
+        fresh = samples[end - position :]
+        yield end, fresh
+        end += len(fresh)
+
+
+def _in_packets(pieces: Iterable[tuple[int, np.ndarray]], size: int) -> Iterator[tuple[int, np.ndarray]]:
+    """Pieces one right after another -> packets of `size` samples, the last one shorter."""
+    begin, waiting, length = None, [], 0
     for position, samples in pieces:
         begin = position if begin is None else begin
-        samples = samples[max(0, begin + filled - position) :]
-        position = max(position, begin + filled)
-        while len(samples):
-            if position >= begin + size:
-                if filled:
-                    yield begin, packet
-                begin += (position - begin) // size * size
-                packet, filled = np.zeros(size, dtype=np.int16), 0
-            part = samples[: begin + size - position]
-            filled = position - begin + len(part)
-            packet[position - begin : filled] = part
-            position, samples = position + len(part), samples[len(part) :]
-    if filled:
-        yield begin, packet[:filled].copy()
+        waiting.append(samples)
+        length += len(samples)
+        while length >= size:
+            joined = np.concatenate(waiting)
+            yield begin, joined[:size].copy()
+            begin, waiting, length = begin + size, [joined[size:]], length - size
+    if length:
+        yield begin, np.concatenate(waiting)
 
 
 def _answer(job: dict[str, Any]) -> dict[str, Any]:
