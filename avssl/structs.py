@@ -7,7 +7,7 @@ D embedding, Q queries, M columns, N instances, P positives per row, K negatives
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 import numpy as np
@@ -15,6 +15,8 @@ import torch
 from torch import Tensor
 
 from avssl import distributed
+
+SMALL_BYTES = 65536
 
 
 @dataclass(frozen=True)
@@ -60,6 +62,12 @@ class Batch:
     def __len__(self) -> int:
         return self.ids.shape[0]
 
+    def __reduce__(self) -> tuple:
+        """From a worker process small tensors travel by value: a piece of shared memory for each would take longer than
+        to load the clips."""
+        by_value = self.map(lambda value: value.numpy() if value.nbytes <= SMALL_BYTES else value)
+        return _received, ({entry.name: getattr(by_value, entry.name) for entry in fields(self)},)
+
     def map(self, function: Callable[[Tensor], Tensor]) -> Batch:
         """The same batch with every tensor passed through `function`."""
 
@@ -92,6 +100,10 @@ class Batch:
             raise ValueError(f"a batch of {len(self)} clips per rank cannot be split into optim.accumulate={num_parts}")
         rows = len(self) // num_parts
         return [self.map(lambda value, i=i: value.narrow(0, i * rows, rows)) for i in range(num_parts)]
+
+
+def _received(entries: dict[str, Any]) -> Batch:
+    return Batch(**entries).map(torch.as_tensor)
 
 
 @dataclass(frozen=True)

@@ -5,11 +5,15 @@
     python tools/benchmark.py mining --n 5000 20000 50000 100000
     python tools/benchmark.py step --json
     python tools/benchmark.py encoders --names x3d_s slow_r50
+    python tools/benchmark.py loader clips/manifest.parquet --prepared clips_128/manifest.parquet
+    python tools/benchmark.py loader made/raw/manifest.parquet --make
 
 mining: the search for agreement sets beside the dense definition, in one run and with the same threads; for several N
 also how the seconds grow with N.
 step: a training step by part, beside the same step in float32 and torch's default memory layout.
 encoders: a table of what each encoder costs, as in docs/encoders.md.
+loader: clips/s of a process beside plain PyAV in the same run, ms by stage, one worker and two, from the clips and from
+their training copies; --make makes clips and copies first; --soak watches the memory of a worker.
 Exit code: 0 done, 2 wrong call.
 """
 
@@ -21,9 +25,14 @@ from pathlib import Path
 import torch
 
 from avssl.benchmark.encoders import as_markdown, benchmark_encoders
+from avssl.benchmark.loader import benchmark_loader, make_clips, make_copies, measure_memory
 from avssl.benchmark.mining import DATA, benchmark_mining, benchmark_mining_growth
 from avssl.benchmark.step import benchmark_step
+from avssl.config import load
+from avssl.data.manifest import read_manifest
 from avssl.files import check_writable
+
+ROOT = Path(__file__).parents[1]
 
 
 def main() -> int:
@@ -60,6 +69,16 @@ def main() -> int:
         measure=lambda given: benchmark_encoders(names=given.names, batch_size=given.batch, num_steps=given.steps),
         show=lambda result: print(as_markdown(result)),
     )
+    loader = commands.add_parser("loader", help="clips/s from a manifest: plain PyAV, our loader, prepared copies")
+    loader.add_argument("manifest", type=Path, help="of the clips; with --make it is written")
+    loader.add_argument("overrides", nargs="*", metavar="data.key=value", help="lengths and rates (default: 8 at 112)")
+    loader.add_argument("--prepared", type=Path, help="manifest of their training copies")
+    loader.add_argument("--make", action="store_true", help="make clips there, and copies in FOLDER_prepared")
+    loader.add_argument("--clips", type=int, default=48, help="windows per turn; with --make also clips (default: 48)")
+    loader.add_argument("--rounds", type=int, default=5, help="turns that are counted (default: 5)")
+    loader.add_argument("--step-rate", type=float, default=100.0, help="clips/s of a training step (default: 100)")
+    loader.add_argument("--soak", type=int, metavar="N", help="instead load N clips in one worker, watch its memory")
+    loader.set_defaults(measure=_loader)
     for command in commands.choices.values():
         command.add_argument("--threads", type=int, help="torch threads; torch's own choice if not given")
         command.add_argument("--json", nargs="?", const="-", help="print JSON, or write it to a file")
@@ -82,6 +101,26 @@ def main() -> int:
     if arguments.json and arguments.json != "-":
         Path(arguments.json).write_text(json.dumps(result) + "\n")
     return 0
+
+
+def _loader(given: argparse.Namespace) -> dict[str, object]:
+    overrides = [f"data.manifest={given.manifest}", "run.dir=none", "data.size=112", *given.overrides]
+    data = load(ROOT / "configs" / "kinetics" / "avid.yaml", overrides).data
+    prepared = given.prepared
+    if given.make:
+        make_clips(given.manifest, num_clips=given.clips)
+        prepared = prepared or make_copies(given.manifest)
+    raw = read_manifest(given.manifest)
+    if given.soak:
+        return measure_memory(raw, data=data, num_clips=given.soak)
+    return benchmark_loader(
+        raw,
+        read_manifest(prepared) if prepared else None,
+        data=data,
+        num_clips=given.clips,
+        num_rounds=given.rounds,
+        step_rate=given.step_rate,
+    )
 
 
 def _mining(given: argparse.Namespace) -> dict[str, object]:

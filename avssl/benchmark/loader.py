@@ -35,10 +35,13 @@ from avssl.data.check import build_table
 from avssl.data.dataset import ClipDataset, collate
 from avssl.data.loader import build_loader
 from avssl.data.manifest import Manifest, write_manifest
+from avssl.data.prepare import list_clips, prepare
 from avssl.data.sampling import Key
 from avssl.media import decode, reader
 from avssl.media.encode import write_clip
+from avssl.media.prepare import Settings
 from avssl.structs import Batch
+from avssl.train import keep_freed_memory
 
 VIEWS = ("video", "audio")
 BATCH = 8  # clips that are collated together
@@ -48,15 +51,11 @@ WORKER_SECONDS = 6.0  # how long the worker processes are watched
 STAGES = ("open", "seek", "decode", "convert", "crop", "sound", "ship", "other")
 
 
-def make_clips(folder: Path, *, num_clips: int, seed: int = 0) -> Path:
-    """Write clips as described in the module, and their manifest; what is there already stays.
-
-    Returns:
-        The manifest, FOLDER/manifest.parquet.
-    """
-    manifest = folder / "manifest.parquet"
+def make_clips(manifest: Path, *, num_clips: int, seed: int = 0) -> None:
+    """Write clips as described in the module into the folder of their manifest; if that is there already, nothing."""
     if manifest.exists():
-        return manifest
+        return
+    folder = manifest.parent
     folder.mkdir(parents=True, exist_ok=True)
     names = [f"{number:04d}.mp4" for number in range(num_clips)]
     for number, name in enumerate(tqdm(names, desc="making clips", unit="clip")):
@@ -71,7 +70,19 @@ def make_clips(folder: Path, *, num_clips: int, seed: int = 0) -> Path:
             b_frames=3,
         )
     write_manifest(manifest, build_table(folder, [{"path": name} for name in names]), root=folder)
-    return manifest
+
+
+def make_copies(manifest: Path) -> Path:
+    """Prepare the clips of a manifest beside their folder, with the default settings; those there already stay.
+
+    Returns:
+        The manifest of the copies.
+    """
+    source = manifest.parent
+    target = source.with_name(f"{source.name}_prepared")
+    listing = list_clips(source, manifest)
+    prepare(source, target, listing, Settings(), num_workers=os.cpu_count() or 1, timeout_seconds=600)
+    return target / "manifest.parquet"
 
 
 def _moving_pictures(rng: np.random.Generator) -> np.ndarray:
@@ -169,6 +180,9 @@ def benchmark_loader(
         raise ValueError("no clip of the manifest has picture and sound")
     if prepared is not None and len(prepared) != len(raw):
         raise ValueError(f"the prepared manifest has {len(prepared)} rows, the raw one {len(raw)}: prepare it again")
+    torch.set_num_threads(1)
+    cv2.setNumThreads(0)
+    keep_freed_memory()
     sets = {"raw": ClipDataset(raw, data, VIEWS)}
     if prepared is not None:
         sets["prepared"] = ClipDataset(prepared, data, VIEWS)
