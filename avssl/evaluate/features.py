@@ -4,7 +4,8 @@ Letters: n videos, C clips per video, D feature.
 """
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -18,7 +19,7 @@ from avssl import distributed
 from avssl.checkpoint import LAST, load_checkpoint, load_model
 from avssl.config import Config, loads, without_weights
 from avssl.data.dataset import ClipDataset, apply_views
-from avssl.data.loader import build_loader
+from avssl.data.loader import WorkerLost, build_loader, lost_workers_named
 from avssl.data.manifest import Manifest
 from avssl.data.sampling import Key
 from avssl.methods import build_method
@@ -116,7 +117,7 @@ def extract(
         progress: words before the progress bar; None = no bar.
 
     Raises:
-        ValueError: num_clips < 1.
+        ValueError: num_clips < 1, or a worker process died or hung.
     """
     if num_clips < 1:
         raise ValueError(f"num_clips={num_clips} must be at least 1")
@@ -129,7 +130,8 @@ def extract(
     kept: list[np.ndarray] = []
     sides: dict[str, list[np.ndarray]] = {modality: [] for modality in MODALITIES}
     errors: dict[int, str] = {}
-    with tqdm(total=len(ids), desc=progress, unit="video", disable=progress is None, mininterval=1) as bar:
+    bar = tqdm(total=len(ids), desc=progress, unit="video", disable=progress is None, mininterval=1)
+    with _lost_explained(dataset), bar:
         for group, batch in zip(groups, loader, strict=True):
             batch = apply_views(batch.to(run.device), run.config.data)
             found = batch.ids.reshape(len(group), num_clips)
@@ -162,6 +164,20 @@ def extract(
         features=joined("features"),
         errors=errors,
     )
+
+
+@contextmanager
+def _lost_explained(dataset: ClipDataset) -> Iterator[None]:
+    """Raises ValueError: a worker died or hung; names the clips that it was at, and the way out."""
+    try:
+        with lost_workers_named(dataset, dataset.data):
+            yield
+    except WorkerLost as error:
+        files = ", ".join(str(dataset.root / dataset.paths[row]) for row in error.ids) or "no clip that could be named"
+        raise ValueError(
+            f"{error.reason} at {files}: tools/check.py with --fix-manifest finds such files and marks them in the "
+            "manifest, which leaves them out"
+        ) from error
 
 
 def with_data(run: Run, **changes: int | float | str) -> Run:
