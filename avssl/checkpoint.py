@@ -77,8 +77,12 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
         raise CheckpointError(
             f"checkpoint {path} cannot be used, it {why}: put a whole copy in its place, or move it away to start anew"
         ) from error
-    if not isinstance(state, dict) or not {"config", "manifest_hash", "model", "valid", "decoder"} <= state.keys():
+    if not isinstance(state, dict) or not {"config", "manifest_hash", "model"} <= state.keys():
         raise CheckpointError(f"{path} is not a checkpoint of avssl: expected the {LAST} of a run")
+    if not {"instances", "decoder"} <= state.keys():
+        raise CheckpointError(
+            f"checkpoint {path} is of an earlier version: use the version that wrote it, or train anew"
+        )
     return state
 
 

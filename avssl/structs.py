@@ -16,7 +16,7 @@ from torch import Tensor
 
 from avssl import distributed
 
-SMALL_BYTES = 65536
+SMALL_BYTES = 65536  # tensors up to here go from process to process by value
 
 
 @dataclass(frozen=True)
@@ -65,8 +65,13 @@ class Batch:
     def __reduce__(self) -> tuple:
         """From a worker process small tensors travel by value: a piece of shared memory for each would take longer than
         to load the clips."""
-        by_value = self.map(lambda value: value.numpy() if value.nbytes <= SMALL_BYTES else value)
-        return _received, ({entry.name: getattr(by_value, entry.name) for entry in fields(self)},)
+
+        def by_value(value: Tensor) -> Tensor | np.ndarray:
+            is_plain = value.device.type == "cpu" and value.dtype != torch.bfloat16  # NumPy knows no bfloat16
+            return value.numpy() if is_plain and value.nbytes <= SMALL_BYTES else value
+
+        small = self.map(by_value)
+        return _received, ({entry.name: getattr(small, entry.name) for entry in fields(self)},)
 
     def map(self, function: Callable[[Tensor], Tensor]) -> Batch:
         """The same batch with every tensor passed through `function`."""

@@ -4,7 +4,6 @@ Everything random is a function of (seed, step), so a run that is killed and sta
 """
 
 import ctypes
-import dataclasses
 import math
 import os
 import signal
@@ -34,7 +33,7 @@ from avssl.checkpoint import (
     save_checkpoint,
 )
 from avssl.config import Config, ConfigError, dumps, loads, without_weights
-from avssl.data.dataset import ClipDataset, apply_views, check_decoder
+from avssl.data.dataset import CLOSED, ClipDataset, apply_views, check_decoder
 from avssl.data.loader import WorkerLost, build_loader, lost_workers_named
 from avssl.data.manifest import Manifest, read_manifest
 from avssl.data.policy import admit
@@ -75,11 +74,12 @@ def train(config: Config) -> bool:
     decoder = check_decoder(config.data)
     manifest = read_manifest(config.data.manifest, root=config.data.root)
     before = load_checkpoint(folder / LAST) if (folder / LAST).exists() else None
-    instances = usable_instances(manifest, config)
-    if before is not None:
+    if before is None:
+        instances = usable_instances(manifest, config)
+    else:
         check_manifest(before, manifest.hash, path=folder / LAST, manifest=config.data.manifest)
         # Rows that can no longer be read keep their place: steps, memories and draws are those of the run.
-        instances = dataclasses.replace(instances, valid=before["valid"])
+        instances = Instances(**before["instances"])
     method = build_method(without_weights(config) if before else config, instances).to(device)
     to_channels_last(method, enabled=config.run.channels_last)
     optimizer = build_optimizer(method.parameters(), config.optim)
@@ -115,7 +115,7 @@ def train(config: Config) -> bool:
             state = {
                 "config": dumps(config),
                 "manifest_hash": manifest.hash,
-                "valid": instances.valid,
+                "instances": vars(instances),
                 "decoder": decoder,
                 "step": step,
                 "model": method.state_dict(),
@@ -132,8 +132,9 @@ def train(config: Config) -> bool:
         StopRequest() as stop,
     ):
         log.say(_describe(config, manifest, instances, batches, device, in_words(decoder)))
-        log.say(admit(manifest, config.data).describe())
-        if before is not None and before["decoder"] != decoder:
+        if before is None:
+            log.say(admit(manifest, config.data).describe())
+        elif before["decoder"] != decoder:
             log.say(
                 f"note: the run was decoded with {in_words(before['decoder'])} before, now with {in_words(decoder)}: "
                 "pictures may differ in a bit or two, so going on is not bit-equal to never having stopped"
@@ -506,7 +507,8 @@ def _check_readable(batch: Batch, log: RunLog, step: int) -> None:
         log.say(f"step {step}: not read, left out: {error}")
     if batch.errors:
         log.report(step, {"unreadable": list(batch.errors)})
-    if len(batch.errors) == len(batch):
+    closed = [error for error in batch.errors if CLOSED in error]  # a batch of one such clip is no reason to stop
+    if len(batch.errors) == len(batch) and not closed:
         raise TrainingError(
             f"step {step}: no file of the batch could be read (first: {batch.errors[0]}): is data.root right?"
         )

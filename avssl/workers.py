@@ -40,7 +40,7 @@ def run_jobs(
         timeout_seconds: per job, the start of a new worker (below a second) included.
 
     Raises:
-        OSError: no process could be started.
+        OSError, RuntimeError: no process or thread could be started.
     """
     todo: queue.SimpleQueue = queue.SimpleQueue()
     done: queue.SimpleQueue = queue.SimpleQueue()
@@ -56,7 +56,7 @@ def run_jobs(
                     return
                 try:
                     done.put((i, worker.ask(jobs[i])))
-                except OSError as error:  # no process could be started: the caller must hear of it
+                except (OSError, RuntimeError) as error:  # no process or thread could be started: the caller must know
                     done.put((i, error))
                     return
 
@@ -66,7 +66,7 @@ def run_jobs(
     try:
         for _ in jobs:
             i, answer = done.get()
-            if isinstance(answer, OSError):
+            if isinstance(answer, Exception):
                 raise answer
             yield i, answer
     finally:  # also when the caller stops early
@@ -113,6 +113,8 @@ class _Worker:
         self._stop()
 
     def ask(self, job: Any) -> Any | Lost:
+        if self.process is not None and self.process.poll() is not None:  # died after its last answer
+            self._stop()
         if self.process is None:
             self.process = subprocess.Popen(
                 [sys.executable, "-m", self.module],
@@ -141,7 +143,11 @@ class _Worker:
         if answer.endswith("\n"):
             if late.is_set():
                 self._stop()
-            return json.loads(answer)
+            try:
+                return json.loads(answer)
+            except ValueError:
+                self._stop()
+                return Lost("crashed", f"the worker that had it answered {answer[:80]!r}")
         code = self._stop()
         if late.is_set():
             return Lost("timeout", f"not done within {self.timeout_seconds:g} seconds")

@@ -22,7 +22,7 @@ from tests.methods.tiny import everything, tiny_method
 STATE = {
     "config": "run: {}",
     "manifest_hash": "a" * 64,
-    "valid": torch.ones(3, dtype=torch.bool),
+    "instances": {"valid": torch.ones(3, dtype=torch.bool)},
     "decoder": {"name": "pyav", "version": "1", "ffmpeg": "1"},
     "model": {"x": torch.arange(3)},
     "step": 7,

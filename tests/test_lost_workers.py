@@ -1,6 +1,7 @@
 """A worker process that dies or hangs: its file is named and quarantined, and the run goes on without it."""
 
 import json
+import multiprocessing
 import os
 import subprocess
 import sys
@@ -10,13 +11,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from avssl.config import DataConfig
+from avssl.config import DataConfig, load
 from avssl.data.dataset import ClipDataset
 from avssl.data.loader import WorkerLost, build_loader, lost_workers_named
 from avssl.data.manifest import read_manifest, write_manifest
 from avssl.data.quarantine import Entry, add_to_quarantine, quarantine_path, read_quarantine, release
 from avssl.data.sampling import Key
 from avssl.files import WriteError
+from avssl.train import train
 from tests.clips import TINY, make_set
 
 ROOT = Path(__file__).parents[1]
@@ -120,10 +122,11 @@ def test_an_exchanged_file_is_free_again_and_others_can_be_released(manifest: Pa
     add_to_quarantine(manifest, Entry("train/1/001.mp4", "x", "a worker died"))
     with open(quarantine_path(manifest), "a") as file:
         file.write('{"path": "train/1/0')  # cut off by a crash
+    add_to_quarantine(manifest, Entry("train/1/005.mp4", "x", "a worker died"))
     assert (read_manifest(manifest).column("status") == "ok").all()
-    assert [entry.path for entry in read_quarantine(manifest)] == [DEADLY, "train/1/001.mp4"]
+    assert [entry.path for entry in read_quarantine(manifest)] == [DEADLY, "train/1/001.mp4", "train/1/005.mp4"]
     assert release(manifest, {DEADLY, "train/1/003.mp4"}) == [DEADLY]
-    assert [entry.path for entry in read_quarantine(manifest)] == ["train/1/001.mp4"]
+    assert [entry.path for entry in read_quarantine(manifest)] == ["train/1/001.mp4", "train/1/005.mp4"]
     assert read_quarantine(manifest)[0].time.endswith("+00:00")
 
 
@@ -144,6 +147,35 @@ def test_slow_clips_are_not_blamed(manifest: Path, monkeypatch: pytest.MonkeyPat
     assert lost.value.ids == ()
 
 
-def test_other_errors_pass() -> None:
-    with pytest.raises(RuntimeError, match="of another kind"), lost_workers_named(None, DataConfig(manifest="")):
+def test_a_hanging_worker_does_not_outlive_the_run(manifest: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever a run ends for, nobody waits for a worker that ignores requests to stop."""
+    data = DataConfig(manifest="", num_frames=2, fps=5, size=32, audio_seconds=0.5, sample_rate=8000)
+    data.num_workers = 1
+    dataset = ClipDataset(read_manifest(manifest), data, ("video", "audio"))
+    sample = ClipDataset._sample
+    monkeypatch.setattr(ClipDataset, "_sample", lambda self, key: time.sleep(1000 * key.id) or sample(self, key))
+    loader = build_loader(dataset, [[Key(0, 0, 0)], [Key(0, 1, 0)]], data, device=torch.device("cpu"))
+    began = time.perf_counter()
+    with lost_workers_named(dataset, data):
+        next(iter(loader))
+    assert multiprocessing.active_children() == []
+    assert time.perf_counter() - began < 30
+
+
+def test_a_quarantined_clip_keeps_its_place_in_a_run(manifest: Path, tmp_path: Path) -> None:
+    """AVID-CMA refuses more positives than there are clips; a run that began keeps the clips that it began with."""
+    small = [*TINY, "optim.warmup_epochs=0", f"data.manifest={manifest}", f"run.dir={tmp_path / 'run'}"]
+    settings = [*small, "method.num_positives=9", "model.init=null", "data.policy.quarantined=error"]
+    cma = ROOT / "configs" / "toy" / "avid_cma.yaml"
+    assert not train(load(cma, [*settings, "run.max_steps=2"]))
+    before = read_manifest(manifest)
+    row = before.column("path").tolist().index(DEADLY)
+    add_to_quarantine(manifest, Entry(DEADLY, str(before.column("content_key")[row]), "a worker died"))
+    assert train(load(cma, settings))
+
+
+def test_other_errors_pass(manifest: Path) -> None:
+    data = DataConfig(manifest="")
+    dataset = ClipDataset(read_manifest(manifest), data, ("video",))
+    with pytest.raises(RuntimeError, match="of another kind"), lost_workers_named(dataset, data):
         raise RuntimeError("of another kind")

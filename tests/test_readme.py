@@ -48,6 +48,14 @@ def check_manifest(arguments: list[str], printed: str) -> None:
     assert "without sound" in printed
 
 
+def check_copies(arguments: list[str], printed: str) -> None:
+    if "--dry-run" in arguments:
+        assert f"{NUM_TRAIN + NUM_TEST} to prepare" in printed
+        assert not Path(arguments[1]).exists()
+    else:
+        assert pq.read_metadata(Path(arguments[1]) / "manifest.parquet").num_rows == NUM_TRAIN + NUM_TEST
+
+
 def check_run(arguments: list[str], printed: str) -> None:
     folder = Path(next(each.removeprefix("run.dir=") for each in arguments if each.startswith("run.dir=")))
     assert {"last.pt", "encoders.safetensors", "config.yaml", "log.jsonl", "tensorboard"} <= set(os.listdir(folder))
@@ -108,6 +116,7 @@ def check_demo(arguments: list[str], printed: str) -> None:
 KNOWN = {
     "datasets/folder.py": Miniature(["--workers", "1"], check_manifest),
     "datasets/toy.py": Miniature(TOY_SIZE, check_toy),
+    "tools/prepare.py": Miniature(["--jobs", "1"], check_copies),
     "tools/train.py": Miniature(ONE_EPOCH, check_run),
     "tools/mine.py": Miniature(["--k", "4"], check_sets),
     "tools/extract.py": Miniature(["--num-workers", "0", "--num-clips", "1"], check_embeddings),
@@ -120,6 +129,9 @@ OWN_TESTS = {  # run in miniature by a test of their own; here only their option
     ("tools/digits.py",): "tests/benchmark/test_digits.py",
     ("tools/natural.py",): "tests/benchmark/test_digits.py",
     ("tools/chaos.py",): "tests/benchmark/test_chaos.py",
+    ("tools/check.py",): "tests/test_check_tool.py",
+    ("tools/hostile.py",): "tests/benchmark/test_hostile.py",
+    ("tools/benchmark.py", "loader"): "tests/benchmark/test_loader.py",
     ("tools/benchmark.py", "step"): "tests/benchmark/test_step.py",
     ("tools/benchmark.py", "mining", "--n"): "tests/benchmark/test_mining.py",
 }

@@ -24,8 +24,10 @@ from avssl.media.cache import ClipCache
 from avssl.media.decode import AudioWindow, VideoWindow, read_clip
 from avssl.media.decoders import DecoderMissingError, describe
 from avssl.media.reader import DecodeError, Limits
-from avssl.structs import Batch, Sample
+from avssl.structs import SMALL_BYTES, Batch, Sample
 from avssl.transforms.views import VIEWS
+
+CLOSED = "the manifest marks it"  # begins the reason why a file is not even opened
 
 
 class ClipNote(NamedTuple):
@@ -90,6 +92,8 @@ class ClipDataset(Dataset[Sample]):
 
     def notes(self) -> list[ClipNote]:
         """What the worker processes noted last, also those that are dead."""
+        if self._notes is None:
+            return []
         return [ClipNote(int(pid), int(id), since) for pid, id, since in self._notes.tolist()]
 
     def __getitem__(self, key: Key) -> Sample:
@@ -111,7 +115,7 @@ class ClipDataset(Dataset[Sample]):
         videos = [view for view in self.views if VIEWS[view].modality == "video"]
         audios = [view for view in self.views if VIEWS[view].modality == "audio"]
         if not (has_audio or has_video):
-            why = f"the manifest marks it {self.status[key.id]}, {self.reasons[key.id]}"
+            why = f"{CLOSED} {self.status[key.id]}, {self.reasons[key.id]}"
             return self._empty(params, f"{self.root / self.paths[key.id]}: {why}")
         try:
             frames, samples = read_clip(
@@ -216,7 +220,7 @@ def collate(samples: Sequence[Sample]) -> Batch:
     """Stack samples into a batch: tensors with a leading B; in a worker process straight into shared memory."""
 
     def stacked(groups: Sequence[Mapping[str, np.ndarray | float | int | bool]]) -> dict[str, torch.Tensor]:
-        return {name: default_collate([np.asarray(group[name]) for group in groups]) for name in groups[0]}
+        return {name: _stacked([np.asarray(group[name]) for group in groups]) for name in groups[0]}
 
     def gathered(name: str) -> dict[str, torch.Tensor]:
         return stacked([getattr(sample, name) for sample in samples])
@@ -233,6 +237,11 @@ def collate(samples: Sequence[Sample]) -> Batch:
         target=gathered("target"),
         errors=tuple(sample.error for sample in samples if sample.error),
     )
+
+
+def _stacked(values: Sequence[np.ndarray]) -> torch.Tensor:
+    is_small = len(values) * values[0].nbytes <= SMALL_BYTES
+    return torch.from_numpy(np.stack(values)) if is_small else default_collate(values)
 
 
 def apply_views(batch: Batch, data: DataConfig) -> Batch:

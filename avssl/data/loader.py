@@ -19,6 +19,7 @@ from avssl.data.sampling import Key
 from avssl.structs import Batch
 
 PREFETCH = 4  # batches that each worker prepares ahead
+KILL_SECONDS = 5.0  # for a killed worker to end: one that waits for a lost disk does not
 
 
 class WorkerLost(RuntimeError):
@@ -59,7 +60,8 @@ def build_loader(
 
 @contextmanager
 def lost_workers_named(dataset: ClipDataset, data: DataConfig) -> Iterator[None]:
-    """Turn the loader's error about a worker into one that says which clips such a worker was at.
+    """Turn the loader's error about a worker into one that says which clips such a worker was at. When this ends, the
+    workers end.
 
     Around everything that happens while the workers run: torch raises in the main process as soon as one dies, wherever
     that is.
@@ -83,19 +85,21 @@ def lost_workers_named(dataset: ClipDataset, data: DataConfig) -> Iterator[None]
             pids = [int(pid) for pid in died.group(1).split(",")]
             ids = [note.id for note in notes if note.id >= 0 and note.pid in pids]
             reason = f"a worker died ({_how(error)})"
-        _kill(notes)
         raise WorkerLost(reason, ids) from error
+    finally:
+        _kill(dataset.notes())
 
 
 def _kill(notes: Sequence[ClipNote]) -> None:
-    """End the workers: a request to stop does not reach them, and one that hangs would keep the main process."""
+    """End the workers: a request to stop does not reach them, and one that hangs would keep the main process from
+    ending, whatever the reason is that it ends for."""
     pids = {note.pid for note in notes}
     handler = signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch would raise again for each of them
     try:
         for process in multiprocessing.active_children():
             if process.pid in pids:
                 process.kill()
-                process.join()
+                process.join(timeout=KILL_SECONDS)
     finally:
         signal.signal(signal.SIGCHLD, handler)
 
@@ -104,7 +108,9 @@ def _how(error: RuntimeError) -> str:
     """The part of torch's sentences that says how it ended."""
     text = f"{error.__cause__} {error}"  # the first knows the signal
     found = re.search(r"killed by signal: [^.]*|exited unexpectedly[^.:]*", text)
-    return found.group(0) if found else str(error)
+    if not found:
+        return str(error)
+    return found.group(0).replace(": Killed", ": Killed, as the system does when memory runs out")
 
 
 def _prepare_worker(worker: int) -> None:

@@ -46,7 +46,7 @@ SCHEMA = pa.schema(
 )
 IDENTITY = ("path", "start", "end", "content_key")  # what makes a row the instance it is
 ROOT_KEY = b"avssl.root"
-OUTSIDE = r"^[/\\]|^[A-Za-z]:|(^|[/\\])\.\.([/\\]|$)"  # a path that leaves the root
+OUTSIDE = r"^/|(^|/)\.\.(/|$)"  # a path that leaves the root
 
 
 class ManifestError(ValueError):

@@ -138,7 +138,7 @@ def prepare(
         WriteError: the folder cannot be written to.
     """
     names = name_copies(listing.clips)
-    check_writable(target / MANIFEST)
+    check_writable(target / str(os.getpid()))  # makes the folder; a name that no other process writes to
     with _alone(target):
         try:
             done = _make_copies(source, target, names, settings, num_workers, timeout_seconds)

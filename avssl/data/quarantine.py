@@ -56,7 +56,7 @@ def add_to_quarantine(manifest: str | Path, entry: Entry) -> None:
     try:
         descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
         try:
-            os.write(descriptor, f"{line}\n".encode())
+            os.write(descriptor, f"\n{line}\n".encode())  # begins a line also where a crash has cut one
             os.fsync(descriptor)
         finally:
             os.close(descriptor)

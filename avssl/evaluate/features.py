@@ -91,7 +91,7 @@ def load_run(path: str | Path, *, device: torch.device | None = None, trained: b
     path = path / LAST if path.is_dir() or not path.suffix else path
     state = load_checkpoint(path)
     config = loads(state["config"], source=str(path))
-    everything = torch.ones_like(state["valid"])
+    everything = torch.ones_like(state["instances"]["valid"])
     method = build_method(
         without_weights(config) if trained else config,
         Instances(everything, has_audio=everything, has_video=everything),

@@ -160,7 +160,6 @@ def prepare_clip(source: str | Path, target: str | Path, settings: Settings) -> 
     found = probe(source)
     if known is None and target.exists():
         return _failed(found, f"{target.name} exists in the target folder and is no copy made by this tool")
-    target.unlink(missing_ok=True)  # a copy that is out of date must not be taken for the clip
     if found.status not in ("ok", "no_video"):
         return _failed(found, found.reason)
     if found.status == "no_video" and found.audio_start is None:

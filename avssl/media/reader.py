@@ -64,7 +64,7 @@ class Limits:
     Args:
         max_pixels: of one stored picture, width x height; the default admits 8K (7680 x 4320).
         max_seconds: that the file claims to last; the hours at which an MPEG-TS recorder began (up to 26) are in it.
-        max_bytes: of the pictures that one call of `read_clip` returns.
+        max_bytes: of the pictures of one window.
     """
 
     max_pixels: int = 2**25
@@ -228,7 +228,12 @@ class Reader:
         context = stream.codec_context
         is_pcm = context.name == "pcm_s16le" and context.codec_tag in PCM_TAGS and context.channels
         in_mov = self.container.format.name.startswith("mov")
-        return is_pcm and in_mov and stream.time_base == Fraction(1, context.sample_rate) and len(stream.index_entries)
+        entries = stream.index_entries
+        if not (is_pcm and in_mov and stream.time_base == Fraction(1, context.sample_rate) and len(entries)):
+            return False
+        # an edit list can hide sound at both ends, which decoding leaves out
+        is_whole = not entries[0].is_discard and not entries[len(entries) - 1].is_discard
+        return is_whole and entries[0].timestamp == stream.start_time
 
     def _pcm_from(self, stream: av.audio.stream.AudioStream, seconds: float) -> Iterator[tuple[float, av.AudioFrame]]:
         """As `frames_from`, read without demuxer and decoder, which give 1,024 samples at a time. What follows one
@@ -236,7 +241,7 @@ class Reader:
         """
         context, rate, entries = stream.codec_context, stream.codec_context.sample_rate, stream.index_entries
         sample_bytes = 2 * context.channels
-        begin = max(seconds, entries[0].timestamp / rate)
+        begin = min(max(seconds, entries[0].timestamp / rate), entries[len(entries) - 1].timestamp / rate)
         number = max(0, entries.search_timestamp(math.floor(begin * rate), backward=True))
         entry = entries[number]
         with open(self.path, "rb", buffering=0) as file:

@@ -30,7 +30,7 @@ def write_run(folder: Path) -> None:
     state = {
         "config": folder.name,
         "manifest_hash": "a",
-        "valid": torch.ones(2, dtype=torch.bool),
+        "instances": {"valid": torch.ones(2, dtype=torch.bool)},
         "decoder": {"name": "pyav", "version": "1", "ffmpeg": "1"},
         "step": 4,
         "model": {"bank": torch.tensor([0.0, torch.nan])},

@@ -258,13 +258,23 @@ def test_a_copy_is_made_once_and_anew_when_source_or_settings_change(tmp_path):
     assert sorted(os.listdir(tmp_path)) == ["again.mp4", "clip.mp4", "copy.mp4"]
 
 
-def test_a_source_that_broke_takes_its_old_copy_along(tmp_path):
+def test_a_source_that_broke_or_is_away_costs_no_copy(tmp_path):
     path, copy = still(tmp_path / "clip.mp4"), tmp_path / "copy.mp4"
     prepare_clip(path, copy, Settings())
-    path.write_bytes(b"")
-    done = prepare_clip(path, copy, Settings())
-    assert (done.state, done.facts.status, done.facts.reason) == ("failed", "empty", "the file is empty")
-    assert not copy.exists()
+    content = copy.read_bytes()
+    for status, reason in (("empty", "the file is empty"), ("missing", "the file does not exist")):
+        path.write_bytes(b"") if status == "empty" else path.unlink()
+        done = prepare_clip(path, copy, Settings())  # failed: its row is not used, whatever lies there
+        assert (done.state, done.facts.status, done.facts.reason) == ("failed", status, reason)
+        assert copy.read_bytes() == content
+
+
+def test_a_gap_of_hours_is_no_sound_to_be_filled(tmp_path):
+    heard = tone(np.arange(48000) / 24000 + ONSET)
+    path = write_sound(tmp_path / "holed.nut", [(0, heard), (7200, heard)], 24000)
+    done = prepare_clip(path, tmp_path / "copy.mp4", Settings())
+    assert (done.state, done.facts.reason) == ("failed", "its sound has a gap of 7198 seconds")
+    assert os.listdir(tmp_path) == ["holed.nut"]
 
 
 def test_files_of_others_are_never_replaced(tmp_path):
