@@ -32,6 +32,9 @@ MAX_FRUITLESS = 10_000  # packets in a row that bring nothing new before a damag
 MAX_KEPT_BYTES = 32 << 20  # packets of the other track that are kept, rather than opening the file again for them
 LOOK_AHEAD = 20  # packets: H.264 shows a picture at most 16 later than it decodes it
 MAX_SIDE = 32_766  # pixels: what OpenCV can cut from
+# Formats whose packets mostly have no time of their own. FFmpeg counts on from the last one that has, and after a seek
+# counts a frame or two too few: an MPEG program stream, where a packet ends in the middle of a picture.
+COUNTED = frozenset({"mpeg"})
 AVI_REORDER = 2  # frames looked ahead to put the times of an AVI in order
 OPEN_SECONDS = 60.0  # limit for one read of the file system, not for decoding
 SAMPLE_RATES = (100, 768_000)  # Hz; a rate outside is a damaged number, and memory is taken by it
@@ -201,7 +204,8 @@ class Reader:
         stream = getattr(self, kind)
         first = -math.inf if stream.start_time is None else float(stream.start_time * stream.time_base)
         can_begin = self._pass.from_beginning and self._pass.holds(stream)
-        if first > -math.inf and seconds > first + (MERGE_SECONDS if can_begin else 0.0):
+        is_counted = self.container.format.name in COUNTED
+        if not is_counted and first > -math.inf and seconds > first + (MERGE_SECONDS if can_begin else 0.0):
             for back in BACK_SECONDS:
                 try:
                     self._seek(stream, seconds - back)
@@ -215,7 +219,7 @@ class Reader:
                     yield from decoded
                     return
         self._restart(stream)
-        yield from self._decode(getattr(self, kind), wanted)
+        yield from self._decode(getattr(self, kind), wanted, skip_to=seconds if is_counted else None)
 
     def end_seconds(self, kind: str) -> float | None:
         """When the last packet of a track ends, by the packets that are there and not by what the header claims.
@@ -274,10 +278,16 @@ class Reader:
             self._open()
 
     def _decode(
-        self, stream: av.stream.Stream, wanted: Sequence[float] | None
+        self, stream: av.stream.Stream, wanted: Sequence[float] | None, *, skip_to: float | None = None
     ) -> Iterator[tuple[float, av.VideoFrame | av.AudioFrame]]:
-        """What decodes from here on, without frames whose time does not rise."""
+        """What decodes from here on, without frames whose time does not rise.
+
+        Args:
+            skip_to: packets that are not needed for this second and what follows are not decoded.
+        """
         packets = self._pass.packets(stream)
+        if skip_to is not None:
+            packets = _from_keyframe(packets, skip_to)
         if stream.type == "video":
             stream.codec_context.skip_frame = "DEFAULT"
             if wanted is not None and self._can_leave_out(stream):
@@ -360,6 +370,23 @@ def _leave_out(
             if not is_edge and (place == len(wanted_ticks) or wanted_ticks[place] >= shown[following]):
                 stream.codec_context.skip_frame = "NONREF"
         yield packet
+
+
+def _from_keyframe(packets: Iterator[av.Packet], seconds: float) -> Iterator[av.Packet]:
+    """The packets from the last keyframe at or before a second on, without a seek."""
+    kept: list[av.Packet] = []
+    latest, num_bytes = -math.inf, 0
+    for packet in packets:
+        shown = -math.inf if packet.pts is None else float(packet.pts * packet.time_base)
+        if packet.is_keyframe and latest < shown <= seconds:
+            kept, latest, num_bytes = [], shown, 0
+        kept.append(packet)
+        num_bytes += packet.size
+        is_behind = packet.dts is not None and float(packet.dts * packet.time_base) > seconds
+        if is_behind or num_bytes > MAX_KEPT_BYTES:
+            break
+    yield from kept
+    yield from packets
 
 
 class _Pass:
