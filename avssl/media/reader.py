@@ -35,6 +35,7 @@ MAX_SIDE = 32_766  # pixels: what OpenCV can cut from
 # Formats whose packets mostly have no time of their own. FFmpeg counts on from the last one that has, and after a seek
 # counts a frame or two too few: an MPEG program stream, where a packet ends in the middle of a picture.
 COUNTED = frozenset({"mpeg"})
+AVI_CHUNK_HEADER = 8  # bytes between the place that an index names and that of the packet
 AVI_REORDER = 2  # frames looked ahead to put the times of an AVI in order
 OPEN_SECONDS = 60.0  # limit for one read of the file system, not for decoding
 SAMPLE_RATES = (100, 768_000)  # Hz; a rate outside is a damaged number, and memory is taken by it
@@ -204,22 +205,32 @@ class Reader:
         stream = getattr(self, kind)
         first = -math.inf if stream.start_time is None else float(stream.start_time * stream.time_base)
         can_begin = self._pass.from_beginning and self._pass.holds(stream)
-        is_counted = self.container.format.name in COUNTED
-        if not is_counted and first > -math.inf and seconds > first + (MERGE_SECONDS if can_begin else 0.0):
-            for back in BACK_SECONDS:
+        must_count = self._must_count()
+        if first > -math.inf and seconds > first + (MERGE_SECONDS if can_begin and not must_count else 0.0):
+            for back in (None,) if must_count else BACK_SECONDS:
                 try:
-                    self._seek(stream, seconds - back)
+                    decoded = self._begin(kind, seconds, back, wanted)
                 except (av.error.FFmpegError, OverflowError):
                     continue
-                decoded = self._decode(stream, wanted)
                 # pictures before the first keyframe miss what they are built on
                 head = next((it for it in decoded if kind == "audio" or it[1].key_frame or it[0] > seconds), None)
                 if head is not None and head[0] <= seconds + TIME_TOLERANCE:
                     yield head
                     yield from decoded
                     return
+        self._restart(getattr(self, kind))
+        yield from self._decode(getattr(self, kind), wanted)
+
+    def _begin(
+        self, kind: Track, seconds: float, back: float | None, wanted: Sequence[float] | None
+    ) -> Iterator[tuple[float, av.VideoFrame | av.AudioFrame]]:
+        """What decodes after a seek to `back` seconds before; None = packets are skipped from the beginning on."""
+        stream = getattr(self, kind)
+        if back is not None:
+            self._seek(stream, seconds - back)
+            return self._decode(stream, wanted)
         self._restart(stream)
-        yield from self._decode(getattr(self, kind), wanted, skip_to=seconds if is_counted else None)
+        return self._decode(getattr(self, kind), wanted, skip_to=seconds)
 
     def end_seconds(self, kind: str) -> float | None:
         """When the last packet of a track ends, by the packets that are there and not by what the header claims.
@@ -292,6 +303,8 @@ class Reader:
             stream.codec_context.skip_frame = "DEFAULT"
             if wanted is not None and self._can_leave_out(stream):
                 packets = _leave_out(packets, stream, wanted)
+        if self.container.format.name == "avi" and not self._must_count():
+            packets = _by_index(packets, stream)
         decoded = self._timed(packets, stream)
         if stream.type == "video" and self.container.format.name == "avi":
             decoded = _sort_times(decoded)
@@ -304,6 +317,12 @@ class Reader:
                 fruitless += 1
                 if fruitless > MAX_FRUITLESS:
                     return
+
+    def _must_count(self) -> bool:
+        """Whether times are right only from the beginning on: after a seek FFmpeg would count from a wrong one."""
+        if self.container.format.name == "avi" and self.video is not None:
+            return 0 < len(self.video.index_entries) < self.video.frames  # the index is the clock, and lacks entries
+        return self.container.format.name in COUNTED
 
     def _can_leave_out(self, stream: av.stream.Stream) -> bool:
         """Whether packets say when they are shown, and there can be pictures that no other is built on."""
@@ -369,6 +388,21 @@ def _leave_out(
             is_edge = following == len(shown) or shown[0] == packet.pts
             if not is_edge and (place == len(wanted_ticks) or wanted_ticks[place] >= shown[following]):
                 stream.codec_context.skip_frame = "NONREF"
+        yield packet
+
+
+def _by_index(packets: Iterator[av.Packet], stream: av.stream.Stream) -> Iterator[av.Packet]:
+    """The packets of an AVI with the times of its index. FFmpeg counts them from where it began to read, so that each
+    one that it loses in a damaged place moves all that follow, and picture and sound apart.
+    """
+    entries = stream.index_entries
+    for packet in packets:
+        if packet.pos is not None and packet.dts is not None and len(entries):
+            place = bisect.bisect_left(entries, packet.pos - AVI_CHUNK_HEADER, key=lambda entry: entry.pos)
+            entry = entries[min(place, len(entries) - 1)]
+            if entry.pos == packet.pos - AVI_CHUNK_HEADER and entry.timestamp != packet.dts:
+                packet.pts = None if packet.pts is None else packet.pts + entry.timestamp - packet.dts
+                packet.dts = entry.timestamp
         yield packet
 
 
