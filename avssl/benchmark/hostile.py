@@ -5,8 +5,8 @@
 What lives here: the job on one file, the run over many in worker processes, and the table. What does not: the damage
 (damage.py) and whether times are right (judge.py). The command is `python tools/hostile.py`.
 
-A file is `read` with right times, or `refused` with a reason; all else is an error of ours: `hang` (over the time limit),
-`crash` (the worker died), `other` (an exception that is no DecodeError), `wrong` (times that are not right).
+A file is `read` with right times, or `refused` with a reason; all else is an error of ours: `hang` (over the time
+limit), `crash` (the worker died), `other` (an exception that is no DecodeError), `wrong` (times that are not right).
 """
 
 import re

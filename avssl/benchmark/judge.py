@@ -1,19 +1,19 @@
-"""Whether what was read out of a bad file lies at the right times: by what a clip shows and sounds, and by a plain decode.
+"""Whether what was read out of a bad file lies at its time: by what a clip shows and sounds, and by a plain decode.
 
 What lives here: the plain decode of a file from beginning to end, and two judges. `Shown` knows the clip that a file
 was before it was damaged (damage.py); `Likeness` knows nothing and compares with the plain decode alone. What does not:
 reading the files and running over many of them (hostile.py).
 
 A picture with another number than the one that belongs to its time can be three things. The file itself may say so
-(its timestamps are damaged, or another file's piece was put in): then the plain decode has the same number at the same
+(its timestamps are damaged, or another file's piece was put in): then the plain decode has the same number at that
 time, and no reader can know better. It may be concealed damage: a decoder shows an old picture where it lost one, or
-builds on a wrong one. Or the reader gave the time of another picture, which is the error that is looked for. An error of
-time moves all that follows, and it happens to whole pictures as well: so it is one if the plain decode shows the right
-picture at that time, or if three pictures in a row, all different, are off by the same time. What remains is concealed.
+builds on a wrong one. Or the reader gave the time of another picture, which is the error that is looked for. An error
+of time moves all that follows, and it happens to whole pictures too: so it is one if the plain decode shows the right
+picture at that time, or if three pictures in a row, all different, are off by the same time. The rest is concealed.
 An AVI has no timestamps at all: its index is its clock, and a copy whose index is damaged has none that could be right.
 
-Sound is heard in pieces of a quarter second: each that is recognised must lie within 5 ms of its time, in the clip or in
-the plain decode.
+Sound is heard in pieces of a quarter second: each that is recognised must lie within 5 ms of its time, in the clip or
+in the plain decode.
 
 Letters: T frames, n samples.
 """

@@ -321,7 +321,8 @@ class Reader:
     def _must_count(self) -> bool:
         """Whether times are right only from the beginning on: after a seek FFmpeg would count from a wrong one."""
         if self.container.format.name == "avi" and self.video is not None:
-            return 0 < len(self.video.index_entries) < self.video.frames  # the index is the clock, and lacks entries
+            entries = self.video.index_entries  # the clock: number by number, a few of them for an empty packet
+            return len(entries) > 0 and entries[len(entries) - 1].timestamp + 1 < self.video.frames
         return self.container.format.name in COUNTED
 
     def _can_leave_out(self, stream: av.stream.Stream) -> bool:
