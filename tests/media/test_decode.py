@@ -233,6 +233,25 @@ def test_what_an_avi_loses_moves_nothing_behind_it(tmp_path, lost):
     np.testing.assert_allclose(frames.times[15:], times[numbers(frames.data[15:])], atol=1e-6)
 
 
+def test_lost_packet_of_mp3_in_avi_is_a_gap(tmp_path):
+    """One tick is a packet there: the gap is no rounding of the timestamps."""
+    path = make(tmp_path / "mp3.avi", video_codec="mpeg4", audio_codec="libmp3lame", rate=44100, gop=10)
+    whole = read_samples(path, start=1.5, duration=1.5, sample_rate=24000)
+    content = bytearray(path.read_bytes())
+    index = content.rindex(b"idx1") + 8
+    entries = [at for at in range(index, len(content) - 15, 16) if content[at : at + 4] == b"01wb"]
+    packet = content.index(b"movi") + int.from_bytes(content[entries[90] + 8 : entries[90] + 12], "little")
+    assert content[packet : packet + 4] == b"01wb"
+    content[packet : packet + 4] = b"99wb"  # at 2.35 s
+    path.write_bytes(content)
+    holed = read_samples(path, start=1.5, duration=1.5, sample_rate=24000)
+    assert holed.padded
+    for part in (slice(0, 19000), slice(23000, None)):
+        lag, likeness = lag_seconds(holed.data[part], whole.data[part], 24000)
+        assert abs(lag) < 1e-4
+        assert likeness > 0.9  # the packets beside it miss some of their bits
+
+
 def test_damaged_middle_is_stepped_over(tmp_path):
     path = case(tmp_path, "b_frames.ts")
     content = bytearray(path.read_bytes())
