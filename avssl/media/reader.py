@@ -10,6 +10,8 @@ import bisect
 import collections
 import heapq
 import math
+import os
+import stat
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
@@ -39,6 +41,7 @@ AVI_CHUNK_HEADER = 8  # bytes between the place that an index names and that of 
 AVI_REORDER = 2  # frames looked ahead to put the times of an AVI in order
 OPEN_SECONDS = 60.0  # limit for one read of the file system, not for decoding
 SAMPLE_RATES = (100, 768_000)  # Hz; a rate outside is a damaged number, and memory is taken by it
+MISSING, EMPTY = "the file does not exist", "the file is empty"
 # Formats that make FFmpeg open other files, devices or addresses: a playlist that is called .mp4 reads nothing.
 FOREIGN = frozenset(
     {"alsa", "concat", "dash", "fbdev", "ffmetadata", "hls", "image2", "imf", "kmsgrab", "lavfi", "oss", "rtp", "rtsp"}
@@ -74,6 +77,21 @@ class Limits:
 
 
 LIMITS = Limits()
+
+
+def file_problem(path: Path) -> str | None:
+    """Why nothing can be read at this path; None for a regular file with something in it. A pipe is not opened: that
+    would wait for somebody to write into it.
+    """
+    try:
+        found = os.stat(path)
+    except FileNotFoundError:
+        return MISSING
+    except (OSError, ValueError) as error:  # no permission, a loop of links, a name that is too long or holds a 0
+        return f"the file cannot be opened ({error_text(error)})"
+    if not stat.S_ISREG(found.st_mode):
+        return "it is a folder, a pipe or a device, and no file"
+    return None if found.st_size else EMPTY
 
 
 class HasRate(Protocol):
@@ -132,10 +150,9 @@ class Reader:
     def __init__(self, path: str | Path, *, limits: Limits = LIMITS) -> None:
         self.path = Path(path)
         self.limits = limits
-        if not self.path.is_file():
-            raise DecodeError(path, "the file does not exist")
-        if self.path.stat().st_size == 0:
-            raise DecodeError(path, "the file is empty")
+        problem = file_problem(self.path)
+        if problem is not None:
+            raise DecodeError(path, problem)
         self._open()
 
     def __enter__(self) -> Self:
