@@ -119,9 +119,19 @@ def examine(job: dict[str, Any]) -> dict[str, Any]:
         "verdict": verdict,
         "reason": reason,
         "seconds": time.perf_counter() - since,
-        "peak_bytes": 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss,
+        "peak_bytes": peak_bytes(),
         "counts": {name: value for name, value in asdict(judge.counts).items() if name != "wrong"},
     }
+
+
+def peak_bytes() -> int:
+    """The most memory that this process ever had. Linux tells it of a process alone; getrusage has what its parent had
+    when it started this one."""
+    try:
+        found = re.search(r"VmHWM:\s*(\d+) kB", Path("/proc/self/status").read_text())
+    except OSError:
+        found = None
+    return 1024 * (int(found[1]) if found else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
 
 
 def run_hostile(
