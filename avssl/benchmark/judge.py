@@ -11,6 +11,7 @@ builds on a wrong one. Or the reader gave the time of another picture, which is 
 of time moves all that follows, and it happens to whole pictures too: so it is one if the plain decode shows the right
 picture at that time, or if three pictures in a row, all different, are off by the same time. The rest is concealed.
 An AVI has no timestamps at all: its index is its clock, and a copy whose index is damaged has none that could be right.
+The same holds for the part of an MP4 with a damaged index that the plain decode, which breaks off before, never sees.
 
 Sound is heard in pieces of a quarter second: each that is recognised must lie within 5 ms of its time, in the clip or
 in the plain decode.
@@ -37,6 +38,7 @@ SAME_TIME = 0.003  # seconds: two ticks of a Matroska clock
 SAME_SOUND = 0.005  # seconds by which sound may be off
 PIECE_SECONDS = 0.25  # of sound that is judged at once
 MAX_RESUMED = 3  # times that the plain decode goes on behind a damaged place
+AVI = "avi"
 RUN = 3  # different pictures in a row that are off by the same time
 MAX_PLAIN_SECONDS = 40.0  # of a long file that the plain decode looks at
 SAME_GREY, OTHER_GREY = 8.0, 20.0  # mean difference of pictures that are, or are not, the same
@@ -172,7 +174,7 @@ class Truth:
         seconds: of the tone.
         falls: the tone does.
         sound_start: second at which the tone begins on the clock of the file.
-        index: digest of the index of an AVI, which is its only clock; "" for other files.
+        index: see `index_digest`.
     """
 
     first_number: int
@@ -184,16 +186,17 @@ class Truth:
 
 
 def index_digest(path: Path) -> str:
-    """Of the times and places in the index of an AVI; "" for other files and without one."""
+    """Of the times and places in the index of an AVI or MP4, by which packets are timed there; "" for other files."""
     try:
         with av.open(f"file:{path}", metadata_errors="replace", timeout=OPEN_SECONDS) as container:
-            if container.format.name != "avi":
+            name = container.format.name[:3]
+            if name not in (AVI, "mov"):
                 return ""
             found = [[(entry.pos, entry.timestamp) for entry in stream.index_entries] for stream in container.streams]
-            rates = [str(stream.time_base) for stream in container.streams]
+            clocks = [(str(stream.time_base), stream.start_time) for stream in container.streams]
     except av.error.FFmpegError:
         return ""
-    return hashlib.blake2b(repr((found, rates)).encode(), digest_size=16).hexdigest()
+    return name + hashlib.blake2b(repr((found, clocks)).encode(), digest_size=16).hexdigest()
 
 
 def truth_of(clip: Clip) -> Truth:
@@ -216,7 +219,7 @@ class Shown:
         truth: of the clip that was damaged.
         others: of those of which pieces may be in it: a picture that came with its own time is at the right one.
         plain: decode of the damaged file.
-        index: digest of the index of the damaged file; where it is not the clip's, the clock of an AVI is lost.
+        index: digest of the index of the damaged file, see `index_digest`.
     """
 
     def __init__(self, truth: Truth, others: Sequence[Truth], plain: Plain, *, index: str) -> None:
@@ -239,7 +242,7 @@ class Shown:
                 self.counts.damaged += 1
             elif self._belongs(number, seconds):
                 self.counts.right += 1
-            elif number in at_time or self.clock_lost:
+            elif number in at_time or self._is_unknown(at_time):
                 self.counts.as_in_file += 1
             elif any(self._belongs(other, seconds) for other in at_time):
                 self.counts.wrong.append(f"number {number} at {seconds:.3f} s, where the file shows {at_time}")
@@ -260,7 +263,9 @@ class Shown:
             found = self.ear.locate(heard, sample_rate)
             if found is None:
                 self.counts.damaged += 1
-            elif self.clock_lost or any(abs(found - other) < SAME_SOUND for other in self._plainly(start)):
+            elif self._is_unknown(plainly := list(self._plainly(start))) or any(
+                abs(found - other) < SAME_SOUND for other in plainly
+            ):
                 self.counts.as_in_file += 1
             else:
                 self.counts.wrong.append(f"sound of {found:.3f} s at {expected:.3f} s")
@@ -272,6 +277,11 @@ class Shown:
             found = None if heard is None else self.ear.locate(*heard)
             if found is not None:
                 yield found
+
+    def _is_unknown(self, plainly: Sequence[object]) -> bool:
+        """Whether nothing in the file tells the time right: its index is another than the clip's and, if it has
+        timestamps besides, the plain decode broke off and has nothing there."""
+        return self.clock_lost and (self.truth.index.startswith(AVI) or not plainly)
 
     def _belongs(self, number: int, seconds: float) -> bool:
         return abs(self.all_times.get(number, math.inf) - seconds) < SAME_TIME
