@@ -365,8 +365,10 @@ class _Grid:
         if self._run and (format != self._format or abs(anchor - self._length - self._anchors[0]) > self._tolerance):
             self.place()
         if not self._run:
-            # timestamps are rounded to ticks (1 ms in Matroska), so a difference of one tick is no gap
-            self._format, self._tolerance = format, 1 + max(float(frame.time_base), 5e-4) * self.sample_rate
+            # timestamps are rounded to ticks (1 ms in Matroska), so a difference of one tick is no gap; but one tick of
+            # MP3 in AVI is a packet
+            ticks = max(float(frame.time_base), 5e-4) * self.sample_rate
+            self._format, self._tolerance = format, 1 + min(ticks, frame.samples / 2)
         self._anchors.append(anchor - self._length)
         self._run.append(frame)
         self._length += frame.samples

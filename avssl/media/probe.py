@@ -18,7 +18,7 @@ import av
 import av.stream
 import numpy as np
 
-from avssl.media.reader import DecodeError, Reader, frame_duration, is_cover, to_mono
+from avssl.media.reader import EMPTY, MISSING, DecodeError, Reader, file_problem, frame_duration, is_cover, to_mono
 from avssl.workers import serve
 
 SILENCE = 1 / 32768  # a peak up to one step of 16-bit sound is digital silence
@@ -82,14 +82,15 @@ def examine(path: str | Path, look: Callable[[Reader], dict]) -> dict:
         look: gets the opened file.
     """
     path = Path(path)
-    if not path.is_file():
-        return {"status": "missing", "reason": "the file does not exist"}
+    problem = file_problem(path)
+    if problem not in (None, EMPTY):
+        return {"status": "missing" if problem == MISSING else "unreadable", "reason": problem}
     try:
         known = {"size": path.stat().st_size, "content_key": content_key(path)}
     except OSError as error:
         return {"status": "unreadable", "reason": f"the file cannot be opened ({error.strerror})"}
     if not known["size"]:
-        return known | {"status": "empty", "reason": "the file is empty"}
+        return known | {"status": "empty", "reason": EMPTY}
     try:
         with Reader(path) as reader:
             return known | look(reader)

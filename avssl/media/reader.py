@@ -10,6 +10,8 @@ import bisect
 import collections
 import heapq
 import math
+import os
+import stat
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
@@ -35,9 +37,14 @@ PCM_SECONDS = 1.0  # of plain sound read at a time
 PCM_TAGS = ("sowt", "ipcm", "lpcm")  # of little-endian samples in MOV and MP4
 LOOK_AHEAD = 20  # packets: H.264 shows a picture at most 16 later than it decodes it
 MAX_SIDE = 32_766  # pixels: what OpenCV can cut from
+# Formats whose packets mostly have no time of their own. FFmpeg counts on from the last one that has, and after a seek
+# counts a frame or two too few: an MPEG program stream, where a packet ends in the middle of a picture.
+COUNTED = frozenset({"mpeg"})
+AVI_CHUNK_HEADER = 8  # bytes between the place that an index names and that of the packet
 AVI_REORDER = 2  # frames looked ahead to put the times of an AVI in order
 OPEN_SECONDS = 60.0  # limit for one read of the file system, not for decoding
 SAMPLE_RATES = (100, 768_000)  # Hz; a rate outside is a damaged number, and memory is taken by it
+MISSING, EMPTY = "the file does not exist", "the file is empty"
 # Formats that make FFmpeg open other files, devices or addresses: a playlist that is called .mp4 reads nothing.
 FOREIGN = frozenset(
     {"alsa", "concat", "dash", "fbdev", "ffmetadata", "hls", "image2", "imf", "kmsgrab", "lavfi", "oss", "rtp", "rtsp"}
@@ -73,6 +80,21 @@ class Limits:
 
 
 LIMITS = Limits()
+
+
+def file_problem(path: Path) -> str | None:
+    """Why nothing can be read at this path; None for a regular file with something in it. A pipe is not opened: that
+    would wait for somebody to write into it.
+    """
+    try:
+        found = os.stat(path)
+    except FileNotFoundError:
+        return MISSING
+    except (OSError, ValueError) as error:  # no permission, a loop of links, a name that is too long or holds a 0
+        return f"the file cannot be opened ({error_text(error)})"
+    if not stat.S_ISREG(found.st_mode):
+        return "it is a folder, a pipe or a device, and no file"
+    return None if found.st_size else EMPTY
 
 
 class HasRate(Protocol):
@@ -131,10 +153,9 @@ class Reader:
     def __init__(self, path: str | Path, *, limits: Limits = LIMITS) -> None:
         self.path = Path(path)
         self.limits = limits
-        if not self.path.is_file():
-            raise DecodeError(path, "the file does not exist")
-        if self.path.stat().st_size == 0:
-            raise DecodeError(path, "the file is empty")
+        problem = file_problem(self.path)
+        if problem is not None:
+            raise DecodeError(path, problem)
         self._open()
 
     def __enter__(self) -> Self:
@@ -207,20 +228,20 @@ class Reader:
             return
         first = -math.inf if stream.start_time is None else float(stream.start_time * stream.time_base)
         can_begin = self._pass.from_beginning and self._pass.holds(stream)
-        if first > -math.inf and seconds > first + (MERGE_SECONDS if can_begin else 0.0):
-            for back in BACK_SECONDS:
+        must_count = self._must_count()
+        if first > -math.inf and seconds > first + (MERGE_SECONDS if can_begin and not must_count else 0.0):
+            for back in (None,) if must_count else BACK_SECONDS:
                 try:
-                    self._seek(stream, seconds - back)
+                    decoded = self._begin(kind, seconds, back, wanted)
                 except (av.error.FFmpegError, OverflowError):
                     continue
-                decoded = self._decode(stream, wanted)
                 # pictures before the first keyframe miss what they are built on
                 head = next((it for it in decoded if kind == "audio" or it[1].key_frame or it[0] > seconds), None)
                 if head is not None and head[0] <= seconds + TIME_TOLERANCE:
                     yield head
                     yield from decoded
                     return
-        self._restart(stream)
+        self._restart(getattr(self, kind))
         yield from self._decode(getattr(self, kind), wanted)
 
     def _is_plain_pcm(self, stream: av.audio.stream.AudioStream) -> bool:
@@ -263,6 +284,17 @@ class Reader:
                 frame = av.AudioFrame.from_ndarray(samples[None], format="s16", layout=context.layout)
                 frame.sample_rate, frame.time_base, frame.pts = rate, stream.time_base, tick
                 yield tick / rate, frame
+
+    def _begin(
+        self, kind: Track, seconds: float, back: float | None, wanted: Sequence[float] | None
+    ) -> Iterator[tuple[float, av.VideoFrame | av.AudioFrame]]:
+        """What decodes after a seek to `back` seconds before; None = packets are skipped from the beginning on."""
+        stream = getattr(self, kind)
+        if back is not None:
+            self._seek(stream, seconds - back)
+            return self._decode(stream, wanted)
+        self._restart(stream)
+        return self._decode(getattr(self, kind), wanted, skip_to=seconds)
 
     def end_seconds(self, kind: str) -> float | None:
         """When the last packet of a track ends, by the packets that are there and not by what the header claims.
@@ -321,14 +353,22 @@ class Reader:
             self._open()
 
     def _decode(
-        self, stream: av.stream.Stream, wanted: Sequence[float] | None
+        self, stream: av.stream.Stream, wanted: Sequence[float] | None, *, skip_to: float | None = None
     ) -> Iterator[tuple[float, av.VideoFrame | av.AudioFrame]]:
-        """What decodes from here on, without frames whose time does not rise."""
+        """What decodes from here on, without frames whose time does not rise.
+
+        Args:
+            skip_to: packets that are not needed for this second and what follows are not decoded.
+        """
         packets = self._pass.packets(stream)
+        if skip_to is not None:
+            packets = _from_keyframe(packets, skip_to)
         if stream.type == "video":
             stream.codec_context.skip_frame = "DEFAULT"
             if wanted is not None and self._can_leave_out(stream):
                 packets = _leave_out(packets, stream, wanted)
+        if self.container.format.name == "avi" and not self._must_count():
+            packets = _by_index(packets, stream)
         decoded = self._timed(packets, stream)
         if stream.type == "video" and self.container.format.name == "avi":
             decoded = _sort_times(decoded)
@@ -341,6 +381,13 @@ class Reader:
                 fruitless += 1
                 if fruitless > MAX_FRUITLESS:
                     return
+
+    def _must_count(self) -> bool:
+        """Whether times are right only from the beginning on: after a seek FFmpeg would count from a wrong one."""
+        if self.container.format.name == "avi" and self.video is not None:
+            entries = self.video.index_entries  # the clock: number by number, a few of them for an empty packet
+            return len(entries) > 0 and entries[len(entries) - 1].timestamp + 1 < self.video.frames
+        return self.container.format.name in COUNTED
 
     def _can_leave_out(self, stream: av.stream.Stream) -> bool:
         """Whether packets say when they are shown, and there can be pictures that no other is built on."""
@@ -407,6 +454,38 @@ def _leave_out(
             if not is_edge and (place == len(wanted_ticks) or wanted_ticks[place] >= shown[following]):
                 stream.codec_context.skip_frame = "NONREF"
         yield packet
+
+
+def _by_index(packets: Iterator[av.Packet], stream: av.stream.Stream) -> Iterator[av.Packet]:
+    """The packets of an AVI with the times of its index. FFmpeg counts them from where it began to read, so that each
+    one that it loses in a damaged place moves all that follow, and picture and sound apart.
+    """
+    entries = stream.index_entries
+    for packet in packets:
+        if packet.pos is not None and packet.dts is not None and len(entries):
+            place = bisect.bisect_left(entries, packet.pos - AVI_CHUNK_HEADER, key=lambda entry: entry.pos)
+            entry = entries[min(place, len(entries) - 1)]
+            if entry.pos == packet.pos - AVI_CHUNK_HEADER and entry.timestamp != packet.dts:
+                packet.pts = None if packet.pts is None else packet.pts + entry.timestamp - packet.dts
+                packet.dts = entry.timestamp
+        yield packet
+
+
+def _from_keyframe(packets: Iterator[av.Packet], seconds: float) -> Iterator[av.Packet]:
+    """The packets from the last keyframe at or before a second on, without a seek."""
+    kept: list[av.Packet] = []
+    latest, num_bytes = -math.inf, 0
+    for packet in packets:
+        shown = -math.inf if packet.pts is None else float(packet.pts * packet.time_base)
+        if packet.is_keyframe and latest < shown <= seconds:
+            kept, latest, num_bytes = [], shown, 0
+        kept.append(packet)
+        num_bytes += packet.size
+        is_behind = packet.dts is not None and float(packet.dts * packet.time_base) > seconds
+        if is_behind or num_bytes > MAX_KEPT_BYTES:
+            break
+    yield from kept
+    yield from packets
 
 
 class _Pass:

@@ -80,6 +80,8 @@ CASES = {
     "b_frames.mp4": {"b_frames": 3, "gop": 12, "fps": 30},
     "b_frames.ts": {"b_frames": 2, "gop": 12, "rate": 48000},
     "b_frames.mkv": {"b_frames": 2, "gop": 12},
+    "mpeg1.mpg": {"video_codec": "mpeg1video", "audio_codec": "mp2", "gop": 12, "rate": 44100},
+    "b_frames.mpg": {"video_codec": "mpeg2video", "audio_codec": "mp2", "b_frames": 2, "gop": 12, "rate": 44100},
     "one_keyframe.mp4": {"gop": 1000, "b_frames": 2},
     "only_keyframes.mov": {"gop": 1},
     "picture_later.mp4": {"video_start": 0.7},
@@ -134,7 +136,7 @@ def test_sound_lies_within_a_millisecond(tmp_path, name):
     path = case(tmp_path, name)
     options = CASES[name]
     first_sample = options.get("audio_start", 0.0)
-    if path.suffix == ".ts":  # the muxer shifts the whole clip: the picture tells by how much
+    if path.suffix in (".ts", ".mpg"):  # the muxer shifts the whole clip: the picture tells by how much
         first_sample += decode_in_order(path)[0][0] - options.get("video_start", 0.0)
     loudness = 1 / options.get("channels", 1)  # the plain mean of channels of which one sounds
     for rate in (24000, 16000, 48000):
@@ -208,6 +210,46 @@ def test_broken_index(tmp_path, lie):
     path.write_bytes(content)
     for start in (1.53, 3.1):
         check_window(path, start)
+
+
+@pytest.mark.parametrize("lost", ["a packet", "an entry of the index"])
+def test_what_an_avi_loses_moves_nothing_behind_it(tmp_path, lost):
+    """It has no timestamps: FFmpeg counts packets from where it begins to read, or the entries of its index."""
+    path = make(tmp_path / "mp3.avi", video_codec="mpeg4", audio_codec="libmp3lame", rate=44100, gop=10)
+    times, shown = decode_in_order(path)
+    assert shown.tolist() == list(range(100))
+    content = bytearray(path.read_bytes())
+    index = content.rindex(b"idx1") + 8
+    entries = [at for at in range(index, len(content) - 15, 16) if content[at : at + 4] == b"00dc"]
+    offset = int.from_bytes(content[entries[13] + 8 : entries[13] + 12], "little")
+    at = content.index(b"movi") + offset if lost == "a packet" else entries[13]
+    assert content[at : at + 4] == b"00dc"
+    content[at : at + 4] = b"99dc"
+    path.write_bytes(content)
+    for start, duration in ((0.88, 1), (2.5, 0.5)):
+        frames = read_frames(path, start=start, duration=duration, fps=25)
+        np.testing.assert_allclose(frames.times, times[numbers(frames.data)], atol=1e-6)
+    frames = read_frames(path, start=0.42, duration=1.5, fps=25)  # begins before the loss, and so counts over it
+    np.testing.assert_allclose(frames.times[15:], times[numbers(frames.data[15:])], atol=1e-6)
+
+
+def test_lost_packet_of_mp3_in_avi_is_a_gap(tmp_path):
+    """One tick is a packet there: the gap is no rounding of the timestamps."""
+    path = make(tmp_path / "mp3.avi", video_codec="mpeg4", audio_codec="libmp3lame", rate=44100, gop=10)
+    whole = read_samples(path, start=1.5, duration=1.5, sample_rate=24000)
+    content = bytearray(path.read_bytes())
+    index = content.rindex(b"idx1") + 8
+    entries = [at for at in range(index, len(content) - 15, 16) if content[at : at + 4] == b"01wb"]
+    packet = content.index(b"movi") + int.from_bytes(content[entries[90] + 8 : entries[90] + 12], "little")
+    assert content[packet : packet + 4] == b"01wb"
+    content[packet : packet + 4] = b"99wb"  # at 2.35 s
+    path.write_bytes(content)
+    holed = read_samples(path, start=1.5, duration=1.5, sample_rate=24000)
+    assert holed.padded
+    for part in (slice(0, 19000), slice(23000, None)):
+        lag, likeness = lag_seconds(holed.data[part], whole.data[part], 24000)
+        assert abs(lag) < 1e-4
+        assert likeness > 0.9  # the packets beside it miss some of their bits
 
 
 def test_damaged_middle_is_stepped_over(tmp_path):

@@ -49,7 +49,7 @@ def test_every_frame_and_the_sound_keep_their_times(tmp_path, name):
     assert copied.tolist() == shown.tolist()
     np.testing.assert_allclose(copied_times, times, atol=1e-5)
     first_sample = options.get("audio_start", 0.0)
-    if path.suffix == ".ts":
+    if path.suffix in (".ts", ".mpg"):
         first_sample += times[0] - options.get("video_start", 0.0)
     start = first_sample + 0.9
     samples = read_samples(copy, start=start, duration=2.5, sample_rate=24000)

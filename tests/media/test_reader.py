@@ -1,6 +1,5 @@
 """The reader: one opening for all windows, pictures that are left out, plain sound, limits, and local files only."""
 
-import os
 import socket
 from pathlib import Path
 
@@ -158,12 +157,3 @@ def test_names_are_names_of_files_only(tmp_path: Path, name: str, monkeypatch: p
             assert reader.video is not None
         with pytest.raises(TimeoutError):
             server.accept()
-
-
-def test_what_is_no_file_is_refused(tmp_path: Path) -> None:
-    os.mkfifo(tmp_path / "pipe.mp4")
-    (tmp_path / "folder.mp4").mkdir()
-    (tmp_path / "loop.mp4").symlink_to("loop.mp4")
-    for name in ("pipe.mp4", "folder.mp4", "loop.mp4", "lost.mp4"):
-        with pytest.raises(DecodeError, match=rf"{name}: the file does not exist"):
-            Reader(tmp_path / name)
