@@ -5,25 +5,23 @@
 What lives here: `prepare_clip`, the record inside each copy that tells what it was made of, and the worker. It imports
 av and numpy only. What does not: which clips there are, the pool and the manifest (data/prepare.py).
 
-A copy is an MP4 with H.264 pictures and FLAC sound. Chosen by measuring, on 25 November 2026 on one core of an AMD
-EPYC, with 8 frames at 112 x 112 over 0.5 s and 2 s of sound read by `read_clip` from random places of four real clips
-(10 s, 340 x 256, 30 fps, a keyframe every 150 frames, 517 kB each). The figures move by 5 % from run to run;
-to compare sounds, pictures were made by medium, fastdecode, crf 20 (351 kB):
+A copy is an MP4 with H.264 pictures and PCM sound, a second of which lies together. Chosen by measuring, on 25 November
+2026 on one core of an AMD EPYC, with 8 frames at 112 x 112 over 0.5 s and 2 s of sound read by `read_clip` from random
+places of four real clips (10 s, 340 x 256, 30 fps, a keyframe every 150 frames, 517 kB each). The figures move by 5 %
+from run to run; to compare sounds, pictures were made by medium, fastdecode, crf 20 (351 kB):
 
     the clips as they were                                                        36 clips/s    517 kB
     MP4: H.264 + FLAC, 2,304 samples a packet (what FFmpeg chooses by itself)    189           610
-    MP4: H.264 + FLAC, 6,000 samples a packet                                    187           612
-    MP4: H.264 + FLAC, 6,000 samples a packet, compression level 0               215           623    <- chosen
-    MP4 or MOV: H.264 + PCM (the reader gets 1,024 samples a packet)             173-180       836
+    MP4: H.264 + FLAC, 6,000 samples a packet, compression level 0               215           623
+    MP4 or MOV: H.264 + PCM, through FFmpeg (1,024 samples a packet)             173-180       836
     Matroska: H.264 + PCM or FLAC                                                191, 174      836, 628
     NUT: H.264 + PCM, 12,000 samples a packet                                    243           832
     MP4: H.264; int16 samples in a file beside it, mapped into memory            315           831
 
-As made by this module the copies of these clips take 581 kB (337 kB pictures, the rest sound) and 0.23 s each, and
-give 218 to 229 clips/s where plain PyAV on the sources gave 37 in the same run: 6 times as much.
-
-Matroska is out: its clock ticks in milliseconds. The memory map is fastest, but doubles the number of files, cannot
-show a gap, and the two files can part. NUT is 12 % faster, but a third larger, and hardly any other program opens it.
+The memory map showed what decoding sound costs, but two files can part. So the reader takes PCM of MP4 and MOV from the
+places that the index names (reader.py): on the clips of `tools/benchmark.py loader --make` that made the whole loader
+6.2 times as fast as plain PyAV where FLAC gave 5.2, in the same run. The price is a third more bytes.
+Matroska is out, its clock ticks in milliseconds; NUT too, as hardly any other program opens it.
 
 Pictures alone (the same windows, no sound; veryfast and medium are presets of x264, PSNR of the luma):
 
