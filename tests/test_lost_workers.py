@@ -3,6 +3,7 @@
 import json
 import multiprocessing
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -69,7 +70,14 @@ def command(manifest: Path, end: str, launcher: list[str]) -> list[str]:
 
 def run(words: list[str]) -> subprocess.CompletedProcess:
     environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    return subprocess.run(words, capture_output=True, text=True, timeout=180, env=environment, cwd=ROOT)
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    with subprocess.Popen(words, **pipes, env=environment, cwd=ROOT, start_new_session=True) as process:
+        try:
+            printed = process.communicate(timeout=180)
+        finally:
+            if process.poll() is None:  # or what it has started would live on
+                os.killpg(process.pid, signal.SIGKILL)
+    return subprocess.CompletedProcess(words, process.returncode, *printed)
 
 
 @pytest.mark.processes
