@@ -78,7 +78,7 @@ def main() -> int:
     loader.add_argument("--rounds", type=int, default=5, help="turns that are counted (default: 5)")
     loader.add_argument("--step-rate", type=float, default=100.0, help="clips/s of a training step (default: 100)")
     loader.add_argument("--soak", type=int, metavar="N", help="instead load N clips in one worker, watch its memory")
-    loader.set_defaults(measure=_loader)
+    loader.set_defaults(measure=_loader, threads=1)
     for command in commands.choices.values():
         command.add_argument("--threads", type=int, help="torch threads; torch's own choice if not given")
         command.add_argument("--json", nargs="?", const="-", help="print JSON, or write it to a file")

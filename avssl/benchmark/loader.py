@@ -180,7 +180,6 @@ def benchmark_loader(
         raise ValueError("no clip of the manifest has picture and sound")
     if prepared is not None and len(prepared) != len(raw):
         raise ValueError(f"the prepared manifest has {len(prepared)} rows, the raw one {len(raw)}: prepare it again")
-    torch.set_num_threads(1)
     cv2.setNumThreads(0)
     keep_freed_memory()
     sets = {"raw": ClipDataset(raw, data, VIEWS)}

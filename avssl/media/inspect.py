@@ -32,7 +32,7 @@ from avssl.media.probe import (
     without_picture,
     without_sound,
 )
-from avssl.media.reader import MAX_FRUITLESS, DecodeError, Reader, frame_duration, to_mono
+from avssl.media.reader import MAX_FRUITLESS, MAX_RESUMED, DecodeError, Reader, frame_duration, to_mono
 from avssl.workers import serve
 
 CUT_SECONDS = 0.2  # headers of whole files claim up to 0.05 s that is not there (rounding, filling of the last packet)
@@ -40,7 +40,6 @@ UNEVEN = (
     0.25  # share of the usual distance of two frames by which another may differ: clocks of 1 ms round 60 per second
 )
 UNEVEN_SHARE = 0.01  # of the distances; a single odd one in a long clip is no variable rate
-MAX_RESUMED = 3  # times that reading goes on behind a damaged place, as in decode.py
 BROADCAST = ("mpegts", "mpeg")  # cut out of a stream anywhere: the first pictures miss what they are built on
 
 

@@ -31,6 +31,7 @@ TIME_TOLERANCE = 1e-4  # seconds; timestamps are rounded to the ticks of the con
 MERGE_SECONDS = 1.0  # what lies closer than this is decoded in one go instead of seeking
 BACK_SECONDS = (0.0, 2.0, 10.0)  # how far before the wanted second a seek aims, tried in this order
 TAIL_SECONDS = 1.0  # how much of the end is looked at to see that it is there
+MAX_RESUMED = 3  # times that reading goes on behind a damaged place
 MAX_FRUITLESS = 10_000  # packets in a row that bring nothing new before a damaged file counts as ended
 MAX_KEPT_BYTES = 32 << 20  # packets of the other track that are kept, rather than opening the file again for them
 PCM_SECONDS = 1.0  # of plain sound read at a time
@@ -182,12 +183,12 @@ class Reader:
         except DecodeError:
             self.container.close()
             raise
-        self._streams = [stream for stream in (self.video, self.audio) if stream is not None]
-        for stream in self._streams:
+        streams = [stream for stream in (self.video, self.audio) if stream is not None]
+        for stream in streams:
             stream.codec_context.thread_count = 1
         if self.video is not None:  # pictures can also grow in the middle of a file
             self.video.codec_context.options = {"max_pixels": str(self.limits.max_pixels)}
-        self._pass = _Pass(self.container, self._streams, from_beginning=True)
+        self._pass = _Pass(self.container, streams, from_beginning=True)
 
     def _check_limits(self) -> None:
         if self.video is not None and max(self.video.width, self.video.height) > MAX_SIDE:
@@ -576,7 +577,7 @@ def _sort_times(decoded: Iterator[tuple[float, av.VideoFrame]]) -> Iterator[tupl
 
 def _demux(container: av.container.InputContainer, streams: Sequence[av.stream.Stream]) -> Iterator[av.Packet]:
     """Packets of the streams and an empty one that ends each; a damaged place is stepped over a few times."""
-    for _ in range(3):
+    for _ in range(MAX_RESUMED):
         try:
             yield from container.demux(*streams)
             return
