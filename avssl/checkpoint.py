@@ -119,7 +119,8 @@ def load_model(method: nn.Module, state: dict[str, Any], *, path: str | Path) ->
 
 
 def load_initial(method: nn.Module, state: dict[str, Any], *, path: str | Path) -> list[str]:
-    """Start a method from an earlier run: every entry that both have is taken over.
+    """Start a method from an earlier run: every entry that both have is taken over. A method of several parts may start
+    from a run of one of them.
 
     Returns:
         Names that the method has and the checkpoint has not (such as agreement sets that are not mined yet).
@@ -127,8 +128,10 @@ def load_initial(method: nn.Module, state: dict[str, Any], *, path: str | Path) 
     Raises:
         CheckpointError: an entry has another shape, or the checkpoint has entries that the method does not know.
     """
-    own = method.state_dict()
     given = state["model"]
+    parts = [part for part in getattr(method, "parts", {}).values() if given.keys() <= part.state_dict().keys()]
+    method = parts[0] if parts else method
+    own = method.state_dict()
     unknown = sorted(given.keys() - own.keys())
     other = [name for name in own.keys() & given.keys() if own[name].shape != given[name].shape]
     if unknown or other:

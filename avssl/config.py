@@ -70,6 +70,9 @@ class DataConfig:
     min_crop_area: float = 0.08  # random resized crop: smallest share of the picture; 1 = whole picture
     flip: float = 0.5  # probability of a horizontal flip
     jitter: list[float] = field(default_factory=lambda: [0.4, 0.4, 0.4, 0.2])  # brightness, contrast, saturation, hue
+    # views of patches
+    patch_size: int = 64  # side in pixels of a tracked patch, or of a cell of the walk's grid
+    patch_grid: int = 7  # cells per side of that grid; they overlap
     # audio view
     audio_seconds: float = 2.0
     sample_rate: int = 24000
@@ -161,6 +164,8 @@ LEAST = {
     "data.num_workers": 0,
     "data.num_frames": 1,
     "data.size": 1,
+    "data.patch_size": 1,
+    "data.patch_grid": 2,
     "data.max_pixels": 1,
     "optim.epochs": 1,
     "optim.accumulate": 1,

@@ -21,7 +21,7 @@ def build_optimizer(parameters: Iterable[nn.Parameter], optim: OptimConfig) -> t
     Fused: one pass over each parameter instead of one per operation. With 20 million parameters on CPU a step of Adam
     takes an eighth of the time; the weights differ by rounding only.
     """
-    parameters = list(parameters)
+    parameters = [parameter for parameter in parameters if parameter.requires_grad]  # a momentum copy follows
     betas = (optim.betas[0], optim.betas[1])
     match optim.name:
         case "adam":

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields, replace
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -121,8 +121,10 @@ class Embedded:
 
     z: Tensor  # (..., D) unit length
     ids: Tensor  # (...) int64
-    view: Tensor  # (...) int64: position in the method's tuple of views
+    view: Tensor  # (...) int64: position in the method's tuple of views; of a tracked patch, the number of its track
     start: Tensor  # (...) float64 seconds
+
+    FIELDS: ClassVar[tuple[str, ...]] = ("z", "ids", "view", "start")
 
     def __post_init__(self) -> None:
         for name in ("ids", "view", "start"):
@@ -147,11 +149,29 @@ class Embedded:
         return self._map(lambda value: value.narrow(axis, 0, num_columns))
 
     @staticmethod
+    def interleave(parts: Sequence[Embedded]) -> Embedded:
+        """n parts of (B, D) -> (B n, D), the n of a row together: ranks then gather in the order of one process."""
+        stacked = (torch.stack([getattr(part, name) for part in parts], dim=1) for name in Embedded.FIELDS)
+        return Embedded(*stacked).rows()
+
+    def rows(self) -> Embedded:
+        """(A, B, D) -> (A B, D)."""
+        return self._map(lambda value: value.flatten(0, 1))
+
+    def own(self, num_rows: int) -> Embedded:
+        """These (num_rows m, D), m for each row, as the own columns (num_rows, m, D) of each."""
+        return self._map(lambda value: value.unflatten(0, (num_rows, -1)))
+
+    def repeat(self, times: int) -> Embedded:
+        """Each row so many times, one after the other."""
+        return self._map(lambda value: value.repeat_interleave(times, dim=0))
+
+    @staticmethod
     def cat(parts: Sequence[Embedded]) -> Embedded:
         """One after the other along the column axis."""
         axis = parts[0].ids.dim() - 1
         return Embedded(
-            *(torch.cat([getattr(part, name) for part in parts], dim=axis) for name in ("z", "ids", "view", "start"))
+            *(torch.cat([getattr(part, name) for part in parts], dim=axis) for name in Embedded.FIELDS)
         )
 
 

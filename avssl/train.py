@@ -39,6 +39,7 @@ from avssl.data.manifest import Manifest, read_manifest
 from avssl.data.policy import admit
 from avssl.data.quarantine import Entry, add_to_quarantine, quarantine_path
 from avssl.data.sampling import TrainingBatches
+from avssl.data.tracks import read_tracks
 from avssl.files import WriteError, whole_file
 from avssl.logs import RunLog, RunningMean, collapse_figures
 from avssl.media.decoders import in_words
@@ -101,7 +102,7 @@ def train(config: Config) -> bool:
             f"optim.accumulate={config.optim.accumulate} does not divide the {batches.rows} clips per process of "
             f"data.batch_size={config.data.batch_size}: choose a divisor"
         )
-    dataset = ClipDataset(manifest, config.data, method.views, seed=config.run.seed)
+    dataset = training_clips(manifest, config, method)
     loader = build_loader(dataset, batches, config.data, device=device)
     model = _wrap(method, config, device)
     if distributed.is_main():
@@ -109,8 +110,7 @@ def train(config: Config) -> bool:
     distributed.barrier()
 
     def save(step: int) -> None:
-        shared = {n: b for n, b in method.named_buffers() if not n.startswith(("encoders.", "heads."))}
-        distributed.check_equal(shared, f"the buffers of method {config.method['name']} at step {step}")
+        distributed.check_equal(shared_buffers(method), f"the buffers of method {config.method['name']} at step {step}")
         if distributed.is_main():
             state = {
                 "config": dumps(config),
@@ -184,6 +184,36 @@ def train(config: Config) -> bool:
                 return False
         log.say(f"complete: {batches.num_steps} steps, {folder / LAST} and {folder / ENCODERS}")
     return True
+
+
+def training_clips(manifest: Manifest, config: Config, method: Method) -> ClipDataset:
+    """The clips as the method wants them.
+
+    Raises:
+        TracksError: the tracks that it wants cannot be read, or are of another manifest.
+    """
+    tracks = None if method.patches is None else read_tracks(method.patches.tracks, manifest_hash=manifest.hash)
+    return ClipDataset(
+        manifest,
+        config.data,
+        method.views,
+        clips=method.clips,
+        patches=method.patches,
+        tracks=tracks,
+        seed=config.run.seed,
+    )
+
+
+def shared_buffers(method: Method) -> dict[str, torch.Tensor]:
+    """Buffers that must be the same on every rank: all but the statistics of BatchNorm, which each rank has of its own
+    clips."""
+    own = {
+        f"{name}.{buffer}"
+        for name, module in method.named_modules(remove_duplicate=False)
+        if isinstance(module, nn.modules.batchnorm._BatchNorm)
+        for buffer, _ in module.named_buffers()
+    }
+    return {name: value for name, value in method.named_buffers() if name not in own}
 
 
 def usable_instances(manifest: Manifest, config: Config) -> Instances:

@@ -19,13 +19,14 @@ from torch.utils.data import Dataset, default_collate, get_worker_info
 
 from avssl.config import ConfigError, DataConfig
 from avssl.data.manifest import Manifest
-from avssl.data.sampling import Key, Span, draw_windows, spread_windows
+from avssl.data.sampling import Clips, Key, Patches, Span, draw_windows, further_starts, spread_windows
+from avssl.data.tracks import Tracks
 from avssl.media.cache import ClipCache
 from avssl.media.decode import AudioWindow, VideoWindow, read_clip
 from avssl.media.decoders import DecoderMissingError, describe
 from avssl.media.reader import DecodeError, Limits
 from avssl.structs import SMALL_BYTES, Batch, Sample
-from avssl.transforms.views import VIEWS
+from avssl.transforms.views import number_of, numbered, view_of
 
 CLOSED = "the manifest marks it"  # begins the reason why a file is not even opened
 
@@ -38,14 +39,25 @@ class ClipNote(NamedTuple):
     since: float  # seconds since the epoch
 
 
+class Place(NamedTuple):
+    """Where in a clip a view lies."""
+
+    start: float  # seconds
+    box: tuple[float, float, float, float] | None = None  # top, left, height, width as fractions; None = drawn
+    track: int = -1  # number of the track that the box is of
+
+
 class ClipDataset(Dataset[Sample]):
     """Maps a Key (epoch, id, clip) to a Sample.
 
     Args:
         manifest: its rows are the instances.
         data: lengths, rates and augmentation.
-        views: names in VIEWS that are wanted; all pictures share one window of time, all sounds another that
-            overlaps it.
+        views: names of views that are wanted. All of a sample comes out of one opened file; sound overlaps the first
+            clip.
+        clips: how many clips of a video a sample holds, and where they lie.
+        patches: which tracked patches it holds, and
+        tracks: the tracks that they are cut out of.
         seed: of the run.
         num_eval_clips: None = training, seconds and parameters drawn at random; a number = evaluation: that many
             clips spread evenly over the video, centre crop, no augmentation.
@@ -60,12 +72,17 @@ class ClipDataset(Dataset[Sample]):
         data: DataConfig,
         views: Sequence[str],
         *,
+        clips: Clips = Clips(),
+        patches: Patches | None = None,
+        tracks: Tracks | None = None,
         seed: int = 0,
         num_eval_clips: int | None = None,
     ) -> None:
         check_decoder(data)
         self.data = data
         self.views = tuple(views)
+        self.clips, self.patches, self.tracks = clips, patches, tracks
+        self._hears = any(view_of(view).modality == "audio" for view in self.views)
         self.seed = seed
         self.num_eval_clips = num_eval_clips
         self.limits = Limits(max_pixels=data.max_pixels, max_seconds=data.max_seconds)
@@ -77,7 +94,7 @@ class ClipDataset(Dataset[Sample]):
         self.has_audio = manifest.has_audio & manifest.usable()  # nothing is read of a row in quarantine
         self.status, self.reasons = manifest.column("status"), manifest.column("reason")
         self.sizes = np.stack([manifest.column("width"), manifest.column("height")], axis=1)
-        self.tracks = {
+        self.spans = {
             track: np.stack([manifest.column(f"{track}_start"), manifest.column(f"{track}_end")], axis=1).astype(
                 np.float64
             )
@@ -108,36 +125,31 @@ class ClipDataset(Dataset[Sample]):
     def _sample(self, key: Key) -> Sample:
         rng = self._generator(key)
         has_audio, has_video = bool(self.has_audio[key.id]), bool(self.has_video[key.id])
-        starts = self._starts(rng, key) if has_audio or has_video else (0.0, 0.0)
+        starts = self._starts(rng, key)
+        places = self._places(rng, key, starts)
         # without a picture there is nothing to crop: any size does
         width, height = (int(value) for value in self.sizes[key.id]) if has_video else (self.data.size, self.data.size)
-        params = {view: VIEWS[view].draw(rng, self.data, width=width, height=height) for view in self.views}
-        videos = [view for view in self.views if VIEWS[view].modality == "video"]
-        audios = [view for view in self.views if VIEWS[view].modality == "audio"]
+        params = {
+            view: view_of(view).draw(rng, self.data, width=width, height=height, number=number_of(view))
+            for view in self.views
+        }
         if not (has_audio or has_video):
             why = f"{CLOSED} {self.status[key.id]}, {self.reasons[key.id]}"
             return self._empty(params, f"{self.root / self.paths[key.id]}: {why}")
+        videos = [view for view in self.views if view in places and view_of(view).modality == "video"]
+        audios = [view for view in self.views if view in places and view_of(view).modality == "audio"]
         try:
             frames, samples = read_clip(
                 self.root / self.paths[key.id],
-                video=[
-                    VideoWindow(
-                        start=starts[0],
-                        duration=self.data.num_frames / self.data.fps,
-                        fps=self.data.fps,
-                        crop=tuple(float(edge) for edge in params[view]["crop"]),
-                        size=(self.data.size, self.data.size),
-                    )
-                    for view in (videos if has_video else [])
-                ],
+                video=[self._video_window(view, params[view], places[view]) for view in videos],
                 audio=[
                     AudioWindow(
-                        start=starts[1],
+                        start=places[view].start,
                         duration=self.data.audio_seconds,
                         sample_rate=self.data.sample_rate,
-                        follows=0 if videos and has_video else None,
+                        follows=videos.index("video") if "video" in videos else None,
                     )
-                    for _ in (audios if has_audio else [])
+                    for view in audios
                 ],
                 decoder=self.data.decoder,
                 opener=self.opener,
@@ -145,18 +157,65 @@ class ClipDataset(Dataset[Sample]):
             )
         except DecodeError as error:
             return self._empty(params, str(error))
-        # of the sides that the clip has
-        reads = dict(zip(videos, frames, strict=False)) | dict(zip(audios, samples, strict=False))
+        reads = dict(zip(videos + audios, [*frames, *samples], strict=True))
         return Sample(
             id=key.id,
-            video={view: reads[view].data if view in reads else self._darkness() for view in videos},
-            audio={view: reads[view].data if view in reads else self._silence() for view in audios},
+            video={
+                view: reads[view].data if view in reads else self._darkness(view)
+                for view in self.views
+                if view_of(view).modality == "video"
+            },
+            audio={
+                view: reads[view].data if view in reads else self._silence()
+                for view in self.views
+                if view_of(view).modality == "audio"
+            },
             start={view: reads[view].start if view in reads else starts[1] for view in self.views},
             has_audio=has_audio,
             has_video=has_video,
             params=params,
             padded={view: view in reads and reads[view].padded for view in self.views},
+            target=self._track_numbers(places),
         )
+
+    def _places(self, rng: np.random.Generator | None, key: Key, starts: tuple[float, float]) -> dict[str, Place]:
+        """Where each view lies that the clip can fill."""
+        places = {}
+        if self.has_video[key.id]:
+            first = starts[0]
+            places |= {view: Place(first) for view in self.views if view in ("video", "walk")}
+            if self.clips.num > 1:
+                further = further_starts(
+                    rng, first, self._spans(key.id)[0], seconds=self.data.num_frames / self.data.fps, clips=self.clips
+                )
+                places |= {numbered("video", number): Place(start) for number, start in enumerate(further, 1)}
+            if self.patches is not None:
+                tracks = self.tracks.of(key.id)
+                picked = self.patches.draw(rng, [len(track.times) for track in tracks])
+                for number, (track, frame) in enumerate(picked):
+                    found = tracks[track]
+                    box = tuple(found.boxes[frame].tolist())
+                    places[numbered("patch", number)] = Place(float(found.times[frame]), box, found.number)
+        if self.has_audio[key.id]:
+            places |= {view: Place(starts[1]) for view in self.views if view_of(view).modality == "audio"}
+        return places
+
+    def _video_window(self, view: str, params: Mapping[str, np.ndarray], place: Place) -> VideoWindow:
+        size = self._shape(view)[1]
+        return VideoWindow(
+            start=place.start,
+            duration=self._shape(view)[0] / self.data.fps,
+            fps=self.data.fps,
+            crop=tuple(float(edge) for edge in params["crop"]) if place.box is None else place.box,
+            size=(size, size),
+        )
+
+    def _track_numbers(self, places: Mapping[str, Place]) -> dict[str, np.ndarray]:
+        """Number of each track that a sample shows, -1 where its clip has no more."""
+        if self.patches is None:
+            return {}
+        shown = [places.get(numbered("patch", 2 * i)) for i in range(self.patches.num)]
+        return {"track": np.array([-1 if place is None else place.track for place in shown])}
 
     def starts(self, key: Key) -> tuple[float, float]:
         """Seconds at which the picture's and the sound's window begin, as far as the manifest knows."""
@@ -168,33 +227,47 @@ class ClipDataset(Dataset[Sample]):
         )
 
     def _starts(self, rng: np.random.Generator | None, key: Key) -> tuple[float, float]:
-        segment = self.segments[key.id]
-        video, audio = (
-            Span(float(np.fmax(track[key.id, 0], segment[0])), float(np.fmin(track[key.id, 1], segment[1])))
-            for track in (self.tracks["video"], self.tracks["audio"])
-        )
-        spans = (video if self.has_video[key.id] else None, audio if self.has_audio[key.id] else None)
+        video, audio = self._spans(key.id)
+        spans = (video if self.has_video[key.id] else None, audio if self.has_audio[key.id] and self._hears else None)
+        if spans == (None, None):
+            return 0.0, 0.0
         lengths = {"video_seconds": self.data.num_frames / self.data.fps, "audio_seconds": self.data.audio_seconds}
         if rng is None:
             return spread_windows(*spans, **lengths, clip=key.clip, num_clips=self.num_eval_clips or 1)
         return draw_windows(rng, *spans, **lengths, max_offset_seconds=self.data.max_offset_seconds)
 
+    def _spans(self, id: int) -> tuple[Span, Span]:
+        """Picture and sound of a row, inside the part of the file that the row is."""
+        segment = self.segments[id]
+        video, audio = (
+            Span(float(np.fmax(track[id, 0], segment[0])), float(np.fmin(track[id, 1], segment[1])))
+            for track in (self.spans["video"], self.spans["audio"])
+        )
+        return video, audio
+
+    def _shape(self, view: str) -> tuple[int, int, int, int]:
+        """(T, H, W, 3) of a view of pictures."""
+        if view.startswith("patch"):
+            return 1, self.data.patch_size, self.data.patch_size, 3
+        return self.data.num_frames, self.data.size, self.data.size, 3
+
     def _silence(self) -> np.ndarray:
         return np.zeros(round(self.data.audio_seconds * self.data.sample_rate), dtype=np.float32)
 
-    def _darkness(self) -> np.ndarray:
-        return np.zeros((self.data.num_frames, self.data.size, self.data.size, 3), dtype=np.uint8)
+    def _darkness(self, view: str) -> np.ndarray:
+        return np.zeros(self._shape(view), dtype=np.uint8)
 
     def _empty(self, params: dict[str, dict[str, np.ndarray]], error: str) -> Sample:
         return Sample(
             id=-1,
-            video={view: self._darkness() for view in self.views if VIEWS[view].modality == "video"},
-            audio={view: self._silence() for view in self.views if VIEWS[view].modality == "audio"},
+            video={view: self._darkness(view) for view in self.views if view_of(view).modality == "video"},
+            audio={view: self._silence() for view in self.views if view_of(view).modality == "audio"},
             start={view: 0.0 for view in self.views},
             has_audio=False,
             has_video=False,
             params=params,
             padded={view: False for view in self.views},
+            target=self._track_numbers({}),
             error=error,
         )
 
@@ -252,6 +325,6 @@ def apply_views(batch: Batch, data: DataConfig) -> Batch:
     """
     return dataclasses.replace(
         batch,
-        video={view: VIEWS[view].apply(value, batch.params[view], data) for view, value in batch.video.items()},
-        audio={view: VIEWS[view].apply(value, batch.params[view], data) for view, value in batch.audio.items()},
+        video={view: view_of(view).apply(value, batch.params[view], data) for view, value in batch.video.items()},
+        audio={view: view_of(view).apply(value, batch.params[view], data) for view, value in batch.audio.items()},
     )

@@ -5,8 +5,9 @@ Nothing here has state or reads a file, so that any number of workers and ranks 
 run continues in the middle of an epoch.
 """
 
-from collections.abc import Iterator
-from typing import NamedTuple
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
 
 import numpy as np
 
@@ -30,6 +31,45 @@ class Span(NamedTuple):
         short.
         """
         return max(self.start, min(start, self.end - duration))
+
+
+@dataclass(frozen=True)
+class Clips:
+    """How many clips of one video a sample holds (views video, video.1, ...), and where the further ones start.
+
+    Laws, each given the start of the first clip:
+        uniform: anywhere in the video, each by itself. The interval between two clips is then linearly decreasing, with
+            density 2 / M (1 - interval / M) over the M seconds of possible starts: CVRL's law, and SlowFast's and
+            VINCE's draws.
+        radii: at most `max_seconds` from the first one, but the last `num_far` at least `min_far_seconds` from it
+            (TCN); where a video is too short for that, they lie anywhere.
+        halves: the next one starts with the first; the rest lie in the other half of the video, in order (SeCo).
+    """
+
+    num: int = 1
+    law: Literal["uniform", "radii", "halves"] = "uniform"
+    max_seconds: float | None = None  # radii
+    num_far: int = 0  # radii
+    min_far_seconds: float | None = None  # radii
+
+
+@dataclass(frozen=True)
+class Patches:
+    """Which tracked patches a sample holds: views patch and patch.1 are two frames of one track, patch.2 and patch.3 of
+    another one of the same clip."""
+
+    tracks: str  # parquet file of tools/track.py
+    num: int = 1  # tracks of one clip
+    frames: Literal["ends", "any"] = "ends"  # the first and the last, or any two
+
+    def draw(self, rng: np.random.Generator, lengths: Sequence[int]) -> list[tuple[int, int]]:
+        """(track, frame) of every patch view that a clip with tracks of these lengths can fill."""
+        picked = []
+        for track in rng.permutation(len(lengths))[: self.num].tolist():
+            last = lengths[track] - 1
+            pair = (0, last) if self.frames == "ends" else sorted(rng.choice(last + 1, 2, replace=False).tolist())
+            picked += [(track, frame) for frame in pair]
+        return picked
 
 
 def num_steps_per_epoch(num_videos: int, *, clips_per_video: int, batch_size: int) -> int:
@@ -136,6 +176,40 @@ def draw_windows(
         picture = _uniform(rng, both.start, both.end - video_seconds)
         sound = _uniform(rng, *_around(picture, video_seconds, audio_seconds, max_offset_seconds, audio))
     return picture, sound
+
+
+def further_starts(rng: np.random.Generator, first: float, video: Span, *, seconds: float, clips: Clips) -> list[float]:
+    """Starts of the clips behind the first one, clips.num - 1 of them, inside the track.
+
+    A video shorter than a clip has one start only, its beginning: its clips differ by augmentation alone.
+
+    Args:
+        first: where the first clip starts.
+        video: track of the pictures.
+        seconds: length of a clip.
+    """
+    low, high = video.start, max(video.start, video.end - seconds)
+    match clips.law:
+        case "uniform":
+            return [_uniform(rng, low, high) for _ in range(clips.num - 1)]
+        case "radii":
+            num_near = clips.num - 1 - clips.num_far
+            near = Span(max(low, first - clips.max_seconds), min(high, first + clips.max_seconds))
+            starts = [_uniform(rng, near.start, near.end) for _ in range(num_near)]
+            return starts + [_far(rng, first, low, high, clips.min_far_seconds) for _ in range(clips.num_far)]
+        case "halves":
+            middle = (low + high) / 2
+            other = (middle, high) if first < middle else (low, middle)
+            return [first, *sorted(_uniform(rng, *other) for _ in range(clips.num - 2))][: clips.num - 1]
+
+
+def _far(rng: np.random.Generator, first: float, low: float, high: float, distance: float) -> float:
+    """Uniform over the starts at least `distance` from the first; over all when there are none."""
+    before, behind = max(first - distance - low, 0.0), max(high - first - distance, 0.0)
+    if before + behind == 0:
+        return _uniform(rng, low, high)
+    place = rng.random() * (before + behind)
+    return low + place if place < before else first + distance + place - before
 
 
 def spread_windows(

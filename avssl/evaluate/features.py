@@ -13,6 +13,7 @@ from typing import Literal
 import numpy as np
 import torch
 import torch.nn.functional as F
+from torch import nn
 from tqdm import tqdm
 
 from avssl import distributed
@@ -101,7 +102,8 @@ def load_run(path: str | Path, *, device: torch.device | None = None, trained: b
     device = device or distributed.init("auto")
     to_channels_last(method, enabled=config.run.channels_last)
     method = method.to(device).eval()
-    weights = {name: value for name, value in method.state_dict().items() if name.startswith(("encoders.", "heads."))}
+    heads = nn.ModuleDict({modality: method.head(modality) for modality in method.encoders})
+    weights = nn.ModuleDict({"encoders": method.encoders, "heads": heads}).state_dict()
     return Run(path, config, method, device, distributed.digest(weights), state["manifest_hash"])
 
 
@@ -109,7 +111,8 @@ def load_run(path: str | Path, *, device: torch.device | None = None, trained: b
 def extract(
     run: Run, manifest: Manifest, ids: Sequence[int] | np.ndarray, *, num_clips: int = 3, progress: str | None = None
 ) -> Extracted:
-    """Average the towers' outputs over `num_clips` clips spread over each video.
+    """Average the towers' outputs over `num_clips` clips spread over each video. A run that has one tower only sees the
+    other side of no clip.
 
     Args:
         ids: (n,) rows of the manifest, any manifest; files of sound alone too.
@@ -121,7 +124,8 @@ def extract(
     """
     if num_clips < 1:
         raise ValueError(f"num_clips={num_clips} must be at least 1")
-    dataset = ClipDataset(manifest, run.config.data, MODALITIES, num_eval_clips=num_clips)
+    towers = tuple(run.method.encoders)
+    dataset = ClipDataset(manifest, run.config.data, towers, num_eval_clips=num_clips)
     rows = max(1, BATCH_CLIPS // num_clips)
     groups = [[int(row) for row in ids[i : i + rows]] for i in range(0, len(ids), rows)]
     keys = [[Key(0, row, clip) for row in group for clip in range(num_clips)] for group in groups]
@@ -141,9 +145,9 @@ def extract(
                 for _ in range(lost):
                     errors.setdefault(row, next(reasons))
             present = {"video": batch.has_video, "audio": batch.has_audio}
-            for modality in MODALITIES:
+            for modality in towers:
                 trunk = run.method.encoders[modality](getattr(batch, modality)[modality])  # (n * C, dim)
-                head = F.normalize(run.method.heads[modality](trunk), dim=1)  # (n * C, D)
+                head = F.normalize(run.method.head(modality)(trunk), dim=1)  # (n * C, D)
                 for kind, values in (("features", trunk), ("embedding", head)):
                     mean = values.reshape(len(group), num_clips, -1).mean(dim=1)  # (n, ...)
                     mean = F.normalize(mean, dim=1) if kind == "embedding" else mean
@@ -154,12 +158,15 @@ def extract(
             bar.update(len(group))
 
     def joined(kind: str) -> dict[str, np.ndarray]:
-        return {modality: np.concatenate(parts[f"{kind}.{modality}"]) for modality in MODALITIES}
+        found = {modality: np.concatenate(parts[f"{kind}.{modality}"]) for modality in towers}
+        return {modality: found.get(modality, np.zeros_like(found[towers[0]])) for modality in MODALITIES}
 
+    none = np.zeros(sum(map(len, kept)), dtype=bool)
+    has = {modality: np.concatenate(sides[modality]) if modality in towers else none for modality in MODALITIES}
     return Extracted(
         ids=np.concatenate(kept),
-        has_audio=np.concatenate(sides["audio"]),
-        has_video=np.concatenate(sides["video"]),
+        has_audio=has["audio"],
+        has_video=has["video"],
         embedding=joined("embedding"),
         features=joined("features"),
         errors=errors,

@@ -1,6 +1,9 @@
 """The methods by name. A new one: its file, one line here, one config, one oracle test."""
 
 import difflib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
@@ -10,6 +13,10 @@ from avssl.methods.avid import AVID, AVIDOptions
 from avssl.methods.avid_cma import AVIDCMA, AVIDCMAOptions
 from avssl.methods.base import Method
 from avssl.methods.infonce import InfoNCE, InfoNCEOptions
+from avssl.methods.joint import Joint, JointOptions
+from avssl.methods.neighbour import Neighbour, NeighbourOptions
+from avssl.methods.patch import Patch, PatchOptions
+from avssl.methods.walk import Walk, WalkOptions
 from avssl.models import build_encoder
 from avssl.structs import Instances
 
@@ -17,23 +24,71 @@ METHODS: dict[str, tuple[type[Method], type]] = {  # name: class, options
     "avid": (AVID, AVIDOptions),
     "avid_cma": (AVIDCMA, AVIDCMAOptions),
     "infonce": (InfoNCE, InfoNCEOptions),
+    "neighbour": (Neighbour, NeighbourOptions),
+    "patch": (Patch, PatchOptions),
+    "walk": (Walk, WalkOptions),
+    "joint": (Joint, JointOptions),
 }
 
 
 def build_method(config: Config, instances: Instances) -> Method:
-    """Encoders and method of a configuration, with weights drawn from run.seed: the same on every rank.
+    """Encoders and method of a configuration, with weights drawn from run.seed: the same on every rank. A modality that
+    the method does not look at has no encoder.
 
     Raises:
         ConfigError: unknown method or encoder, an option that the method does not have, or a wrong value.
     """
-    given = dict(config.method)
+    plan = _read(config.method, where="method")
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.run.seed)
+        encoders = nn.ModuleDict(
+            {side: build_encoder(side, config.model) for side in ("video", "audio") if side in plan.modalities}
+        )
+        return plan.build(encoders, instances=instances, seed=config.run.seed)
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """A method as configured, before its encoders exist."""
+
+    method: type[Method]
+    options: Any
+    parts: dict[str, "_Plan"]  # of joint
+    weight: float = 1.0
+
+    @property
+    def modalities(self) -> set[str]:
+        return set().union(*(part.modalities for part in self.parts.values())) or set(self.method.modalities)
+
+    def build(self, encoders: nn.ModuleDict, *, instances: Instances, seed: int) -> Method:
+        if not self.parts:
+            return self.method(self.options, encoders, instances=instances, seed=seed)
+        parts = {name: part.build(encoders, instances=instances, seed=seed) for name, part in self.parts.items()}
+        return Joint(parts, {name: part.weight for name, part in self.parts.items()}, encoders, seed=seed)
+
+
+def _read(given: Mapping[str, Any], *, where: str, weight: float = 1.0) -> _Plan:
+    """Look a method up and merge its options, and those of its parts."""
+    given = dict(given)
     name = given.pop("name")
     if name not in METHODS:
         near = difflib.get_close_matches(str(name), METHODS, n=3) or list(METHODS)
-        raise ConfigError(f"method.name={name} is unknown: did you mean {' or '.join(near)}?")
-    method_class, options_class = METHODS[name]
-    options = merge_options(options_class, given, where=f"method {name}")
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(config.run.seed)
-        encoders = nn.ModuleDict({modality: build_encoder(modality, config.model) for modality in ("video", "audio")})
-        return method_class(options, encoders, instances=instances, seed=config.run.seed)
+        raise ConfigError(f"{where}.name={name} is unknown: did you mean {' or '.join(near)}?")
+    method, options = METHODS[name]
+    options = merge_options(options, given, where=f"method {name}")
+    parts = {}
+    if method is Joint:
+        if len(options.parts) < 2:
+            raise ConfigError(f"{where}.parts names {len(options.parts)} methods: method joint needs two or more")
+        for part, chosen in options.parts.items():
+            own = f"{where}.parts.{part}"
+            if not str(part).isidentifier():
+                raise ConfigError(f"{own}: a part is named with letters, digits and _ only")
+            if not isinstance(chosen, Mapping) or chosen.get("name", part) == "joint":
+                raise ConfigError(f"{own}={chosen}: expected the options of a method other than joint, such as {{}}")
+            chosen = {"name": part} | chosen
+            share = chosen.pop("weight", 1.0)
+            if not isinstance(share, int | float) or share <= 0:
+                raise ConfigError(f"{own}.weight={share}: expected a positive number; leave the part out for 0")
+            parts[part] = _read(chosen, where=own, weight=float(share))
+    return _Plan(method, options, parts, weight)

@@ -5,7 +5,6 @@ videos, and its sound the memory of its own picture; memories are running means 
 """
 
 from dataclasses import dataclass
-from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -49,7 +48,7 @@ class AVID(Method):
     as an empty place, is never stored, and the clip learns through the terms that do not need it (`within`).
     """
 
-    views: ClassVar[tuple[str, ...]] = ("video", "audio")
+    views = ("video", "audio")
     log_z: Tensor
 
     def __init__(self, options: AVIDOptions, encoders: nn.ModuleDict, *, instances: Instances, seed: int) -> None:

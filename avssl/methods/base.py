@@ -4,6 +4,7 @@ A method writes `loss`; where state moves it also writes `after_step` and `on_ep
 changes no buffer, and called twice it returns the same value.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -12,9 +13,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from avssl.data.sampling import Clips, Patches
 from avssl.models.heads import ProjectionHead
 from avssl.structs import Batch, Embedded, Instances, Progress, Step
-from avssl.transforms.views import VIEWS
+from avssl.transforms.views import view_of
 
 
 @dataclass
@@ -41,28 +43,57 @@ def build_heads(encoders: nn.ModuleDict, options: HeadOptions) -> nn.ModuleDict:
     )
 
 
+def encode_each(network: nn.Module, x: Tensor) -> Tensor:
+    """A network's output for every clip of x (..., 3, T, H, W) or every spectrogram of x (B, 1, S, F) -> (..., dim)."""
+    lead = x.shape[:-4] or x.shape[:1]
+    return network(x.flatten(0, len(lead) - 1)).unflatten(0, lead)
+
+
 class Method(nn.Module):
     """Base class.
 
+    A class says which `modalities` it needs an encoder for. An object says what it wants of each sample: `views`, and
+    with several clips or tracked patches of one video `clips` and `patches`; and which `encoded` views go through the
+    encoders: all, unless it says otherwise.
+
     Args:
-        encoders: {"video": ..., "audio": ...}, each with `.dim`; what is exported after training.
+        encoders: {modality: ...}, each with `.dim`; what is exported after training.
         seed: of the run; keys everything that `loss` draws.
     """
 
-    views: ClassVar[tuple[str, ...]] = ()
+    modalities: ClassVar[tuple[str, ...]] = ("video", "audio")
+    views: tuple[str, ...] = ()
+    clips: Clips = Clips()
+    patches: Patches | None = None
 
     def __init__(self, encoders: nn.ModuleDict, *, seed: int) -> None:
         super().__init__()
         self.encoders = encoders
         self.seed = seed
 
+    @property
+    def encoded(self) -> tuple[str, ...]:
+        return self.views
+
     def encode(self, batch: Batch) -> dict[str, Tensor]:
-        """Trunk outputs {view: (B, dim)}, each needed view once."""
+        """Trunk outputs {view: (B, ..., dim)}, each view once, and what the method encodes besides."""
+        return self.encode_views(batch, self.encoded) | self.encode_keys(batch)
+
+    def encode_views(self, batch: Batch, views: Sequence[str]) -> dict[str, Tensor]:
+        """Trunk outputs {view: (B, ..., dim)}; of patches (B, T, N, 3, 1, P, P) one per patch."""
         features = {}
-        for view in self.views:
-            modality = VIEWS[view].modality
-            features[view] = self.encoders[modality](getattr(batch, modality)[view])
+        for view in views:
+            modality = view_of(view).modality
+            features[view] = encode_each(self.encoders[modality], getattr(batch, modality)[view])
         return features
+
+    def encode_keys(self, batch: Batch) -> dict[str, Tensor]:
+        """Outputs of a method's own networks, by names that are no views; none, unless it has a momentum copy."""
+        return {}
+
+    def head(self, modality: str) -> nn.Module:
+        """The head whose output stands for a clip after training."""
+        return self.heads[modality]
 
     def loss(self, features: dict[str, Tensor], batch: Batch, progress: Progress) -> Step:
         """The method's loss on this rank's rows; pure."""
@@ -73,7 +104,7 @@ class Method(nn.Module):
 
     def embed(self, view: str, raw: Tensor, batch: Batch) -> Embedded:
         """Unit vectors of one view out of a head's output (B, D); clips without that side become empty places."""
-        present = batch.has_audio if VIEWS[view].modality == "audio" else batch.has_video
+        present = batch.has_audio if view_of(view).modality == "audio" else batch.has_video
         ids = batch.ids.masked_fill(~present, -1)
         return Embedded(
             z=F.normalize(raw.float(), dim=1),

@@ -3,7 +3,6 @@ its sound its own picture. No memory, no constant: the plain contrast that AVID'
 """
 
 from dataclasses import dataclass
-from typing import ClassVar
 
 from torch import Tensor, nn
 
@@ -28,7 +27,7 @@ class InfoNCE(Method):
     cross-entropy of CLIP (Radford et al. 2021, figure 3) at a fixed temperature.
     """
 
-    views: ClassVar[tuple[str, ...]] = ("video", "audio")
+    views = ("video", "audio")
 
     def __init__(self, options: InfoNCEOptions, encoders: nn.ModuleDict, *, instances: Instances, seed: int) -> None:
         super().__init__(encoders, seed=seed)

@@ -26,11 +26,16 @@ def same_instance(q: Embedded, k: Embedded) -> Tensor:
     return (query == key) & _present(q, k)
 
 
+def same_view(q: Embedded, k: Embedded) -> Tensor:
+    """The column comes from the same video and view, or is a patch of the same track."""
+    query, key = _pairs(q.view, k.view)
+    return same_instance(q, k) & (query == key)
+
+
 def same_crop(q: Embedded, k: Embedded) -> Tensor:
     """The column is the query itself: same video, same view, same start (how to leave out the diagonal of SimCLR)."""
-    query_view, key_view = _pairs(q.view, k.view)
-    query_start, key_start = _pairs(q.start, k.start)
-    return same_instance(q, k) & (query_view == key_view) & (query_start == key_start)
+    query, key = _pairs(q.start, k.start)
+    return same_view(q, k) & (query == key)
 
 
 def neighbour(q: Embedded, k: Embedded, *, max_seconds: float) -> Tensor:

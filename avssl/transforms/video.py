@@ -12,6 +12,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 CENTRE_FRACTION = 0.875  # side of the evaluation crop over the short side of the picture: 224 of 256
@@ -105,6 +106,27 @@ def random_jitter(rng: np.random.Generator, strengths: Sequence[float]) -> np.nd
     low = np.asarray(NEUTRAL_FACTORS) - spread
     low[:3] = low[:3].clip(min=0)
     return rng.uniform(low, np.asarray(NEUTRAL_FACTORS) + spread).astype(np.float32)
+
+
+def cut(frames: Tensor, boxes: Tensor, *, size: int) -> Tensor:
+    """Cut boxes out of frames, bilinearly at their exact places.
+
+    Args:
+        frames: (n, 3, H, W) float.
+        boxes: (n, N, 4) top, left, height, width as fractions of a frame.
+        size: side of the patches, in pixels.
+
+    Returns:
+        (n, N, 3, size, size).
+    """
+    middles = (torch.arange(size, device=frames.device) + 0.5) / size  # of the pixels, as fractions of the box
+    rows, columns = (boxes[..., i, None] + boxes[..., i + 2, None] * middles for i in (0, 1))  # (n, N, size)
+    shape = (*boxes.shape[:2], size, size)
+    grid = torch.stack([columns[:, :, None, :].expand(shape), rows[:, :, :, None].expand(shape)], dim=-1) * 2 - 1
+    patches = F.grid_sample(
+        frames, grid.flatten(1, 2), mode="bilinear", padding_mode="border", align_corners=False
+    )  # (n, 3, N size, size)
+    return patches.unflatten(2, (boxes.shape[1], size)).transpose(1, 2)
 
 
 def to_planes(frames: Tensor) -> Tensor:

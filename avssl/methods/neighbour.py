@@ -1,0 +1,241 @@
+"""Temporal-neighbour contrast: clips (or single frames) of one video that lie near each other in time are related, those
+of other videos are not, and far ones of the same video need not be.
+
+One table holds the family: where the clips lie (`interval`), how near is near, what far ones count as, and where other
+videos come from. rho-MoCo, CVRL, VINCE and SeCo's inter and intra terms are settings of it, see configs/kinetics.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+from avssl import distributed
+from avssl.data.sampling import Clips
+from avssl.methods.base import HeadOptions, Method, build_heads, encode_each
+from avssl.models.momentum import MomentumCopy, cosine_momentum
+from avssl.objectives.contrast import info_nce, similarity
+from avssl.objectives.negatives import Bank, Queue, draw_negatives, in_batch
+from avssl.objectives.positives import neighbour, same_crop, same_instance
+from avssl.structs import Batch, Embedded, Instances, Progress, Step
+from avssl.transforms.views import numbered
+
+INTERVALS = ("uniform", "radii", "halves")
+FAR = ("negative", "ignore")
+SOURCES = ("batch", "queue", "bank")
+
+
+@dataclass
+class NeighbourOptions(HeadOptions):
+    num_clips: int = 2  # of each video (rho); with data.num_frames=1 they are frames
+    num_queries: int | None = None  # so many of them ask, the others are their keys; null = each is both
+    interval: str = "uniform"  # uniform | radii | halves: where they lie, see data/sampling.py (Clips)
+    num_far: int = 0  # radii: clips beyond min_far_seconds, the others within max_seconds
+    max_seconds: float | None = None  # largest interval of a positive; null = every clip of the video is one
+    min_far_seconds: float | None = None  # an interval above it is far, in between is ignored; null = max_seconds
+    far: str = "ignore"  # negative | ignore
+    negatives: list[str] = field(default_factory=lambda: ["batch"])  # other videos: batch | queue | bank, one or more
+    queue_size: int = 65536
+    num_negatives: int = 1024  # drawn from the bank
+    bank_momentum: float = 0.5  # weight of the old vector
+    temperature: float = 0.1
+    momentum: float | None = None  # of the copy that encodes the keys; null = the encoder itself does
+    momentum_schedule: str = "constant"  # constant | cosine: rises to 1 over the run
+    intra: float = 0.0  # weight of SeCo's intra term, which has a head of its own
+    intra_seconds: float = 0.0  # there, an interval up to this is positive, any other clip of the video negative
+    intra_temperature: float = 0.1
+
+
+class Neighbour(Method):
+    """See the module. A video that is too short for a far clip has none: its rows keep their other negatives. One that
+    is shorter than a clip gives the same seconds under two augmentations.
+
+    Sources: Qian et al. 2021 (CVRL), eq. 1; Feichtenhofer et al. 2021 (rho-MoCo), eq. 1; Gordon et al. 2020 (VINCE),
+    eq. 3; Yao et al. 2021 (SeCo), eq. 1 and 2; Sermanet et al. 2018 (TCN) for the radii.
+    Differs from SlowFast: a step averages over pairs of clips, where it sums. Differs from MoCo, VINCE and SeCo: vectors
+    of the query's own video in the queue are left out; there they are negatives. Differs from MoCo: keys are not
+    shuffled over ranks; their BatchNorm sees other clips than the queries' in any case.
+    """
+
+    modalities = ("video",)
+
+    def __init__(self, options: NeighbourOptions, encoders: nn.ModuleDict, *, instances: Instances, seed: int) -> None:
+        super().__init__(encoders, seed=seed)
+        _check(options, instances)
+        self.options = options
+        self.views = tuple(numbered("video", number) for number in range(options.num_clips))
+        far = options.max_seconds if options.min_far_seconds is None else options.min_far_seconds
+        self.clips = Clips(options.num_clips, options.interval, options.max_seconds, options.num_far, far)
+        self.queries = self.views[: options.num_queries]
+        self.keys = self.views if options.num_queries is None else self.views[options.num_queries :]
+        self.heads = build_heads(encoders, options)
+        if options.intra:
+            self.heads["intra"] = build_heads(encoders, options)["video"]
+        if options.momentum is not None:
+            self.copy = MomentumCopy({"trunk": encoders["video"], **self.heads})
+        if "queue" in options.negatives:
+            self.queue = Queue(options.queue_size, options.embedding_dim)
+        if "bank" in options.negatives:
+            generator = torch.Generator().manual_seed(seed)
+            self.bank = Bank(instances.usable["video"], options.embedding_dim, view=0, generator=generator)
+
+    @property
+    def encoded(self) -> tuple[str, ...]:
+        return self.views if self.options.momentum is None else self.queries
+
+    @torch.no_grad()
+    def encode_keys(self, batch: Batch) -> dict[str, Tensor]:
+        if self.options.momentum is None:
+            return {}
+        return {f"key {view}": encode_each(self.copy["trunk"], batch.video[view]) for view in self.keys}
+
+    def loss(self, features: dict[str, Tensor], batch: Batch, progress: Progress) -> Step:
+        queries = self.embed_clips(self.queries, features, batch, head=self.heads["video"])  # (B n, D)
+        keys = self.embed_keys(features, batch, head="video")  # (B m, D)
+        logs = {"inter": self.contrast(queries, keys, progress)}
+        loss = logs["inter"]
+        if self.options.intra:
+            own_queries = self.embed_clips(self.queries, features, batch, head=self.heads["intra"])
+            logs["intra"] = self.contrast_intra(own_queries, self.embed_keys(features, batch, head="intra"))
+            loss = loss + self.options.intra * logs["intra"]
+        return Step(
+            loss=loss,
+            logs={name: value.detach() for name, value in logs.items()},
+            memo={
+                "video": queries.detach(),
+                "keys": keys.detach(),
+                "done": torch.tensor(progress.step / progress.num_steps),
+            },
+        )
+
+    def contrast(self, queries: Embedded, keys: Embedded, progress: Progress) -> Tensor:
+        """Queries (Q, D) against keys of all ranks, queue and bank: near clips positive, other videos negative."""
+        options = self.options
+        columns = in_batch(keys)  # (M, D)
+        same, near, far = self.relations(queries, columns)
+        others = ~same & (columns.ids >= 0) if "batch" in options.negatives else torch.zeros_like(same)
+        tables = [(columns, near, others | far if options.far == "negative" else others)]
+        if "queue" in options.negatives:
+            columns = self.queue.columns()  # (M, D)
+            others = ~same_instance(queries, columns) & (columns.ids >= 0)
+            tables.append((columns, torch.zeros_like(others), others))
+        if "bank" in options.negatives:
+            columns = self.bank.lookup(self.draw(queries.ids, progress))  # (Q, K, D)
+            tables.append((columns, torch.zeros_like(columns.ids, dtype=torch.bool), columns.ids >= 0))
+        logits = torch.cat([similarity(queries, columns) for columns, _, _ in tables], dim=1) / options.temperature
+        positive = torch.cat([positive for _, positive, _ in tables], dim=1)
+        negative = torch.cat([negative for _, _, negative in tables], dim=1)
+        return info_nce(logits, positive, ignore=~positive & ~negative)
+
+    def relations(self, queries: Embedded, columns: Embedded) -> tuple[Tensor, Tensor, Tensor]:
+        """(Q, M) bool: columns of the same video, those near in time other than the query itself, and the far ones."""
+        same = same_instance(queries, columns)
+        largest = self.options.max_seconds
+        if largest is None:
+            return same, same & ~same_crop(queries, columns), torch.zeros_like(same)
+        near = neighbour(queries, columns, max_seconds=largest)
+        far = same & ~neighbour(queries, columns, max_seconds=self.clips.min_far_seconds)
+        return same, near & ~same_crop(queries, columns), far
+
+    def contrast_intra(self, queries: Embedded, keys: Embedded) -> Tensor:
+        """SeCo's intra term: each near clip of a video against each other clip of it, one pair at a time.
+
+        Args:
+            queries: (B n, D).
+            keys: (B m, D), of the same videos in the same order; only those of its own sample meet a query.
+        """
+        options = self.options
+        num = len(self.queries)
+        own = keys.own(len(queries.ids) // num).repeat(num)  # (B n, m, D)
+        logits = similarity(queries, own) / options.intra_temperature  # (B n, m)
+        near = neighbour(queries, own, max_seconds=options.intra_seconds)
+        positive = near & ~same_crop(queries, own)
+        far = same_instance(queries, own) & ~near
+        each = logits.shape[1]  # a row for every far clip, with that one as its only negative
+        rows = logits.repeat_interleave(each, dim=0)  # (B n m, m)
+        only = torch.eye(each, dtype=torch.bool, device=far.device).repeat(len(far), 1) & far.repeat_interleave(each, 0)
+        positive = positive.repeat_interleave(each, dim=0) & only.any(dim=1, keepdim=True)
+        return info_nce(rows, positive, ignore=~positive & ~only)
+
+    def embed_clips(
+        self, views: Sequence[str], features: dict[str, Tensor], batch: Batch, *, head: nn.Module
+    ) -> Embedded:
+        """Unit vectors (B n, D) of n views, those of a row together."""
+        return Embedded.interleave([self.embed(view, head(features[view]), batch) for view in views])
+
+    def embed_keys(self, features: dict[str, Tensor], batch: Batch, *, head: str) -> Embedded:
+        if self.options.momentum is None:
+            return self.embed_clips(self.keys, features, batch, head=self.heads[head])
+        with torch.no_grad():
+            own = {view: features[f"key {view}"] for view in self.keys}
+            return self.embed_clips(self.keys, own, batch, head=self.copy[head])
+
+    def draw(self, ids: Tensor, progress: Progress) -> Tensor:
+        """Ids (Q, K) of other videos in the bank."""
+        return draw_negatives(
+            self.bank.valid_ids,
+            self.options.num_negatives,
+            avoid=ids[:, None],
+            generator=self.generator(progress),
+            first_row=distributed.rank() * len(ids),
+            num_rows=distributed.world_size() * len(ids),
+        )
+
+    @torch.no_grad()
+    def after_step(self, step: Step) -> None:
+        options = self.options
+        if "queue" in options.negatives:
+            self.queue.push(step.memo["keys"])
+        if "bank" in options.negatives:
+            self.bank.update(step.memo["video"], momentum=options.bank_momentum)
+        if options.momentum is not None:
+            momentum = options.momentum
+            if options.momentum_schedule == "cosine":
+                momentum = cosine_momentum(momentum, float(step.memo["done"]))
+            self.copy.follow({"trunk": self.encoders["video"], **self.heads}, momentum=momentum)
+
+
+def _check(options: NeighbourOptions, instances: Instances) -> None:
+    """Raise ValueError, with the way out, for settings that cannot work."""
+    for name, value, choices in (
+        ("interval", options.interval, INTERVALS),
+        ("far", options.far, FAR),
+        ("momentum_schedule", options.momentum_schedule, ("constant", "cosine")),
+        *(("negatives", value, SOURCES) for value in options.negatives),
+    ):
+        if value not in choices:
+            raise ValueError(f"method.{name}={value}: expected {' or '.join(choices)}")
+    if not options.negatives:
+        raise ValueError(f"method.negatives=[]: name one or more of {', '.join(SOURCES)}")
+    if options.num_clips < 2:
+        raise ValueError(f"method.num_clips={options.num_clips}: expected at least 2 clips of a video")
+    if options.num_queries is not None and not 1 <= options.num_queries < options.num_clips:
+        raise ValueError(
+            f"method.num_queries={options.num_queries} of num_clips={options.num_clips}: expected 1 to "
+            f"{options.num_clips - 1}, or null for clips that are both"
+        )
+    if options.min_far_seconds is not None and (
+        options.max_seconds is None or options.min_far_seconds < options.max_seconds
+    ):
+        raise ValueError(
+            f"method.min_far_seconds={options.min_far_seconds} with max_seconds={options.max_seconds}: far begins where "
+            "near ends or later: set max_seconds at most as large"
+        )
+    if options.interval == "radii" and options.max_seconds is None:
+        raise ValueError("method.interval=radii draws clips within method.max_seconds: set it")
+    if options.num_far and (options.interval != "radii" or options.num_far > options.num_clips - 2):
+        raise ValueError(
+            f"method.num_far={options.num_far} needs interval=radii and, beside the first clip and a near one, "
+            f"num_clips of at least {options.num_far + 2}"
+        )
+    if options.far == "negative" and options.max_seconds is None:
+        raise ValueError("method.far=negative needs method.max_seconds: with null every clip of a video is near")
+    if options.momentum is not None and not 0 <= options.momentum <= 1:
+        raise ValueError(f"method.momentum={options.momentum}: expected 0 to 1, such as 0.999, or null")
+    num_usable = int(instances.usable["video"].sum())
+    if num_usable < 2:
+        raise ValueError(
+            f"this split has {num_usable} usable clips with pictures, and a video is told apart from others: train on "
+            "at least 2"
+        )

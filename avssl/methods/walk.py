@@ -1,0 +1,51 @@
+"""Contrastive random walk: patches of successive frames are linked by how alike they are; a walk through the frames and
+back has to end where it began. Correspondence without labels and without a tracker.
+"""
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from avssl.methods.base import HeadOptions, Method, build_heads
+from avssl.objectives.walk import walk_accuracy, walk_loss
+from avssl.structs import Batch, Embedded, Instances, Progress, Step
+
+
+@dataclass
+class WalkOptions(HeadOptions):
+    temperature: float = 0.05
+    dropout: float = 0.1  # share of links that are cut
+
+
+class Walk(Method):
+    """See the module. Each cell of data.patch_grid is a clip of one frame to the video encoder, which is what transfers.
+
+    Source: Jabri, Owens, Efros 2020 (videowalk), eq. 3 and 4. Differs from videowalk: a head of three layers instead of
+    one, as in the other methods here.
+    """
+
+    modalities = ("video",)
+    views = ("walk",)
+
+    def __init__(self, options: WalkOptions, encoders: nn.ModuleDict, *, instances: Instances, seed: int) -> None:
+        super().__init__(encoders, seed=seed)
+        self.options = options
+        self.heads = build_heads(encoders, options)
+
+    def loss(self, features: dict[str, Tensor], batch: Batch, progress: Progress) -> Step:
+        raw = features["walk"]  # (B, T, N, dim)
+        z = F.normalize(self.heads["video"](raw.flatten(0, 2)).float(), dim=1).unflatten(0, raw.shape[:3])
+        valid = (batch.ids >= 0) & batch.has_video  # (B,)
+        temperature, dropout = self.options.temperature, self.options.dropout
+        loss = walk_loss(
+            z, temperature=temperature, dropout=dropout, generator=self.generator(progress), valid=valid
+        )
+        first = z[:, 0].detach()  # (B, N, D)
+        ids = batch.ids.masked_fill(~valid, -1)[:, None].expand(first.shape[:2])
+        return Step(
+            loss,
+            logs={"returned": walk_accuracy(z, temperature=temperature, valid=valid)},
+            memo={"video": Embedded(first, ids, torch.zeros_like(ids), batch.start["walk"][:, None].expand(ids.shape)).rows()},
+        )
