@@ -111,7 +111,7 @@ class ClipDataset(Dataset[Sample]):
         starts = self._starts(rng, key) if has_audio or has_video else (0.0, 0.0)
         # without a picture there is nothing to crop: any size does
         width, height = (int(value) for value in self.sizes[key.id]) if has_video else (self.data.size, self.data.size)
-        params = {view: VIEWS[view].draw(rng, self.data, width=width, height=height) for view in self.views}
+        params = {view: VIEWS[view].draw(rng, self.data, width=width, height=height, number=0) for view in self.views}
         videos = [view for view in self.views if VIEWS[view].modality == "video"]
         audios = [view for view in self.views if VIEWS[view].modality == "audio"]
         if not (has_audio or has_video):

@@ -26,17 +26,18 @@ class Draw(Protocol):
         data: the configuration.
         width: of the upright picture in pixels; sound ignores it.
         height: likewise.
+        number: of the clip among those that are drawn from its video: 0 for the first.
 
     Returns:
-        {parameter: array}; for video `crop` is (4,) float64: top, left, height, width as fractions of the picture, to
-        be cut out at decoding.
+        {parameter: array}, the same names for every clip of a configuration; for video `crop` is (4,) float64: top,
+        left, height, width as fractions of the picture, to be cut out at decoding.
 
     Raises:
         ValueError: a value of `data` is out of range.
     """
 
     def __call__(
-        self, rng: np.random.Generator | None, data: DataConfig, *, width: int, height: int
+        self, rng: np.random.Generator | None, data: DataConfig, *, width: int, height: int, number: int
     ) -> dict[str, np.ndarray]: ...
 
 
@@ -68,33 +69,71 @@ class View:
 
 
 def draw_avid_video(
-    rng: np.random.Generator | None, data: DataConfig, *, width: int, height: int
+    rng: np.random.Generator | None, data: DataConfig, *, width: int, height: int, number: int
 ) -> dict[str, np.ndarray]:
-    """Resized crop, flip and colour jitter, one draw for all frames of the clip; evaluation: the centre crop alone."""
+    """Resized crop, flip, colour jitter, grey, blur and solarization, one draw for all frames of the clip; evaluation:
+    the centre crop alone.
+
+    What no clip of the configuration gets has no parameter and takes nothing from the generator. With the defaults of
+    DataConfig these are `jitter_probability`, `grey`, `blur` and `solarize`: the recipe of AVID.
+    """
+    blur = video.of_clip(data.blur, number, key="data.blur")
+    solarize = video.of_clip(data.solarize, number, key="data.solarize")
+    neutral = np.asarray(video.NEUTRAL_FACTORS, dtype=np.float32)
     if rng is None:
-        return {
+        params = {
             "crop": video.centre_crop(width=width, height=height),
             "flip": np.asarray(False),
-            "jitter": np.asarray(video.NEUTRAL_FACTORS, dtype=np.float32),
+            "jitter": neutral,
             "order": np.arange(4),
         }
-    return {
-        "crop": video.random_crop(rng, width=width, height=height, min_area=data.min_crop_area),
-        "flip": np.asarray(rng.random() < data.flip),
-        "jitter": video.random_jitter(rng, data.jitter),
-        "order": rng.permutation(4),
-    }
+    else:
+        params = {
+            "crop": video.random_crop(
+                rng,
+                width=width,
+                height=height,
+                min_area=data.min_crop_area,
+                max_area=data.max_crop_area,
+                aspect=data.crop_aspect,
+            ),
+            "flip": np.asarray(rng.random() < data.flip),
+            "jitter": video.random_jitter(rng, data.jitter),
+            "order": rng.permutation(4),
+        }
+        if data.jitter_probability != 1 and not video.happens(
+            rng, data.jitter_probability, key="data.jitter_probability"
+        ):
+            params["jitter"] = neutral
+    if data.grey != 0:
+        params["grey"] = np.asarray(rng is not None and video.happens(rng, data.grey, key="data.grey"))
+    if any(data.blur):
+        blurred = rng is not None and video.happens(rng, blur, key="data.blur")
+        sigma = video.random_sigma(rng, size=data.size) if blurred else 0.0
+        params["blur"] = np.asarray(sigma, dtype=np.float32)
+    if any(data.solarize):
+        params["solarize"] = np.asarray(rng is not None and video.happens(rng, solarize, key="data.solarize"))
+    return params
 
 
 def apply_avid_video(x: Tensor, params: Mapping[str, Tensor], data: DataConfig) -> Tensor:
-    """Flip, colour jitter, ImageNet's mean and deviation: (B, T, H, W, 3) uint8 -> (B, 3, T, H, W) float32."""
+    """Flip, colour jitter, grey, blur, solarization, ImageNet's mean and deviation, in the order of MoCo v2 and BYOL.
+
+    (B, T, H, W, 3) uint8 -> (B, 3, T, H, W) float32.
+    """
     planes = video.flip_(video.to_planes(x), params["flip"])  # flipped as bytes: a quarter of the memory to move
-    clips = planes.float().div_(255)
-    return video.normalise_(video.color_jitter_(clips, params["jitter"], params["order"]))
+    clips = video.color_jitter_(planes.float().div_(255), params["jitter"], params["order"])
+    if "grey" in params:
+        video.grey_(clips, params["grey"])
+    if "blur" in params:
+        video.blur_(clips, params["blur"])
+    if "solarize" in params:
+        video.solarize_(clips, params["solarize"])
+    return video.normalise_(clips)
 
 
 def draw_avid_audio(
-    rng: np.random.Generator | None, data: DataConfig, *, width: int, height: int
+    rng: np.random.Generator | None, data: DataConfig, *, width: int, height: int, number: int
 ) -> dict[str, np.ndarray]:
     """The gain of the clip, in 1 +- data.volume_jitter; evaluation: 1."""
     if not 0 <= data.volume_jitter < 1:
