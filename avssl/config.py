@@ -68,8 +68,15 @@ class DataConfig:
     fps: float = 16.0
     size: int = 224  # side of the square crop in pixels
     min_crop_area: float = 0.08  # random resized crop: smallest share of the picture; 1 = whole picture
+    max_crop_area: float = 1.0  # largest share of the picture
+    crop_aspect: list[float] = field(default_factory=lambda: [3 / 4, 4 / 3])  # smallest and largest width over height
     flip: float = 0.5  # probability of a horizontal flip
     jitter: list[float] = field(default_factory=lambda: [0.4, 0.4, 0.4, 0.2])  # brightness, contrast, saturation, hue
+    jitter_probability: float = 1.0  # of a clip: its colours are jittered
+    grey: float = 0.0  # probability of losing the colours
+    # two more probabilities, of the first clip of a video, the second, ...: the last one holds for all further clips
+    blur: list[float] = field(default_factory=lambda: [0.0])  # of a Gaussian of 0.1 to 2 pixels x size / 224
+    solarize: list[float] = field(default_factory=lambda: [0.0])  # of inverting what is brighter than 0.5
     # views of patches
     patch_size: int = 64  # side in pixels of a tracked patch, or of a cell of the walk's grid
     patch_grid: int = 7  # cells per side of that grid; they overlap

@@ -2,12 +2,13 @@
 
 A recipe is two functions. `draw` takes all randomness of one clip from its own numpy generator and returns parameters,
 which travel with the sample; `apply` takes a batch and its parameters and draws nothing. A new recipe: write the two,
-add one line to VIEWS. A method may want several clips of a video by one recipe: video, video.1, video.2 are three views.
+add one line to VIEWS. A method may want several clips of a video by one recipe: then video, video.1, video.2 are views.
 
 Letters: B batch, T frames, H x W pixels, N patches of a frame, P pixels of a patch's side, n samples, S spectrogram
 steps, F frequency bins.
 """
 
+import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal, Protocol
@@ -18,6 +19,9 @@ from torch import Tensor
 from avssl.config import DataConfig
 from avssl.transforms import audio, video
 
+WALK_CROP_AREA, WALK_CROP_ASPECT = (0.8, 0.95), (0.7, 1.3)  # of the frame that the walk's grid is laid over, and
+WALK_PATCH_AREA, WALK_PATCH_ASPECT = (0.7, 0.9), (3 / 4, 4 / 3)  # of what is cut out of each cell of each frame
+
 
 class Draw(Protocol):
     """Draw the parameters of one clip.
@@ -27,17 +31,18 @@ class Draw(Protocol):
         data: the configuration.
         width: of the upright picture in pixels; sound ignores it.
         height: likewise.
+        number: of the clip among those that are drawn from its video: 0 for the first.
 
     Returns:
-        {parameter: array}; for video `crop` is (4,) float64: top, left, height, width as fractions of the picture, to
-        be cut out at decoding.
+        {parameter: array}, the same names for every clip of a configuration; for video `crop` is (4,) float64: top,
+        left, height, width as fractions of the picture, to be cut out at decoding.
 
     Raises:
         ValueError: a value of `data` is out of range.
     """
 
     def __call__(
-        self, rng: np.random.Generator | None, data: DataConfig, *, width: int, height: int
+        self, rng: np.random.Generator | None, data: DataConfig, *, width: int, height: int, number: int
     ) -> dict[str, np.ndarray]: ...
 
 
@@ -69,33 +74,71 @@ class View:
 
 
 def draw_avid_video(
-    rng: np.random.Generator | None, data: DataConfig, *, width: int, height: int
+    rng: np.random.Generator | None, data: DataConfig, *, width: int, height: int, number: int
 ) -> dict[str, np.ndarray]:
-    """Resized crop, flip and colour jitter, one draw for all frames of the clip; evaluation: the centre crop alone."""
+    """Resized crop, flip, colour jitter, grey, blur and solarization, one draw for all frames of the clip; evaluation:
+    the centre crop alone.
+
+    What no clip of the configuration gets has no parameter and takes nothing from the generator. With the defaults of
+    DataConfig these are `jitter_probability`, `grey`, `blur` and `solarize`: the recipe of AVID.
+    """
+    blur = video.of_clip(data.blur, number, key="data.blur")
+    solarize = video.of_clip(data.solarize, number, key="data.solarize")
+    neutral = np.asarray(video.NEUTRAL_FACTORS, dtype=np.float32)
     if rng is None:
-        return {
+        params = {
             "crop": video.centre_crop(width=width, height=height),
             "flip": np.asarray(False),
-            "jitter": np.asarray(video.NEUTRAL_FACTORS, dtype=np.float32),
+            "jitter": neutral,
             "order": np.arange(4),
         }
-    return {
-        "crop": video.random_crop(rng, width=width, height=height, min_area=data.min_crop_area),
-        "flip": np.asarray(rng.random() < data.flip),
-        "jitter": video.random_jitter(rng, data.jitter),
-        "order": rng.permutation(4),
-    }
+    else:
+        params = {
+            "crop": video.random_crop(
+                rng,
+                width=width,
+                height=height,
+                min_area=data.min_crop_area,
+                max_area=data.max_crop_area,
+                aspect=data.crop_aspect,
+            ),
+            "flip": np.asarray(rng.random() < data.flip),
+            "jitter": video.random_jitter(rng, data.jitter),
+            "order": rng.permutation(4),
+        }
+        if data.jitter_probability != 1 and not video.happens(
+            rng, data.jitter_probability, key="data.jitter_probability"
+        ):
+            params["jitter"] = neutral
+    if data.grey != 0:
+        params["grey"] = np.asarray(rng is not None and video.happens(rng, data.grey, key="data.grey"))
+    if any(data.blur):
+        blurred = rng is not None and video.happens(rng, blur, key="data.blur")
+        sigma = video.random_sigma(rng, size=data.size) if blurred else 0.0
+        params["blur"] = np.asarray(sigma, dtype=np.float32)
+    if any(data.solarize):
+        params["solarize"] = np.asarray(rng is not None and video.happens(rng, solarize, key="data.solarize"))
+    return params
 
 
 def apply_avid_video(x: Tensor, params: Mapping[str, Tensor], data: DataConfig) -> Tensor:
-    """Flip, colour jitter, ImageNet's mean and deviation: (B, T, H, W, 3) uint8 -> (B, 3, T, H, W) float32."""
+    """Flip, colour jitter, grey, blur, solarization, ImageNet's mean and deviation, in the order of MoCo v2 and BYOL.
+
+    (B, T, H, W, 3) uint8 -> (B, 3, T, H, W) float32.
+    """
     planes = video.flip_(video.to_planes(x), params["flip"])  # flipped as bytes: a quarter of the memory to move
-    clips = planes.float().div_(255)
-    return video.normalise_(video.color_jitter_(clips, params["jitter"], params["order"]))
+    clips = video.color_jitter_(planes.float().div_(255), params["jitter"], params["order"])
+    if "grey" in params:
+        video.grey_(clips, params["grey"])
+    if "blur" in params:
+        video.blur_(clips, params["blur"])
+    if "solarize" in params:
+        video.solarize_(clips, params["solarize"])
+    return video.normalise_(clips)
 
 
 def draw_avid_audio(
-    rng: np.random.Generator | None, data: DataConfig, *, width: int, height: int
+    rng: np.random.Generator | None, data: DataConfig, *, width: int, height: int, number: int
 ) -> dict[str, np.ndarray]:
     """The gain of the clip, in 1 +- data.volume_jitter; evaluation: 1."""
     if not 0 <= data.volume_jitter < 1:
@@ -120,18 +163,17 @@ def apply_avid_audio(x: Tensor, params: Mapping[str, Tensor], data: DataConfig) 
 
 
 def draw_patch(
-    rng: np.random.Generator | None, data: DataConfig, *, width: int, height: int
+    rng: np.random.Generator | None, data: DataConfig, *, width: int, height: int, number: int
 ) -> dict[str, np.ndarray]:
     """As `draw_avid_video`, without a crop: what is cut out is the box of a track."""
-    drawn = draw_avid_video(rng, data, width=width, height=height)
+    data = dataclasses.replace(data, size=data.patch_size)
+    drawn = draw_avid_video(rng, data, width=width, height=height, number=number)
     return {name: value for name, value in drawn.items() if name != "crop"}
 
 
-WALK_CROP_AREA = (0.8, 0.95)  # share of the frame that the grid is laid over, and
-WALK_PATCH_AREA = (0.7, 0.9)  # share of a cell that is cut out of it: drawn anew for every cell of every frame
-
-
-def draw_walk(rng: np.random.Generator | None, data: DataConfig, *, width: int, height: int) -> dict[str, np.ndarray]:
+def draw_walk(
+    rng: np.random.Generator | None, data: DataConfig, *, width: int, height: int, number: int
+) -> dict[str, np.ndarray]:
     """A crop of all frames, and in it the places of a grid of overlapping cells, each jittered by itself.
 
     Returns:
@@ -144,12 +186,14 @@ def draw_walk(rng: np.random.Generator | None, data: DataConfig, *, width: int, 
     side = data.patch_size / data.size
     places = np.linspace(0, 1 - side, data.patch_grid)
     corners = np.stack(np.meshgrid(places, places, indexing="ij"), axis=-1).reshape(-1, 2)  # (N, 2)
-    cells = np.broadcast_to(np.concatenate([corners, np.full_like(corners, side)], axis=1), (data.num_frames, len(corners), 4))
+    cells = np.concatenate([corners, np.full_like(corners, side)], axis=1)  # (N, 4)
+    cells = np.broadcast_to(cells, (data.num_frames, *cells.shape))
     if rng is None:
         return {"crop": video.centre_crop(width=width, height=height), "cells": cells.astype(np.float32)}
-    crop = video.random_crop(rng, width=width, height=height, area=WALK_CROP_AREA)
+    (least, most), aspect = WALK_CROP_AREA, WALK_CROP_ASPECT
+    crop = video.random_crop(rng, width=width, height=height, min_area=least, max_area=most, aspect=aspect)
     shape = (*cells.shape[:2], 1)
-    area, aspect = rng.uniform(*WALK_PATCH_AREA, shape), np.exp(rng.uniform(*np.log(video.ASPECT_RANGE), shape))
+    area, aspect = rng.uniform(*WALK_PATCH_AREA, shape), np.exp(rng.uniform(*np.log(WALK_PATCH_ASPECT), shape))
     sides = np.concatenate([np.sqrt(area / aspect), np.sqrt(area * aspect)], axis=-1).clip(max=1)  # (T, N, 2)
     inside = rng.uniform(size=sides.shape) * (1 - sides)
     cells = np.concatenate([cells[..., :2] + inside * side, sides * side], axis=-1)

@@ -104,6 +104,76 @@ def test_flip_mirrors_only_the_marked_clips():
     assert torch.equal(flipped[::2], clips[::2].flip(-1))
 
 
+def larger_clips(num_clips: int, height: int, width: int, *, seed: int) -> torch.Tensor:
+    """(B, 3, 2, H, W) in [0, 1]."""
+    return torch.rand(num_clips, 3, 2, height, width, generator=torch.Generator().manual_seed(seed))
+
+
+def test_grey_equals_torchvision_on_the_marked_clips():
+    clips = larger_clips(5, 7, 9, seed=1)
+    marked = torch.tensor([True, False, True, True, False])
+    expected = clips.clone()
+    for i in (0, 2, 3):
+        expected[i] = functional.rgb_to_grayscale(clips[i].transpose(0, 1), num_output_channels=3).transpose(0, 1)
+    returned = video.grey_(clips, marked)
+    assert returned is clips
+    assert torch.equal(clips, expected)
+
+
+def test_solarize_equals_torchvision_on_the_marked_clips():
+    clips = larger_clips(3, 7, 9, seed=2)
+    clips[:, :, 0, 0, :3] = torch.tensor([0.0, 0.5, 1.0])
+    marked = torch.tensor([True, False, True])
+    expected = clips.clone()
+    expected[::2] = functional.solarize(clips[::2], 0.5)
+    assert torch.equal(video.solarize_(clips, marked), expected)
+
+
+@pytest.mark.parametrize("height, width", [(7, 9), (20, 39), (48, 48), (48, 64), (112, 100), (224, 224)])
+def test_blur_equals_torchvision_clip_by_clip(height, width):
+    num_clips = 3 if height > 48 else 12
+    clips = larger_clips(num_clips, height, width, seed=3)
+    sigma = torch.linspace(0, 3, num_clips)  # the first is left as it is; wider than its kernel at small sides
+    kernel = [2 * (side // 10 // 2) + 1 for side in (width, height)]
+    expected = clips.clone()
+    for i in range(1, num_clips):
+        expected[i] = functional.gaussian_blur(clips[i], kernel, [sigma[i].item()] * 2)
+    torch.testing.assert_close(video.blur_(clips, sigma), expected, rtol=0, atol=2e-6)
+
+
+def test_blur_keeps_a_flat_picture_and_spreads_a_point():
+    clips = torch.zeros(2, 3, 2, 48, 48)
+    clips[0] = 0.25
+    clips[1, :, 1, 10, 20] = 1
+    blurred = video.blur_(clips, torch.tensor([0.4, 0.4]))
+    torch.testing.assert_close(blurred[0], torch.full((3, 2, 48, 48), 0.25))
+    assert not blurred[1, :, 0].any()  # no frame into another
+    spread = blurred[1, 0, 1]
+    assert spread.sum() == pytest.approx(1)
+    assert (spread > 0).nonzero().amin(0).tolist() == [8, 18]  # the kernel of 48 pixels reaches 2
+    assert (spread > 0).nonzero().amax(0).tolist() == [12, 22]
+    assert spread[10, 21] / spread[10, 20] == pytest.approx(np.exp(-0.5 / 0.4**2))
+
+
+@pytest.mark.parametrize("size", [16, 48, 112, 224])
+def test_sigma_follows_the_size_of_the_crop(size):
+    rng = np.random.default_rng(0)
+    drawn = np.array([video.random_sigma(rng, size=size) for _ in range(1000)]) * 224 / size
+    np.testing.assert_allclose(np.quantile(drawn, [0, 0.25, 0.5, 0.75, 1]), [0.1, 0.575, 1.05, 1.525, 2], atol=0.08)
+
+
+@pytest.mark.parametrize("probability", [0.0, 0.3, 1.0])
+def test_how_often_it_happens(probability):
+    rng = np.random.default_rng(0)
+    share = np.mean([video.happens(rng, probability, key="data.grey") for _ in range(2000)])
+    assert share == pytest.approx(probability, abs=0.03 if probability == 0.3 else 0)
+
+
+def test_the_last_probability_holds_for_all_further_clips():
+    assert [video.of_clip([1.0, 0.1, 0.3], number, key="data.blur") for number in range(5)] == [1, 0.1, 0.3, 0.3, 0.3]
+    assert [video.of_clip([0.5], number, key="data.blur") for number in range(3)] == [0.5] * 3
+
+
 def test_to_planes_moves_colours_and_copies():
     frames = torch.arange(2 * 2 * 3 * 4 * 3, dtype=torch.uint8).view(2, 2, 3, 4, 3)
     planes = video.to_planes(frames)
@@ -141,21 +211,48 @@ def crop_in_pixels(crop: np.ndarray, width: int, height: int) -> np.ndarray:
     return crop * [height, width, height, width]
 
 
-def test_random_crop_is_distributed_as_torchvisions():
+@pytest.mark.parametrize(
+    "area, aspect",
+    [
+        ((0.08, 1.0), (3 / 4, 4 / 3)),
+        ((0.3, 1.0), (0.5, 2.0)),  # CVRL
+        ((0.2, 0.766), (0.75, 1.333)),  # SlowFast
+    ],
+)
+def test_random_crop_is_distributed_as_torchvisions(area, aspect):
     rng = np.random.default_rng(0)
-    ours = np.stack([video.random_crop(rng, width=160, height=120, min_area=0.08) for _ in range(3000)])
+    settings = {"width": 160, "height": 120, "min_area": area[0], "max_area": area[1], "aspect": aspect}
+    ours = np.stack([video.random_crop(rng, **settings) for _ in range(3000)])
     picture = torch.empty(3, 120, 160)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        drawn = [RandomResizedCrop.get_params(picture, [0.08, 1.0], [3 / 4, 4 / 3]) for _ in range(3000)]
+        drawn = [RandomResizedCrop.get_params(picture, list(area), list(aspect)) for _ in range(3000)]
     theirs = np.array(drawn) / [120, 160, 120, 160]
     quantiles = np.linspace(0.05, 0.95, 7)
     np.testing.assert_allclose(np.quantile(ours, quantiles, axis=0), np.quantile(theirs, quantiles, axis=0), atol=0.03)
 
 
+def test_random_crop_lies_in_the_ranges_that_are_asked_for():
+    rng = np.random.default_rng(0)
+    for _ in range(300):
+        crop = video.random_crop(rng, width=160, height=120, min_area=0.3, max_area=0.5, aspect=(1.0, 1.5))
+        _, _, height, width = crop_in_pixels(crop, 160, 120)
+        assert (height - 0.5) * (width - 0.5) <= 0.5 * 160 * 120
+        assert (height + 0.5) * (width + 0.5) >= 0.3 * 160 * 120
+        assert (width + 0.5) / (height - 0.5) >= 1
+        assert (width - 0.5) / (height + 0.5) <= 1.5
+
+
 @pytest.mark.parametrize("width, height, expected", [(400, 20, (0, 186, 20, 27)), (20, 400, (186, 0, 27, 20))])
 def test_a_picture_too_long_for_any_crop_falls_back_to_the_centre(width, height, expected):
     crop = video.random_crop(np.random.default_rng(0), width=width, height=height, min_area=1.0)
+    assert crop_in_pixels(crop, width, height) == pytest.approx(np.array(expected))
+
+
+@pytest.mark.parametrize("width, height, expected", [(400, 20, (0, 180, 20, 40)), (1, 9, (3, 0, 2, 1))])
+def test_the_fallback_keeps_the_aspect_that_is_asked_for(width, height, expected):
+    settings = {"min_area": 1.0, "aspect": (0.5, 2.0)}
+    crop = video.random_crop(np.random.default_rng(0), width=width, height=height, **settings)
     assert crop_in_pixels(crop, width, height) == pytest.approx(np.array(expected))
 
 

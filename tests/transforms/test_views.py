@@ -11,14 +11,26 @@ from torchvision.transforms.v2 import functional
 from avssl.config import DataConfig
 from avssl.transforms.views import VIEWS
 
-PICTURE = {"width": 160, "height": 120}
+PICTURE = {"width": 160, "height": 120, "number": 0}
+EVERYTHING = {  # as CVRL, but with probabilities at which all cases occur in a few clips
+    "min_crop_area": 0.3,
+    "max_crop_area": 0.8,
+    "crop_aspect": [0.5, 2.0],
+    "jitter": [0.8, 0.8, 0.8, 0.2],
+    "jitter_probability": 0.6,
+    "grey": 0.4,
+    "blur": [0.6, 0.4],
+    "solarize": [0.4, 0.6],
+}
+RECIPES = [*((name, {}) for name in VIEWS), ("video", EVERYTHING)]
 
 
 def some_batch(name: str, data: DataConfig, num_clips: int, *, train: bool = True) -> tuple[torch.Tensor, dict]:
     """Input and parameters, as a loader hands them over."""
     generator = torch.Generator().manual_seed(0)
     if VIEWS[name].modality == "video":
-        x = torch.randint(0, 256, (num_clips, 3, 10, 12, 3), dtype=torch.uint8, generator=generator)
+        # the frames have 32 x 40 pixels whatever data.size, of which the draw of the blur depends
+        x = torch.randint(0, 256, (num_clips, 3, 32, 40, 3), dtype=torch.uint8, generator=generator)
     else:
         x = 0.1 * torch.randn(num_clips, round(data.audio_seconds * data.sample_rate), generator=generator)
     rngs = [np.random.default_rng(i) if train else None for i in range(num_clips)]
@@ -26,10 +38,10 @@ def some_batch(name: str, data: DataConfig, num_clips: int, *, train: bool = Tru
     return x, default_collate([{key: torch.from_numpy(value) for key, value in clip.items()} for clip in drawn])
 
 
-@pytest.mark.parametrize("name", VIEWS)
+@pytest.mark.parametrize("name, options", RECIPES)
 @pytest.mark.parametrize("train", [True, False])
-def test_a_batch_is_each_clip_alone(name, train):
-    data = DataConfig(audio_seconds=0.2)
+def test_a_batch_is_each_clip_alone(name, options, train):
+    data = DataConfig(audio_seconds=0.2, **options)
     x, params = some_batch(name, data, 9, train=train)
     before = x.clone()
     together = VIEWS[name].apply(x, params, data)
@@ -38,10 +50,10 @@ def test_a_batch_is_each_clip_alone(name, train):
     assert torch.equal(x, before)
 
 
-@pytest.mark.parametrize("name", VIEWS)
-def test_apply_gives_float32_even_under_autocast(name):
-    data = DataConfig(audio_seconds=0.2)
-    x, params = some_batch(name, data, 2)
+@pytest.mark.parametrize("name, options", RECIPES)
+def test_apply_gives_float32_even_under_autocast(name, options):
+    data = DataConfig(audio_seconds=0.2, **options)
+    x, params = some_batch(name, data, 8)
     expected = VIEWS[name].apply(x, params, data)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         inside = VIEWS[name].apply(x, params, data)
@@ -49,11 +61,11 @@ def test_apply_gives_float32_even_under_autocast(name):
     assert torch.equal(inside, expected)
 
 
-@pytest.mark.parametrize("name", VIEWS)
-def test_the_same_generator_draws_the_same(name):
+@pytest.mark.parametrize("name, options", RECIPES)
+def test_the_same_generator_draws_the_same(name, options):
     def draw(seed: int | None) -> dict:
         rng = None if seed is None else np.random.default_rng(seed)
-        return VIEWS[name].draw(rng, DataConfig(), **PICTURE)
+        return VIEWS[name].draw(rng, DataConfig(**options), **PICTURE)
 
     assert equal(draw(3), draw(3))
     assert not equal(draw(3), draw(4))
@@ -64,10 +76,54 @@ def equal(left: dict, right: dict) -> bool:
     return left.keys() == right.keys() and all(np.array_equal(left[key], right[key]) for key in left)
 
 
-def test_video_is_flipped_jittered_and_normalised():
-    data = DataConfig()
-    x, params = some_batch("video", data, 8)
-    assert 0 < params["flip"].sum() < 8
+RECORDED = [  # drawn by the recipe before it had options that are off by default; the last: the number drawn next
+    (
+        (7, 160, 120),
+        [0.1, 0.16875, 0.8333333333333334, 0.7875],
+        True,
+        [0.840133011341095, 1.2988427877426147, 0.60421222448349, 0.1284913718700409],
+        [0, 3, 1, 2],
+        2009765319,
+    ),
+    (
+        (8, 400, 20),
+        [0.0, 0.465, 1.0, 0.0675],
+        False,
+        [0.7201648950576782, 0.8971096873283386, 0.8276965022087097, -0.1932871788740158],
+        [0, 1, 3, 2],
+        4240420986,
+    ),
+]
+
+
+@pytest.mark.parametrize("number", [0, 1])
+@pytest.mark.parametrize("picture, crop, flip, jitter, order, next_number", RECORDED)
+def test_the_defaults_draw_what_they_always_drew(picture, crop, flip, jitter, order, next_number, number):
+    seed, width, height = picture
+    rng = np.random.default_rng(seed)
+    drawn = VIEWS["video"].draw(rng, DataConfig(), width=width, height=height, number=number)
+    assert list(drawn) == ["crop", "flip", "jitter", "order"]
+    assert (drawn["crop"].tolist(), drawn["flip"].item()) == (crop, flip)
+    assert (drawn["jitter"].tolist(), drawn["order"].tolist()) == (jitter, order)
+    assert rng.integers(2**32) == next_number
+
+
+def test_options_take_their_numbers_after_the_others():
+    for seed in range(50):
+        default = VIEWS["video"].draw(np.random.default_rng(seed), DataConfig(), **PICTURE)
+        options = {"jitter_probability": 0.5, "grey": 0.5, "blur": [0.5], "solarize": [0.5]}
+        drawn = VIEWS["video"].draw(np.random.default_rng(seed), DataConfig(**options), **PICTURE)
+        kept = ["crop", "flip", "order"] + ["jitter"] * (drawn["jitter"].tolist() != [1, 1, 1, 0])
+        assert equal({key: default[key] for key in kept}, {key: drawn[key] for key in kept})
+
+
+@pytest.mark.parametrize("options", [{}, EVERYTHING])
+def test_video_is_torchvisions_clip_by_clip(options):
+    data = DataConfig(**options)
+    num_clips = 24
+    x, params = some_batch("video", data, num_clips)
+    for key in params.keys() - {"crop", "jitter", "order"}:
+        assert 0 < (params[key] > 0).sum() < num_clips, key
     applied = VIEWS["video"].apply(x, params, data)
     operations = (
         functional.adjust_brightness,
@@ -75,19 +131,27 @@ def test_video_is_flipped_jittered_and_normalised():
         functional.adjust_saturation,
         functional.adjust_hue,
     )
-    for i in range(8):
+    for i in range(num_clips):
         frames = x[i].permute(0, 3, 1, 2).float() / 255  # (T, 3, H, W)
         if params["flip"][i]:
             frames = functional.horizontal_flip(frames)
         for number in params["order"][i].tolist():
             frames = operations[number](frames, params["jitter"][i, number].item())
+        if "grey" in params and params["grey"][i]:
+            frames = functional.rgb_to_grayscale(frames, num_output_channels=3)
+        if "blur" in params and params["blur"][i]:
+            frames = functional.gaussian_blur(frames, [5, 3], [params["blur"][i].item()] * 2)
+        if "solarize" in params and params["solarize"][i]:
+            frames = functional.solarize(frames, 0.5)  # at the threshold 0.5 becomes 0.5: rounding makes no jump
         frames = functional.normalize(frames, [0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
         torch.testing.assert_close(applied[i], frames.transpose(0, 1), rtol=0, atol=5e-5)
 
 
-def test_the_evaluation_view_only_normalises():
-    data = DataConfig(audio_seconds=0.2)
+@pytest.mark.parametrize("options", [{}, EVERYTHING])
+def test_the_evaluation_view_only_normalises(options):
+    data = DataConfig(audio_seconds=0.2, **options)
     x, params = some_batch("video", data, 1, train=False)
+    assert params.keys() == some_batch("video", data, 1)[1].keys()
     expected = functional.normalize(
         x[0].permute(0, 3, 1, 2).float() / 255, [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
     )
@@ -110,11 +174,11 @@ def test_draws_follow_the_configuration():
     rng = np.random.default_rng(0)
     never = DataConfig(flip=0.0, jitter=[0, 0, 0, 0], volume_jitter=0.0, min_crop_area=1.0)
     for _ in range(20):
-        drawn = VIEWS["video"].draw(rng, never, width=64, height=64)
+        drawn = VIEWS["video"].draw(rng, never, width=64, height=64, number=0)
         assert not drawn["flip"]
         assert drawn["jitter"].tolist() == [1, 1, 1, 0]
         assert drawn["crop"].tolist() == [0, 0, 1, 1]
-        assert VIEWS["audio"].draw(rng, never, width=64, height=64)["gain"] == 1
+        assert VIEWS["audio"].draw(rng, never, width=64, height=64, number=0)["gain"] == 1
     drawn = [VIEWS["video"].draw(rng, DataConfig(), **PICTURE) for _ in range(1200)]
     orders = Counter(tuple(one["order"].tolist()) for one in drawn)
     assert len(orders) == 24
@@ -125,12 +189,63 @@ def test_draws_follow_the_configuration():
     assert max(gains) == pytest.approx(1.1, abs=0.01)
 
 
-def test_values_out_of_range_are_refused():
+@pytest.mark.parametrize("number, blur, solarize", [(0, 1.0, 0.0), (1, 0.1, 0.2), (2, 0.1, 0.2)])
+def test_probabilities_of_each_clip_of_a_video(number, blur, solarize):
+    rng = np.random.default_rng(number)
+    data = DataConfig(size=112, jitter_probability=0.8, grey=0.2, blur=[1.0, 0.1], solarize=[0.0, 0.2])
+    picture = PICTURE | {"number": number}
+    drawn = [VIEWS["video"].draw(rng, data, **picture) for _ in range(2000)]
+    jittered = np.mean([one["jitter"].tolist() != [1, 1, 1, 0] for one in drawn])
+    assert jittered == pytest.approx(0.8, abs=0.03)  # 3 standard deviations are 0.027
+    assert np.mean([one["grey"] for one in drawn]) == pytest.approx(0.2, abs=0.03)
+    assert np.mean([one["solarize"] for one in drawn]) == pytest.approx(solarize, abs=0.03 if solarize else 0)
+    sigma = np.array([one["blur"] for one in drawn])
+    assert sigma.dtype == np.float32
+    assert np.mean(sigma > 0) == pytest.approx(blur, abs=0 if blur == 1 else 0.03)
+    quantiles = np.quantile(sigma[sigma > 0], [0, 0.5, 1])
+    np.testing.assert_allclose(quantiles, [0.05, 0.525, 1.0], atol=0.1)  # [0.1, 2] halved: the crop has half of 224
+
+
+def test_what_is_off_has_no_parameter():
     rng = np.random.default_rng(0)
-    with pytest.raises(ValueError, match=r"data\.volume_jitter"):
-        VIEWS["audio"].draw(rng, DataConfig(volume_jitter=1.5), **PICTURE)
-    with pytest.raises(ValueError, match=r"data\.min_crop_area"):
-        VIEWS["video"].draw(rng, DataConfig(min_crop_area=0.0), **PICTURE)
+    for key, value in {"grey": 0.1, "blur": [0.0, 0.1], "solarize": [0.1, 0.0]}.items():
+        for number in (0, 1, 5):
+            drawn = VIEWS["video"].draw(rng, DataConfig(**{key: value}), **(PICTURE | {"number": number}))
+            assert list(drawn) == ["crop", "flip", "jitter", "order", key]
+
+
+@pytest.mark.parametrize("train", [True, False])
+@pytest.mark.parametrize("options", [{"grey": 0.01}, {"blur": [0.0, 0.5]}, {"solarize": [0.0, 0.5]}])
+def test_an_option_that_touches_no_clip_changes_no_bit(options, train):
+    x, params = some_batch("video", DataConfig(**options), 4, train=train)
+    assert params[next(iter(options))].sum() == 0
+    default = {key: params[key] for key in ("flip", "jitter", "order")}
+    applied = VIEWS["video"].apply(x, params, DataConfig(**options))
+    assert torch.equal(applied, VIEWS["video"].apply(x, default, DataConfig()))
+
+
+@pytest.mark.parametrize(
+    "name, options, message",
+    [
+        ("audio", {"volume_jitter": 1.5}, r"data\.volume_jitter=1\.5 must be in \[0, 1\)"),
+        ("video", {"min_crop_area": 0.0}, r"data\.min_crop_area=0\.0 must be in \(0, 1\]"),
+        ("video", {"max_crop_area": 1.1}, r"data\.max_crop_area=1\.1 .* = \[0\.08, 1\]: 1 is usual"),
+        ("video", {"max_crop_area": 0.05}, r"data\.max_crop_area=0\.05 must be in \[data\.min_crop_area, 1\]"),
+        ("video", {"crop_aspect": [2.0, 0.5]}, r"data\.crop_aspect=\[2\.0, 0\.5\] .* \[1, 1\] takes squares"),
+        ("video", {"crop_aspect": [0.75]}, r"data\.crop_aspect=\[0\.75\] must be the smallest and the largest"),
+        ("video", {"crop_aspect": [0.0, 1.0]}, r"data\.crop_aspect=\[0\.0, 1\.0\] .* above 0"),
+        ("video", {"jitter_probability": 1.5}, r"data\.jitter_probability=1\.5 .*: 0 never does it, 1 always"),
+        ("video", {"jitter_probability": -0.5}, r"data\.jitter_probability=-0\.5 must be a probability"),
+        ("video", {"grey": 2.0}, r"data\.grey=2\.0 must be a probability in \[0, 1\]"),
+        ("video", {"grey": float("nan")}, r"data\.grey=nan must be a probability"),
+        ("video", {"blur": []}, r"data\.blur=\[\] must be probabilities in \[0, 1\].*\[0\.0\] turns it off"),
+        ("video", {"blur": [1.0, 1.1]}, r"data\.blur=\[1\.0, 1\.1\] must be probabilities"),
+        ("video", {"solarize": [-0.1]}, r"data\.solarize=\[-0\.1\] must be probabilities"),
+    ],
+)
+def test_values_out_of_range_are_refused(name, options, message):
+    with pytest.raises(ValueError, match=message):
+        VIEWS[name].draw(np.random.default_rng(0), DataConfig(**options), **PICTURE)
 
 
 @pytest.mark.parametrize(
