@@ -55,7 +55,7 @@ def info_nce(
         rows = F.softplus(log_negative - log_positive)
     else:
         raise ValueError(f"pool={pool!r}: expected mean or sum")
-    return _mean_over_rows(rows, positive.any(dim=1), logits)
+    return mean_over_rows(rows, positive.any(dim=1), logits)
 
 
 def nce(logits: Tensor, positive: Tensor, *, log_z: Tensor, ignore: Tensor | None = None) -> Tensor:
@@ -83,7 +83,7 @@ def nce(logits: Tensor, positive: Tensor, *, log_z: Tensor, ignore: Tensor | Non
     )  # log(K Z); -inf for a row without negatives
     positive_cost = _mean_over_cells(F.softplus(log_noise - logits), positive)
     negative_cost = torch.where(negative, F.softplus(logits - log_noise.clamp(min=-1e4)), 0.0).sum(dim=1)
-    return _mean_over_rows(positive_cost + negative_cost, positive.any(dim=1), logits)
+    return mean_over_rows(positive_cost + negative_cost, positive.any(dim=1), logits)
 
 
 def log_mean_exp(logits: Tensor, cells: Tensor) -> Tensor:
@@ -119,7 +119,7 @@ def _mean_over_cells(cost: Tensor, cells: Tensor) -> Tensor:
     return torch.where(cells, cost, 0.0).sum(dim=1) / cells.sum(dim=1).clamp(min=1)
 
 
-def _mean_over_rows(rows: Tensor, counted: Tensor, logits: Tensor) -> Tensor:
+def mean_over_rows(rows: Tensor, counted: Tensor, logits: Tensor) -> Tensor:
     """Mean over the counted rows of all ranks: the mean of this value over ranks is the mean over one big batch."""
     count = distributed.all_reduce(counted.sum().float()) / distributed.world_size()
     total = torch.where(counted, rows, 0.0).sum() / count.clamp(min=1.0 / distributed.world_size())
