@@ -170,9 +170,7 @@ class Embedded:
     def cat(parts: Sequence[Embedded]) -> Embedded:
         """One after the other along the column axis."""
         axis = parts[0].ids.dim() - 1
-        return Embedded(
-            *(torch.cat([getattr(part, name) for part in parts], dim=axis) for name in Embedded.FIELDS)
-        )
+        return Embedded(*(torch.cat([getattr(part, name) for part in parts], dim=axis) for name in Embedded.FIELDS))
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@ state in state_dict.
 """
 
 import dataclasses
+from typing import Any
 
 import pytest
 import torch
@@ -11,19 +12,46 @@ from avssl.config import from_dict
 from avssl.logs import collapse_figures
 from avssl.methods import METHODS, build_method
 from avssl.methods.base import Method
-from avssl.structs import Batch, Instances, Progress, Step
+from avssl.structs import Batch, Embedded, Instances, Progress, Step
+from avssl.transforms.views import number_of, view_of
 
 NUM = 16  # instances, all of them in every batch
 STEPS, EPOCH = 30, 10
-SMALL = {  # options at miniature size, for the methods that have them
-    "num_negatives": 12, "num_negatives_within": 6, "hidden_dim": 32, "embedding_dim": 16, "head_batch_norm": True,
-    "num_positives": 2, "mine_every": 1,
-}  # fmt: skip
+HEAD = {"hidden_dim": 32, "embedding_dim": 16, "head_batch_norm": True}
+AVID = HEAD | {"num_negatives": 12}
+CMA = AVID | {"num_negatives_within": 6, "num_positives": 2, "mine_every": 1}
+NEAR = HEAD | {"num_clips": 3, "max_seconds": 0.6}
+MOCO = NEAR | {"negatives": ["queue"], "queue_size": 40, "momentum": 0.9, "momentum_schedule": "cosine"}
+SECO = HEAD | {"num_clips": 4, "num_queries": 1, "interval": "halves", "negatives": ["queue", "bank"], "intra": 1.0}
+CASES: dict[str, tuple[str, dict[str, Any]]] = {  # name: method, its options at miniature size
+    "avid": ("avid", AVID),
+    "avid_cma": ("avid_cma", CMA),
+    "infonce": ("infonce", HEAD),
+    "neighbour": ("neighbour", NEAR | {"far": "negative"}),
+    "neighbour as MoCo": ("neighbour", MOCO),
+    "neighbour as SeCo": ("neighbour", SECO | {"queue_size": 40, "num_negatives": 12, "intra_seconds": 0.5}),
+    "patch": ("patch", HEAD | {"tracks": "none", "num_tracks": 2}),
+    "walk": ("walk", HEAD | {"dropout": 0.0}),  # each link that is cut costs, however good the links are
+    "joint": (
+        "joint",
+        {
+            "parts": {
+                "avid_cma": CMA,
+                "near": {"name": "neighbour", "weight": 0.5, **MOCO},
+                "patch": HEAD | {"tracks": "none"},
+                "walk": HEAD | {"weight": 2},
+            }
+        },
+    ),
+}
 
 
-def build(name: str) -> Method:
-    known = {field.name for field in dataclasses.fields(METHODS[name][1])}
-    options = {option: value for option, value in SMALL.items() if option in known}
+def test_every_method_is_a_case() -> None:
+    assert {name for name, _ in CASES.values()} == set(METHODS)
+
+
+def build(case: str) -> Method:
+    name, options = CASES[case]
     given = {
         "data": {"manifest": "none"},
         "model": {"video_depth": 10, "video_width": 0.125, "audio_width": 0.125},
@@ -34,23 +62,32 @@ def build(name: str) -> Method:
     return build_method(from_dict(given, source="test"), Instances(everything, everything, everything))
 
 
-def paired_batch(step: int) -> Batch:
-    """Every instance has a picture and a spectrogram of its own; each step sees them under new noise."""
+def batch_of(method: Method, step: int, *, ids: torch.Tensor | None = None) -> Batch:
+    """Every instance has a picture, a spectrogram and patches of its own; each step sees them under new noise."""
     own, noise = torch.Generator().manual_seed(0), torch.Generator().manual_seed(step + 1)
-    shapes = {"video": (NUM, 3, 2, 32, 32), "audio": (NUM, 1, 40, 24)}
-    seen = {
-        view: torch.randn(shape, generator=own) + 0.3 * torch.randn(shape, generator=noise)
-        for view, shape in shapes.items()
-    }
+    shapes = {"video": (NUM, 3, 2, 32, 32), "audio": (NUM, 1, 40, 24), "walk": (NUM, 1, 4, 3, 1, 32, 32)}
+    shapes |= {"patch": (NUM, 3, 1, 32, 32)}
+    base = {name: torch.randn(shape, generator=own) for name, shape in shapes.items()}
+    base["patch 2"] = torch.randn(shapes["patch"], generator=own)  # of another track
+    times = {"walk": 3}  # frames
+    seen = {}
+    for view in method.views:
+        name = view.partition(".")[0]
+        clean = base["patch 2" if name == "patch" and number_of(view) > 1 else name]
+        clean = clean.repeat_interleave(times.get(name, 1), dim=1) if name == "walk" else clean
+        seen[view] = clean + 0.3 * torch.randn(clean.shape, generator=noise)
+    rows = torch.arange(NUM) if ids is None else ids
+    taken = {view: value[rows] for view, value in seen.items()}
     return Batch(
-        video={"video": seen["video"]},
-        audio={"audio": seen["audio"]},
-        ids=torch.arange(NUM),
-        start={view: torch.zeros(NUM, dtype=torch.float64) for view in shapes},
-        has_audio=torch.ones(NUM, dtype=torch.bool),
-        has_video=torch.ones(NUM, dtype=torch.bool),
+        video={view: value for view, value in taken.items() if view_of(view).modality == "video"},
+        audio={view: value for view, value in taken.items() if view_of(view).modality == "audio"},
+        ids=rows,
+        start={view: torch.full((len(rows),), 0.5 * number_of(view), dtype=torch.float64) for view in method.views},
+        has_audio=torch.ones(len(rows), dtype=torch.bool),
+        has_video=torch.ones(len(rows), dtype=torch.bool),
         params={},
-        padded={view: torch.zeros(NUM, dtype=torch.bool) for view in shapes},
+        padded={view: torch.zeros(len(rows), dtype=torch.bool) for view in method.views},
+        target={"track": torch.tensor([[0, 1]]).expand(len(rows), 2)[:, : method.patches.num]} if method.patches else {},
     )
 
 
@@ -58,7 +95,7 @@ def progress(step: int) -> Progress:
     return Progress(epoch=step // EPOCH, step=step, num_steps=STEPS)
 
 
-@pytest.fixture(scope="module", params=list(METHODS))
+@pytest.fixture(scope="module", params=list(CASES))
 def trained(request: pytest.FixtureRequest) -> tuple[str, Method, list[Step]]:
     """A method after a few epochs, and what its steps returned."""
     torch.set_num_threads(1)
@@ -68,7 +105,7 @@ def trained(request: pytest.FixtureRequest) -> tuple[str, Method, list[Step]]:
     for number in range(STEPS):
         if number % EPOCH == 0:
             method.on_epoch(number // EPOCH)
-        step = method(paired_batch(number), progress(number))
+        step = method(batch_of(method, number), progress(number))
         optimizer.zero_grad()
         step.loss.backward()
         optimizer.step()
@@ -77,19 +114,23 @@ def trained(request: pytest.FixtureRequest) -> tuple[str, Method, list[Step]]:
     return request.param, method, steps
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", CASES)
 def test_loss_is_finite_and_its_gradient_reaches_every_part(name: str) -> None:
     method = build(name).train()
     method.on_epoch(0)
-    step = method(paired_batch(0), progress(0))
+    method.after_step(method(batch_of(method, 0), progress(0)))  # queues start empty
+    step = method(batch_of(method, 1), progress(1))
     assert step.loss.shape == ()
     assert step.loss.isfinite()
     assert all(value.isfinite() for value in step.logs.values())
     step.loss.backward()
-    gradients = {parameter: value.grad for parameter, value in method.named_parameters()}
+    gradients = {parameter: value.grad for parameter, value in method.named_parameters() if value.requires_grad}
     lost = [parameter for parameter, gradient in gradients.items() if gradient is None or not gradient.isfinite().all()]
     assert not lost
-    for part in [*(f"encoders.{view}" for view in ("video", "audio")), *(f"heads.{view}" for view in method.heads)]:
+    networks = {parameter.rsplit(".", 1)[0].partition(".layers")[0] for parameter in gradients}
+    parts = {".".join(network.split(".")[: 4 if network.startswith("parts.") else 2]) for network in networks}
+    assert parts >= {f"encoders.{modality}" for modality in method.modalities}
+    for part in parts:  # encoders.video, heads.video, parts.near.heads.video, ...
         assert sum(float(g.abs().sum()) for name, g in gradients.items() if name.startswith(part)) > 0, part
 
 
@@ -101,18 +142,57 @@ def test_loss_falls(trained: tuple[str, Method, list[Step]]) -> None:
 
 def test_embeddings_do_not_collapse(trained: tuple[str, Method, list[Step]]) -> None:
     _, method, steps = trained
-    for view in method.views:
-        figures = collapse_figures(steps[-1].memo[view].z)
-        assert figures["std"] > 0.5, view
-        assert figures["rank"] > 5, view  # of at most 15
+    vectors = {name: value for name, value in steps[-1].memo.items() if isinstance(value, Embedded)}
+    assert vectors
+    for name, value in vectors.items():
+        figures = collapse_figures(value.z)
+        assert figures["std"] > 0.5, name
+        assert figures["rank"] > 5, name  # of at most 15
 
 
 def test_all_state_is_in_state_dict(trained: tuple[str, Method, list[Step]]) -> None:
     name, method, _ = trained
     fresh = build(name).train()
-    unloaded = fresh(paired_batch(99), progress(STEPS)).loss
+    unloaded = fresh(batch_of(fresh, 99), progress(STEPS)).loss
     fresh.load_state_dict(method.state_dict())
     before = {entry: value.clone() for entry, value in method.state_dict().items()}
     assert all(torch.equal(value, before[entry]) for entry, value in fresh.state_dict().items())
-    losses = [each(paired_batch(99), progress(STEPS)).loss.item() for each in (method, fresh)]
+    losses = [each(batch_of(each, 99), progress(STEPS)).loss.item() for each in (method, fresh)]
     assert losses[0] == losses[1] != unloaded.item()
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_loss_is_pure(name: str) -> None:
+    method = build(name).eval()  # forward() changes nothing but statistics of BatchNorm, which stand still here
+    method.on_epoch(0)
+    for step in range(2):
+        before = {entry: value.clone() for entry, value in method.state_dict().items()}
+        losses = [method(batch_of(method, step), progress(step)) for _ in range(2)]
+        assert torch.equal(losses[0].loss, losses[1].loss)
+        after = method.state_dict()
+        assert all(torch.equal(value.nan_to_num(7e7), after[entry].nan_to_num(7e7)) for entry, value in before.items())
+        method.after_step(losses[0])
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_a_clip_that_could_not_be_read_teaches_nothing(name: str) -> None:
+    """Whatever stands in its place."""
+    method = build(name).eval()
+    method.on_epoch(0)
+    whole = batch_of(method, 0)
+    lost = dataclasses.replace(
+        whole,
+        ids=whole.ids.masked_fill(torch.arange(NUM) == 3, -1),
+        has_audio=torch.arange(NUM) != 3,
+        has_video=torch.arange(NUM) != 3,
+        target={key: value.masked_fill(torch.arange(NUM)[:, None] == 3, -1) for key, value in whole.target.items()},
+    )
+    other = dataclasses.replace(lost, video={view: value.clone() for view, value in lost.video.items()})
+    for value in other.video.values():
+        value[3] = 9.0
+    method.after_step(method(whole, progress(0)))
+    losses = [method(batch, progress(1)).loss for batch in (whole, lost, other)]
+    torch.testing.assert_close(losses[1], losses[2])
+    assert not torch.equal(losses[0], losses[1])
+    losses[2].backward()
+    assert all(p.grad is not None for p in method.parameters() if p.requires_grad)

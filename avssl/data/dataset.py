@@ -19,7 +19,7 @@ from torch.utils.data import Dataset, default_collate, get_worker_info
 
 from avssl.config import ConfigError, DataConfig
 from avssl.data.manifest import Manifest
-from avssl.data.sampling import Clips, Key, Patches, Span, draw_windows, further_starts, spread_windows
+from avssl.data.sampling import ONE_CLIP, Clips, Key, Patches, Span, draw_windows, further_starts, spread_windows
 from avssl.data.tracks import Tracks
 from avssl.media.cache import ClipCache
 from avssl.media.decode import AudioWindow, VideoWindow, read_clip
@@ -72,7 +72,7 @@ class ClipDataset(Dataset[Sample]):
         data: DataConfig,
         views: Sequence[str],
         *,
-        clips: Clips = Clips(),
+        clips: Clips = ONE_CLIP,
         patches: Patches | None = None,
         tracks: Tracks | None = None,
         seed: int = 0,

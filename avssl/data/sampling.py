@@ -53,6 +53,9 @@ class Clips:
     min_far_seconds: float | None = None  # radii
 
 
+ONE_CLIP = Clips()
+
+
 @dataclass(frozen=True)
 class Patches:
     """Which tracked patches a sample holds: views patch and patch.1 are two frames of one track, patch.2 and patch.3 of

@@ -57,7 +57,7 @@ class AVID(Method):
         self.check_clips(instances)
         usable = instances.usable
         generator = torch.Generator().manual_seed(seed)
-        self.heads = build_heads(encoders, options)
+        self.heads = build_heads(encoders, options, self.modalities)
         self.banks = nn.ModuleDict(
             {
                 view: Bank(usable[view], options.embedding_dim, view=self.views.index(view), generator=generator)

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from avssl.data.sampling import Clips, Patches
+from avssl.data.sampling import ONE_CLIP, Clips, Patches
 from avssl.models.heads import ProjectionHead
 from avssl.structs import Batch, Embedded, Instances, Progress, Step
 from avssl.transforms.views import view_of
@@ -28,17 +28,17 @@ class HeadOptions:
     head_batch_norm: bool = False  # normalise the heads' outputs over the batch: what keeps small sets from collapsing
 
 
-def build_heads(encoders: nn.ModuleDict, options: HeadOptions) -> nn.ModuleDict:
-    """One projection head for each encoder, by the same name."""
+def build_heads(encoders: nn.ModuleDict, options: HeadOptions, modalities: Sequence[str]) -> nn.ModuleDict:
+    """One projection head for the encoder of each modality, by the same name."""
     return nn.ModuleDict(
         {
             modality: ProjectionHead(
-                encoder.dim,
+                encoders[modality].dim,
                 hidden_dim=options.hidden_dim,
                 out_dim=options.embedding_dim,
                 batch_norm=options.head_batch_norm,
             )
-            for modality, encoder in encoders.items()
+            for modality in modalities
         }
     )
 
@@ -63,7 +63,7 @@ class Method(nn.Module):
 
     modalities: ClassVar[tuple[str, ...]] = ("video", "audio")
     views: tuple[str, ...] = ()
-    clips: Clips = Clips()
+    clips: Clips = ONE_CLIP
     patches: Patches | None = None
 
     def __init__(self, encoders: nn.ModuleDict, *, seed: int) -> None:

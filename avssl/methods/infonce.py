@@ -33,7 +33,7 @@ class InfoNCE(Method):
         super().__init__(encoders, seed=seed)
         self.check_pairs(instances)
         self.options = options
-        self.heads = build_heads(encoders, options)
+        self.heads = build_heads(encoders, options, self.modalities)
 
     def loss(self, features: dict[str, Tensor], batch: Batch, progress: Progress) -> Step:
         video = self.embed("video", self.heads["video"](features["video"]), batch)  # (B, D)

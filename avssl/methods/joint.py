@@ -14,7 +14,7 @@ from avssl.structs import Batch, Progress, Step
 
 @dataclass
 class JointOptions:
-    # {name of a method: its options, and `weight` (default 1)}; with `name: method` inside, a part has a name of its own
+    # {name of a method: its options, and `weight` (default 1)}; with `name: METHOD` inside, a part has its own name
     parts: dict[str, Any] = field(default_factory=dict)
 
 
@@ -67,9 +67,7 @@ class Joint(Method):
 
     def on_epoch(self, epoch: int) -> dict[str, float]:
         return {
-            f"{name}/{key}": value
-            for name, part in self.parts.items()
-            for key, value in part.on_epoch(epoch).items()
+            f"{name}/{key}": value for name, part in self.parts.items() for key, value in part.on_epoch(epoch).items()
         }
 
 

@@ -1,5 +1,5 @@
-"""Temporal-neighbour contrast: clips (or single frames) of one video that lie near each other in time are related, those
-of other videos are not, and far ones of the same video need not be.
+"""Temporal-neighbour contrast: clips (or single frames) of one video that lie near each other in time are related,
+those of other videos are not, and far ones of the same video need not be.
 
 One table holds the family: where the clips lie (`interval`), how near is near, what far ones count as, and where other
 videos come from. rho-MoCo, CVRL, VINCE and SeCo's inter and intra terms are settings of it, see configs/kinetics.
@@ -53,9 +53,9 @@ class Neighbour(Method):
 
     Sources: Qian et al. 2021 (CVRL), eq. 1; Feichtenhofer et al. 2021 (rho-MoCo), eq. 1; Gordon et al. 2020 (VINCE),
     eq. 3; Yao et al. 2021 (SeCo), eq. 1 and 2; Sermanet et al. 2018 (TCN) for the radii.
-    Differs from SlowFast: a step averages over pairs of clips, where it sums. Differs from MoCo, VINCE and SeCo: vectors
-    of the query's own video in the queue are left out; there they are negatives. Differs from MoCo: keys are not
-    shuffled over ranks; their BatchNorm sees other clips than the queries' in any case.
+    Differs from SlowFast: a step averages over pairs of clips, where it sums. Differs from MoCo, VINCE and SeCo:
+    vectors of the query's own video in the queue are left out; there they are negatives. Differs from MoCo: keys are
+    not shuffled over ranks; their BatchNorm sees other clips than the queries' in any case.
     """
 
     modalities = ("video",)
@@ -69,9 +69,9 @@ class Neighbour(Method):
         self.clips = Clips(options.num_clips, options.interval, options.max_seconds, options.num_far, far)
         self.queries = self.views[: options.num_queries]
         self.keys = self.views if options.num_queries is None else self.views[options.num_queries :]
-        self.heads = build_heads(encoders, options)
+        self.heads = build_heads(encoders, options, self.modalities)
         if options.intra:
-            self.heads["intra"] = build_heads(encoders, options)["video"]
+            self.heads["intra"] = build_heads(encoders, options, self.modalities)["video"]
         if options.momentum is not None:
             self.copy = MomentumCopy({"trunk": encoders["video"], **self.heads})
         if "queue" in options.negatives:
@@ -219,8 +219,8 @@ def _check(options: NeighbourOptions, instances: Instances) -> None:
         options.max_seconds is None or options.min_far_seconds < options.max_seconds
     ):
         raise ValueError(
-            f"method.min_far_seconds={options.min_far_seconds} with max_seconds={options.max_seconds}: far begins where "
-            "near ends or later: set max_seconds at most as large"
+            f"method.min_far_seconds={options.min_far_seconds} with max_seconds={options.max_seconds}: far begins "
+            "where near ends or later: set max_seconds at most as large"
         )
     if options.interval == "radii" and options.max_seconds is None:
         raise ValueError("method.interval=radii draws clips within method.max_seconds: set it")

@@ -6,7 +6,6 @@ Tracks are mined once, by tools/track.py; without any tracker, see walk.py.
 
 from dataclasses import dataclass
 
-import torch
 from omegaconf import MISSING
 from torch import Tensor, nn
 
@@ -48,12 +47,11 @@ class Patch(Method):
         self.options = options
         self.views = tuple(numbered("patch", number) for number in range(2 * options.num_tracks))
         self.patches = Patches(options.tracks, options.num_tracks, options.frames)
-        self.heads = build_heads(encoders, options)
+        self.heads = build_heads(encoders, options, self.modalities)
 
     def loss(self, features: dict[str, Tensor], batch: Batch, progress: Progress) -> Step:
-        patches = Embedded.interleave(
-            [self.embed_patch(number, self.heads["video"](features[view]), batch) for number, view in enumerate(self.views)]
-        )  # (B 2t, D)
+        raw = [self.heads["video"](features[view]) for view in self.views]
+        patches = Embedded.interleave([self.embed_patch(i, each, batch) for i, each in enumerate(raw)])  # (B 2t, D)
         columns = in_batch(patches)  # (M, D)
         same_track = same_view(patches, columns)
         ignore = same_crop(patches, columns) | (columns.ids < 0)

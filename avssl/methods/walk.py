@@ -20,7 +20,7 @@ class WalkOptions(HeadOptions):
 
 
 class Walk(Method):
-    """See the module. Each cell of data.patch_grid is a clip of one frame to the video encoder, which is what transfers.
+    """See the module. Each cell of the data.patch_grid is a clip of one frame to the video encoder, which transfers.
 
     Source: Jabri, Owens, Efros 2020 (videowalk), eq. 3 and 4. Differs from videowalk: a head of three layers instead of
     one, as in the other methods here.
@@ -32,20 +32,19 @@ class Walk(Method):
     def __init__(self, options: WalkOptions, encoders: nn.ModuleDict, *, instances: Instances, seed: int) -> None:
         super().__init__(encoders, seed=seed)
         self.options = options
-        self.heads = build_heads(encoders, options)
+        self.heads = build_heads(encoders, options, self.modalities)
 
     def loss(self, features: dict[str, Tensor], batch: Batch, progress: Progress) -> Step:
         raw = features["walk"]  # (B, T, N, dim)
         z = F.normalize(self.heads["video"](raw.flatten(0, 2)).float(), dim=1).unflatten(0, raw.shape[:3])
         valid = (batch.ids >= 0) & batch.has_video  # (B,)
         temperature, dropout = self.options.temperature, self.options.dropout
-        loss = walk_loss(
-            z, temperature=temperature, dropout=dropout, generator=self.generator(progress), valid=valid
-        )
+        loss = walk_loss(z, temperature=temperature, dropout=dropout, generator=self.generator(progress), valid=valid)
         first = z[:, 0].detach()  # (B, N, D)
         ids = batch.ids.masked_fill(~valid, -1)[:, None].expand(first.shape[:2])
+        start = batch.start["walk"][:, None].expand(ids.shape)
         return Step(
             loss,
             logs={"returned": walk_accuracy(z, temperature=temperature, valid=valid)},
-            memo={"video": Embedded(first, ids, torch.zeros_like(ids), batch.start["walk"][:, None].expand(ids.shape)).rows()},
+            memo={"video": Embedded(first, ids, torch.zeros_like(ids), start).rows()},
         )

@@ -22,7 +22,8 @@ EVERYTHING = {  # as CVRL, but with probabilities at which all cases occur in a 
     "blur": [0.6, 0.4],
     "solarize": [0.4, 0.6],
 }
-RECIPES = [*((name, {}) for name in VIEWS), ("video", EVERYTHING)]
+SMALL = {"num_frames": 3, "patch_size": 32, "patch_grid": 3}
+RECIPES = [*((name, SMALL) for name in VIEWS), ("video", EVERYTHING)]
 
 
 def some_batch(name: str, data: DataConfig, num_clips: int, *, train: bool = True) -> tuple[torch.Tensor, dict]:
