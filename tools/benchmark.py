@@ -7,6 +7,7 @@
     python tools/benchmark.py encoders --names x3d_s slow_r50
     python tools/benchmark.py loader clips/manifest.parquet --prepared clips_128/manifest.parquet
     python tools/benchmark.py loader made/raw/manifest.parquet --make
+    python tools/benchmark.py tracking --scenes 40
 
 mining: the search for agreement sets beside the dense definition, in one run and with the same threads; for several N
 also how the seconds grow with N.
@@ -14,6 +15,7 @@ step: a training step by part, beside the same step in float32 and torch's defau
 encoders: a table of what each encoder costs, as in docs/encoders.md.
 loader: clips/s of a process beside plain PyAV in the same run, ms by stage, one worker and two, from the clips and from
 their training copies; --make makes clips and copies first; --soak watches the memory of a worker.
+tracking: how many tracks are found in made scenes, on a moving thing or not, and how well they stay on it.
 Exit code: 0 done, 2 wrong call.
 """
 
@@ -28,9 +30,11 @@ from avssl.benchmark.encoders import as_markdown, benchmark_encoders
 from avssl.benchmark.loader import benchmark_loader, make_clips, make_copies, measure_memory
 from avssl.benchmark.mining import DATA, benchmark_mining, benchmark_mining_growth
 from avssl.benchmark.step import benchmark_step
+from avssl.benchmark.tracking import benchmark_tracking
 from avssl.config import load
 from avssl.data.manifest import read_manifest
 from avssl.files import check_writable
+from avssl.mining.tracking import TRACKERS
 
 ROOT = Path(__file__).parents[1]
 
@@ -79,6 +83,13 @@ def main() -> int:
     loader.add_argument("--step-rate", type=float, default=100.0, help="clips/s of a training step (default: 100)")
     loader.add_argument("--soak", type=int, metavar="N", help="instead load N clips in one worker, watch its memory")
     loader.set_defaults(measure=_loader, threads=1)
+    tracking = commands.add_parser("tracking", help="tracks in made scenes: how many, on what, how well they follow")
+    tracking.add_argument("--scenes", type=int, default=40, help="scenes that are made (default: 40)")
+    tracking.add_argument("--tracker", choices=TRACKERS, default="kcf")
+    tracking.add_argument("--seed", type=int, default=1000, help="of the first scene (default: 1000)")
+    tracking.set_defaults(
+        measure=lambda given: benchmark_tracking(num_scenes=given.scenes, first_seed=given.seed, tracker=given.tracker)
+    )
     for command in commands.choices.values():
         command.add_argument("--threads", type=int, help="torch threads; torch's own choice if not given")
         command.add_argument("--json", nargs="?", const="-", help="print JSON, or write it to a file")

@@ -1,0 +1,400 @@
+"""Patches to track in a clip: where something moves by itself, followed over up to 30 frames.
+
+    python -m avssl.mining.tracking      (a worker: one JSON job per line in; one JSON object per line out)
+
+What lives here: the rule of Wang & Gupta, "Unsupervised Learning of Visual Representations using Videos" (ICCV 2015),
+section 3: take out the camera's motion, pick the box with the most moving points, follow it with KCF; and the checks
+that a track must pass. What does not: the table on disk (data/tracks.py), and the pool (track.py).
+
+Differs from Wang & Gupta:
+  * Their points are SURF points with the motion of improved dense trajectories; ours are all pixels, with dense flow
+    (DIS). Of all pixels a thing covers a smaller share than of the points on edges and corners, so the least share that
+    must move is 1 % and not 25 %. Above 75 %, as theirs, it is a cut, or a camera that could not be taken out.
+  * Their box has a fixed size, 227 of 448 x 600 pixels, and is followed as it is. Ours is fitted to the moving region
+    that has most points in it, and a track must go somewhere and be found again backwards.
+
+Letters: T frames, H x W pixels, P pairs of neighbouring frames (T - 1).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal, get_args
+
+import cv2
+import numpy as np
+
+from avssl.media.decode import VideoWindow, read_clip
+from avssl.media.reader import DecodeError
+from avssl.workers import serve
+
+Tracker = Literal["kcf", "csrt"]
+TRACKERS: tuple[Tracker, ...] = get_args(Tracker)
+
+# why a clip has no track, in the order of how far the search came
+TOO_SHORT = "too short"  # fewer frames, without a cut between them, than half a track
+NO_MOTION = "no motion"  # nothing but the camera moves
+TOO_MUCH_MOTION = "too much motion"  # all of it moves: a cut, a wild camera
+NO_REGION = "no region"  # what moves hangs together nowhere, or is too small or too large for a box
+LOST = "lost"  # by the tracker, before half a track
+LEFT = "left the picture"
+HARDLY_MOVES = "hardly moves"  # beside the camera
+INCONSISTENT = "not found backwards"  # followed back from its last frame it arrives elsewhere
+REASONS = (
+    TOO_SHORT,
+    NO_MOTION,
+    TOO_MUCH_MOTION,
+    NO_REGION,
+    LOST,
+    LEFT,
+    HARDLY_MOVES,
+    INCONSISTENT,
+)
+
+MOVING_SPEED = 0.5 * 30 / 448  # short sides per second: 0.5 pixels a frame at 448 x 600 pixels and 30 frames a second
+MOVING_PIXELS = 0.4  # per pair of frames at least: dense flow is not more exact
+MOVING_SHARES = (0.01, 0.75)  # of the pixels
+WINDOW = 227 / 448  # side of the box that is searched for most moving points, in short sides
+REGION_SIDES = (0.08, 0.75)  # of a fitted box, in short sides
+REGION_FILLED = 0.35  # share of a fitted box that moves at least
+START_STRIDE = 3  # frames from one possible start of a track to the next
+TRIES = 6  # boxes that are followed at most, per track that is wanted
+VISIBLE = 0.6  # share of a box that stays in the picture
+WAY = 0.10  # how far a box goes beside the camera at least, in short sides
+BACKWARD_OVERLAP = 0.5  # IoU of the first box and where following back ends
+DISTINCT_OVERLAP = 0.3  # IoU with a kept track in the same frame from which on a box is the same thing
+PATCH = 32  # pixels of the patches that are compared for the confidence
+KCF_FOUND = 0.3  # least response of KCF; at OpenCV's 0.5 it loses most things that turn, at 0.3 few, and no worse
+GRID = 8  # pixels from one point of the camera's fit to the next
+
+
+@dataclass(frozen=True)
+class Options:
+    """How clips are searched.
+
+    Args:
+        max_frames: T of a track; one that ends after half of them counts.
+        max_tracks: per clip.
+        tracker: kcf (Wang & Gupta's; the size of the box stays) or csrt (three times slower; the size follows).
+        fps: frames per second that are read; a clip with fewer gives those it has.
+        short_side: pixels to which the frames are scaled.
+        max_seconds: of a clip that are read, from its beginning.
+    """
+
+    max_frames: int = 30
+    max_tracks: int = 2
+    tracker: Tracker = "kcf"
+    fps: float = 15.0
+    short_side: int = 240
+    max_seconds: float = 10.0
+
+    def __post_init__(self) -> None:
+        if self.max_frames < 2 or self.max_tracks < 1:
+            raise ValueError(
+                f"max_frames={self.max_frames} must be at least 2 and max_tracks={self.max_tracks} at least 1"
+            )
+        if self.tracker not in TRACKERS:
+            raise ValueError(f"tracker={self.tracker!r} must be one of {', '.join(TRACKERS)}")
+
+    @property
+    def min_frames(self) -> int:
+        return max(2, -(-self.max_frames // 2))
+
+
+@dataclass(frozen=True)
+class FoundTrack:
+    """One followed box: times (T,) seconds; boxes (T, 4) top, left, height, width as fractions of the upright picture,
+    inside it; confidence (T,) in [0, 1]: correlation of the patch's grey values with those of the first patch."""
+
+    times: np.ndarray
+    boxes: np.ndarray
+    confidence: np.ndarray
+
+
+@dataclass(frozen=True)
+class Found:
+    """What a clip holds: tracks, best first; why there are none, or ""; why each followed box was dropped."""
+
+    tracks: list[FoundTrack]
+    reason: str
+    drops: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Motion:
+    """Between two frames.
+
+    Args:
+        camera: (3, 3), takes a pixel of the first to where the camera's motion alone would put it in the second.
+        own: (H, W, 2) x, y pixels by which the flow differs from that.
+        moving: (H, W) bool, where this is more than noise.
+    """
+
+    camera: np.ndarray
+    own: np.ndarray
+    moving: np.ndarray
+
+
+@dataclass(frozen=True)
+class Start:
+    """A box (left, top, width, height) in pixels to follow from frame `frame` to before `end`."""
+
+    frame: int
+    end: int
+    box: tuple[int, int, int, int]
+    num_points: float
+
+
+def track_clip(path: str, *, start: float, end: float, size: tuple[int, int], options: Options) -> Found:
+    """Read a clip and find its tracks.
+
+    Args:
+        path: the file.
+        start: second at which the clip begins.
+        end: second at which it ends.
+        size: height and width of the upright picture, in pixels.
+        options: how to search.
+
+    Raises:
+        DecodeError: the file cannot be read.
+    """
+    scale = options.short_side / min(size)
+    window = VideoWindow(
+        start,
+        max(min(end - start, options.max_seconds), 1 / options.fps),
+        options.fps,
+        size=(round(size[0] * scale), round(size[1] * scale)),
+    )
+    (frames,), _ = read_clip(path, video=[window])
+    # a file with fewer frames than asked for repeats them, and starts again where it ends
+    new = frames.times > np.maximum.accumulate(np.concatenate([[-np.inf], frames.times[:-1]]))
+    return find_tracks(frames.data[new], frames.times[new], options=options)
+
+
+def find_tracks(frames: np.ndarray, times: np.ndarray, *, options: Options) -> Found:
+    """Find what moves by itself in a clip and follow it.
+
+    Args:
+        frames: (T, H, W, 3) uint8 RGB.
+        times: (T,) seconds, rising.
+        options: max_frames, max_tracks and tracker are meant.
+    """
+    if len(frames) < options.min_frames:
+        return Found([], TOO_SHORT)
+    grey = [cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY) for frame in frames]
+    flow = cv2.DISOpticalFlow_create(cv2.DISOPTICAL_FLOW_PRESET_MEDIUM)  # boxes fit better than with FAST: IoU .82, .70
+    motions = [_motion(flow, grey[i], grey[i + 1], times[i + 1] - times[i]) for i in range(len(grey) - 1)]
+    starts = _starts(flow, grey, times, motions, options)
+    if isinstance(starts, str):
+        return Found([], starts)
+
+    tracks: list[tuple[Start, np.ndarray]] = []  # boxes (T, 4) left, top, width, height in pixels
+    drops: list[str] = []
+    for start in starts:
+        if len(tracks) == options.max_tracks or len(tracks) + len(drops) == TRIES * options.max_tracks:
+            break
+        boxes: np.ndarray | str = np.array([start.box])
+        if any(_is_same(start.frame, boxes, known.frame, others) for known, others in tracks):
+            continue
+        boxes = _follow_both_ways(frames, start, motions, options)
+        if isinstance(boxes, str):
+            drops.append(boxes)
+        elif not any(_is_same(start.frame, boxes, known.frame, others) for known, others in tracks):
+            tracks.append((start, boxes))
+    reason = "" if tracks else max(drops, key=REASONS.index)
+    return Found([_as_track(grey, times, start.frame, boxes) for start, boxes in tracks], reason, drops)
+
+
+# ---- what moves
+
+
+def _motion(flow: cv2.DISOpticalFlow, first: np.ndarray, second: np.ndarray, seconds: float) -> Motion:
+    """Flow from one grey picture (H, W) to another, with the camera's share taken out."""
+    height, width = first.shape
+    moved = flow.calc(first, second, None)  # (H, W, 2) x, y
+    rows, columns = np.mgrid[GRID // 2 : height : GRID, GRID // 2 : width : GRID]
+    points = np.stack([columns, rows], axis=-1).reshape(-1, 2).astype(np.float32)
+    goals = points + moved[rows, columns].reshape(-1, 2)
+    camera, _ = cv2.findHomography(points, goals, cv2.RANSAC, ransacReprojThreshold=1.0)
+    if camera is None:
+        camera = np.eye(3)
+    everywhere = np.stack(np.meshgrid(np.arange(width), np.arange(height)), axis=-1).astype(np.float32)
+    by_camera = cv2.perspectiveTransform(everywhere, camera) - everywhere  # (H, W, 2)
+    own = moved - by_camera
+    least = max(MOVING_SPEED * min(height, width) * abs(seconds), MOVING_PIXELS)
+    return Motion(camera, own, np.linalg.norm(own, axis=2) > least)
+
+
+def _starts(
+    flow: cv2.DISOpticalFlow, grey: list[np.ndarray], times: np.ndarray, motions: list[Motion], options: Options
+) -> list[Start] | str:
+    """Boxes worth following, those with most moving points first, or why there are none."""
+    shares = np.array([motion.moving.mean() for motion in motions])  # (P,)
+    least, most = MOVING_SHARES
+    reason = TOO_MUCH_MOTION if (shares > most).any() else TOO_SHORT
+    starts: list[Start] = []
+    for begin, end in _runs(shares <= most, options.min_frames - 1):  # pairs; frames begin to end, end included
+        reason = max(reason, NO_MOTION, key=REASONS.index)
+        for i in range(begin, end - options.min_frames + 2, START_STRIDE):
+            if shares[i] < least:
+                continue
+            reason = NO_REGION
+            own, moving = motions[i].own, motions[i].moving
+            if i > begin:  # what moves in both directions of time has no rim of ground that appears or disappears
+                moving = moving & _motion(flow, grey[i], grey[i - 1], times[i] - times[i - 1]).moving
+            last = min(i + options.max_frames, end + 1)
+            worth = (last - i) / options.max_frames
+            starts += [
+                Start(i, last, box, num_points * worth) for box, num_points in _regions(own, moving, options.max_tracks)
+            ]
+    return sorted(starts, key=lambda start: -start.num_points) or reason
+
+
+def _runs(mask: np.ndarray, least: int) -> Iterator[tuple[int, int]]:
+    """(begin, end) of each stretch of at least so many True."""
+    edges = np.flatnonzero(np.diff(np.concatenate([[False], mask, [False]]).astype(int)))
+    for begin, end in zip(edges[::2].tolist(), edges[1::2].tolist(), strict=True):
+        if end - begin >= least:
+            yield begin, end
+
+
+def _regions(own: np.ndarray, moving: np.ndarray, num: int) -> Iterator[tuple[tuple[int, int, int, int], int]]:
+    """Up to `num` boxes (left, top, width, height) around what moves as one, each with the number of its points."""
+    short_side = min(moving.shape)
+    kernel = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (5, 5))
+    mask = cv2.morphologyEx(moving.astype(np.uint8), cv2.MORPH_OPEN, kernel)
+    for _ in range(num):
+        inside = _busiest_window(mask, round(WINDOW * short_side))
+        if not inside.any():
+            return
+        _, labels, stats, _ = cv2.connectedComponentsWithStats(inside)
+        usual = np.median(own[labels == 1 + stats[1:, cv2.CC_STAT_AREA].argmax()], axis=0)  # (2,)
+        # flow is blurred over the rim of a thing: half of its speed is reached there
+        alike = np.linalg.norm(own - usual, axis=2) < np.linalg.norm(usual) / 2
+        fitted = cv2.morphologyEx((alike & (mask > 0)).astype(np.uint8), cv2.MORPH_OPEN, kernel)
+        _, labels, stats, _ = cv2.connectedComponentsWithStats(fitted)
+        counts = np.bincount(labels[inside > 0], minlength=len(stats))
+        counts[0] = 0
+        label = counts.argmax()
+        mask[cv2.dilate(inside if label == 0 else (labels == label).astype(np.uint8), kernel) > 0] = 0
+        left, top, width, height, num_points = stats[label].tolist()
+        least, most = (limit * short_side for limit in REGION_SIDES)
+        fits = least <= min(height, width) and max(height, width) <= most
+        if label and fits and num_points > REGION_FILLED * height * width:
+            yield (left, top, width, height), num_points
+
+
+def _busiest_window(mask: np.ndarray, side: int) -> np.ndarray:
+    """A mask (H, W) uint8, without what is outside the window of side x side pixels with most of its points."""
+    sums = cv2.integral(mask)  # (H + 1, W + 1)
+    counts = sums[side:, side:] - sums[:-side, side:] - sums[side:, :-side] + sums[:-side, :-side]
+    row, column = np.unravel_index(counts.argmax(), counts.shape)
+    inside = np.zeros_like(mask)
+    window = (slice(row, row + side), slice(column, column + side))
+    inside[window] = mask[window]
+    return inside
+
+
+# ---- following it
+
+
+def _follow_both_ways(frames: np.ndarray, start: Start, motions: list[Motion], options: Options) -> np.ndarray | str:
+    """Boxes (T, 4) in pixels inside the picture, from the start on, or why they are no track."""
+    height, width = frames.shape[1:3]
+    boxes, reason = _follow(frames[start.frame : start.end], start.box, options.tracker)
+    if len(boxes) < options.min_frames:
+        return reason
+    cameras = [motion.camera for motion in motions[start.frame : start.frame + len(boxes) - 1]]
+    if _way(boxes, cameras) < WAY * min(height, width):
+        return HARDLY_MOVES
+    back, _ = _follow(frames[start.frame : start.frame + len(boxes)][::-1], boxes[-1], options.tracker)
+    if len(back) < len(boxes) or overlap(back[-1], boxes[0]) < BACKWARD_OVERLAP:
+        return INCONSISTENT
+    return np.array([_clip(box, height, width) for box in boxes])
+
+
+def _follow(frames: np.ndarray, box: Sequence[int], name: Tracker) -> tuple[np.ndarray, str]:
+    """Boxes (n, 4), n <= T, until the end or until the box is lost or leaves the picture, and which of the two."""
+    tracker = _make_tracker(name)
+    boxes = [np.array(box)]
+    tracker.init(np.ascontiguousarray(frames[0, ..., ::-1]), tuple(int(side) for side in box))
+    for frame in frames[1:]:
+        found, box = tracker.update(np.ascontiguousarray(frame[..., ::-1]))
+        if not found:
+            return np.array(boxes), LOST
+        clipped = _clip(box, *frame.shape[:2])
+        if clipped[2:].prod() < VISIBLE * box[2] * box[3]:
+            return np.array(boxes), LEFT
+        boxes.append(np.array(box))
+    return np.array(boxes), ""
+
+
+def _make_tracker(name: Tracker) -> cv2.Tracker:
+    if name == "csrt":
+        return cv2.TrackerCSRT_create()
+    settings = cv2.TrackerKCF_Params()
+    settings.detect_thresh = KCF_FOUND
+    return cv2.TrackerKCF_create(settings)
+
+
+def _way(boxes: np.ndarray, cameras: list[np.ndarray]) -> float:
+    """How far, in pixels, boxes (T, 4) get at most from where the camera alone would have put the first."""
+    centres = (boxes[:, :2] + boxes[:, 2:] / 2).astype(float)
+    place, ways = centres[0], []
+    for camera, centre in zip(cameras, centres[1:], strict=True):
+        place = cv2.perspectiveTransform(place[None, None], camera)[0, 0]
+        ways.append(np.linalg.norm(centre - place))
+    return max(ways)
+
+
+def _is_same(first: int, boxes: np.ndarray, other_first: int, others: np.ndarray) -> bool:
+    """Whether boxes (n, 4) from frame `first` on and others (m, 4) lie on each other in the first frame of both."""
+    i = max(first, other_first)
+    if i >= min(first + len(boxes), other_first + len(others)):
+        return False
+    return overlap(boxes[i - first], others[i - other_first]) > DISTINCT_OVERLAP
+
+
+def _clip(box: Sequence[int], height: int, width: int) -> np.ndarray:
+    """The part of a box (left, top, width, height) that is in the picture."""
+    begin = np.clip(box[:2], 0, [width, height])
+    return np.concatenate([begin, np.clip(np.add(box[:2], box[2:]), 0, [width, height]) - begin])
+
+
+def overlap(a: np.ndarray, b: np.ndarray) -> float:
+    """Intersection over union of two boxes, each place and place, size and size."""
+    begin, end = np.maximum(a[:2], b[:2]), np.minimum(a[:2] + a[2:], b[:2] + b[2:])
+    common = np.clip(end - begin, 0, None).prod()
+    return float(common / (a[2:].prod() + b[2:].prod() - common))
+
+
+def _as_track(grey: list[np.ndarray], times: np.ndarray, first: int, boxes: np.ndarray) -> FoundTrack:
+    """Boxes in pixels -> fractions, with times and confidence."""
+    height, width = grey[0].shape
+    patches = []
+    for i, (left, top, box_width, box_height) in enumerate(boxes):
+        patch = grey[first + i][top : top + box_height, left : left + box_width]
+        patch = cv2.resize(patch, (PATCH, PATCH), interpolation=cv2.INTER_AREA).astype(np.float64)
+        patches.append((patch - patch.mean()) / (patch.std() + 1e-6))
+    confidence = np.clip([(patch * patches[0]).mean() for patch in patches], 0, 1)
+    fractions = boxes[:, [1, 0, 3, 2]] / [height, width, height, width]
+    return FoundTrack(times[first : first + len(boxes)], fractions, confidence)
+
+
+# ---- a worker
+
+
+def answer(job: dict[str, Any]) -> dict[str, Any]:
+    """`track_clip` for the pool: its arguments in, tracks and reason out, or `unread`, why the file cannot be read."""
+    cv2.setNumThreads(1)
+    try:
+        found = track_clip(**job | {"size": tuple(job["size"]), "options": Options(**job["options"])})
+    except DecodeError as error:
+        return {"unread": error.reason}
+    tracks = [{name: values.tolist() for name, values in asdict(track).items()} for track in found.tracks]
+    return {"tracks": tracks, "reason": found.reason}
+
+
+if __name__ == "__main__":
+    serve(answer)
