@@ -19,7 +19,6 @@ CENTRE_FRACTION = 0.875  # side of the evaluation crop over the short side of th
 CROP_TRIES = 10
 BLUR_SIGMA = (0.1, 2.0)  # range in pixels of a crop of BLUR_SIZE
 BLUR_SIZE = 224  # side in pixels of the crops that the published range is meant for
-SOLARIZE_THRESHOLD = 0.5
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 NEUTRAL_FACTORS = (1.0, 1.0, 1.0, 0.0)  # brightness, contrast, saturation, hue: the values that change nothing
@@ -320,7 +319,7 @@ def solarize_(video: Tensor, marked: Tensor) -> Tensor:
     rows = _rows(marked.numpy(), video.device)
     if len(rows):
         chosen = video.index_select(0, rows)  # (n, 3, T, H, W)
-        video.index_copy_(0, rows, torch.where(chosen < SOLARIZE_THRESHOLD, chosen, 1 - chosen))
+        video.index_copy_(0, rows, torch.minimum(chosen, 1 - chosen))  # the threshold is the middle
     return video
 
 
