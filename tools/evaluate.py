@@ -2,7 +2,7 @@
 
     python tools/evaluate.py runs/toy knn --train data/toy/manifest.parquet --test data/toy/manifest.parquet
     python tools/evaluate.py runs/toy linear --train data/toy/manifest.parquet --test data/toy/manifest.parquet
-    python tools/evaluate.py runs/toy propagate
+    python tools/evaluate.py runs/toy propagate --scenes 10 --seed 0 --random-weights
     python tools/evaluate.py runs/toy propagate --davis DAVIS --split DAVIS/ImageSets/2017/val.txt --size 480
 
 knn, linear: rows with split train of the first manifest and test (or val) of the second are used, where the manifests

@@ -1,5 +1,5 @@
-"""Clips in the layout of DAVIS 2017: JPEGImages/480p/NAME/*.jpg and Annotations/480p/NAME/*.png, where a pixel of a mask
-is the number of the thing seen there.
+"""Clips in the layout of DAVIS 2017: JPEGImages/480p/NAME/*.jpg and Annotations/480p/NAME/*.png, where a mask's
+pixel is the number of the thing seen there.
 
 Letters: T frames, H x W pixels.
 """

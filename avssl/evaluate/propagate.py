@@ -111,9 +111,7 @@ def frame_features(
     if map_name is not None and map_name not in names:
         raise ValueError(f"map {map_name} is not one of {type(encoder).__name__}: choose {', '.join(names)}")
     if size < STRIDE:
-        raise ValueError(
-            f"size={size}: expected at least {STRIDE} pixels for the short side of the frames, such as {SIZE}"
-        )
+        raise ValueError(f"size={size}: expected at least {STRIDE} pixels for the frames' short side, such as {SIZE}")
     scale = size / min(frames.shape[1:3])
     height, width = (max(STRIDE, STRIDE * round(scale * side / STRIDE)) for side in frames.shape[1:3])
     small = np.stack([cv2.resize(frame, (width, height), interpolation=cv2.INTER_AREA) for frame in frames])
@@ -185,8 +183,8 @@ def _fine_map(maps: dict[str, Tensor], height: int) -> str:
 
 
 def _within_reach(height: int, width: int, radius: float, *, device: torch.device) -> tuple[Tensor, Tensor]:
-    """For every cell, the cells nearer than `radius`: their numbers (C, P) int64, and (C, P) float -inf where they would
-    lie outside of the map, else 0."""
+    """For every cell, the cells nearer than `radius`: their numbers (C, P) int64, and (C, P) float32, -inf where they
+    would lie outside of the map, else 0."""
     across = torch.arange(-int(radius), int(radius) + 1, device=device)
     down, right = (each.flatten() for each in torch.meshgrid(across, across, indexing="ij"))
     disk = down**2 + right**2 < radius**2
