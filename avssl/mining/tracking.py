@@ -8,10 +8,13 @@ that a track must pass. What does not: the table on disk (data/tracks.py), and t
 
 Differs from Wang & Gupta:
   * Their points are SURF points with the motion of improved dense trajectories; ours are all pixels, with dense flow
-    (DIS). Of all pixels a thing covers a smaller share than of the points on edges and corners, so the least share that
-    must move is 1 % and not 25 %. Above 75 %, as theirs, it is a cut, or a camera that could not be taken out.
+    (DIS), of which those count where the picture changes more than the camera explains: elsewhere flow is made up. Of
+    all pixels a thing covers a smaller share than of the points on edges and corners, so the least share that must
+    move is 1 % and not 25 %. Above 75 %, as theirs, it is a cut, or a camera that could not be taken out.
   * Their box has a fixed size, 227 of 448 x 600 pixels, and is followed as it is. Ours is fitted to the moving region
-    that has most points in it, and a track must go somewhere and be found again backwards.
+    that has most points in it. A track must go somewhere and be found again backwards, and ends where nothing moves in
+    its box any more; the box would stay on the ground that the thing has left.
+  * Theirs has 30 frames; ours has up to 30, at least half of them, at 15 a second.
 
 Letters: T frames, H x W pixels, P pairs of neighbouring frames (T - 1).
 """
