@@ -14,12 +14,21 @@ PAPERS = {  # of each method
     "avid": AVID,
     "avid_cma": AVID,
     "infonce": 'van den Oord, Li, Vinyals, "Representation Learning with Contrastive Predictive Coding", arXiv',
+    "neighbour": 'Qian et al., "Spatiotemporal Contrastive Video Representation Learning", CVPR 2021',
+    "neighbour_rho_moco": 'Feichtenhofer, Fan, Xiong, Girshick, He, "A Large-Scale Study on Unsupervised',
+    "neighbour_cvrl": 'Qian, Meng, Gong, Yang, Wang, Belongie, Cui, "Spatiotemporal Contrastive Video Representation',
+    "neighbour_vince": 'Gordon, Ehsani, Fox, Farhadi, "Watching the World Go By: Representation Learning from',
+    "neighbour_seco": 'Yao, Zhang, Qiu, Pan, Mei, "SeCo: Exploring Sequence Supervision for Unsupervised',
+    "patch": 'Wang, Gupta, "Unsupervised Learning of Visual Representations using Videos", ICCV 2015',
+    "walk": 'Jabri, Owens, Efros, "Space-Time Correspondence as a Contrastive Random Walk", NeurIPS 2020',
 }
 
 
-def options_of(config: Config) -> object:
-    given = dict(config.method)
-    name = given.pop("name")
+def options_of(config: Config, part: str | None = None) -> object:
+    """Options of the method, or of a part of it."""
+    given = dict(config.method if part is None else config.method["parts"][part])
+    given.pop("weight", None)
+    name = given.pop("name", part)
     return merge_options(METHODS[name][1], given, where=name)
 
 
@@ -31,22 +40,31 @@ def header(path: Path) -> str:
 
 
 def test_there_is_a_config_of_every_method_for_every_set() -> None:
-    sets = ("toy", "digits", "kinetics")
-    assert all((CONFIGS / name / f"{method}.yaml").exists() for name in sets for method in METHODS)
+    def missing(name: str) -> set[str]:
+        return {method for method in METHODS if not list((CONFIGS / name).glob(f"{method}*.yaml"))}
+
+    assert missing("toy") == missing("kinetics") == set()
+    assert missing("digits") == {"neighbour", "patch", "walk", "joint"}  # a digit that pans has no motion of its own
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(CONFIGS)))
 def test_config_loads_and_its_options_are_the_methods(path: Path) -> None:
     config = load(path)
-    assert config.method["name"] == path.stem
+    name = config.method["name"]
+    assert path.stem == name or path.stem.startswith(f"{name}_")
     options_of(config)
+    for part in config.method.get("parts", {}):
+        options_of(config, part)
     assert config.run.dir == f"runs/{path.parent.name}/{path.stem}"
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(CONFIGS)))
 def test_header_names_paper_and_result(path: Path) -> None:
     text = header(path)
-    assert f"Paper: {PAPERS[path.stem]}" in text
+    named = (
+        f"Paper: {PAPERS[path.stem]}" if path.stem in PAPERS else "Papers: those of avid_cma.yaml, neighbour"
+    )  # joint
+    assert named in text
     assert "not measured" in text or "README.md" in text  # a result has its source, or is not claimed
 
 
@@ -90,3 +108,42 @@ def test_avid_cma_continues_its_neighbour(name: str, num_positives: int) -> None
     assert options.num_positives == num_positives
     for shared in ("embedding_dim", "hidden_dim", "head_batch_norm", "temperature", "num_negatives"):
         assert getattr(options, shared) == getattr(before, shared), shared
+
+
+def test_published_neighbour_recipes() -> None:
+    recipes = {
+        name: load(CONFIGS / "kinetics" / f"neighbour_{name}.yaml") for name in ("rho_moco", "cvrl", "vince", "seco")
+    }
+    told = {name: options_of(config) for name, config in recipes.items()}
+    assert {name: (o.num_clips, o.num_queries, o.temperature, o.embedding_dim) for name, o in told.items()} == {
+        "rho_moco": (4, None, 0.1, 128),
+        "cvrl": (2, None, 0.1, 128),
+        "vince": (8, 4, 0.07, 64),
+        "seco": (4, 1, 0.1, 128),
+    }
+    assert {name: o.momentum for name, o in told.items()} == {
+        "rho_moco": 0.994, "cvrl": None, "vince": 0.999, "seco": 0.999,
+    }  # fmt: skip
+    assert {name: (tuple(o.negatives), o.queue_size) for name, o in told.items() if "queue" in o.negatives} == {
+        "rho_moco": (("queue",), 65536),
+        "vince": (("batch", "queue"), 65536),
+        "seco": (("queue",), 131072),
+    }
+    assert [(o.interval, o.max_seconds) for o in told.values()] == [("uniform", None)] * 3 + [("halves", None)]
+    assert {name: config.data.num_frames for name, config in recipes.items()} == {
+        "rho_moco": 8, "cvrl": 16, "vince": 1, "seco": 1,
+    }  # fmt: skip
+    cvrl = recipes["cvrl"].data
+    assert (cvrl.jitter, cvrl.blur, cvrl.solarize, cvrl.grey) == ([0.8, 0.8, 0.8, 0.2], [1.0, 0.1], [0.0, 0.2], 0.2)
+    moco = recipes["rho_moco"].optim
+    assert (moco.lr, moco.weight_decay * moco.lr) == pytest.approx((0.1 * 512 / 64 * 12, 1e-4 * 0.8))
+
+
+def test_joint_continues_avid_with_its_parts() -> None:
+    joint, cma = (load(CONFIGS / "kinetics" / f"{name}.yaml") for name in ("joint", "avid_cma"))
+    assert joint.model == cma.model
+    assert options_of(joint, "avid_cma") == options_of(cma)
+    assert set(joint.method["parts"]) == {"avid_cma", "neighbour", "patch"}
+    toy = load(CONFIGS / "toy" / "joint.yaml")
+    for name in ("neighbour", "patch"):
+        assert options_of(toy, name) == options_of(load(CONFIGS / "toy" / f"{name}.yaml"))

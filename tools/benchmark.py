@@ -4,6 +4,7 @@
     python tools/benchmark.py mining --n 10000 --data uniform --json mining.json
     python tools/benchmark.py mining --n 5000 20000 50000 100000
     python tools/benchmark.py step --json
+    python tools/benchmark.py joint --threads 2
     python tools/benchmark.py encoders --names x3d_s slow_r50
     python tools/benchmark.py loader clips/manifest.parquet --prepared clips_128/manifest.parquet
     python tools/benchmark.py loader made/raw/manifest.parquet --make
@@ -12,6 +13,7 @@
 mining: the search for agreement sets beside the dense definition, in one run and with the same threads; for several N
 also how the seconds grow with N.
 step: a training step by part, beside the same step in float32 and torch's default memory layout.
+joint: a step of AVID-CMA, temporal neighbours and tracked patches together, beside the steps of the three alone.
 encoders: a table of what each encoder costs, as in docs/encoders.md.
 loader: clips/s of a process beside plain PyAV in the same run, ms by stage, one worker and two, from the clips and from
 their training copies; --make makes clips and copies first; --soak watches the memory of a worker.
@@ -27,6 +29,7 @@ from pathlib import Path
 import torch
 
 from avssl.benchmark.encoders import as_markdown, benchmark_encoders
+from avssl.benchmark.joint import benchmark_joint
 from avssl.benchmark.loader import benchmark_loader, make_clips, make_copies, measure_memory
 from avssl.benchmark.mining import DATA, benchmark_mining, benchmark_mining_growth
 from avssl.benchmark.step import benchmark_step
@@ -63,6 +66,16 @@ def main() -> int:
             num_steps=given.steps,
             compiled=given.compile,
             seed=given.seed,
+        )
+    )
+    joint = commands.add_parser("joint", help="a step of the joint method beside the steps of its parts")
+    joint.add_argument("overrides", nargs="*", metavar="section.key=value", help="of the configuration that is trained")
+    joint.add_argument("--batch", type=int, default=8, help="clips per step")
+    joint.add_argument("--steps", type=int, default=5, help="turns that are counted")
+    joint.add_argument("--seed", type=int, default=0)
+    joint.set_defaults(
+        measure=lambda given: benchmark_joint(
+            overrides=given.overrides, batch_size=given.batch, num_steps=given.steps, seed=given.seed
         )
     )
     encoders = commands.add_parser("encoders", help="parameters, GFLOPs, clips/s of a training step, named maps")

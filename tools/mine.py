@@ -87,15 +87,17 @@ def read_banks(
 ) -> tuple[torch.Tensor, torch.Tensor, dict[str, torch.Tensor], Manifest]:
     """Memories of both modalities (N, D), the rows that have each (N,), and the manifest they belong to."""
     state = load_checkpoint(run)
-    if "banks.video.z" not in state["model"]:
-        raise ValueError(f"{run} has no memory banks: mine a run of avid or avid_cma")
+    model = state["model"]
+    owners = [name.removesuffix("banks.video.z") for name in model if name.endswith("banks.video.z")]  # "", or a part's
+    if not owners:
+        raise ValueError(f"{run} has no memory banks: mine a run of avid or avid_cma, or of joint with one of them")
     config = loads(state["config"], source=str(run))
     path = manifest_path or Path(config.data.manifest)
     manifest = read_manifest(path, root=None if manifest_path else config.data.root)
     check_manifest(state, manifest.hash, path=run, manifest=path)
-    model = state["model"]
-    usable = {side: model[f"banks.{side}.valid"] for side in ("video", "audio")}
-    return model["banks.video.z"], model["banks.audio.z"], usable, manifest
+    banks = f"{owners[0]}banks"
+    usable = {side: model[f"{banks}.{side}.valid"] for side in ("video", "audio")}
+    return model[f"{banks}.video.z"], model[f"{banks}.audio.z"], usable, manifest
 
 
 def has_labels(manifest: Manifest) -> bool:

@@ -20,7 +20,6 @@ from torch import Tensor, nn
 from avssl import distributed
 from avssl.config import Config, from_dict
 from avssl.data.check import build_table
-from avssl.data.dataset import ClipDataset
 from avssl.data.loader import build_loader
 from avssl.data.manifest import read_manifest, write_manifest
 from avssl.data.sampling import TrainingBatches
@@ -29,7 +28,14 @@ from avssl.methods import build_method
 from avssl.methods.base import Method
 from avssl.optim import build_optimizer
 from avssl.structs import Batch, Instances, Progress
-from avssl.train import compile_encoders, forward_backward, keep_freed_memory, to_channels_last, train_step
+from avssl.train import (
+    compile_encoders,
+    forward_backward,
+    keep_freed_memory,
+    to_channels_last,
+    train_step,
+    training_clips,
+)
 
 _NUM_CLIPS = 16
 _HEIGHT, _WIDTH, _FPS = 128, 160, 16
@@ -127,7 +133,7 @@ def load_batches(config: Config, *, num: int) -> tuple[list[Batch], float]:
         num_epochs=num * config.data.batch_size,
         seed=config.run.seed,
     )
-    dataset = ClipDataset(manifest, config.data, ("video", "audio"), seed=config.run.seed)
+    dataset = training_clips(manifest, config, build_large(config, torch.device("cpu")))
     arrivals, batches, seconds = iter(build_loader(dataset, keys, config.data, device=torch.device("cpu"))), [], []
     for _ in range(num):
         start = time.perf_counter()
@@ -150,7 +156,7 @@ def gradient_error(
 
 
 def _gradients(config: Config, batch: Batch, device: torch.device, *, rounded: bool = False) -> dict[str, Tensor]:
-    method = _build(config, device)
+    method = build_large(config, device)
     if rounded:
         for parameter in method.encoders.parameters():
             parameter.data = parameter.data.bfloat16().float()
@@ -165,7 +171,7 @@ def time_steps(
     config: Config, batches: Sequence[Batch], num_steps: int, device: torch.device, *, compiled: bool
 ) -> tuple[dict[str, float], float]:
     """Seconds of a step by part (medians over the steps), and of the first step, which compiles."""
-    method = _build(config, device)
+    method = build_large(config, device)
     optimizer = build_optimizer(method.parameters(), config.optim)
     if compiled:
         compile_encoders(method, device)
@@ -195,7 +201,7 @@ class StepClock:
         for name, encoder in method.encoders.items():
             encoder.register_forward_hook(lambda *_, part=f"{name} encoder": self.end(part))
             self._end_gradients(encoder, f"{name} encoder backward")
-            method.heads[name].register_forward_hook(lambda *_: self.end("heads"))
+            method.head(name).register_forward_hook(lambda *_: self.end("heads"))
         self._end_gradients(method.heads, "heads and loss backward")
         optimizer.register_step_pre_hook(lambda *_: self.end("gradient norms"))
         optimizer.register_step_post_hook(lambda *_: self.end("optimiser"))
@@ -231,7 +237,7 @@ class StepClock:
         return time.perf_counter()
 
 
-def _build(config: Config, device: torch.device) -> Method:
+def build_large(config: Config, device: torch.device) -> Method:
     """The method for many instances, of which the clips are the first."""
     every = torch.ones(_NUM_INSTANCES, dtype=torch.bool)
     method = build_method(config, Instances(valid=every, has_audio=every, has_video=every)).to(device).train()

@@ -1,0 +1,29 @@
+"""The cost of a joint step, on miniature towers."""
+
+import pytest
+
+from avssl.benchmark.joint import benchmark_joint
+
+TINY = [
+    *("data.num_frames=2", "data.size=32", "data.patch_size=32", "data.audio_seconds=0.5"),
+    *("model.video_depth=10", "model.video_width=0.125", "model.audio_width=0.125"),
+]
+
+
+def test_a_joint_step_encodes_each_view_once() -> None:
+    result = benchmark_joint(overrides=TINY, batch_size=4, num_steps=1, seed=0)
+    assert result["tower_passes"] == {
+        "avid_cma": {"video": 1, "audio": 1},
+        "neighbour": {"video": 2},
+        "patch": {"video": 2},
+        "joint": {"video": 4, "audio": 1},  # AVID-CMA's clip is the neighbours' first
+    }
+    parts = ("avid_cma", "neighbour", "patch")
+    assert result["sum"] == pytest.approx(sum(result["seconds"][name] for name in parts))
+    assert result["joint_share"] == pytest.approx(result["seconds"]["joint"] / result["sum"])
+    assert 0 < result["joint_data_share"] < 2
+
+
+def test_wrong_sizes_are_refused() -> None:
+    with pytest.raises(ValueError, match="batch is 0 and steps 1: expected at least 1 of each"):
+        benchmark_joint(overrides=TINY, batch_size=0, num_steps=1, seed=0)
