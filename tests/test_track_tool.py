@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
 
@@ -23,6 +23,7 @@ from avssl.data.check import build_table
 from avssl.data.manifest import Manifest, read_manifest, write_manifest
 from avssl.data.tracks import read_tracks
 from avssl.media.encode import write_clip
+from avssl.mining.tracking import Options
 from avssl.workers import run_jobs
 from tests.clips import make_sound
 
@@ -174,10 +175,10 @@ def test_a_file_that_hangs_or_kills_is_named_and_tried_again(
     out = tmp_path / "tracks.parquet"
     with monkeypatch.context() as patch:
         watch_jobs(patch, "hostile_track")
-        assert call(made / "manifest.parquet", out, "--timeout", 6) == 1
+        assert call(made / "manifest.parquet", out, "--timeout", 4) == 1
     words = capsys.readouterr().out
     assert re.search(r"a_moves\.mp4: crashed: the worker that had it died", words)
-    assert re.search(r"b_pans\.mp4: timeout: not done within 6 seconds", words)
+    assert re.search(r"b_pans\.mp4: timeout: not done within 4 seconds", words)
     assert "2 tracks in 2 of 7 clips" in words
     asked = watch_jobs(monkeypatch)
     assert call(made / "manifest.parquet", out) == 1
@@ -211,3 +212,21 @@ def test_a_table_of_another_manifest_is_left_alone(made: Path, tmp_path: Path, c
     assert call(folder / "manifest.parquet", out, "--split", "test") == 2
     assert f"belong to another manifest (hash {manifest.hash}" in capsys.readouterr().err
     assert out.read_bytes() == before
+
+
+def test_interrupted_and_alone(made: Path, tmp_path: Path, call: Call, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
+    out, manifest = tmp_path / "tracks.parquet", read_manifest(made / "manifest.parquet")
+    options = Options(max_frames=12, max_tracks=1)
+    with avssl.track._journal(out, manifest.hash, options):
+        assert call(made / "manifest.parquet", out) == 2
+    assert "tracks.parquet: wait for it or end it" in capsys.readouterr().err
+
+    def interrupted(module: str, jobs: list[dict], **settings: object) -> Iterator:
+        yield 0, {"tracks": [], "reason": "no motion"}
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(avssl.track, "run_jobs", interrupted)
+    assert call(made / "manifest.parquet", out) == 130
+    assert "the same command continues" in capsys.readouterr().err
+    with avssl.track._journal(out, manifest.hash, options) as journal:
+        assert avssl.track._read_journal(journal)[0]["reason"] == "no motion"

@@ -341,7 +341,7 @@ def _follow(frames: np.ndarray, box: Sequence[int], name: Tracker) -> tuple[np.n
         if not found:
             return np.array(boxes), LOST
         clipped = _clip(box, *frame.shape[:2])
-        if clipped[2:].prod() < VISIBLE * box[2] * box[3]:
+        if clipped[2:].prod() <= VISIBLE * box[2] * box[3]:
             return np.array(boxes), LEFT
         boxes.append(np.array(box))
     return np.array(boxes), ""
