@@ -95,7 +95,7 @@ def _find(
 ) -> Iterator[tuple[int, dict[str, Any]]]:
     """Yield (id, {tracks, reason}) as they come."""
     jobs = {}
-    for id, row in zip(ids, manifest.table.take(ids).to_pylist(), strict=True):
+    for id, row in zip(ids, manifest.table.take(np.array(ids, np.int64)).to_pylist(), strict=True):
         if row["status"] == "ok":
             start = next(second for second in (row["start"], row["video_start"], 0.0) if second is not None)
             end = next(
@@ -144,10 +144,10 @@ def _journal(out: Path, manifest_hash: str, options: Options) -> Iterator[TextIO
     path = out.with_name(f".{out.name}.{key}.jsonl")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        file = open(path, "a+", encoding="utf-8")
+        path.touch()
     except OSError as error:
         raise WriteError(path, error) from error
-    with file:
+    with open(path, "a+", encoding="utf-8") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:

@@ -87,7 +87,9 @@ def batch_of(method: Method, step: int, *, ids: torch.Tensor | None = None) -> B
         has_video=torch.ones(len(rows), dtype=torch.bool),
         params={},
         padded={view: torch.zeros(len(rows), dtype=torch.bool) for view in method.views},
-        target={"track": torch.tensor([[0, 1]]).expand(len(rows), 2)[:, : method.patches.num]} if method.patches else {},
+        target={"track": torch.tensor([[0, 1]]).expand(len(rows), 2)[:, : method.patches.num]}
+        if method.patches
+        else {},
     )
 
 
@@ -141,7 +143,7 @@ def test_loss_falls(trained: tuple[str, Method, list[Step]]) -> None:
 
 
 def test_embeddings_do_not_collapse(trained: tuple[str, Method, list[Step]]) -> None:
-    _, method, steps = trained
+    _, _, steps = trained
     vectors = {name: value for name, value in steps[-1].memo.items() if isinstance(value, Embedded)}
     assert vectors
     for name, value in vectors.items():

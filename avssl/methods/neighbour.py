@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from avssl import distributed
 from avssl.data.sampling import Clips
 from avssl.methods.base import HeadOptions, Method, build_heads, encode_each
-from avssl.models.momentum import MomentumCopy, cosine_momentum
+from avssl.models.momentum import MomentumCopy, rising_momentum
 from avssl.objectives.contrast import info_nce, similarity
 from avssl.objectives.negatives import Bank, Queue, draw_negatives, in_batch
 from avssl.objectives.positives import neighbour, same_crop, same_instance
@@ -105,7 +105,7 @@ class Neighbour(Method):
             memo={
                 "video": queries.detach(),
                 "keys": keys.detach(),
-                "done": torch.tensor(progress.step / progress.num_steps),
+                "done": torch.full_like(loss.detach(), progress.step / progress.num_steps),
             },
         )
 
@@ -190,9 +190,9 @@ class Neighbour(Method):
         if "bank" in options.negatives:
             self.bank.update(step.memo["video"], momentum=options.bank_momentum)
         if options.momentum is not None:
-            momentum = options.momentum
+            momentum: float | Tensor = options.momentum
             if options.momentum_schedule == "cosine":
-                momentum = cosine_momentum(momentum, float(step.memo["done"]))
+                momentum = rising_momentum(momentum, step.memo["done"])
             self.copy.follow({"trunk": self.encoders["video"], **self.heads}, momentum=momentum)
 
 

@@ -8,17 +8,20 @@ that a track must pass. What does not: the table on disk (data/tracks.py), and t
 
 Differs from Wang & Gupta:
   * Their points are SURF points with the motion of improved dense trajectories; ours are all pixels, with dense flow
-    (DIS). Of all pixels a thing covers a smaller share than of the points on edges and corners, so the least share that
-    must move is 1 % and not 25 %. Above 75 %, as theirs, it is a cut, or a camera that could not be taken out.
+    (DIS), of which those count where the picture changes more than the camera explains: elsewhere flow is made up. Of
+    all pixels a thing covers a smaller share than of the points on edges and corners, so the least share that must
+    move is 1 % and not 25 %. Above 75 %, as theirs, it is a cut, or a camera that could not be taken out.
   * Their box has a fixed size, 227 of 448 x 600 pixels, and is followed as it is. Ours is fitted to the moving region
-    that has most points in it, and a track must go somewhere and be found again backwards.
+    that has most points in it. A track must go somewhere and be found again backwards, and ends where nothing moves in
+    its box any more; the box would stay on the ground that the thing has left.
+  * Theirs has 30 frames; ours has up to 30, at least half of them, at 15 a second.
 
 Letters: T frames, H x W pixels, P pairs of neighbouring frames (T - 1).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal, get_args
 
@@ -28,6 +31,8 @@ import numpy as np
 from avssl.media.decode import VideoWindow, read_clip
 from avssl.media.reader import DecodeError
 from avssl.workers import serve
+
+WARP_BACK = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
 
 Tracker = Literal["kcf", "csrt"]
 TRACKERS: tuple[Tracker, ...] = get_args(Tracker)
@@ -53,13 +58,15 @@ REASONS = (
 )
 
 MOVING_SPEED = 0.5 * 30 / 448  # short sides per second: 0.5 pixels a frame at 448 x 600 pixels and 30 frames a second
-MOVING_PIXELS = 0.4  # per pair of frames at least: dense flow is not more exact
+MOVING_PIXELS = 0.4  # of the file, per pair of frames at least: dense flow is not more exact
+CHANGE = 3.0  # grey levels that differ at least, in the mean around a moving pixel, from the camera's motion alone
 MOVING_SHARES = (0.01, 0.75)  # of the pixels
 WINDOW = 227 / 448  # side of the box that is searched for most moving points, in short sides
 REGION_SIDES = (0.08, 0.75)  # of a fitted box, in short sides
 REGION_FILLED = 0.35  # share of a fitted box that moves at least
 START_STRIDE = 3  # frames from one possible start of a track to the next
 TRIES = 6  # boxes that are followed at most, per track that is wanted
+STILL = 0.15  # share of a box's pixels up to which nothing moves in it; a track ends with the last frame above
 VISIBLE = 0.6  # share of a box that stays in the picture
 WAY = 0.10  # how far a box goes beside the camera at least, in short sides
 BACKWARD_OVERLAP = 0.5  # IoU of the first box and where following back ends
@@ -169,23 +176,28 @@ def track_clip(path: str, *, start: float, end: float, size: tuple[int, int], op
     (frames,), _ = read_clip(path, video=[window])
     # a file with fewer frames than asked for repeats them, and starts again where it ends
     new = frames.times > np.maximum.accumulate(np.concatenate([[-np.inf], frames.times[:-1]]))
-    return find_tracks(frames.data[new], frames.times[new], options=options)
+    return find_tracks(frames.data[new], frames.times[new], options=options, enlarged=max(scale, 1.0))
 
 
-def find_tracks(frames: np.ndarray, times: np.ndarray, *, options: Options) -> Found:
+def find_tracks(frames: np.ndarray, times: np.ndarray, *, options: Options, enlarged: float = 1.0) -> Found:
     """Find what moves by itself in a clip and follow it.
 
     Args:
         frames: (T, H, W, 3) uint8 RGB.
         times: (T,) seconds, rising.
         options: max_frames, max_tracks and tracker are meant.
+        enlarged: times so many pixels as in the file; what is too little to be seen there is no motion here.
     """
     if len(frames) < options.min_frames:
         return Found([], TOO_SHORT)
     grey = [cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY) for frame in frames]
     flow = cv2.DISOpticalFlow_create(cv2.DISOPTICAL_FLOW_PRESET_MEDIUM)  # boxes fit better than with FAST: IoU .82, .70
-    motions = [_motion(flow, grey[i], grey[i + 1], times[i + 1] - times[i]) for i in range(len(grey) - 1)]
-    starts = _starts(flow, grey, times, motions, options)
+
+    def motion(i: int, j: int) -> Motion:
+        return _motion(flow, grey[i], grey[j], abs(times[j] - times[i]), enlarged)
+
+    motions = [motion(i, i + 1) for i in range(len(grey) - 1)]
+    starts = _starts(motions, motion, options)
     if isinstance(starts, str):
         return Found([], starts)
 
@@ -209,7 +221,7 @@ def find_tracks(frames: np.ndarray, times: np.ndarray, *, options: Options) -> F
 # ---- what moves
 
 
-def _motion(flow: cv2.DISOpticalFlow, first: np.ndarray, second: np.ndarray, seconds: float) -> Motion:
+def _motion(flow: cv2.DISOpticalFlow, first: np.ndarray, second: np.ndarray, seconds: float, enlarged: float) -> Motion:
     """Flow from one grey picture (H, W) to another, with the camera's share taken out."""
     height, width = first.shape
     moved = flow.calc(first, second, None)  # (H, W, 2) x, y
@@ -222,13 +234,14 @@ def _motion(flow: cv2.DISOpticalFlow, first: np.ndarray, second: np.ndarray, sec
     everywhere = np.stack(np.meshgrid(np.arange(width), np.arange(height)), axis=-1).astype(np.float32)
     by_camera = cv2.perspectiveTransform(everywhere, camera) - everywhere  # (H, W, 2)
     own = moved - by_camera
-    least = max(MOVING_SPEED * min(height, width) * abs(seconds), MOVING_PIXELS)
-    return Motion(camera, own, np.linalg.norm(own, axis=2) > least)
+    least = max(MOVING_SPEED * min(height, width) * seconds, MOVING_PIXELS * enlarged)
+    # flow makes up motion where nothing is to be seen; there the camera alone explains the second picture as well
+    back = cv2.warpPerspective(second, camera, (width, height), flags=WARP_BACK, borderMode=cv2.BORDER_REPLICATE)
+    change = cv2.blur(cv2.absdiff(first, back).astype(np.float32), (GRID + 1, GRID + 1))
+    return Motion(camera, own, (np.linalg.norm(own, axis=2) > least) & (change > CHANGE))
 
 
-def _starts(
-    flow: cv2.DISOpticalFlow, grey: list[np.ndarray], times: np.ndarray, motions: list[Motion], options: Options
-) -> list[Start] | str:
+def _starts(motions: list[Motion], motion: Callable[[int, int], Motion], options: Options) -> list[Start] | str:
     """Boxes worth following, those with most moving points first, or why there are none."""
     shares = np.array([motion.moving.mean() for motion in motions])  # (P,)
     least, most = MOVING_SHARES
@@ -242,7 +255,7 @@ def _starts(
             reason = NO_REGION
             own, moving = motions[i].own, motions[i].moving
             if i > begin:  # what moves in both directions of time has no rim of ground that appears or disappears
-                moving = moving & _motion(flow, grey[i], grey[i - 1], times[i] - times[i - 1]).moving
+                moving = moving & motion(i, i - 1).moving
             last = min(i + options.max_frames, end + 1)
             worth = (last - i) / options.max_frames
             starts += [
@@ -305,6 +318,10 @@ def _follow_both_ways(frames: np.ndarray, start: Start, motions: list[Motion], o
     boxes, reason = _follow(frames[start.frame : start.end], start.box, options.tracker)
     if len(boxes) < options.min_frames:
         return reason
+    moving = [_share(motions[start.frame + i - 1].moving, boxes[i]) > STILL for i in range(1, len(boxes))]
+    boxes = boxes[: 1 + len(moving) - moving[::-1].index(True)] if True in moving else boxes[:1]
+    if len(boxes) < options.min_frames:
+        return HARDLY_MOVES
     cameras = [motion.camera for motion in motions[start.frame : start.frame + len(boxes) - 1]]
     if _way(boxes, cameras) < WAY * min(height, width):
         return HARDLY_MOVES
@@ -346,6 +363,12 @@ def _way(boxes: np.ndarray, cameras: list[np.ndarray]) -> float:
         place = cv2.perspectiveTransform(place[None, None], camera)[0, 0]
         ways.append(np.linalg.norm(centre - place))
     return max(ways)
+
+
+def _share(moving: np.ndarray, box: np.ndarray) -> float:
+    """Share of the pixels of a box (left, top, width, height) that move."""
+    left, top, width, height = _clip(box, *moving.shape)
+    return float(moving[top : top + height, left : left + width].mean())
 
 
 def _is_same(first: int, boxes: np.ndarray, other_first: int, others: np.ndarray) -> bool:

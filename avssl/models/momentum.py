@@ -1,11 +1,10 @@
 """A slowly following copy of networks, which encodes the keys of MoCo and its relatives."""
 
 import copy
-import math
 from collections.abc import Mapping
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 
 class MomentumCopy(nn.Module):
@@ -26,12 +25,23 @@ class MomentumCopy(nn.Module):
         return self.networks[name]
 
     @torch.no_grad()
-    def follow(self, networks: Mapping[str, nn.Module], *, momentum: float) -> None:
-        """own = momentum * own + (1 - momentum) * theirs, of every weight (He et al. 2020, eq. 2)."""
-        for name, own in self.networks.items():
-            torch._foreach_lerp_(list(own.parameters()), list(networks[name].parameters()), 1 - momentum)
+    def follow(self, networks: Mapping[str, nn.Module], *, momentum: float | Tensor) -> None:
+        """own = momentum * own + (1 - momentum) * theirs, of every weight (He et al. 2020, eq. 2).
+
+        Args:
+            networks: as those that the copy is of.
+            momentum: in [0, 1]; as a tensor () it does not make the host wait for a GPU.
+        """
+        own = [weight for network in self.networks.values() for weight in network.parameters()]
+        theirs = [weight for name in self.networks for weight in networks[name].parameters()]
+        way = torch._foreach_sub(theirs, own)
+        torch._foreach_mul_(way, 1 - momentum)
+        torch._foreach_add_(own, way)
 
 
-def cosine_momentum(start: float, share: float) -> float:
-    """A momentum that rises from `start` to 1 over a run of which `share` is done (BYOL, MoCo v3)."""
-    return 1 - (1 - start) * (math.cos(math.pi * share) + 1) / 2
+def rising_momentum(start: float, done: Tensor) -> Tensor:
+    """A momentum that rises from `start` to 1 by half a cosine over a run of which the share `done` () is done -> ().
+
+    Source: Grill et al. 2020 (BYOL), section 3.2; as in SlowFast and MoCo v3.
+    """
+    return 1 - (1 - start) * (torch.cos(torch.pi * done) + 1) / 2

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from avssl.data.sampling import Span, draw_windows, num_steps_per_epoch, spread_windows
+from avssl.data.sampling import Clips, Patches, Span, draw_windows, further_starts, num_steps_per_epoch, spread_windows
 
 NUM_DRAWS = 2000
 
@@ -62,3 +62,78 @@ def test_fewer_clips_than_a_batch_is_an_error() -> None:
     assert num_steps_per_epoch(10, clips_per_video=3, batch_size=8) == 3
     with pytest.raises(ValueError, match=r"10 usable videos x data\.clips_per_video=1 are fewer than one batch"):
         num_steps_per_epoch(10, clips_per_video=1, batch_size=16)
+
+
+TEN_SECONDS = Span(0, 10)
+
+
+def further(clips: Clips, *, first: float = 2.0, video: Span = TEN_SECONDS, seconds: float = 1.0) -> np.ndarray:
+    """(1000, num - 1) starts behind a first clip."""
+    rng = np.random.default_rng(0)
+    return np.array([further_starts(rng, first, video, seconds=seconds, clips=clips) for _ in range(1000)])
+
+
+def test_uniform_starts_have_cvrls_interval() -> None:
+    """CVRL's sampler inverts the distribution of a linearly decreasing interval; two uniform starts have it too."""
+    rng = np.random.default_rng(0)
+    span = Span(0, 193 + 7)
+    starts = rng.uniform(0, 193, 20000)
+    pairs = [further_starts(rng, first, span, seconds=7, clips=Clips(2))[0] for first in starts]
+    share = np.abs(starts - pairs) / 193
+    assert share.mean() == pytest.approx(0.3325, abs=0.005)  # recorded of the original
+    deciles = np.histogram(share, bins=10, range=(0, 1))[0] / len(share)
+    assert deciles[0] == pytest.approx(0.19, abs=0.01)
+    assert deciles[-1] == pytest.approx(0.01, abs=0.003)
+    assert (np.diff(deciles) < 0).all()
+
+
+def test_radii_draw_near_clips_and_far_ones() -> None:
+    near, other, far = further(Clips(4, "radii", max_seconds=0.5, num_far=1, min_far_seconds=3)).T
+    assert np.abs(near - 2).max() <= 0.5
+    assert np.abs(other - 2).max() <= 0.5
+    assert near.std() > 0.2
+    assert far.min() >= 5  # before the first one there is no room
+    assert far.max() <= 9
+    sides = further(Clips(3, "radii", max_seconds=0.5, num_far=1, min_far_seconds=3), first=4.0)[:, 1]
+    assert ((sides <= 1) | (sides >= 7)).all()
+    assert (sides <= 1).mean() == pytest.approx(1 / 3, abs=0.05)  # one second of starts before, two behind
+
+
+def test_radii_stay_inside_a_short_video() -> None:
+    near, far = further(
+        Clips(3, "radii", max_seconds=5, num_far=1, min_far_seconds=6), first=0.5, video=Span(0, 2), seconds=1
+    ).T
+    for starts in (near, far):  # nothing is far: anywhere
+        assert 0 <= starts.min() < 0.1
+        assert 0.9 < starts.max() <= 1
+
+
+def test_halves_repeat_the_first_start_and_lie_in_order_in_the_other_half() -> None:
+    for first, (low, high) in ((2.0, (4.5, 9)), (7.0, (0, 4.5))):
+        same, one, two = further(Clips(4, "halves"), first=first).T
+        assert (same == first).all()
+        assert (one <= two).all()
+        assert low <= one.min()
+        assert two.max() <= high
+    assert further(Clips(2, "halves"))[0].tolist() == [2.0]
+
+
+@pytest.mark.parametrize("law", ["uniform", "radii", "halves"])
+def test_a_video_shorter_than_a_clip_has_one_start(law: str) -> None:
+    clips = Clips(4, law, max_seconds=1, num_far=1, min_far_seconds=2)
+    assert (further(clips, first=3.0, video=Span(3, 3.4), seconds=1) == 3).all()
+
+
+def test_patches_are_the_ends_of_a_track_or_any_two_frames() -> None:
+    rng = np.random.default_rng(0)
+    drawn = [Patches("t", num=2).draw(rng, [30, 4, 9]) for _ in range(200)]
+    lengths = {0: 30, 1: 4, 2: 9}
+    for (a, first), (b, last), (c, _), (d, _) in drawn:
+        assert a == b != c == d
+        assert (first, last) == (0, lengths[a] - 1)
+    assert {each[0][0] for each in drawn} == {0, 1, 2}
+    pairs = [Patches("t", frames="any").draw(rng, [5]) for _ in range(200)]
+    assert all(one < two for (_, one), (_, two) in pairs)
+    assert len(set(map(tuple, pairs))) == 10
+    assert Patches("t", num=2).draw(rng, []) == []
+    assert len(Patches("t", num=2).draw(rng, [7])) == 2  # the second track is an empty place

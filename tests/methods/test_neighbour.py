@@ -48,7 +48,9 @@ def fill(method: Neighbour, queue: Tensor) -> None:
 
 def test_equals_recorded_vince(recorded: dict[str, Tensor]) -> None:
     """4 query frames and 4 other key frames of each of 3 videos, and a queue: all 16 pairs of a video are positive."""
-    method = build(num_clips=8, num_queries=4, negatives=["batch", "queue"], queue_size=40, temperature=0.07, momentum=0)
+    method = build(
+        num_clips=8, num_queries=4, negatives=["batch", "queue"], queue_size=40, temperature=0.07, momentum=0
+    )
     fill(method, recorded["vince.queue"])
     ids = [i // 4 for i in range(12)]
     raw = recorded["vince.q"].clone().requires_grad_()
@@ -162,7 +164,9 @@ def batch(ids: list[int], num_clips: int, *, step: int = 0):
     made = vector_batch(torch.tensor(ids), step=step)
     names = ["video", *(f"video.{number}" for number in range(1, num_clips))]
     noise = torch.Generator().manual_seed(step)
-    video = {name: made.video["video"] + 0.2 * torch.randn(made.video["video"].shape, generator=noise) for name in names}
+    video = {
+        name: made.video["video"] + 0.2 * torch.randn(made.video["video"].shape, generator=noise) for name in names
+    }
     start = {name: torch.full((len(ids),), float(i), dtype=torch.float64) for i, name in enumerate(names)}
     return dataclasses.replace(made, video=video, audio={}, start=start, padded={})
 

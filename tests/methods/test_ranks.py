@@ -1,0 +1,72 @@
+"""One process equals two for every method and its main settings: losses, gradients, memories, queues and copies.
+
+BatchNorm stands still, as each rank has its own clips; AVID and AVID-CMA are drawn by hypothesis in test_properties.py.
+"""
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+import torch.multiprocessing as multiprocessing
+from torch.nn.parallel import DistributedDataParallel
+
+from avssl import distributed
+from avssl.train import shared_buffers
+from tests.test_methods_contract import CASES, NUM, batch_of, build, progress
+from tests.test_properties import free_port
+
+STEPS = 3
+
+
+def trained(case: str) -> dict[str, torch.Tensor]:
+    """A few steps on this rank's rows: what must not depend on the number of ranks."""
+    rank, world_size = distributed.rank(), distributed.world_size()
+    method = build(case).eval()
+    model = DistributedDataParallel(method, broadcast_buffers=False) if world_size > 1 else method
+    optimizer = torch.optim.SGD([p for p in method.parameters() if p.requires_grad], lr=0.01)
+    rows = NUM // world_size
+    result = {}
+    for number in range(STEPS):
+        method.on_epoch(number)
+        ids = torch.randperm(NUM, generator=torch.Generator().manual_seed(number))[rank * rows :][:rows]
+        done = model(batch_of(method, number, ids=ids), progress(number))
+        optimizer.zero_grad()
+        done.loss.backward()
+        result[f"loss {number}"] = distributed.all_reduce(done.loss.detach()) / world_size
+        result |= {
+            f"gradient {number} {name}": p.grad.clone() for name, p in method.named_parameters() if p.requires_grad
+        }
+        optimizer.step()
+        method.after_step(done)
+    distributed.check_equal(shared_buffers(method), "buffers")
+    return result | {f"state {name}": value for name, value in method.state_dict().items()}
+
+
+def in_process(rank: int, port: int, folder: str) -> None:
+    torch.set_num_threads(1)
+    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2"}
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    distributed.init("cpu")
+    results = {case: trained(case) for case in CASES}
+    if rank == 0:
+        torch.save(results, Path(folder) / "two.pt")
+    distributed.shut_down()
+
+
+@pytest.mark.processes
+def test_one_process_equals_two(tmp_path: Path) -> None:
+    multiprocessing.spawn(in_process, args=(free_port(), str(tmp_path)), nprocs=2)
+    torch.set_num_threads(1)
+    results = torch.load(tmp_path / "two.pt", weights_only=True)
+    for case in CASES:
+        one, two = trained(case), results[case]
+        assert one.keys() == two.keys()
+        for name, value in one.items():
+            difference, size = (
+                (two[name].double() - value.double()).nan_to_num().norm(),
+                value.double().nan_to_num().norm(),
+            )
+            # sums of another order through a whole trunk; what belongs to other rows would differ by its own size
+            bound = 1e-3 * size + 1e-5 if value.is_floating_point() else 0
+            assert difference <= bound, f"{name} of {case}: {value} and {two[name]}"

@@ -1,0 +1,302 @@
+"""Temporal neighbours, tracked patches, the walk and the joint run, from clips to checkpoint: samples out of one opened
+file, stopping and resuming, silent clips, starting a joint run from AVID, and what one tower alone gives later.
+"""
+
+from collections.abc import Callable
+from pathlib import Path
+from unittest import mock
+
+import numpy as np
+import pytest
+import torch
+from omegaconf import OmegaConf
+
+from avssl.checkpoint import CheckpointError, load_checkpoint
+from avssl.config import Config, ConfigError, from_dict
+from avssl.data import dataset as dataset_module
+from avssl.data.dataset import ClipDataset, collate
+from avssl.data.manifest import Manifest
+from avssl.data.sampling import Key
+from avssl.data.tracks import TracksError, write_tracks
+from avssl.evaluate.features import extract, load_run
+from avssl.evaluate.harness import evaluate
+from avssl.logs import read_log
+from avssl.media.decode import read_frames
+from avssl.methods import build_method
+from avssl.optim import build_optimizer
+from avssl.retrieval.search import query_of_row, search
+from avssl.retrieval.store import write_store
+from avssl.structs import Progress
+from avssl.train import train, train_step, training_clips, usable_instances
+from tests.clips import SECONDS, TINY
+from tests.test_train import equal_models
+from tests.test_train_step import Waits
+
+DATA = [line for line in TINY if not line.startswith("method.")]
+HEAD = {"hidden_dim": 16, "embedding_dim": 8}
+CMA = HEAD | {"num_negatives": 4, "num_positives": 2, "num_negatives_within": 3, "mine_every": 1, "mine_from_epoch": 1}
+NEIGHBOUR = HEAD | {"num_clips": 3, "negatives": ["batch", "queue"], "queue_size": 10, "momentum": 0.9}
+NO_TRACK = 9  # row of the manifest that no track was found in
+
+
+def recipes(tracks: str) -> dict[str, dict]:
+    return {
+        "neighbour": NEIGHBOUR | {"name": "neighbour", "momentum_schedule": "cosine"},
+        "patch": HEAD | {"name": "patch", "tracks": tracks, "num_tracks": 2, "frames": "any"},
+        "walk": HEAD | {"name": "walk"},
+        "joint": {
+            "name": "joint",
+            "parts": {"avid_cma": CMA, "neighbour": NEIGHBOUR, "patch": HEAD | {"tracks": tracks}, "walk": HEAD},
+        },
+    }
+
+
+def config(manifest: Manifest, folder: Path, method: dict, *overrides: str) -> Config:
+    lines = [f"data.manifest={manifest.root / 'manifest.parquet'}", f"run.dir={folder}", *DATA, *overrides]
+    lines += ["data.patch_size=32", "data.patch_grid=2", "data.num_frames=3"]
+    given = OmegaConf.to_container(OmegaConf.from_dotlist(lines))
+    return from_dict(given | {"method": method}, source="test")
+
+
+@pytest.fixture(scope="module")
+def tracks(clip_set: Manifest, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """One track per clip, every second clip has two; one clip has none."""
+    path = tmp_path_factory.mktemp("tracks") / "tracks.parquet"
+    times = [0.1, 0.3, 0.5, 0.7]
+    boxes = [[[0.1 * i, 0.2, 0.5, 0.6] for i in range(4)], [[0.0, 0.4, 0.4, 0.4]] * 4]
+    rows = [
+        {"id": id, "track": number, "times": times, "boxes": boxes[number], "confidence": [1.0] * 4, "reason": None}
+        for id in range(len(clip_set.column("path")))
+        for number in range(1 + id % 2)
+        if id != NO_TRACK
+    ]
+    rows.append({"id": NO_TRACK, "track": -1, "times": [], "boxes": [], "confidence": [], "reason": "no motion"})
+    write_tracks(path, rows, manifest_hash=clip_set.hash, options={})
+    return str(path)
+
+
+@pytest.fixture
+def settings(clip_set: Manifest, tmp_path: Path, tracks: str) -> Callable[..., Config]:
+    def made(name: str, *overrides: str, folder: str = "run") -> Config:
+        return config(clip_set, tmp_path / folder, recipes(tracks)[name], *overrides)
+
+    return made
+
+
+def samples_of(manifest: Manifest, settings: Config) -> ClipDataset:
+    return training_clips(manifest, settings, build_method(settings, usable_instances(manifest, settings)))
+
+
+def test_all_views_of_a_sample_come_out_of_one_opened_file(clip_set: Manifest, settings: Callable[..., Config]) -> None:
+    clips = samples_of(clip_set, settings("joint"))
+    assert clips.views == ("video", "audio", "video.1", "video.2", "patch", "patch.1", "walk")
+    with mock.patch.object(dataset_module, "read_clip", side_effect=dataset_module.read_clip) as reading:
+        sample = clips[Key(0, 1, 0)]
+    assert reading.call_count == 1
+    shapes = {view: value.shape for view, value in sample.video.items()}
+    assert shapes == {
+        **{view: (3, 32, 32, 3) for view in ("video", "video.1", "video.2", "walk")},
+        **{view: (1, 32, 32, 3) for view in ("patch", "patch.1")},
+    }
+    assert sample.start["walk"] == sample.start["video"]
+    assert len({sample.start[view] for view in ("video", "video.1", "video.2")}) > 1
+    assert all(0 <= value < SECONDS for value in sample.start.values())
+    assert sample.params["walk"]["cells"].shape == (3, 4, 4)
+
+
+def test_a_patch_is_what_the_track_says(clip_set: Manifest, settings: Callable[..., Config]) -> None:
+    for seed in range(4):
+        clips = samples_of(clip_set, settings("patch", f"run.seed={seed}"))
+        sample = clips[Key(0, 5, 0)]
+        assert sorted(sample.target["track"]) == [0, 1]
+        for place, number in enumerate(sample.target["track"]):
+            track = clips.tracks.of(5)[number]
+            for view in ("patch", "patch.1") if place == 0 else ("patch.2", "patch.3"):
+                frame = int(np.argmin(np.abs(track.times - sample.start[view])))
+                box = tuple(track.boxes[frame])
+                expected = read_frames(
+                    clips.root / clips.paths[5], start=track.times[frame], duration=0.2, fps=5, crop=box, size=(32, 32)
+                )
+                assert np.array_equal(sample.video[view], expected.data)
+                assert sample.start[view] == expected.start
+
+
+def test_a_clip_without_a_track_has_empty_places(clip_set: Manifest, settings: Callable[..., Config]) -> None:
+    sample = samples_of(clip_set, settings("patch"))[Key(0, NO_TRACK, 0)]
+    assert sample.target["track"].tolist() == [-1, -1]
+    assert sample.has_video
+    assert sample.error is None
+    assert not any(value.any() for value in sample.video.values())
+    assert samples_of(clip_set, settings("patch"))[Key(0, 4, 0)].target["track"].tolist() == [0, -1]
+
+
+def test_what_a_sample_draws_depends_on_its_key_alone(clip_set: Manifest, settings: Callable[..., Config]) -> None:
+    clips = samples_of(clip_set, settings("joint"))
+    keys = [Key(1, 1, 0), Key(0, 2, 1), Key(1, 1, 0)]
+    one, other, again = (clips[key] for key in keys)
+    for group in ("video", "audio"):
+        for view, value in getattr(one, group).items():
+            assert np.array_equal(value, getattr(again, group)[view]), view
+    assert one.start == again.start != other.start
+
+
+@pytest.mark.parametrize("name", ["neighbour", "patch", "walk", "joint"])
+def test_stopping_at_every_step_changes_nothing(settings: Callable[..., Config], tmp_path: Path, name: str) -> None:
+    whole, parts = settings(name, folder="whole"), "data.clips_per_video=1"
+    whole = settings(name, parts, folder="whole")
+    assert train(whole)
+    step = 0
+    while not train(settings(name, parts, f"run.max_steps={step + 1}", folder="parts")):
+        step += 1
+    assert step == 5
+    assert equal_models(tmp_path / "whole", tmp_path / "parts")
+    lines = [line for line in read_log(tmp_path / "whole" / "log.jsonl") if "loss" in line]
+    assert np.isfinite([line["loss"] for line in lines]).all()
+    if name == "joint":
+        assert {f"{part}/loss" for part in whole.method["parts"]} <= set(lines[-1])
+        assert (load_checkpoint(tmp_path / "whole")["model"]["parts.avid_cma.sets"] >= 0).any()
+    if name in ("patch", "joint"):
+        assert 0 < lines[-1]["patch/share_tracked" if name == "joint" else "share_tracked"] <= 1
+
+
+@pytest.mark.parametrize("name", ["neighbour", "patch", "walk", "joint"])
+def test_a_step_never_makes_the_host_wait(clip_set: Manifest, settings: Callable[..., Config], name: str) -> None:
+    chosen = settings(name, "optim.clip_norm=1.0", "data.batch_size=4")
+    method = build_method(chosen, usable_instances(clip_set, chosen)).train()
+    optimizer = build_optimizer(method.parameters(), chosen.optim)
+    clips = training_clips(clip_set, chosen, method)
+    batch = collate([clips[Key(0, id, 0)] for id in (7, NO_TRACK, 10, 11)])
+    method.on_epoch(1)
+    for step in range(2):  # the first ones ask whether log_z and the sets are there
+        train_step(method, optimizer, batch, chosen, Progress(1, step, 4))
+    with Waits() as waits:
+        train_step(method, optimizer, batch.to(torch.device("cpu")), chosen, Progress(1, 2, 4))
+    assert waits.seen == []
+
+
+def test_silent_clips_train_the_parts_that_need_no_sound(clip_set: Manifest, settings: Callable[..., Config]) -> None:
+    chosen = settings("joint")
+    method = build_method(chosen, usable_instances(clip_set, chosen)).train()
+    optimizer = build_optimizer(method.parameters(), chosen.optim)
+    clips = training_clips(clip_set, chosen, method)
+    silent = int(np.flatnonzero(clip_set.valid("train") & ~clip_set.has_audio)[0])
+    batch = collate([clips[Key(0, silent, number)] for number in range(4)])
+    assert not batch.has_audio.any()
+    before = {name: value.clone() for name, value in method.state_dict().items()}
+    method(dataset_module.apply_views(batch, chosen.data), Progress(0, 0, 4))
+    done, _ = train_step(method, optimizer, batch, chosen, Progress(0, 1, 4))
+    logs = {name: float(value) for name, value in done.logs.items()}
+    assert logs["avid_cma/loss"] == 0
+    assert min(logs["patch/loss"], logs["walk/loss"]) > 0
+    assert logs["patch/share_tracked"] == 1
+    after = method.state_dict()
+    assert not torch.equal(after["encoders.video.conv1.0.weight"], before["encoders.video.conv1.0.weight"])
+    assert torch.equal(after["parts.avid_cma.banks.audio.z"], before["parts.avid_cma.banks.audio.z"])
+    assert (after["parts.neighbour.queue.ids"] == silent).any()
+
+
+def test_no_view_is_encoded_twice(clip_set: Manifest, settings: Callable[..., Config]) -> None:
+    chosen = settings("joint")
+    method = build_method(chosen, usable_instances(clip_set, chosen))
+    clips = training_clips(clip_set, chosen, method)
+    batch = dataset_module.apply_views(collate([clips[Key(0, id, 0)] for id in range(4)]), chosen.data)
+    calls = []
+    for name, encoder in method.encoders.items():
+        encoder.register_forward_hook(lambda *_, name=name: calls.append(name))
+    features = method.encode(batch)
+    assert sorted(calls) == ["audio"] + ["video"] * 6  # video, two further clips, two patches, the grid
+    method.loss(features, batch, Progress(0, 0, 1))
+    assert len(calls) == 7
+    assert features["walk"].shape == (4, 3, 4, 64)
+    assert {name for name in features if "/" in name} == {f"neighbour/key {v}" for v in ("video", "video.1", "video.2")}
+
+
+def test_a_joint_run_starts_from_a_run_of_one_of_its_parts(
+    clip_set: Manifest, settings: Callable[..., Config], tmp_path: Path
+) -> None:
+    cma = config(clip_set, tmp_path / "cma", CMA | {"name": "avid_cma"})
+    assert train(cma)
+    assert train(settings("joint", f"model.init={tmp_path / 'cma'}", "optim.lr=0", "optim.weight_decay=0"))
+    before, after = (load_checkpoint(tmp_path / name)["model"] for name in ("cma", "run"))
+    weights = [name for name in before if name.startswith("heads.") or "weight" in name]
+    for name in weights:
+        joint = name if name.startswith("encoders.") else f"parts.avid_cma.{name}"
+        assert torch.equal(before[name], after[joint]), name
+    assert torch.equal(after["parts.avid_cma.log_z"], before["log_z"])
+    other = config(clip_set, tmp_path / "other", CMA | {"name": "avid_cma", "embedding_dim": 4})
+    assert train(other)
+    with pytest.raises(CheckpointError, match=r"is \(18, 4\), here \(18, 8\)"):
+        train(settings("joint", f"model.init={tmp_path / 'other'}", folder="refused"))
+
+
+def test_one_tower_alone_is_evaluated_and_searched_by_pictures(
+    clip_set: Manifest, settings: Callable[..., Config], tmp_path: Path
+) -> None:
+    assert train(settings("neighbour"))
+    run = load_run(tmp_path / "run")
+    assert set(run.method.encoders) == {"video"}
+    found = {
+        split: extract(run, clip_set, np.flatnonzero(clip_set.valid(split)), num_clips=1) for split in ("train", "test")
+    }
+    assert found["test"].has_video.all()
+    assert not found["test"].has_audio.any()
+    result = evaluate("knn", (clip_set, found["train"]), (clip_set, found["test"]))
+    assert set(result["accuracy"]) == {"video"}
+    store = write_store(tmp_path / "e", run, clip_set, manifest_path=Path("m"), num_clips=1)
+    query = query_of_row(store, 0)
+    assert len(search(store, query, source="video", target="video", k=3)) == 3
+    with pytest.raises(ValueError, match="hold 0 other clips"):
+        search(store, query, source="video", target="audio", k=1)
+
+
+def test_a_joint_run_is_evaluated_by_both_sides(
+    settings: Callable[..., Config], clip_set: Manifest, tmp_path: Path
+) -> None:
+    assert train(settings("joint"))
+    run = load_run(tmp_path / "run")
+    assert run.method.head("audio") is run.method.parts["avid_cma"].heads["audio"]
+    found = extract(run, clip_set, np.flatnonzero(clip_set.valid("test")), num_clips=1)
+    assert set(found.embedding) == {"video", "audio"}
+    assert found.has_audio.sum() == len(found.ids) - 1
+
+
+def test_tracks_of_another_manifest_are_refused(
+    clip_set: Manifest, settings: Callable[..., Config], tmp_path: Path
+) -> None:
+    path = tmp_path / "other.parquet"
+    write_tracks(path, [], manifest_hash="0" * 64, options={})
+    with pytest.raises(TracksError, match="belong to another manifest"):
+        train(config(clip_set, tmp_path / "run", HEAD | {"name": "patch", "tracks": str(path)}))
+    with pytest.raises(
+        TracksError, match=r"tracks nowhere\.parquet do not exist: write it with python tools/track\.py"
+    ):
+        train(config(clip_set, tmp_path / "run", HEAD | {"name": "patch", "tracks": "nowhere.parquet"}))
+
+
+@pytest.mark.parametrize(
+    "parts, message",
+    [
+        ({}, r"method\.parts names 0 methods: method joint needs two or more"),
+        ({"avid": {}, "neighbor": {}}, r"method\.parts\.neighbor\.name=neighbor is unknown: did you mean neighbour"),
+        (
+            {"avid": {}, "neighbour": {"num_clip": 2}},
+            "unknown key num_clip in method neighbour: did you mean num_clips",
+        ),
+        ({"avid": {}, "patch": {}}, "tracks not set in method patch"),
+        ({"avid": {}, "neighbour": {"weight": 0}}, r"method\.parts\.neighbour\.weight=0: expected a positive number"),
+        ({"avid": {}, "joint": {}}, r"method\.parts\.joint=\{\}: expected the options of a method other than joint"),
+        ({"avid": {}, "near": 3}, r"method\.parts\.near=3: expected the options of a method"),
+        ({"avid": {}, "a/b": {"name": "neighbour"}}, r"method\.parts\.a/b: a part is named with letters, digits and _"),
+    ],
+)
+def test_parts_that_cannot_be_are_refused(clip_set: Manifest, tmp_path: Path, parts: dict, message: str) -> None:
+    chosen = config(clip_set, tmp_path, {"name": "joint", "parts": parts})
+    with pytest.raises(ConfigError, match=message):
+        build_method(chosen, usable_instances(clip_set, chosen))
+
+
+def test_parts_that_place_clips_differently_are_refused(clip_set: Manifest, tmp_path: Path) -> None:
+    parts = {"near": {"name": "neighbour"}, "more": {"name": "neighbour", "num_clips": 3}}
+    chosen = config(clip_set, tmp_path, {"name": "joint", "parts": parts})
+    with pytest.raises(ValueError, match="the parts near and more of method joint want different clips of a video"):
+        build_method(chosen, usable_instances(clip_set, chosen))
