@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import cv2
 import matplotlib
 import numpy as np
 import torch
@@ -33,7 +34,8 @@ WIDTH, DPI = 10.0, 120  # inches, and pixels per inch
 RATE = 16_000  # of the shown sound
 NUM_FRAMES = 3  # of a clip that are shown
 TRACK_FRAMES = 4
-NUM_MEMBERS = 4  # of an agreement set
+PATCH = 128  # pixels of a shown patch
+MEMBERS = ("nearest", "2nd nearest", "3rd nearest", "4th nearest")  # of an agreement set
 REFERENCE, POSITIVE, OTHER = "#2b5fb3", "#2a8a4a", "#c0392b"  # colours
 
 
@@ -86,8 +88,8 @@ def draw_positives(
     if manifest.hash != run.manifest_hash:
         raise CheckpointError(f"{run.path} belongs to another manifest than {run.config.data.manifest}: train anew")
     shown = choose(run, manifest, tracks, id=id, seed=seed, max_seconds=max_seconds)
-    figure = plt.figure(figsize=(WIDTH, 8.3), facecolor="white")
-    time, tracking, agreement = figure.subfigures(3, 1, height_ratios=[2.1, 2.1, 3.1])
+    figure = plt.figure(figsize=(WIDTH, 7.9), facecolor="white")
+    time, tracking, agreement = figure.subfigures(3, 1, height_ratios=[2.1, 2.05, 2.95])
     draw_time(time, manifest, shown)
     draw_track(tracking, manifest, shown)
     draw_agreement(agreement, manifest, shown)
@@ -158,7 +160,7 @@ def likes(video: torch.Tensor, audio: torch.Tensor, valid: torch.Tensor, row: in
         audio: memories (N, D).
         valid: (N,) bool, rows with both.
     """
-    num = min(NUM_MEMBERS, int(valid.sum()) - 1)
+    num = min(len(MEMBERS), int(valid.sum()) - 1)
     if num < 2:
         raise ValueError(f"{int(valid.sum())} clips with picture and sound are too few for a set: expected at least 3")
     found = mine_agreement(video, audio, k=num, rule="consensus", valid=valid)
@@ -182,11 +184,11 @@ def draw_time(figure: SubFigure, manifest: Manifest, shown: Shown) -> None:
     _heading(figure, f"Time: clips {limit} are positives")
     apart = [start - shown.starts[0] for start in shown.starts]
     is_far = shown.near is not None and apart[2] > shown.near
-    far = "too far: no positive" if is_far else "far, a positive too without max_seconds"
+    far = "too far, no positive" if is_far else "positive too"
     titles = ("clip", f"{apart[1]:.1f} s later: positive", f"{apart[2]:.1f} s later: {far}")
     colours = (REFERENCE, POSITIVE, OTHER if is_far else POSITIVE)
     grid = figure.add_gridspec(
-        2, 11, height_ratios=[10, 1], width_ratios=[1, 1, 1, 0.25] * 2 + [1, 1, 1], **_margins(0.14)
+        2, 11, height_ratios=[10, 2.2], width_ratios=[1, 1, 1, 0.25] * 2 + [1, 1, 1], **_margins(0.14)
     )
     line = figure.add_subplot(grid[1, :])
     for number, (start, title, colour) in enumerate(zip(shown.starts, titles, colours, strict=True)):
@@ -215,8 +217,8 @@ def draw_track(figure: SubFigure, manifest: Manifest, shown: Shown) -> None:
         _show(axis, frame, "#999999")
         colour = REFERENCE if i == 0 else POSITIVE
         top, left, height, width = box * np.tile(frame.shape[:2], 2)
-        axis.add_patch(plt.Rectangle((left - 0.5, top - 0.5), width, height, fill=False, edgecolor="white", lw=3.5))
-        axis.add_patch(plt.Rectangle((left - 0.5, top - 0.5), width, height, fill=False, edgecolor=colour, lw=2))
+        axis.add_patch(plt.Rectangle((left - 0.5, top - 0.5), width, height, fill=False, edgecolor="white", lw=5))
+        axis.add_patch(plt.Rectangle((left - 0.5, top - 0.5), width, height, fill=False, edgecolor=colour, lw=2.4))
         axis.set_xlabel(f"{second:.1f} s", fontsize=8, labelpad=2)
     for place, number, title, colour in ((-2, 0, "first patch", REFERENCE), (-1, -1, "last patch: positive", POSITIVE)):
         axis = figure.add_subplot(grid[0, place])
@@ -229,7 +231,7 @@ def draw_agreement(figure: SubFigure, manifest: Manifest, shown: Shown) -> None:
     """The clip, its agreement set and a look-alike: middle frame over spectrogram."""
     _heading(figure, "Agreement: clips that look and sound alike are positives")
     cells = [(shown.id, "clip", "similarity to it:", REFERENCE)]
-    cells += [(each.id, _ordinal(i), _cosines(each), POSITIVE) for i, each in enumerate(shown.members, 1)]
+    cells += [(each.id, name, _cosines(each), POSITIVE) for name, each in zip(MEMBERS, shown.members, strict=False)]
     cells.append((shown.lookalike.id, "looks alike only", _cosines(shown.lookalike), OTHER))
     ratios = [1, 0.12, *[1] * len(shown.members), 0.12, 1]
     grid = figure.add_gridspec(
@@ -254,8 +256,8 @@ def _heading(figure: SubFigure, text: str) -> None:
     figure.text(0.012, 0.985, text, fontsize=12, fontweight="bold", va="top", color="#1a1a1a")
 
 
-def _margins(bottom: float, *, hspace: float = 0.5) -> dict[str, float]:
-    return {"left": 0.03, "right": 0.988, "top": 0.8, "bottom": bottom, "wspace": 0.08, "hspace": hspace}
+def _margins(bottom: float, *, hspace: float = 0.3) -> dict[str, float]:
+    return {"left": 0.03, "right": 0.988, "top": 0.84, "bottom": bottom, "wspace": 0.08, "hspace": hspace}
 
 
 def _show(axis: Axes, picture: np.ndarray, colour: str) -> None:
@@ -263,16 +265,6 @@ def _show(axis: Axes, picture: np.ndarray, colour: str) -> None:
     axis.set(xticks=[], yticks=[])
     for spine in axis.spines.values():
         spine.set(color=colour, linewidth=2)
-
-
-def _ordinal(number: int) -> str:
-    return (
-        "nearest"
-        if number == 1
-        else f"{number}nd nearest"
-        if number == 2
-        else f"{number}{'rd' if number == 3 else 'th'} nearest"
-    )
 
 
 def _cosines(like: Like) -> str:
@@ -286,9 +278,10 @@ def _frames(manifest: Manifest, row: int, seconds: Iterable[float]) -> list[np.n
 
 
 def _cut(frame: np.ndarray, box: np.ndarray) -> np.ndarray:
-    """What lies in a box (4,) top, left, height, width, fractions of the frame (H, W, 3)."""
+    """What lies in a box (4,) top, left, height, width, fractions of the frame; square, as encoders get it."""
     top, left, height, width = box * np.tile(frame.shape[:2], 2)
-    return frame[int(top) : int(np.ceil(top + height)), int(left) : int(np.ceil(left + width))]
+    patch = frame[int(top) : int(np.ceil(top + height)), int(left) : int(np.ceil(left + width))]
+    return cv2.resize(patch, (PATCH, PATCH), interpolation=cv2.INTER_LINEAR)
 
 
 def _spectrogram(manifest: Manifest, row: int) -> np.ndarray:
