@@ -1,0 +1,290 @@
+"""Where positives come from, compared on the toy set: time, tracking, agreement, and all of them at once.
+
+A row is a recipe of configs/toy, trained for the same number of steps with the same batches, augmentation and towers as
+all others, or towers with random weights. The command is `python tools/positives.py table`.
+
+What lives here: the rows, and what is measured of a run. What does not: the set (datasets/toy.py), the recipes
+(configs/toy/), the picture (positives_picture.py).
+"""
+
+import dataclasses
+import os
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from avssl import distributed
+from avssl.benchmark.digits import remembered, table_of
+from avssl.benchmark.scenes import make_scene
+from avssl.checkpoint import LAST
+from avssl.config import Config, load
+from avssl.data.manifest import Manifest, read_manifest
+from avssl.evaluate.features import Extracted, Run, extract, load_run, with_data
+from avssl.evaluate.harness import evaluate, labelled_rows
+from avssl.evaluate.propagate import score_propagation
+from avssl.methods import build_method
+from avssl.mining.tracking import Options
+from avssl.structs import Instances
+from avssl.track import track_manifest
+from avssl.train import to_channels_last, train
+
+EPOCHS, CLIPS_PER_VIDEO, BATCH_SIZE = 7, 4, 32  # the budget of every row: on 600 clips 7 epochs of 75 steps
+SIZE = 48  # pixels of the pictures that every row is asked about
+COMMON = (
+    f"optim.epochs={EPOCHS}",
+    "optim.lr=3e-3",
+    f"data.clips_per_video={CLIPS_PER_VIDEO}",
+    f"data.batch_size={BATCH_SIZE}",
+    f"data.size={SIZE}",
+    *("data.num_frames=8", "data.fps=8", "data.min_crop_area=0.5", "data.jitter=[0.4,0.4,0.4,0.1]", "data.grey=0.2"),
+    *("data.cache_gigabytes=1.5", "data.num_workers=1"),  # for speed: the toy set fits
+)
+NUM_CLIPS, NUM_FRAMES = 3, 8  # clips averaged per video, and frames of rows that learn from frames
+NUM_SCENES, SCENE_SIZE = 8, 160  # made scenes whose masks are carried on, and their short side in pixels
+WHERE = ("manifest", "root", "num_workers", "worker_timeout_seconds", "cache_gigabytes", "tracks")  # no matter to a run
+
+
+@dataclass(frozen=True)
+class Row:
+    """A row of the table.
+
+    heading: in the table.
+    config: name of the recipe.
+    changed: what is changed in it; {tracks} stands for the table of tracks, {half} for half of the epochs.
+    frames: it learns from single frames, and is asked about single frames.
+    trained: False = random weights.
+    """
+
+    heading: str
+    config: str
+    changed: tuple[str, ...] = ()
+    frames: bool = False
+    trained: bool = True
+
+    @property
+    def needs_tracks(self) -> bool:
+        return any("{tracks}" in line for line in self.changed)
+
+
+ROWS = {
+    "random": Row("random init", "avid", trained=False),
+    "random_frames": Row("random init (frames)", "neighbour", frames=True, trained=False),
+    "neighbour_frames": Row("neighbour (frames)", "neighbour", ("data.num_frames=1",), frames=True),
+    "neighbour_clips": Row("neighbour (clips)", "neighbour"),
+    "patch": Row("patch (tracked)", "patch", ("method.tracks={tracks}",), frames=True),
+    "walk": Row("walk", "walk", ("data.num_frames=4", "data.size=64"), frames=True),
+    "avid": Row("AVID", "avid"),
+    "avid_cma": Row(
+        "AVID-CMA", "avid_cma", ("model.init=null", "method.mine_from_epoch={half}", "method.mine_every=1")
+    ),
+    "joint": Row(
+        "joint", "joint", ("method.parts.avid_cma.mine_from_epoch={half}", "method.parts.patch.tracks={tracks}")
+    ),
+}
+PARTS_OF_JOINT = ("avid_cma", "neighbour_clips", "patch")
+COLUMNS = {
+    "classes, picture and sound": ("linear", "both"),
+    "classes, picture": ("linear", "video"),
+    "motions": ("transfer", "video"),
+    "label propagation J&F": ("propagation", "jf"),
+}
+
+
+def config_of(row: Row, *, configs: Path, overrides: Sequence[str], own: Sequence[str], tracks: Path | None) -> Config:
+    """The row's recipe with the common settings, then `overrides`, then what the row changes, then `own`."""
+    path, given = configs / f"{row.config}.yaml", [*COMMON, *overrides]
+    half = load(path, [*given, *own]).optim.epochs // 2
+    return load(path, [*given, *(line.format(tracks=tracks, half=half) for line in row.changed), *own])
+
+
+def read_sets(data: Path) -> dict[str, Manifest]:
+    """The manifests of toy and toy_actions.
+
+    Raises:
+        ValueError: one is missing.
+    """
+    for name in ("toy", "toy_actions"):
+        if not (data / name / "manifest.parquet").exists():
+            raise ValueError(
+                f"{data / name / 'manifest.parquet'} does not exist: make the clips with python datasets/toy.py {data}"
+            )
+    return {name: read_manifest(data / name / "manifest.parquet") for name in ("toy", "toy_actions")}
+
+
+def mine_tracks(toy: Manifest, out: Path, *, say: Callable[[str], None]) -> None:
+    """Write the tracks of the clips to train on, as tools/track.py does, unless they are there."""
+    if not out.exists():
+        say(f"track {out}")
+        track_manifest(toy, out, Options(), split="train", num_workers=os.cpu_count() or 1, timeout_seconds=300.0)
+
+
+def run_row(
+    out: Path, name: str, *, data: Path, configs: Path, seed: int, overrides: Sequence[str], tracks: Path | None,
+    say: Callable[[str], None],
+) -> dict[str, Any] | None:  # fmt: skip
+    """One seed of one row: train, measure, and keep the figures beside the run.
+
+    Args:
+        out: folder of the whole table; the run lies in out/<row>/seed<seed>, its figures in the file beside it.
+        name: of the row in ROWS.
+        data: folder with toy and toy_actions.
+        configs: folder of the recipes.
+        overrides: given to every row.
+        tracks: table of tracks of toy, for the rows that need them.
+        say: prints what happens.
+
+    Returns:
+        Figures as `measure` returns them, with `settings` and the seconds of training and measuring; None when the
+        training was asked to stop. What is measured already is read.
+
+    Raises:
+        ValueError: what is there was measured with other settings.
+    """
+    row, folder = ROWS[name], out / name / f"seed{seed}"
+    own = [f"data.manifest={data / 'toy' / 'manifest.parquet'}", f"run.dir={folder}", f"run.seed={seed}"]
+    config = config_of(row, configs=configs, overrides=overrides, own=own, tracks=tracks)
+    figures, settings = folder.with_suffix(".json"), settings_of(config)
+    if not figures.exists():
+        if row.trained and not train_timed(config, say=say):
+            return None
+        say(f"measure {folder}")
+        run = load_run(folder) if row.trained else untrained_run(config)
+        seconds = remembered(folder / SECONDS, dict) if row.trained else {}
+        remembered(figures, lambda: measure(run, read_sets(data), frames=row.frames) | seconds | {"settings": settings})
+    found = remembered(figures, dict)
+    other = [key for key, value in settings.items() if found["settings"].get(key, value) != value]
+    if other or settings.keys() != found["settings"].keys():
+        key = (other or sorted(settings.keys() ^ found["settings"].keys()))[0]
+        raise ValueError(
+            f"{figures} was measured with {key}={found['settings'].get(key)}, not {settings.get(key)}: choose another "
+            "--out, or move what is there away"
+        )
+    return found
+
+
+SECONDS = "seconds.json"  # in the folder of a run
+
+
+def train_timed(config: Config, *, say: Callable[[str], None]) -> bool:
+    """Train, or continue; False when asked to stop. How long it took is kept, unless it was stopped in between."""
+    folder, since = Path(config.run.dir), time.perf_counter()
+    resumed = (folder / LAST).exists()
+    say(f"{'continue' if resumed else 'train'} {folder}")
+    if not train(config):
+        return False
+    seconds = {} if resumed else {"train_seconds": time.perf_counter() - since}
+    remembered(folder / SECONDS, lambda: seconds)
+    return True
+
+
+def settings_of(config: Config) -> dict[str, Any]:
+    """What figures depend on, as {section.key: value}; where files lie is left out."""
+
+    def flat(value: Any, key: str) -> Iterator[tuple[str, Any]]:
+        for name, entry in value.items():
+            if isinstance(entry, Mapping):
+                yield from flat(entry, f"{key}{name}.")
+            elif name not in WHERE:
+                yield f"{key}{name}", entry
+
+    sections = dataclasses.asdict(config)
+    measured = {"clips": NUM_CLIPS, "frames": NUM_FRAMES, "scenes": NUM_SCENES, "scene_size": SCENE_SIZE}
+    kept = {name: sections[name] for name in ("data", "model", "method", "optim")}
+    return dict(flat(kept | {"run": {"seed": config.run.seed, "precision": config.run.precision}}, "")) | {
+        f"measured.{name}": value for name, value in measured.items()
+    }
+
+
+def untrained_run(config: Config) -> Run:
+    """The towers of a configuration as they are before the first step."""
+    clips = torch.ones(2, dtype=torch.bool)  # the fewest that methods take; the towers do not depend on it
+    method = build_method(config, Instances(clips, has_audio=clips, has_video=clips))
+    to_channels_last(method, enabled=config.run.channels_last)
+    device = distributed.init(config.run.device)
+    return Run(Path(config.run.dir), config, method.to(device).eval(), device, weights_hash="", manifest_hash="")
+
+
+def measure(run: Run, sets: Mapping[str, Manifest], *, frames: bool) -> dict[str, Any]:
+    """What a run has learned.
+
+    Args:
+        frames: ask about single frames, NUM_FRAMES of a video, instead of NUM_CLIPS clips.
+
+    Returns:
+        linear: accuracy of linear probes on the classes of toy {video, and where the run hears audio, both};
+        transfer: on the motions of toy_actions {video}; chance {linear, transfer}; propagation {j, f, jf, still_jf} of
+        masks carried through NUM_SCENES made scenes, still = the first mask copied; measure_seconds.
+    """
+    since = time.perf_counter()
+    run = with_data(run, size=min(SIZE, run.config.data.size))  # walk is trained on cells of larger pictures
+    run = with_data(run, num_frames=1) if frames else run
+    num_clips = NUM_FRAMES if frames else NUM_CLIPS
+    classes, motions = (probe(run, sets[name], num_clips=num_clips) for name in ("toy", "toy_actions"))
+    names = [str(seed) for seed in range(NUM_SCENES)]
+    scores = score_propagation(run, names, read_scene, size=SCENE_SIZE, progress="masks")["scores"]
+    return {
+        "linear": classes["accuracy"],
+        "transfer": {"video": motions["accuracy"]["video"]},
+        "chance": {"linear": classes["chance"], "transfer": motions["chance"]},
+        "propagation": {name: scores["propagated"][name] for name in ("j", "f", "jf")}
+        | {"still_jf": scores["still"]["jf"]},
+        "measure_seconds": time.perf_counter() - since,
+    }
+
+
+def probe(run: Run, manifest: Manifest, *, num_clips: int) -> dict[str, Any]:
+    """A linear probe, learned on split train and asked on split test."""
+
+    def features(split: str) -> tuple[Manifest, Extracted]:
+        rows = labelled_rows(manifest, split, path=manifest.root)
+        return manifest, extract(run, manifest, rows, num_clips=num_clips, progress=f"features {split}")
+
+    return evaluate("linear", features("train"), features("test"))
+
+
+def read_scene(seed: str) -> tuple[np.ndarray, np.ndarray]:
+    scene = make_scene(int(seed))
+    return scene.frames, scene.masks
+
+
+def tables(results: Sequence[dict[str, Any]]) -> str:
+    """The table and what has to be known beside it.
+
+    Args:
+        results: one per seed, {row: figures}.
+    """
+    names = [name for name in ROWS if name in results[0]]
+    first = results[0][names[0]]
+    seconds = {
+        ROWS[name].heading: [r[name]["train_seconds"] for r in results if "train_seconds" in r[name]] for name in names
+    }
+    longest = ", ".join(f"{heading} {np.mean(found):.0f}" for heading, found in seconds.items() if found)
+    asked_about_frames = ", ".join(ROWS[name].heading for name in names if ROWS[name].frames)
+    notes = [
+        f"Mean and standard deviation over {len(results)} seeds. Chance: classes {first['chance']['linear']:.3f}, "
+        f"motions {first['chance']['transfer']:.3f}; the first mask copied to every frame: J&F "
+        f"{first['propagation']['still_jf']:.3f}.",
+        f"Features of {NUM_CLIPS} clips of a video averaged; of {NUM_FRAMES} single frames for rows that learn from "
+        f"single frames: {asked_about_frames or 'none here'}.",
+        f"Seconds of training: {longest or 'not known, as every run was stopped in between'}.",
+        *against_parts(results),
+    ]
+    return "\n\n".join([table_of(results, {ROWS[name].heading: name for name in names}, COLUMNS), *notes])
+
+
+def against_parts(results: Sequence[dict[str, Any]]) -> list[str]:
+    """Whether joint transfers to motions as well as the best of its parts; nothing where a row is missing."""
+    if not {"joint", *PARTS_OF_JOINT} <= results[0].keys():
+        return []
+    found = {name: np.array([r[name]["transfer"]["video"] for r in results]) for name in ("joint", *PARTS_OF_JOINT)}
+    best = max(PARTS_OF_JOINT, key=lambda name: found[name].mean())
+    gain = found["joint"] - found[best]
+    spread = f" ± {gain.std(ddof=1):.3f}" if len(gain) > 1 else ""
+    return [
+        f"Motions, joint less the best of its parts ({ROWS[best].heading}), seed by seed: {gain.mean():+.3f}{spread}."
+    ]
