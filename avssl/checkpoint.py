@@ -13,7 +13,9 @@ import torch
 from safetensors.torch import save
 from torch import nn
 
+from avssl.config import loads
 from avssl.files import whole_file
+from avssl.methods import METHODS
 from avssl.methods.base import Method
 
 LAST = "last.pt"
@@ -120,7 +122,7 @@ def load_model(method: nn.Module, state: dict[str, Any], *, path: str | Path) ->
 
 def load_initial(method: nn.Module, state: dict[str, Any], *, path: str | Path) -> list[str]:
     """Start a method from an earlier run: every entry that both have is taken over. A method of several parts may start
-    from a run of one of them.
+    from a run of one of them. A momentum copy that the run did not have starts equal to the weights that came from it.
 
     Returns:
         Names that the method has and the checkpoint has not (such as agreement sets that are not mined yet).
@@ -129,8 +131,14 @@ def load_initial(method: nn.Module, state: dict[str, Any], *, path: str | Path) 
         CheckpointError: an entry has another shape, or the checkpoint has entries that the method does not know.
     """
     given = state["model"]
-    parts = [part for part in getattr(method, "parts", {}).values() if given.keys() <= part.state_dict().keys()]
-    method = parts[0] if parts else method
+    whole, prefix = method, ""
+    parts = {
+        name: part for name, part in getattr(method, "parts", {}).items() if given.keys() <= part.state_dict().keys()
+    }
+    if parts:  # the same method first: what a run of patches has, every method with a head for pictures has too
+        kind = METHODS[loads(state["config"]).method["name"]][0]
+        name, method = min(parts.items(), key=lambda part: not isinstance(part[1], kind))
+        prefix = f"parts.{name}."
     own = method.state_dict()
     unknown = sorted(given.keys() - own.keys())
     other = [name for name in own.keys() & given.keys() if own[name].shape != given[name].shape]
@@ -145,4 +153,9 @@ def load_initial(method: nn.Module, state: dict[str, Any], *, path: str | Path) 
             "section and a method that this one extends"
         )
     method.load_state_dict(given, strict=False)
+    taken = {prefix + name for name in given}
+    for name, each in whole.named_modules():
+        copies = f"{name}.copy." if name else "copy."
+        if isinstance(each, Method) and not any(entry.startswith(copies) for entry in taken):
+            each.restart_copy()
     return sorted(own.keys() - given.keys())

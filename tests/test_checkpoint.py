@@ -15,8 +15,11 @@ from avssl.checkpoint import (
     load_model,
     save_checkpoint,
 )
+from avssl.config import dumps, from_dict
+from avssl.methods import build_method
 from avssl.methods.avid import AVIDOptions
 from avssl.methods.avid_cma import AVIDCMAOptions
+from avssl.methods.base import Method
 from tests.methods.tiny import everything, tiny_method
 
 STATE = {
@@ -105,6 +108,53 @@ def test_cma_starts_from_avid_and_nothing_is_lost_silently() -> None:
     wide = tiny_method(AVIDOptions(**{**OPTIONS, "embedding_dim": 4}), everything(20))
     with pytest.raises(CheckpointError, match=r"is \(20, 8\), here \(20, 4\)"):
         load_initial(wide, {"model": avid.state_dict()}, path="runs/avid")
+
+
+HEAD = {"hidden_dim": 16, "embedding_dim": 8}
+FOLLOWED = HEAD | {"momentum": 0.999}
+PATCH = HEAD | {"tracks": "tracks.parquet"}
+
+
+def start_of(method: dict, *, seed: int) -> tuple[Method, dict]:
+    """A method before its first step, and its checkpoint."""
+    model = {"video_depth": 10, "video_width": 0.0625, "audio_width": 0.0625}
+    sections = {"data": {"manifest": "m"}, "run": {"dir": "r", "seed": seed}}
+    config = from_dict({**sections, "model": model, "method": method}, source="test")
+    built = build_method(config, everything(20))
+    return built, {"config": dumps(config), "model": built.state_dict()}
+
+
+def same(one: torch.nn.Module, two: torch.nn.Module) -> bool:
+    return all(torch.equal(value, two.state_dict()[name]) for name, value in one.state_dict().items())
+
+
+@pytest.mark.parametrize("name", ["avid", "neighbour"])
+def test_a_momentum_copy_starts_equal_to_the_weights_that_were_taken_over(name: str) -> None:
+    _, given = start_of(HEAD | {"name": name}, seed=1)
+    parts = {name: HEAD, "other": FOLLOWED | {"name": "neighbour"}}
+    joint, _ = start_of({"name": "joint", "parts": parts}, seed=2)
+    load_initial(joint, given, path="runs/first")
+    assert same(joint.parts["other"].copy["trunk"], joint.encoders["video"])
+    assert same(joint.parts["other"].copy["video"], joint.parts["other"].heads["video"])
+
+
+def test_a_momentum_copy_is_taken_over_where_there_is_one() -> None:
+    first, given = start_of(FOLLOWED | {"name": "neighbour"}, seed=1)
+    with torch.no_grad():
+        next(first.copy.parameters()).add_(1)
+    second, _ = start_of(FOLLOWED | {"name": "neighbour"}, seed=2)
+    load_initial(second, given, path="runs/first")
+    assert same(first.copy, second.copy)
+    assert not same(second.copy["trunk"], second.encoders["video"])
+
+
+def test_a_joint_run_starts_from_the_part_of_the_same_method() -> None:
+    patch, given = start_of(PATCH | {"name": "patch"}, seed=1)
+    parts = {"avid": HEAD, "neighbour": HEAD, "patch": PATCH}
+    joint, _ = start_of({"name": "joint", "parts": parts}, seed=2)
+    load_initial(joint, given, path="runs/patch")
+    taken = {name: same(part.heads["video"], patch.heads["video"]) for name, part in joint.parts.items()}
+    assert taken == {"avid": False, "neighbour": False, "patch": True}
 
 
 def test_encoders_are_exported_by_modality(tmp_path: Path) -> None:

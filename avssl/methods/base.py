@@ -126,6 +126,11 @@ class Method(nn.Module):
     def after_step(self, step: Step) -> None:
         """Move state with what the step left in its memo; once per optimiser step."""
 
+    def restart_copy(self) -> None:
+        """Make a momentum copy equal to the networks that it follows, where there is one: their weights were replaced
+        by those of another run.
+        """
+
     def on_epoch(self, epoch: int) -> dict[str, float]:
         """Called before the first step of every epoch; same result on every rank. Returns figures for the log."""
         return {}

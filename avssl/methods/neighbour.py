@@ -182,6 +182,10 @@ class Neighbour(Method):
             num_rows=distributed.world_size() * len(ids),
         )
 
+    def restart_copy(self) -> None:
+        if self.options.momentum is not None:
+            self.copy.restart({"trunk": self.encoders["video"], **self.heads})
+
     @torch.no_grad()
     def after_step(self, step: Step) -> None:
         options = self.options

@@ -24,6 +24,11 @@ class MomentumCopy(nn.Module):
     def __getitem__(self, name: str) -> nn.Module:
         return self.networks[name]
 
+    def restart(self, networks: Mapping[str, nn.Module]) -> None:
+        """Become equal to networks as those that the copy is of, statistics of BatchNorm included."""
+        for name, network in self.networks.items():
+            network.load_state_dict(networks[name].state_dict())
+
     @torch.no_grad()
     def follow(self, networks: Mapping[str, nn.Module], *, momentum: float | Tensor) -> None:
         """own = momentum * own + (1 - momentum) * theirs, of every weight (He et al. 2020, eq. 2).
