@@ -280,9 +280,16 @@ def test_tracks_of_another_manifest_are_refused(
         ({"avid": {}, "neighbor": {}}, r"method\.parts\.neighbor\.name=neighbor is unknown: did you mean neighbour"),
         (
             {"avid": {}, "neighbour": {"num_clip": 2}},
-            "unknown key num_clip in method neighbour: did you mean num_clips",
+            r"unknown key num_clip in method\.parts\.neighbour: did you mean num_clips",
         ),
-        ({"avid": {}, "patch": {}}, "tracks not set in method patch"),
+        ({"avid": {}, "patch": {}}, r"tracks not set in method\.parts\.patch"),
+        ({"avid": {}, "neighbour": {"far": "x"}}, r"method\.parts\.neighbour\.far=x: expected negative or ignore"),
+        (
+            {"avid": {}, "neighbour": {"weight": float("nan")}},
+            r"method\.parts\.neighbour\.weight=nan: expected a positive",
+        ),
+        ({"avid": {}, "values": {"name": "neighbour"}}, r"method\.parts\.values: values is a word of PyTorch's"),
+        ({"avid": {}, "near": {"name": ["neighbour"]}}, r"method\.parts\.near\.name=\['neighbour'\] is unknown"),
         ({"avid": {}, "neighbour": {"weight": 0}}, r"method\.parts\.neighbour\.weight=0: expected a positive number"),
         ({"avid": {}, "joint": {}}, r"method\.parts\.joint=\{\}: expected the options of a method other than joint"),
         ({"avid": {}, "near": 3}, r"method\.parts\.near=3: expected the options of a method"),

@@ -1,6 +1,7 @@
 """The methods by name. A new one: its file, one line here, one config, one oracle test."""
 
 import difflib
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -63,7 +64,12 @@ class _Plan:
     def build(self, encoders: nn.ModuleDict, *, instances: Instances, seed: int) -> Method:
         if not self.parts:
             return self.method(self.options, encoders, instances=instances, seed=seed)
-        parts = {name: part.build(encoders, instances=instances, seed=seed) for name, part in self.parts.items()}
+        parts = {}
+        for name, part in self.parts.items():
+            try:
+                parts[name] = part.build(encoders, instances=instances, seed=seed)
+            except ValueError as error:  # a method does not know that it is a part
+                raise ConfigError(str(error).replace("method.", f"method.parts.{name}.")) from error
         return Joint(parts, {name: part.weight for name, part in self.parts.items()}, encoders, seed=seed)
 
 
@@ -71,11 +77,11 @@ def _read(given: Mapping[str, Any], *, where: str, weight: float = 1.0) -> _Plan
     """Look a method up and merge its options, and those of its parts."""
     given = dict(given)
     name = given.pop("name")
-    if name not in METHODS:
+    if not isinstance(name, str) or name not in METHODS:
         near = difflib.get_close_matches(str(name), METHODS, n=3) or list(METHODS)
         raise ConfigError(f"{where}.name={name} is unknown: did you mean {' or '.join(near)}?")
     method, options = METHODS[name]
-    options = merge_options(options, given, where=f"method {name}")
+    options = merge_options(options, given, where=f"method {name}" if where == "method" else where)
     parts = {}
     if method is Joint:
         if len(options.parts) < 2:
@@ -84,11 +90,13 @@ def _read(given: Mapping[str, Any], *, where: str, weight: float = 1.0) -> _Plan
             own = f"{where}.parts.{part}"
             if not str(part).isidentifier():
                 raise ConfigError(f"{own}: a part is named with letters, digits and _ only")
+            if hasattr(nn.ModuleDict, str(part)):
+                raise ConfigError(f"{own}: {part} is a word of PyTorch's: give the part another name")
             if not isinstance(chosen, Mapping) or chosen.get("name", part) == "joint":
                 raise ConfigError(f"{own}={chosen}: expected the options of a method other than joint, such as {{}}")
             chosen = {"name": part} | chosen
             share = chosen.pop("weight", 1.0)
-            if not isinstance(share, int | float) or share <= 0:
+            if not isinstance(share, int | float) or isinstance(share, bool) or not 0 < share < math.inf:
                 raise ConfigError(f"{own}.weight={share}: expected a positive number; leave the part out for 0")
             parts[part] = _read(chosen, where=own, weight=float(share))
     return _Plan(method, options, parts, weight)

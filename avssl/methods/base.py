@@ -4,6 +4,7 @@ A method writes `loss`; where state moves it also writes `after_step` and `on_ep
 changes no buffer, and called twice it returns the same value.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
@@ -41,6 +42,12 @@ def build_heads(encoders: nn.ModuleDict, options: HeadOptions, modalities: Seque
             for modality in modalities
         }
     )
+
+
+def check_temperature(value: float, *, name: str = "temperature") -> None:
+    """Raise ValueError unless cosines may be divided by it."""
+    if not 0 < value < math.inf:
+        raise ValueError(f"method.{name}={value}: expected a positive number, such as 0.1")
 
 
 def encode_each(network: nn.Module, x: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from avssl import distributed
 from avssl.data.sampling import Clips
-from avssl.methods.base import HeadOptions, Method, build_heads, encode_each
+from avssl.methods.base import HeadOptions, Method, build_heads, check_temperature, encode_each
 from avssl.models.momentum import MomentumCopy, rising_momentum
 from avssl.objectives.contrast import info_nce, similarity
 from avssl.objectives.negatives import Bank, Queue, draw_negatives, in_batch
@@ -235,6 +235,20 @@ def _check(options: NeighbourOptions, instances: Instances) -> None:
         )
     if options.far == "negative" and options.max_seconds is None:
         raise ValueError("method.far=negative needs method.max_seconds: with null every clip of a video is near")
+    for name, least, needed in (
+        ("max_seconds", 0, options.max_seconds is not None),
+        ("num_far", 0, True),
+        ("queue_size", 1, "queue" in options.negatives),
+        ("num_negatives", 1, "bank" in options.negatives),
+        ("intra", 0, True),
+        ("intra_seconds", 0, True),
+    ):
+        if needed and not getattr(options, name) >= least:
+            raise ValueError(f"method.{name}={getattr(options, name)}: expected at least {least}")
+    for name in ("temperature", "intra_temperature"):
+        check_temperature(getattr(options, name), name=name)
+    if not 0 <= options.bank_momentum <= 1:
+        raise ValueError(f"method.bank_momentum={options.bank_momentum}: expected 0 to 1, such as 0.5")
     if options.momentum is not None and not 0 <= options.momentum <= 1:
         raise ValueError(f"method.momentum={options.momentum}: expected 0 to 1, such as 0.999, or null")
     num_usable = int(instances.usable["video"].sum())

@@ -10,7 +10,7 @@ from omegaconf import MISSING
 from torch import Tensor, nn
 
 from avssl.data.sampling import Patches
-from avssl.methods.base import HeadOptions, Method, build_heads
+from avssl.methods.base import HeadOptions, Method, build_heads, check_temperature
 from avssl.objectives.contrast import info_nce, similarity
 from avssl.objectives.negatives import in_batch
 from avssl.objectives.positives import same_crop, same_instance, same_view
@@ -42,6 +42,7 @@ class Patch(Method):
         for name, choices in (("frames", ("ends", "any")), ("same_clip", ("negative", "ignore"))):
             if getattr(options, name) not in choices:
                 raise ValueError(f"method.{name}={getattr(options, name)}: expected {' or '.join(choices)}")
+        check_temperature(options.temperature)
         if options.num_tracks < 1:
             raise ValueError(f"method.num_tracks={options.num_tracks}: expected at least 1")
         self.options = options

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from avssl.methods.base import HeadOptions, Method, build_heads
+from avssl.methods.base import HeadOptions, Method, build_heads, check_temperature
 from avssl.objectives.walk import walk_accuracy, walk_loss
 from avssl.structs import Batch, Embedded, Instances, Progress, Step
 
@@ -31,6 +31,9 @@ class Walk(Method):
 
     def __init__(self, options: WalkOptions, encoders: nn.ModuleDict, *, instances: Instances, seed: int) -> None:
         super().__init__(encoders, seed=seed)
+        check_temperature(options.temperature)
+        if not 0 <= options.dropout < 1:
+            raise ValueError(f"method.dropout={options.dropout}: expected a share of links in [0, 1), such as 0.1")
         self.options = options
         self.heads = build_heads(encoders, options, self.modalities)
 
