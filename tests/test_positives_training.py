@@ -52,8 +52,8 @@ def recipes(tracks: str) -> dict[str, dict]:
 
 
 def config(manifest: Manifest, folder: Path, method: dict, *overrides: str) -> Config:
-    lines = [f"data.manifest={manifest.root / 'manifest.parquet'}", f"run.dir={folder}", *DATA, *overrides]
-    lines += ["data.patch_size=32", "data.patch_grid=2", "data.num_frames=3"]
+    lines = [f"data.manifest={manifest.root / 'manifest.parquet'}", f"run.dir={folder}", *DATA]
+    lines += ["data.patch_size=32", "data.patch_grid=2", "data.num_frames=3", *overrides]
     given = OmegaConf.to_container(OmegaConf.from_dotlist(lines))
     return from_dict(given | {"method": method}, source="test")
 
@@ -258,6 +258,17 @@ def test_a_joint_run_is_evaluated_by_both_sides(
     found = extract(run, clip_set, np.flatnonzero(clip_set.valid("test")), num_clips=1)
     assert set(found.embedding) == {"video", "audio"}
     assert found.has_audio.sum() == len(found.ids) - 1
+
+
+@pytest.mark.parametrize("name", ["neighbour", "patch", "walk"])
+def test_single_frames_go_through_a_2d_encoder(
+    settings: Callable[..., Config], clip_set: Manifest, tmp_path: Path, name: str
+) -> None:
+    frames = ["data.num_frames=1"] if name == "neighbour" else []
+    encoder = ["model.video=resnet18_frames", "model.video_depth=null", "model.video_width=1"]
+    assert train(settings(name, *frames, *encoder, "run.max_steps=1")) is False
+    run = load_run(tmp_path / "run")
+    assert extract(run, clip_set, [0, 1], num_clips=2).features["video"].shape == (2, 512)
 
 
 def test_tracks_of_another_manifest_are_refused(

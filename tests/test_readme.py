@@ -22,6 +22,8 @@ from tests.clips import TINY, make_clip, make_set
 ROOT = Path(__file__).parents[1]
 ONE_EPOCH = [*TINY, "optim.epochs=1", "optim.warmup_epochs=0"]
 NUM_TRAIN, NUM_TEST = 24, 12
+NOT_AVID = [line for line in ONE_EPOCH if not line.startswith("method.")]  # whose options those are
+NOT_AVID += ["data.num_frames=3", "data.patch_size=32", "data.patch_grid=2"]
 TOY_SIZE = ["--train", str(NUM_TRAIN), "--test", str(NUM_TEST), "--actions-train", "12", "--actions-test", "12"]
 SUMMARY = {
     "agreement_precision": {"consensus", "union", "video", "audio", "chance"},
@@ -59,6 +61,12 @@ def check_copies(arguments: list[str], printed: str) -> None:
 def check_run(arguments: list[str], printed: str) -> None:
     folder = Path(next(each.removeprefix("run.dir=") for each in arguments if each.startswith("run.dir=")))
     assert {"last.pt", "encoders.safetensors", "config.yaml", "log.jsonl", "tensorboard"} <= set(os.listdir(folder))
+
+
+def check_tracks(arguments: list[str], printed: str) -> None:
+    known = pq.read_table(option(arguments, "--out")).column("id").unique()
+    assert len(known) == NUM_TRAIN + NUM_TEST  # each with its tracks, or the reason why it has none
+    assert f"of {NUM_TRAIN + NUM_TEST} clips" in printed
 
 
 def check_sets(arguments: list[str], printed: str) -> None:
@@ -118,6 +126,7 @@ KNOWN = {
     "datasets/toy.py": Miniature(TOY_SIZE, check_toy),
     "tools/prepare.py": Miniature(["--jobs", "1"], check_copies),
     "tools/train.py": Miniature(ONE_EPOCH, check_run),
+    "tools/track.py": Miniature(["--num-workers", "1"], check_tracks),
     "tools/mine.py": Miniature(["--k", "4"], check_sets),
     "tools/extract.py": Miniature(["--num-workers", "0", "--num-clips", "1"], check_embeddings),
     "tools/retrieve.py": Miniature([], check_neighbours),
@@ -131,6 +140,10 @@ OWN_TESTS = {  # run in miniature by a test of their own; here only their option
     ("tools/chaos.py",): "tests/benchmark/test_chaos.py",
     ("tools/check.py",): "tests/test_check_tool.py",
     ("tools/hostile.py",): "tests/benchmark/test_hostile.py",
+    ("tools/positives.py",): "tests/benchmark/test_positives.py",
+    ("tools/evaluate.py", "runs/mine/avid_cma", "propagate"): "tests/evaluate/test_propagate.py",
+    ("tools/benchmark.py", "joint"): "tests/benchmark/test_joint.py",
+    ("tools/benchmark.py", "tracking"): "tests/benchmark/test_tracking.py",
     ("tools/benchmark.py", "loader"): "tests/benchmark/test_loader.py",
     ("tools/benchmark.py", "step"): "tests/benchmark/test_step.py",
     ("tools/benchmark.py", "mining", "--n"): "tests/benchmark/test_mining.py",
@@ -207,7 +220,8 @@ def test_commands_of_the_readme(
             continue
         script = words[1]
         assert script in KNOWN, f"the README runs {script}, which this test does not know: add it to KNOWN"
-        arguments = [*words[2:], *KNOWN[script].smaller]
+        is_avid = script != "tools/train.py" or "avid" in words[2]
+        arguments = [*words[2:], *(KNOWN[script].smaller if is_avid else NOT_AVID)]
         capsys.readouterr()
         code = call(script, arguments, monkeypatch)
         printed = capsys.readouterr()

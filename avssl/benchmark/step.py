@@ -189,7 +189,7 @@ class StepClock:
     """Tells the parts of a step apart by hooks: each moment ends the part that has just been worked on.
 
     Args:
-        method: with `encoders` and `heads`; a gradient belongs to the module whose parameter it reaches.
+        method: with `encoders` and a head for each; a gradient belongs to the module whose parameter it reaches.
         optimizer: its step is a part, the gradient norms before it another.
         device: waited for at every moment when it is a GPU.
     """
@@ -202,7 +202,7 @@ class StepClock:
             encoder.register_forward_hook(lambda *_, part=f"{name} encoder": self.end(part))
             self._end_gradients(encoder, f"{name} encoder backward")
             method.head(name).register_forward_hook(lambda *_: self.end("heads"))
-        self._end_gradients(method.heads, "heads and loss backward")
+            self._end_gradients(method.head(name), "heads and loss backward")
         optimizer.register_step_pre_hook(lambda *_: self.end("gradient norms"))
         optimizer.register_step_post_hook(lambda *_: self.end("optimiser"))
         after_step = method.after_step

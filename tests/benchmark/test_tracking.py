@@ -1,8 +1,15 @@
 """The aims of tracking, on a few made scenes: python tools/benchmark.py tracking measures them on more."""
 
+import json
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 
 from avssl.benchmark.tracking import benchmark_tracking
+
+TOOL = Path(__file__).parents[2] / "tools" / "benchmark.py"
 
 
 def test_tracks_are_on_moving_things_and_stay_there() -> None:
@@ -16,3 +23,9 @@ def test_tracks_are_on_moving_things_and_stay_there() -> None:
 def test_wrong_use() -> None:
     with pytest.raises(ValueError, match="num_scenes is 0, expected at least 1"):
         benchmark_tracking(num_scenes=0, first_seed=0, tracker="kcf")
+
+
+def test_command_prints_json() -> None:
+    call = [sys.executable, TOOL, "tracking", "--scenes", "1", "--seed", "500", "--threads", "1", "--json"]
+    result = json.loads(subprocess.run(call, capture_output=True, text=True, check=True).stdout)
+    assert {"tracks", "iou", "on_thing"} <= result.keys()
