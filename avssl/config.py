@@ -170,6 +170,7 @@ LEAST = {
     "data.batch_size": 1,
     "data.num_workers": 0,
     "data.num_frames": 1,
+    "data.fps": 0.01,
     "data.size": 1,
     "data.patch_size": 1,
     "data.patch_grid": 2,

@@ -97,10 +97,9 @@ def _find(
     jobs = {}
     for id, row in zip(ids, manifest.table.take(np.array(ids, np.int64)).to_pylist(), strict=True):
         if row["status"] == "ok":
-            start = next(second for second in (row["start"], row["video_start"], 0.0) if second is not None)
-            end = next(
-                second for second in (row["end"], row["video_end"], start + options.max_seconds) if second is not None
-            )
+            start = max([second for second in (row["start"], row["video_start"]) if second is not None], default=0.0)
+            ends = [second for second in (row["end"], row["video_end"]) if second is not None]
+            end = min(ends, default=start + options.max_seconds)
             jobs[id] = {
                 "path": str(manifest.root / row["path"]),
                 "start": start,
@@ -183,8 +182,11 @@ def _known(out: Path, manifest_hash: str, options: Options) -> dict[int, dict[st
     }
     names = ("times", "boxes", "confidence")
     return without | {
-        id: {"tracks": [{name: getattr(track, name).tolist() for name in names} for track in tracks], "reason": ""}
-        for id, tracks in table.tracks.items()
+        id: {
+            "tracks": [{name: getattr(track, name).tolist() for name in names} for track in table.of(id)],
+            "reason": "",
+        }
+        for id in np.unique(table.ids).tolist()
     }
 
 
@@ -199,7 +201,7 @@ def write_sheets(out: Path, manifest: Manifest, tracks: Tracks, *, num: int) -> 
         DecodeError: a clip cannot be read any more.
         WriteError: a picture cannot be written.
     """
-    every = [(id, track) for id in sorted(tracks.tracks) for track in tracks.of(id)]
+    every = [(id, track) for id in np.unique(tracks.ids).tolist() for track in tracks.of(id)]
     chosen = [every[i] for i in sorted({round(i) for i in np.linspace(0, len(every) - 1, min(num, len(every)))})]
     paths = []
     for first in range(0, len(chosen), SHEET_TRACKS):

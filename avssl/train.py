@@ -9,7 +9,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, is_dataclass
 from pathlib import Path
@@ -84,7 +84,9 @@ def train(config: Config) -> bool:
     method = build_method(without_weights(config) if before else config, instances).to(device)
     to_channels_last(method, enabled=config.run.channels_last)
     optimizer = build_optimizer(method.parameters(), config.optim)
-    first_step = _resume(config, manifest, method, optimizer, before)
+    dataset = training_clips(manifest, config, method)
+    check_tracked(dataset, instances, config)
+    first_step = _resume(config, manifest, method, optimizer, before, dataset)
     if config.run.compile:
         compile_encoders(method, device)
     batches = TrainingBatches(
@@ -102,7 +104,6 @@ def train(config: Config) -> bool:
             f"optim.accumulate={config.optim.accumulate} does not divide the {batches.rows} clips per process of "
             f"data.batch_size={config.data.batch_size}: choose a divisor"
         )
-    dataset = training_clips(manifest, config, method)
     loader = build_loader(dataset, batches, config.data, device=device)
     model = _wrap(method, config, device)
     if distributed.is_main():
@@ -117,6 +118,7 @@ def train(config: Config) -> bool:
                 "manifest_hash": manifest.hash,
                 "instances": vars(instances),
                 "decoder": decoder,
+                "tracks": tracks_of(dataset),
                 "step": step,
                 "model": method.state_dict(),
                 "optimizer": optimizer.state_dict(),
@@ -202,6 +204,20 @@ def training_clips(manifest: Manifest, config: Config, method: Method) -> ClipDa
         tracks=tracks,
         seed=config.run.seed,
     )
+
+
+def check_tracked(dataset: ClipDataset, instances: Instances, config: Config) -> None:
+    """Raise ConfigError when a method wants tracked patches and no clip of the split has any."""
+    if dataset.tracks is not None and not instances.valid.numpy()[dataset.tracks.ids].any():
+        raise ConfigError(
+            f"no clip with data.split={config.data.split or 'null'} has a track in {dataset.patches.tracks}: mine that "
+            "split with python tools/track.py, and look at the reasons that it prints"
+        )
+
+
+def tracks_of(dataset: ClipDataset) -> str:
+    """Digest of the tracks that a run is trained on; empty for a method without."""
+    return "" if dataset.tracks is None else dataset.tracks.digest
 
 
 def shared_buffers(method: Method) -> dict[str, torch.Tensor]:
@@ -316,11 +332,13 @@ def _resume(
     method: Method,
     optimizer: torch.optim.Optimizer,
     before: dict[str, Any] | None,
+    dataset: ClipDataset,
 ) -> int:
     """Load the run's last checkpoint, or the one to start from; returns the step to continue at.
 
     Args:
         before: the run's last checkpoint, of this manifest; None = there is none.
+        dataset: whose tracks must be those of the checkpoint.
     """
     if before is not None:
         last = Path(config.run.dir) / LAST
@@ -330,6 +348,11 @@ def _resume(
                 f"yourself"
             )
         _check_same_run(config, loads(before["config"]), last)
+        if before.get("tracks", "") != tracks_of(dataset):
+            raise ConfigError(
+                f"the tracks in {dataset.patches.tracks} are not those that the run in {last.parent} was trained on: "
+                "put that table back, or choose another run.dir for a new run"
+            )
         load_model(method, before, path=last)
         optimizer.load_state_dict(before["optimizer"])
         return int(before["step"])
@@ -386,12 +409,13 @@ def _last_good(last: Path) -> str:
 def _check_same_run(config: Config, before: Config, last: Path) -> None:
     """A resumed run must be the same run; where it lives and how it is executed may differ."""
     free = {"data.manifest", "data.root", "data.num_workers", "data.worker_timeout_seconds"}
-    free |= {"data.max_pixels", "data.max_seconds"}
+    free |= {"data.max_pixels", "data.max_seconds"}  # and where tracks lie: what they say is compared apart
     for section in ("data", "model", "method", "optim"):
         now, then = (getattr(entry, section) for entry in (config, before))
-        now, then = (value if isinstance(value, dict) else _flat(value) for value in (now, then))
+        now, then = (_flat(value if isinstance(value, dict) else vars(value)) for value in (now, then))
         for name in sorted(now.keys() | then.keys()):
-            if now.get(name) != then.get(name) and f"{section}.{name}" not in free:
+            is_free = f"{section}.{name}" in free or (section == "method" and name.split(".")[-1] == "tracks")
+            if now.get(name) != then.get(name) and not is_free:
                 raise ConfigError(
                     f"{section}.{name}={now.get(name)}, but the run in {last.parent} was started with "
                     f"{then.get(name)}: choose "
@@ -403,12 +427,12 @@ def _check_same_run(config: Config, before: Config, last: Path) -> None:
         )
 
 
-def _flat(section: object) -> dict[str, object]:
+def _flat(section: Mapping[str, object]) -> dict[str, object]:
     """{name: value} of a section, that of a nested one as `policy.silent`."""
     flat = {}
-    for name, value in vars(section).items():
-        nested = _flat(value) if is_dataclass(value) else {}
-        flat |= {f"{name}.{inner}": each for inner, each in nested.items()} or {name: value}
+    for name, value in section.items():
+        inner = vars(value) if is_dataclass(value) else value if isinstance(value, Mapping) else {}
+        flat |= {f"{name}.{key}": each for key, each in _flat(inner).items()} or {name: value}
     return flat
 
 

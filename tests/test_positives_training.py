@@ -26,11 +26,13 @@ from avssl.methods import build_method
 from avssl.optim import build_optimizer
 from avssl.retrieval.search import query_of_row, search
 from avssl.retrieval.store import write_store
-from avssl.structs import Progress
+from avssl.structs import Instances, Progress
 from avssl.train import train, train_step, training_clips, usable_instances
 from tests.clips import SECONDS, TINY
 from tests.test_train import equal_models
 from tests.test_train_step import Waits
+from tests.test_wrong_use import Call
+from tests.test_wrong_use import call as call  # a fixture
 
 DATA = [line for line in TINY if not line.startswith("method.")]
 HEAD = {"hidden_dim": 16, "embedding_dim": 8}
@@ -247,6 +249,23 @@ def test_one_tower_alone_is_evaluated_and_searched_by_pictures(
     assert len(search(store, query, source="video", target="video", k=3)) == 3
     with pytest.raises(ValueError, match="hold 0 other clips"):
         search(store, query, source="video", target="audio", k=1)
+    assert result["without_sound"] == {"train": 0, "test": 0}  # the run hears none, so it leaves none out
+
+
+def test_tools_say_that_a_run_hears_nothing(
+    clip_set: Manifest, settings: Callable[..., Config], tmp_path: Path, call: Call
+) -> None:
+    assert train(settings("patch"))
+    path, out = clip_set.root / "manifest.parquet", tmp_path / "e"
+    done = call("tools/extract.py", tmp_path / "run", path, "--out", out, "--num-workers", 0, "--num-clips", 1)
+    assert done.out.startswith("18 clips, by their pictures, as the run hears nothing, 0 not read")
+    asked = ("tools/retrieve.py", out, "--query", 0, "--k", 3)
+    call(*asked, "--from", "video", "--to", "audio").refused(
+        "of a run without a tower for audio: ask with --from video --to video"
+    )
+    call(*asked, "--by", "agreement").refused("of a run without a tower for audio")
+    assert call(*asked, "--from", "video", "--to", "video").code == 0
+    call("tools/mine.py", tmp_path / "run", "--k", 2, "--out", tmp_path / "s").refused("has no memory banks")
 
 
 def test_a_joint_run_is_evaluated_by_both_sides(
@@ -284,6 +303,69 @@ def test_tracks_of_another_manifest_are_refused(
         train(config(clip_set, tmp_path / "run", HEAD | {"name": "patch", "tracks": "nowhere.parquet"}))
 
 
+def table(path: Path, manifest: Manifest, rows: list[dict]) -> str:
+    whole = {"track": 0, "times": [0.1, 0.7], "boxes": [[0.2, 0.2, 0.5, 0.5]] * 2, "confidence": [1.0, 1.0]}
+    write_tracks(path, [whole | {"reason": None} | row for row in rows], manifest_hash=manifest.hash, options={})
+    return str(path)
+
+
+def test_a_run_belongs_to_what_its_tracks_say_not_to_where_they_lie(clip_set: Manifest, tmp_path: Path) -> None:
+    rows = [{"id": row} for row in range(6, 18)]
+    one, moved = (table(tmp_path / name, clip_set, rows) for name in ("one", "moved"))
+    other = table(tmp_path / "other", clip_set, rows[1:])
+
+    def run(tracks: str, *overrides: str) -> bool:
+        parts = {"parts": {"neighbour": NEIGHBOUR, "patch": HEAD | {"tracks": tracks}}}
+        return train(config(clip_set, tmp_path / "run", {"name": "joint"} | parts, *overrides))
+
+    assert not run(one, "run.max_steps=1")
+    with pytest.raises(ConfigError, match=r"the tracks in .*other are not those that the run in .* was trained on"):
+        run(other)
+    assert run(moved)
+    parts = {"name": "joint", "parts": {"neighbour": NEIGHBOUR, "patch": HEAD | {"tracks": one, "temperature": 0.3}}}
+    with pytest.raises(ConfigError, match=r"method\.parts\.patch\.temperature=0\.3, but the run in"):
+        train(config(clip_set, tmp_path / "run", parts))
+
+
+def test_tracks_that_do_not_fit_the_manifest_are_refused(clip_set: Manifest, tmp_path: Path) -> None:
+    cases = {
+        "late": ([{"id": 7, "times": [100.0, 101.0]}], r"a frame at second 100 of row 7, which lasts from 0 to 1\.2"),
+        "many": ([{"id": 99}], r"are of row 99, but the manifest has 18 rows: write them anew"),
+        "test": ([{"id": 0}], r"no clip with data\.split=train has a track in .*test: mine that split"),
+        "none": (
+            [{"id": 7, "track": -1, "times": [], "boxes": [], "confidence": [], "reason": "lost"}],
+            "no clip with data.split=train has a track",
+        ),
+    }
+    for name, (rows, message) in cases.items():
+        path = table(tmp_path / name, clip_set, rows)
+        with pytest.raises(ValueError, match=message):
+            train(config(clip_set, tmp_path / "run", HEAD | {"name": "patch", "tracks": path}))
+
+
+@pytest.mark.parametrize(
+    "name, override, message",
+    [
+        ("walk", "data.num_frames=2", r"data\.num_frames=2: a walk there and back needs at least 3 frames"),
+        ("walk", "data.patch_size=64", r"data\.patch_size=64 must be at least 1 and at most data\.size=32"),
+        ("neighbour", "data.grey=3", r"data\.grey=3.* must be a probability"),
+        ("neighbour", "data.fps=0", r"data\.fps=0.* expected at least 0\.01"),
+    ],
+)
+def test_values_of_views_are_refused_before_any_worker_starts(
+    settings: Callable[..., Config], name: str, override: str, message: str
+) -> None:
+    with pytest.raises(ValueError, match=f"^{message}"):
+        train(settings(name, override, "data.num_workers=1"))
+
+
+@pytest.mark.parametrize("name", ["neighbour", "patch", "walk"])
+def test_a_split_without_pictures_is_refused(clip_set: Manifest, settings: Callable[..., Config], name: str) -> None:
+    sound_only = Instances(torch.ones(4) > 0, has_audio=torch.ones(4) > 0, has_video=torch.zeros(4) > 0)
+    with pytest.raises(ValueError, match=r"this split has (0|no) usable clip"):
+        build_method(settings(name), sound_only)
+
+
 @pytest.mark.parametrize(
     "parts, message",
     [
@@ -316,5 +398,5 @@ def test_parts_that_cannot_be_are_refused(clip_set: Manifest, tmp_path: Path, pa
 def test_parts_that_place_clips_differently_are_refused(clip_set: Manifest, tmp_path: Path) -> None:
     parts = {"near": {"name": "neighbour"}, "more": {"name": "neighbour", "num_clips": 3}}
     chosen = config(clip_set, tmp_path, {"name": "joint", "parts": parts})
-    with pytest.raises(ValueError, match="the parts near and more of method joint want different clips of a video"):
+    with pytest.raises(ValueError, match=r"part near wants Clips\(num=2.* and part more wants Clips\(num=3"):
         build_method(chosen, usable_instances(clip_set, chosen))

@@ -57,11 +57,12 @@ def main() -> int:
         "sound_only": int((~store.has_video).sum()),
         "not_read": len(store.errors),
     }
+    hears = "audio" in store.meta.towers
     if arguments.json:
         print(json.dumps(summary))
     else:
-        sides = f"{summary['with_sound']} with sound"
-        sides += f" ({summary['sound_only']} of them without picture)" if summary["sound_only"] else ""
+        sides = f"{summary['with_sound']} with sound" if hears else "by their pictures, as the run hears nothing"
+        sides += f" ({summary['sound_only']} of them without picture)" if hears and summary["sound_only"] else ""
         print(f"{summary['clips']} clips, {sides}, {summary['not_read']} not read -> {arguments.out}")
         source, rows = ("audio", store.has_audio) if store.has_audio.any() else ("video", store.has_video)
         target = "video" if store.has_video.any() else "audio"

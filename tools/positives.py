@@ -97,6 +97,10 @@ def _table(arguments: argparse.Namespace) -> tuple[list[dict[str, Any]] | None, 
 
 def _picture(arguments: argparse.Namespace) -> tuple[dict[str, Any], str]:
     """What is shown, and a line that names the picture."""
+    if (arguments.max_seconds is not None and not arguments.max_seconds > 0) or arguments.seed < 0:
+        raise ValueError(
+            f"--max-seconds {arguments.max_seconds} must be above 0, and --seed {arguments.seed} at least 0"
+        )
     shown = draw_positives(
         arguments.run,
         arguments.tracks,

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from avssl.data.check import build_table
 from avssl.data.manifest import Manifest
-from avssl.evaluate.features import extract, load_run, with_data
+from avssl.evaluate.features import MODALITIES, extract, load_run, with_data
 from avssl.retrieval.search import Query, find_row, query_of_row, search, search_agreement
 from avssl.retrieval.store import Store, StoreError, read_store
 
@@ -35,6 +35,13 @@ def main() -> int:
     arguments = parser.parse_args()
     try:
         store = read_store(arguments.embeddings)
+        sides = MODALITIES if arguments.by == "agreement" else (arguments.source, arguments.target)
+        lacks = [side for side in sides if side not in store.meta.towers]
+        if lacks:
+            own = store.meta.towers[0]
+            raise StoreError(
+                f"these embeddings are of a run without a tower for {lacks[0]}: ask with --from {own} --to {own}"
+            )
         query = find_query(store, arguments.query)
         if arguments.by == "agreement":
             found = search_agreement(store, query, k=arguments.k)

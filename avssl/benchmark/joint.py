@@ -51,6 +51,9 @@ def benchmark_joint(*, overrides: Sequence[str], batch_size: int, num_steps: int
     """
     if batch_size < 1 or num_steps < 1:
         raise ValueError(f"batch is {batch_size} and steps {num_steps}: expected at least 1 of each")
+    given = [override for override in overrides if override.startswith("method.")]
+    if given:
+        raise ValueError(f"{given[0]}: the methods are what is compared, choose other sections")
     device = distributed.init("auto")
     keep_freed_memory()
     seconds: dict[str, list[float]] = {}

@@ -64,6 +64,7 @@ class ClipDataset(Dataset[Sample]):
 
     Raises:
         ConfigError: data.decoder cannot be used.
+        ValueError: a value of `data` is out of range (TracksError, which is one: the tracks do not fit the manifest).
     """
 
     def __init__(
@@ -100,7 +101,20 @@ class ClipDataset(Dataset[Sample]):
             )
             for track in ("video", "audio")
         }
+        self._check_views()
         self.segments = np.stack([manifest.column("start"), manifest.column("end")], axis=1).astype(np.float64)
+        if tracks is not None:
+            ends = (
+                np.fmax(self.spans["video"][:, 0], self.segments[:, 0]),
+                np.fmin(self.spans["video"][:, 1], self.segments[:, 1]),
+            )
+            tracks.check_rows(np.stack(ends, axis=1), path=patches.tracks)
+
+    def _check_views(self) -> None:
+        """Raise ValueError for values of `data` that no view can be drawn with, before any worker starts."""
+        rng = None if self.num_eval_clips is not None else np.random.default_rng(0)
+        for view in self.views:
+            view_of(view).draw(rng, self.data, width=self.data.size, height=self.data.size, number=number_of(view))
 
     def note_clips(self, num_workers: int) -> None:
         """From now on each of so many worker processes notes which clip it is at, where the main process can read it:

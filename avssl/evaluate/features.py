@@ -55,6 +55,7 @@ class Extracted:
     embedding: dict[str, np.ndarray]  # {video, audio: (n, D) float32 unit length}: outputs of the heads
     features: dict[str, np.ndarray]  # {video, audio: (n, dim) float32}: outputs of the trunks
     errors: dict[int, str]  # {id: reason}
+    towers: tuple[str, ...] = MODALITIES  # that the run has; the other side counts as lacking in every video
 
     def take(self, keep: np.ndarray) -> "Extracted":
         """Only the videos marked in `keep` (n,) bool."""
@@ -170,6 +171,7 @@ def extract(
         embedding=joined("embedding"),
         features=joined("features"),
         errors=errors,
+        towers=towers,
     )
 
 

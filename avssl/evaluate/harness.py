@@ -38,7 +38,7 @@ def evaluate(protocol: Literal["knn", "linear"], train: Side, test: Side) -> dic
     Returns:
         protocol, accuracy {video, audio, both}, chance (share of the most frequent class of the test side),
         num_train, num_test (clips of either kind), num_classes, without_sound and without_picture {train, test}: how
-        many clips audio and video left out.
+        many clips audio and video left out; none for a run that has no tower for sound.
 
     Raises:
         ValueError: no clip of a side could be read, or one has no pictures and the other no sound.
@@ -87,6 +87,8 @@ def evaluate(protocol: Literal["knn", "linear"], train: Side, test: Side) -> dic
         "num_train": len(train[1].ids),
         "num_test": len(test[1].ids),
         "num_classes": len(names),
-        "without_sound": {side: int((~found.has_audio).sum()) for side, found in sides.items()},
+        "without_sound": {
+            side: int((~found.has_audio).sum()) if "audio" in found.towers else 0 for side, found in sides.items()
+        },
         "without_picture": {side: int((~found.has_video).sum()) for side, found in sides.items()},
     }

@@ -24,6 +24,7 @@ from avssl.models.heads import Encoder
 from avssl.transforms.video import normalise_
 
 SIZE = 240  # pixels of the frames' short side
+LARGEST = 2160  # of them
 STRIDE = 8  # pixels per cell that a map may have to be chosen by itself; CRW's map has as many
 BATCH_FRAMES = 8  # that go through the encoder together
 
@@ -110,8 +111,10 @@ def frame_features(
     names = [name for name in encoder.feature_dims if name != "pool"]
     if map_name is not None and map_name not in names:
         raise ValueError(f"map {map_name} is not one of {type(encoder).__name__}: choose {', '.join(names)}")
-    if size < STRIDE:
-        raise ValueError(f"size={size}: expected at least {STRIDE} pixels for the frames' short side, such as {SIZE}")
+    if not STRIDE <= size <= LARGEST:
+        raise ValueError(
+            f"size={size}: expected {STRIDE} to {LARGEST} pixels for the frames' short side, such as {SIZE}"
+        )
     scale = size / min(frames.shape[1:3])
     height, width = (max(STRIDE, STRIDE * round(scale * side / STRIDE)) for side in frames.shape[1:3])
     small = np.stack([cv2.resize(frame, (width, height), interpolation=cv2.INTER_AREA) for frame in frames])

@@ -130,6 +130,16 @@ class Method(nn.Module):
                 "and method.within=1"
             )
 
+    @staticmethod
+    def check_pictures(instances: Instances) -> None:
+        """Raise ValueError unless at least two clips have pictures, to be told apart."""
+        num_usable = int(instances.usable["video"].sum())
+        if num_usable < 2:
+            raise ValueError(
+                f"this split has {num_usable} usable clips with pictures, and a video is told apart from others: train "
+                "on at least 2 (the manifest's columns split, status and has_video say which are usable)"
+            )
+
     def after_step(self, step: Step) -> None:
         """Move state with what the step left in its memo; once per optimiser step."""
 

@@ -85,8 +85,9 @@ def _agreed(parts: Mapping[str, Method], what: str) -> Any:
     default = getattr(Method, what)
     asking = {name: getattr(part, what) for name, part in parts.items() if getattr(part, what) != default}
     if len(set(asking.values())) > 1:
+        wishes = " and ".join(f"part {name} wants {wish}" for name, wish in asking.items())
         raise ValueError(
-            f"the parts {' and '.join(asking)} of method joint want different {what} of a video: give them the same "
-            "options for these, or train them apart"
+            f"one sample serves all parts of method joint, but {wishes}: give them the same options for these, or "
+            "train them apart"
         )
     return next(iter(asking.values()), default)

@@ -62,7 +62,8 @@ class Neighbour(Method):
 
     def __init__(self, options: NeighbourOptions, encoders: nn.ModuleDict, *, instances: Instances, seed: int) -> None:
         super().__init__(encoders, seed=seed)
-        _check(options, instances)
+        _check(options)
+        self.check_pictures(instances)
         self.options = options
         self.views = tuple(numbered("video", number) for number in range(options.num_clips))
         far = options.max_seconds if options.min_far_seconds is None else options.min_far_seconds
@@ -200,7 +201,7 @@ class Neighbour(Method):
             self.copy.follow({"trunk": self.encoders["video"], **self.heads}, momentum=momentum)
 
 
-def _check(options: NeighbourOptions, instances: Instances) -> None:
+def _check(options: NeighbourOptions) -> None:
     """Raise ValueError, with the way out, for settings that cannot work."""
     for name, value, choices in (
         ("interval", options.interval, INTERVALS),
@@ -233,6 +234,13 @@ def _check(options: NeighbourOptions, instances: Instances) -> None:
             f"method.num_far={options.num_far} needs interval=radii and, beside the first clip and a near one, "
             f"num_clips of at least {options.num_far + 2}"
         )
+    if options.interval == "halves" and options.num_clips < 3:
+        raise ValueError(
+            f"method.interval=halves with num_clips={options.num_clips} has no clip in the other half: expected at "
+            "least 3"
+        )
+    if options.momentum_schedule == "cosine" and options.momentum is None:
+        raise ValueError("method.momentum_schedule=cosine needs method.momentum: set it, such as 0.994")
     if options.far == "negative" and options.max_seconds is None:
         raise ValueError("method.far=negative needs method.max_seconds: with null every clip of a video is near")
     for name, least, needed in (
@@ -251,9 +259,3 @@ def _check(options: NeighbourOptions, instances: Instances) -> None:
         raise ValueError(f"method.bank_momentum={options.bank_momentum}: expected 0 to 1, such as 0.5")
     if options.momentum is not None and not 0 <= options.momentum <= 1:
         raise ValueError(f"method.momentum={options.momentum}: expected 0 to 1, such as 0.999, or null")
-    num_usable = int(instances.usable["video"].sum())
-    if num_usable < 2:
-        raise ValueError(
-            f"this split has {num_usable} usable clips with pictures, and a video is told apart from others: train on "
-            "at least 2"
-        )

@@ -43,6 +43,7 @@ class Patch(Method):
             if getattr(options, name) not in choices:
                 raise ValueError(f"method.{name}={getattr(options, name)}: expected {' or '.join(choices)}")
         check_temperature(options.temperature)
+        self.check_pictures(instances)
         if options.num_tracks < 1:
             raise ValueError(f"method.num_tracks={options.num_tracks}: expected at least 1")
         self.options = options

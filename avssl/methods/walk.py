@@ -32,6 +32,8 @@ class Walk(Method):
     def __init__(self, options: WalkOptions, encoders: nn.ModuleDict, *, instances: Instances, seed: int) -> None:
         super().__init__(encoders, seed=seed)
         check_temperature(options.temperature)
+        if not instances.usable["video"].any():
+            raise ValueError("this split has no usable clip with pictures: look at the manifest's split and has_video")
         if not 0 <= options.dropout < 1:
             raise ValueError(f"method.dropout={options.dropout}: expected a share of links in [0, 1), such as 0.1")
         self.options = options

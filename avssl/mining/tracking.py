@@ -101,6 +101,11 @@ class Options:
             raise ValueError(
                 f"max_frames={self.max_frames} must be at least 2 and max_tracks={self.max_tracks} at least 1"
             )
+        if self.min_frames > self.fps * self.max_seconds:
+            raise ValueError(
+                f"max_frames={self.max_frames}: a track of at least half of them needs more than the "
+                f"{round(self.fps * self.max_seconds)} frames that are read of a clip: ask for fewer"
+            )
         if self.tracker not in TRACKERS:
             raise ValueError(f"tracker={self.tracker!r} must be one of {', '.join(TRACKERS)}")
 

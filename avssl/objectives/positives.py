@@ -38,10 +38,13 @@ def same_crop(q: Embedded, k: Embedded) -> Tensor:
     return same_view(q, k) & (query == key)
 
 
+ROUNDING = 1e-4  # seconds, as in decoding
+
+
 def neighbour(q: Embedded, k: Embedded, *, max_seconds: float) -> Tensor:
-    """The column comes from the same video and starts at most `max_seconds` away."""
+    """The column comes from the same video and starts at most `max_seconds` away, up to rounding."""
     query, key = _pairs(q.start, k.start)
-    return same_instance(q, k) & ((query - key).abs() <= max_seconds)
+    return same_instance(q, k) & ((query - key).abs() <= max_seconds + ROUNDING)
 
 
 def in_set(q: Embedded, k: Embedded, sets: Tensor) -> Tensor:

@@ -13,6 +13,7 @@ A shard counts as written when its parquet file is there: it is renamed into pla
 
 import io
 import json
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
@@ -49,6 +50,7 @@ class Meta:
     split: str | None
     num_rows: int
     decoder: str = ""  # with its versions; "" in folders from before it was written down
+    towers: Sequence[str] = MODALITIES  # that the run has; the other side is zeros
 
 
 @dataclass(frozen=True)
@@ -108,6 +110,7 @@ def write_store(
         split=split,
         num_rows=len(ids),
         decoder=in_words(check_decoder(run.config.data)),
+        towers=list(run.method.encoders),
     )
     _claim(folder, meta)
     pieces = [ids[first : first + SHARD_ROWS] for first in range(0, len(ids), SHARD_ROWS)]

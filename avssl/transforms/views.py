@@ -181,6 +181,8 @@ def draw_walk(
 
     Source: videowalk utils/augs.py with `--frame-aug grid`; as there, no colours are changed.
     """
+    if data.num_frames < 3:
+        raise ValueError(f"data.num_frames={data.num_frames}: a walk there and back needs at least 3 frames")
     if not 0 < data.patch_size <= data.size:
         raise ValueError(f"data.patch_size={data.patch_size} must be at least 1 and at most data.size={data.size}")
     side = data.patch_size / data.size

@@ -52,7 +52,7 @@ def test_what_is_written_comes_back(path: Path) -> None:
 
 def test_a_table_without_rows(tmp_path: Path) -> None:
     write_tracks(tmp_path / "none.parquet", [], manifest_hash="abc", options={})
-    assert read_tracks(tmp_path / "none.parquet", manifest_hash="abc").tracks == {}
+    assert read_tracks(tmp_path / "none.parquet", manifest_hash="abc").of(0) == []
 
 
 def test_columns_are_as_described(path: Path) -> None:
@@ -74,8 +74,34 @@ def test_a_table_that_does_not_fit_is_refused(path: Path, tmp_path: Path) -> Non
     pq.write_table(pa.table({"id": [1]}), tmp_path / "other.parquet")
     with pytest.raises(TracksError, match=r"other\.parquet is no table of tracks"):
         read_tracks(tmp_path / "other.parquet", manifest_hash="abc")
-    broken = rows()
-    broken[0]["times"] = [0.1]
-    write_tracks(tmp_path / "broken.parquet", broken, manifest_hash="abc", options={})
-    with pytest.raises(TracksError, match=r"broken\.parquet are damaged, at row 7"):
+
+
+@pytest.mark.parametrize(
+    "broken",
+    [
+        {"times": [0.1]},
+        {"times": [0.1, 0.3, 0.2]},
+        {"boxes": [[0.1, 0.1, 0.5, 0.5]] * 2 + [[0.1, 0.1, 0.0, 0.5]]},
+        {"boxes": [[0.1, 0.1, 0.5, 0.5]] * 2 + [[0.6, 0.1, 0.5, 0.5]]},
+        {"boxes": [[-0.1, 0.1, 0.5, 0.5]] * 3},
+        {"boxes": [[0.1, 0.1, 0.5]] * 3},
+        {"times": [0.1], "boxes": [[0.1, 0.1, 0.5, 0.5]], "confidence": [1.0]},
+    ],
+)
+def test_a_damaged_table_is_refused(tmp_path: Path, broken: dict) -> None:
+    table = rows()
+    table[0] |= broken
+    write_tracks(tmp_path / "broken.parquet", table, manifest_hash="abc", options={})
+    with pytest.raises(TracksError, match=r"broken\.parquet are damaged, at row 7 of the manifest .* anew"):
         read_tracks(tmp_path / "broken.parquet", manifest_hash="abc")
+
+
+def test_the_digest_is_that_of_the_tracks(tmp_path: Path) -> None:
+    moved = rows()
+    moved[0]["boxes"][0][0] += 0.01
+    digests = []
+    for name, table in (("one", rows()), ("two", rows()[::-1]), ("moved", moved), ("fewer", rows()[1:])):
+        write_tracks(tmp_path / name, table, manifest_hash="abc", options={})
+        digests.append(read_tracks(tmp_path / name, manifest_hash="abc").digest)
+    assert digests[0] == digests[1]
+    assert len(set(digests)) == 3

@@ -238,6 +238,8 @@ def test_clips_of_a_video_come_together() -> None:
         ({"num_far": 1}, "num_far=1 needs interval=radii"),
         ({"num_far": 1, "interval": "radii", "max_seconds": 1.0}, "num_clips of at least 3"),
         ({"far": "negative"}, "far=negative needs method.max_seconds"),
+        ({"interval": "halves"}, "interval=halves with num_clips=2 has no clip in the other half: expected"),
+        ({"momentum_schedule": "cosine"}, "momentum_schedule=cosine needs method.momentum"),
         ({"momentum": 1.5}, "momentum=1.5: expected 0 to 1"),
         ({"max_seconds": -1.0}, "max_seconds=-1.0: expected at least 0"),
         ({"max_seconds": float("nan")}, "max_seconds=nan: expected at least 0"),
