@@ -1,7 +1,8 @@
 """Where positives come from, compared on the toy set: time, tracking, agreement, and all of them at once.
 
 A row is a recipe of configs/toy, trained for the same number of steps with the same batches, augmentation (but walk,
-whose grid has its own) and towers as all others, or towers with random weights. The command is `python tools/positives.py table`.
+whose grid has its own) and towers as all others, or towers with random weights. The command is
+`python tools/positives.py table`.
 
 What lives here: the rows, and what is measured of a run. What does not: the set (datasets/toy.py), the recipes
 (configs/toy/), the picture (positives_picture.py).

@@ -107,8 +107,8 @@ class Tracks:
             first = int(outside.argmax())
             low, high = bounds[rows[first]]
             raise TracksError(
-                f"tracks {path}: a frame at second {self.times[first]:g} of row {rows[first]}, which lasts from {low:g} "
-                f"to {high:g}: {way_out} {path}"
+                f"tracks {path}: a frame at second {self.times[first]:g} of row {rows[first]}, which lasts from "
+                f"{low:g} to {high:g}: {way_out} {path}"
             )
 
     @property
