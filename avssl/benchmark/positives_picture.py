@@ -6,7 +6,7 @@ What lives here: choosing what is shown, reading and drawing it. The command is 
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import cv2
 import matplotlib
@@ -139,10 +139,19 @@ def choose(
     near, seconds = neighbour_seconds(run.method), run.config.data.num_frames / run.config.data.fps
     near = near if max_seconds is None else max_seconds
     members, lookalike = likes(video, audio, valid, row)
-    begin, end = (float(manifest.column(name)[row]) for name in ("video_start", "video_end"))
+    begin, end = seconds_of(manifest, row, "video")
     far = max(end - begin - seconds, 0.0)  # from the first clip to the last
     starts = (begin, begin + min(0.35 * far, far if near is None else 0.8 * near), begin + far)
     return Shown(row, near, seconds, starts, known.of(row)[0], members, lookalike)
+
+
+def seconds_of(manifest: Manifest, row: int, track: Literal["video", "audio"]) -> tuple[float, float]:
+    """Where a row's picture or sound begins and ends, inside the part of the file that the row is."""
+    begin, first, end, last = (
+        float(manifest.column(name)[row] if manifest.column(name)[row] is not None else np.nan)
+        for name in (f"{track}_start", "start", f"{track}_end", "end")
+    )
+    return float(np.fmax(begin, first)), float(np.fmin(end, last))
 
 
 def neighbour_seconds(method: Method) -> float | None:
@@ -179,7 +188,7 @@ def likes(video: torch.Tensor, audio: torch.Tensor, valid: torch.Tensor, row: in
 
 def draw_time(figure: SubFigure, manifest: Manifest, shown: Shown) -> None:
     """Three clips of the video, some frames each, over the video's time."""
-    begin, end = (float(manifest.column(name)[shown.id]) for name in ("video_start", "video_end"))
+    begin, end = seconds_of(manifest, shown.id, "video")
     limit = "of one video" if shown.near is None else f"of one video, at most {shown.near:g} s apart,"
     _heading(figure, f"Time: clips {limit} are positives")
     apart = [start - shown.starts[0] for start in shown.starts]
@@ -240,7 +249,7 @@ def draw_agreement(figure: SubFigure, manifest: Manifest, shown: Shown) -> None:
     columns = [i for i, ratio in enumerate(ratios) if ratio == 1]
     for column, (row, title, words, colour) in zip(columns, cells, strict=True):
         above, below = (figure.add_subplot(grid[i, column]) for i in range(2))
-        middle = float(manifest.column("video_start")[row] + manifest.column("video_end")[row]) / 2
+        middle = sum(seconds_of(manifest, row, "video")) / 2
         _show(above, _frames(manifest, row, [middle])[0], colour)
         above.set_anchor("S")
         above.set_title(title, fontsize=9.5, color=colour, pad=5)
@@ -286,7 +295,7 @@ def _cut(frame: np.ndarray, box: np.ndarray) -> np.ndarray:
 
 def _spectrogram(manifest: Manifest, row: int) -> np.ndarray:
     """(64, S) log-mel bands of a clip's whole sound."""
-    start, end = (float(manifest.column(name)[row]) for name in ("audio_start", "audio_end"))
+    start, end = seconds_of(manifest, row, "audio")
     _, samples = read_clip(manifest.path(row), audio=[AudioWindow(start, max(end - start, 0.1), RATE)])
     sound = torch.from_numpy(samples[0].data)[None]
     return log_mel(sound, sample_rate=RATE, n_fft=512, hop_seconds=0.01, num_mels=64)[0, 0].T.numpy()
