@@ -34,7 +34,7 @@ from avssl.structs import Instances
 from avssl.track import track_manifest
 from avssl.train import to_channels_last, train
 
-EPOCHS, CLIPS_PER_VIDEO, BATCH_SIZE = 5, 4, 32  # the budget of every row: on 600 clips, epochs of 75 steps
+EPOCHS, CLIPS_PER_VIDEO, BATCH_SIZE = 4, 4, 32  # the budget of every row: on 600 clips, epochs of 75 steps
 SIZE = 48  # pixels of the pictures that every row is asked about
 COMMON = (
     f"optim.epochs={EPOCHS}",
