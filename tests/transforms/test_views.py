@@ -2,6 +2,7 @@
 
 from collections import Counter
 
+import cv2
 import numpy as np
 import pytest
 import torch
@@ -9,6 +10,7 @@ from torch.utils.data import default_collate
 from torchvision.transforms.v2 import functional
 
 from avssl.config import DataConfig
+from avssl.transforms.video import cut
 from avssl.transforms.views import VIEWS
 
 PICTURE = {"width": 160, "height": 120, "number": 0}
@@ -257,3 +259,47 @@ def test_spectrograms_that_do_not_exist_are_refused(change, message):
     x, params = some_batch("audio", data, 1)
     with pytest.raises(ValueError, match=message):
         VIEWS["audio"].apply(x, params, data)
+
+
+def test_cut_is_the_crop_that_decoding_makes() -> None:
+    """The middle of a pixel that comes out lies at left + (x + 0.5) / size * width; beyond the edge, the edge."""
+    rng = np.random.default_rng(0)
+    frames = torch.from_numpy(rng.random((2, 3, 20, 30), dtype=np.float32))
+    boxes = torch.tensor([[[0.1, 0.2, 0.5, 0.4], [0.0, 0.0, 1.0, 1.0]], [[0.5, 0.5, 0.5, 0.5], [0.3, 0.0, 0.2, 0.9]]])
+    patches = cut(frames, boxes, size=8)
+    assert patches.shape == (2, 2, 3, 8, 8)
+    for i in range(2):
+        picture = np.ascontiguousarray(frames[i].permute(1, 2, 0).numpy())
+        for j, (top, left, height, width) in enumerate(boxes[i].tolist()):
+            middles = (np.arange(8) + 0.5) / 8
+            columns, rows = np.meshgrid((left + middles * width) * 30 - 0.5, (top + middles * height) * 20 - 0.5)
+            expected = cv2.remap(
+                picture,
+                columns.astype(np.float32),
+                rows.astype(np.float32),
+                cv2.INTER_LINEAR,
+                borderMode=cv2.BORDER_REPLICATE,
+            )
+            np.testing.assert_allclose(patches[i, j].permute(1, 2, 0), expected, atol=0.02)  # OpenCV: 1/32 of a pixel
+
+
+def test_a_walks_cells_lie_inside_their_grid() -> None:
+    data = DataConfig(num_frames=4, size=96, patch_size=32, patch_grid=5)
+    drawn = VIEWS["walk"].draw(np.random.default_rng(0), data, **PICTURE)
+    still = VIEWS["walk"].draw(None, data, **PICTURE)["cells"]
+    assert drawn["cells"].shape == still.shape == (4, 25, 4)
+    np.testing.assert_allclose(still[0, [0, 4, 24], :2], [[0, 0], [0, 2 / 3], [2 / 3, 2 / 3]], atol=1e-6)
+    np.testing.assert_allclose(still[..., 2:], 1 / 3, atol=1e-6)
+    begin, end = drawn["cells"][..., :2], drawn["cells"][..., :2] + drawn["cells"][..., 2:]
+    assert (begin >= still[..., :2] - 1e-6).all()
+    assert (end <= still[..., :2] + 1 / 3 + 1e-6).all()
+    area = 9 * drawn["cells"][..., 2] * drawn["cells"][..., 3]
+    assert 0.6 < area.min() < 0.75  # drawn from .7 to .9, less where a side would leave the cell
+    assert 0.85 < area.max() <= 0.9
+    assert len(np.unique(drawn["cells"][:, 0, 0])) == 4  # each frame by itself
+
+
+@pytest.mark.parametrize("options", [{"patch_size": 65, "size": 64}, {"num_frames": 2}])
+def test_a_walk_that_cannot_be_is_refused(options: dict) -> None:
+    with pytest.raises(ValueError, match=r"data\.(patch_size=65 must be .* data\.size=64|num_frames=2: a walk)"):
+        VIEWS["walk"].draw(None, DataConfig(**options), **PICTURE)
