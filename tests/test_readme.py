@@ -17,6 +17,8 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
+from avssl.data.manifest import read_manifest
+from avssl.data.tracks import write_tracks
 from tests.clips import TINY, make_clip, make_set
 
 ROOT = Path(__file__).parents[1]
@@ -67,6 +69,17 @@ def check_tracks(arguments: list[str], printed: str) -> None:
     known = pq.read_table(option(arguments, "--out")).column("id").unique()
     assert len(known) == NUM_TRAIN + NUM_TEST  # each with its tracks, or the reason why it has none
     assert f"of {NUM_TRAIN + NUM_TEST} clips" in printed
+    # clips of a second are too short for tracks: what follows in the README gets made ones
+    hash = read_manifest(arguments[0]).hash
+    made = {
+        "track": 0,
+        "times": [0.1, 0.7],
+        "boxes": [[0.2, 0.2, 0.5, 0.5]] * 2,
+        "confidence": [1.0] * 2,
+        "reason": None,
+    }
+    rows = [made | {"id": id} for id in range(NUM_TRAIN + NUM_TEST)]
+    write_tracks(option(arguments, "--out"), rows, manifest_hash=hash, options={})
 
 
 def check_sets(arguments: list[str], printed: str) -> None:
