@@ -1,9 +1,11 @@
 """Files written whole or not at all, and one sentence when a file cannot be written.
 
-What lives here: the temporary name, fsync, rename, and the words of a failure. What does not: what is written.
+What lives here: the temporary name, fsync, rename, the words of a failure, and where the answer of a command goes.
+What does not: what is written.
 """
 
 import errno
+import json
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -66,6 +68,13 @@ def check_writable(path: str | Path) -> None:
         temporary.unlink()
     except OSError as error:
         raise WriteError(path, error) from error
+
+
+def answer(result: object, text: str, *, to: str | None) -> None:
+    """Print what a command found: as text, or with `to` "-" as JSON; another `to` is a file for the JSON besides."""
+    print(json.dumps(result) if to == "-" else text)
+    if to not in (None, "-"):
+        Path(to).write_text(json.dumps(result) + "\n")
 
 
 def _to_disk(path: Path) -> None:

@@ -94,12 +94,11 @@ def _find(
     manifest: Manifest, ids: list[int], options: Options, num_workers: int, timeout_seconds: float
 ) -> Iterator[tuple[int, dict[str, Any]]]:
     """Yield (id, {tracks, reason}) as they come."""
-    jobs = {}
+    jobs, bounds = {}, manifest.bounds("video")
     for id, row in zip(ids, manifest.table.take(np.array(ids, np.int64)).to_pylist(), strict=True):
         if row["status"] == "ok":
-            start = max([second for second in (row["start"], row["video_start"]) if second is not None], default=0.0)
-            ends = [second for second in (row["end"], row["video_end"]) if second is not None]
-            end = min(ends, default=start + options.max_seconds)
+            start = float(np.nan_to_num(bounds[id, 0]))
+            end = float(np.nan_to_num(bounds[id, 1], nan=start + options.max_seconds))
             jobs[id] = {
                 "path": str(manifest.root / row["path"]),
                 "start": start,

@@ -12,7 +12,6 @@ Exit code: 0 done, 1 stopped or failed while training, 2 wrong call.
 """
 
 import argparse
-import json
 import subprocess
 import sys
 from pathlib import Path
@@ -28,7 +27,7 @@ from avssl.benchmark.digits import (
     run_hard,
     run_main,
 )
-from avssl.files import check_writable
+from avssl.files import answer, check_writable
 from avssl.train import TrainingError
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -62,13 +61,8 @@ def main() -> int:
         return 1
     if results is None:
         return 1
-    if arguments.json == "-":
-        print(json.dumps(results))
-    else:
-        tables = {"main": lambda found: main_tables(found["all clips"]), "hard": hard_table, "ablation": ablation_table}
-        print(tables[arguments.part](results))
-    if arguments.json and arguments.json != "-":
-        Path(arguments.json).write_text(json.dumps(results) + "\n")
+    tables = {"main": lambda found: main_tables(found["all clips"]), "hard": hard_table, "ablation": ablation_table}
+    answer(results, tables[arguments.part](results), to=arguments.json)
     return 0
 
 

@@ -10,14 +10,13 @@ Exit code: 0 done, 1 stopped or failed while training, 2 wrong call.
 import argparse
 import csv
 import dataclasses
-import json
 import sys
 from pathlib import Path
 
 from avssl.benchmark.natural import run_fight, run_speech, table
 from avssl.data.check import build_table
 from avssl.data.manifest import Manifest, read_manifest, write_manifest
-from avssl.files import check_writable
+from avssl.files import answer, check_writable
 from avssl.train import TrainingError
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
@@ -50,9 +49,7 @@ def main() -> int:
         return 1
     figures |= more
     found = {name: dataclasses.asdict(figure) for name, figure in figures.items()}
-    print(json.dumps(found) if arguments.json == "-" else table(figures))
-    if arguments.json and arguments.json != "-":
-        Path(arguments.json).write_text(json.dumps(found) + "\n")
+    answer(found, table(figures), to=arguments.json)
     return 0
 
 

@@ -12,14 +12,13 @@ Exit code: 0 done, 1 stopped or failed while training, 2 wrong call.
 """
 
 import argparse
-import json
 import sys
 from pathlib import Path
 from typing import Any
 
 from avssl.benchmark.positives import ROWS, mine_tracks, read_sets, run_row, tables
 from avssl.benchmark.positives_picture import draw_positives
-from avssl.files import check_writable
+from avssl.files import answer, check_writable
 from avssl.train import TrainingError
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs" / "toy"
@@ -62,9 +61,7 @@ def main() -> int:
         return 1
     if result is None:
         return 1
-    print(json.dumps(result) if arguments.json == "-" else text)
-    if arguments.json not in (None, "-"):
-        Path(arguments.json).write_text(json.dumps(result) + "\n")
+    answer(result, text, to=arguments.json)
     return 0
 
 

@@ -6,7 +6,7 @@ What lives here: choosing what is shown, reading and drawing it. The command is 
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import cv2
 import matplotlib
@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import SubFigure
+from PIL import Image
 from torch import nn
 
 from avssl.checkpoint import CheckpointError
@@ -95,6 +96,9 @@ def draw_positives(
     draw_agreement(agreement, manifest, shown)
     with whole_file(out) as temporary:
         figure.savefig(temporary, format="png", dpi=DPI)
+        with Image.open(temporary) as drawn:
+            few = drawn.convert("RGB").quantize(256)  # a third of the bytes, and no difference to be seen
+        few.save(temporary, format="png", optimize=True)
     plt.close(figure)
     names = {name: str(manifest.column(name)[shown.id]) for name in ("path", "label")}
     likes = {"members": [vars(each) for each in shown.members], "lookalike": vars(shown.lookalike)}
@@ -139,19 +143,10 @@ def choose(
     near, seconds = neighbour_seconds(run.method), run.config.data.num_frames / run.config.data.fps
     near = near if max_seconds is None else max_seconds
     members, lookalike = likes(video, audio, valid, row)
-    begin, end = seconds_of(manifest, row, "video")
+    begin, end = manifest.bounds("video")[row].tolist()
     far = max(end - begin - seconds, 0.0)  # from the first clip to the last
     starts = (begin, begin + min(0.35 * far, far if near is None else 0.8 * near), begin + far)
     return Shown(row, near, seconds, starts, known.of(row)[0], members, lookalike)
-
-
-def seconds_of(manifest: Manifest, row: int, track: Literal["video", "audio"]) -> tuple[float, float]:
-    """Where a row's picture or sound begins and ends, inside the part of the file that the row is."""
-    begin, first, end, last = (
-        float(manifest.column(name)[row] if manifest.column(name)[row] is not None else np.nan)
-        for name in (f"{track}_start", "start", f"{track}_end", "end")
-    )
-    return float(np.fmax(begin, first)), float(np.fmin(end, last))
 
 
 def neighbour_seconds(method: Method) -> float | None:
@@ -188,7 +183,7 @@ def likes(video: torch.Tensor, audio: torch.Tensor, valid: torch.Tensor, row: in
 
 def draw_time(figure: SubFigure, manifest: Manifest, shown: Shown) -> None:
     """Three clips of the video, some frames each, over the video's time."""
-    begin, end = seconds_of(manifest, shown.id, "video")
+    begin, end = manifest.bounds("video")[shown.id].tolist()
     limit = "of one video" if shown.near is None else f"of one video, at most {shown.near:g} s apart,"
     _heading(figure, f"Time: clips {limit} are positives")
     apart = [start - shown.starts[0] for start in shown.starts]
@@ -249,7 +244,7 @@ def draw_agreement(figure: SubFigure, manifest: Manifest, shown: Shown) -> None:
     columns = [i for i, ratio in enumerate(ratios) if ratio == 1]
     for column, (row, title, words, colour) in zip(columns, cells, strict=True):
         above, below = (figure.add_subplot(grid[i, column]) for i in range(2))
-        middle = sum(seconds_of(manifest, row, "video")) / 2
+        middle = float(manifest.bounds("video")[row].mean())
         _show(above, _frames(manifest, row, [middle])[0], colour)
         above.set_anchor("S")
         above.set_title(title, fontsize=9.5, color=colour, pad=5)
@@ -295,7 +290,7 @@ def _cut(frame: np.ndarray, box: np.ndarray) -> np.ndarray:
 
 def _spectrogram(manifest: Manifest, row: int) -> np.ndarray:
     """(64, S) log-mel bands of a clip's whole sound."""
-    start, end = seconds_of(manifest, row, "audio")
+    start, end = manifest.bounds("audio")[row].tolist()
     _, samples = read_clip(manifest.path(row), audio=[AudioWindow(start, max(end - start, 0.1), RATE)])
     sound = torch.from_numpy(samples[0].data)[None]
     return log_mel(sound, sample_rate=RATE, n_fft=512, hop_seconds=0.01, num_mels=64)[0, 0].T.numpy()

@@ -11,7 +11,7 @@ import dataclasses
 import os
 import time
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -95,20 +95,10 @@ class ClipDataset(Dataset[Sample]):
         self.has_audio = manifest.has_audio & manifest.usable()  # nothing is read of a row in quarantine
         self.status, self.reasons = manifest.column("status"), manifest.column("reason")
         self.sizes = np.stack([manifest.column("width"), manifest.column("height")], axis=1)
-        self.spans = {
-            track: np.stack([manifest.column(f"{track}_start"), manifest.column(f"{track}_end")], axis=1).astype(
-                np.float64
-            )
-            for track in ("video", "audio")
-        }
+        self.bounds = {track: manifest.bounds(track) for track in ("video", "audio")}
         self._check_views()
-        self.segments = np.stack([manifest.column("start"), manifest.column("end")], axis=1).astype(np.float64)
         if tracks is not None:
-            ends = (
-                np.fmax(self.spans["video"][:, 0], self.segments[:, 0]),
-                np.fmin(self.spans["video"][:, 1], self.segments[:, 1]),
-            )
-            tracks.check_rows(np.stack(ends, axis=1), path=patches.tracks)
+            tracks.check_rows(self.bounds["video"], path=patches.tracks)
 
     def _check_views(self) -> None:
         """Raise ValueError for values of `data` that no view can be drawn with, before any worker starts."""
@@ -199,9 +189,8 @@ class ClipDataset(Dataset[Sample]):
             first = starts[0]
             places |= {view: Place(first) for view in self.views if view in ("video", "walk")}
             if self.clips.num > 1:
-                further = further_starts(
-                    rng, first, self._spans(key.id)[0], seconds=self.data.num_frames / self.data.fps, clips=self.clips
-                )
+                seconds, video = self.data.num_frames / self.data.fps, self._span(key.id, "video")
+                further = further_starts(rng, first, video, seconds=seconds, clips=self.clips)
                 places |= {numbered("video", number): Place(start) for number, start in enumerate(further, 1)}
             if self.patches is not None:
                 tracks = self.tracks.of(key.id)
@@ -241,8 +230,11 @@ class ClipDataset(Dataset[Sample]):
         )
 
     def _starts(self, rng: np.random.Generator | None, key: Key) -> tuple[float, float]:
-        video, audio = self._spans(key.id)
-        spans = (video if self.has_video[key.id] else None, audio if self.has_audio[key.id] and self._hears else None)
+        hears = self._hears and self.has_audio[key.id]
+        spans = (
+            self._span(key.id, "video") if self.has_video[key.id] else None,
+            self._span(key.id, "audio") if hears else None,
+        )
         if spans == (None, None):
             return 0.0, 0.0
         lengths = {"video_seconds": self.data.num_frames / self.data.fps, "audio_seconds": self.data.audio_seconds}
@@ -250,14 +242,9 @@ class ClipDataset(Dataset[Sample]):
             return spread_windows(*spans, **lengths, clip=key.clip, num_clips=self.num_eval_clips or 1)
         return draw_windows(rng, *spans, **lengths, max_offset_seconds=self.data.max_offset_seconds)
 
-    def _spans(self, id: int) -> tuple[Span, Span]:
-        """Picture and sound of a row, inside the part of the file that the row is."""
-        segment = self.segments[id]
-        video, audio = (
-            Span(float(np.fmax(track[id, 0], segment[0])), float(np.fmin(track[id, 1], segment[1])))
-            for track in (self.spans["video"], self.spans["audio"])
-        )
-        return video, audio
+    def _span(self, id: int, track: Literal["video", "audio"]) -> Span:
+        """Picture or sound of a row."""
+        return Span(*self.bounds[track][id].tolist())
 
     def _shape(self, view: str) -> tuple[int, int, int, int]:
         """(T, H, W, 3) of a view of pictures."""

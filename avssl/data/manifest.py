@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pyarrow as pa
@@ -113,6 +114,14 @@ class Manifest:
     def has_audio(self) -> np.ndarray:
         """(N,) bool: rows with sound that is not digital silence."""
         return pc.fill_null(self.table.column("has_audio"), False).to_numpy()
+
+    def bounds(self, track: Literal["video", "audio"]) -> np.ndarray:
+        """(N, 2) float64 seconds at which each row's pictures or sound begin and end, inside the part of the file that
+        the row is; NaN where it is not known."""
+        begin, first, end, last = (
+            self.column(name).astype(np.float64) for name in (f"{track}_start", "start", f"{track}_end", "end")
+        )
+        return np.stack([np.fmax(begin, first), np.fmin(end, last)], axis=1)
 
     @property
     def class_names(self) -> list[str]:

@@ -211,8 +211,7 @@ def find_tracks(frames: np.ndarray, times: np.ndarray, *, options: Options, enla
     for start in starts:
         if len(tracks) == options.max_tracks or len(tracks) + len(drops) == TRIES * options.max_tracks:
             break
-        boxes: np.ndarray | str = np.array([start.box])
-        if any(_is_same(start.frame, boxes, known.frame, others) for known, others in tracks):
+        if any(_is_same(start.frame, np.array([start.box]), known.frame, others) for known, others in tracks):
             continue
         boxes = _follow_both_ways(frames, start, motions, options)
         if isinstance(boxes, str):
