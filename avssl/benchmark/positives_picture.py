@@ -97,7 +97,7 @@ def draw_positives(
     with whole_file(out) as temporary:
         figure.savefig(temporary, format="png", dpi=DPI)
         with Image.open(temporary) as drawn:
-            few = drawn.convert("RGB").quantize(256)  # a third of the bytes, and no difference to be seen
+            few = drawn.convert("RGB").quantize(256)  # a third of the bytes, for a little banding
         few.save(temporary, format="png", optimize=True)
     plt.close(figure)
     names = {name: str(manifest.column(name)[shown.id]) for name in ("path", "label")}
