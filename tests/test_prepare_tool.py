@@ -195,8 +195,10 @@ def test_a_clip_that_brings_its_worker_down_is_named(tool, source, tmp_path, cap
 
 def start(*arguments: object) -> subprocess.Popen:
     command = [sys.executable, str(SCRIPT), *map(str, arguments)]
+    # a suite that runs in the background of a shell was started with Ctrl-C ignored, which children inherit
+    heard = {"preexec_fn": lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)}
     return subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT, start_new_session=True
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT, start_new_session=True, **heard
     )
 
 
