@@ -250,7 +250,7 @@ def test_killed_and_started_again_it_does_nothing_twice(many, tmp_path):
 
 @pytest.mark.processes
 def test_interrupted_it_says_how_to_go_on(many, tmp_path):
-    process = start(many, tmp_path / "new", "--jobs", 1)
+    process = start(many, tmp_path / "new", "--jobs", 2)
     wait_until(lambda: list((tmp_path / "new").glob("*.mp4")))
     os.killpg(process.pid, signal.SIGINT)  # as the terminal does
     printed = process.communicate(timeout=20)[1]
