@@ -17,11 +17,12 @@ import torch
 from avssl.config import load
 from avssl.data.manifest import Manifest, read_manifest
 from avssl.evaluate.classify import linear_predict
-from avssl.evaluate.features import extract, load_run
+from avssl.evaluate.features import extract
 from avssl.evaluate.harness import evaluate, labelled_rows
 from avssl.evaluate.retrieval import recall_figures
 from avssl.evaluate.shortcut import shortcut_features
 from avssl.mining.agreement import RULES, agreement_precision, chance_precision, minable, mine_agreement
+from avssl.pretrained import load_run
 from avssl.report import ShownClip, curves_png, write_report
 from avssl.train import train
 

@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 
 from avssl.data.manifest import Manifest, read_manifest
-from avssl.evaluate.features import extract, load_run, with_data
+from avssl.evaluate.features import extract
 from avssl.evaluate.harness import evaluate, labelled_rows
+from avssl.pretrained import load_run, with_data
 from avssl.retrieval.search import find_row, query_of_row, search, search_agreement
 from avssl.retrieval.store import StoreError, read_store, write_store
 from avssl.train import train

@@ -19,13 +19,14 @@ from avssl.data.check import build_table
 from avssl.data.dataset import ClipDataset, collate
 from avssl.data.manifest import Manifest
 from avssl.data.sampling import Key
-from avssl.evaluate.features import Extracted, extract, load_run
+from avssl.evaluate.features import Extracted, extract
 from avssl.evaluate.harness import evaluate, labelled_rows
 from avssl.logs import read_log
 from avssl.methods import METHODS, build_method
 from avssl.methods.base import Method
 from avssl.mining.agreement import minable
 from avssl.objectives.contrast import nce, similarity
+from avssl.pretrained import load_run
 from avssl.retrieval.search import query_of_row, search, search_agreement
 from avssl.retrieval.store import Store, StoreError, read_store, write_store
 from avssl.structs import Batch, Embedded, Instances, Progress, Step

@@ -18,12 +18,13 @@ from avssl.data.dataset import ClipDataset, collate
 from avssl.data.manifest import Manifest
 from avssl.data.sampling import Key
 from avssl.data.tracks import TracksError, write_tracks
-from avssl.evaluate.features import extract, load_run
+from avssl.evaluate.features import extract
 from avssl.evaluate.harness import evaluate
 from avssl.logs import read_log
 from avssl.media.decode import read_frames
 from avssl.methods import build_method
 from avssl.optim import build_optimizer
+from avssl.pretrained import load_run
 from avssl.retrieval.search import query_of_row, search
 from avssl.retrieval.store import write_store
 from avssl.structs import Instances, Progress

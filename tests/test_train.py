@@ -19,8 +19,8 @@ from torch import nn
 from avssl.checkpoint import CheckpointError, load_checkpoint
 from avssl.config import Config, ConfigError, from_dict, loads
 from avssl.data.manifest import Manifest, read_manifest
-from avssl.evaluate.features import load_run
 from avssl.logs import read_log
+from avssl.pretrained import load_run
 from avssl.train import TrainingError, train
 from tests.clips import TINY
 

@@ -21,10 +21,11 @@ from typing import Any
 from avssl.benchmark.scenes import make_scene
 from avssl.data.manifest import read_manifest
 from avssl.evaluate.davis import davis_names, read_davis
-from avssl.evaluate.features import extract, load_run, with_data
+from avssl.evaluate.features import extract
 from avssl.evaluate.harness import evaluate, labelled_rows
 from avssl.evaluate.propagate import SIZE, score_propagation
 from avssl.files import check_writable
+from avssl.pretrained import load_run, with_data
 
 
 def main() -> int:

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from avssl import distributed
 from avssl.data.manifest import read_manifest
-from avssl.evaluate.features import load_run, with_data
+from avssl.pretrained import load_run, with_data
 from avssl.retrieval.store import write_store
 
 

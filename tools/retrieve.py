@@ -16,7 +16,8 @@ from pathlib import Path
 
 from avssl.data.check import build_table
 from avssl.data.manifest import Manifest
-from avssl.evaluate.features import MODALITIES, extract, load_run, with_data
+from avssl.evaluate.features import MODALITIES, extract
+from avssl.pretrained import load_run, with_data
 from avssl.retrieval.search import Query, find_row, query_of_row, search, search_agreement
 from avssl.retrieval.store import Store, StoreError, read_store
 

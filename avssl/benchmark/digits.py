@@ -26,12 +26,13 @@ from avssl.checkpoint import LAST
 from avssl.config import Config, load
 from avssl.data.manifest import Manifest, read_manifest
 from avssl.evaluate.classify import linear_predict
-from avssl.evaluate.features import Extracted, Run, extract, load_run
+from avssl.evaluate.features import Extracted, extract
 from avssl.evaluate.harness import evaluate, labelled_rows
 from avssl.evaluate.retrieval import recall_figures
 from avssl.files import whole_file
 from avssl.media.decode import AudioWindow, VideoWindow, read_clip
 from avssl.mining.agreement import RULES, agreement_precision, mine_agreement
+from avssl.pretrained import Run, load_run
 from avssl.train import train
 from avssl.transforms.audio import log_mel
 

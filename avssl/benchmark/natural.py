@@ -16,7 +16,8 @@ from avssl.config import load
 from avssl.data.manifest import SCHEMA, Manifest, read_manifest, write_manifest
 from avssl.evaluate.bootstrap import bootstrap_interval
 from avssl.evaluate.classify import grouped_predict
-from avssl.evaluate.features import extract, load_run
+from avssl.evaluate.features import extract
+from avssl.pretrained import load_run
 from avssl.train import train
 
 WINDOW_SECONDS = 0.96  # what the towers see at once

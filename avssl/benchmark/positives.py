@@ -25,14 +25,15 @@ from avssl.benchmark.scenes import make_scene
 from avssl.checkpoint import LAST
 from avssl.config import Config, load
 from avssl.data.manifest import Manifest, read_manifest
-from avssl.evaluate.features import Extracted, Run, extract, load_run, with_data
+from avssl.evaluate.features import Extracted, extract
 from avssl.evaluate.harness import evaluate, labelled_rows
 from avssl.evaluate.propagate import score_propagation
 from avssl.methods import build_method
 from avssl.mining.tracking import Options
+from avssl.pretrained import Run, load_run, run_of, with_data
 from avssl.structs import Instances
 from avssl.track import track_manifest
-from avssl.train import to_channels_last, train
+from avssl.train import train
 
 EPOCHS, CLIPS_PER_VIDEO, BATCH_SIZE = 4, 4, 32  # the budget of every row: on 600 clips, epochs of 75 steps
 SIZE = 48  # pixels of the pictures that every row is asked about
@@ -205,9 +206,7 @@ def untrained_run(config: Config) -> Run:
     """The towers of a configuration as they are before the first step."""
     clips = torch.ones(2, dtype=torch.bool)  # the fewest that methods take; the towers do not depend on it
     method = build_method(config, Instances(clips, has_audio=clips, has_video=clips))
-    to_channels_last(method, enabled=config.run.channels_last)
-    device = distributed.init(config.run.device)
-    return Run(Path(config.run.dir), config, method.to(device).eval(), device, weights_hash="", manifest_hash="")
+    return run_of(method, config, path=Path(config.run.dir), device=distributed.init(config.run.device))
 
 
 def measure(run: Run, sets: Mapping[str, Manifest], *, frames: bool) -> dict[str, Any]:
@@ -222,7 +221,7 @@ def measure(run: Run, sets: Mapping[str, Manifest], *, frames: bool) -> dict[str
         masks carried through NUM_SCENES made scenes, still = the first mask copied; measure_seconds.
     """
     since = time.perf_counter()
-    run = with_data(run, size=min(SIZE, run.config.data.size))  # walk is trained on cells of larger pictures
+    run = with_data(run, size=min(SIZE, run.data.size))  # walk is trained on cells of larger pictures
     run = with_data(run, num_frames=1) if frames else run
     num_clips = NUM_FRAMES if frames else NUM_CLIPS
     classes, motions = (probe(run, sets[name], num_clips=num_clips) for name in ("toy", "toy_actions"))

@@ -20,12 +20,12 @@ from torch import nn
 from avssl.checkpoint import CheckpointError
 from avssl.data.manifest import Manifest, read_manifest
 from avssl.data.tracks import Track, read_tracks
-from avssl.evaluate.features import Run, load_run
 from avssl.files import whole_file
 from avssl.media.decode import AudioWindow, VideoWindow, read_clip
 from avssl.methods.base import Method
 from avssl.methods.neighbour import Neighbour
 from avssl.mining.agreement import minable, mine_agreement
+from avssl.pretrained import Run, load_run
 from avssl.transforms.audio import log_mel
 
 matplotlib.use("Agg")

@@ -7,41 +7,21 @@ import dataclasses
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Literal
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import nn
 from tqdm import tqdm
 
-from avssl import distributed
-from avssl.checkpoint import LAST, load_checkpoint, load_model
-from avssl.config import Config, loads, without_weights
 from avssl.data.dataset import ClipDataset, apply_views
 from avssl.data.loader import WorkerLost, build_loader, lost_workers_named
 from avssl.data.manifest import Manifest
 from avssl.data.sampling import Key
-from avssl.methods import build_method
-from avssl.methods.base import Method
-from avssl.structs import Instances
-from avssl.train import to_channels_last
+from avssl.pretrained import Pretrained
 
 MODALITIES = ("video", "audio")  # each looked at through the view of the same name
 BATCH_CLIPS = 32  # clips that go through the towers together
-
-
-@dataclass(frozen=True)
-class Run:
-    """A trained run, ready to be asked."""
-
-    path: Path  # of its checkpoint
-    config: Config
-    method: Method  # evaluation mode, on `device`
-    device: torch.device
-    weights_hash: str  # of all weights and buffers of towers and heads
-    manifest_hash: str
 
 
 @dataclass(frozen=True)
@@ -79,38 +59,14 @@ class Extracted:
         return np.concatenate([self.features[name] / np.maximum(lengths[name], 1e-12) for name in MODALITIES], axis=1)
 
 
-def load_run(path: str | Path, *, device: torch.device | None = None, trained: bool = True) -> Run:
-    """Read a run's last checkpoint.
-
-    Args:
-        path: folder of the run, or a checkpoint.
-        trained: False = the same towers with the weights that the run started from: the baseline of random weights.
-
-    Raises:
-        CheckpointError: no checkpoint there, or a damaged one.
-    """
-    path = Path(path)
-    path = path / LAST if path.is_dir() or not path.suffix else path
-    state = load_checkpoint(path)
-    config = loads(state["config"], source=str(path))
-    everything = torch.ones_like(state["instances"]["valid"])
-    method = build_method(
-        without_weights(config) if trained else config,
-        Instances(everything, has_audio=everything, has_video=everything),
-    )
-    if trained:
-        load_model(method, state, path=path)
-    device = device or distributed.init("auto")
-    to_channels_last(method, enabled=config.run.channels_last)
-    method = method.to(device).eval()
-    heads = nn.ModuleDict({modality: method.head(modality) for modality in method.encoders})
-    weights = nn.ModuleDict({"encoders": method.encoders, "heads": heads}).state_dict()
-    return Run(path, config, method, device, distributed.digest(weights), state["manifest_hash"])
-
-
 @torch.inference_mode()
 def extract(
-    run: Run, manifest: Manifest, ids: Sequence[int] | np.ndarray, *, num_clips: int = 3, progress: str | None = None
+    towers: Pretrained,
+    manifest: Manifest,
+    ids: Sequence[int] | np.ndarray,
+    *,
+    num_clips: int = 3,
+    progress: str | None = None,
 ) -> Extracted:
     """Average the towers' outputs over `num_clips` clips spread over each video. A run that has one tower only sees the
     other side of no clip.
@@ -125,12 +81,12 @@ def extract(
     """
     if num_clips < 1:
         raise ValueError(f"num_clips={num_clips} must be at least 1")
-    towers = tuple(run.method.encoders)
-    dataset = ClipDataset(manifest, run.config.data, towers, num_eval_clips=num_clips)
+    names = tuple(towers.encoders)
+    dataset = ClipDataset(manifest, towers.data, names, num_eval_clips=num_clips)
     rows = max(1, BATCH_CLIPS // num_clips)
     groups = [[int(row) for row in ids[i : i + rows]] for i in range(0, len(ids), rows)]
     keys = [[Key(0, row, clip) for row in group for clip in range(num_clips)] for group in groups]
-    loader = build_loader(dataset, keys, run.config.data, device=run.device)
+    loader = build_loader(dataset, keys, towers.data, device=towers.device)
     parts: dict[str, list[np.ndarray]] = {}
     kept: list[np.ndarray] = []
     sides: dict[str, list[np.ndarray]] = {modality: [] for modality in MODALITIES}
@@ -138,7 +94,7 @@ def extract(
     bar = tqdm(total=len(ids), desc=progress, unit="video", disable=progress is None, mininterval=1)
     with _lost_explained(dataset), bar:
         for group, batch in zip(groups, loader, strict=True):
-            batch = apply_views(batch.to(run.device), run.config.data)
+            batch = apply_views(batch.to(towers.device), towers.data)
             found = batch.ids.reshape(len(group), num_clips)
             readable = (found >= 0).all(dim=1)
             reasons = iter(batch.errors)
@@ -146,9 +102,9 @@ def extract(
                 for _ in range(lost):
                     errors.setdefault(row, next(reasons))
             present = {"video": batch.has_video, "audio": batch.has_audio}
-            for modality in towers:
-                trunk = run.method.encoders[modality](getattr(batch, modality)[modality])  # (n * C, dim)
-                head = F.normalize(run.method.head(modality)(trunk), dim=1)  # (n * C, D)
+            for modality in names:
+                trunk = towers.encoders[modality](getattr(batch, modality)[modality])  # (n * C, dim)
+                head = F.normalize(towers.heads[modality](trunk), dim=1)  # (n * C, D)
                 for kind, values in (("features", trunk), ("embedding", head)):
                     mean = values.reshape(len(group), num_clips, -1).mean(dim=1)  # (n, ...)
                     mean = F.normalize(mean, dim=1) if kind == "embedding" else mean
@@ -159,11 +115,11 @@ def extract(
             bar.update(len(group))
 
     def joined(kind: str) -> dict[str, np.ndarray]:
-        found = {modality: np.concatenate(parts[f"{kind}.{modality}"]) for modality in towers}
-        return {modality: found.get(modality, np.zeros_like(found[towers[0]])) for modality in MODALITIES}
+        found = {modality: np.concatenate(parts[f"{kind}.{modality}"]) for modality in names}
+        return {modality: found.get(modality, np.zeros_like(found[names[0]])) for modality in MODALITIES}
 
     none = np.zeros(sum(map(len, kept)), dtype=bool)
-    has = {modality: np.concatenate(sides[modality]) if modality in towers else none for modality in MODALITIES}
+    has = {modality: np.concatenate(sides[modality]) if modality in names else none for modality in MODALITIES}
     return Extracted(
         ids=np.concatenate(kept),
         has_audio=has["audio"],
@@ -171,7 +127,7 @@ def extract(
         embedding=joined("embedding"),
         features=joined("features"),
         errors=errors,
-        towers=towers,
+        towers=names,
     )
 
 
@@ -187,9 +143,3 @@ def _lost_explained(dataset: ClipDataset) -> Iterator[None]:
             f"{error.reason} at {files}: tools/check.py with --fix-manifest finds such files and marks them in the "
             "manifest, which leaves them out"
         ) from error
-
-
-def with_data(run: Run, **changes: int | float | str) -> Run:
-    """The same run with other values in its data section, such as num_workers."""
-    config = dataclasses.replace(run.config, data=dataclasses.replace(run.config.data, **changes))
-    return dataclasses.replace(run, config=config)

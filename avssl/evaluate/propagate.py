@@ -18,9 +18,9 @@ from torch import Tensor
 from tqdm import tqdm
 
 from avssl.evaluate.bootstrap import bootstrap_interval
-from avssl.evaluate.features import Run
 from avssl.evaluate.masks import score_masks
 from avssl.models.heads import Encoder
+from avssl.pretrained import Pretrained
 from avssl.transforms.video import normalise_
 
 SIZE = 240  # pixels of the frames' short side
@@ -32,7 +32,7 @@ Read = Callable[[str], tuple[np.ndarray, np.ndarray]]  # name -> frames (T, H, W
 
 
 def score_propagation(
-    run: Run,
+    towers: Pretrained,
     names: Sequence[str],
     read: Read,
     *,
@@ -40,7 +40,7 @@ def score_propagation(
     size: int = SIZE,
     progress: str | None = None,
 ) -> dict[str, Any]:
-    """J and F of the run's video encoder on clips whose true masks are known, beside those of the first mask copied to
+    """J and F of the video encoder on clips whose true masks are known, beside those of the first mask copied to
     every frame.
 
     Args:
@@ -68,7 +68,7 @@ def score_propagation(
             errors[name] = str(error)
             continue
         features, chosen = frame_features(
-            run.method.encoders["video"], frames, size=size, map_name=map_name, device=run.device
+            towers.encoders["video"], frames, size=size, map_name=map_name, device=towers.device
         )
         scores["propagated"].append(score_masks(masks, propagate_mask(features, masks[0])))
         scores["still"].append(still)

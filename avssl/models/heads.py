@@ -1,11 +1,18 @@
 """The parts that both towers share: what an encoder is, how channel counts scale, and the projection head on top.
 
 The towers themselves live in the other files of this folder; they are built by name in `avssl.models.build_encoder`.
+After training a classifier may stand on an encoder, or on one of its maps.
 """
 
+import math
+from collections.abc import Mapping, Sequence
+from typing import Literal
+
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
+MAP_SIZE = 9216  # most figures of a map that a classifier looks at
 MAPS = ("conv1", "conv2x", "conv3x", "conv4x", "conv5x", "pool")  # of trunks with a stem and four stages
 
 
@@ -95,6 +102,59 @@ class ProjectionHead(nn.Module):
         """
         with torch.autocast(x.device.type, enabled=False):
             return self.projection(x.float())
+
+
+class Classifier(nn.Module):
+    """A linear classifier on what `describe_maps` makes of an encoder's maps.
+
+    Args:
+        in_dim: figures per clip.
+        classes: names, in the order of the outputs.
+        modality: whose encoder it stands on; both = the pooled outputs of both, see `side_by_side`.
+        stage: name of the map, pool for the encoder's output.
+        batch_norm: normalise the inputs over the batch first, with a scale and a shift of their own.
+    """
+
+    def __init__(
+        self,
+        in_dim: int,
+        classes: Sequence[str],
+        *,
+        modality: Literal["video", "audio", "both"],
+        stage: str = "pool",
+        batch_norm: bool = False,
+    ) -> None:
+        super().__init__()
+        self.in_dim, self.classes, self.modality, self.stage = in_dim, tuple(classes), modality, stage
+        self.norm = nn.BatchNorm1d(in_dim) if batch_norm else None
+        self.linear = nn.Linear(in_dim, len(self.classes))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, in_dim) -> logits (B, number of classes), in float32 whatever the autocast."""
+        with torch.autocast(x.device.type, enabled=False):
+            return self.linear(x.float() if self.norm is None else self.norm(x.float()))
+
+
+def describe_maps(maps: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """An encoder's maps (B, C, ...) as vectors (B, d), d at most MAP_SIZE: the maximum over time and over the cells of
+    a grid as fine as that allows, and no finer than the map. The pooled output stays as it is.
+
+    Source: AVID-CMA, configs/benchmark/kinetics (grids of 12, 8, 6 and 4 cells a side for 64 to 512 channels).
+    """
+    vectors = {}
+    for name, x in maps.items():
+        if x.dim() > 2:
+            x = x.amax(dim=2) if x.dim() == 5 else x  # (B, C, H', W') of video, (B, C, S', F') of sound
+            finest = max(1, math.isqrt(MAP_SIZE // x.shape[1]))
+            x = F.adaptive_max_pool2d(x, tuple(min(finest, side) for side in x.shape[2:])).flatten(1)
+        vectors[name] = x
+    return vectors
+
+
+def side_by_side(video: Tensor, audio: Tensor) -> Tensor:
+    """Outputs of both encoders (B, dim_video) and (B, dim_audio) as one vector, each of unit length so that neither
+    outweighs the other: (B, dim_video + dim_audio)."""
+    return torch.cat([F.normalize(video, dim=1), F.normalize(audio, dim=1)], dim=1)
 
 
 def scaled_channels(width: float) -> tuple[int, int, int, int]:

@@ -25,9 +25,10 @@ import pyarrow.parquet as pq
 from avssl import distributed
 from avssl.data.dataset import check_decoder
 from avssl.data.manifest import Manifest
-from avssl.evaluate.features import MODALITIES, Run, extract
+from avssl.evaluate.features import MODALITIES, extract
 from avssl.files import whole_file
 from avssl.media.decoders import in_words
+from avssl.pretrained import Pretrained
 
 SHARD_ROWS = 1024
 
@@ -72,7 +73,7 @@ class Store:
 
 def write_store(
     folder: Path,
-    run: Run,
+    run: Pretrained,
     manifest: Manifest,
     *,
     manifest_path: Path,
@@ -109,8 +110,8 @@ def write_store(
         num_clips=num_clips,
         split=split,
         num_rows=len(ids),
-        decoder=in_words(check_decoder(run.config.data)),
-        towers=list(run.method.encoders),
+        decoder=in_words(check_decoder(run.data)),
+        towers=list(run.encoders),
     )
     _claim(folder, meta)
     pieces = [ids[first : first + SHARD_ROWS] for first in range(0, len(ids), SHARD_ROWS)]
@@ -181,7 +182,7 @@ def _claim(folder: Path, meta: Meta) -> None:
 
 
 def _write_shard(
-    folder: Path, number: int, run: Run, manifest: Manifest, ids: np.ndarray, meta: Meta, *, words: str
+    folder: Path, number: int, run: Pretrained, manifest: Manifest, ids: np.ndarray, meta: Meta, *, words: str
 ) -> None:
     found = extract(run, manifest, ids, num_clips=meta.num_clips, progress=words)
     if number == 0 and not len(found.ids):  # written down, it would be taken for done when the clips are back

@@ -9,8 +9,8 @@ from safetensors.torch import save_file
 from torch import nn
 
 from avssl.config import ModelConfig, from_dict
-from avssl.evaluate.features import load_run
 from avssl.models import build_encoder
+from avssl.pretrained import load_run
 from avssl.train import train
 from tests.clips import TINY
 
