@@ -1,4 +1,4 @@
-"""One protocol over features of a training and a test side: which rows count, which modalities, which classes."""
+"""A quick probe of averaged features, of a training and a test side: which rows count, which modalities, which classes.
 
 from pathlib import Path
 from typing import Any, Literal
@@ -30,7 +30,7 @@ def labelled_rows(manifest: Manifest, split: str | None, *, path: Path) -> np.nd
     return rows
 
 
-def evaluate(protocol: Literal["knn", "linear"], train: Side, test: Side) -> dict[str, Any]:
+def probe(protocol: Literal["knn", "linear"], train: Side, test: Side) -> dict[str, Any]:
     """Accuracy of video, audio and both side by side, as far as both sides have them.
 
     video counts the clips with pictures, audio those with sound, both those with both, on either side.
