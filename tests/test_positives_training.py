@@ -19,6 +19,7 @@ from avssl.data.manifest import Manifest
 from avssl.data.sampling import Key
 from avssl.data.tracks import TracksError, write_tracks
 from avssl.evaluate.features import extract
+from avssl.evaluate.probe import probe
 from avssl.logs import read_log
 from avssl.media.decode import read_frames
 from avssl.methods import build_method

@@ -1,4 +1,4 @@
-"""A quick probe of averaged features, of a training and a test side: which rows count, which modalities, which classes.
+"""A quick probe of averaged features: which rows count, which modalities, which classes; harness.py does it in full."""
 
 from pathlib import Path
 from typing import Any, Literal
