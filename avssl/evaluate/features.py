@@ -26,7 +26,7 @@ from avssl.data.loader import WorkerLost, build_loader, lost_workers_named
 from avssl.data.manifest import Manifest
 from avssl.data.sampling import Key
 from avssl.files import WriteError
-from avssl.models.heads import describe_maps
+from avssl.models.heads import describe_maps, side_by_side
 from avssl.pretrained import Pretrained
 from avssl.transforms.views import numbered
 
@@ -110,18 +110,14 @@ class ClipVectors:
         """(n,) bool: videos that have this side."""
         return {"video": self.has_video, "audio": self.has_audio, "both": self.has_video & self.has_audio}[side]
 
-    def take(self, rows: np.ndarray) -> "ClipVectors":
-        """Only these positions (m,) of the n videos."""
-        ids = self.ids[rows]
-        return ClipVectors(
-            ids=ids,
-            readable=self.readable[rows],
-            has_audio=self.has_audio[rows],
-            has_video=self.has_video[rows],
-            vectors={side: {name: each[rows] for name, each in maps.items()} for side, maps in self.vectors.items()},
-            embedding={side: each[rows] for side, each in self.embedding.items()},
-            errors={row: self.errors[row] for row in ids.tolist() if row in self.errors},
-        )
+    def maps(self, side: Literal["video", "audio", "both"], rows: np.ndarray) -> dict[str, np.ndarray]:
+        """{map: (m, V, d)} at these positions (m,); of both sides {pool}: pooled outputs side by side, a clip's sound
+        beside each of its crops."""
+        if side != "both":
+            return {name: each[rows] for name, each in self.vectors[side].items()}
+        video, audio = (torch.from_numpy(self.vectors[name]["pool"][rows]) for name in MODALITIES)
+        audio = audio.repeat_interleave(video.shape[1] // audio.shape[1], dim=1)
+        return {"pool": side_by_side(video.flatten(0, 1), audio.flatten(0, 1)).unflatten(0, video.shape[:2]).numpy()}
 
     def videos(self) -> Extracted:
         """The mean over the views of each video that could be read; the mean of unit vectors is made one again."""
