@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -32,7 +32,10 @@ from avssl.transforms.views import numbered
 
 MODALITIES = ("video", "audio")  # each looked at through the view of the same name
 BATCH_CLIPS = 32  # clips that go through the towers together
-WHERE = ("manifest", "root", "num_workers", "worker_timeout_seconds", "cache_gigabytes", "policy")  # no matter to them
+VIEWED = (  # what of the data section an evaluation view depends on
+    *("decoder", "max_pixels", "max_seconds", "num_frames", "fps", "size", "audio_seconds", "sample_rate"),
+    *("spectrogram", "n_fft", "num_mels", "hop_seconds"),
+)
 
 
 @dataclass(frozen=True)
@@ -92,6 +95,25 @@ def extract(
     return clip_vectors(towers, manifest, ids, num_clips=num_clips, progress=progress).videos()
 
 
+class Rows:
+    """Some rows of an array, read from disk when they are asked for by index, by slice or by (rows, columns)."""
+
+    def __init__(self, array: np.ndarray, rows: np.ndarray) -> None:
+        self.array, self.rows = array, rows
+        self.shape = (len(rows), *array.shape[1:])
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: Any) -> np.ndarray:
+        if isinstance(index, tuple):
+            return self.array[(self.rows[index[0]], *index[1:])]
+        return self.array[self.rows[index]]
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+        return np.asarray(self.array[self.rows], dtype=dtype)
+
+
 @dataclass(frozen=True)
 class ClipVectors:
     """What the towers say of every clip of n videos, apart. V views of a video: its clips, and of pictures each crop of
@@ -110,11 +132,11 @@ class ClipVectors:
         """(n,) bool: videos that have this side."""
         return {"video": self.has_video, "audio": self.has_audio, "both": self.has_video & self.has_audio}[side]
 
-    def maps(self, side: Literal["video", "audio", "both"], rows: np.ndarray) -> dict[str, np.ndarray]:
+    def maps(self, side: Literal["video", "audio", "both"], rows: np.ndarray) -> dict[str, "Rows | np.ndarray"]:
         """{map: (m, V, d)} at these positions (m,); of both sides {pool}: pooled outputs side by side, a clip's sound
         beside each of its crops."""
         if side != "both":
-            return {name: each[rows] for name, each in self.vectors[side].items()}
+            return {name: Rows(each, rows) for name, each in self.vectors[side].items()}
         video, audio = (torch.from_numpy(self.vectors[name]["pool"][rows]) for name in MODALITIES)
         audio = audio.repeat_interleave(video.shape[1] // audio.shape[1], dim=1)
         return {"pool": side_by_side(video.flatten(0, 1), audio.flatten(0, 1)).unflatten(0, video.shape[:2]).numpy()}
@@ -259,21 +281,16 @@ class _Looks:
 
     def arranged(self, arrays: Mapping[str, np.ndarray], errors: dict[int, str]) -> ClipVectors:
         none = np.zeros(len(self.ids), dtype=bool)
-        modalities = tuple(self.towers.encoders)
         return ClipVectors(
             ids=self.ids,
             readable=arrays.get("readable", none),
             has_audio=arrays.get("has.audio", none),
             has_video=arrays.get("has.video", none),
             vectors={
-                side: {
-                    name.removeprefix(f"{side}."): value
-                    for name, value in arrays.items()
-                    if name.startswith(f"{side}.")
-                }
-                for side in modalities
+                side: {name: arrays[f"{side}.{name}"] for name in encoder.feature_dims if f"{side}.{name}" in arrays}
+                for side, encoder in self.towers.encoders.items()
             },
-            embedding={side: arrays[f"head.{side}"] for side in modalities if f"head.{side}" in arrays},
+            embedding={side: arrays[f"head.{side}"] for side in self.towers.encoders if f"head.{side}" in arrays},
             errors=errors,
         )
 
@@ -282,6 +299,9 @@ def _kept(looks: _Looks, folder: Path) -> ClipVectors:
     """The same out of `folder`, where each set of vectors has a folder of its own; computed first when it is not there,
     by all processes together."""
     home = folder / _key(looks)
+    with_all_maps = folder / _key(dataclasses.replace(looks, maps=True))
+    if with_all_maps.exists():
+        home = with_all_maps
     if not home.exists():
         begun = home.with_name(f".{home.name}.partial")
         groups = looks.look(share=distributed.rank(), num_shares=distributed.world_size())
@@ -305,19 +325,17 @@ def _kept(looks: _Looks, folder: Path) -> ClipVectors:
             if distributed.is_main():
                 begun.rename(home)
         distributed.barrier()
-    small = {"readable", "has.video", "has.audio"}  # looked at as a whole
-    arrays = {path.stem: np.load(path, mmap_mode=None if path.stem in small else "r") for path in home.glob("*.npy")}
+    arrays = {path.stem: np.load(path, mmap_mode="r") for path in home.glob("*.npy")}
     errors = {int(row): why for path in home.glob("errors-*") for row, why in json.loads(path.read_text()).items()}
     return looks.arranged(arrays, errors)
 
 
 def _key(looks: _Looks) -> str:
     """Digest of all that the vectors depend on."""
-    data = {name: value for name, value in dataclasses.asdict(looks.towers.data).items() if name not in WHERE}
     facts = {
         "weights": looks.towers.weights_hash,
         "manifest": looks.manifest.hash,
-        "data": data,
+        "data": {name: getattr(looks.towers.data, name) for name in VIEWED},
         "decoder": check_decoder(looks.towers.data),
         "views": (looks.num_clips, looks.num_crops, looks.maps),
     }

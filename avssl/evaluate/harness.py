@@ -148,17 +148,24 @@ def figures(parts: Sequence[Answers], labels: Labels, *, skip_unreadable: bool) 
     return result
 
 
-def lacking(vectors: ClipVectors, splits: Sequence[Split]) -> dict[str, dict[str, int]]:
-    """Of all rows on each side of any split: how many there are, could not be read, have no sound, have no picture."""
-    counts = {}
-    for side in ("train", "test"):
-        rows = np.searchsorted(vectors.ids, np.unique(np.concatenate([getattr(split, side) for split in splits])))
-        read = vectors.readable[rows]
-        counts[side] = {"clips": len(rows), "unreadable": int((~read).sum())}
+def lacking(seen: Sequence[tuple[ClipVectors, np.ndarray]]) -> dict[str, int]:
+    """How many clips of one side of the splits there are, and how many of them could not be read, have no sound, have
+    no picture.
+
+    Args:
+        seen: vectors, and the rows among them that count; a row may come several times.
+    """
+    facts: dict[int, dict[str, bool]] = {}
+    for vectors, rows in seen:
+        places = np.searchsorted(vectors.ids, rows)
+        lost = {"unreadable": ~vectors.readable[places]}
         for modality, lack in (("audio", "without_sound"), ("video", "without_picture")):
             if modality in vectors.vectors:
-                counts[side][lack] = int((read & ~vectors.has(modality)[rows]).sum())
-    return counts
+                lost[lack] = vectors.readable[places] & ~vectors.has(modality)[places]
+        for i, row in enumerate(rows.tolist()):
+            facts[row] = {name: bool(flags[i]) for name, flags in lost.items()}
+    names = dict.fromkeys(name for each in facts.values() for name in each)
+    return {"clips": len(facts)} | {name: sum(each[name] for each in facts.values()) for name in names}
 
 
 def _modalities(vectors: ClipVectors) -> list[str]:

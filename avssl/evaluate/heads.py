@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from sklearn.model_selection import GroupShuffleSplit
 from torch import Tensor
 
+from avssl.evaluate.features import Rows
 from avssl.evaluate.scores import Average, video_scores
 from avssl.models.heads import Classifier
 
@@ -23,7 +24,7 @@ DROPS, GAMMA = (0.5, 0.75), 0.1  # epochs 6 and 9 of 12
 MIN_STEPS = 300  # a small set is passed through more often
 CHUNK = 1024  # videos whose vectors are read at once
 
-Vectors = Mapping[str, np.ndarray]  # {map: (n, V, d)}, on disk or in memory
+Vectors = Mapping[str, np.ndarray | Rows]  # {map: (n, V, d)}, in memory or on disk
 
 
 @dataclass(frozen=True)
@@ -79,7 +80,7 @@ def train_heads(
 
 
 def head_scores(
-    head: Classifier, vectors: np.ndarray, rows: np.ndarray | None = None, *, average: Average = "softmax"
+    head: Classifier, vectors: np.ndarray | Rows, rows: np.ndarray | None = None, *, average: Average = "softmax"
 ) -> np.ndarray:
     """Scores (m, C) of the videos in `rows` (m,), all if None, from the vectors (n, V, d) of their views."""
     device = head.linear.weight.device
@@ -157,7 +158,7 @@ def _fit(
     return fitted
 
 
-def _moments(array: np.ndarray, rows: np.ndarray) -> tuple[Tensor, Tensor]:
+def _moments(array: np.ndarray | Rows, rows: np.ndarray) -> tuple[Tensor, Tensor]:
     """Mean and standard deviation (d,) over the views of `rows`."""
     total, squares, count = 0.0, 0.0, 0
     for first in range(0, len(rows), CHUNK):

@@ -13,12 +13,14 @@ import numpy as np
 import torch
 
 from avssl.evaluate.classify import draw_few, linear_predict, svm_scores
+from avssl.evaluate.features import Rows
 from avssl.evaluate.heads import Head, head_scores, train_heads
 from avssl.evaluate.knn import knn_predict
 from avssl.evaluate.partition import FIGURES, cluster
 from avssl.evaluate.retrieval import chance_gallery_recall, gallery_hits
 from avssl.evaluate.scores import Average
 
+Vectors = np.ndarray | Rows
 KS = (1, 5, 10, 20, 50)  # of retrieval
 
 
@@ -40,17 +42,17 @@ class Sides:
     """The training videos of a split and those that are asked about, all of which have one modality."""
 
     modality: str
-    train: Mapping[str, np.ndarray]  # {map: (n, V, d)}
+    train: Mapping[str, Vectors]  # {map: (n, V, d)}
     train_targets: np.ndarray  # (n,)
     train_groups: np.ndarray  # (n,)
-    test: Mapping[str, np.ndarray]  # {map: (m, V, d)}
+    test: Mapping[str, Vectors]  # {map: (m, V, d)}
     test_targets: np.ndarray  # (m,), to compare with, never to choose by
     classes: Sequence[str]
     device: torch.device
 
     def means(self) -> tuple[np.ndarray, np.ndarray]:
         """Mean pooled outputs of both: (n, d) and (m, d)."""
-        return self.train["pool"].mean(axis=1), self.test["pool"].mean(axis=1)
+        return np.asarray(self.train["pool"]).mean(axis=1), np.asarray(self.test["pool"]).mean(axis=1)
 
 
 @dataclass(frozen=True)
@@ -78,13 +80,13 @@ Outcomes = dict[str, Outcome]  # {way: ...}
 
 
 def knn(sides: Sides, options: Options) -> Outcomes:
-    """Votes of the nearest training videos, weighted and plain."""
+    """Votes of the nearest training videos, weighted under the modality's own name, and plain."""
     train, test = (torch.from_numpy(each) for each in sides.means())
     targets = torch.from_numpy(sides.train_targets)
     found = {}
-    for way, temperature in (("weighted", options.temperature), ("plain", None)):
+    for way, temperature in ((sides.modality, options.temperature), (f"{sides.modality} plain", None)):
         predicted = knn_predict(train, targets, test, k=options.k, temperature=temperature).numpy()
-        found[f"{sides.modality} {way}"] = _classified(predicted, sides)
+        found[way] = _classified(predicted, sides)
     return found
 
 
@@ -123,9 +125,9 @@ def svm(sides: Sides, options: Options) -> Outcomes:
     if name not in sides.train:
         raise ValueError(f"--map {name} is not a map of the {sides.modality} encoder: choose {', '.join(sides.train)}")
     scores, strength = svm_scores(
-        sides.train[name],
+        np.asarray(sides.train[name]),
         sides.train_targets,
-        sides.test[name],
+        np.asarray(sides.test[name]),
         groups=sides.train_groups,
         num_classes=len(sides.classes),
     )
