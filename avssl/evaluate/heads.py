@@ -68,13 +68,13 @@ def train_heads(
     best: dict[str, tuple[float, float]] = {}  # {map: (rate, accuracy)}
     all_rates = {name: RATES for name in vectors}
     for name, tried in _fit(vectors, targets, inside, rates=all_rates, **settings).items():
-        right = [
-            float(
-                (head_scores(head, vectors[name], outside, average=average).argmax(axis=1) == targets[outside]).mean()
-            )
+        asked = [
+            head_scores(head, vectors[name], outside, average=average)
             for head in tried.classifiers(classes, modality, name)
         ]
-        best[name] = RATES[int(np.argmax(right))], max(right)
+        said = [_accuracy_and_likelihood(scores, targets[outside], average) for scores in asked]
+        chosen = max(range(len(RATES)), key=said.__getitem__)
+        best[name] = RATES[chosen], said[chosen][0]
     final = _fit(vectors, targets, everything, rates={name: (rate,) for name, (rate, _) in best.items()}, **settings)
     return {name: Head(fitted.classifiers(classes, modality, name)[0], *best[name]) for name, fitted in final.items()}
 
@@ -167,6 +167,13 @@ def _moments(array: np.ndarray | Rows, rows: np.ndarray) -> tuple[Tensor, Tensor
     mean = total / count
     variance = np.maximum(squares / count - mean**2, 0)
     return torch.from_numpy(mean).float(), torch.from_numpy(np.sqrt(variance + 1e-5)).float()
+
+
+def _accuracy_and_likelihood(scores: np.ndarray, targets: np.ndarray, average: Average) -> tuple[float, float]:
+    """Of scores (m, C); of rates that are right equally often the surer one is the better."""
+    probabilities = torch.from_numpy(scores) if average == "softmax" else torch.from_numpy(scores).softmax(dim=1)
+    likelihood = probabilities[torch.arange(len(targets)), torch.from_numpy(targets)].clamp(min=1e-12).log().mean()
+    return float((scores.argmax(axis=1) == targets).mean()), float(likelihood)
 
 
 def _hold_out(targets: np.ndarray, groups: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray]:
