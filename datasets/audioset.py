@@ -12,7 +12,6 @@ split: test for eval, else train. group: the YouTube id.
 """
 
 import argparse
-import csv
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,16 +19,18 @@ from pathlib import Path
 from avssl.data.download import fetch_file
 from avssl.data.layout import CLIPS, SOUNDS, find_clips
 from avssl.data.manifest import ManifestError
-from avssl.data.recipes import Found, read_csv, read_lines, read_seconds, recipe_parser, run_recipe
+from avssl.data.recipes import Found, read_cells, read_csv, read_seconds, recipe_parser, run_recipe
 from avssl.data.youtube import Listed, match_clips
 
-ADDRESS = "http://storage.googleapis.com/us_audioset/youtube_corpus/v1/csv"
+ADDRESS = "https://storage.googleapis.com/us_audioset/youtube_corpus/v1/csv"
 CLASSES = "class_labels_indices.csv"
 SPLITS = {"balanced_train": "train", "unbalanced_train": "train", "eval": "test"}
 EXPECTED = {"classes": 527, "part balanced_train": 22_160, "part unbalanced_train": 2_041_789, "part eval": 20_371}
 LAYOUT = "clips are named <YouTube id>_<start>, whole videos <YouTube id>"
-WAY_OUT = "put the lists of https://research.google.com/audioset/download.html in ROOT, call with --download, or name "
-WAY_OUT += "their folder as --lists"
+WAY_OUT = (
+    "put the lists of https://research.google.com/audioset/download.html in ROOT, call with --download, or name their "
+    "folder as --lists"
+)
 
 
 def read_segments(path: Path, names: dict[str, str], part: str) -> Iterator[Listed]:
@@ -43,8 +44,7 @@ def read_segments(path: Path, names: dict[str, str], part: str) -> Iterator[List
     Raises:
         ManifestError: the list cannot be read, a line has another form, or a class has no name.
     """
-    lines = (line for line in read_lines(path, way_out=WAY_OUT) if not line.startswith("#"))
-    for cells in csv.reader(lines, skipinitialspace=True):
+    for cells in read_cells(path, way_out=WAY_OUT):
         if len(cells) != 4:
             raise ManifestError(f"{path}: {','.join(cells)!r} is not id,start,end,labels: {WAY_OUT}")
         id, *times, mids = cells

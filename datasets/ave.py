@@ -18,7 +18,7 @@ from avssl.data.recipes import Found, find_inside, read_lines, read_seconds, rec
 HEADER = "Category&VideoID&Quality&StartTime&EndTime"
 EXPECTED = {"clips": 4_143, "classes": 28, "split train": 3_339, "split val": 402, "split test": 402}
 LAYOUT = "clips lie in AVE"
-WAY_OUT = "unpack AVE_Dataset.zip in ROOT (https://github.com/YapengTian/AVE-ECCV18)"
+WAY_OUT = "ROOT must be what AVE_Dataset.zip unpacks to (https://github.com/YapengTian/AVE-ECCV18)"
 
 
 def read_events(path: Path) -> list[tuple[str, str, float, float]]:

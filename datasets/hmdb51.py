@@ -24,7 +24,7 @@ EXPECTED = {"clips": 6_766, "classes": 51} | {
 PARTS = {"0": None, "1": "train", "2": "test"}
 LAYOUT = "clips lie in hmdb51_org/<class>"
 SITE = "https://serre-lab.clps.brown.edu/resource/hmdb-a-large-human-motion-database/"
-CLIPS_WAY_OUT = f"unpack hmdb51_org.rar, then the rar of each class into hmdb51_org/<class> ({SITE})"
+CLIPS_WAY_OUT = f"unpack hmdb51_org.rar, then the rar of each class in it, into hmdb51_org/<class> ({SITE})"
 LISTS_WAY_OUT = f"unpack test_train_splits.rar in ROOT ({SITE}), or name the folder of the lists as --lists"
 # <film>_<class>_<visible part>_<camera motion>_np<people>_<side>_<quality>_<number>
 TAGS = re.compile(r"_[fhlu]_[cn]m_np\d+_(ba|fr|le|ri)_(bad|goo|med)_\d+$")

@@ -22,7 +22,7 @@ from typing import Any
 
 from avssl.data.layout import find_clips
 from avssl.data.manifest import ManifestError
-from avssl.data.recipes import Found, read_csv, read_lines, read_seconds, recipe_parser, run_recipe
+from avssl.data.recipes import Found, read_cells, read_csv, read_seconds, recipe_parser, run_recipe
 from avssl.data.youtube import Listed, match_clips, youtube_id
 
 EXPECTED = {
@@ -47,9 +47,7 @@ def find_lists(given: argparse.Namespace) -> list[Path]:
     """
     for folder in [given.lists] if given.lists else [given.root / "annotations", given.root]:
         lists = [
-            path
-            for path in sorted(folder.glob("*.csv"))
-            if "youtube_id" in "".join(read_lines(path, way_out=WAY_OUT)[:1])
+            path for path in sorted(folder.glob("*.csv")) if "youtube_id" in next(read_cells(path, way_out=WAY_OUT), [])
         ]
         if lists:
             return lists

@@ -10,14 +10,13 @@ Files of sound alone are taken where there is no clip. split: train or test. gro
 """
 
 import argparse
-import csv
 import sys
 from pathlib import Path
 
 from avssl.data.download import fetch_file
 from avssl.data.layout import CLIPS, SOUNDS, find_clips
 from avssl.data.manifest import ManifestError
-from avssl.data.recipes import Found, read_lines, read_seconds, recipe_parser, run_recipe
+from avssl.data.recipes import Found, read_cells, read_seconds, recipe_parser, run_recipe
 from avssl.data.youtube import Listed, match_clips
 
 ADDRESS = "https://raw.githubusercontent.com/hche11/VGGSound/master/data/vggsound.csv"
@@ -34,7 +33,7 @@ def read_list(path: Path) -> list[Listed]:
         ManifestError: the list is missing, or a line has another form.
     """
     clips = []
-    for cells in csv.reader(read_lines(path, way_out=WAY_OUT)):
+    for cells in read_cells(path, way_out=WAY_OUT):
         if len(cells) != 4:
             raise ManifestError(f"{path}: {','.join(cells)!r} is not id,start,label,split: {WAY_OUT}")
         id, start, label, split = cells

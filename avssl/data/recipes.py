@@ -1,7 +1,8 @@
 """What the scripts of datasets/ share: their options, the way from files to a manifest, and its summary.
 
-What lives here: `recipe_parser`, `run_recipe`, and reading the lists that a set comes with. What does not: the layout of
-a set (datasets/*.py), clips named by YouTube ids (youtube.py), fetching (download.py).
+What lives here: `recipe_parser`, `run_recipe`, reading the lists that a set comes with, and files found by the names in
+them. What does not: the layout of a set (datasets/*.py), clips named by YouTube ids (youtube.py), fetching
+(download.py).
 """
 
 import argparse
@@ -11,7 +12,7 @@ import json
 import math
 import os
 import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -237,21 +238,35 @@ def read_lines(path: Path, *, way_out: str) -> list[str]:
     return [line for line in text.split("\n") if line.strip()]
 
 
-def read_csv(path: Path, columns: Sequence[str], *, way_out: str) -> list[dict[str, str]]:
-    """Rows of a list whose first line names the columns.
+def read_cells(path: Path, *, way_out: str) -> Iterator[list[str]]:
+    """Cells of each line of a CSV, without lines that begin with #.
 
     Raises:
-        ManifestError: the file cannot be read, lacks a column, or a line has other cells.
+        ManifestError: the file cannot be read.
     """
-    reader = csv.DictReader(read_lines(path, way_out=way_out))
+    lines = (line for line in read_lines(path, way_out=way_out) if not line.startswith("#"))
+    try:
+        yield from csv.reader(lines, skipinitialspace=True)
+    except csv.Error as error:
+        raise ManifestError(f"{path} cannot be read as CSV ({error}): {way_out}") from error
+
+
+def read_csv(path: Path, columns: Sequence[str], *, way_out: str) -> list[dict[str, str]]:
+    """Rows of a CSV whose first line names the columns.
+
+    Raises:
+        ManifestError: the file cannot be read, lacks a column, or a line has more or fewer cells.
+    """
+    lines = read_cells(path, way_out=way_out)
+    names = next(lines, [])
     for name in columns:
-        if name not in (reader.fieldnames or []):
+        if name not in names:
             raise ManifestError(f"{path} has no column {name}: its first line must name {','.join(columns)}; {way_out}")
     rows = []
-    for row in reader:
-        if None in row or None in row.values():
-            raise ManifestError(f"{path}: line {','.join(filter(None, row.values()))!r} has not as many cells as names")
-        rows.append(row)
+    for cells in lines:
+        if len(cells) != len(names):
+            raise ManifestError(f"{path}: {','.join(cells)!r} has not as many cells as the first line: {way_out}")
+        rows.append(dict(zip(names, cells, strict=True)))
     return rows
 
 
@@ -272,14 +287,12 @@ def read_seconds(text: str, *, where: str) -> float:
 
 def _count(table: pa.Table, name: str) -> int:
     """Of one entry of `Found.expected`, what the table has."""
-    match name.split(" ", 1):
-        case ["clips"]:
-            return table.num_rows
-        case ["classes"]:
-            return _num_labels(table)
-        case [column, value]:
-            return table.column(column).to_pylist().count(value)
-    raise AssertionError(name)
+    if name == "clips":
+        return table.num_rows
+    if name == "classes":
+        return _num_labels(table)
+    column, value = name.split(" ", 1)
+    return table.column(column).to_pylist().count(value)
 
 
 def _num_labels(table: pa.Table) -> int:
