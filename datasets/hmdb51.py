@@ -6,7 +6,7 @@ Layout: ROOT/hmdb51_org/<class>/<clip>.avi (hmdb51_org.rar holds one rar for eac
 their own) and ROOT/testTrainMulti_7030_splits/<class>_test_splitK.txt (test_train_splits.rar), K = 1, 2, 3. Copies in
 other containers are found too. Columns split1, split2, split3: train, test, or null where the official split leaves a
 clip out; split is split1. group: the film, as the file name begins with it. Names hold #, &, !, ; and brackets, and
-metadata inside of the files is not always UTF-8. Most clips have no sound. The paper counts 6,849 clips, the published
+metadata inside of the files is not always UTF-8. Many clips have no sound. The paper counts 6,849 clips, the published
 lists and archives 6,766.
 """
 
@@ -44,14 +44,13 @@ def read_splits(lists: Path) -> dict[str, dict[str, Any]]:
     """{<class>/<clip>: its columns} of the three splits of all classes.
 
     Raises:
-        ManifestError: a list is missing, or a line does not end in 0, 1 or 2.
+        ManifestError: a list is missing, or a line has another form.
     """
-    suffix = "_test_split1.txt"
-    labels = sorted(path.name.removesuffix(suffix) for path in lists.glob(f"*{suffix}"))
+    labels = {path.name.rpartition("_test_split")[0] for path in lists.glob("*_test_split[123].txt")}
     if not labels:
-        raise ManifestError(f"{lists} holds no list such as brush_hair{suffix}: {LISTS_WAY_OUT}")
+        raise ManifestError(f"{lists} holds no list such as brush_hair_test_split1.txt: {LISTS_WAY_OUT}")
     clips: dict[str, dict[str, Any]] = {}
-    for label in labels:
+    for label in sorted(labels):
         for split in (1, 2, 3):
             path = lists / f"{label}_test_split{split}.txt"
             for line in read_lines(path, way_out=LISTS_WAY_OUT):

@@ -4,9 +4,9 @@
 
 Layout: ROOT/UCF-101/<class>/v_<class>_gNN_cNN.avi (UCF101.rar) and ROOT/ucfTrainTestlist/{classInd,trainlist0K,
 testlist0K}.txt (UCF101TrainTestSplits-RecognitionTask.zip), K = 1, 2, 3. Copies in other containers are found too.
-Columns split1, split2, split3: train or test; split is split1. group: clips of one group (v_<class>_gNN) are cut from
-one video. The lists write HandStandPushups in file names and HandstandPushups in folders, and copies differ: upper and
-lower case are the same here. About half of the classes have no sound.
+Columns split1, split2, split3: train or test; split is split1. group: v_<class>_gNN, clips that
+share people and background. The lists write HandStandPushups in file names and HandstandPushups in folders, and copies
+differ: upper and lower case are the same here. About half of the classes have no sound.
 """
 
 import sys
@@ -35,9 +35,18 @@ LISTS_WAY_OUT = (
 
 
 def read_classes(path: Path) -> dict[str, tuple[str, str]]:
-    """{class in lower case: (class, its number from 1)} of classInd.txt."""
-    cells = (line.split() for line in read_lines(path, way_out=LISTS_WAY_OUT))
-    return {label.lower(): (label, number) for number, label in cells}
+    """{class in lower case: (class, its number from 1)} of classInd.txt.
+
+    Raises:
+        ManifestError: the list is missing, or a line has another form.
+    """
+    classes = {}
+    for line in read_lines(path, way_out=LISTS_WAY_OUT):
+        if len(line.split()) != 2:
+            raise ManifestError(f"{path}: {line.strip()!r} must be a number and a class: {LISTS_WAY_OUT}")
+        number, label = line.split()
+        classes[label.lower()] = (label, number)
+    return classes
 
 
 def read_splits(lists: Path) -> dict[str, dict[str, Any]]:

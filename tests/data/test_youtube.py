@@ -53,15 +53,19 @@ def test_ids() -> None:
 
 
 def test_the_part_stays_only_where_the_file_can_be_the_whole_video() -> None:
-    table = pa.table(
-        {
-            "path": ["whole", "cut", "only sound", "cut from the beginning", "unreadable", "is the clip"],
-            "start": pa.array([30.0, 30.0, 30.0, 3.0, 30.0, None]),
-            "end": pa.array([40.0, 40.0, 40.0, 13.0, 40.0, None]),
-            "video_end": pa.array([200.0, 10.1, None, 9.8, None, 10.0]),
-            "audio_end": pa.array([200.0, 10.2, 10.0, None, None, 10.0]),
-        }
+    files = {  # name: start, end, video_end, audio_end -> start, end
+        "whole": (30, 40, 200, 200, 30, 40),
+        "whole, ends too early": (30, 40, 35, 35, 30, 40),
+        "whole, no longer than the clip": (0, 10, 10, 10, 0, 10),
+        "cut": (30, 40, 10.1, 10.2, None, None),
+        "cut, sound alone": (30, 40, None, 10, None, None),
+        "cut, from near the beginning": (3, 13, 9.8, None, None, None),
+        "unreadable": (30, 40, None, None, 30, 40),
+        "names its start": (None, None, 10, 10, None, None),
+    }
+    names = ("start", "end", "video_end", "audio_end")
+    kept = forget_parts_of_cut_clips(
+        pa.table(dict(zip(names, list(zip(*files.values(), strict=True))[:4], strict=True)))
     )
-    kept = forget_parts_of_cut_clips(table)
-    assert kept.column("start").to_pylist() == [30, None, None, None, 30, None]
-    assert kept.column("end").to_pylist() == [40, None, None, None, 40, None]
+    parts = zip(kept.column("start").to_pylist(), kept.column("end").to_pylist(), strict=True)
+    assert dict(zip(files, parts, strict=True)) == {name: each[4:] for name, each in files.items()}

@@ -326,6 +326,7 @@ def test_kinetics_without_lists_and_with_stripped_sound(run, put) -> None:
         ("hmdb51", "hmdb51_org", "hmdb51_org is not a folder: unpack hmdb51_org.rar"),
         ("hmdb51", "hmdb51_org/clap", "hmdb51_org/clap does not exist or holds no clip: unpack hmdb51_org.rar, then"),
         ("hmdb51", "testTrainMulti_7030_splits", "splits holds no list such as brush_hair_test_split1.txt: unpack"),
+        ("hmdb51", "testTrainMulti_7030_splits/clap_test_split1.txt", "clap_test_split1.txt cannot be read"),
         ("hmdb51", "testTrainMulti_7030_splits/clap_test_split3.txt", "clap_test_split3.txt cannot be read"),
         ("esc50", "ESC-50-master", "ESC-50-master/audio is not a folder: unpack https://github.com"),
         ("esc50", "ESC-50-master/meta", "esc50.csv cannot be read (No such file or directory): unpack"),
@@ -352,6 +353,7 @@ def test_the_first_missing_thing_is_named(copies, tmp_path: Path, capsys, name: 
     [
         ("ucf101", "ucfTrainTestlist/trainlist02.txt", "Archery/v_Archery_g01_c01.avi 3", "is no clip with a class"),
         ("ucf101", "ucfTrainTestlist/trainlist01.txt", "ApplyEyeMakeup/v_ApplyEyeMakeup_g01_c01.avi 0", "and number"),
+        ("ucf101", "ucfTrainTestlist/classInd.txt", "ApplyEyeMakeup", "'ApplyEyeMakeup' must be a number and a class"),
         ("hmdb51", "testTrainMulti_7030_splits/clap_test_split1.txt", "a.avi 3", "'a.avi 3' must be a clip and 0, 1"),
         ("esc50", "ESC-50-master/meta/esc50.csv", "filename,fold\na.wav,1", "has no column category"),
         ("esc50", "ESC-50-master/meta/esc50.csv", "filename,fold,category,src_file\na,6,b,c", "is in fold '6'"),
