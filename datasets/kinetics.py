@@ -21,8 +21,9 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from avssl.data.layout import find_clips
+from avssl.data.lists import read_cells, read_csv, read_seconds
 from avssl.data.manifest import ManifestError
-from avssl.data.recipes import Found, read_cells, read_csv, read_seconds, recipe_parser, run_recipe
+from avssl.data.recipes import Found, recipe_parser, run_recipe
 from avssl.data.youtube import Listed, match_clips, youtube_id
 
 EXPECTED = {

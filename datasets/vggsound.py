@@ -15,8 +15,9 @@ from pathlib import Path
 
 from avssl.data.download import fetch_file
 from avssl.data.layout import CLIPS, SOUNDS, find_clips
+from avssl.data.lists import read_cells, read_seconds
 from avssl.data.manifest import ManifestError
-from avssl.data.recipes import Found, read_cells, read_seconds, recipe_parser, run_recipe
+from avssl.data.recipes import Found, recipe_parser, run_recipe
 from avssl.data.youtube import Listed, match_clips
 
 ADDRESS = "https://raw.githubusercontent.com/hche11/VGGSound/master/data/vggsound.csv"

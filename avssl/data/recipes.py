@@ -1,20 +1,17 @@
 """What the scripts of datasets/ share: their options, the way from files to a manifest, and its summary.
 
-What lives here: `recipe_parser`, `run_recipe`, reading the lists that a set comes with, and files found by the names in
-them. What does not: the layout of a set (datasets/*.py), clips named by YouTube ids (youtube.py), fetching
-(download.py).
+What lives here: `recipe_parser`, `run_recipe`. What does not: the layout of a set (datasets/*.py), reading lists and
+finding the files that they name (lists.py, youtube.py), fetching (download.py).
 """
 
 import argparse
 import collections
-import csv
 import json
-import math
 import os
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
@@ -22,7 +19,6 @@ import pyarrow.compute as pc
 
 from avssl.data.check import build_table
 from avssl.data.download import DownloadError
-from avssl.data.layout import CLIPS, find_clips
 from avssl.data.manifest import ManifestError, write_manifest
 from avssl.data.youtube import forget_parts_of_cut_clips
 from avssl.files import WriteError, check_writable
@@ -97,13 +93,13 @@ def run_recipe(
         Exit code: 0 when a clip is usable, 1 when none is; 2 when the call is wrong (by SystemExit).
     """
     nothing = f"no clip of {source or given.root} is usable: is ROOT right? {layout}"
-    if given.download:
-        given.root.mkdir(parents=True, exist_ok=True)
-    if not given.root.is_dir():
+    if not given.root.is_dir() and not given.download:
         parser.error(f"ROOT {given.root} is not a folder")
     if given.workers < 1 or not given.timeout > 0:
         parser.error(f"--workers {given.workers} must be at least 1 and --timeout {given.timeout:g} above 0")
     try:
+        if given.download:
+            given.root.mkdir(parents=True, exist_ok=True)
         found = find()
         if not found.rows:  # a mistyped ROOT or one that is not mounted must not cost the manifest of before
             print(f"error: {nothing}; {given.out} is left as it is", file=sys.stderr)
@@ -174,115 +170,6 @@ def describe(summary: Mapping[str, Any]) -> str:
     if summary["other_files"]:
         lines.append(f"{len(summary['other_files'])} other files passed over, such as {summary['other_files'][0]!r}")
     return "\n".join(lines)
-
-
-def find_inside(
-    root: Path, folder: str, *, endings: frozenset[str] = CLIPS, way_out: str
-) -> tuple[list[str], list[str]]:
-    """Files of one folder of ROOT as `find_clips` gives them, relative to ROOT.
-
-    Raises:
-        ManifestError: there is no such folder.
-    """
-    if not (root / folder).is_dir():
-        raise ManifestError(f"{root / folder} is not a folder: {way_out}")
-    clips, others = find_clips(root / folder, endings=endings)
-    return [f"{folder}/{path}" for path in clips], [f"{folder}/{path}" for path in others]
-
-
-def match_files(
-    clips: Mapping[str, Mapping[str, Any]], paths: Sequence[str], *, key: Callable[[str], str]
-) -> tuple[list[dict[str, Any]], list[str], list[str]]:
-    """Find the file of each listed clip by its name.
-
-    Args:
-        clips: {name in the list: columns of its row}.
-        paths: of all files.
-        key: what a name in the list and the path of its file have in common.
-
-    Returns:
-        Rows sorted by path; listed clips without a file; files that were not taken.
-    """
-    files = {key(path): path for path in paths}
-    rows = [{"path": files[key(name)], **columns} for name, columns in clips.items() if key(name) in files]
-    taken = {row["path"] for row in rows}
-    return (
-        sorted(rows, key=lambda row: row["path"]),
-        [name for name in clips if key(name) not in files],
-        [path for path in paths if path not in taken],
-    )
-
-
-def check_classes(folder: Path, labels: Iterable[str], clips: Iterable[str], *, way_out: str) -> None:
-    """Every class must have a folder with a clip; upper and lower case are the same.
-
-    Raises:
-        ManifestError: one has none; the first is named.
-    """
-    known = {PurePosixPath(path).parent.name.lower() for path in clips}
-    for label in sorted(labels):
-        if label.lower() not in known:
-            raise ManifestError(f"{folder / label} does not exist or holds no clip: {way_out}")
-
-
-def read_lines(path: Path, *, way_out: str) -> list[str]:
-    """Lines of a list, without empty ones; what is not UTF-8 in it is replaced.
-
-    Raises:
-        ManifestError: the file cannot be read.
-    """
-    try:
-        text = path.read_text(encoding="utf-8-sig", errors="replace")
-    except OSError as error:
-        raise ManifestError(f"{path} cannot be read ({error.strerror}): {way_out}") from error
-    return [line for line in text.split("\n") if line.strip()]
-
-
-def read_cells(path: Path, *, way_out: str) -> Iterator[list[str]]:
-    """Cells of each line of a CSV, without lines that begin with #.
-
-    Raises:
-        ManifestError: the file cannot be read.
-    """
-    lines = (line for line in read_lines(path, way_out=way_out) if not line.startswith("#"))
-    try:
-        yield from csv.reader(lines, skipinitialspace=True)
-    except csv.Error as error:
-        raise ManifestError(f"{path} cannot be read as CSV ({error}): {way_out}") from error
-
-
-def read_csv(path: Path, columns: Sequence[str], *, way_out: str) -> list[dict[str, str]]:
-    """Rows of a CSV whose first line names the columns.
-
-    Raises:
-        ManifestError: the file cannot be read, lacks a column, or a line has more or fewer cells.
-    """
-    lines = read_cells(path, way_out=way_out)
-    names = next(lines, [])
-    for name in columns:
-        if name not in names:
-            raise ManifestError(f"{path} has no column {name}: its first line must name {','.join(columns)}; {way_out}")
-    rows = []
-    for cells in lines:
-        if len(cells) != len(names):
-            raise ManifestError(f"{path}: {','.join(cells)!r} has not as many cells as the first line: {way_out}")
-        rows.append(dict(zip(names, cells, strict=True)))
-    return rows
-
-
-def read_seconds(text: str, *, where: str) -> float:
-    """A cell of a list as seconds.
-
-    Raises:
-        ManifestError: it is no number.
-    """
-    try:
-        seconds = float(text)
-    except ValueError:
-        seconds = math.nan
-    if not math.isfinite(seconds):
-        raise ManifestError(f"{where}: {text!r} is no number of seconds")
-    return seconds
 
 
 def _count(table: pa.Table, name: str) -> int:
