@@ -298,36 +298,60 @@ class _Looks:
 def _kept(looks: _Looks, folder: Path) -> ClipVectors:
     """The same out of `folder`, where each set of vectors has a folder of its own; computed first when it is not there,
     by all processes together."""
-    home = folder / _key(looks)
-    with_all_maps = folder / _key(dataclasses.replace(looks, maps=True))
-    if with_all_maps.exists():
-        home = with_all_maps
-    if not home.exists():
-        begun = home.with_name(f".{home.name}.partial")
-        groups = looks.look(share=distributed.rank(), num_shares=distributed.world_size())
-        first = []
-        if distributed.is_main():
-            shutil.rmtree(begun, ignore_errors=True)
-            first = list(itertools.islice(groups, 1))
-            with _written(begun):
-                begun.mkdir(parents=True)
-                for name, value in (first[0][1] if first else {}).items():
-                    shape = (len(looks.ids), *value.shape[1:])
-                    np.lib.format.open_memmap(begun / f"{name}.npy", mode="w+", dtype=value.dtype, shape=shape)
-        distributed.barrier()
-        with _written(begun):
-            arrays = {path.stem: np.load(path, mmap_mode="r+") for path in begun.glob("*.npy")}
-            found = looks.collect(itertools.chain(first, groups), lambda name, _: arrays[name])
-            (begun / f"errors-{distributed.rank()}.json").write_text(json.dumps(found.errors))
-            for array in arrays.values():
-                array.flush()
-            distributed.barrier()
-            if distributed.is_main():
-                begun.rename(home)
-        distributed.barrier()
+    homes = [folder / _key(each) for each in (dataclasses.replace(looks, maps=True), looks)]  # all maps do as well
+    home = next((each for each in homes if each.exists() and not _mended(looks, each)), None)
+    if home is None:
+        home = homes[-1]
+        _compute(looks, home)
     arrays = {path.stem: np.load(path, mmap_mode="r") for path in home.glob("*.npy")}
-    errors = {int(row): why for path in home.glob("errors-*") for row, why in json.loads(path.read_text()).items()}
-    return looks.arranged(arrays, errors)
+    return looks.arranged(arrays, {row: why for row, (why, _) in _read_errors(home).items()})
+
+
+def _compute(looks: _Looks, home: Path) -> None:
+    begun = home.with_name(f".{home.name}.partial")
+    groups = looks.look(share=distributed.rank(), num_shares=distributed.world_size())
+    first = []
+    if distributed.is_main():
+        shutil.rmtree(begun, ignore_errors=True)
+        first = list(itertools.islice(groups, 1))
+        with _written(begun):
+            begun.mkdir(parents=True)
+            for name, value in (first[0][1] if first else {}).items():
+                shape = (len(looks.ids), *value.shape[1:])
+                np.lib.format.open_memmap(begun / f"{name}.npy", mode="w+", dtype=value.dtype, shape=shape)
+    distributed.barrier()
+    with _written(begun):
+        arrays = {path.stem: np.load(path, mmap_mode="r+") for path in begun.glob("*.npy")}
+        found = looks.collect(itertools.chain(first, groups), lambda name, _: arrays[name])
+        errors = {row: (why, _stamp(looks.manifest.path(row))) for row, why in found.errors.items()}
+        (begun / f"errors-{distributed.rank()}.json").write_text(json.dumps(errors))
+        for array in arrays.values():
+            array.flush()
+        distributed.barrier()
+        if distributed.is_main():
+            shutil.rmtree(home, ignore_errors=True)
+            begun.rename(home)
+    distributed.barrier()
+
+
+def _mended(looks: _Looks, home: Path) -> bool:
+    """Whether a file that could not be read has been changed since."""
+    return any(_stamp(looks.manifest.path(row)) != stamp for row, (_, stamp) in _read_errors(home).items())
+
+
+def _read_errors(home: Path) -> dict[int, tuple[str, list[int] | None]]:
+    """{row: reason, and the stamp of its file at that time}."""
+    parts = [json.loads(path.read_text()) for path in sorted(home.glob("errors-*.json"))]
+    return {int(row): tuple(entry) for part in parts for row, entry in part.items()}
+
+
+def _stamp(path: Path) -> list[int] | None:
+    """What changes when a file does; None where there is none."""
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    return [found.st_size, found.st_mtime_ns]
 
 
 def _key(looks: _Looks) -> str:

@@ -6,6 +6,7 @@ answer, splits and figures (harness.py), the classifiers themselves.
 Letters: n training videos, m videos that are asked about, V views of each, d figures of a map, C classes.
 """
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -26,7 +27,11 @@ KS = (1, 5, 10, 20, 50)  # of retrieval
 
 @dataclass(frozen=True)
 class Options:
-    """What protocols may be told; each reads its own."""
+    """What protocols may be told; each reads its own.
+
+    Raises:
+        ValueError: a number is out of range; it is called by its option of tools/evaluate.py.
+    """
 
     average: Average = "softmax"  # linear, finetune
     k: int = 20  # knn
@@ -35,6 +40,15 @@ class Options:
     shares: tuple[float, ...] = (0.01, 0.1)  # fewlabels
     draws: int = 5  # fewlabels
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name, value, is_good in (
+            ("k", self.k, self.k >= 1),
+            ("temperature", self.temperature, 0 < self.temperature < math.inf),
+            ("draws", self.draws, self.draws >= 1),
+        ):
+            if not is_good:
+                raise ValueError(f"--{name} {value:g}: expected a number above 0")
 
 
 @dataclass(frozen=True)

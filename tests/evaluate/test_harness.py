@@ -133,7 +133,8 @@ def test_a_sound_stands_beside_each_crop_of_its_clip(vectors: ClipVectors) -> No
         np.testing.assert_allclose(both[1, view, 6:], audio / np.linalg.norm(audio), rtol=1e-5)
 
 
-def test_partition_equals_scikit_learn(vectors: ClipVectors, labels: Labels) -> None:
+def test_partition_equals_scikit_learn(vectors: ClipVectors, labels: Labels, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("avssl.evaluate.partition.NUM_RESAMPLES", 100)
     found = figures([answer("partition", vectors, labels, SPLIT, Options(), device=CPU)], labels, skip_unreadable=True)
     assert {way: figure["mean"] for way, figure in found.items() if way.startswith("video")} == {
         "video nmi": pytest.approx(1), "video ari": pytest.approx(1), "video purity": 1,
