@@ -25,6 +25,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from avssl import distributed
 from avssl.benchmark.scenes import make_scene
 from avssl.data.manifest import read_manifest
 from avssl.evaluate.davis import davis_names, read_davis
@@ -60,6 +61,8 @@ def main() -> int:
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    finally:
+        distributed.shut_down()
 
 
 def _parser() -> argparse.ArgumentParser:

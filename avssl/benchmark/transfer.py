@@ -30,7 +30,7 @@ TUNED = (  # what fine-tuning changes in AVID's recipe, for sets of some hundred
     *("run.precision=bfloat16", "data.num_workers=1", "data.cache_gigabytes=1", "run.num_threads=2"),
 )
 WAYS = {  # of each protocol, those that the table shows
-    "linear": ("video", "audio", "both"),
+    "linear": ("video", "video pool", "audio", "audio pool", "both"),
     "knn": ("video", "audio", "both"),
     "finetune": ("video",),
     "retrieval": ("video R@1", "audio R@1", "video to audio R@1", "audio to video R@1"),

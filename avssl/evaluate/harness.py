@@ -40,7 +40,7 @@ class Answers:
 
 
 class Labels:
-    """Classes of a manifest's rows, as numbers."""
+    """Classes of a manifest's rows as numbers, and their groups."""
 
     def __init__(self, manifest: Manifest, splits: Sequence[Split]) -> None:
         labels = labels_of(manifest)
@@ -48,6 +48,7 @@ class Labels:
         self.classes = sorted(set(labels[rows].tolist()))
         self.targets = np.searchsorted(self.classes, labels)  # (N,); of rows in no split anything
         self.groups = manifest.column("group").astype(str)  # (N,)
+        self.root = manifest.root  # named when nothing can be read
 
 
 def answer(
@@ -73,7 +74,10 @@ def answer(
     for name, rows in places.items():
         if not vectors.readable[rows].any():
             first = next((vectors.errors[row] for row in vectors.ids[rows].tolist() if row in vectors.errors), "none")
-            raise ValueError(f"no {name} clip of {split.name} could be read (first: {first})")
+            raise ValueError(
+                f"no {name} clip of {split.name} could be read (first: {first}): is {labels.root} the folder of the "
+                "clips?"
+            )
     pairs = _directions(vectors) if protocol == "retrieval" else {side: (side, side) for side in _modalities(vectors)}
     outcomes, answered = {}, {}
     for name, (asked, known) in pairs.items():
