@@ -5,7 +5,7 @@
     python tools/evaluate.py runs/toy linear --dataset toy --save weights/toy_classes
     python tools/evaluate.py weights/avid finetune --dataset ucf101 --out runs/ucf101
     python tools/evaluate.py runs/toy retrieval --dataset my_clips/manifest.parquet --folds 5
-    python tools/evaluate.py --table avid.json avid_cma.json
+    python tools/evaluate.py --table avid.json avid_cma.json --report compared.html
     python tools/evaluate.py runs/toy propagate --scenes 10 --seed 0 --random-weights
 
 knn, linear, svm, fewlabels, partition and retrieval look at frozen towers; the vectors are computed once and kept in
@@ -37,7 +37,7 @@ from avssl.evaluate.splits import read_splits
 from avssl.evaluate.table import compare, read_result
 from avssl.files import answer, check_writable
 from avssl.pretrained import Pretrained, load_run, untrained, with_data
-from avssl.report import confusion_png
+from avssl.report import confusion_png, write_evaluation
 
 FROZEN = {
     "knn": "classes of the nearest neighbours, weighted and plain",
@@ -118,8 +118,16 @@ def _parser() -> argparse.ArgumentParser:
 def _table() -> int:
     parser = argparse.ArgumentParser(description="Results side by side.", prog="tools/evaluate.py")
     parser.add_argument("--table", nargs="+", type=Path, required=True, help="files that --json has written")
+    parser.add_argument("--report", type=Path, help="HTML page to write: the tables, and the confusions of each result")
+    arguments = parser.parse_args()
     try:
-        print(compare([read_result(path) for path in parser.parse_args().table]))
+        if arguments.report:
+            check_writable(arguments.report)
+        results = [read_result(path) for path in arguments.table]
+        tables = compare(results)
+        if arguments.report:
+            write_evaluation(arguments.report, results, tables=tables)
+        print(tables)
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

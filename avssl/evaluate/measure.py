@@ -198,6 +198,14 @@ def _facts_of_clips(asked: Asked, seen: Mapping[str, Sequence[tuple[ClipVectors,
     }
 
 
+def _several_labels(asked: Asked) -> int:
+    """Clips with more than one class, of which the first counts (column labels of sets such as AudioSet)."""
+    if "labels" not in asked.manifest.table.column_names:
+        return 0
+    labels = asked.manifest.table.column("labels").to_pylist()
+    return sum(len(labels[row] or []) > 1 for row in asked.rows.tolist())
+
+
 def _result(towers: Pretrained, asked: Asked, labels: Labels, found: Mapping[str, Any]) -> dict[str, Any]:
     """Everything that a reader of the figures has to know."""
     return {
@@ -207,6 +215,7 @@ def _result(towers: Pretrained, asked: Asked, labels: Labels, found: Mapping[str
         "manifest": asked.manifest_path,
         "manifest_hash": asked.manifest.hash,
         "splits": [split.name for split in asked.splits],
+        "several_labels": _several_labels(asked),
         "classes": labels.classes,
         "settings": {
             "num_clips": asked.num_clips,
