@@ -65,10 +65,8 @@ def load_run(path: str | Path, *, device: torch.device | None = None, trained: b
     state = load_checkpoint(path)
     config = loads(state["config"], source=str(path))
     everything = torch.ones_like(state["instances"]["valid"])
-    method = build_method(
-        without_weights(config) if trained else config,
-        Instances(everything, has_audio=everything, has_video=everything),
-    )
+    instances = Instances(**state["instances"] | dict.fromkeys(("valid", "has_audio", "has_video"), everything))
+    method = build_method(without_weights(config) if trained else config, instances)
     if trained:
         load_model(method, state, path=path)
     return run_of(method, config, path=path, manifest_hash=state["manifest_hash"], device=device)
@@ -90,6 +88,7 @@ def run_of(
         model=config.model,
         device=device,
         weights_hash=_hash(method.encoders, heads),
+        classifier=getattr(method, "classifier", None),
         config=config,
         method=method,
         manifest_hash=manifest_hash,
