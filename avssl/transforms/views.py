@@ -122,7 +122,7 @@ def draw_avid_video(
 
 
 def apply_avid_video(x: Tensor, params: Mapping[str, Tensor], data: DataConfig) -> Tensor:
-    """Flip, colour jitter, grey, blur, solarization, ImageNet's mean and deviation, in the order of MoCo v2 and BYOL.
+    """Flip, colour jitter, grey, blur, solarization, mean and deviation, in the order of MoCo v2 and BYOL.
 
     (B, T, H, W, 3) uint8 -> (B, 3, T, H, W) float32.
     """
@@ -134,7 +134,7 @@ def apply_avid_video(x: Tensor, params: Mapping[str, Tensor], data: DataConfig) 
         video.blur_(clips, params["blur"])
     if "solarize" in params:
         video.solarize_(clips, params["solarize"])
-    return video.normalise_(clips)
+    return video.normalise_(clips, mean=data.pixel_mean, std=data.pixel_std)
 
 
 def draw_avid_audio(
@@ -204,7 +204,8 @@ def draw_walk(
 
 def apply_walk(x: Tensor, params: Mapping[str, Tensor], data: DataConfig) -> Tensor:
     """Normalise, then cut the cells out: (B, T, H, W, 3) uint8 -> (B, T, N, 3, 1, P, P) float32."""
-    clips = video.normalise_(video.to_planes(x).float().div_(255))  # (B, 3, T, H, W)
+    clips = video.to_planes(x).float().div_(255)  # (B, 3, T, H, W)
+    video.normalise_(clips, mean=data.pixel_mean, std=data.pixel_std)
     cells = params["cells"].to(x.device, non_blocking=True)
     frames = clips.transpose(1, 2).flatten(0, 1)  # (B T, 3, H, W)
     patches = video.cut(frames, cells.flatten(0, 1), size=data.patch_size)  # (B T, N, 3, P, P)
