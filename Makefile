@@ -15,7 +15,7 @@ demo: $(STAMP)
 	$(BIN)/python tools/demo.py --out runs/demo
 
 test: $(STAMP)
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist worksteal
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

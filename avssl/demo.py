@@ -18,7 +18,7 @@ from avssl.config import load
 from avssl.data.manifest import Manifest, read_manifest
 from avssl.evaluate.classify import linear_predict
 from avssl.evaluate.features import extract
-from avssl.evaluate.harness import evaluate, labelled_rows
+from avssl.evaluate.probe import labelled_rows, probe
 from avssl.evaluate.retrieval import recall_figures
 from avssl.evaluate.shortcut import shortcut_features
 from avssl.mining.agreement import RULES, agreement_precision, chance_precision, minable, mine_agreement
@@ -128,7 +128,7 @@ def probe_toy(runs: dict[str, Path], toy: Manifest) -> tuple[dict[str, float], d
             split: extract(loaded, toy, ids, num_clips=NUM_CLIPS, progress=f"{name} {split}")
             for split, ids in rows.items()
         }
-        result = evaluate("linear", (toy, found["train"]), (toy, found["test"]))
+        result = probe("linear", (toy, found["train"]), (toy, found["test"]))
         probes |= {"chance": result["chance"], name: result["accuracy"]["both"]}
         by_modality[name] = result["accuracy"]
     test = found["test"]
@@ -150,7 +150,7 @@ def probe_transfer(run: Path, actions: Manifest) -> dict[str, float]:
             (actions, extract(loaded, actions, ids, num_clips=NUM_CLIPS, progress=f"{name} actions {split}"))
             for split, ids in rows.items()
         ]
-        result = evaluate("linear", *sides)
+        result = probe("linear", *sides)
         figures |= {"chance": result["chance"], name: result["accuracy"]["video"]}
     return figures
 

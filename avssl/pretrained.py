@@ -3,6 +3,7 @@
 What lives here: reading a run. What does not: what is asked of it (evaluate/, retrieval/).
 """
 
+import copy
 import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +17,7 @@ from avssl.checkpoint import LAST, load_checkpoint, load_model
 from avssl.config import Config, DataConfig, ModelConfig, loads, without_weights
 from avssl.methods import build_method
 from avssl.methods.base import Method
+from avssl.models import build_encoder
 from avssl.models.heads import Classifier
 from avssl.structs import Instances
 from avssl.train import to_channels_last
@@ -80,7 +82,6 @@ def run_of(
     to_channels_last(method, enabled=config.run.channels_last)
     method = method.to(device).eval()
     heads = nn.ModuleDict({modality: method.head(modality) for modality in method.encoders})
-    weights = nn.ModuleDict({"encoders": method.encoders, "heads": heads}).state_dict()
     return Run(
         path=path,
         encoders=method.encoders,
@@ -88,11 +89,38 @@ def run_of(
         data=config.data,
         model=config.model,
         device=device,
-        weights_hash=distributed.digest(weights),
+        weights_hash=_hash(method.encoders, heads),
         config=config,
         method=method,
         manifest_hash=manifest_hash,
     )
+
+
+def untrained(towers: Pretrained, *, seed: int = 0) -> Pretrained:
+    """The same towers and heads with random weights: the baseline that asks what training has brought."""
+    model = dataclasses.replace(towers.model, video_weights=None, audio_weights=None, init=None)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        encoders = nn.ModuleDict({modality: build_encoder(modality, model) for modality in towers.encoders})
+        heads = copy.deepcopy(towers.heads).cpu()
+        for module in heads.modules():
+            if hasattr(module, "reset_parameters"):
+                module.reset_parameters()
+    to_channels_last(encoders)
+    encoders, heads = encoders.to(towers.device).eval(), heads.to(towers.device).eval()
+    return Pretrained(
+        path=towers.path,
+        encoders=encoders,
+        heads=heads,
+        data=towers.data,
+        model=model,
+        device=towers.device,
+        weights_hash=_hash(encoders, heads),
+    )
+
+
+def _hash(encoders: nn.ModuleDict, heads: nn.ModuleDict) -> str:
+    return distributed.digest(nn.ModuleDict({"encoders": encoders, "heads": heads}).state_dict())
 
 
 def with_data(towers: Towers, **changes: int | float | str) -> Towers:

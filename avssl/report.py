@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib
+import numpy as np
 import torch
 
 from avssl.data.manifest import Manifest
@@ -23,6 +24,7 @@ from avssl.transforms.audio import log_mel
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
+MAX_NAMED_CLASSES = 60  # more do not fit beside a picture
 STYLE = """
 body { font: 16px/1.5 system-ui, sans-serif; max-width: 62rem; margin: 2rem auto; padding: 0 1rem; color: #1a1a1a;
 background: #fff; } h1 { font-size: 1.6rem; } h2 { font-size: 1.2rem; margin-top: 2.2rem; }
@@ -89,6 +91,38 @@ def clip_png(manifest: Manifest, row: int) -> bytes:
         axis.set_yticks([])
         axis.tick_params(labelsize=6)
     above.set_xticks([])
+    return _png(figure)
+
+
+def confusion_png(result: Mapping[str, Any]) -> bytes:
+    """How often each class is taken for each, and right, for every way of an evaluation that predicts classes: a row of
+    two panels for each modality. Shares of the row's class; what is missing to 1 had no answer.
+
+    Raises:
+        ValueError: the protocol predicts no classes.
+    """
+    found = {way: figure for way, figure in result["scores"].items() if "confusion" in figure}
+    ways = [way for way in ("video", "audio", "both") if way in found]
+    if not ways:
+        raise ValueError(f"protocol {result['protocol']} predicts no classes, so there is no picture of confusions")
+    classes, size = result["classes"], min(10.0, 3.6 + 0.25 * len(result["classes"]))
+    figure, axes = plt.subplots(
+        len(ways), 2, figsize=(2 * size, size * len(ways)), squeeze=False, layout="constrained", sharey="row"
+    )
+    for (left, right), way in zip(axes, ways, strict=True):
+        table = np.asarray(found[way]["confusion"], dtype=float)  # (C, C + 1)
+        shares = table / np.maximum(table.sum(axis=1, keepdims=True), 1)
+        places = np.arange(len(classes))
+        left.imshow(shares[:, :-1], vmin=0, vmax=1, cmap="Blues")
+        right.barh(places, np.diagonal(shares), color="#30658e")
+        right.axvline(found[way]["mean"], color="#444", linewidth=1, linestyle="--")
+        right.set_xlim(0, 1)
+        left.set_title(f"{way}: class (row) taken for (column)", fontsize=9)
+        right.set_title(f"{way}: right of each class (all: {found[way]['mean']:.3f})", fontsize=9)
+        labelled = len(classes) <= MAX_NAMED_CLASSES
+        left.set_xticks(places if labelled else [], classes if labelled else [], rotation=90, fontsize=7)
+        left.set_yticks(places if labelled else [], classes if labelled else [], fontsize=7)
+        right.spines[["top", "right"]].set_visible(False)
     return _png(figure)
 
 

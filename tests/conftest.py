@@ -1,5 +1,6 @@
 """What tests share: a small set of clips, made once."""
 
+import os
 from pathlib import Path
 
 import pytest
@@ -17,7 +18,7 @@ def clip_set(tmp_path_factory: pytest.TempPathFactory) -> Manifest:
 
 @pytest.fixture(autouse=True)
 def _few_threads() -> None:
-    torch.set_num_threads(2)
+    torch.set_num_threads(1 if "PYTEST_XDIST_WORKER" in os.environ else 2)  # each worker has a core
 
 
 @pytest.fixture(scope="session")

@@ -8,7 +8,7 @@ import pytest
 
 from avssl.data.manifest import Manifest, read_manifest
 from avssl.evaluate.features import extract
-from avssl.evaluate.harness import evaluate, labelled_rows
+from avssl.evaluate.probe import labelled_rows, probe
 from avssl.pretrained import load_run, with_data
 from avssl.retrieval.search import find_row, query_of_row, search, search_agreement
 from avssl.retrieval.store import StoreError, read_store, write_store
@@ -51,7 +51,7 @@ def test_evaluation_reports_what_has_sound_and_what_has_not(run: Path, clip_set:
     for split in ("train", "test"):
         rows = labelled_rows(clip_set, split, path=run)
         sides.append((clip_set, extract(load_run(run), clip_set, rows, num_clips=1)))
-    result = evaluate(protocol, *sides)
+    result = probe(protocol, *sides)
     assert (result["num_train"], result["num_test"], result["num_classes"], result["chance"]) == (12, 6, 2, 0.5)
     assert set(result["accuracy"]) == {"video", "audio", "both"}
     if protocol == "linear":  # with 12 videos, all of them are among the 20 nearest

@@ -20,7 +20,7 @@ from avssl.data.dataset import ClipDataset, collate
 from avssl.data.manifest import Manifest
 from avssl.data.sampling import Key
 from avssl.evaluate.features import Extracted, extract
-from avssl.evaluate.harness import evaluate, labelled_rows
+from avssl.evaluate.probe import labelled_rows, probe
 from avssl.logs import read_log
 from avssl.methods import METHODS, build_method
 from avssl.methods.base import Method
@@ -363,18 +363,18 @@ def sides_of(run: Path, manifest: Manifest) -> list[tuple[Manifest, Extracted]]:
 
 def test_evaluation_skips_and_counts_what_has_not_the_side(run: Path, mixed: Manifest) -> None:
     sides = sides_of(run, mixed)
-    result = evaluate("knn", *sides)
+    result = probe("knn", *sides)
     assert set(result["accuracy"]) == {"video", "audio", "both"}
     assert (result["num_train"], result["num_test"]) == (14, 8)
     assert result["without_sound"] == {"train": 4, "test": 4}
     assert result["without_picture"] == {"train": 2, "test": 2}
     (_, known), (_, asked) = sides
     for name in ("video", "audio", "both"):  # as if the others were not there
-        alone = evaluate("knn", (mixed, known.take(known.has(name))), (mixed, asked.take(asked.has(name))))
+        alone = probe("knn", (mixed, known.take(known.has(name))), (mixed, asked.take(asked.has(name))))
         assert alone["accuracy"][name] == result["accuracy"][name]
     mute, blind = known.take(~known.has_audio), asked.take(~asked.has_video)
     with pytest.raises(ValueError, match="no pictures and those of the other no sound"):
-        evaluate("knn", (mixed, mute), (mixed, blind))
+        probe("knn", (mixed, mute), (mixed, blind))
 
 
 def test_tools_take_files_of_sound_alone(
@@ -399,9 +399,8 @@ def test_tools_take_files_of_sound_alone(
     call(*asked, "--by", "agreement").refused("has no picture")
     asked[3] = store.paths.index(next(p for p in store.paths if p.endswith(".mp3")))
     assert call(*asked, "--from", "audio", "--to", "audio", "--k", 3).code == 0
-    done = call("tools/evaluate.py", run, "knn", "--train", path, "--test", path, *few)
-    assert "audio and both leave out 4 train, 4 test without sound" in done.out
-    assert "video and both leave out 2 train, 2 test without picture" in done.out
+    done = call("tools/evaluate.py", run, "knn", "--dataset", path, *few, "--num-crops", 1)
+    assert "4 of 8 test clips without sound, 2 of 8 test clips without picture: counted as wrong" in done.out
     mined = json.loads(call("tools/mine.py", run, "--k", 3, "--out", tmp_path / "s", "--json").out)
     assert mined["rows"] == {"consensus": 8, "union": 8, "video": 12, "audio": 10}
 
@@ -436,7 +435,7 @@ def test_a_wholly_silent_set_trains_searches_and_is_evaluated_by_its_pictures(
         r"has both picture and sound, which --rule consensus mines: ask for --rule video"
     )
     assert call("tools/mine.py", cma, "--k", 2, "--rule", "video", "--out", sets).code == 0
-    result = evaluate("knn", *sides_of(cma, silent))
+    result = probe("knn", *sides_of(cma, silent))
     assert set(result["accuracy"]) == {"video"}
     assert result["without_sound"] == {"train": 8, "test": 4}
     found = write_store(tmp_path / "e", load_run(cma), silent, manifest_path=Path("m"), num_clips=1)

@@ -19,7 +19,7 @@ from avssl.data.manifest import Manifest
 from avssl.data.sampling import Key
 from avssl.data.tracks import TracksError, write_tracks
 from avssl.evaluate.features import extract
-from avssl.evaluate.harness import evaluate
+from avssl.evaluate.probe import probe
 from avssl.logs import read_log
 from avssl.media.decode import read_frames
 from avssl.methods import build_method
@@ -243,7 +243,7 @@ def test_one_tower_alone_is_evaluated_and_searched_by_pictures(
     }
     assert found["test"].has_video.all()
     assert not found["test"].has_audio.any()
-    result = evaluate("knn", (clip_set, found["train"]), (clip_set, found["test"]))
+    result = probe("knn", (clip_set, found["train"]), (clip_set, found["test"]))
     assert set(result["accuracy"]) == {"video"}
     store = write_store(tmp_path / "e", run, clip_set, manifest_path=Path("m"), num_clips=1)
     query = query_of_row(store, 0)

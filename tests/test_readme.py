@@ -99,12 +99,12 @@ def check_neighbours(arguments: list[str], printed: str) -> None:
 
 
 def check_accuracy(arguments: list[str], printed: str) -> None:
-    assert re.findall(r"^(video|audio|both|chance) +[01]\.\d+", printed, re.MULTILINE) == [
-        "video",
-        "audio",
-        "both",
-        "chance",
-    ]
+    heading, *lines = printed.splitlines()[1:]
+    assert heading.split()[:3] == ["chance", "random", "init"]
+    ways = [line.split("  ")[0] for line in lines if re.search(r"\d\.\d{3} \(", line)]
+    assert {"video", "audio", "both"} <= {way.split()[0] for way in ways}
+    if "--json" in arguments:
+        assert json.loads(Path(option(arguments, "--json")).read_text())["protocol"] == arguments[1]
 
 
 def check_toy(arguments: list[str], printed: str) -> None:
@@ -143,7 +143,7 @@ KNOWN = {
     "tools/mine.py": Miniature(["--k", "4"], check_sets),
     "tools/extract.py": Miniature(["--num-workers", "0", "--num-clips", "1"], check_embeddings),
     "tools/retrieve.py": Miniature([], check_neighbours),
-    "tools/evaluate.py": Miniature(["--num-workers", "0", "--num-clips", "1"], check_accuracy),
+    "tools/evaluate.py": Miniature(["--num-workers", "0", "--num-clips", "1", "--num-crops", "1"], check_accuracy),
     "tools/benchmark.py": Miniature(["--n", "600", "--k", "4", "--threads", "1"], check_benchmark),
     "tools/demo.py": Miniature([*ONE_EPOCH, "--num-train", str(NUM_TRAIN), "--num-test", str(NUM_TEST)], check_demo),
 }

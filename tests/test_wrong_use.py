@@ -259,9 +259,9 @@ def test_clips_that_are_gone_are_told_and_found_again(
     new = [f"data.manifest={manifest}", f"data.root={clips}"]
     train_call(tmp_path / "new", *new).refused(r"no file of the batch could be read .*is data\.root right\?", code=1)
     few = ["--num-workers", 0, "--num-clips", 1]
-    evaluated = ["tools/evaluate.py", finished, "knn", "--train", clips / "manifest.parquet"]
-    evaluated += ["--test", clips / "manifest.parquet", *few]
-    call(*evaluated).refused(r"no clip of the training side could be read \(first: .*\): is .*clips the folder of the")
+    evaluated = ["tools/evaluate.py", finished, "knn", "--dataset", clips / "manifest.parquet", *few, "--num-crops", 1]
+    evaluated += ["--cache", tmp_path / "vectors"]
+    call(*evaluated).refused(r"no train clip of split could be read \(first: .*\): is .*clips the folder of the clips")
     extracted = ["tools/extract.py", finished, manifest, "--root", clips, "--out", tmp_path / "embeddings", *few]
     call(*extracted).refused(r"none of the first 18 clips could be read .*name the right one with --root")
     for path in clips.rglob("*.moved"):
@@ -306,7 +306,7 @@ def test_a_checkpoint_cut_in_half_is_refused_everywhere(
     train_call(tmp_path / "new", f"model.init={run}").refused(message)
     call("tools/mine.py", run, "--out", tmp_path / "sets.parquet").refused(message)
     call("tools/extract.py", run, manifest, "--out", tmp_path / "embeddings").refused(message)
-    call("tools/evaluate.py", run, "knn", "--train", manifest, "--test", manifest).refused(message)
+    call("tools/evaluate.py", run, "knn", "--dataset", manifest).refused(message)
     assert contents(run) == before
     assert sorted(os.listdir(tmp_path)) == ["empty.yaml", "run"]
 
@@ -366,7 +366,7 @@ def test_what_cannot_be_written_is_told_before_the_work(
     train_call(run).refused(r"run\.dir=.*run: .*" + message)
     call("tools/mine.py", finished, "--k", 2, "--out", out).refused(message)
     call("tools/extract.py", finished, manifest, "--out", out).refused(message)
-    evaluated = [finished, "knn", "--train", manifest, "--test", manifest, "--json", out]
+    evaluated = [finished, "knn", "--dataset", manifest, "--json", out]
     call("tools/evaluate.py", *evaluated).refused(message)
     call("datasets/folder.py", clip_set.root, "--out", out).refused(message)
     call("datasets/toy.py", out, "--train", 2, "--test", 2).refused(message)

@@ -1,46 +1,105 @@
-"""How good frozen features are: nearest neighbours, a linear probe, or masks carried from frame to frame.
+"""What a trained network is worth: classes told on a labelled set, neighbours, clusters, and masks carried along.
 
-    python tools/evaluate.py runs/toy knn --train data/toy/manifest.parquet --test data/toy/manifest.parquet
-    python tools/evaluate.py runs/toy linear --train data/toy/manifest.parquet --test data/toy/manifest.parquet
+    python tools/evaluate.py runs/toy knn --dataset data/toy/manifest.parquet
+    python tools/evaluate.py runs/toy linear --dataset toy --json toy_linear.json --picture toy_linear.png
+    python tools/evaluate.py runs/toy linear --dataset toy --save weights/toy_classes
+    python tools/evaluate.py weights/avid finetune --dataset ucf101 --out runs/ucf101
+    python tools/evaluate.py runs/toy retrieval --dataset my_clips/manifest.parquet --folds 5
+    python tools/evaluate.py --table avid.json avid_cma.json
     python tools/evaluate.py runs/toy propagate --scenes 10 --seed 0 --random-weights
-    python tools/evaluate.py runs/toy propagate --davis DAVIS --split DAVIS/ImageSets/2017/val.txt --size 480
 
-knn, linear: rows with split train of the first manifest and test (or val) of the second are used, where the manifests
-have splits. video counts the clips with pictures, audio those with sound, both those with both.
+knn, linear, svm, fewlabels, partition and retrieval look at frozen towers; the vectors are computed once and kept in
+the folder of the run. finetune trains the whole network and continues where it was stopped. Chance and the same towers
+with random weights are measured beside (--no-baseline leaves the latter out).
+--dataset: a manifest, or the name of a set whose manifest is data/NAME/manifest.parquet. Its splits split1, split2, ...
+are all used, else its column split (train; test, or val); --folds makes folds of whole groups.
+What cannot be answered, because the file cannot be read or has no sound or no picture, counts as wrong;
+--skip-unreadable leaves it out.
 propagate: the mask of a clip's first frame is known, and likeness of features carries it to the others: J (region), F
 (boundary) and their mean, beside the first mask copied to every frame. On scenes made here, or on a folder of DAVIS.
-Exit code: 0 done, 1 some clips could not be read (they are named and left out), 2 wrong call.
+Exit code: 0 done, 1 some clips could not be read (they are named), 2 wrong call.
 """
 
 import argparse
-import json
 import sys
 from pathlib import Path
 from typing import Any
 
+from avssl import distributed
 from avssl.benchmark.scenes import make_scene
 from avssl.data.manifest import read_manifest
 from avssl.evaluate.davis import davis_names, read_davis
-from avssl.evaluate.features import extract
-from avssl.evaluate.harness import evaluate, labelled_rows
+from avssl.evaluate.heads import Head
+from avssl.evaluate.measure import Asked, measure_finetuned, measure_frozen
 from avssl.evaluate.propagate import SIZE, score_propagation
-from avssl.files import check_writable
-from avssl.pretrained import load_run, with_data
+from avssl.evaluate.protocols import Options
+from avssl.evaluate.splits import read_splits
+from avssl.evaluate.table import compare, read_result
+from avssl.files import answer, check_writable
+from avssl.pretrained import Pretrained, load_run, untrained, with_data
+from avssl.report import confusion_png
+
+FROZEN = {
+    "knn": "classes of the nearest neighbours, weighted and plain",
+    "linear": "a linear classifier on every map of the encoders",
+    "svm": "a linear support vector machine",
+    "fewlabels": "a linear classifier from 1 % and 10 % of the labels",
+    "partition": "clusters against classes: NMI, adjusted Rand index, purity",
+    "retrieval": "recall at 1 to 50 of test clips among training clips, within and across picture and sound",
+}
 
 
 def main() -> int:
+    if sys.argv[1:2] == ["--table"]:
+        return _table()
+    arguments = _parser().parse_args()
+    try:
+        for path in (arguments.json, getattr(arguments, "picture", None)):
+            if path not in (None, "-"):
+                check_writable(path)
+        return arguments.measure(arguments)
+    except ValueError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    finally:
+        distributed.shut_down()
+
+
+def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("run", type=Path, help="folder of a run")
+    parser.add_argument("weights", type=Path, metavar="RUN_OR_WEIGHTS", help="folder of a run, or of exported weights")
     protocols = parser.add_subparsers(dest="protocol", required=True)
-    for name, what in (("knn", "classes of the nearest neighbours"), ("linear", "classes by a linear probe")):
-        classes = protocols.add_parser(name, help=what)
-        classes.add_argument("--train", type=Path, required=True, help="manifest to learn classes from")
-        classes.add_argument("--test", type=Path, required=True, help="manifest to be right on")
-        classes.add_argument("--train-split", default="train")
-        classes.add_argument("--test-split", default="test")
-        classes.add_argument("--num-clips", type=int, default=3, help="clips averaged per video")
-        classes.add_argument("--num-workers", type=int, default=2, help="decoding processes")
-        classes.set_defaults(measure=_classify, show=_show_classes)
+    classes = argparse.ArgumentParser(add_help=False)
+    classes.add_argument("--dataset", required=True, help="manifest, or the name of a set in data/")
+    classes.add_argument("--folds", type=int, help="make so many folds of whole groups, instead of the set's splits")
+    classes.add_argument("--test-split", help="rows that are asked about (default: test, or val)")
+    classes.add_argument("--num-clips", type=int, default=10, help="clips of each video (default: 10)")
+    classes.add_argument("--num-crops", type=int, default=3, help="crops of each clip (default: 3)")
+    classes.add_argument("--skip-unreadable", action="store_true", help="leave out what cannot be answered")
+    classes.add_argument("--no-baseline", action="store_true", help="do not ask towers with random weights too")
+    classes.add_argument("--num-workers", type=int, default=2, help="decoding processes (default: 2)")
+    for name, what in FROZEN.items():
+        frozen = protocols.add_parser(name, help=what, parents=[classes])
+        frozen.add_argument("--cache", type=Path, help="folder for vectors (default: vectors/ beside the weights)")
+        frozen.set_defaults(measure=_frozen)
+    protocols.choices["knn"].add_argument("--k", type=int, default=20, help="neighbours (default: 20)")
+    protocols.choices["knn"].add_argument("--temperature", type=float, default=0.07, help="of weights (default: 0.07)")
+    protocols.choices["linear"].add_argument("--save", type=Path, help="folder for the towers with the best classifier")
+    protocols.choices["svm"].add_argument("--map", default="pool", help="map of the encoders (default: pool)")
+    protocols.choices["fewlabels"].add_argument("--draws", type=int, default=5, help="of labels (default: 5)")
+    tuned = protocols.add_parser("finetune", help="the whole network trained on the labels", parents=[classes])
+    tuned.add_argument("--out", type=Path, required=True, help="folder for the runs; the same call continues them")
+    tuned.add_argument("--recipe", type=Path, help="YAML of sections that differ from AVID's recipe")
+    tuned.add_argument("overrides", nargs="*", metavar="section.key=value")
+    tuned.set_defaults(measure=_finetune)
+    for name in ("knn", "linear", "svm", "finetune"):
+        protocols.choices[name].add_argument(
+            "--picture", type=Path, help="PNG to write: confusion matrix, and accuracy of each class"
+        )
+    for name in ("linear", "finetune"):
+        protocols.choices[name].add_argument(
+            "--average", choices=("softmax", "logits"), default="softmax", help="what is averaged over clips"
+        )
     masks = protocols.add_parser("propagate", help="masks of moving things, carried from the first frame on")
     clips = masks.add_mutually_exclusive_group()
     clips.add_argument("--scenes", type=int, default=10, help="scenes to make (default: 10)")
@@ -49,66 +108,97 @@ def main() -> int:
     masks.add_argument("--split", type=Path, help="file that lists the clips of DAVIS to use; all if not given")
     masks.add_argument("--map", help="map of the encoder (default: the deepest of at most 8 pixels per cell)")
     masks.add_argument("--size", type=int, default=SIZE, help=f"short side of the frames in pixels (default: {SIZE})")
-    masks.set_defaults(measure=_propagate, show=_show_masks)
+    masks.add_argument("--random-weights", action="store_true", help="the same towers untrained: the baseline")
+    masks.set_defaults(measure=_propagate)
     for protocol in protocols.choices.values():
-        protocol.add_argument("--random-weights", action="store_true", help="the same towers untrained: the baseline")
         protocol.add_argument("--json", nargs="?", const="-", help="print JSON, or write it to a file")
-    arguments = parser.parse_args()
+    return parser
+
+
+def _table() -> int:
+    parser = argparse.ArgumentParser(description="Results side by side.", prog="tools/evaluate.py")
+    parser.add_argument("--table", nargs="+", type=Path, required=True, help="files that --json has written")
     try:
-        if arguments.json not in (None, "-"):
-            check_writable(arguments.json)
-        result, errors = arguments.measure(arguments)
+        print(compare([read_result(path) for path in parser.parse_args().table]))
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    for name, reason in errors.items():
-        print(f"not read, left out: {name}: {reason}", file=sys.stderr)
-    if arguments.json == "-":
-        print(json.dumps(result))
-    else:
-        arguments.show(result)
-    if arguments.json and arguments.json != "-":
-        Path(arguments.json).write_text(json.dumps(result) + "\n")
-    return 1 if errors else 0
+    return 0
 
 
-def _classify(arguments: argparse.Namespace) -> tuple[dict[str, Any], dict[str, str]]:
-    """Figures, and {path: reason} of the clips that could not be read."""
-    run = with_data(load_run(arguments.run, trained=not arguments.random_weights), num_workers=arguments.num_workers)
-    sides = {}
-    for side, path, split in (
-        ("train", arguments.train, arguments.train_split),
-        ("test", arguments.test, arguments.test_split),
-    ):
-        manifest = read_manifest(path)
-        rows = labelled_rows(manifest, split, path=path)
-        sides[side] = (
-            manifest,
-            extract(run, manifest, rows, num_clips=arguments.num_clips, progress=f"{side} features"),
-        )
-    errors = {
-        str(manifest.column("path")[row]): why
-        for manifest, found in sides.values()
-        for row, why in found.errors.items()
-    }
-    return evaluate(arguments.protocol, sides["train"], sides["test"]), errors
-
-
-def _show_classes(result: dict[str, Any]) -> None:
-    for name, figures in result["accuracy"].items():
-        print(f"{name:6} {figures:.3f}")
-    print(
-        f"chance {result['chance']:.3f}   ({result['num_train']} train, {result['num_test']} test, "
-        f"{result['num_classes']} classes)"
+def _asked(arguments: argparse.Namespace) -> tuple[Pretrained, Asked]:
+    path = dataset_path(arguments.dataset)
+    manifest = read_manifest(path)
+    splits = read_splits(manifest, folds=arguments.folds, test_split=arguments.test_split)
+    named = {name: getattr(arguments, name) for name in Options.__dataclass_fields__ if hasattr(arguments, name)}
+    asked = Asked(
+        protocol=arguments.protocol,
+        manifest=manifest,
+        manifest_path=str(path),
+        splits=splits,
+        options=Options(**named),
+        num_clips=arguments.num_clips,
+        num_crops=arguments.num_crops,
+        skip_unreadable=arguments.skip_unreadable,
     )
-    for name, lack in (("audio", "sound"), ("video", "picture")):
-        counts = result[f"without_{lack}"]
-        if sum(counts.values()):
-            print(f"{name} and both leave out {counts['train']} train, {counts['test']} test without {lack}")
+    return with_data(load_run(arguments.weights), num_workers=arguments.num_workers), asked
 
 
-def _propagate(arguments: argparse.Namespace) -> tuple[dict[str, Any], dict[str, str]]:
-    """Figures, and {name: reason} of the clips that could not be read."""
+def dataset_path(name: str) -> Path:
+    """The manifest of a set."""
+    path = Path(name)
+    if path.suffix == ".parquet" or path.exists():
+        return path / "manifest.parquet" if path.is_dir() else path
+    path = Path("data", name, "manifest.parquet")
+    if not path.exists():
+        raise ValueError(
+            f"--dataset {name}: there is no {path}: write it with datasets/{name}.py (see datasets/README.md), or give "
+            "the path of a manifest"
+        )
+    return path
+
+
+def _frozen(arguments: argparse.Namespace) -> int:
+    towers, asked = _asked(arguments)
+    heads: dict[str, Head] = {}
+    result = measure_frozen(
+        towers,
+        asked,
+        cache=arguments.cache or towers.path.parent / "vectors",
+        baseline=not arguments.no_baseline,
+        keep=heads if arguments.protocol == "linear" else None,
+    )
+    if result and arguments.protocol == "linear" and arguments.save:
+        raise NotImplementedError
+    return _told(result, arguments)
+
+
+def _finetune(arguments: argparse.Namespace) -> int:
+    towers, asked = _asked(arguments)
+    result = measure_finetuned(
+        towers,
+        asked,
+        out=arguments.out,
+        baseline=not arguments.no_baseline,
+        recipe=arguments.recipe,
+        overrides=[*arguments.overrides, f"data.num_workers={arguments.num_workers}"],
+    )
+    return _told(result, arguments)
+
+
+def _told(result: dict[str, Any] | None, arguments: argparse.Namespace) -> int:
+    """Print and write a result; on one rank only."""
+    if result is None:
+        return 0
+    for path, reason in result["errors"].items():
+        print(f"not read: {path}: {reason}", file=sys.stderr)
+    if getattr(arguments, "picture", None):
+        arguments.picture.write_bytes(confusion_png(result))
+    answer(result, compare([result]), to=arguments.json)
+    return 1 if result["errors"] else 0
+
+
+def _propagate(arguments: argparse.Namespace) -> int:
     if arguments.davis:
         if arguments.seed is not None:
             raise ValueError(f"--seed {arguments.seed} is of scenes made here: leave it out with --davis")
@@ -120,7 +210,8 @@ def _propagate(arguments: argparse.Namespace) -> tuple[dict[str, Any], dict[str,
         if arguments.scenes < 1 or first < 0:
             raise ValueError(f"--scenes {arguments.scenes} --seed {first}: expected at least 1 and 0")
         names = [str(first + i) for i in range(arguments.scenes)]
-    run = load_run(arguments.run, trained=not arguments.random_weights)
+    towers = load_run(arguments.weights)
+    towers = untrained(towers) if arguments.random_weights else towers
 
     def read(name: str) -> tuple[Any, Any]:
         if arguments.davis:
@@ -128,17 +219,23 @@ def _propagate(arguments: argparse.Namespace) -> tuple[dict[str, Any], dict[str,
         scene = make_scene(int(name))
         return scene.frames, scene.masks
 
-    result = score_propagation(run, names, read, map_name=arguments.map, size=arguments.size, progress="masks of clips")
-    return result, result["errors"]
+    words = "masks of clips"
+    result = score_propagation(towers, names, read, map_name=arguments.map, size=arguments.size, progress=words)
+    for name, reason in result["errors"].items():
+        print(f"not read, left out: {name}: {reason}", file=sys.stderr)
+    answer(result, _masks_in_words(result), to=arguments.json)
+    return 1 if result["errors"] else 0
 
 
-def _show_masks(result: dict[str, Any]) -> None:
-    print(f"{'':10} {'J':>5} {'F':>6} {'J&F':>6}")
+def _masks_in_words(result: dict[str, Any]) -> str:
+    lines = [f"{'':10} {'J':>5} {'F':>6} {'J&F':>6}"]
     for name, kind in ((result["map"], "propagated"), ("first mask", "still")):
         scores = result["scores"][kind]
         low, high = scores["interval"]
-        print(f"{name:10} {scores['j']:.3f}  {scores['f']:.3f}  {scores['jf']:.3f}   95 %: {low:.3f} to {high:.3f}")
-    print(f"{result['num_clips']} clips, {result['num_things']} things")
+        lines.append(
+            f"{name:10} {scores['j']:.3f}  {scores['f']:.3f}  {scores['jf']:.3f}   95 %: {low:.3f} to {high:.3f}"
+        )
+    return "\n".join([*lines, f"{result['num_clips']} clips, {result['num_things']} things"])
 
 
 if __name__ == "__main__":

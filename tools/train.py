@@ -30,10 +30,7 @@ def main() -> int:
     finally:
         distributed.shut_down()
     if complete and distributed.is_main():
-        print(
-            "next: python tools/evaluate.py RUN knn --train MANIFEST --test MANIFEST, with RUN as in run.dir",
-            file=sys.stderr,
-        )
+        print("next: python tools/evaluate.py RUN knn --dataset MANIFEST, with RUN as in run.dir", file=sys.stderr)
     return 0 if complete else 1
 
 

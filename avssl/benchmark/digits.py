@@ -27,7 +27,7 @@ from avssl.config import Config, load
 from avssl.data.manifest import Manifest, read_manifest
 from avssl.evaluate.classify import linear_predict
 from avssl.evaluate.features import Extracted, extract
-from avssl.evaluate.harness import evaluate, labelled_rows
+from avssl.evaluate.probe import labelled_rows, probe
 from avssl.evaluate.retrieval import recall_figures
 from avssl.files import whole_file
 from avssl.media.decode import AudioWindow, VideoWindow, read_clip
@@ -224,8 +224,8 @@ def measure(run: Run, manifest: Manifest, *, num_positives: int) -> dict[str, An
     own_sound = ~manifest.column("foreign")[found["train"].ids].astype(bool)
     sides = ((manifest, found["train"].take(own_sound)), (manifest, found["test"]))
     return {
-        "linear": evaluate("linear", *sides)["accuracy"],
-        "knn": evaluate("knn", *sides)["accuracy"],
+        "linear": probe("linear", *sides)["accuracy"],
+        "knn": probe("knn", *sides)["accuracy"],
         "precision": mined_precision(found["train"], manifest, k=num_positives),
         "recall": recall_of(found["test"], manifest),
     }

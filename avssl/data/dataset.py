@@ -26,6 +26,7 @@ from avssl.media.decode import AudioWindow, VideoWindow, read_clip
 from avssl.media.decoders import DecoderMissingError, describe
 from avssl.media.reader import DecodeError, Limits
 from avssl.structs import SMALL_BYTES, Batch, Sample
+from avssl.transforms.video import spread_crops
 from avssl.transforms.views import number_of, numbered, view_of
 
 CLOSED = "the manifest marks it"  # begins the reason why a file is not even opened
@@ -60,7 +61,8 @@ class ClipDataset(Dataset[Sample]):
         tracks: the tracks that they are cut out of.
         seed: of the run.
         num_eval_clips: None = training, seconds and parameters drawn at random; a number = evaluation: that many
-            clips spread evenly over the video, centre crop, no augmentation.
+            clips spread evenly over the video, no augmentation. Views video, video.1, ... are then crops of one clip,
+            spread over the long side of the picture; one alone is the centre.
 
     Raises:
         ConfigError: data.decoder cannot be used.
@@ -188,6 +190,8 @@ class ClipDataset(Dataset[Sample]):
         if self.has_video[key.id]:
             first = starts[0]
             places |= {view: Place(first) for view in self.views if view in ("video", "walk")}
+            if rng is None:
+                places |= self._crops(key.id, first)
             if self.clips.num > 1:
                 seconds, video = self.data.num_frames / self.data.fps, self._span(key.id, "video")
                 further = further_starts(rng, first, video, seconds=seconds, clips=self.clips)
@@ -202,6 +206,13 @@ class ClipDataset(Dataset[Sample]):
         if self.has_audio[key.id]:
             places |= {view: Place(starts[1]) for view in self.views if view_of(view).modality == "audio"}
         return places
+
+    def _crops(self, id: int, start: float) -> dict[str, Place]:
+        """Where the crops of an evaluation clip lie."""
+        names = [view for view in self.views if view.partition(".")[0] == "video"]
+        width, height = self.sizes[id].tolist()
+        boxes = spread_crops(width=int(width), height=int(height), num=len(names)) if names else []
+        return {name: Place(start, tuple(box)) for name, box in zip(names, boxes, strict=True)}
 
     def _video_window(self, view: str, params: Mapping[str, np.ndarray], place: Place) -> VideoWindow:
         size = self._shape(view)[1]

@@ -4,24 +4,38 @@ Letters: n videos, C clips per video, D feature.
 """
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+import hashlib
+import itertools
+import json
+import shutil
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Literal
+from pathlib import Path
+from typing import Any, Literal
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 from tqdm import tqdm
 
-from avssl.data.dataset import ClipDataset, apply_views
+from avssl import distributed
+from avssl.data.dataset import ClipDataset, apply_views, check_decoder
 from avssl.data.loader import WorkerLost, build_loader, lost_workers_named
 from avssl.data.manifest import Manifest
 from avssl.data.sampling import Key
+from avssl.files import WriteError
+from avssl.models.heads import describe_maps, side_by_side
 from avssl.pretrained import Pretrained
+from avssl.transforms.views import numbered
 
 MODALITIES = ("video", "audio")  # each looked at through the view of the same name
 BATCH_CLIPS = 32  # clips that go through the towers together
+VIEWED = (  # what of the data section an evaluation view depends on
+    *("decoder", "max_pixels", "max_seconds", "num_frames", "fps", "size", "audio_seconds", "sample_rate"),
+    *("spectrogram", "n_fft", "num_mels", "hop_seconds"),
+)
 
 
 @dataclass(frozen=True)
@@ -59,7 +73,6 @@ class Extracted:
         return np.concatenate([self.features[name] / np.maximum(lengths[name], 1e-12) for name in MODALITIES], axis=1)
 
 
-@torch.inference_mode()
 def extract(
     towers: Pretrained,
     manifest: Manifest,
@@ -79,56 +92,289 @@ def extract(
     Raises:
         ValueError: num_clips < 1, or a worker process died or hung.
     """
-    if num_clips < 1:
-        raise ValueError(f"num_clips={num_clips} must be at least 1")
-    names = tuple(towers.encoders)
-    dataset = ClipDataset(manifest, towers.data, names, num_eval_clips=num_clips)
-    rows = max(1, BATCH_CLIPS // num_clips)
-    groups = [[int(row) for row in ids[i : i + rows]] for i in range(0, len(ids), rows)]
-    keys = [[Key(0, row, clip) for row in group for clip in range(num_clips)] for group in groups]
-    loader = build_loader(dataset, keys, towers.data, device=towers.device)
-    parts: dict[str, list[np.ndarray]] = {}
-    kept: list[np.ndarray] = []
-    sides: dict[str, list[np.ndarray]] = {modality: [] for modality in MODALITIES}
-    errors: dict[int, str] = {}
-    bar = tqdm(total=len(ids), desc=progress, unit="video", disable=progress is None, mininterval=1)
-    with _lost_explained(dataset), bar:
-        for group, batch in zip(groups, loader, strict=True):
-            batch = apply_views(batch.to(towers.device), towers.data)
-            found = batch.ids.reshape(len(group), num_clips)
-            readable = (found >= 0).all(dim=1)
-            reasons = iter(batch.errors)
-            for row, lost in zip(group, (found < 0).sum(dim=1).tolist(), strict=True):
-                for _ in range(lost):
-                    errors.setdefault(row, next(reasons))
-            present = {"video": batch.has_video, "audio": batch.has_audio}
-            for modality in names:
-                trunk = towers.encoders[modality](getattr(batch, modality)[modality])  # (n * C, dim)
-                head = F.normalize(towers.heads[modality](trunk), dim=1)  # (n * C, D)
-                for kind, values in (("features", trunk), ("embedding", head)):
-                    mean = values.reshape(len(group), num_clips, -1).mean(dim=1)  # (n, ...)
-                    mean = F.normalize(mean, dim=1) if kind == "embedding" else mean
-                    mean = mean * present[modality].reshape(len(group), num_clips)[:, :1]
-                    parts.setdefault(f"{kind}.{modality}", []).append(mean[readable].cpu().numpy())
-                sides[modality].append(present[modality].reshape(len(group), num_clips)[:, 0][readable].cpu().numpy())
-            kept.append(np.asarray(group, dtype=np.int64)[readable.cpu().numpy()])
-            bar.update(len(group))
+    return clip_vectors(towers, manifest, ids, num_clips=num_clips, progress=progress).videos()
 
-    def joined(kind: str) -> dict[str, np.ndarray]:
-        found = {modality: np.concatenate(parts[f"{kind}.{modality}"]) for modality in names}
-        return {modality: found.get(modality, np.zeros_like(found[names[0]])) for modality in MODALITIES}
 
-    none = np.zeros(sum(map(len, kept)), dtype=bool)
-    has = {modality: np.concatenate(sides[modality]) if modality in names else none for modality in MODALITIES}
-    return Extracted(
-        ids=np.concatenate(kept),
-        has_audio=has["audio"],
-        has_video=has["video"],
-        embedding=joined("embedding"),
-        features=joined("features"),
-        errors=errors,
-        towers=names,
-    )
+class Rows:
+    """Some rows of an array, read from disk when they are asked for by index, by slice or by (rows, columns)."""
+
+    def __init__(self, array: np.ndarray, rows: np.ndarray) -> None:
+        self.array, self.rows = array, rows
+        self.shape = (len(rows), *array.shape[1:])
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: Any) -> np.ndarray:
+        if isinstance(index, tuple):
+            return self.array[(self.rows[index[0]], *index[1:])]
+        return self.array[self.rows[index]]
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+        return np.asarray(self.array[self.rows], dtype=dtype)
+
+
+@dataclass(frozen=True)
+class ClipVectors:
+    """What the towers say of every clip of n videos, apart. V views of a video: its clips, and of pictures each crop of
+    each clip, the crops of one clip together. Rows of a side that a video lacks, or that could not be read, are zeros.
+    """
+
+    ids: np.ndarray  # (n,) int64 rows of the manifest, all that were asked for
+    readable: np.ndarray  # (n,) bool
+    has_audio: np.ndarray  # (n,) bool; False where the video could not be read
+    has_video: np.ndarray  # (n,) bool; likewise
+    vectors: dict[str, dict[str, np.ndarray]]  # {video, audio: {pool, other maps: (n, V, d) float32}}, trunks
+    embedding: dict[str, np.ndarray]  # {video, audio: (n, V, D) float32 unit length}, where there are heads
+    errors: dict[int, str]  # {id: reason}
+
+    def has(self, side: Literal["video", "audio", "both"]) -> np.ndarray:
+        """(n,) bool: videos that have this side."""
+        return {"video": self.has_video, "audio": self.has_audio, "both": self.has_video & self.has_audio}[side]
+
+    def maps(self, side: Literal["video", "audio", "both"], rows: np.ndarray) -> dict[str, "Rows | np.ndarray"]:
+        """{map: (m, V, d)} at these positions (m,); of both sides {pool}: pooled outputs side by side, a clip's sound
+        beside each of its crops."""
+        if side != "both":
+            return {name: Rows(each, rows) for name, each in self.vectors[side].items()}
+        video, audio = (torch.from_numpy(self.vectors[name]["pool"][rows]) for name in MODALITIES)
+        audio = audio.repeat_interleave(video.shape[1] // audio.shape[1], dim=1)
+        return {"pool": side_by_side(video.flatten(0, 1), audio.flatten(0, 1)).unflatten(0, video.shape[:2]).numpy()}
+
+    def videos(self) -> Extracted:
+        """The mean over the views of each video that could be read; the mean of unit vectors is made one again."""
+        keep, names = self.readable, tuple(self.vectors)
+
+        def of_sides(means: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+            return {side: means.get(side, np.zeros_like(next(iter(means.values())))) for side in MODALITIES}
+
+        embedding = {side: each[keep].mean(axis=1) for side, each in self.embedding.items()}
+        lengths = {side: np.linalg.norm(each, axis=1, keepdims=True) for side, each in embedding.items()}
+        none = np.zeros(int(keep.sum()), dtype=bool)
+        return Extracted(
+            ids=self.ids[keep],
+            has_audio=self.has_audio[keep] if "audio" in names else none,
+            has_video=self.has_video[keep] if "video" in names else none,
+            embedding=of_sides({side: each / np.maximum(lengths[side], 1e-12) for side, each in embedding.items()})
+            if embedding
+            else {},
+            features=of_sides({side: maps["pool"][keep].mean(axis=1) for side, maps in self.vectors.items()}),
+            errors=self.errors,
+            towers=names,
+        )
+
+
+def clip_vectors(
+    towers: Pretrained,
+    manifest: Manifest,
+    ids: Sequence[int] | np.ndarray,
+    *,
+    num_clips: int,
+    num_crops: int = 1,
+    maps: bool = False,
+    folder: Path | None = None,
+    progress: str | None = None,
+) -> ClipVectors:
+    """The towers' outputs for `num_clips` clips spread over each video, in evaluation mode; nothing of a tower changes.
+
+    Args:
+        ids: (n,) rows of the manifest, unreadable ones too.
+        num_clips: C, clips per video.
+        num_crops: of each clip, spread over the long side of the picture.
+        maps: all maps of the encoders, as `describe_maps` makes them vectors, not the pooled output alone.
+        folder: where to keep them, or to find them from before; they are then read from disk as they are needed. With
+            several processes each computes its share and writes it there. None = in memory, all by this process.
+        progress: words before the progress bar; None = no bar.
+
+    Raises:
+        ValueError: num_clips or num_crops < 1, or a worker process died or hung.
+        WriteError: the folder cannot be written to.
+    """
+    for name, number in (("num_clips", num_clips), ("num_crops", num_crops)):
+        if number < 1:
+            raise ValueError(f"{name}={number} must be at least 1")
+    looks = _Looks(towers, manifest, np.asarray(ids, dtype=np.int64), num_clips, num_crops, maps, progress)
+    if folder is None:
+        groups = looks.look(share=0, num_shares=1)
+        return looks.collect(groups, lambda _, rows: np.zeros((len(looks.ids), *rows.shape[1:]), rows.dtype))
+    return _kept(looks, folder)
+
+
+@dataclass(frozen=True)
+class _Looks:
+    """How to look at videos, a group of them at a time."""
+
+    towers: Pretrained
+    manifest: Manifest
+    ids: np.ndarray
+    num_clips: int
+    num_crops: int
+    maps: bool
+    progress: str | None
+
+    def look(self, *, share: int, num_shares: int) -> Iterator[tuple[slice, dict[str, np.ndarray], dict[int, str]]]:
+        """Yield (place in ids, {name: (g, ...)}, errors) of every group that is this share's: the same groups for any
+        number of shares, so that a vector does not depend on it."""
+        towers, modalities = self.towers, tuple(self.towers.encoders)
+        crops = [numbered("video", crop) for crop in range(self.num_crops)]
+        views = {"video": crops, "audio": ["audio"]}
+        dataset = ClipDataset(
+            self.manifest,
+            towers.data,
+            [view for modality in modalities for view in views[modality]],
+            num_eval_clips=self.num_clips,
+        )
+        step = max(1, BATCH_CLIPS // self.num_clips)
+        places = [slice(i, min(i + step, len(self.ids))) for i in range(0, len(self.ids), step)][share::num_shares]
+        keys = [[Key(0, int(row), c) for row in self.ids[place] for c in range(self.num_clips)] for place in places]
+        loader = build_loader(dataset, keys, towers.data, device=towers.device)
+        total = sum(place.stop - place.start for place in places)
+        bar = tqdm(total=total, desc=self.progress, unit="video", disable=self.progress is None, mininterval=1)
+        with _lost_explained(dataset), bar, torch.inference_mode():
+            for place, batch in zip(places, loader, strict=True):
+                group = self.ids[place]
+                batch = apply_views(batch.to(towers.device), towers.data)
+                lost = (batch.ids < 0).reshape(len(group), self.num_clips)
+                readable = ~lost.any(dim=1)
+                reasons, errors = iter(batch.errors), {}
+                for row, number in zip(group.tolist(), lost.sum(dim=1).tolist(), strict=True):
+                    for _ in range(number):
+                        errors.setdefault(row, next(reasons))
+                found = {"readable": readable}
+                for modality in modalities:
+                    present = batch.has_video if modality == "video" else batch.has_audio
+                    found[f"has.{modality}"] = here = present.reshape(len(group), -1)[:, 0] & readable
+                    seen: dict[str, list[Tensor]] = {}
+                    for view in views[modality]:
+                        for name, value in self._vectors(modality, getattr(batch, modality)[view]).items():
+                            seen.setdefault(name, []).append(value)
+                    for name, values in seen.items():  # each (g C, d); the crops of a clip become neighbours
+                        each = torch.stack(values, dim=1).reshape(len(group), -1, values[0].shape[1])  # (g, V, d)
+                        found[name] = each * here[:, None, None]
+                yield place, {name: value.cpu().numpy() for name, value in found.items()}, errors
+                bar.update(len(group))
+
+    def _vectors(self, modality: str, x: Tensor) -> dict[str, Tensor]:
+        """{modality.map: (B, d)} of clips, and head.modality: (B, D) where there is a head."""
+        encoder = self.towers.encoders[modality]
+        vectors = describe_maps(encoder.forward_features(x)) if self.maps else {"pool": encoder(x)}
+        named = {f"{modality}.{name}": value for name, value in vectors.items()}
+        if modality in self.towers.heads:
+            named[f"head.{modality}"] = F.normalize(self.towers.heads[modality](vectors["pool"]), dim=1)
+        return named
+
+    def collect(
+        self,
+        groups: Iterable[tuple[slice, dict[str, np.ndarray], dict[int, str]]],
+        make: Callable[[str, np.ndarray], np.ndarray],
+    ) -> ClipVectors:
+        """Put groups into arrays for all videos, which make(name, rows of the first group) gives."""
+        arrays: dict[str, np.ndarray] = {}
+        errors: dict[int, str] = {}
+        for place, found, lost in groups:
+            for name, value in found.items():
+                if name not in arrays:
+                    arrays[name] = make(name, value)
+                arrays[name][place] = value
+            errors |= lost
+        return self.arranged(arrays, errors)
+
+    def arranged(self, arrays: Mapping[str, np.ndarray], errors: dict[int, str]) -> ClipVectors:
+        none = np.zeros(len(self.ids), dtype=bool)
+        return ClipVectors(
+            ids=self.ids,
+            readable=arrays.get("readable", none),
+            has_audio=arrays.get("has.audio", none),
+            has_video=arrays.get("has.video", none),
+            vectors={
+                side: {name: arrays[f"{side}.{name}"] for name in encoder.feature_dims if f"{side}.{name}" in arrays}
+                for side, encoder in self.towers.encoders.items()
+            },
+            embedding={side: arrays[f"head.{side}"] for side in self.towers.encoders if f"head.{side}" in arrays},
+            errors=errors,
+        )
+
+
+def _kept(looks: _Looks, folder: Path) -> ClipVectors:
+    """The same out of `folder`, where each set of vectors has a folder of its own; computed first when it is not there,
+    by all processes together."""
+    homes = [folder / _key(each) for each in (dataclasses.replace(looks, maps=True), looks)]  # all maps do as well
+    home = next((each for each in homes if each.exists() and not _mended(looks, each)), None)
+    if home is None:
+        home = homes[-1]
+        _compute(looks, home)
+    arrays = {path.stem: np.load(path, mmap_mode="r") for path in home.glob("*.npy")}
+    return looks.arranged(arrays, {row: why for row, (why, _) in _read_errors(home).items()})
+
+
+def _compute(looks: _Looks, home: Path) -> None:
+    begun = home.with_name(f".{home.name}.partial")
+    groups = looks.look(share=distributed.rank(), num_shares=distributed.world_size())
+    first = []
+    if distributed.is_main():
+        shutil.rmtree(begun, ignore_errors=True)
+        first = list(itertools.islice(groups, 1))
+        with _written(begun):
+            begun.mkdir(parents=True)
+            for name, value in (first[0][1] if first else {}).items():
+                shape = (len(looks.ids), *value.shape[1:])
+                np.lib.format.open_memmap(begun / f"{name}.npy", mode="w+", dtype=value.dtype, shape=shape)
+    distributed.barrier()
+    with _written(begun):
+        arrays = {path.stem: np.load(path, mmap_mode="r+") for path in begun.glob("*.npy")}
+        found = looks.collect(itertools.chain(first, groups), lambda name, _: arrays[name])
+        errors = {row: (why, _stamp(looks.manifest.path(row))) for row, why in found.errors.items()}
+        (begun / f"errors-{distributed.rank()}.json").write_text(json.dumps(errors))
+        for array in arrays.values():
+            array.flush()
+        distributed.barrier()
+        if distributed.is_main():
+            shutil.rmtree(home, ignore_errors=True)
+            begun.rename(home)
+    distributed.barrier()
+
+
+def _mended(looks: _Looks, home: Path) -> bool:
+    """Whether a file that could not be read has been changed since."""
+    return any(_stamp(looks.manifest.path(row)) != stamp for row, (_, stamp) in _read_errors(home).items())
+
+
+def _read_errors(home: Path) -> dict[int, tuple[str, list[int] | None]]:
+    """{row: reason, and the stamp of its file at that time}."""
+    parts = [json.loads(path.read_text()) for path in sorted(home.glob("errors-*.json"))]
+    return {int(row): tuple(entry) for part in parts for row, entry in part.items()}
+
+
+def _stamp(path: Path) -> list[int] | None:
+    """What changes when a file does; None where there is none."""
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    return [found.st_size, found.st_mtime_ns]
+
+
+def _key(looks: _Looks) -> str:
+    """Digest of all that the vectors depend on."""
+    facts = {
+        "weights": looks.towers.weights_hash,
+        "manifest": looks.manifest.hash,
+        "data": {name: getattr(looks.towers.data, name) for name in VIEWED},
+        "decoder": check_decoder(looks.towers.data),
+        "views": (looks.num_clips, looks.num_crops, looks.maps),
+    }
+    digest = hashlib.blake2b(json.dumps(facts, sort_keys=True).encode(), digest_size=12)
+    usable = looks.manifest.usable()[looks.ids]  # a row may have been quarantined, or released, since
+    digest.update(looks.ids.astype("<i8").tobytes() + usable.tobytes())
+    return digest.hexdigest()
+
+
+@contextmanager
+def _written(folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise WriteError(folder, error) from error
 
 
 @contextmanager

@@ -1,6 +1,10 @@
-"""How well one modality finds the other: recall of embeddings across modalities. Letters: n videos, D embedding."""
+"""Recall of embeddings, within a modality and across. Letters: n videos, m queries, D embedding."""
+
+from collections.abc import Sequence
 
 import numpy as np
+
+QUERIES = 1024  # compared with the gallery at once
 
 
 def instance_recall(query: np.ndarray, gallery: np.ndarray, *, k: int) -> float:
@@ -40,6 +44,41 @@ def chance_class_recall(targets: np.ndarray, *, k: int) -> float:
     missed = np.maximum(others - same[:, None] - drawn, 0) / (
         others - drawn
     )  # (n, k) each draw misses, given those before
+    return float((1 - missed.prod(axis=1)).mean())
+
+
+def gallery_hits(
+    query: np.ndarray, query_targets: np.ndarray, gallery: np.ndarray, gallery_targets: np.ndarray, *, ks: Sequence[int]
+) -> np.ndarray:
+    """Whether any of the k gallery videos nearest by cosine has the query's class: (m, len(ks)) bool.
+
+    Ties count against the query: a gallery video of another class with the same cosine comes first.
+
+    Args:
+        query: (m, D) unit vectors, such as test videos.
+        query_targets: (m,) classes.
+        gallery: (n, D) unit vectors, such as training videos; none of them is a query.
+        gallery_targets: (n,) classes.
+
+    Source: the protocol of CoCLR and SeLaVi, which break ties by the order of the gallery.
+    """
+    hits = np.zeros((len(query), len(ks)), dtype=bool)
+    for first in range(0, len(query), QUERIES):
+        part = slice(first, first + QUERIES)
+        scores = query[part] @ gallery.T  # (q, n)
+        same = query_targets[part, None] == gallery_targets
+        best = np.where(same, scores, -np.inf).max(axis=1, initial=-np.inf)
+        before = ((scores >= best[:, None]) & ~same).sum(axis=1)
+        hits[part] = (before[:, None] < np.asarray(ks)) & np.isfinite(best)[:, None]
+    return hits
+
+
+def chance_gallery_recall(query_targets: np.ndarray, gallery_targets: np.ndarray, *, k: int) -> float:
+    """Expected share of `gallery_hits` of a random order."""
+    num = len(gallery_targets)
+    same = (query_targets[:, None] == gallery_targets).sum(axis=1)
+    drawn = np.arange(min(k, num))
+    missed = np.maximum(num - same[:, None] - drawn, 0) / (num - drawn)
     return float((1 - missed.prod(axis=1)).mean())
 
 

@@ -103,6 +103,23 @@ def centre_crop(*, width: int, height: int) -> np.ndarray:
     return _centred(side, side, width=width, height=height)
 
 
+def spread_crops(*, width: int, height: int, num: int) -> np.ndarray:
+    """Evaluation crops of the size of `centre_crop`, spread from end to end over the long side; one alone is that crop.
+
+    Returns:
+        (num, 4) float64: top, left, height, width as fractions of the picture.
+
+    Source: SlowFast's left, centre and right (top, centre and bottom) crops. Differs from SlowFast: squares of 0.875 of
+    the short side, like the single crop, not of all of it.
+    """
+    top, left, crop_height, crop_width = centre_crop(width=width, height=height)
+    crops = np.tile([top, left, crop_height, crop_width], (num, 1))
+    if num > 1:
+        along, side = (1, crop_width) if width >= height else (0, crop_height)
+        crops[:, along] = np.linspace(0, 1 - side, num)
+    return crops
+
+
 def random_jitter(rng: np.random.Generator, strengths: Sequence[float]) -> np.ndarray:
     """Draw the factors of colour jitter.
 

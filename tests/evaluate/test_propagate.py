@@ -245,9 +245,9 @@ def test_tool_on_davis_names_clips_that_cannot_be_used(run: Path, call: Call, tm
 @pytest.mark.parametrize(
     "arguments, message",
     [
-        (["knn"], "the following arguments are required: --train, --test"),
-        (["linear", "--train", "a", "--test", "b", "--scenes", "3"], "unrecognized arguments: --scenes 3"),
-        (["propagate", "--train", "a"], "unrecognized arguments: --train a"),
+        (["knn"], "the following arguments are required: --dataset"),
+        (["linear", "--dataset", "a", "--scenes", "3"], "unrecognized arguments: --scenes 3"),
+        (["propagate", "--dataset", "a"], "unrecognized arguments: --dataset a"),
         (["propagate", "--scenes", "3", "--davis", "a"], "argument --davis: not allowed with argument --scenes"),
         (["propagate", "--davis", "nowhere"], "error: nowhere has no JPEGImages/480p"),
         (["propagate", "--davis", "nowhere", "--seed", "1"], "error: --seed 1 is of scenes made here"),

@@ -1,0 +1,123 @@
+"""Lists that a set comes with, and the files that they name.
+
+What lives here: reading lists, with errors that name what is missing, and finding files by the names in them. What does
+not: what a list means (datasets/*.py), clips named by YouTube ids (youtube.py).
+"""
+
+import csv
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from avssl.data.layout import CLIPS, find_clips
+from avssl.data.manifest import ManifestError
+
+
+def find_inside(
+    root: Path, folder: str, *, endings: frozenset[str] = CLIPS, way_out: str
+) -> tuple[list[str], list[str]]:
+    """Files of one folder of ROOT as `find_clips` gives them, relative to ROOT.
+
+    Raises:
+        ManifestError: there is no such folder.
+    """
+    if not (root / folder).is_dir():
+        raise ManifestError(f"{root / folder} is not a folder: {way_out}")
+    clips, others = find_clips(root / folder, endings=endings)
+    return [f"{folder}/{path}" for path in clips], [f"{folder}/{path}" for path in others]
+
+
+def match_files(
+    clips: Mapping[str, Mapping[str, Any]], paths: Sequence[str], *, key: Callable[[str], str]
+) -> tuple[list[dict[str, Any]], list[str], list[str]]:
+    """Find the file of each listed clip by its name.
+
+    Args:
+        clips: {name in the list: columns of its row}.
+        paths: of all files.
+        key: what a name in the list and the path of its file have in common.
+
+    Returns:
+        Rows sorted by path; listed clips without a file; files that were not taken.
+    """
+    files = {key(path): path for path in paths}
+    rows = [{"path": files[key(name)], **columns} for name, columns in clips.items() if key(name) in files]
+    taken = {row["path"] for row in rows}
+    return (
+        sorted(rows, key=lambda row: row["path"]),
+        [name for name in clips if key(name) not in files],
+        [path for path in paths if path not in taken],
+    )
+
+
+def check_classes(folder: Path, labels: Iterable[str], clips: Iterable[str], *, way_out: str) -> None:
+    """Every class must have a folder with a clip; upper and lower case are the same.
+
+    Raises:
+        ManifestError: one has none; the first is named.
+    """
+    known = {PurePosixPath(path).parent.name.lower() for path in clips}
+    for label in sorted(labels):
+        if label.lower() not in known:
+            raise ManifestError(f"{folder / label} does not exist or holds no clip: {way_out}")
+
+
+def read_lines(path: Path, *, way_out: str) -> list[str]:
+    """Lines of a list, without empty ones; what is not UTF-8 in it is replaced.
+
+    Raises:
+        ManifestError: the file cannot be read.
+    """
+    try:
+        text = path.read_text(encoding="utf-8-sig", errors="replace")
+    except OSError as error:
+        raise ManifestError(f"{path} cannot be read ({error.strerror}): {way_out}") from error
+    return [line for line in text.split("\n") if line.strip()]
+
+
+def read_cells(path: Path, *, way_out: str) -> Iterator[list[str]]:
+    """Cells of each line of a CSV, without lines that begin with #.
+
+    Raises:
+        ManifestError: the file cannot be read.
+    """
+    lines = (line for line in read_lines(path, way_out=way_out) if not line.startswith("#"))
+    try:
+        yield from csv.reader(lines, skipinitialspace=True)
+    except csv.Error as error:
+        raise ManifestError(f"{path} cannot be read as CSV ({error}): {way_out}") from error
+
+
+def read_csv(path: Path, columns: Sequence[str], *, way_out: str) -> list[dict[str, str]]:
+    """Rows of a CSV whose first line names the columns.
+
+    Raises:
+        ManifestError: the file cannot be read, lacks a column, or a line has more or fewer cells.
+    """
+    lines = read_cells(path, way_out=way_out)
+    names = next(lines, [])
+    for name in columns:
+        if name not in names:
+            raise ManifestError(f"{path} has no column {name}: its first line must name {','.join(columns)}; {way_out}")
+    rows = []
+    for cells in lines:
+        if len(cells) != len(names):
+            raise ManifestError(f"{path}: {','.join(cells)!r} has not as many cells as the first line: {way_out}")
+        rows.append(dict(zip(names, cells, strict=True)))
+    return rows
+
+
+def read_seconds(text: str, *, where: str) -> float:
+    """A cell of a list as seconds.
+
+    Raises:
+        ManifestError: it is no number.
+    """
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = math.nan
+    if not math.isfinite(seconds):
+        raise ManifestError(f"{where}: {text!r} is no number of seconds")
+    return seconds

@@ -1,0 +1,221 @@
+"""What the scripts of datasets/ share: their options, the way from files to a manifest, and its summary.
+
+What lives here: `recipe_parser`, `run_recipe`. What does not: the layout of a set (datasets/*.py), reading lists and
+finding the files that they name (lists.py, youtube.py), fetching (download.py).
+"""
+
+import argparse
+import collections
+import json
+import os
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from avssl.data.check import build_table
+from avssl.data.download import DownloadError
+from avssl.data.manifest import ManifestError, write_manifest
+from avssl.data.youtube import forget_parts_of_cut_clips
+from avssl.files import WriteError, check_writable
+
+MAX_NAMED = 20  # files named one by one in the summary; the manifest names all
+
+
+@dataclass(frozen=True)
+class Found:
+    """What a script found of its set.
+
+    Args:
+        rows: of the manifest, see `build_table`.
+        others: files that were passed over.
+        absent: listed clips without a file.
+        expected: what the whole set has: {"clips": ..., "classes": ..., "<column> <value>": rows with that value}.
+        has_sound: clips of the whole set have sound, so that a silent copy was stripped of it.
+        may_be_cut: start and end count in the video that a clip was cut from, and the file may be the cut clip.
+    """
+
+    rows: Sequence[Mapping[str, Any]]
+    others: Sequence[str] = ()
+    absent: Sequence[str] = ()
+    expected: Mapping[str, int] = field(default_factory=dict)
+    has_sound: bool = False
+    may_be_cut: bool = False
+
+
+def recipe_parser(
+    script: str, doc: str | None, *, lists: str | None = None, download: str | None = None
+) -> argparse.ArgumentParser:
+    """The options that every script has.
+
+    Args:
+        script: as it is called, such as datasets/folder.py.
+        doc: its docstring.
+        lists: what is in the folder of --lists; None = there is no such option.
+        download: what --download fetches; None = there is no such option.
+    """
+    parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter, prog=script)
+    parser.add_argument("root", metavar="ROOT", type=Path, help="folder of the clips")
+    parser.add_argument("--out", required=True, type=Path, help="manifest to write (parquet)")
+    if lists:
+        parser.add_argument("--lists", type=Path, metavar="FOLDER", help=lists)
+    if download:
+        parser.add_argument("--download", action="store_true", help=f"fetch {download} first, where it is missing")
+    parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="processes (default: one per core)")
+    parser.add_argument("--timeout", type=float, default=60.0, help="seconds per file (default: 60)")
+    parser.add_argument("--json", nargs="?", const="-", metavar="PATH", help="the summary as JSON (default: stdout)")
+    parser.set_defaults(download=False)
+    return parser
+
+
+def run_recipe(
+    parser: argparse.ArgumentParser,
+    given: argparse.Namespace,
+    find: Callable[[], Found],
+    *,
+    layout: str,
+    source: Path | None = None,
+) -> int:
+    """Find the clips, probe them, write the manifest and say what it holds.
+
+    Args:
+        parser: from `recipe_parser`.
+        given: what it parsed.
+        find: looks for the clips; its ManifestError names the first missing thing.
+        layout: what is expected where, told when nothing is usable.
+        source: named then instead of ROOT.
+
+    Returns:
+        Exit code: 0 when a clip is usable, 1 when none is; 2 when the call is wrong (by SystemExit).
+    """
+    nothing = f"no clip of {source or given.root} is usable: is ROOT right? {layout}"
+    if not given.root.is_dir() and not given.download:
+        parser.error(f"ROOT {given.root} is not a folder")
+    if given.workers < 1 or not given.timeout > 0:
+        parser.error(f"--workers {given.workers} must be at least 1 and --timeout {given.timeout:g} above 0")
+    try:
+        if given.download:
+            given.root.mkdir(parents=True, exist_ok=True)
+        found = find()
+        if not found.rows:  # a mistyped ROOT or one that is not mounted must not cost the manifest of before
+            print(f"error: {nothing}; {given.out} is left as it is", file=sys.stderr)
+            return 1
+        check_writable(given.out)
+        if given.json not in (None, "-"):
+            check_writable(given.json)
+        table = build_table(given.root, found.rows, num_workers=given.workers, timeout_seconds=given.timeout)
+        if found.may_be_cut:
+            table = forget_parts_of_cut_clips(table)
+        write_manifest(given.out, table, root=given.root)
+    except (ManifestError, DownloadError, WriteError, OSError) as error:
+        parser.error(str(error))
+    summary = summarise(table, found, given.out)
+    print(describe(summary), file=sys.stderr if given.json == "-" else sys.stdout)
+    if given.json == "-":
+        print(json.dumps(summary))
+    elif given.json:
+        Path(given.json).write_text(json.dumps(summary))
+    return _advise(given, summary, nothing, has_sound=found.has_sound)
+
+
+def summarise(table: pa.Table, found: Found, out: Path) -> dict[str, Any]:
+    """Counts by status and of what is expected, and by name every refused and every soundless file, every file of sound
+    alone and every listed clip without a file."""
+    facts = table.select(["path", "status", "has_audio", "reason"]).to_pylist()
+    sound_only = [row for row in facts if row["status"] == "no_video" and row["has_audio"]]
+    refused = [row for row in facts if row["status"] != "ok" and not (row["status"] == "no_video" and row["has_audio"])]
+    return {
+        "manifest": str(out),
+        "rows": table.num_rows,
+        "status": dict(sorted(collections.Counter(row["status"] for row in facts).items())),
+        "labels": _num_labels(table),
+        "splits": dict(sorted(collections.Counter(table.column("split").to_pylist()).items(), key=str)),
+        "expected": {name: [_count(table, name), number] for name, number in found.expected.items()},
+        "refused": refused,
+        "sound_only": sound_only,
+        "without_sound": [row for row in facts if row["status"] == "ok" and not row["has_audio"]],
+        "absent": list(found.absent),
+        "other_files": list(found.others),
+    }
+
+
+def describe(summary: Mapping[str, Any]) -> str:
+    """The summary in words."""
+    status = ", ".join(f"{count} {name}" for name, count in summary["status"].items()) or "none"
+    splits = ", ".join(f"{count} {name or 'in no split'}" for name, count in summary["splits"].items())
+    lines = [f"{summary['rows']} clips: {status}; {summary['labels']} labels; {splits or 'no split'}"]
+    if summary["expected"]:
+        counts = (f"{have:,} of {whole:,} {name}" for name, (have, whole) in summary["expected"].items())
+        lines.append(f"found {', '.join(counts)} expected")
+    if any(have < whole for have, whole in summary["expected"].values()):
+        lines.append("a copy with holes can be used, but its figures do not compare with those of the whole set")
+    if summary["sound_only"]:
+        lines.append(f"{len(summary['sound_only'])} sound only, such as {summary['sound_only'][0]['path']!r}")
+    for title, name in (("refused", "refused"), ("usable, but without sound", "without_sound")):
+        rows = summary[name]
+        if rows:
+            lines.append(f"{len(rows)} {title}:")
+            lines += [f"  {row['path']}: {row['reason']}" for row in rows[:MAX_NAMED]]
+        if len(rows) > MAX_NAMED:
+            lines.append(f"  and {len(rows) - MAX_NAMED} more: see the columns status and reason of the manifest")
+    if summary["absent"]:
+        lines.append(f"{len(summary['absent'])} listed clips have no file and are no rows:")
+        lines += [f"  {name}" for name in summary["absent"][:MAX_NAMED]]
+    if len(summary["absent"]) > MAX_NAMED:
+        lines.append(f"  and {len(summary['absent']) - MAX_NAMED} more: --json names all")
+    if summary["other_files"]:
+        lines.append(f"{len(summary['other_files'])} other files passed over, such as {summary['other_files'][0]!r}")
+    return "\n".join(lines)
+
+
+def _count(table: pa.Table, name: str) -> int:
+    """Of one entry of `Found.expected`, what the table has."""
+    if name == "clips":
+        return table.num_rows
+    if name == "classes":
+        return _num_labels(table)
+    column, value = name.split(" ", 1)
+    return table.column(column).to_pylist().count(value)
+
+
+def _num_labels(table: pa.Table) -> int:
+    """Classes that occur, of clips with several all of them."""
+    labels = table.column("label")
+    if "labels" in table.column_names:
+        labels = pc.list_flatten(table.column("labels"))
+    return len(set(labels.to_pylist()) - {None})
+
+
+def _advise(given: argparse.Namespace, summary: Mapping[str, Any], nothing: str, *, has_sound: bool) -> int:
+    """Say what the manifest is good for, and return the exit code."""
+    usable, silent = summary["status"].get("ok", 0), len(summary["without_sound"])
+    if not usable and summary["sound_only"]:
+        print(
+            f"no clip of {given.root} has a picture: its sounds serve as queries and neighbours, and for evaluation "
+            "(tools/extract.py, tools/evaluate.py)",
+            file=sys.stderr,
+        )
+        return 0
+    if not usable:
+        print(f"error: {nothing}, or see the reasons above", file=sys.stderr)
+        return 1
+    if silent == usable:
+        print(
+            f"no usable clip of {given.root} has sound, and avid and avid_cma learn from picture and sound together: "
+            "train on clips with sound, or on pictures alone with method.name=avid method.within=1; these serve for "
+            "evaluation too",
+            file=sys.stderr,
+        )
+        return 0
+    if has_sound and silent > usable / 2:
+        print(
+            f"warning: {silent} of {usable} usable clips have no sound, and those of the whole set have: this copy was "
+            "stripped of it, and methods that learn from picture and sound together have little to learn from",
+            file=sys.stderr,
+        )
+    print(f"next: python tools/train.py configs/... data.manifest={given.out}", file=sys.stderr)
+    return 0

@@ -1,0 +1,183 @@
+"""Linear heads on every map of a frozen encoder, trained together on kept vectors.
+
+Letters: n videos, V views of each, d figures of a map, C classes, B views in a batch.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from sklearn.model_selection import GroupShuffleSplit
+from torch import Tensor
+
+from avssl.evaluate.features import Rows
+from avssl.evaluate.scores import Average, video_scores
+from avssl.models.heads import Classifier
+
+RATES = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2)  # of Adam, tried on the held-out part
+HELD_OUT = 0.2  # share of the training groups
+EPOCHS, BATCH_VIEWS = 12, 128
+DROPS, GAMMA = (0.5, 0.75), 0.1  # epochs 6 and 9 of 12
+MIN_STEPS = 300  # a small set is passed through more often
+CHUNK = 1024  # videos whose vectors are read at once
+
+Vectors = Mapping[str, np.ndarray | Rows]  # {map: (n, V, d)}, in memory or on disk
+
+
+@dataclass(frozen=True)
+class Head:
+    classifier: Classifier
+    rate: float  # learning rate that was chosen
+    held_out: float  # accuracy on the held-out part of the training videos, with that rate
+
+
+def train_heads(
+    vectors: Vectors,
+    targets: np.ndarray,
+    groups: np.ndarray,
+    *,
+    classes: Sequence[str],
+    modality: str,
+    average: Average = "softmax",
+    seed: int = 0,
+    device: torch.device,
+) -> dict[str, Head]:
+    """A linear classifier for each map. Every learning rate is tried on a held-out part of these videos, of whole
+    groups; then the heads are trained on all of them, each with the rate that was best for it. No test
+    video plays a part.
+
+    Args:
+        vectors: of n training videos; every view is a sample.
+        targets: (n,) classes.
+        groups: (n,) any labels: videos of one group are never on both sides.
+        classes: their names.
+        modality: of the encoder, for `Classifier`.
+        average: how views are put together where accuracy is compared.
+
+    Source: AVID-CMA, eval-action-recg-linear.py: the sum of the losses of independent heads, Adam without weight decay,
+    12 epochs, rate x .1 at 6 and 9.
+    Differs from AVID-CMA: features are standardised with the mean and deviation of all training views instead of those
+    of a batch, and come from the encoder in evaluation mode (there its BatchNorm drifts); the rate is chosen.
+    """
+    everything = np.arange(len(targets))
+    inside, outside = _hold_out(targets, groups, seed)
+    settings = {"num_classes": len(classes), "seed": seed, "device": device}
+    best: dict[str, tuple[float, float]] = {}  # {map: (rate, accuracy)}
+    all_rates = {name: RATES for name in vectors}
+    for name, tried in _fit(vectors, targets, inside, rates=all_rates, **settings).items():
+        asked = [
+            head_scores(head, vectors[name], outside, average=average)
+            for head in tried.classifiers(classes, modality, name)
+        ]
+        said = [_accuracy_and_likelihood(scores, targets[outside], average) for scores in asked]
+        chosen = max(range(len(RATES)), key=said.__getitem__)
+        best[name] = RATES[chosen], said[chosen][0]
+    final = _fit(vectors, targets, everything, rates={name: (rate,) for name, (rate, _) in best.items()}, **settings)
+    return {name: Head(fitted.classifiers(classes, modality, name)[0], *best[name]) for name, fitted in final.items()}
+
+
+def head_scores(
+    head: Classifier, vectors: np.ndarray | Rows, rows: np.ndarray | None = None, *, average: Average = "softmax"
+) -> np.ndarray:
+    """Scores (m, C) of the videos in `rows` (m,), all if None, from the vectors (n, V, d) of their views."""
+    device = head.linear.weight.device
+    rows = np.arange(len(vectors)) if rows is None else rows
+    parts = [np.zeros((0, len(head.classes)), dtype=np.float32)]
+    with torch.inference_mode():
+        for first in range(0, len(rows), CHUNK):
+            x = torch.from_numpy(vectors[rows[first : first + CHUNK]]).to(device)
+            logits = head(x.flatten(0, 1)).unflatten(0, x.shape[:2])
+            parts.append(video_scores(logits, average=average).cpu().numpy())
+    return np.concatenate(parts)
+
+
+@dataclass(frozen=True)
+class _Fitted:
+    mean: Tensor  # (d,)
+    deviation: Tensor  # (d,)
+    weights: list[Tensor]  # (d, C) for each rate
+    biases: list[Tensor]  # (C,)
+
+    def classifiers(self, classes: Sequence[str], modality: str, stage: str) -> list[Classifier]:
+        """One for each rate."""
+        heads = []
+        for weight, bias in zip(self.weights, self.biases, strict=True):
+            head = Classifier(len(self.mean), classes, modality=modality, stage=stage, batch_norm=True)
+            with torch.no_grad():
+                head.norm.running_mean.copy_(self.mean)
+                head.norm.running_var.copy_(self.deviation**2 - head.norm.eps)
+                head.linear.weight.copy_(weight.T)
+                head.linear.bias.copy_(bias)
+            heads.append(head.to(self.mean.device).eval())
+        return heads
+
+
+def _fit(
+    vectors: Vectors,
+    targets: np.ndarray,
+    rows: np.ndarray,
+    *,
+    rates: Mapping[str, Sequence[float]],
+    num_classes: int,
+    seed: int,
+    device: torch.device,
+) -> dict[str, _Fitted]:
+    """Multinomial logistic regressions from zero weights, one per map and rate, on the views of `rows`."""
+    fitted, by_rate = {}, {}
+    for name, array in vectors.items():
+        mean, deviation = _moments(array, rows)
+        weights = [torch.zeros(array.shape[2], num_classes, device=device, requires_grad=True) for _ in rates[name]]
+        biases = [torch.zeros(num_classes, device=device, requires_grad=True) for _ in rates[name]]
+        fitted[name] = _Fitted(mean.to(device), deviation.to(device), weights, biases)
+        for rate, weight, bias in zip(rates[name], weights, biases, strict=True):
+            by_rate.setdefault(rate, []).extend([weight, bias])
+    groups = [{"params": parameters, "lr": rate, "rate": rate} for rate, parameters in sorted(by_rate.items())]
+    optimizer = torch.optim.Adam(groups, fused=True)
+    num_views = next(iter(vectors.values())).shape[1]
+    per_epoch = math.ceil(len(rows) * num_views / BATCH_VIEWS)
+    num_epochs = max(EPOCHS, math.ceil(MIN_STEPS / per_epoch))
+    rng = np.random.default_rng(seed)
+    for epoch in range(num_epochs):
+        drops = sum(epoch >= drop * num_epochs for drop in DROPS)
+        for group in optimizer.param_groups:
+            group["lr"] = group["rate"] * GAMMA**drops
+        for batch in np.array_split(rng.permutation(len(rows) * num_views), per_epoch):
+            video, view = rows[batch // num_views], batch % num_views
+            wanted = torch.from_numpy(targets[video]).to(device)
+            losses = []
+            for name, each in fitted.items():
+                x = torch.from_numpy(vectors[name][video, view]).to(device)
+                x = (x - each.mean) / each.deviation  # (B, d)
+                losses += [F.cross_entropy(x @ w + b, wanted) for w, b in zip(each.weights, each.biases, strict=True)]
+            torch.stack(losses).sum().backward()
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+    return fitted
+
+
+def _moments(array: np.ndarray | Rows, rows: np.ndarray) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation (d,) over the views of `rows`."""
+    total, squares, count = 0.0, 0.0, 0
+    for first in range(0, len(rows), CHUNK):
+        x = np.asarray(array[rows[first : first + CHUNK]], dtype=np.float64).reshape(-1, array.shape[2])
+        total, squares, count = total + x.sum(axis=0), squares + (x**2).sum(axis=0), count + len(x)
+    mean = total / count
+    variance = np.maximum(squares / count - mean**2, 0)
+    return torch.from_numpy(mean).float(), torch.from_numpy(np.sqrt(variance + 1e-5)).float()
+
+
+def _accuracy_and_likelihood(scores: np.ndarray, targets: np.ndarray, average: Average) -> tuple[float, float]:
+    """Of scores (m, C); of rates that are right equally often the surer one is the better."""
+    probabilities = torch.from_numpy(scores) if average == "softmax" else torch.from_numpy(scores).softmax(dim=1)
+    likelihood = probabilities[torch.arange(len(targets)), torch.from_numpy(targets)].clamp(min=1e-12).log().mean()
+    return float((scores.argmax(axis=1) == targets).mean()), float(likelihood)
+
+
+def _hold_out(targets: np.ndarray, groups: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Positions to try rates on, and those to compare them on: a share of the groups."""
+    if len(np.unique(groups)) < 2:
+        groups = np.arange(len(targets))  # one group only: nothing better can be done
+    return next(GroupShuffleSplit(1, test_size=HELD_OUT, random_state=seed).split(targets, groups=groups))

@@ -1,0 +1,227 @@
+"""From trained towers and a labelled set to a result that can be kept and compared: plain data.
+
+What lives here: the order of the work, the baseline of random weights, and the facts beside the figures. What does not:
+the figures themselves (harness.py), comparing results (table.py).
+"""
+
+import dataclasses
+import importlib.metadata
+import platform
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+import avssl
+from avssl import distributed
+from avssl.data.dataset import check_decoder
+from avssl.data.manifest import Manifest
+from avssl.evaluate.features import VIEWED, ClipVectors, clip_vectors
+from avssl.evaluate.finetune import train_classifier
+from avssl.evaluate.harness import Answers, Labels, answer, figures, lacking
+from avssl.evaluate.heads import Head, head_scores
+from avssl.evaluate.protocols import Options, Outcome
+from avssl.evaluate.splits import Split
+from avssl.media.decoders import in_words
+from avssl.pretrained import Pretrained, Run, untrained
+
+VERSIONS = ("torch", "numpy", "scikit-learn", "av")  # noted in a result
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What is asked, of which clips.
+
+    Args:
+        protocol: one of PROTOCOLS, retrieval or finetune.
+        manifest_path: where the manifest was read from; it stands in the result.
+        num_clips: of each video, spread over it.
+        num_crops: of each clip.
+        skip_unreadable: videos without an answer are left out; otherwise they count as wrong.
+    """
+
+    protocol: str
+    manifest: Manifest
+    manifest_path: str
+    splits: Sequence[Split]
+    options: Options
+    num_clips: int = 10
+    num_crops: int = 3
+    skip_unreadable: bool = False
+
+    @property
+    def rows(self) -> np.ndarray:
+        """All rows of any split, sorted."""
+        return np.unique(np.concatenate([each for split in self.splits for each in (split.train, split.test)]))
+
+
+def measure_frozen(
+    towers: Pretrained, asked: Asked, *, cache: Path, baseline: bool = True, keep: dict[str, Head] | None = None
+) -> dict[str, Any] | None:
+    """A protocol that leaves the towers as they are. With several processes each looks at its share of the clips.
+
+    Args:
+        cache: folder where vectors are kept, so that the next protocol finds them.
+        baseline: ask towers with random weights too.
+        keep: receives the best linear head of every modality, of the last split.
+
+    Returns:
+        The result; None on ranks other than the first.
+
+    Raises:
+        ValueError: nothing can be compared, or a worker process was lost; WriteError, which is one: the cache.
+    """
+    labels = Labels(asked.manifest, asked.splits)
+    scores: dict[str, Any] = {"random": None}
+    facts: dict[str, Any] = {}
+    for name, each in (("scores", towers), *([("random", untrained(towers))] if baseline else [])):
+        since = time.perf_counter()
+        vectors = clip_vectors(
+            each,
+            asked.manifest,
+            asked.rows,
+            num_clips=asked.num_clips,
+            num_crops=asked.num_crops,
+            maps=asked.protocol == "linear" or asked.options.map != "pool",
+            folder=cache,
+            progress="vectors" if name == "scores" else "vectors, random weights",
+        )
+        looked = time.perf_counter()
+        if not distributed.is_main():
+            continue
+        more = {"keep": keep} if name == "scores" and keep is not None else {}
+        parts = [
+            answer(asked.protocol, vectors, labels, split, asked.options, device=towers.device, **more)
+            for split in asked.splits
+        ]
+        scores[name] = figures(parts, labels, skip_unreadable=asked.skip_unreadable)
+        if name == "scores":
+            seen = {side: [(vectors, getattr(split, side)) for split in asked.splits] for side in ("train", "test")}
+            facts = _facts_of_clips(asked, seen) | {
+                "seconds": {"vectors": looked - since, "protocol": time.perf_counter() - looked}
+            }
+    return _result(towers, asked, labels, scores | facts) if distributed.is_main() else None
+
+
+def measure_finetuned(
+    towers: Pretrained,
+    asked: Asked,
+    *,
+    out: Path,
+    baseline: bool = True,
+    recipe: Path | None = None,
+    overrides: Sequence[str] = (),
+) -> dict[str, Any] | None:
+    """The whole network trained on the labels of every split, always its last epoch; random weights likewise, which is
+    the supervised baseline.
+
+    Args:
+        out: folder of the runs, OUT/<split>/{trained, random}: the same call continues them.
+        recipe, overrides: see `train_classifier`.
+
+    Returns:
+        The result; None when asked to stop, and on ranks other than the first.
+
+    Raises:
+        ValueError: as `train_classifier`, or no test clip could be read.
+    """
+    labels = Labels(asked.manifest, asked.splits)
+    scores: dict[str, Any] = {"random": None}
+    facts: dict[str, Any] = {}
+    for name in ("scores", "random") if baseline else ("scores",):
+        since, parts, seen = time.perf_counter(), [], []
+        for split in asked.splits:
+            run = train_classifier(
+                towers,
+                _only(asked.manifest, split),
+                out=out / split.name / ("trained" if name == "scores" else "random"),
+                trained=name == "scores",
+                recipe=recipe,
+                overrides=overrides,
+            )
+            if run is None:
+                return None
+            vectors = clip_vectors(
+                run,
+                asked.manifest,
+                split.test,
+                num_clips=asked.num_clips,
+                num_crops=asked.num_crops,
+                folder=out / "vectors",
+                progress=f"vectors {split.name}",
+            )
+            parts.append(_told(run, vectors, split, labels, asked.options))
+            seen.append((vectors, split.test))
+        scores[name] = figures(parts, labels, skip_unreadable=asked.skip_unreadable)
+        if name == "scores":
+            facts = _facts_of_clips(asked, {"test": seen}) | {"seconds": {"protocol": time.perf_counter() - since}}
+    return _result(towers, asked, labels, scores | facts) if distributed.is_main() else None
+
+
+def _told(run: Run, vectors: ClipVectors, split: Split, labels: Labels, options: Options) -> Answers:
+    """What a fine-tuned network says of the test videos of its split."""
+    classifier = run.classifier
+    here = vectors.has(classifier.modality)
+    if not here.any():
+        first = next(iter(vectors.errors.values()), f"none has {classifier.modality}")
+        raise ValueError(f"no test clip of {split.name} can be looked at (first: {first})")
+    said = head_scores(
+        classifier, vectors.vectors[classifier.modality]["pool"], np.flatnonzero(here), average=options.average
+    ).argmax(axis=1)
+    # it knows the classes of its training clips, which may be fewer
+    predicted = np.searchsorted(labels.classes, np.array(classifier.classes))[said]
+    right = predicted == labels.targets[split.test[here]]
+    outcome = Outcome(values=right.astype(float), predicted=predicted)
+    return Answers(split, {classifier.modality: outcome}, {classifier.modality: here})
+
+
+def _only(manifest: Manifest, split: Split) -> Manifest:
+    """The manifest whose column split says train and test of one split, and nothing else."""
+    names = np.full(len(manifest), None, dtype=object)
+    names[split.train], names[split.test] = "train", "test"
+    place = manifest.table.column_names.index("split")
+    return Manifest(manifest.table.set_column(place, "split", pa.array(names, pa.string())), manifest.root)
+
+
+def _facts_of_clips(asked: Asked, seen: Mapping[str, Sequence[tuple[ClipVectors, np.ndarray]]]) -> dict[str, Any]:
+    """Counts of each side, and {path: reason} of what could not be read."""
+    paths = asked.manifest.column("path")
+    errors = {row: why for parts in seen.values() for vectors, _ in parts for row, why in vectors.errors.items()}
+    return {
+        "clips": {side: lacking(parts) for side, parts in seen.items()},
+        "errors": {str(paths[row]): why for row, why in sorted(errors.items())},
+    }
+
+
+def _result(towers: Pretrained, asked: Asked, labels: Labels, found: Mapping[str, Any]) -> dict[str, Any]:
+    """Everything that a reader of the figures has to know."""
+    return {
+        "protocol": asked.protocol,
+        "weights": str(towers.path),
+        "weights_hash": towers.weights_hash,
+        "manifest": asked.manifest_path,
+        "manifest_hash": asked.manifest.hash,
+        "splits": [split.name for split in asked.splits],
+        "classes": labels.classes,
+        "settings": {
+            "num_clips": asked.num_clips,
+            "num_crops": asked.num_crops,
+            "skip_unreadable": asked.skip_unreadable,
+            **dataclasses.asdict(asked.options),
+        },
+        "data": {name: getattr(towers.data, name) for name in VIEWED},
+        **found,
+        "versions": {
+            "avssl": avssl.__version__,
+            "python": platform.python_version(),
+            "decoder": in_words(check_decoder(towers.data)),
+            **{name: importlib.metadata.version(name) for name in VERSIONS},
+        },
+        "device": str(towers.device),
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+    }

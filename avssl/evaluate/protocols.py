@@ -1,0 +1,203 @@
+"""The protocols over kept vectors: what each says of the videos that it is asked about.
+
+What lives here: one function per protocol, from the vectors of one modality to outcomes. What does not: which videos
+answer, splits and figures (harness.py), the classifiers themselves.
+
+Letters: n training videos, m videos that are asked about, V views of each, d figures of a map, C classes.
+"""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+
+from avssl.evaluate.classify import draw_few, linear_predict, svm_scores
+from avssl.evaluate.features import Rows
+from avssl.evaluate.heads import Head, head_scores, train_heads
+from avssl.evaluate.knn import knn_predict
+from avssl.evaluate.partition import FIGURES, cluster
+from avssl.evaluate.retrieval import chance_gallery_recall, gallery_hits
+from avssl.evaluate.scores import Average
+
+Vectors = np.ndarray | Rows
+KS = (1, 5, 10, 20, 50)  # of retrieval
+
+
+@dataclass(frozen=True)
+class Options:
+    """What protocols may be told; each reads its own.
+
+    Raises:
+        ValueError: a number is out of range; it is called by its option of tools/evaluate.py.
+    """
+
+    average: Average = "softmax"  # linear, finetune
+    k: int = 20  # knn
+    temperature: float = 0.07  # knn
+    map: str = "pool"  # svm: which of the encoder's maps
+    shares: tuple[float, ...] = (0.01, 0.1)  # fewlabels
+    draws: int = 5  # fewlabels
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name, value, is_good in (
+            ("k", self.k, self.k >= 1),
+            ("temperature", self.temperature, 0 < self.temperature < math.inf),
+            ("draws", self.draws, self.draws >= 1),
+        ):
+            if not is_good:
+                raise ValueError(f"--{name} {value:g}: expected a number above 0")
+
+
+@dataclass(frozen=True)
+class Sides:
+    """The training videos of a split and those that are asked about, all of which have one modality."""
+
+    modality: str
+    train: Mapping[str, Vectors]  # {map: (n, V, d)}
+    train_targets: np.ndarray  # (n,)
+    train_groups: np.ndarray  # (n,)
+    test: Mapping[str, Vectors]  # {map: (m, V, d)}
+    test_targets: np.ndarray  # (m,), to compare with, never to choose by
+    classes: Sequence[str]
+    device: torch.device
+
+    def means(self) -> tuple[np.ndarray, np.ndarray]:
+        """Mean pooled outputs of both: (n, d) and (m, d)."""
+        return np.asarray(self.train["pool"]).mean(axis=1), np.asarray(self.test["pool"]).mean(axis=1)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What is said of the m videos in one way.
+
+    Args:
+        values: (m,) what each counts: 1 right, 0 wrong, or a share of several trials.
+        predicted: (m,) classes, where there is one prediction.
+        chance: of a value; None = the share of the most frequent class.
+        chosen: what was chosen without looking at these videos.
+        draws: the mean of the values for each draw of labels.
+        clusters: (m,), of a partition, whose figures are of all videos together.
+    """
+
+    values: np.ndarray
+    predicted: np.ndarray | None = None
+    chance: float | None = None
+    chosen: Mapping[str, float | str] = field(default_factory=dict)
+    draws: Sequence[float] = ()
+    clusters: np.ndarray | None = None
+
+
+Outcomes = dict[str, Outcome]  # {way: ...}
+
+
+def knn(sides: Sides, options: Options) -> Outcomes:
+    """Votes of the nearest training videos, weighted under the modality's own name, and plain."""
+    train, test = (torch.from_numpy(each) for each in sides.means())
+    targets = torch.from_numpy(sides.train_targets)
+    found = {}
+    for way, temperature in ((sides.modality, options.temperature), (f"{sides.modality} plain", None)):
+        predicted = knn_predict(train, targets, test, k=options.k, temperature=temperature).numpy()
+        found[way] = _classified(predicted, sides)
+    return found
+
+
+def linear(sides: Sides, options: Options, *, keep: dict[str, Head] | None = None) -> Outcomes:
+    """A linear head on every map, and the map that was best on the held-out part of the training videos under the
+    modality's own name.
+
+    Args:
+        keep: receives that head, {modality: head}.
+    """
+    heads = train_heads(
+        sides.train,
+        sides.train_targets,
+        sides.train_groups,
+        classes=sides.classes,
+        modality=sides.modality,
+        average=options.average,
+        seed=options.seed,
+        device=sides.device,
+    )
+    found = {}
+    for name, head in heads.items():
+        scores = head_scores(head.classifier, sides.test[name], average=options.average)
+        chosen = {"rate": head.rate, "held_out": head.held_out}
+        found[f"{sides.modality} {name}"] = _classified(scores.argmax(axis=1), sides, chosen=chosen)
+    best = max(heads, key=lambda name: (heads[name].held_out, list(heads).index(name)))  # of equal ones the deepest
+    if keep is not None:
+        keep[sides.modality] = heads[best]
+    of_best = found[f"{sides.modality} {best}"]
+    return {sides.modality: _classified(of_best.predicted, sides, chosen={"map": best, **of_best.chosen}), **found}
+
+
+def svm(sides: Sides, options: Options) -> Outcomes:
+    """The support vector machine on one of the maps; of both sides together on the pooled outputs."""
+    name = "pool" if sides.modality == "both" else options.map
+    if name not in sides.train:
+        raise ValueError(f"--map {name} is not a map of the {sides.modality} encoder: choose {', '.join(sides.train)}")
+    scores, strength = svm_scores(
+        np.asarray(sides.train[name]),
+        sides.train_targets,
+        np.asarray(sides.test[name]),
+        groups=sides.train_groups,
+        num_classes=len(sides.classes),
+    )
+    return {sides.modality: _classified(scores.argmax(axis=1), sides, chosen={"map": name, "C": strength})}
+
+
+def fewlabels(sides: Sides, options: Options) -> Outcomes:
+    """Logistic regression on the pooled outputs, from a small share of the labels."""
+    train, test = sides.means()
+    found = {}
+    for share in options.shares:
+        trials, num = [], 0
+        for rows in draw_few(sides.train_targets, share, num_draws=options.draws, seed=options.seed):
+            known = {"train": train[rows], "train_targets": sides.train_targets[rows]}
+            predicted, _ = linear_predict(**known, test=test, groups=sides.train_groups[rows])
+            trials.append(predicted == sides.test_targets)
+            num = len(rows)
+        found[f"{sides.modality} {share:.0%}"] = Outcome(
+            values=np.mean(trials, axis=0), chosen={"labels": num}, draws=[float(each.mean()) for each in trials]
+        )
+    return found
+
+
+def partition(sides: Sides, options: Options) -> Outcomes:
+    """k-means on the pooled outputs of the videos asked about, with as many clusters as classes."""
+    _, test = sides.means()
+    clusters = cluster(test, num_clusters=len(sides.classes), seed=options.seed)
+    empty = np.zeros(len(test))
+    return {f"{sides.modality} {name}": Outcome(values=empty, clusters=clusters) for name in FIGURES}
+
+
+def retrieval(
+    name: str, query: np.ndarray, query_targets: np.ndarray, gallery: np.ndarray, targets: np.ndarray
+) -> Outcomes:
+    """Recall of classes: queries (m, D) are the videos asked about, the gallery (n, D) the training videos.
+
+    Args:
+        name: of the direction, such as "video to audio".
+    """
+    hits = gallery_hits(query, query_targets, gallery, targets, ks=KS)
+    return {
+        f"{name} R@{k}": Outcome(
+            values=hits[:, place].astype(float), chance=chance_gallery_recall(query_targets, targets, k=k)
+        )
+        for place, k in enumerate(KS)
+    }
+
+
+def _classified(predicted: np.ndarray, sides: Sides, **facts: Mapping[str, float | str]) -> Outcome:
+    return Outcome(values=(predicted == sides.test_targets).astype(float), predicted=predicted, **facts)
+
+
+PROTOCOLS: dict[str, Callable[..., Outcomes]] = {
+    "knn": knn,
+    "linear": linear,
+    "svm": svm,
+    "fewlabels": fewlabels,
+    "partition": partition,
+}

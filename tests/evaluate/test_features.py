@@ -1,0 +1,192 @@
+"""Vectors of clips and crops: what they are of, on disk and in memory, by one process and by two; no tower moves."""
+
+import os
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.multiprocessing as multiprocessing
+
+from avssl import distributed
+from avssl.data.dataset import ClipDataset, apply_views
+from avssl.data.manifest import Manifest, read_manifest
+from avssl.data.sampling import Key
+from avssl.evaluate.features import ClipVectors, Rows, clip_vectors
+from avssl.media.decode import read_frames
+from avssl.pretrained import load_run, untrained, with_data
+from avssl.train import train
+from avssl.transforms.video import centre_crop, spread_crops
+from tests.test_train import config
+
+
+@pytest.fixture(scope="module")
+def run(clip_set: Manifest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("runs") / "avid"
+    assert not train(config(clip_set, folder, "run.max_steps=1"))
+    return folder
+
+
+def same(one: ClipVectors, two: ClipVectors, *, atol: float = 0.0) -> None:
+    assert one.ids.tolist() == two.ids.tolist()
+    assert one.errors == two.errors
+    for flag in ("readable", "has_audio", "has_video"):
+        assert np.array_equal(getattr(one, flag), getattr(two, flag))
+    for side, maps in one.vectors.items():
+        assert list(maps) == list(two.vectors[side])
+        for name, value in maps.items():
+            np.testing.assert_allclose(value, two.vectors[side][name], rtol=0, atol=atol)
+        np.testing.assert_allclose(one.embedding[side], two.embedding[side], rtol=0, atol=atol)
+
+
+def test_crops_are_spread_over_the_long_side() -> None:
+    wide, tall = (spread_crops(width=w, height=h, num=3) for w, h in ((80, 40), (40, 80)))
+    assert wide[:, 3].tolist() == [35 / 80] * 3
+    assert wide[:, 1].tolist() == [0, pytest.approx((1 - 35 / 80) / 2), 1 - 35 / 80]
+    assert len(set(wide[:, 0].tolist())) == 1
+    np.testing.assert_allclose(tall[:, [1, 0, 3, 2]], wide)
+    assert spread_crops(width=81, height=40, num=1).tolist() == [centre_crop(width=81, height=40).tolist()]
+
+
+def test_crops_of_a_clip_come_out_of_one_opened_file(run: Path, clip_set: Manifest) -> None:
+    data = with_data(load_run(run), num_workers=0).data
+    views = ["video", "video.1", "video.2", "audio"]
+    sample = ClipDataset(clip_set, data, views, num_eval_clips=2)[Key(0, 1, 1)]
+    width, height = (int(clip_set.column(name)[1]) for name in ("width", "height"))
+    for view, crop in zip(views, spread_crops(width=width, height=height, num=3), strict=False):
+        wanted = read_frames(
+            clip_set.path(1),
+            start=sample.start["video"],
+            duration=data.num_frames / data.fps,
+            fps=data.fps,
+            crop=tuple(crop),
+            size=(data.size, data.size),
+        )
+        assert np.array_equal(sample.video[view], wanted.data)
+        assert sample.start[view] == sample.start["video"]
+
+
+def test_vectors_are_the_encoders_outputs_and_nothing_of_them_moves(run: Path, clip_set: Manifest) -> None:
+    towers = load_run(run)
+    before = distributed.digest(torch.nn.ModuleDict({"e": towers.encoders, "h": towers.heads}).state_dict())
+    rows = np.arange(6)
+    found = clip_vectors(towers, clip_set, rows, num_clips=2, num_crops=3, maps=True)
+    after = distributed.digest(torch.nn.ModuleDict({"e": towers.encoders, "h": towers.heads}).state_dict())
+    assert before == after
+    assert found.vectors["video"]["pool"].shape == (6, 6, towers.encoders["video"].dim)
+    assert found.vectors["audio"]["pool"].shape == (6, 2, towers.encoders["audio"].dim)
+    assert list(found.vectors["video"]) == ["conv1", "conv2x", "conv3x", "conv4x", "conv5x", "pool"]
+    silent = ~clip_set.has_audio[rows]
+    assert silent.any()
+    assert not found.vectors["audio"]["pool"][silent].any()
+    assert np.array_equal(found.has_audio, ~silent)
+    centre = clip_vectors(towers, clip_set, rows, num_clips=2)
+    np.testing.assert_allclose(  # the second of three crops is the centre
+        found.vectors["video"]["pool"].reshape(6, 2, 3, -1)[:, :, 1], centre.vectors["video"]["pool"], atol=1e-5
+    )
+    with torch.inference_mode():
+        pool = torch.from_numpy(found.vectors["video"]["pool"])
+        embedding = torch.nn.functional.normalize(towers.heads["video"](pool.flatten(0, 1)), dim=1)
+    np.testing.assert_allclose(found.embedding["video"].reshape(len(embedding), -1), embedding.numpy(), atol=1e-5)
+
+
+def test_kept_vectors_are_those_of_memory_and_are_computed_once(
+    run: Path, clip_set: Manifest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    towers, rows = load_run(run), np.arange(18)
+    fresh = clip_vectors(towers, clip_set, rows, num_clips=1, maps=True)
+    same(fresh, clip_vectors(towers, clip_set, rows, num_clips=1, maps=True, folder=tmp_path))
+    assert not list(tmp_path.glob(".*.partial"))
+    monkeypatch.setattr("avssl.evaluate.features.build_loader", None)
+    same(fresh, clip_vectors(towers, clip_set, rows, num_clips=1, maps=True, folder=tmp_path))
+    pooled = clip_vectors(towers, clip_set, rows, num_clips=1, folder=tmp_path)  # part of what is there
+    assert np.array_equal(pooled.vectors["video"]["pool"], fresh.vectors["video"]["pool"])
+    for other in (with_data(towers, size=48), with_data(towers, num_frames=3), untrained(towers)):
+        with pytest.raises(TypeError):  # other vectors: they would have to be computed
+            clip_vectors(other, clip_set, rows, num_clips=1, folder=tmp_path)
+    with pytest.raises(TypeError):
+        clip_vectors(towers, clip_set, rows[1:], num_clips=1, maps=True, folder=tmp_path)
+
+
+def test_a_stopped_computation_leaves_nothing_that_is_taken_for_whole(
+    run: Path, clip_set: Manifest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    towers, rows = load_run(run), np.arange(18)
+    monkeypatch.setattr("avssl.evaluate.features.BATCH_CLIPS", 4)
+    whole = clip_vectors(towers, clip_set, rows, num_clips=1)
+    calls = []
+
+    def stops(batch: object, data: object) -> object:
+        calls.append(batch)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return apply_views(batch, data)
+
+    monkeypatch.setattr("avssl.evaluate.features.apply_views", stops)
+    with pytest.raises(KeyboardInterrupt):
+        clip_vectors(towers, clip_set, rows, num_clips=1, folder=tmp_path)
+    monkeypatch.setattr("avssl.evaluate.features.apply_views", apply_views)
+    same(whole, clip_vectors(towers, clip_set, rows, num_clips=1, folder=tmp_path))
+
+
+def test_an_unreadable_clip_has_zeros_and_a_reason(run: Path, clip_set: Manifest, tmp_path: Path) -> None:
+    shutil.copytree(clip_set.root, tmp_path / "set")
+    manifest = read_manifest(tmp_path / "set" / "manifest.parquet")
+    lost = tmp_path / "set" / str(manifest.column("path")[4])
+    whole = lost.read_bytes()
+    lost.write_bytes(b"gone")
+    how = {"num_clips": 2, "folder": tmp_path / "kept"}
+    found = clip_vectors(load_run(run), manifest, np.arange(8), **how)
+    assert found.readable.tolist() == [i != 4 for i in range(8)]
+    assert list(found.errors) == [4]
+    assert str(manifest.column("path")[4]) in found.errors[4]
+    assert not found.vectors["video"]["pool"][4].any()
+    assert not found.has_video[4]
+    assert not found.has_audio[4]
+    assert found.videos().ids.tolist() == [0, 1, 2, 3, 5, 6, 7]
+    same(found, clip_vectors(load_run(run), manifest, np.arange(8), **how))  # the reason is kept too
+    lost.write_bytes(whole)
+    mended = clip_vectors(load_run(run), manifest, np.arange(8), **how)
+    assert mended.readable.all()
+    assert not mended.errors
+
+
+def test_wrong_numbers(run: Path, clip_set: Manifest) -> None:
+    for name in ("num_clips", "num_crops"):
+        with pytest.raises(ValueError, match=f"{name}=0 must be at least 1"):
+            clip_vectors(load_run(run), clip_set, [0], **({"num_clips": 1} | {name: 0}))
+
+
+def test_rows_are_read_by_index_slice_and_pairs() -> None:
+    array = np.arange(24).reshape(4, 3, 2)
+    rows = Rows(array, np.array([3, 1]))
+    assert rows.shape == (2, 3, 2)
+    assert len(rows) == 2
+    assert np.array_equal(rows[np.array([1])], array[[1]])
+    assert np.array_equal(rows[0:2], array[[3, 1]])
+    assert np.array_equal(rows[np.array([0, 1]), np.array([2, 0])], array[[3, 1], [2, 0]])
+    assert np.array_equal(np.asarray(rows), array[[3, 1]])
+
+
+def _one_of_two(rank: int, run: str, manifest: str, folder: str) -> None:
+    torch.set_num_threads(1)
+    os.environ |= {
+        "RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_RANK": str(rank), "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(29500 + os.getppid() % 1000),
+    }  # fmt: skip
+    towers = load_run(run)
+    found = clip_vectors(towers, read_manifest(manifest), np.arange(18), num_clips=8, maps=True, folder=Path(folder))
+    assert found.readable.all()  # what the other process has found is here too
+    distributed.shut_down()
+
+
+@pytest.mark.processes
+def test_two_processes_find_what_one_finds(run: Path, clip_set: Manifest, tmp_path: Path) -> None:
+    arguments = (str(run), str(clip_set.root / "manifest.parquet"), str(tmp_path))
+    multiprocessing.spawn(_one_of_two, arguments, nprocs=2)
+    (kept,) = tmp_path.iterdir()
+    assert len(list(kept.glob("errors-*.json"))) == 2
+    towers = load_run(run)
+    both = clip_vectors(towers, clip_set, np.arange(18), num_clips=8, maps=True, folder=tmp_path)
+    same(clip_vectors(towers, clip_set, np.arange(18), num_clips=8, maps=True), both, atol=1e-5)

@@ -1,0 +1,216 @@
+"""What counts as right, wrong and unanswered, on vectors whose answers are known."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+from sklearn.metrics import adjusted_rand_score, normalized_mutual_info_score
+
+from avssl.evaluate.classify import draw_few, svm_scores
+from avssl.evaluate.features import ClipVectors
+from avssl.evaluate.harness import Labels, answer, figures, lacking
+from avssl.evaluate.knn import knn_predict
+from avssl.evaluate.partition import cluster, figure_interval, purity
+from avssl.evaluate.protocols import PROTOCOLS, Options
+from avssl.evaluate.retrieval import chance_gallery_recall, gallery_hits
+from avssl.evaluate.splits import Split
+from tests.evaluate.test_splits import manifest_of, rows_of
+
+CPU = torch.device("cpu")
+NUM, NUM_TRAIN = 60, 40
+UNREADABLE, MUTE = [45, 50], [3, 46, 50]  # rows; 50 is both: it cannot be read, so nothing is known of its sound
+SPLIT = Split("split", np.arange(NUM_TRAIN), np.arange(NUM_TRAIN, NUM))
+
+
+@pytest.fixture(scope="module")
+def labels() -> Labels:
+    rows = rows_of(NUM, label=["abc"[i % 3] for i in range(NUM)], group=[f"g{i // 2}" for i in range(NUM)])
+    return Labels(manifest_of(rows), [SPLIT])
+
+
+@pytest.fixture(scope="module")
+def vectors() -> ClipVectors:
+    """Both sides tell the class exactly; 2 clips x 2 crops of pictures, 2 clips of sound."""
+    rng = np.random.default_rng(0)
+    readable = ~np.isin(np.arange(NUM), UNREADABLE)
+    has_audio = readable & ~np.isin(np.arange(NUM), MUTE)
+
+    def side(views: int, present: np.ndarray) -> np.ndarray:
+        exact = 5 * np.eye(6)[np.arange(NUM) % 3][:, None] + 0.3 * rng.normal(size=(NUM, views, 6)) + 1
+        return (exact * present[:, None, None]).astype(np.float32)
+
+    video, audio = side(4, readable), side(2, has_audio)
+    unit = [each / np.maximum(np.linalg.norm(each, axis=2, keepdims=True), 1e-12) for each in (video, audio)]
+    return ClipVectors(
+        ids=np.arange(NUM),
+        readable=readable,
+        has_audio=has_audio,
+        has_video=readable,
+        vectors={"video": {"conv1": rng.normal(size=(NUM, 4, 3)).astype(np.float32), "pool": video},
+                 "audio": {"pool": audio}},
+        embedding=dict(zip(("video", "audio"), unit, strict=True)),
+        errors={row: f"{row} is damaged" for row in UNREADABLE},
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("protocol", ["knn", "linear", "svm", "fewlabels", "retrieval"])
+@pytest.mark.parametrize("skip", [False, True])
+def test_what_has_no_answer_counts_as_wrong_or_not_at_all(
+    protocol: str, skip: bool, vectors: ClipVectors, labels: Labels
+) -> None:
+    part = answer(protocol, vectors, labels, SPLIT, Options(shares=(0.2,), draws=3), device=CPU)
+    found = figures([part], labels, skip_unreadable=skip)
+    suffix = {"fewlabels": " 20%", "retrieval": " R@1"}.get(protocol, "")
+    unanswered = {"video": 2, "audio": 3, "both": 3, "video to audio": 2, "audio to video": 3}
+    sides = ["video", "audio", *(["video to audio", "audio to video"] if protocol == "retrieval" else ["both"])]
+    for side in sides:
+        figure, lost = found[f"{side}{suffix}"], unanswered[side]
+        assert figure["unanswered"] == lost
+        assert figure["num"] == (20 - lost if skip else 20)
+        assert figure["mean"] == pytest.approx(1 if skip else 1 - lost / 20), side
+        low, high = figure["interval"]
+        assert low <= figure["mean"] <= high
+        if not skip:
+            assert low < 1
+        if protocol in ("knn", "linear", "svm"):
+            table = np.array(figure["confusion"])
+            assert table.sum() == figure["num"]
+            assert table[:, -1].sum() == (0 if skip else lost)
+            assert np.trace(table[:, :-1]) == 20 - lost
+        assert 0.28 < figure["chance"] < 0.45
+    assert all(len(figure["splits"]) == 1 for figure in found.values())
+
+
+def test_counts_of_what_is_lacking(vectors: ClipVectors) -> None:
+    assert lacking([(vectors, SPLIT.test)]) == {
+        "clips": 20, "unreadable": 2, "without_sound": 1, "without_picture": 0
+    }  # fmt: skip
+    twice = [(vectors, SPLIT.test), (vectors, np.arange(30, NUM))]
+    assert lacking(twice)["clips"] == 30
+
+
+def test_figures_over_splits_are_means_with_a_spread(vectors: ClipVectors, labels: Labels) -> None:
+    other = Split("split2", np.arange(20, NUM), np.arange(20))
+    parts = [answer("knn", vectors, labels, split, Options(k=3), device=CPU) for split in (SPLIT, other)]
+    figure = figures(parts, labels, skip_unreadable=False)["video"]
+    assert [split["value"] for split in figure["splits"]] == [0.9, 1.0]
+    assert figure["mean"] == pytest.approx(0.95)
+    assert figure["spread"] == pytest.approx(np.std([0.9, 1.0], ddof=1))
+    assert figure["num"] == 40
+
+
+def test_nothing_to_compare(vectors: ClipVectors, labels: Labels) -> None:
+    lost = dataclasses.replace(vectors, readable=vectors.readable & (np.arange(NUM) < NUM_TRAIN))
+    with pytest.raises(ValueError, match=r"no test clip of split could be read \(first: 45 is damaged\)"):
+        answer("knn", lost, labels, SPLIT, Options(), device=CPU)
+    dark = dataclasses.replace(vectors, has_video=vectors.has_video & (np.arange(NUM) < NUM_TRAIN))
+    dark = dataclasses.replace(dark, has_audio=dark.has_audio & (np.arange(NUM) >= NUM_TRAIN))
+    with pytest.raises(ValueError, match="have no pictures and those of the other no sound"):
+        answer("knn", dark, labels, SPLIT, Options(), device=CPU)
+    with pytest.raises(ValueError, match="--map conv9 is not a map of the video encoder: choose conv1, pool"):
+        answer("svm", vectors, labels, SPLIT, Options(map="conv9"), device=CPU)
+
+
+def test_the_linear_head_that_stands_for_a_side_is_chosen_without_the_test_videos(
+    vectors: ClipVectors, labels: Labels
+) -> None:
+    kept: dict = {}
+    part = answer("linear", vectors, labels, SPLIT, Options(), device=CPU, keep=kept)
+    found = figures([part], labels, skip_unreadable=True)
+    assert set(found) == {"video", "video conv1", "video pool", "audio", "audio pool", "both", "both pool"}
+    assert found["video"]["chosen"][0]["map"] == "pool"
+    assert found["video conv1"]["mean"] < 0.8
+    assert kept["video"].classifier.stage == "pool"
+    assert set(kept) == {"video", "audio", "both"}
+
+
+def test_a_sound_stands_beside_each_crop_of_its_clip(vectors: ClipVectors) -> None:
+    both = vectors.maps("both", np.array([0, 5]))["pool"]
+    assert both.shape == (2, 4, 12)
+    for view in range(4):
+        audio = vectors.vectors["audio"]["pool"][5, view // 2]
+        np.testing.assert_allclose(both[1, view, 6:], audio / np.linalg.norm(audio), rtol=1e-5)
+
+
+def test_partition_equals_scikit_learn(vectors: ClipVectors, labels: Labels, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("avssl.evaluate.partition.NUM_RESAMPLES", 100)
+    found = figures([answer("partition", vectors, labels, SPLIT, Options(), device=CPU)], labels, skip_unreadable=True)
+    assert {way: figure["mean"] for way, figure in found.items() if way.startswith("video")} == {
+        "video nmi": pytest.approx(1), "video ari": pytest.approx(1), "video purity": 1,
+    }  # fmt: skip
+    assert abs(found["video ari"]["chance"]) < 0.2
+    assert 0.35 < found["video purity"]["chance"] < 0.7
+    rng = np.random.default_rng(0)
+    targets, clusters = rng.integers(0, 3, 50), rng.integers(0, 4, 50)
+    wanted = sum(np.bincount(targets[clusters == each]).max() for each in range(4)) / 50
+    assert purity(targets, clusters) == pytest.approx(wanted)
+    low, high = figure_interval("purity", targets, clusters, np.arange(50))
+    assert low < wanted < high + 0.1
+    points = np.concatenate([rng.normal(size=(20, 4)) + 9 * np.eye(4)[i] for i in range(3)])
+    told = cluster(points, num_clusters=3)
+    truth = np.repeat(np.arange(3), 20)
+    assert normalized_mutual_info_score(truth, told) == adjusted_rand_score(truth, told) == 1
+
+
+def test_gallery_recall_equals_a_loop_and_a_tie_counts_against_it() -> None:
+    rng = np.random.default_rng(0)
+    query, gallery = rng.normal(size=(30, 4)), rng.normal(size=(50, 4))
+    wanted, known = rng.integers(0, 6, 30), rng.integers(0, 5, 50)  # class 5 has no gallery video
+    hits = gallery_hits(query, wanted, gallery, known, ks=(1, 5, 60))
+    for row in range(30):
+        order = sorted(range(50), key=lambda i: -(query[row] @ gallery[i]))
+        for place, k in enumerate((1, 5, 60)):
+            assert hits[row, place] == any(known[i] == wanted[row] for i in order[:k])
+    same = np.ones((4, 2))
+    tied = gallery_hits(same[:1], np.array([0]), same, np.array([0, 1, 0, 1]), ks=(1, 2, 3))
+    assert tied.tolist() == [[False, False, True]]  # two of another class come first
+    reached = [
+        gallery_hits(rng.normal(size=(5, 3)), wanted[:5], rng.normal(size=(12, 3)), known[:12], ks=(1, 3)).mean(axis=0)
+        for _ in range(3000)
+    ]
+    for place, k in enumerate((1, 3)):
+        assert chance_gallery_recall(wanted[:5], known[:12], k=k) == pytest.approx(
+            np.mean(reached, axis=0)[place], abs=0.02
+        )
+
+
+def test_plain_votes_equal_a_loop() -> None:
+    generator = torch.Generator().manual_seed(0)
+    train, test = torch.randn(40, 4, generator=generator), torch.randn(25, 4, generator=generator)
+    targets = torch.randint(0, 3, (40,), generator=generator)
+    found = knn_predict(train, targets, test, k=6, temperature=None)
+    for row in range(25):
+        cosine = torch.nn.functional.cosine_similarity(test[row], train)
+        nearest = [int(targets[i]) for i in cosine.argsort(descending=True)[:6]]
+        most = max(nearest.count(each) for each in set(nearest))
+        assert int(found[row]) == next(each for each in nearest if nearest.count(each) == most)
+
+
+def test_svm_chooses_c_inside_and_averages_decision_values() -> None:
+    rng = np.random.default_rng(0)
+    targets = np.repeat(np.arange(3), 20)
+    train = rng.normal(size=(60, 2, 5)) + 3 * np.eye(5)[targets][:, None]
+    test = rng.normal(size=(30, 2, 5)) + 3 * np.eye(5)[np.arange(30) % 3][:, None]
+    scores, strength = svm_scores(train, targets, test, groups=np.arange(60), num_classes=4)
+    assert (scores.argmax(axis=1) == np.arange(30) % 3).mean() > 0.9
+    assert np.isneginf(scores[:, 3]).all()  # a class without training videos is never said
+    assert 0 < strength <= 1
+    single = [svm_scores(train, targets, test[:, i : i + 1], groups=np.arange(60), num_classes=4)[0] for i in (0, 1)]
+    np.testing.assert_allclose(scores[:, :3], np.mean(single, axis=0)[:, :3], atol=1e-9)
+    two, _ = svm_scores(train[:40], targets[:40], test, groups=np.arange(40), num_classes=3)
+    np.testing.assert_allclose(two[:, 0], -two[:, 1])
+
+
+def test_few_labels_are_drawn_from_every_class() -> None:
+    targets = np.array([0] * 50 + [1] * 20 + [2] * 3)
+    draws = list(draw_few(targets, 0.1, num_draws=4))
+    for rows in draws:
+        assert np.bincount(targets[rows]).tolist() == [5, 2, 1]
+        assert len(set(rows.tolist())) == 8
+    assert len({tuple(rows) for rows in draws}) == 4
+    assert all(np.array_equal(a, b) for a, b in zip(draws, draw_few(targets, 0.1, num_draws=4), strict=True))
+
+
+def test_every_protocol_is_tested_here() -> None:
+    assert set(PROTOCOLS) == {"knn", "linear", "svm", "fewlabels", "partition"}

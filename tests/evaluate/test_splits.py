@@ -1,0 +1,91 @@
+"""Which rows are learned from and which are asked about."""
+
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from avssl.data.check import join_facts
+from avssl.data.manifest import Manifest
+from avssl.evaluate.splits import read_splits
+
+FACTS = {"status": "ok", "has_audio": True}
+
+
+def manifest_of(rows: list[dict]) -> Manifest:
+    known = {name: None for name in ("size", "content_key", "duration", "fps", "width", "height", "rotation")}
+    known |= {name: None for name in ("video_start", "video_end", "audio_start", "audio_end", "sample_rate", "reason")}
+    facts = {row["path"]: known | FACTS | {"status": row.pop("status", "ok")} for row in rows}
+    return Manifest(join_facts(rows, facts), Path("/clips"))
+
+
+def rows_of(num: int, **columns: list) -> list[dict]:
+    return [{"path": f"{i:02d}.mp4"} | {name: values[i] for name, values in columns.items()} for i in range(num)]
+
+
+def test_official_splits_come_before_the_column_split() -> None:
+    rows = rows_of(
+        6,
+        label=list("ababab"),
+        split=["train"] * 6,
+        split2=["train", "train", "test", None, "train", "test"],
+        split1=["test", "test", "train", "train", "train", "train"],
+        split10=["train", "train", "train", "train", "test", "test"],
+    )
+    rows[4]["status"], rows[5]["status"] = "no_frames", "no_frames"
+    found = read_splits(manifest_of(rows))
+    assert [split.name for split in found] == ["split1", "split2", "split10"]
+    assert found[0].train.tolist() == [2, 3]  # unreadable ones cannot be learned from
+    assert found[0].test.tolist() == [0, 1]
+    assert found[1].test.tolist() == [2, 5]  # but they are asked about
+    assert found[2].test.tolist() == [4, 5]
+
+
+@pytest.mark.parametrize("name", ["test", "val", "validation"])
+def test_the_column_split(name: str) -> None:
+    rows = rows_of(5, label=["a", "b", "a", None, "b"], split=["train", "train", name, "train", "other"])
+    (split,) = read_splits(manifest_of(rows))
+    assert (split.train.tolist(), split.test.tolist()) == ([0, 1], [2])
+    (split,) = read_splits(manifest_of(rows), test_split="other")
+    assert split.test.tolist() == [4]
+
+
+def test_folds_divide_no_group_and_ask_about_every_clip_once() -> None:
+    groups = [f"g{i // 2}" for i in range(40)]
+    rows = rows_of(40, label=["ab"[i // 2 % 2] for i in range(40)], group=groups)
+    manifest = manifest_of(rows)
+    found = read_splits(manifest, folds=5)
+    assert [split.name for split in found] == [f"fold{i}" for i in range(1, 6)]
+    assert sorted(np.concatenate([split.test for split in found])) == list(range(40))
+    for split in found:
+        assert not {groups[i] for i in split.train} & {groups[i] for i in split.test}
+        assert sorted([*split.train, *split.test]) == list(range(40))
+        assert 0.4 <= np.mean([rows[i]["label"] == "a" for i in split.test]) <= 0.6
+    again = read_splits(manifest, folds=5)
+    assert all(np.array_equal(a.test, b.test) for a, b in zip(found, again, strict=True))
+
+
+@pytest.mark.parametrize(
+    "columns, options, match",
+    [
+        ({"label": [None] * 4, "split": ["train"] * 4}, {}, "no clip of the manifest has a label"),
+        (
+            {"label": list("abab"), "split": [None] * 4},
+            {},
+            "no labelled clip has split=train .there are none.*--folds",
+        ),
+        ({"label": list("abab"), "split": ["train"] * 4}, {}, "split=test .there is train.*--test-split"),
+        ({"label": list("aabb"), "split": ["train", "train", "test", "test"]}, {}, r"of split have 1 classes \(a\)"),
+        ({"label": list("abab"), "group": list("xxyy")}, {"folds": 3}, "--folds 3: expected 2 to 2, the groups"),
+        ({"label": list("abab")}, {"folds": 1}, "--folds 1"),
+    ],
+)
+def test_what_cannot_be_asked(columns: dict, options: dict, match: str) -> None:
+    with pytest.raises(ValueError, match=match):
+        read_splits(manifest_of(rows_of(4, **columns)), **options)
+
+
+def test_further_columns_of_a_manifest_may_hold_splits() -> None:
+    rows = rows_of(3, label=list("aba"), split1=["train", "train", "test"])
+    assert pa.types.is_string(manifest_of(rows).table.schema.field("split1").type)

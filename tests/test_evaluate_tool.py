@@ -1,0 +1,136 @@
+"""tools/evaluate.py as a user calls it: every protocol, its result, tables, a picture, and wrong use."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from avssl.data.manifest import Manifest, read_manifest
+from avssl.evaluate.table import compare
+from avssl.train import train
+from tests.test_train import config
+from tests.test_wrong_use import Call
+from tests.test_wrong_use import call as call  # a fixture
+
+SMALL = ("--num-workers", "0", "--num-clips", "1", "--num-crops", "1")
+FACTS = {
+    *("protocol", "weights", "weights_hash", "manifest", "manifest_hash", "splits", "classes", "settings", "data"),
+    *("scores", "random", "clips", "errors", "seconds", "versions", "device", "date"),
+}
+
+
+@pytest.fixture(scope="module")
+def run(clip_set: Manifest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("runs") / "avid"
+    assert train(config(clip_set, folder, "optim.epochs=1"))
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("avssl.evaluate.heads.MIN_STEPS", 20)
+    monkeypatch.setattr("avssl.evaluate.partition.NUM_RESAMPLES", 20)
+
+
+@pytest.mark.parametrize("protocol", ["knn", "linear", "svm", "fewlabels", "partition", "retrieval"])
+def test_frozen_protocols(protocol: str, run: Path, clip_set: Manifest, call: Call, tmp_path: Path) -> None:
+    path = tmp_path / "result.json"
+    dataset = ("--dataset", clip_set.root / "manifest.parquet")
+    done = call("tools/evaluate.py", run, protocol, *dataset, *SMALL, "--json", path)
+    assert done.code == 0, done.err
+    result = json.loads(path.read_text())
+    assert result.keys() == FACTS
+    assert result["manifest_hash"] == clip_set.hash
+    assert result["clips"]["test"] == {"clips": 6, "unreadable": 0, "without_sound": 1, "without_picture": 0}
+    assert result["scores"].keys() == result["random"].keys()
+    for way, figure in result["scores"].items():
+        low, high = figure["interval"]
+        assert low <= high
+        assert f"{figure['mean']:.3f} ({low:.3f} to {high:.3f})" in done.out, way
+        assert way in done.out
+    head = done.out.splitlines()[1]
+    assert head.split("  ")[-1].strip() == "avid"
+    assert "chance" in head
+    assert "random init" in head
+    assert "1 of 6 test clips without sound: counted as wrong" in done.out
+    again = call("tools/evaluate.py", run, protocol, *dataset, *SMALL, "--no-baseline", "--json")
+    second = json.loads(again.out)
+    assert second["scores"] == result["scores"]  # to the last digit
+    assert second["random"] is None
+
+
+def test_folds_skipping_and_a_picture(run: Path, clip_set: Manifest, call: Call, tmp_path: Path) -> None:
+    done = call(
+        *("tools/evaluate.py", run, "knn", "--dataset", clip_set.root, "--folds", "3", "--skip-unreadable"),
+        *(*SMALL, "--json", tmp_path / "r.json", "--picture", tmp_path / "r.png", "--cache", tmp_path / "kept"),
+    )
+    assert done.code == 0, done.err
+    result = json.loads((tmp_path / "r.json").read_text())
+    assert result["splits"] == ["fold1", "fold2", "fold3"]
+    assert [len(figure["splits"]) for figure in result["scores"].values()] == [3] * 6
+    assert result["scores"]["video"]["num"] == 18
+    assert result["scores"]["audio"]["num"] == 16
+    assert "left out" in done.out
+    assert (tmp_path / "r.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_an_unreadable_clip_is_named_and_wrong(run: Path, clip_set: Manifest, call: Call, tmp_path: Path) -> None:
+    shutil.copytree(clip_set.root, tmp_path / "set")
+    manifest = read_manifest(tmp_path / "set" / "manifest.parquet")
+    lost = str(manifest.column("path")[manifest.column("split") == "test"][0])
+    (tmp_path / "set" / lost).write_bytes(b"gone")
+    dataset = ("--dataset", tmp_path / "set" / "manifest.parquet", "--cache", tmp_path / "kept")
+    done = call("tools/evaluate.py", run, "knn", *dataset, *SMALL, "--json")
+    assert done.code == 1
+    assert f"not read: {lost}: " in done.err
+    result = json.loads(done.out)
+    assert list(result["errors"]) == [lost]
+    assert result["scores"]["video"]["unanswered"] == 1
+    assert sum(row[-1] for row in result["scores"]["video"]["confusion"]) == 1
+
+
+def test_results_side_by_side(run: Path, clip_set: Manifest, call: Call, tmp_path: Path) -> None:
+    shutil.copytree(run, tmp_path / "other")
+    dataset, paths = ("--dataset", clip_set.root), [tmp_path / "a.json", tmp_path / "b.json", tmp_path / "c.json"]
+    call("tools/evaluate.py", run, "knn", *dataset, *SMALL, "--json", paths[0])
+    call("tools/evaluate.py", tmp_path / "other", "knn", *dataset, *SMALL, "--no-baseline", "--json", paths[1])
+    call("tools/evaluate.py", run, "knn", *dataset, *SMALL, "--k", "3", "--json", paths[2])
+    done = call("tools/evaluate.py", "--table", *paths[:2])
+    assert done.code == 0
+    heading = [word.strip() for word in done.out.splitlines()[1].split("  ") if word.strip()]
+    assert heading == ["chance", "random init", "avid", "other"]
+    assert "not comparable" not in done.out
+    assert "not comparable, settings differ: k: 20, 3" in call("tools/evaluate.py", "--table", paths[0], paths[2]).out
+    (tmp_path / "no.json").write_text("[]")
+    call("tools/evaluate.py", "--table", tmp_path / "no.json").refused("no.json is no result of tools/evaluate.py")
+    call("tools/evaluate.py", "--table", tmp_path / "nowhere.json").refused("nowhere.json cannot be read")
+
+
+def test_names_of_weights_tell_them_apart() -> None:
+    figure = {"mean": 0.5, "interval": [0.4, 0.6], "spread": 0.0, "chance": 0.1}
+    base = {"protocol": "knn", "manifest": "m", "manifest_hash": "h", "splits": ["split"], "random": None, "clips": {}}
+    base |= {"settings": {"num_clips": 1, "num_crops": 1, "skip_unreadable": False}, "scores": {"video": figure}}
+    text = compare([base | {"weights": f"runs/{name}/avid/last.pt"} for name in ("toy", "digits")])
+    assert "toy/avid" in text
+    assert "digits/avid" in text
+
+
+@pytest.mark.parametrize(
+    "arguments, match",
+    [
+        (("knn", "--dataset", "ucf101"), r"--dataset ucf101: there is no data/ucf101/manifest.parquet: .*ucf101.py"),
+        (("knn", "--dataset", "nowhere.parquet"), "nowhere.parquet does not exist"),
+        (("knn", "--dataset", "SET", "--folds", "99"), "--folds 99: expected 2 to 18"),
+        (("knn", "--dataset", "SET", "--test-split", "other"), "no labelled clip has split=other"),
+        (("knn", "--dataset", "SET", "--num-clips", "0"), "num_clips=0 must be at least 1"),
+        (("knn", "--dataset", "SET", "--k", "0"), "--k 0"),
+        (("knn", "--dataset", "SET", "--temperature", "0"), "--temperature 0"),
+        (("fewlabels", "--dataset", "SET", "--draws", "0"), "--draws 0"),
+        (("svm", "--dataset", "SET", "--map", "conv9"), "--map conv9 is not a map of the video encoder"),
+        (("knn", "--dataset", "SET", "--json", "/proc/no/r.json"), "cannot be written"),
+    ],
+)
+def test_wrong_use(arguments: tuple[str, ...], match: str, run: Path, clip_set: Manifest, call: Call) -> None:
+    given = [str(clip_set.root / "manifest.parquet") if word == "SET" else word for word in arguments]
+    call("tools/evaluate.py", run, *given, *(() if "--num-clips" in given else SMALL[:2])).refused(match)
