@@ -36,7 +36,7 @@ from avssl.evaluate.protocols import Options
 from avssl.evaluate.splits import read_splits
 from avssl.evaluate.table import compare, read_result
 from avssl.files import answer, check_writable
-from avssl.pretrained import Pretrained, load_run, untrained, with_data
+from avssl.pretrained import Pretrained, load, untrained, with_data
 from avssl.report import confusion_png
 
 FROZEN = {
@@ -141,7 +141,7 @@ def _asked(arguments: argparse.Namespace) -> tuple[Pretrained, Asked]:
         num_crops=arguments.num_crops,
         skip_unreadable=arguments.skip_unreadable,
     )
-    return with_data(load_run(arguments.weights), num_workers=arguments.num_workers), asked
+    return with_data(load(arguments.weights), num_workers=arguments.num_workers), asked
 
 
 def dataset_path(name: str) -> Path:
@@ -210,7 +210,7 @@ def _propagate(arguments: argparse.Namespace) -> int:
         if arguments.scenes < 1 or first < 0:
             raise ValueError(f"--scenes {arguments.scenes} --seed {first}: expected at least 1 and 0")
         names = [str(first + i) for i in range(arguments.scenes)]
-    towers = load_run(arguments.weights)
+    towers = load(arguments.weights)
     towers = untrained(towers) if arguments.random_weights else towers
 
     def read(name: str) -> tuple[Any, Any]:

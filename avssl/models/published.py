@@ -1,4 +1,4 @@
-"""Published checkpoints: how each family names its entries, which encoders they fit, and for which clips they were made.
+"""Published checkpoints: how each family names its entries, which encoders they fit, and which clips they expect.
 
 What lives here: these facts, and the comparison with our encoders, entry by entry. What does not: reading a file
 (importers.py), writing what was found (avssl/pretrained.py).
@@ -100,7 +100,7 @@ SLOWFAST_PAPER = (
     "Feichtenhofer et al., SlowFast Networks for Video Recognition, ICCV 2019; the self-supervised ones: Feichtenhofer "
     "et al., A Large-Scale Study on Unsupervised Spatiotemporal Representation Learning, CVPR 2021"
 )
-LAYOUTS = {  # a file is of the first one that fits
+LAYOUTS = {  # a file is of the first one that fits; pytorchvideo's names are what SlowFast's are turned into
     "avid_cma": Layout(
         "AVID and AVID-CMA: both towers, both heads, memories",
         (
@@ -121,22 +121,6 @@ LAYOUTS = {  # a file is of the first one that fits
         "ICCV 2021",
         licence="see LICENSE in github.com/facebookresearch/selavi and github.com/facebookresearch/GDT",
     ),
-    "slowfast": Layout(
-        "SlowFast: Slow R50, supervised or self-supervised (MoCo, BYOL, SimCLR, SwAV over time)",
-        (Tower("video", ("", "backbone."), ("slow_r50",)),),
-        others=SSL,
-        rename=from_slowfast,
-        paper=SLOWFAST_PAPER,
-        licence="Apache 2.0 for the code of github.com/facebookresearch/SlowFast, which names none for the weights",
-    ),
-    "caffe2": Layout(
-        "SlowFast's Slow R50 from Caffe2 (.pkl)",
-        (Tower("video", ("",), ("slow_r50",)),),
-        others=("pred_", "lr", "model_iter"),
-        rename=from_caffe2,
-        paper=SLOWFAST_PAPER,
-        licence="Apache 2.0 for the code of github.com/facebookresearch/SlowFast, which names none for the weights",
-    ),
     "torchvision": Layout(
         "torchvision's video networks, and XDC's R(2+1)D-18",
         (Tower("video", ("",), ("r2plus1d_18", "r3d_18", "mc3_18", "s3d", "mvit_v2_s", "swin3d_t")),),
@@ -156,6 +140,22 @@ LAYOUTS = {  # a file is of the first one that fits
         others=("backbone.1.", "backbone_mmt.", "predictor.", "mlp.", "memory"),
         paper="pytorchvideo names the paper of each of its networks",
         licence="Apache 2.0 for the code of github.com/facebookresearch/pytorchvideo, which names none for the weights",
+    ),
+    "slowfast": Layout(
+        "SlowFast: Slow R50, supervised or self-supervised (MoCo, BYOL, SimCLR, SwAV over time)",
+        (Tower("video", ("", "backbone."), ("slow_r50",)),),
+        others=SSL,
+        rename=from_slowfast,
+        paper=SLOWFAST_PAPER,
+        licence="Apache 2.0 for the code of github.com/facebookresearch/SlowFast, which names none for the weights",
+    ),
+    "caffe2": Layout(
+        "SlowFast's Slow R50 from Caffe2 (.pkl)",
+        (Tower("video", ("",), ("slow_r50",)),),
+        others=("pred_", "lr", "model_iter"),
+        rename=from_caffe2,
+        paper=SLOWFAST_PAPER,
+        licence="Apache 2.0 for the code of github.com/facebookresearch/SlowFast, which names none for the weights",
     ),
 }
 MAX_NAMED = 3  # entries named in an error
@@ -325,9 +325,7 @@ def _prefix(tower: Tower, layout: Layout, names: Iterable[str]) -> str | None:
     return next((prefix for prefix in tower.prefixes if firsts & _renamed(prefix, layout, names).keys()), None)
 
 
-def _best(
-    tower: Tower, names: Mapping[str, str], given: Mapping[str, Tensor], *, wanted: str | None, path: str
-) -> str:
+def _best(tower: Tower, names: Mapping[str, str], given: Mapping[str, Tensor], *, wanted: str | None, path: str) -> str:
     """The encoder of which most entries fit, by name and shape, or the wanted one of the video tower."""
     if wanted is not None and tower.modality == "video":
         if wanted not in tower.encoders:
