@@ -77,6 +77,9 @@ class DataConfig:
     # two more probabilities, of the first clip of a video, the second, ...: the last one holds for all further clips
     blur: list[float] = field(default_factory=lambda: [0.0])  # of a Gaussian of 0.1 to 2 pixels x size / 224
     solarize: list[float] = field(default_factory=lambda: [0.0])  # of inverting what is brighter than 0.5
+    # colours in [0, 1] are standardised with these, ImageNet's
+    pixel_mean: list[float] = field(default_factory=lambda: [0.485, 0.456, 0.406])
+    pixel_std: list[float] = field(default_factory=lambda: [0.229, 0.224, 0.225])
     # views of patches
     patch_size: int = 64  # side in pixels of a tracked patch, or of a cell of the walk's grid
     patch_grid: int = 7  # cells per side of that grid; they overlap

@@ -1,26 +1,48 @@
 """Trained towers, ready to be asked: everything that looks at frozen features starts here.
 
-What lives here: reading a run. What does not: what is asked of it (evaluate/, retrieval/).
+    model = load("weights/avid")
+    features = model.encode("clip.mp4")
+
+What lives here: reading a run, and writing and reading a folder of exported weights. What does not: what is asked of
+them (evaluate/, retrieval/), how foreign checkpoints become such a folder (convert.py).
+
+Letters: B batch, C clips of a file, T frames, H x W pixels, n samples, S spectrogram steps, F frequency bins.
 """
 
 import copy
 import dataclasses
-from dataclasses import dataclass
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, Literal, TypeVar
 
+import safetensors.torch
 import torch
-from torch import nn
+from torch import Tensor, nn
 
+import avssl
 from avssl import distributed
-from avssl.checkpoint import LAST, load_checkpoint, load_model
-from avssl.config import Config, DataConfig, ModelConfig, loads, without_weights
+from avssl.checkpoint import ENCODERS, LAST, load_checkpoint, load_model
+from avssl.config import Config, DataConfig, ModelConfig, loads, merge_options, without_weights
+from avssl.data.check import manifest_of_file
+from avssl.data.dataset import ClipDataset, apply_views, collate
+from avssl.data.sampling import Key
+from avssl.files import whole_file
 from avssl.methods import build_method
 from avssl.methods.base import Method
+from avssl.model_card import write_card
 from avssl.models import build_encoder
-from avssl.models.heads import Classifier
+from avssl.models.heads import Classifier, ProjectionHead
 from avssl.structs import Instances
 from avssl.train import to_channels_last
+from avssl.transforms.views import evaluate_view
+
+FORMAT = 1  # of config.json
+CONFIG, CARD, MEMORY = "config.json", "README.md", "memory.safetensors"
+MODALITIES = ("video", "audio")
+PRIVATE = ("manifest", "root", "policy")  # of the data section: where clips lay, and what training did without some
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,6 +57,44 @@ class Pretrained:
     device: torch.device
     weights_hash: str  # of all weights and buffers of encoders and heads
     classifier: Classifier | None = None  # learned on them, evaluation mode, on `device`
+    facts: Mapping[str, Any] = field(default_factory=dict)  # where the weights come from, as JSON has them
+
+    @torch.inference_mode()
+    def encode(self, path: str | Path, *, num_clips: int = 3) -> dict[str, Tensor]:
+        """What the encoders make of a file: {video: (C, dim), audio: (C, dim)} for C clips spread over it. A file
+        without sound has no entry for it, as one without pictures.
+
+        Raises:
+            ValueError: the file cannot be read, or num_clips < 1.
+        """
+        if num_clips < 1:
+            raise ValueError(f"num_clips={num_clips} must be at least 1")
+        manifest = manifest_of_file(Path(path))
+        dataset = ClipDataset(manifest, self.data, tuple(self.encoders), num_eval_clips=num_clips)
+        batch = collate([dataset[Key(0, 0, clip)] for clip in range(num_clips)])
+        if batch.errors:
+            raise ValueError(batch.errors[0])
+        batch = apply_views(batch.to(self.device), self.data)
+        present = {"video": batch.has_video, "audio": batch.has_audio}
+        return {
+            modality: encoder(getattr(batch, modality)[modality])
+            for modality, encoder in self.encoders.items()
+            if present[modality].all()
+        }
+
+    def transform(self, modality: Literal["video", "audio"], x: Tensor) -> Tensor:
+        """Decoded clips as the encoder of this modality takes them, without augmentation.
+
+        Args:
+            x: whole frames (B, T, H, W, 3) uint8, or sound (B, n) float32 in [-1, 1] at data.sample_rate.
+
+        Returns:
+            (B, 3, T, size, size) or (B, 1, S, F), float32 on `device`.
+
+        Raises:
+            ValueError: as `evaluate_view` does.
+        """
+        return evaluate_view(modality, x.to(self.device), self.data)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,6 +107,26 @@ class Run(Pretrained):
 
 
 Towers = TypeVar("Towers", bound=Pretrained)
+
+
+class WeightsError(ValueError):
+    """A folder of exported weights that cannot be used: the message names it and the way out."""
+
+
+def load(path: str | Path, *, device: torch.device | None = None) -> Pretrained:
+    """Read a run, or weights that `export` wrote.
+
+    Args:
+        path: folder of a run or of exported weights, the encoders.safetensors in it, or a checkpoint of a run.
+        device: None = a GPU where there is one.
+
+    Raises:
+        CheckpointError: there is neither, or the run's checkpoint is damaged.
+        WeightsError: the exported weights are damaged, of a later version, or no export of avssl.
+    """
+    path = Path(path)
+    folder = path.parent if path.name == ENCODERS else path
+    return _load_export(folder, device) if (folder / CONFIG).is_file() else load_run(folder, device=device)
 
 
 def load_run(path: str | Path, *, device: torch.device | None = None, trained: bool = True) -> Run:
@@ -69,7 +149,9 @@ def load_run(path: str | Path, *, device: torch.device | None = None, trained: b
     method = build_method(without_weights(config) if trained else config, instances)
     if trained:
         load_model(method, state, path=path)
-    return run_of(method, config, path=path, manifest_hash=state["manifest_hash"], device=device)
+    run = run_of(method, config, path=path, manifest_hash=state["manifest_hash"], device=device)
+    num_clips = int(state["instances"]["valid"].sum())
+    return dataclasses.replace(run, facts=_facts(config, state, num_clips)) if trained else run
 
 
 def run_of(
@@ -79,7 +161,8 @@ def run_of(
     device = device or distributed.init("auto")
     to_channels_last(method, enabled=config.run.channels_last)
     method = method.to(device).eval()
-    heads = nn.ModuleDict({modality: method.head(modality) for modality in method.encoders})
+    heads = {modality: method.head(modality) for modality in method.encoders}
+    heads = nn.ModuleDict({modality: head for modality, head in heads.items() if head is not None})
     return Run(
         path=path,
         encoders=method.encoders,
@@ -105,16 +188,34 @@ def untrained(towers: Pretrained, *, seed: int = 0) -> Pretrained:
         for module in heads.modules():
             if hasattr(module, "reset_parameters"):
                 module.reset_parameters()
+    return towers_of(encoders, heads, path=towers.path, data=towers.data, model=model, device=towers.device)
+
+
+def towers_of(
+    encoders: nn.ModuleDict,
+    heads: nn.ModuleDict,
+    *,
+    path: Path,
+    data: DataConfig,
+    model: ModelConfig,
+    device: torch.device | None = None,
+    classifier: Classifier | None = None,
+    facts: Mapping[str, Any] | None = None,
+) -> Pretrained:
+    """Encoders and heads as they stand, ready to be asked."""
+    device = device or distributed.init("auto")
     to_channels_last(encoders)
-    encoders, heads = encoders.to(towers.device).eval(), heads.to(towers.device).eval()
+    encoders, heads = encoders.to(device).eval(), heads.to(device).eval()
     return Pretrained(
-        path=towers.path,
+        path=path,
         encoders=encoders,
         heads=heads,
-        data=towers.data,
+        data=data,
         model=model,
-        device=towers.device,
+        device=device,
         weights_hash=_hash(encoders, heads),
+        classifier=None if classifier is None else classifier.to(device).eval(),
+        facts=facts or {},
     )
 
 
@@ -125,3 +226,143 @@ def _hash(encoders: nn.ModuleDict, heads: nn.ModuleDict) -> str:
 def with_data(towers: Towers, **changes: int | float | str) -> Towers:
     """The same towers with other values in their data section, such as num_workers."""
     return dataclasses.replace(towers, data=dataclasses.replace(towers.data, **changes))
+
+
+def export(
+    towers: Pretrained, folder: str | Path, *, facts: Mapping[str, Any], memory: Mapping[str, Tensor] | None = None
+) -> None:
+    """Write towers so that `load` reads them anywhere: encoders.safetensors, config.json and a model card.
+
+    Every file is written whole or not at all, config.json last and with the digest of the weights: a folder whose
+    writing was interrupted is refused when it is read.
+
+    Args:
+        facts: where the weights come from, as JSON has them; see `model_card`.
+        memory: further tensors, for memory.safetensors; nothing here reads them.
+
+    Raises:
+        WeightsError: the folder is a run's, or a head is of a kind that the format has no word for.
+        WriteError: the folder cannot be written to.
+    """
+    folder = Path(folder)
+    if (folder / LAST).exists():
+        raise WeightsError(f"{folder} is the folder of a run, whose {ENCODERS} stays as it is: give another one")
+    parts = {**towers.encoders, "heads": towers.heads} | (
+        {"classifier": towers.classifier} if towers.classifier else {}
+    )
+    content = safetensors.torch.save(_plain_tensors(nn.ModuleDict(parts).state_dict()))
+    data = {name: value for name, value in dataclasses.asdict(towers.data).items() if name not in PRIVATE}
+    model = dataclasses.replace(towers.model, video_weights=None, audio_weights=None, init=None)
+    config = {
+        "format": FORMAT,
+        "avssl": avssl.__version__,
+        "sha256": hashlib.sha256(content).hexdigest(),
+        "data": data,
+        "model": dataclasses.asdict(model),
+        "heads": {modality: _sizes(head) for modality, head in towers.heads.items()},
+        "classifier": None if towers.classifier is None else _classifier_sizes(towers.classifier),
+        "facts": dict(facts),
+    }
+    for name in (MEMORY, *(f"{modality}.onnx" for modality in MODALITIES)):
+        (folder / name).unlink(missing_ok=True)  # of what the folder held before
+    for name, text in (
+        (ENCODERS, content),
+        *([(MEMORY, safetensors.torch.save(_plain_tensors(memory)))] if memory else []),
+        (CARD, write_card(config, towers.encoders, folder=folder.name).encode()),
+        (CONFIG, (json.dumps(config, indent=1) + "\n").encode()),
+    ):
+        with whole_file(folder / name) as temporary:
+            temporary.write_bytes(text)
+
+
+def _load_export(folder: Path, device: torch.device | None) -> Pretrained:
+    config = _read_config(folder / CONFIG)
+    path = folder / ENCODERS
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise WeightsError(f"{path} cannot be read ({error.strerror}): it belongs beside {folder / CONFIG}") from error
+    if hashlib.sha256(content).hexdigest() != config["sha256"]:
+        raise WeightsError(f"{path} is damaged, or not the one that {CONFIG} beside it was written for: export again")
+    where = str(folder / CONFIG)
+    data = merge_options(DataConfig, config["data"] | {"manifest": ""}, where=where)
+    model = merge_options(ModelConfig, config["model"], where=where)
+    try:
+        state = safetensors.torch.load(content)
+        sides = [side for side in MODALITIES if any(name.startswith(f"{side}.") for name in state)]
+        encoders = nn.ModuleDict({side: build_encoder(side, model) for side in sides})
+        heads = nn.ModuleDict({side: ProjectionHead(**sizes) for side, sizes in config["heads"].items()})
+        classifier = None if config["classifier"] is None else Classifier(**config["classifier"])
+        parts = {**encoders, "heads": heads} | ({"classifier": classifier} if classifier else {})
+        nn.ModuleDict(parts).load_state_dict(state)
+    except (safetensors.SafetensorError, RuntimeError, TypeError) as error:
+        why = " ".join(str(error).split()[:40])
+        raise WeightsError(f"{path} and {CONFIG} beside it do not belong together ({why}): export again") from error
+    return towers_of(
+        encoders, heads, path=path, data=data, model=model, device=device, classifier=classifier, facts=config["facts"]
+    )
+
+
+def _read_config(path: Path) -> dict[str, Any]:
+    try:
+        config = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise WeightsError(f"{path} cannot be read ({error}): export again") from error
+    if not isinstance(config, dict) or not isinstance(config.get("format"), int) or "avssl" not in config:
+        raise WeightsError(f"{path} is not of avssl: give a folder that tools/convert.py wrote")
+    if config["format"] > FORMAT:
+        raise WeightsError(
+            f"{path} was written by avssl {config['avssl']}, in format {config['format']}; this is avssl "
+            f"{avssl.__version__}, which reads up to {FORMAT}: update it"
+        )
+    lacking = {"sha256", "data", "model", "heads", "classifier", "facts"} - config.keys()
+    if lacking:
+        raise WeightsError(f"{path} lacks {', '.join(sorted(lacking))}: export again")
+    return config
+
+
+def _plain_tensors(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name: value.detach().cpu().contiguous() for name, value in state.items()}
+
+
+def _sizes(head: nn.Module) -> dict[str, int | bool]:
+    """The arguments that build a head again."""
+    if not isinstance(head, ProjectionHead):
+        raise WeightsError(f"a head of {type(head).__name__} cannot be exported: only a ProjectionHead can")
+    return {name: getattr(head, name) for name in ("in_dim", "hidden_dim", "out_dim", "batch_norm")}
+
+
+def _classifier_sizes(classifier: Classifier) -> dict[str, Any]:
+    return {
+        "in_dim": classifier.in_dim,
+        "classes": list(classifier.classes),
+        "modality": classifier.modality,
+        "stage": classifier.stage,
+        "batch_norm": classifier.norm is not None,
+    }
+
+
+def _facts(config: Config, state: Mapping[str, Any], num_clips: int) -> dict[str, Any]:
+    """What there is to say of a run. Of files only their names."""
+    files = (config.model.video_weights, config.model.audio_weights, config.model.init)
+    return {
+        "kind": "run",
+        "method": _without_files(config.method),
+        "steps": int(state["step"]),
+        "seed": config.run.seed,
+        "precision": config.run.precision,
+        "optim": dataclasses.asdict(config.optim),
+        "manifest_hash": state["manifest_hash"],
+        "split": config.data.split,
+        "num_clips": num_clips,
+        "starts_from": [Path(name).name for name in files if name],
+    }
+
+
+def _without_files(options: Mapping[str, Any]) -> dict[str, Any]:
+    """A method's options, those of its parts too, without the path of its tracks."""
+    return {
+        name: _without_files(value) if isinstance(value, Mapping) else value
+        for name, value in options.items()
+        if name != "tracks"
+    }

@@ -13,7 +13,8 @@ FLOORS = [
     {"media", "transforms", "models", "objectives"},
     {"data", "mining"},
     {"methods"},
-    {"optim", "checkpoint", "train", "pretrained", "evaluate", "retrieval", "benchmark", "report", "demo", "track"},
+    {"optim", "checkpoint", "train", "evaluate", "retrieval", "benchmark", "report", "demo", "track"}
+    | {"pretrained", "model_card", "convert", "to_onnx"},
 ]
 ALLOWED_BESIDE = {0, 4}  # on these floors parts may import one another (without cycles)
 
@@ -69,20 +70,17 @@ def test_no_import_cycles() -> None:
         visit(name, ())
 
 
-def test_nothing_heavy_at_the_top() -> None:
-    assert not (PACKAGE / "__init__.py").read_text().replace('"""', "").count("import")
-
-
 @pytest.mark.parametrize(
     "name, banned",
     [
+        ("avssl", "torch numpy"),
         ("avssl.media.probe", "torch cv2"),
         ("avssl.media.inspect", "torch cv2"),
         ("avssl.media.prepare", "torch cv2 pyarrow"),
         ("avssl.media.decode", "torch"),
     ],
 )
-def test_workers_stay_light(name: str, banned: str) -> None:
+def test_light_parts_stay_light(name: str, banned: str) -> None:
     code = f"import sys, {name}; print([n for n in {banned.split()} if n in sys.modules])"
     loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert loaded.strip() == "[]"

@@ -14,13 +14,13 @@ from pathlib import Path
 
 from avssl import distributed
 from avssl.data.manifest import read_manifest
-from avssl.pretrained import load_run, with_data
+from avssl.pretrained import load, with_data
 from avssl.retrieval.store import write_store
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("run", type=Path, help="folder of a run")
+    parser.add_argument("run", type=Path, help="folder of a run, or of weights (tools/convert.py)")
     parser.add_argument("manifest", type=Path, help="parquet file of datasets/*.py")
     parser.add_argument("--out", type=Path, required=True, help="folder for the embeddings")
     parser.add_argument("--features", action="store_true", help="trunk features instead of unit-length head outputs")
@@ -32,7 +32,7 @@ def main() -> int:
     arguments = parser.parse_args()
     try:
         device = distributed.init("auto")
-        run = with_data(load_run(arguments.run, device=device), num_workers=arguments.num_workers)
+        run = with_data(load(arguments.run, device=device), num_workers=arguments.num_workers)
         store = write_store(
             arguments.out,
             run,

@@ -14,10 +14,9 @@ import json
 import sys
 from pathlib import Path
 
-from avssl.data.check import build_table
-from avssl.data.manifest import Manifest
+from avssl.data.check import manifest_of_file
 from avssl.evaluate.features import MODALITIES, extract
-from avssl.pretrained import load_run, with_data
+from avssl.pretrained import load, with_data
 from avssl.retrieval.search import Query, find_row, query_of_row, search, search_agreement
 from avssl.retrieval.store import Store, StoreError, read_store
 
@@ -67,7 +66,7 @@ def find_query(store: Store, text: str) -> Query:
         return query_of_row(store, row)
     if not Path(text).exists():
         raise StoreError(f"query {text} is no id or path of these embeddings, and no such file exists")
-    run = load_run(Path(store.meta.run))
+    run = load(store.meta.run)
     if run.weights_hash != store.meta.weights_hash:
         raise StoreError(f"the run in {store.meta.run} was trained on since these embeddings were made: extract again")
     manifest = manifest_of_file(Path(text))
@@ -77,14 +76,6 @@ def find_query(store: Store, text: str) -> Query:
     matrices = found.embedding if store.meta.kind == "embedding" else found.features
     vectors = {name: matrix[0] for name, matrix in matrices.items() if found.has(name)[0]}
     return Query(vectors, None, text)
-
-
-def manifest_of_file(path: Path) -> Manifest:
-    """A manifest of one clip."""
-    manifest = Manifest(build_table(path.parent, [{"path": path.name}], num_workers=1), path.parent)
-    if not manifest.usable()[0]:
-        raise StoreError(f"query {path} cannot be used: {manifest.column('reason')[0]}")
-    return manifest
 
 
 if __name__ == "__main__":

@@ -61,6 +61,17 @@ def build_table(
     return join_facts(rows, facts)
 
 
+def manifest_of_file(path: Path) -> Manifest:
+    """A manifest of one clip. Raises ManifestError where it cannot be used."""
+    if not path.is_file():
+        raise ManifestError(f"{path} does not exist: give a file with pictures or sound")
+    _, probe = next(probe_files([path], num_workers=1, timeout_seconds=60.0))
+    manifest = Manifest(join_facts([{"path": path.name}], {path.name: asdict(probe)}), path.parent)
+    if not manifest.usable()[0]:
+        raise ManifestError(f"{path} cannot be used: {manifest.column('reason')[0]}")
+    return manifest
+
+
 def join_facts(rows: Sequence[Mapping[str, Any]], facts: Mapping[str, Mapping[str, Any]]) -> pa.Table:
     """The table of a manifest.
 

@@ -34,7 +34,7 @@ MODALITIES = ("video", "audio")  # each looked at through the view of the same n
 BATCH_CLIPS = 32  # clips that go through the towers together
 VIEWED = (  # what of the data section an evaluation view depends on
     *("decoder", "max_pixels", "max_seconds", "num_frames", "fps", "size", "audio_seconds", "sample_rate"),
-    *("spectrogram", "n_fft", "num_mels", "hop_seconds"),
+    *("spectrogram", "n_fft", "num_mels", "hop_seconds", "pixel_mean", "pixel_std"),
 )
 
 

@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from tqdm import tqdm
 
+from avssl.config import DataConfig
 from avssl.evaluate.bootstrap import bootstrap_interval
 from avssl.evaluate.masks import score_masks
 from avssl.models.heads import Encoder
@@ -68,7 +69,7 @@ def score_propagation(
             errors[name] = str(error)
             continue
         features, chosen = frame_features(
-            towers.encoders["video"], frames, size=size, map_name=map_name, device=towers.device
+            towers.encoders["video"], frames, data=towers.data, size=size, map_name=map_name, device=towers.device
         )
         scores["propagated"].append(score_masks(masks, propagate_mask(features, masks[0])))
         scores["still"].append(still)
@@ -88,7 +89,13 @@ def score_propagation(
 
 @torch.inference_mode()
 def frame_features(
-    encoder: Encoder, frames: np.ndarray, *, size: int = SIZE, map_name: str | None = None, device: torch.device
+    encoder: Encoder,
+    frames: np.ndarray,
+    *,
+    data: DataConfig,
+    size: int = SIZE,
+    map_name: str | None = None,
+    device: torch.device,
 ) -> tuple[Tensor, str]:
     """One of the encoder's maps of every frame by itself.
 
@@ -98,6 +105,7 @@ def frame_features(
     Args:
         encoder: on `device`, in evaluation mode.
         frames: (T, H, W, 3) uint8 RGB.
+        data: says how colours are standardised.
         size: pixels of the short side that frames are resized to; both sides become multiples of 8.
         map_name: a key of `encoder.feature_dims` but pool; None = the deepest map of at most 8 pixels per cell, or the
             finest where all are coarser.
@@ -121,7 +129,8 @@ def frame_features(
     parts = []
     for batch in torch.from_numpy(small).split(BATCH_FRAMES):
         clips = batch.to(device).permute(0, 3, 1, 2)[:, :, None].float().div_(255)  # (n, 3, 1, height, width)
-        maps = encoder.forward_features(normalise_(clips).repeat_interleave(max(1, encoder.min_size[0]), dim=2))
+        normalise_(clips, mean=data.pixel_mean, std=data.pixel_std)
+        maps = encoder.forward_features(clips.repeat_interleave(max(1, encoder.min_size[0]), dim=2))
         map_name = map_name or _fine_map({name: maps[name] for name in names}, height)
         parts.append(F.normalize(maps[map_name].float().mean(dim=2), dim=1))  # (n, D, h, w)
     return torch.cat(parts), map_name

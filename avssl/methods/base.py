@@ -106,8 +106,8 @@ class Method(nn.Module):
         """Outputs of a method's own networks, by names that are no views; none, unless it has a momentum copy."""
         return {}
 
-    def head(self, modality: str) -> nn.Module:
-        """The head whose output stands for a clip after training."""
+    def head(self, modality: str) -> nn.Module | None:
+        """The head whose output stands for a clip after training; None where there is none."""
         return self.heads[modality]
 
     def loss(self, features: dict[str, Tensor], batch: Batch, progress: Progress) -> Step:

@@ -54,8 +54,8 @@ class Finetune(Method):
             raise ValueError(f"method.modality={options.modality}: expected video or audio")
         return (options.modality,)
 
-    def head(self, modality: str) -> nn.Module:
-        return nn.Identity()
+    def head(self, modality: str) -> None:
+        """None: nothing is embedded."""
 
     def forward(self, batch: Batch, progress: Progress) -> Step:
         encoder = self.encoders[self.options.modality]

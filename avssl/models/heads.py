@@ -85,7 +85,7 @@ class ProjectionHead(nn.Module):
 
     def __init__(self, in_dim: int, *, hidden_dim: int = 512, out_dim: int = 128, batch_norm: bool = False) -> None:
         super().__init__()
-        self.in_dim, self.out_dim = in_dim, out_dim
+        self.in_dim, self.hidden_dim, self.out_dim, self.batch_norm = in_dim, hidden_dim, out_dim, batch_norm
         self.projection = nn.Sequential(
             nn.Linear(in_dim, hidden_dim),
             nn.ReLU(),

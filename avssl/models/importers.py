@@ -1,12 +1,14 @@
 """Weights from a local file into an encoder: the libraries' own checkpoints, AVID-CMA's, and what avssl exports.
 
-Nothing is downloaded, and no code of the file is run.
+Nothing is downloaded, and no code of the file is run, unless `trust_pickle` says so.
 """
 
 import pickle
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
@@ -14,7 +16,7 @@ from torch import Tensor
 
 from avssl.models.heads import Encoder
 
-WRAPPERS = ("model_state", "state_dict", "model")  # pytorchvideo; lightning, MoCo; AVID-CMA, avssl
+WRAPPERS = ("model_state", "state_dict", "model", "blobs")  # pytorchvideo; lightning, MoCo; AVID-CMA, avssl; Caffe2
 OWNERS = ("{}.", "{}_model.", "encoders.{}.")  # before a tower's names: encoders.safetensors; AVID-CMA; last.pt
 
 
@@ -30,7 +32,7 @@ def load_weights(encoder: Encoder, path: str | Path) -> None:
             another shape.
     """
     option = f"model.{encoder.modality}_weights={path}"
-    given = _own_entries(_read(Path(path), option), encoder)
+    given = _own_entries(read_checkpoint(Path(path), named=option)[0], encoder)
     own = encoder.state_dict()
     missing = [name for name in own if name not in given]
     unexpected = [name for name in given if name not in own]
@@ -51,23 +53,57 @@ def load_weights(encoder: Encoder, path: str | Path) -> None:
     encoder.load_state_dict(given)
 
 
-def _read(path: Path, option: str) -> dict[str, Any]:
-    """The outermost mapping of a file that may be called weights."""
+def read_checkpoint(
+    path: Path, *, named: str, trust_pickle: bool = False
+) -> tuple[dict[str, Tensor], Mapping[str, Any]]:
+    """The weights of a file by name, and what lies beside them (nothing in a .safetensors).
+
+    Args:
+        named: the file in errors.
+        trust_pickle: also read what only Python's pickle reads, which RUNS WHATEVER CODE THE FILE HOLDS: numbers of
+            numpy, argparse's namespaces, blobs of Caffe2.
+
+    Raises:
+        ValueError: the file is missing, cannot be read, or holds no weights.
+    """
     if not path.is_file():
-        raise ValueError(f"{option} does not exist: give the path of a local file, nothing is downloaded")
+        raise ValueError(f"{named} does not exist: give the path of a local file, nothing is downloaded")
     try:
         if path.suffix == ".safetensors":
-            return load_file(path)
-        state = torch.load(path, map_location="cpu", weights_only=True)
+            return load_file(path), {}
+        whole = torch.load(path, map_location="cpu", weights_only=True)
     except (OSError, RuntimeError, EOFError, pickle.UnpicklingError, KeyError, ValueError, SafetensorError) as error:
         # torch's own words recommend weights_only=False, which would run the code in a foreign file
-        why = "holds more than tensors" if isinstance(error, pickle.UnpicklingError) else "is damaged or cut short"
-        raise ValueError(f"{option} cannot be used, it {why}: give a complete file of tensors") from error
+        if not isinstance(error, pickle.UnpicklingError):
+            raise ValueError(f"{named} cannot be used, it is damaged or cut short: give a complete file") from error
+        if not trust_pickle:
+            raise ValueError(
+                f"{named} cannot be used, it holds more than tensors: give a file of tensors, or read it by "
+                "tools/convert.py --trust-pickle, which runs whatever code the file holds (only from a source you "
+                "trust)"
+            ) from error
+        whole = _read_pickle(path, named)
+    state = whole
     while isinstance(state, dict) and (inner := [name for name in WRAPPERS if isinstance(state.get(name), dict)]):
         state = state[inner[0]]
-    if not isinstance(state, dict) or not any(isinstance(value, Tensor) for value in state.values()):
-        raise ValueError(f"{option} holds no weights: expected tensors by name, bare or under {', '.join(WRAPPERS)}")
-    return state
+    entries = state.items() if isinstance(state, dict) else ()
+    weights = {name: torch.as_tensor(value) for name, value in entries if isinstance(value, np.ndarray | Tensor)}
+    if not weights:
+        raise ValueError(f"{named} holds no weights: expected tensors by name, bare or under {', '.join(WRAPPERS)}")
+    return weights, {name: value for name, value in whole.items() if value is not state}
+
+
+def _read_pickle(path: Path, named: str) -> Any:
+    """What the file holds; runs its code."""
+    try:
+        if path.suffix != ".pkl":
+            return torch.load(path, map_location="cpu", weights_only=False)
+        with path.open("rb") as file:
+            return pickle.load(file, encoding="latin1")  # Caffe2's, of Python 2
+    except (ImportError, AttributeError, LookupError, TypeError, ValueError, RuntimeError, EOFError) as error:
+        raise ValueError(f"{named} cannot be used, its pickle needs what is not here: {error}") from error
+    except pickle.UnpicklingError as error:
+        raise ValueError(f"{named} cannot be used, it is no pickle: {error}") from error
 
 
 def _own_entries(state: dict[str, Any], encoder: Encoder) -> dict[str, Any]:

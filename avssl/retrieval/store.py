@@ -93,8 +93,12 @@ def write_store(
         The whole store on rank 0; None elsewhere.
 
     Raises:
-        StoreError: the folder holds embeddings of other weights, clips or settings.
+        StoreError: the folder holds embeddings of other weights, clips or settings, or the weights have no heads.
     """
+    if kind == "embedding" and not run.heads:
+        raise StoreError(
+            f"the weights in {run.path.parent} have no heads, whose outputs embeddings are: ask --features"
+        )
     ids = np.flatnonzero(manifest.usable(split))
     if len(ids) == 0:
         raise StoreError(

@@ -19,8 +19,6 @@ CENTRE_FRACTION = 0.875  # side of the evaluation crop over the short side of th
 CROP_TRIES = 10
 BLUR_SIGMA = (0.1, 2.0)  # range in pixels of a crop of BLUR_SIZE
 BLUR_SIZE = 224  # side in pixels of the crops that the published range is meant for
-IMAGENET_MEAN = (0.485, 0.456, 0.406)
-IMAGENET_STD = (0.229, 0.224, 0.225)
 NEUTRAL_FACTORS = (1.0, 1.0, 1.0, 0.0)  # brightness, contrast, saturation, hue: the values that change nothing
 
 
@@ -332,17 +330,25 @@ def solarize_(video: Tensor, marked: Tensor) -> Tensor:
     return _change_(video, rows, lambda chosen: torch.minimum(chosen, 1 - chosen))  # the threshold is the middle
 
 
-def normalise_(video: Tensor) -> Tensor:
-    """Subtract ImageNet's mean and divide by its standard deviation, in place: (B, 3, T, H, W) float32 in [0, 1]."""
-    mean, std = _imagenet_statistics(video.device)
+def normalise_(video: Tensor, *, mean: Sequence[float], std: Sequence[float]) -> Tensor:
+    """Subtract a mean and divide by a standard deviation per colour, in place: (B, 3, T, H, W) float32 in [0, 1].
+
+    Raises:
+        ValueError: not three of each, or a deviation that is not positive.
+    """
+    mean, std = _statistics(tuple(mean), tuple(std), video.device)
     return video.sub_(mean).div_(std)
 
 
 @functools.cache
 @torch.inference_mode(False)  # made inside an evaluation, they must still serve training afterwards
-def _imagenet_statistics(device: torch.device) -> tuple[Tensor, Tensor]:
-    mean, std = (torch.tensor(values, device=device).view(3, 1, 1, 1) for values in (IMAGENET_MEAN, IMAGENET_STD))
-    return mean, std
+def _statistics(mean: tuple[float, ...], std: tuple[float, ...], device: torch.device) -> tuple[Tensor, Tensor]:
+    if len(mean) != 3 or len(std) != 3 or min(std) <= 0:
+        raise ValueError(
+            f"data.pixel_mean={list(mean)} and data.pixel_std={list(std)}: expected a value for each of red, green and "
+            "blue, deviations above 0"
+        )
+    return torch.tensor(mean, device=device).view(3, 1, 1, 1), torch.tensor(std, device=device).view(3, 1, 1, 1)
 
 
 def _change_(video: Tensor, rows: Tensor, change: Callable[[Tensor], Tensor]) -> Tensor:

@@ -14,7 +14,9 @@ from dataclasses import dataclass
 from typing import Literal, Protocol
 
 import numpy as np
+import torch
 from torch import Tensor
+from torchvision.transforms.v2.functional import resize
 
 from avssl.config import DataConfig
 from avssl.transforms import audio, video
@@ -122,7 +124,7 @@ def draw_avid_video(
 
 
 def apply_avid_video(x: Tensor, params: Mapping[str, Tensor], data: DataConfig) -> Tensor:
-    """Flip, colour jitter, grey, blur, solarization, ImageNet's mean and deviation, in the order of MoCo v2 and BYOL.
+    """Flip, colour jitter, grey, blur, solarization, mean and deviation, in the order of MoCo v2 and BYOL.
 
     (B, T, H, W, 3) uint8 -> (B, 3, T, H, W) float32.
     """
@@ -134,7 +136,7 @@ def apply_avid_video(x: Tensor, params: Mapping[str, Tensor], data: DataConfig) 
         video.blur_(clips, params["blur"])
     if "solarize" in params:
         video.solarize_(clips, params["solarize"])
-    return video.normalise_(clips)
+    return video.normalise_(clips, mean=data.pixel_mean, std=data.pixel_std)
 
 
 def draw_avid_audio(
@@ -204,7 +206,8 @@ def draw_walk(
 
 def apply_walk(x: Tensor, params: Mapping[str, Tensor], data: DataConfig) -> Tensor:
     """Normalise, then cut the cells out: (B, T, H, W, 3) uint8 -> (B, T, N, 3, 1, P, P) float32."""
-    clips = video.normalise_(video.to_planes(x).float().div_(255))  # (B, 3, T, H, W)
+    clips = video.to_planes(x).float().div_(255)  # (B, 3, T, H, W)
+    video.normalise_(clips, mean=data.pixel_mean, std=data.pixel_std)
     cells = params["cells"].to(x.device, non_blocking=True)
     frames = clips.transpose(1, 2).flatten(0, 1)  # (B T, 3, H, W)
     patches = video.cut(frames, cells.flatten(0, 1), size=data.patch_size)  # (B T, N, 3, P, P)
@@ -222,6 +225,31 @@ VIEWS = {
 def view_of(name: str) -> View:
     """The recipe of a view: that of video.1 is that of video."""
     return VIEWS[name.partition(".")[0]]
+
+
+def evaluate_view(name: Literal["video", "audio"], x: Tensor, data: DataConfig) -> Tensor:
+    """What evaluation makes of decoded clips: the centre crop, and no augmentation.
+
+    Args:
+        x: whole frames (B, T, H, W, 3) uint8 of any size, or sound (B, n) float32 in [-1, 1] at data.sample_rate, of
+            at least data.audio_seconds; what is longer is left out.
+
+    Returns:
+        (B, 3, T, size, size) or (B, 1, S, F), float32.
+
+    Raises:
+        ValueError: `x` has another shape or type, or too few samples.
+    """
+    width, height = (x.shape[-2], x.shape[-3]) if name == "video" and x.dim() == 5 else (data.size, data.size)
+    drawn = VIEWS[name].draw(None, data, width=width, height=height, number=0)
+    if name == "video" and x.dim() == 5:
+        top, left, rows, columns = (
+            round(part * side) for part, side in zip(drawn["crop"], (height, width, height, width), strict=True)
+        )
+        frames = x[:, :, top : top + rows, left : left + columns].movedim(-1, 2)  # (B, T, 3, h, w)
+        x = resize(frames, [data.size, data.size], antialias=True).movedim(2, -1)
+    params = {key: torch.from_numpy(np.stack([value] * len(x))) for key, value in drawn.items()}
+    return VIEWS[name].apply(x, params, data)
 
 
 def numbered(name: str, number: int) -> str:

@@ -150,16 +150,25 @@ def test_video_is_torchvisions_clip_by_clip(options):
         torch.testing.assert_close(applied[i], frames.transpose(0, 1), rtol=0, atol=5e-5)
 
 
-@pytest.mark.parametrize("options", [{}, EVERYTHING])
+OTHER_COLOURS = {"pixel_mean": [0.43, 0.39, 0.38], "pixel_std": [0.23, 0.22, 0.21]}
+
+
+@pytest.mark.parametrize("options", [{}, EVERYTHING, OTHER_COLOURS])
 def test_the_evaluation_view_only_normalises(options):
     data = DataConfig(audio_seconds=0.2, **options)
     x, params = some_batch("video", data, 1, train=False)
     assert params.keys() == some_batch("video", data, 1)[1].keys()
-    expected = functional.normalize(
-        x[0].permute(0, 3, 1, 2).float() / 255, [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
-    )
+    mean, std = options.get("pixel_mean", [0.485, 0.456, 0.406]), options.get("pixel_std", [0.229, 0.224, 0.225])
+    expected = functional.normalize(x[0].permute(0, 3, 1, 2).float() / 255, mean, std)
     torch.testing.assert_close(VIEWS["video"].apply(x, params, data)[0], expected.transpose(0, 1))
     assert some_batch("audio", data, 1, train=False)[1]["gain"].tolist() == [1.0]
+
+
+@pytest.mark.parametrize("options", [{"pixel_mean": [0.5]}, {"pixel_std": [0.2, 0.2, 0.0]}])
+def test_colours_that_cannot_be_standardised(options):
+    x, params = some_batch("video", DataConfig(), 1, train=False)
+    with pytest.raises(ValueError, match=r"data.pixel_mean=.*data.pixel_std=.*each of red, green and blue"):
+        VIEWS["video"].apply(x, params, DataConfig(**options))
 
 
 @pytest.mark.parametrize("spectrogram, num_bins", [("avid", 257), ("log_mel", 64)])

@@ -1,0 +1,88 @@
+"""Encoders as ONNX files, each compared with torch before it stays.
+
+Needs the extra [onnx]: pip install 'avssl[onnx]'.
+"""
+
+import contextlib
+import io
+import warnings
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import nn
+
+from avssl.files import whole_file
+from avssl.pretrained import Pretrained
+
+TOLERANCE = 1e-3  # largest difference from torch, as a share of the largest output
+
+
+class OnnxError(ValueError):
+    """An encoder whose ONNX file gives other features than torch."""
+
+
+def export_onnx(towers: Pretrained, folder: str | Path) -> dict[str, float]:
+    """Write video.onnx and audio.onnx: input `clips` of any number, of the data section's length and size, as
+    `Pretrained.transform` gives them; output `features` (B, dim).
+
+    Returns:
+        {modality: largest difference from torch on random clips, as a share of the largest output}.
+
+    Raises:
+        OnnxError: onnxruntime and torch disagree by more than TOLERANCE; no file of that encoder is left.
+        ValueError: the extra is not installed (WriteError, which is one: the folder cannot be written to).
+    """
+    folder, differences = Path(folder), {}
+    for modality, encoder in towers.encoders.items():
+        with whole_file(folder / f"{modality}.onnx") as temporary:
+            differences[modality] = difference = _export(encoder, _some_clips(towers, modality), temporary)
+            if not difference <= TOLERANCE:
+                raise OnnxError(
+                    f"the {modality} encoder differs by {difference:.1e} of its largest output in onnxruntime, at most "
+                    f"{TOLERANCE:g} is expected: no {modality}.onnx was written"
+                )
+    return differences
+
+
+def _some_clips(towers: Pretrained, modality: str) -> torch.Tensor:
+    """Two random clips as the encoder takes them."""
+    data, generator = towers.data, torch.Generator().manual_seed(0)
+    if modality == "video":
+        shape = (2, data.num_frames, data.size, data.size, 3)
+        x = torch.randint(0, 256, shape, dtype=torch.uint8, generator=generator)
+    else:
+        x = torch.rand(2, round(data.audio_seconds * data.sample_rate), generator=generator) - 0.5
+    return towers.transform(modality, x)
+
+
+def _export(encoder: nn.Module, clips: torch.Tensor, path: Path) -> float:
+    """Write the file; returns the difference on one clip more than it was traced with."""
+    try:
+        import onnxruntime
+        import onnxscript  # noqa: F401  torch's exporter needs it, and says so at length
+    except ImportError as error:
+        raise ValueError(f"{error.name} is not installed: pip install 'avssl[onnx]'") from error
+    device = next(encoder.parameters()).device
+    encoder, clips = encoder.cpu(), clips.cpu()
+    try:
+        with torch.no_grad(), warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+            warnings.simplefilter("ignore")
+            torch.onnx.export(
+                encoder,
+                (clips,),
+                path,
+                input_names=["clips"],
+                output_names=["features"],
+                dynamic_shapes=({0: torch.export.Dim("clips", min=1)},),
+                dynamo=True,
+                external_data=False,
+                verbose=False,
+            )
+            asked = torch.cat([clips, clips[:1].flip(-1)])  # (3, ...)
+            expected = encoder(asked).numpy()
+    finally:
+        encoder.to(device)
+    session = onnxruntime.InferenceSession(path.read_bytes(), providers=["CPUExecutionProvider"])
+    found = session.run(["features"], {"clips": asked.numpy()})[0]
+    return float(np.abs(found - expected).max() / max(np.abs(expected).max(), 1e-12))

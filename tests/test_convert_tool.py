@@ -1,0 +1,121 @@
+"""tools/convert.py, called as a user calls it: a run, a published checkpoint, and ONNX files beside them."""
+
+import importlib.util
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torchvision
+
+import avssl
+from avssl import to_onnx
+from avssl.checkpoint import ENCODERS
+from avssl.config import DataConfig, ModelConfig
+from avssl.data.manifest import Manifest
+from avssl.models import build_encoder
+from avssl.pretrained import CARD, load, towers_of
+from avssl.train import train
+from tests.test_train import config
+
+Call = Callable[..., int]
+
+
+@pytest.fixture(scope="module")
+def call() -> Call:
+    path = Path(__file__).parents[1] / "tools" / "convert.py"
+    spec = importlib.util.spec_from_file_location("called_convert", path)
+    tool = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(tool)
+
+    def call(*arguments: object) -> int:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("sys.argv", ["convert.py", *map(str, arguments)])
+            return tool.main()
+
+    return call
+
+
+def test_a_run_with_onnx(call: Call, clip_set: Manifest, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    onnxruntime = pytest.importorskip("onnxruntime", reason="the extra [onnx] is not installed")
+    pytest.importorskip("onnxscript", reason="the extra [onnx] is not installed")
+    assert not train(config(clip_set, tmp_path / "run", "run.max_steps=1"))
+    capsys.readouterr()
+    assert call(tmp_path / "run", "--to", tmp_path / "w", "--onnx", "--json") == 0
+    told = json.loads(capsys.readouterr().out)
+    assert told["encoders"] == {"video": "r2plus1d_avid", "audio": "conv2d_avid"}
+    assert max(told["onnx"].values()) <= 1e-3
+    model = avssl.load(tmp_path / "w")
+    assert model.weights_hash == told["weights_hash"]
+    clips = {
+        "video": model.transform("video", torch.randint(0, 255, (5, 2, 40, 40, 3), dtype=torch.uint8)),
+        "audio": model.transform("audio", torch.randn(1, 4000)),
+    }
+    for modality, x in clips.items():
+        session = onnxruntime.InferenceSession(tmp_path / "w" / f"{modality}.onnx")
+        with torch.no_grad():
+            expected = model.encoders[modality](x).numpy()
+        np.testing.assert_allclose(session.run(None, {"clips": x.numpy()})[0], expected, rtol=1e-3, atol=1e-5)
+
+
+def test_an_onnx_file_that_differs_is_not_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("onnxruntime", reason="the extra [onnx] is not installed")
+    pytest.importorskip("onnxscript", reason="the extra [onnx] is not installed")
+    monkeypatch.setattr(to_onnx, "TOLERANCE", -1.0)
+    model = ModelConfig(audio_width=0.125)
+    encoders = torch.nn.ModuleDict({"audio": build_encoder("audio", model)})
+    data = DataConfig(manifest="", audio_seconds=0.5, sample_rate=8000, spectrogram="log_mel", n_fft=256, num_mels=24)
+    towers = towers_of(encoders, torch.nn.ModuleDict(), path=tmp_path, data=data, model=model)
+    with pytest.raises(to_onnx.OnnxError, match=r"the audio encoder differs by .*: no audio.onnx was written"):
+        to_onnx.export_onnx(towers, tmp_path / "w")
+    assert not list((tmp_path / "w").iterdir())
+
+
+def test_torchvision_by_name(
+    call: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
+    assert call("torchvision:mc3_18", "--to", tmp_path / "w") == 2
+    error = capsys.readouterr().err
+    assert "nothing is downloaded here, put https://download.pytorch.org/models/mc3_18-a90a0ba3.pth there" in error
+    path = tmp_path / "torch" / "hub" / "checkpoints" / "mc3_18-a90a0ba3.pth"
+    path.parent.mkdir(parents=True)
+    original = torchvision.models.video.mc3_18(weights=None).eval()
+    torch.save(original.state_dict(), path)
+    assert call("torchvision:mc3_18", "--to", tmp_path / "w") == 0
+    assert "torchvision: 120 entries matched, 0 missing, 0 unexpected, 2 known ones left out" in capsys.readouterr().out
+    model = load(tmp_path / "w")
+    assert (model.data.num_frames, model.data.size, model.facts["file"]) == (16, 112, path.name)
+    assert "BSD 3-Clause" in (tmp_path / "w" / CARD).read_text()
+    original.fc = torch.nn.Identity()
+    x = torch.randn(1, 3, 4, 32, 32)
+    with torch.no_grad():
+        torch.testing.assert_close(model.encoders["video"](x.to(model.device)).cpu(), original(x))
+
+
+@pytest.mark.parametrize(
+    "arguments, match",
+    [
+        (["none.pth"], "none.pth does not exist"),
+        (["torchvision:s4d"], "torchvision:s4d: expected one of r2plus1d_18"),
+        (["odd.pth"], "odd.pth has entries such as weight, which are of no known layout"),
+        (["."], "last.pt does not exist"),
+    ],
+)
+def test_wrong_calls(
+    call: Call,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture,
+    arguments: list[str],
+    match: str,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    torch.save({"weight": torch.zeros(1)}, "odd.pth")
+    assert call(*arguments, "--to", "w") == 2
+    error = capsys.readouterr().err
+    assert match in error
+    assert error.count("\n") == 1
+    assert not (tmp_path / "w" / ENCODERS).exists()

@@ -1,0 +1,94 @@
+"""Make a folder of weights that `avssl.load` reads: of a run, or of a published checkpoint.
+
+    python tools/convert.py runs/mine/avid --to weights/mine
+    python tools/convert.py checkpoint.pth.tar --to weights/avid
+    python tools/convert.py torchvision:r2plus1d_18 --to weights/r2plus1d_18 --onnx
+
+Published: AVID-CMA, GDT, SeLaVi, XDC, SlowFast's Slow R50 (self-supervised too), torchvision, pytorchvideo. The layout
+is recognised, and refused where it is none of these or an entry does not fit (docs/weights.md). Nothing is downloaded:
+torchvision:NAME is taken from where torchvision has downloaded it to.
+Exit code: 0 done, 1 an ONNX file differs from torch (none is left), 2 wrong call.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+from typing import Any
+
+from avssl.checkpoint import LAST
+from avssl.convert import convert
+from avssl.files import answer, check_writable
+from avssl.models.published import LAYOUTS
+from avssl.pretrained import export, load, load_run
+from avssl.to_onnx import OnnxError, export_onnx
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("source", help="folder of a run, file of a checkpoint, or torchvision:NAME")
+    parser.add_argument("--to", type=Path, required=True, help="folder for the weights")
+    parser.add_argument("--layout", choices=LAYOUTS, help="of a published checkpoint (default: the one that fits)")
+    parser.add_argument("--encoder", help="of its video tower (default: the one that fits)")
+    parser.add_argument(
+        "--trust-pickle", action="store_true", help="read an old pickle, which RUNS WHATEVER CODE IS IN THE FILE"
+    )
+    parser.add_argument("--onnx", action="store_true", help="write the encoders as ONNX too, checked against torch")
+    parser.add_argument("--json", nargs="?", const="-", help="print JSON, or write it to a file")
+    arguments = parser.parse_args()
+    try:
+        if arguments.json not in (None, "-"):
+            check_writable(arguments.json)
+        result = _write(arguments)
+        if arguments.onnx:
+            result["onnx"] = export_onnx(load(arguments.to), arguments.to)
+    except OnnxError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except ValueError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    answer(result, _in_words(result), to=arguments.json)
+    return 0
+
+
+def _write(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Write the folder; what there is to tell of it."""
+    path = Path(arguments.source)
+    if path.is_dir() or path.name == LAST:
+        towers, told = load_run(path), {}
+        export(towers, arguments.to, facts=towers.facts)
+    else:
+        converted = convert(
+            arguments.source,
+            layout=arguments.layout,
+            encoder=arguments.encoder,
+            trust_pickle=arguments.trust_pickle,
+        )
+        towers, report = converted.towers, converted.report
+        told = {"layout": towers.facts["layout"], **vars(report), "memory": towers.facts["memory"]}
+        export(towers, arguments.to, facts=towers.facts, memory=converted.memory)
+    encoders = {modality: getattr(towers.model, modality) for modality in towers.encoders}
+    return {"to": str(arguments.to), "encoders": encoders, "weights_hash": towers.weights_hash, **told}
+
+
+def _in_words(result: dict[str, Any]) -> str:
+    encoders = " and ".join(f"{name} ({modality})" for modality, name in result["encoders"].items())
+    lines = [f"{encoders} -> {result['to']}"]
+    if "layout" in result:
+        counts = {name: len(result[name]) for name in ("matched", "missing", "unexpected", "left_out")}
+        lines.append(
+            f"{result['layout']}: {counts['matched']} entries matched, {counts['missing']} missing, "
+            f"{counts['unexpected']} unexpected, {counts['left_out']} known ones left out"
+        )
+        beginnings = sorted({name.split(".")[0] for name in result["left_out"]})
+        lines += [f"left out: {', '.join(beginnings)}"] if beginnings else []
+        lines += [f"memory.safetensors: {', '.join(result['memory'])}"] if result["memory"] else []
+    lines += [
+        f"{modality}.onnx differs from torch by {difference:.1e} of the largest output"
+        for modality, difference in result.get("onnx", {}).items()
+    ]
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
