@@ -26,6 +26,7 @@ ONE_EPOCH = [*TINY, "optim.epochs=1", "optim.warmup_epochs=0"]
 NUM_TRAIN, NUM_TEST = 24, 12
 NOT_AVID = [line for line in ONE_EPOCH if not line.startswith("method.")]  # whose options those are
 NOT_AVID += ["data.num_frames=3", "data.patch_size=32", "data.patch_grid=2"]
+TUNED = ["optim.epochs=2", "method.warmup_epochs=1", "data.clips_per_video=1", "data.batch_size=4", "run.num_threads=1"]
 TOY_SIZE = ["--train", str(NUM_TRAIN), "--test", str(NUM_TEST), "--actions-train", "12", "--actions-test", "12"]
 SUMMARY = {
     "agreement_precision": {"consensus", "union", "video", "audio", "chance"},
@@ -48,6 +49,9 @@ def option(arguments: list[str], name: str) -> str:
 
 
 def check_manifest(arguments: list[str], printed: str) -> None:
+    if arguments[0] == "my_actions":
+        assert read_manifest(option(arguments, "--out")).class_names == sorted(os.listdir("my_actions/train"))
+        return
     assert pq.read_metadata(option(arguments, "--out")).num_rows == NUM_TRAIN + NUM_TEST
     assert "without sound" in printed
 
@@ -100,11 +104,24 @@ def check_neighbours(arguments: list[str], printed: str) -> None:
 
 def check_accuracy(arguments: list[str], printed: str) -> None:
     heading, *lines = printed.splitlines()[1:]
-    assert heading.split()[:3] == ["chance", "random", "init"]
+    assert heading.split()[:3] == ["chance", "random", "init"]  # for free beside every figure
     ways = [line.split("  ")[0] for line in lines if re.search(r"\d\.\d{3} \(", line)]
-    assert {"video", "audio", "both"} <= {way.split()[0] for way in ways}
+    assert {way.split()[0] for way in ways} >= ({"video"} if "my_actions" in printed else {"video", "audio"})
     if "--json" in arguments:
         assert json.loads(Path(option(arguments, "--json")).read_text())["protocol"] == arguments[1]
+
+
+def check_tuned(arguments: list[str], printed: str) -> None:
+    assert re.search(r"^video +[01]\.\d+ +[01]\.\d+ \(.*\) +[01]\.\d+ \(", printed, re.MULTILINE)
+    out = Path(option(arguments, "--out"))
+    assert {"trained", "random"} == set(os.listdir(out / "split"))
+
+
+def check_predicted(arguments: list[str], printed: str) -> None:
+    name, *lines = printed.splitlines()
+    assert name == arguments[1]
+    assert 1 <= len(lines) <= (int(option(arguments, "--top")) if "--top" in arguments else 5)
+    assert all(re.fullmatch(r" [01]\.\d{3}  \w+", line) for line in lines)
 
 
 def check_toy(arguments: list[str], printed: str) -> None:
@@ -144,6 +161,9 @@ KNOWN = {
     "tools/extract.py": Miniature(["--num-workers", "0", "--num-clips", "1"], check_embeddings),
     "tools/retrieve.py": Miniature([], check_neighbours),
     "tools/evaluate.py": Miniature(["--num-workers", "0", "--num-clips", "1", "--num-crops", "1"], check_accuracy),
+    "tools/evaluate.py finetune": Miniature([*TUNED, "--num-workers", "0", "--num-clips", "1"], check_tuned),
+    "tools/evaluate.py --table": Miniature([], check_accuracy),
+    "tools/predict.py": Miniature(["--num-clips", "1"], check_predicted),
     "tools/benchmark.py": Miniature(["--n", "600", "--k", "4", "--threads", "1"], check_benchmark),
     "tools/demo.py": Miniature([*ONE_EPOCH, "--num-train", str(NUM_TRAIN), "--num-test", str(NUM_TEST)], check_demo),
 }
@@ -177,7 +197,8 @@ def test_readme_has_commands_only_where_they_are_run() -> None:
     assert not re.search(r"\bpython3? \S+\.py|\bpython3? -m", text)
     commands = readme_commands()
     assert {words[0] for words in commands} == {"python", *NOT_RUN}
-    assert {words[1] for words in commands if words[0] == "python"} == {*KNOWN, *(key[0] for key in OWN_TESTS)}
+    known = {key.split()[0] for key in KNOWN}
+    assert {words[1] for words in commands if words[0] == "python"} == {*known, *(key[0] for key in OWN_TESTS)}
     for words in commands:
         if words[0] == "torchrun":
             assert [word for word in words if word.endswith((".py", ".yaml"))] == [
@@ -206,12 +227,24 @@ def test_commands_with_tests_of_their_own_use_options_that_exist(
         assert all(word in printed for word in words if word.startswith("--")), words
 
 
+def make_actions(folder: Path) -> None:
+    """Clips of toy_actions in FOLDER/{train,test}/<motion>, without a manifest."""
+    spec = importlib.util.spec_from_file_location("toy", ROOT / "datasets" / "toy.py")
+    toy = importlib.util.module_from_spec(spec)
+    sys.modules["toy"] = toy  # its dataclasses look their module up
+    spec.loader.exec_module(toy)
+    for split in ("train", "test"):
+        for clip in toy.action_clips(split, 12, seed=0):
+            toy.make_clip(clip, root=folder, seed=0)
+
+
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder with what the README takes for granted: clips, one more clip, and the repository's configs."""
     make_set(tmp_path / "my_clips", num_train=NUM_TRAIN, num_test=NUM_TEST)
     (tmp_path / "my_clips" / "manifest.parquet").unlink()
     make_clip(tmp_path / "another_clip.mp4", 1, 999)
+    make_actions(tmp_path / "my_actions")
     (tmp_path / "configs").symlink_to(ROOT / "configs")
     monkeypatch.chdir(tmp_path)
     return tmp_path
@@ -234,13 +267,14 @@ def test_commands_of_the_readme(
             continue
         script = words[1]
         assert script in KNOWN, f"the README runs {script}, which this test does not know: add it to KNOWN"
+        miniature = next((KNOWN[key] for word in words[2:] if (key := f"{script} {word}") in KNOWN), KNOWN[script])
         is_avid = script != "tools/train.py" or "avid" in words[2]
-        arguments = [*words[2:], *(KNOWN[script].smaller if is_avid else NOT_AVID)]
+        arguments = [*words[2:], *(miniature.smaller if is_avid else NOT_AVID)]
         capsys.readouterr()
         code = call(script, arguments, monkeypatch)
         printed = capsys.readouterr()
         assert code == 0, f"{shlex.join(words)}: exit code {code}\n{printed.err[-2000:]}"
-        KNOWN[script].check(words[2:], printed.out)
+        miniature.check(words[2:], printed.out)
 
 
 def call(script: str, arguments: list[str], monkeypatch: pytest.MonkeyPatch) -> int:

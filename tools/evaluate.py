@@ -45,7 +45,7 @@ FROZEN = {
     "knn": "classes of the nearest neighbours, weighted and plain",
     "linear": "a linear classifier on every map of the encoders",
     "svm": "a linear support vector machine",
-    "fewlabels": "a linear classifier from 1 % and 10 % of the labels",
+    "fewlabels": "a linear classifier from 1 and 10 of 100 labels",
     "partition": "clusters against classes: NMI, adjusted Rand index, purity",
     "retrieval": "recall at 1 to 50 of test clips among training clips, within and across picture and sound",
 }
