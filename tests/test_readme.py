@@ -174,6 +174,7 @@ OWN_TESTS = {  # run in miniature by a test of their own; here only their option
     ("tools/check.py",): "tests/test_check_tool.py",
     ("tools/hostile.py",): "tests/benchmark/test_hostile.py",
     ("tools/positives.py",): "tests/benchmark/test_positives.py",
+    ("tools/transfer.py",): "tests/benchmark/test_transfer.py",
     ("tools/track.py", "clips/manifest.parquet"): "tests/test_track_tool.py",
     ("tools/evaluate.py", "runs/mine/avid_cma", "propagate"): "tests/evaluate/test_propagate.py",
     ("tools/benchmark.py", "joint"): "tests/benchmark/test_joint.py",
