@@ -6,9 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from avssl.data.manifest import Manifest, read_manifest
+from avssl.data.check import build_table
+from avssl.data.manifest import Manifest, read_manifest, write_manifest
 from avssl.evaluate.table import compare
 from avssl.train import train
+from tests.clips import make_sound
 from tests.test_train import config
 from tests.test_wrong_use import Call
 from tests.test_wrong_use import call as call  # a fixture
@@ -157,3 +159,22 @@ def test_names_of_weights_tell_them_apart() -> None:
 def test_wrong_use(arguments: tuple[str, ...], match: str, run: Path, clip_set: Manifest, call: Call) -> None:
     given = [str(clip_set.root / "manifest.parquet") if word == "SET" else word for word in arguments]
     call("tools/evaluate.py", run, *given, *(() if "--num-clips" in given else SMALL[:2])).refused(match)
+
+
+def test_a_set_of_sounds_alone_is_asked_about_by_sound(run: Path, call: Call, tmp_path: Path) -> None:
+    """As ESC-50: three official folds, no pictures."""
+    rows = []
+    for number in range(12):
+        make_sound(tmp_path / "set" / f"{number}.wav", number % 2, number)
+        folds = {f"split{fold}": "test" if number // 2 % 3 + 1 == fold else "train" for fold in (1, 2, 3)}
+        rows.append({"path": f"{number}.wav", "label": "ab"[number % 2], "group": f"g{number // 2}"} | folds)
+    rows.sort(key=lambda row: row["path"])
+    write_manifest(tmp_path / "m.parquet", build_table(tmp_path / "set", rows, num_workers=1), root=tmp_path / "set")
+    done = call("tools/evaluate.py", run, "svm", "--dataset", tmp_path / "m.parquet", *SMALL, "--json")
+    assert done.code == 0, done.err
+    result = json.loads(done.out)
+    assert result["splits"] == ["split1", "split2", "split3"]
+    assert result["scores"].keys() == {"audio"}
+    assert [len(result["scores"]["audio"][name]) for name in ("splits", "chosen")] == [3, 3]
+    assert result["scores"]["audio"]["num"] == 12
+    assert result["clips"]["train"] == {"clips": 12, "unreadable": 0, "without_sound": 0}

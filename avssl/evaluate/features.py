@@ -358,6 +358,7 @@ def _key(looks: _Looks) -> str:
     """Digest of all that the vectors depend on."""
     facts = {
         "weights": looks.towers.weights_hash,
+        "sides": list(looks.towers.encoders),
         "manifest": looks.manifest.hash,
         "data": {name: getattr(looks.towers.data, name) for name in VIEWED},
         "decoder": check_decoder(looks.towers.data),

@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+from torch import nn
 
 import avssl
 from avssl import distributed
@@ -30,6 +31,7 @@ from avssl.evaluate.splits import Split
 from avssl.media.decoders import in_words
 from avssl.pretrained import Pretrained, Run, untrained
 
+PARTS = ("encoders", "heads")  # of towers
 VERSIONS = ("torch", "numpy", "scikit-learn", "av")  # noted in a result
 
 
@@ -77,6 +79,7 @@ def measure_frozen(
         ValueError: nothing can be compared, or a worker process was lost; WriteError, which is one: the cache.
     """
     since = time.perf_counter()
+    towers = _needed(towers, asked)
     seen = {}
     for name, each in (("scores", towers), *([("random", untrained(towers))] if baseline else [])):
         seen[name] = clip_vectors(
@@ -159,6 +162,14 @@ def measure_finetuned(
         if name == "scores":
             facts = _facts_of_clips(asked, {"test": seen}) | {"seconds": {"protocol": time.perf_counter() - since}}
     return _result(towers, asked, labels, scores | facts) if distributed.is_main() else None
+
+
+def _needed(towers: Pretrained, asked: Asked) -> Pretrained:
+    """Without the tower that none of the clips has anything for."""
+    has = {"video": asked.manifest.has_video[asked.rows], "audio": asked.manifest.has_audio[asked.rows]}
+    sides = [side for side in towers.encoders if has[side].any()] or list(towers.encoders)
+    parts = {name: {side: each for side, each in getattr(towers, name).items() if side in sides} for name in PARTS}
+    return dataclasses.replace(towers, **{name: nn.ModuleDict(each) for name, each in parts.items()})
 
 
 def _told(run: Run, vectors: ClipVectors, split: Split, labels: Labels, options: Options) -> Answers:

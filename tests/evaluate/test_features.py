@@ -14,6 +14,9 @@ from avssl.data.dataset import ClipDataset, apply_views
 from avssl.data.manifest import Manifest, read_manifest
 from avssl.data.sampling import Key
 from avssl.evaluate.features import ClipVectors, Rows, clip_vectors
+from avssl.evaluate.harness import Labels, answer
+from avssl.evaluate.protocols import Options
+from avssl.evaluate.splits import read_splits
 from avssl.media.decode import read_frames
 from avssl.pretrained import load_run, untrained, with_data
 from avssl.train import train
@@ -188,5 +191,15 @@ def test_two_processes_find_what_one_finds(run: Path, clip_set: Manifest, tmp_pa
     (kept,) = tmp_path.iterdir()
     assert len(list(kept.glob("errors-*.json"))) == 2
     towers = load_run(run)
-    both = clip_vectors(towers, clip_set, np.arange(18), num_clips=8, maps=True, folder=tmp_path)
-    same(clip_vectors(towers, clip_set, np.arange(18), num_clips=8, maps=True), both, atol=1e-5)
+    found = [
+        clip_vectors(towers, clip_set, np.arange(18), num_clips=8, maps=True, folder=folder)
+        for folder in (None, tmp_path)
+    ]
+    same(*found, atol=1e-5)
+    splits = read_splits(clip_set)
+    said = [
+        answer("knn", each, Labels(clip_set, splits), splits[0], Options(k=3), device=towers.device).outcomes
+        for each in found
+    ]
+    for way, outcome in said[0].items():
+        assert np.array_equal(outcome.predicted, said[1][way].predicted)
