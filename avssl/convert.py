@@ -45,6 +45,8 @@ def convert(
         ValueError: the file is missing or cannot be read, or is of no known layout, or does not fit.
     """
     if source.startswith(BY_NAME):
+        if layout or encoder:
+            raise ValueError(f"{source} says which encoder it is: leave --layout and --encoder out")
         path, encoder = _downloaded(source.removeprefix(BY_NAME))
         layout = "torchvision"
     else:

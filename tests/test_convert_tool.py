@@ -102,6 +102,8 @@ def test_torchvision_by_name(
         (["torchvision:s4d"], "torchvision:s4d: expected one of r2plus1d_18"),
         (["odd.pth"], "odd.pth has entries such as weight, which are of no known layout"),
         (["."], "last.pt does not exist"),
+        ([".", "--trust-pickle"], ". is a run: --layout, --encoder and --trust-pickle are for published checkpoints"),
+        (["torchvision:s3d", "--encoder", "r3d_18"], "torchvision:s3d says which encoder it is"),
     ],
 )
 def test_wrong_calls(

@@ -17,7 +17,20 @@ from avssl.evaluate.features import extract
 from avssl.media.decode import VideoWindow, read_clip
 from avssl.models import build_encoder
 from avssl.models.heads import Classifier
-from avssl.pretrained import CARD, CONFIG, MEMORY, Pretrained, Run, WeightsError, export, load, load_run, towers_of
+from avssl.pretrained import (
+    CARD,
+    CONFIG,
+    MEMORY,
+    Pretrained,
+    Run,
+    WeightsError,
+    export,
+    load,
+    load_run,
+    towers_of,
+    with_data,
+)
+from avssl.retrieval.store import StoreError, write_store
 from avssl.train import train
 from tests.test_train import config
 
@@ -80,6 +93,16 @@ def test_transforms_give_what_encoders_take(weights: Path, clip_set: Manifest) -
         assert model.encoders["audio"](sound).shape == (3, 64)
     with pytest.raises(ValueError, match="expected"):
         model.transform("video", frames[0])
+
+
+def test_embeddings_on_disk_know_the_weights(tmp_path: Path, weights: Path, clip_set: Manifest) -> None:
+    model = load(weights)
+    clips = {"manifest_path": clip_set.root / "manifest.parquet", "split": "test", "num_clips": 1}
+    store = write_store(tmp_path / "e", with_data(model, num_workers=0), clip_set, **clips)
+    assert load(store.meta.run).weights_hash == store.meta.weights_hash
+    without = dataclasses.replace(model, heads=torch.nn.ModuleDict())
+    with pytest.raises(StoreError, match="have no heads, whose outputs embeddings are: ask --features"):
+        write_store(tmp_path / "n", without, clip_set, **clips)
 
 
 def test_no_path_of_the_machine_is_exported(weights: Path, run: Run, clip_set: Manifest) -> None:

@@ -55,6 +55,8 @@ def _write(arguments: argparse.Namespace) -> dict[str, Any]:
     """Write the folder; what there is to tell of it."""
     path = Path(arguments.source)
     if path.is_dir() or path.name == LAST:
+        if arguments.layout or arguments.encoder or arguments.trust_pickle:
+            raise ValueError(f"{path} is a run: --layout, --encoder and --trust-pickle are for published checkpoints")
         towers, told = load_run(path), {}
         export(towers, arguments.to, facts=towers.facts)
     else:
