@@ -145,10 +145,8 @@ def load_run(path: str | Path, *, device: torch.device | None = None, trained: b
     state = load_checkpoint(path)
     config = loads(state["config"], source=str(path))
     everything = torch.ones_like(state["instances"]["valid"])
-    method = build_method(
-        without_weights(config) if trained else config,
-        Instances(everything, has_audio=everything, has_video=everything),
-    )
+    instances = Instances(**state["instances"] | dict.fromkeys(("valid", "has_audio", "has_video"), everything))
+    method = build_method(without_weights(config) if trained else config, instances)
     if trained:
         load_model(method, state, path=path)
     run = run_of(method, config, path=path, manifest_hash=state["manifest_hash"], device=device)
@@ -163,7 +161,8 @@ def run_of(
     device = device or distributed.init("auto")
     to_channels_last(method, enabled=config.run.channels_last)
     method = method.to(device).eval()
-    heads = nn.ModuleDict({modality: method.head(modality) for modality in method.encoders})
+    heads = {modality: method.head(modality) for modality in method.encoders}
+    heads = nn.ModuleDict({modality: head for modality, head in heads.items() if head is not None})
     return Run(
         path=path,
         encoders=method.encoders,
@@ -172,6 +171,7 @@ def run_of(
         model=config.model,
         device=device,
         weights_hash=_hash(method.encoders, heads),
+        classifier=getattr(method, "classifier", None),
         config=config,
         method=method,
         manifest_hash=manifest_hash,

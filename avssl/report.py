@@ -94,17 +94,17 @@ def clip_png(manifest: Manifest, row: int) -> bytes:
     return _png(figure)
 
 
-def confusion_png(result: Mapping[str, Any]) -> bytes:
-    """How often each class is taken for each, and right, for every way of an evaluation that predicts classes: a row of
-    two panels for each modality. Shares of the row's class; what is missing to 1 had no answer.
+def predicts_classes(result: Mapping[str, Any]) -> list[str]:
+    """The modalities for which an evaluation predicts one class per clip."""
+    return [way for way in ("video", "audio", "both") if "confusion" in result["scores"].get(way, {})]
 
-    Raises:
-        ValueError: the protocol predicts no classes.
+
+def confusion_png(result: Mapping[str, Any]) -> bytes:
+    """How often each class is taken for each, and how often it is right, of an evaluation that `predicts_classes`: two
+    panels for each modality. Shares of the row's class; what is missing to 1 had no answer.
     """
-    found = {way: figure for way, figure in result["scores"].items() if "confusion" in figure}
-    ways = [way for way in ("video", "audio", "both") if way in found]
-    if not ways:
-        raise ValueError(f"protocol {result['protocol']} predicts no classes, so there is no picture of confusions")
+    found = result["scores"]
+    ways = predicts_classes(result)
     classes, size = result["classes"], min(10.0, 3.6 + 0.25 * len(result["classes"]))
     figure, axes = plt.subplots(
         len(ways), 2, figsize=(2 * size, size * len(ways)), squeeze=False, layout="constrained", sharey="row"
@@ -156,11 +156,34 @@ def write_report(
     for heading, shown in clips.items():
         figures = "".join(_figure(manifest, clip) for clip in shown)
         parts.append(f'<h2>{html.escape(heading)}</h2><div class="clips">{figures}</div>')
-    page = (
+    path.write_text(_page(title, parts), encoding="utf-8")
+
+
+def write_evaluation(path: Path, results: Sequence[Mapping[str, Any]], *, tables: str) -> None:
+    """Write a page of evaluations: what was compared in words, then of each result the confusions, where there are any.
+
+    Args:
+        results: as tools/evaluate.py writes them.
+        tables: the words of `avssl.evaluate.table.compare`.
+    """
+    title = "Evaluation"
+    parts = [f"<h1>{title}</h1><pre>{html.escape(tables)}</pre>"]
+    for result in results:
+        name = f"{result['protocol']} on {result['manifest']}, {result['weights']}"
+        facts = ", ".join(f"{key} {value}" for key, value in {**result["versions"], "date": result["date"]}.items())
+        parts.append(f'<h2>{html.escape(name)}</h2><p class="note">{html.escape(facts)}</p>')
+        if predicts_classes(result):
+            parts.append(
+                f'<img class="curves" alt="Confusions: {html.escape(name)}" src="{_inline(confusion_png(result))}">'
+            )
+    path.write_text(_page(title, parts), encoding="utf-8")
+
+
+def _page(title: str, parts: Sequence[str]) -> str:
+    return (
         '<!doctype html><html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width">'
         f"<title>{html.escape(title)}</title><style>{STYLE}</style></head><body>{''.join(parts)}</body></html>\n"
     )
-    path.write_text(page, encoding="utf-8")
 
 
 def _figure(manifest: Manifest, clip: ShownClip) -> str:

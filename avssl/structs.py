@@ -213,11 +213,14 @@ class Progress:
 
 @dataclass(frozen=True)
 class Instances:
-    """The rows of the manifest as a method sees them: how many, and which may be drawn and mined."""
+    """The rows of the manifest as a method sees them: how many, which may be drawn and mined, and, for a supervised
+    method, of which class."""
 
     valid: Tensor  # (N,) bool: split and status admit the row
     has_audio: Tensor  # (N,) bool
     has_video: Tensor  # (N,) bool
+    target: Tensor | None = None  # (N,) int64, position in `classes`, -1 without a label
+    classes: list[str] = field(default_factory=list)
 
     @property
     def num(self) -> int:

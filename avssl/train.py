@@ -11,7 +11,7 @@ import sys
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, is_dataclass
+from dataclasses import dataclass, is_dataclass, replace
 from pathlib import Path
 from types import FrameType
 from typing import Any, Self
@@ -43,7 +43,7 @@ from avssl.data.tracks import read_tracks
 from avssl.files import WriteError, whole_file
 from avssl.logs import RunLog, RunningMean, collapse_figures
 from avssl.media.decoders import in_words
-from avssl.methods import build_method
+from avssl.methods import build_method, is_supervised
 from avssl.methods.base import Method
 from avssl.optim import build_optimizer, learning_rate
 from avssl.structs import Batch, Embedded, Instances, Progress, Step
@@ -246,11 +246,31 @@ def usable_instances(manifest: Manifest, config: Config) -> Instances:
             f"no usable clip with data.split={config.data.split or 'null'} in {config.data.manifest}: look at its "
             f"columns split, status and reason ({admitted.describe()}), {way_out}"
         )
-    return Instances(
+    instances = Instances(
         valid=torch.from_numpy(valid.copy()),
         has_audio=torch.from_numpy(manifest.has_audio.copy()),
         has_video=torch.from_numpy(manifest.has_video.copy()),
     )
+    return with_classes(instances, manifest, config) if is_supervised(config) else instances
+
+
+def with_classes(instances: Instances, manifest: Manifest, config: Config) -> Instances:
+    """The same rows with their labels as classes; those without a label are left out.
+
+    Raises:
+        ConfigError: fewer than two classes.
+    """
+    labels = np.array([label or "" for label in manifest.column("label").tolist()])
+    valid = instances.valid.numpy() & (labels != "")
+    classes = sorted(set(labels[valid].tolist()))
+    if len(classes) < 2:
+        raise ConfigError(
+            f"method.name={config.method['name']} learns labels, and the usable clips with data.split="
+            f"{config.data.split or 'null'} in {config.data.manifest} have {len(classes)} of them "
+            f"({', '.join(classes) or 'none'}): at least two are needed (column label)"
+        )
+    target = np.where(np.isin(labels, classes), np.searchsorted(classes, labels), -1)
+    return replace(instances, valid=torch.from_numpy(valid), target=torch.from_numpy(target), classes=classes)
 
 
 def spare_cores(num_workers: int) -> int:
@@ -445,7 +465,10 @@ def _wrap(method: Method, config: Config, device: torch.device) -> nn.Module:
         return method
     # Banks are moved by the same update on every rank; broadcasting them at every step would cost more than the step.
     return DistributedDataParallel(
-        method, device_ids=[device.index] if device.type == "cuda" else None, broadcast_buffers=False
+        method,
+        device_ids=[device.index] if device.type == "cuda" else None,
+        broadcast_buffers=False,
+        find_unused_parameters=method.rests,
     )
 
 

@@ -8,11 +8,13 @@ from avssl.config import Config, load, merge_options
 from avssl.methods import METHODS
 
 CONFIGS = Path(__file__).parents[1] / "configs"
-FILES = sorted(CONFIGS.rglob("*.yaml"))
+RECIPES = sorted((CONFIGS / "evaluate").glob("*.yaml"))  # of fine-tuning: parts of a configuration
+FILES = sorted(set(CONFIGS.rglob("*.yaml")) - set(RECIPES))
 AVID = 'Morgado, Vasconcelos, Misra, "Audio-Visual Instance Discrimination with Cross-Modal Agreement", CVPR 2021'
 PAPERS = {  # of each method
     "avid": AVID,
     "avid_cma": AVID,
+    "finetune": AVID,
     "infonce": 'van den Oord, Li, Vinyals, "Representation Learning with Contrastive Predictive Coding", arXiv',
     "neighbour": 'Qian et al., "Spatiotemporal Contrastive Video Representation Learning", CVPR 2021',
     "neighbour_rho_moco": 'Feichtenhofer, Fan, Xiong, Girshick, He, "A Large-Scale Study on Unsupervised',
@@ -44,7 +46,13 @@ def test_there_is_a_config_of_every_method_for_every_set() -> None:
         return {method for method in METHODS if not list((CONFIGS / name).glob(f"{method}*.yaml"))}
 
     assert missing("toy") == missing("kinetics") == set()
-    assert missing("digits") == {"neighbour", "patch", "walk", "joint"}  # a digit that pans has no motion of its own
+    assert missing("digits") == {
+        "neighbour",
+        "patch",
+        "walk",
+        "joint",
+        "finetune",
+    }  # a digit that pans has no motion of its own
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(CONFIGS)))
@@ -66,6 +74,33 @@ def test_header_names_paper_and_result(path: Path) -> None:
     )  # joint
     assert named in text
     assert "not measured" in text or "README.md" in text  # a result has its source, or is not claimed
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+def test_recipes_of_fine_tuning_are_the_published_ones(path: Path) -> None:
+    text = header(path)
+    assert AVID in text
+    assert "not measured" in text
+    own = {"data.manifest": "none", "run.dir": "none"}
+    config = load(path, [f"{key}={value}" for key, value in own.items()])
+    options, data, optim = options_of(config), config.data, config.optim
+    name, frames = path.stem.split("_")
+    assert frames == f"{data.num_frames}at{data.fps:g}"
+    assert (options.dropout, options.warmup_epochs, optim.name, optim.lr, optim.weight_decay) == (
+        0.5,
+        5,
+        "adam",
+        1e-4,
+        0,
+    )
+    after = {"ucf101": (16, [6, 10, 14]), "hmdb51": (10, [3, 6, 8])}[name]  # the warm-up comes before
+    assert (optim.epochs - 5, [milestone - 5 for milestone in optim.milestones]) == after
+    assert optim.gamma == 0.3
+    assert data.batch_size == {8: 64, 32: 32}[data.num_frames]
+    clips = {("ucf101", 8): 10, ("ucf101", 32): 5, ("hmdb51", 8): 25, ("hmdb51", 32): 10}
+    assert data.clips_per_video == clips[name, data.num_frames]
+    assert (data.size, data.min_crop_area) == (224, 0.08)
+    assert data.jitter == ([0.4, 0.4, 0.4, 0.2] if name == "ucf101" else [1, 1, 1, 0.2])
 
 
 @pytest.mark.parametrize("name, epochs", [("avid", 30), ("avid_cma", 20)])

@@ -15,7 +15,18 @@ from tests.test_wrong_use import call as call  # a fixture
 
 SMALL = ("--num-workers", "0", "--num-clips", "1", "--num-crops", "1")
 FACTS = {
-    *("protocol", "weights", "weights_hash", "manifest", "manifest_hash", "splits", "classes", "settings", "data"),
+    *(
+        "protocol",
+        "weights",
+        "weights_hash",
+        "manifest",
+        "manifest_hash",
+        "splits",
+        "several_labels",
+        "classes",
+        "settings",
+        "data",
+    ),
     *("scores", "random", "clips", "errors", "seconds", "versions", "device", "date"),
 }
 
@@ -90,16 +101,23 @@ def test_an_unreadable_clip_is_named_and_wrong(run: Path, clip_set: Manifest, ca
     assert sum(row[-1] for row in result["scores"]["video"]["confusion"]) == 1
 
 
+def result_date(path: Path) -> str:
+    return json.loads(path.read_text())["date"]
+
+
 def test_results_side_by_side(run: Path, clip_set: Manifest, call: Call, tmp_path: Path) -> None:
     shutil.copytree(run, tmp_path / "other")
     dataset, paths = ("--dataset", clip_set.root), [tmp_path / "a.json", tmp_path / "b.json", tmp_path / "c.json"]
     call("tools/evaluate.py", run, "knn", *dataset, *SMALL, "--json", paths[0])
     call("tools/evaluate.py", tmp_path / "other", "knn", *dataset, *SMALL, "--no-baseline", "--json", paths[1])
     call("tools/evaluate.py", run, "knn", *dataset, *SMALL, "--k", "3", "--json", paths[2])
-    done = call("tools/evaluate.py", "--table", *paths[:2])
+    done = call("tools/evaluate.py", "--table", *paths[:2], "--report", tmp_path / "page.html")
     assert done.code == 0
     heading = [word.strip() for word in done.out.splitlines()[1].split("  ") if word.strip()]
     assert heading == ["chance", "random init", "avid", "other"]
+    page = (tmp_path / "page.html").read_text()
+    assert page.count('src="data:image/png;base64,') == 2
+    assert all(word in page for word in ("random init", str(tmp_path / "other"), result_date(paths[0])))
     assert "not comparable" not in done.out
     assert "not comparable, settings differ: k: 20, 3" in call("tools/evaluate.py", "--table", paths[0], paths[2]).out
     (tmp_path / "no.json").write_text("[]")
@@ -110,10 +128,15 @@ def test_results_side_by_side(run: Path, clip_set: Manifest, call: Call, tmp_pat
 def test_names_of_weights_tell_them_apart() -> None:
     figure = {"mean": 0.5, "interval": [0.4, 0.6], "spread": 0.0, "chance": 0.1}
     base = {"protocol": "knn", "manifest": "m", "manifest_hash": "h", "splits": ["split"], "random": None, "clips": {}}
-    base |= {"settings": {"num_clips": 1, "num_crops": 1, "skip_unreadable": False}, "scores": {"video": figure}}
+    base |= {
+        "several_labels": 3,
+        "settings": {"num_clips": 1, "num_crops": 1, "skip_unreadable": False},
+        "scores": {"video": figure},
+    }
     text = compare([base | {"weights": f"runs/{name}/avid/last.pt"} for name in ("toy", "digits")])
     assert "toy/avid" in text
     assert "digits/avid" in text
+    assert "3 clips have several classes: only the first of each counts here" in text
 
 
 @pytest.mark.parametrize(

@@ -32,6 +32,7 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {  # name: method, its options at
     "neighbour as SeCo": ("neighbour", SECO | {"queue_size": 40, "num_negatives": 12, "intra_seconds": 0.5}),
     "patch": ("patch", HEAD | {"tracks": "none", "num_tracks": 2}),
     "walk": ("walk", HEAD | {"dropout": 0.0}),  # each link that is cut costs, however good the links are
+    "finetune": ("finetune", {"dropout": 0.2, "warmup_epochs": 0}),
     "joint": (
         "joint",
         {
@@ -50,8 +51,10 @@ def test_every_method_is_a_case() -> None:
     assert {name for name, _ in CASES.values()} == set(METHODS)
 
 
-def build(case: str) -> Method:
+def build(case: str, **other: Any) -> Method:
+    """A case, with other options of its method."""
     name, options = CASES[case]
+    options = options | other
     given = {
         "data": {"manifest": "none"},
         "model": {"video_depth": 10, "video_width": 0.125, "audio_width": 0.125},
@@ -59,7 +62,8 @@ def build(case: str) -> Method:
         "run": {"dir": "none"},
     }
     everything = torch.ones(NUM, dtype=torch.bool)
-    return build_method(from_dict(given, source="test"), Instances(everything, everything, everything))
+    classes = {"target": torch.arange(NUM), "classes": [str(i) for i in range(NUM)]} if name == "finetune" else {}
+    return build_method(from_dict(given, source="test"), Instances(everything, everything, everything, **classes))
 
 
 def batch_of(method: Method, step: int, *, ids: torch.Tensor | None = None) -> Batch:

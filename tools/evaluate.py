@@ -5,7 +5,7 @@
     python tools/evaluate.py runs/toy linear --dataset toy --save weights/toy_classes
     python tools/evaluate.py weights/avid finetune --dataset ucf101 --out runs/ucf101
     python tools/evaluate.py runs/toy retrieval --dataset my_clips/manifest.parquet --folds 5
-    python tools/evaluate.py --table avid.json avid_cma.json
+    python tools/evaluate.py --table avid.json avid_cma.json --report compared.html
     python tools/evaluate.py runs/toy propagate --scenes 10 --seed 0 --random-weights
 
 knn, linear, svm, fewlabels, partition and retrieval look at frozen towers; the vectors are computed once and kept in
@@ -21,6 +21,7 @@ Exit code: 0 done, 1 some clips could not be read (they are named), 2 wrong call
 """
 
 import argparse
+import dataclasses
 import sys
 from pathlib import Path
 from typing import Any
@@ -36,8 +37,9 @@ from avssl.evaluate.protocols import Options
 from avssl.evaluate.splits import read_splits
 from avssl.evaluate.table import compare, read_result
 from avssl.files import answer, check_writable
-from avssl.pretrained import Pretrained, load, untrained, with_data
-from avssl.report import confusion_png
+from avssl.pretrained import Pretrained, export, load, untrained, with_data
+from avssl.report import confusion_png, write_evaluation
+from avssl.train import TrainingError
 
 FROZEN = {
     "knn": "classes of the nearest neighbours, weighted and plain",
@@ -61,6 +63,9 @@ def main() -> int:
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except TrainingError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
     finally:
         distributed.shut_down()
 
@@ -118,8 +123,16 @@ def _parser() -> argparse.ArgumentParser:
 def _table() -> int:
     parser = argparse.ArgumentParser(description="Results side by side.", prog="tools/evaluate.py")
     parser.add_argument("--table", nargs="+", type=Path, required=True, help="files that --json has written")
+    parser.add_argument("--report", type=Path, help="HTML page to write: the tables, and the confusions of each result")
+    arguments = parser.parse_args()
     try:
-        print(compare([read_result(path) for path in parser.parse_args().table]))
+        if arguments.report:
+            check_writable(arguments.report)
+        results = [read_result(path) for path in arguments.table]
+        tables = compare(results)
+        if arguments.report:
+            write_evaluation(arguments.report, results, tables=tables)
+        print(tables)
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -160,16 +173,23 @@ def dataset_path(name: str) -> Path:
 
 def _frozen(arguments: argparse.Namespace) -> int:
     towers, asked = _asked(arguments)
+    save = getattr(arguments, "save", None)
+    if save and len(asked.splits) > 1:
+        raise ValueError(f"--save {save}: there are {len(asked.splits)} splits, and a classifier of each: ask for one")
     heads: dict[str, Head] = {}
     result = measure_frozen(
         towers,
         asked,
         cache=arguments.cache or towers.path.parent / "vectors",
         baseline=not arguments.no_baseline,
-        keep=heads if arguments.protocol == "linear" else None,
+        keep=heads if save else None,
     )
-    if result and arguments.protocol == "linear" and arguments.save:
-        raise NotImplementedError
+    if result and save:
+        best = max(heads.values(), key=lambda head: head.held_out)
+        facts = {**towers.facts, "classifier": {"learned_on": asked.manifest_path, "held_out_accuracy": best.held_out}}
+        export(dataclasses.replace(towers, classifier=best.classifier), save, facts=facts)
+        words = f"{best.classifier.modality} {best.classifier.stage}, {best.held_out:.3f} on the held-out training part"
+        print(f"saved {save}: the classifier of {words}; next: python tools/predict.py {save} CLIP", file=sys.stderr)
     return _told(result, arguments)
 
 
@@ -183,6 +203,9 @@ def _finetune(arguments: argparse.Namespace) -> int:
         recipe=arguments.recipe,
         overrides=[*arguments.overrides, f"data.num_workers={arguments.num_workers}"],
     )
+    if result is None and distributed.is_main():
+        print(f"stopped: the same call continues the runs in {arguments.out}", file=sys.stderr)
+        return 1
     return _told(result, arguments)
 
 

@@ -76,12 +76,10 @@ def measure_frozen(
     Raises:
         ValueError: nothing can be compared, or a worker process was lost; WriteError, which is one: the cache.
     """
-    labels = Labels(asked.manifest, asked.splits)
-    scores: dict[str, Any] = {"random": None}
-    facts: dict[str, Any] = {}
+    since = time.perf_counter()
+    seen = {}
     for name, each in (("scores", towers), *([("random", untrained(towers))] if baseline else [])):
-        since = time.perf_counter()
-        vectors = clip_vectors(
+        seen[name] = clip_vectors(
             each,
             asked.manifest,
             asked.rows,
@@ -91,21 +89,21 @@ def measure_frozen(
             folder=cache,
             progress="vectors" if name == "scores" else "vectors, random weights",
         )
-        looked = time.perf_counter()
-        if not distributed.is_main():
-            continue
+    if not distributed.is_main():
+        return None
+    looked = time.perf_counter()
+    labels = Labels(asked.manifest, asked.splits)
+    found: dict[str, Any] = {"random": None}
+    for name, vectors in seen.items():
         more = {"keep": keep} if name == "scores" and keep is not None else {}
         parts = [
             answer(asked.protocol, vectors, labels, split, asked.options, device=towers.device, **more)
             for split in asked.splits
         ]
-        scores[name] = figures(parts, labels, skip_unreadable=asked.skip_unreadable)
-        if name == "scores":
-            seen = {side: [(vectors, getattr(split, side)) for split in asked.splits] for side in ("train", "test")}
-            facts = _facts_of_clips(asked, seen) | {
-                "seconds": {"vectors": looked - since, "protocol": time.perf_counter() - looked}
-            }
-    return _result(towers, asked, labels, scores | facts) if distributed.is_main() else None
+        found[name] = figures(parts, labels, skip_unreadable=asked.skip_unreadable)
+    sides = {side: [(seen["scores"], getattr(split, side)) for split in asked.splits] for side in ("train", "test")}
+    seconds = {"vectors": looked - since, "protocol": time.perf_counter() - looked}
+    return _result(towers, asked, labels, found | _facts_of_clips(asked, sides) | {"seconds": seconds})
 
 
 def measure_finetuned(
@@ -198,6 +196,14 @@ def _facts_of_clips(asked: Asked, seen: Mapping[str, Sequence[tuple[ClipVectors,
     }
 
 
+def _several_labels(asked: Asked) -> int:
+    """Clips with more than one class, of which the first counts (column labels of sets such as AudioSet)."""
+    if "labels" not in asked.manifest.table.column_names:
+        return 0
+    labels = asked.manifest.table.column("labels").to_pylist()
+    return sum(len(labels[row] or []) > 1 for row in asked.rows.tolist())
+
+
 def _result(towers: Pretrained, asked: Asked, labels: Labels, found: Mapping[str, Any]) -> dict[str, Any]:
     """Everything that a reader of the figures has to know."""
     return {
@@ -207,6 +213,7 @@ def _result(towers: Pretrained, asked: Asked, labels: Labels, found: Mapping[str
         "manifest": asked.manifest_path,
         "manifest_hash": asked.manifest.hash,
         "splits": [split.name for split in asked.splits],
+        "several_labels": _several_labels(asked),
         "classes": labels.classes,
         "settings": {
             "num_clips": asked.num_clips,

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 COMPARED = ("manifest_hash", "splits", "settings")  # what results of one table must share
-NEEDED = ("protocol", "weights", "manifest", "scores", "random", *COMPARED)
+NEEDED = ("protocol", "weights", "manifest", "scores", "random", "clips", "several_labels", *COMPARED)
 
 Result = Mapping[str, Any]
 
@@ -120,4 +120,7 @@ def _lacking(group: Sequence[Result]) -> list[str]:
         if name in words and number
     ]
     means = "left out" if result["settings"]["skip_unreadable"] else "counted as wrong where they are asked about"
-    return [f"{', '.join(found)}: {means}"] if found else []
+    lines = [f"{', '.join(found)}: {means}"] if found else []
+    if result["several_labels"]:
+        lines.append(f"{result['several_labels']} clips have several classes: only the first of each counts here")
+    return lines

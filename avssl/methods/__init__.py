@@ -13,6 +13,7 @@ from avssl.config import Config, ConfigError, merge_options
 from avssl.methods.avid import AVID, AVIDOptions
 from avssl.methods.avid_cma import AVIDCMA, AVIDCMAOptions
 from avssl.methods.base import Method
+from avssl.methods.finetune import Finetune, FinetuneOptions
 from avssl.methods.infonce import InfoNCE, InfoNCEOptions
 from avssl.methods.joint import Joint, JointOptions
 from avssl.methods.neighbour import Neighbour, NeighbourOptions
@@ -29,6 +30,7 @@ METHODS: dict[str, tuple[type[Method], type]] = {  # name: class, options
     "patch": (Patch, PatchOptions),
     "walk": (Walk, WalkOptions),
     "joint": (Joint, JointOptions),
+    "finetune": (Finetune, FinetuneOptions),
 }
 
 
@@ -48,6 +50,11 @@ def build_method(config: Config, instances: Instances) -> Method:
         return plan.build(encoders, instances=instances, seed=config.run.seed)
 
 
+def is_supervised(config: Config) -> bool:
+    """Whether the method of a configuration learns labels. Raises ConfigError as `build_method` does."""
+    return _read(config.method, where="method").method.supervised
+
+
 @dataclass(frozen=True)
 class _Plan:
     """A method as configured, before its encoders exist."""
@@ -59,7 +66,7 @@ class _Plan:
 
     @property
     def modalities(self) -> set[str]:
-        return set().union(*(part.modalities for part in self.parts.values())) or set(self.method.modalities)
+        return set().union(*(part.modalities for part in self.parts.values())) or set(self.method.needs(self.options))
 
     def build(self, encoders: nn.ModuleDict, *, instances: Instances, seed: int) -> Method:
         if not self.parts:

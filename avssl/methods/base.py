@@ -7,7 +7,7 @@ changes no buffer, and called twice it returns the same value.
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -59,9 +59,10 @@ def encode_each(network: nn.Module, x: Tensor) -> Tensor:
 class Method(nn.Module):
     """Base class.
 
-    A class says which `modalities` it needs an encoder for. An object says what it wants of each sample: `views`, and
-    with several clips or tracked patches of one video `clips` and `patches`; and which `encoded` views go through the
-    encoders: all, unless it says otherwise.
+    A class says which `modalities` it needs an encoder for (`needs`, where that depends on the options), whether it is
+    `supervised`, and whether parameters of it may rest, which means get no gradient in some steps. An object says what
+    it wants of each sample: `views`, and with several clips or tracked patches of one video `clips` and `patches`; and
+    which `encoded` views go through the encoders: all, unless it says otherwise.
 
     Args:
         encoders: {modality: ...}, each with `.dim`; what is exported after training.
@@ -69,6 +70,8 @@ class Method(nn.Module):
     """
 
     modalities: ClassVar[tuple[str, ...]] = ("video", "audio")
+    supervised: ClassVar[bool] = False  # it is trained on the labelled clips, and their classes
+    rests: ClassVar[bool] = False
     views: tuple[str, ...] = ()
     clips: Clips = ONE_CLIP
     patches: Patches | None = None
@@ -77,6 +80,11 @@ class Method(nn.Module):
         super().__init__()
         self.encoders = encoders
         self.seed = seed
+
+    @classmethod
+    def needs(cls, options: Any) -> tuple[str, ...]:
+        """Modalities that a method with these options needs an encoder for."""
+        return cls.modalities
 
     @property
     def encoded(self) -> tuple[str, ...]:
@@ -98,8 +106,8 @@ class Method(nn.Module):
         """Outputs of a method's own networks, by names that are no views; none, unless it has a momentum copy."""
         return {}
 
-    def head(self, modality: str) -> nn.Module:
-        """The head whose output stands for a clip after training."""
+    def head(self, modality: str) -> nn.Module | None:
+        """The head whose output stands for a clip after training; None where there is none."""
         return self.heads[modality]
 
     def loss(self, features: dict[str, Tensor], batch: Batch, progress: Progress) -> Step:

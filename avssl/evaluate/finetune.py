@@ -1,0 +1,126 @@
+"""Fine-tuning as training runs: one for each split, resumable like any other.
+
+What lives here: the recipe and the run. What does not: the method (methods/finetune.py), what the tuned network is
+asked (measure.py).
+"""
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from safetensors.torch import save
+
+from avssl import distributed
+from avssl.config import ConfigError, from_dict
+from avssl.data.manifest import Manifest, read_manifest, write_manifest
+from avssl.files import whole_file
+from avssl.pretrained import Pretrained, Run, load_run
+from avssl.train import train
+
+RECIPE = {  # AVID on UCF101: 5 epochs of the classifier alone, then 16; clips and towers are those of the pretraining
+    "data": {"clips_per_video": 5, "batch_size": 32, "split": "train"},
+    "method": {"name": "finetune"},
+    "optim": {
+        "name": "adam",
+        "lr": 1e-4,
+        "weight_decay": 0.0,
+        "epochs": 21,
+        "schedule": "multistep",
+        "milestones": [11, 15, 19],
+        "gamma": 0.3,
+    },
+}
+SECTIONS = ("data", "model", "method", "optim", "run")
+NOT_FOR_SOUND = {"no_audio": "skip", "silent": "skip", "no_video": "mask"}  # policy when the audio encoder is tuned
+
+
+def train_classifier(
+    towers: Pretrained,
+    manifest: Manifest,
+    *,
+    out: Path,
+    trained: bool = True,
+    recipe: Path | None = None,
+    overrides: Sequence[str] = (),
+) -> Run | None:
+    """Fine-tune one of the encoders on the labels of the rows whose split is train.
+
+    Args:
+        towers: that it starts from; its data section says how clips are read.
+        manifest: with the column split of this run.
+        out: folder of the run, of `train`; a run there is continued.
+        trained: False = random weights by run.seed, which is supervised training.
+        recipe: YAML with sections of a run; what it says comes before RECIPE and the towers' data section.
+        overrides: section.key=value, which win.
+
+    Returns:
+        The run after its last epoch; None when it was asked to stop.
+
+    Raises:
+        ConfigError: recipe or overrides cannot be used, or the run in `out` is another one.
+        ManifestError: `out` holds a run on other clips or another split.
+        TrainingError: as `train`.
+    """
+    given = _merged(towers, recipe, overrides)
+    modality = given["method"].get("modality", "video")
+    if modality not in towers.encoders:
+        raise ConfigError(
+            f"method.modality={modality}, but {towers.path} has no encoder for it, only for "
+            f"{', '.join(towers.encoders)}: choose that one"
+        )
+    path = out / "manifest.parquet"
+    given["data"] |= {"manifest": str(path), "root": str(manifest.root)}
+    given["run"] = given.get("run", {}) | {"dir": str(out)}
+    if modality == "audio":
+        given["data"]["policy"] = NOT_FOR_SOUND | given["data"].get("policy", {})
+    start = out / f"start-{towers.weights_hash[:12]}.safetensors"
+    if trained:
+        given["model"][f"{modality}_weights"] = str(start)
+    config = from_dict(given, source=str(recipe or "the recipe of fine-tuning"))
+    if distributed.is_main():
+        _prepare(towers, manifest, path, start if trained else None)
+    distributed.barrier()
+    return load_run(out) if train(config) else None
+
+
+def _merged(towers: Pretrained, recipe: Path | None, overrides: Sequence[str]) -> dict[str, Any]:
+    """Sections as plain dictionaries."""
+    data, model = (dataclasses.asdict(each) for each in (towers.data, towers.model))
+    for name in ("manifest", "root", "policy"):
+        del data[name]
+    base = {"data": data, "model": model | {"video_weights": None, "audio_weights": None, "init": None}}
+    try:
+        layers = [OmegaConf.create(base), OmegaConf.create(RECIPE)]
+        if recipe is not None:
+            layers.append(OmegaConf.load(recipe))
+        layers.append(OmegaConf.from_dotlist(list(overrides)))
+        merged = OmegaConf.to_container(OmegaConf.merge(*layers))
+    except (OmegaConfBaseException, yaml.YAMLError, OSError, UnicodeDecodeError, TypeError) as error:
+        where = f"recipe {recipe}" if recipe else "a section.key=value"
+        raise ConfigError(
+            f"{where} cannot be read ({str(error).splitlines()[0]}): expected sections of a run"
+        ) from error
+    unknown = sorted(set(merged) - set(SECTIONS))
+    if unknown:
+        raise ConfigError(f"{unknown[0]} is no section of a run: expected {', '.join(SECTIONS)}")
+    return merged
+
+
+def _prepare(towers: Pretrained, manifest: Manifest, path: Path, start: Path | None) -> None:
+    """Write the run's manifest and the weights that it starts from."""
+    if path.exists():
+        before = read_manifest(path, root=manifest.root)
+        if before.hash != manifest.hash or before.column("split").tolist() != manifest.column("split").tolist():
+            raise ConfigError(
+                f"{path.parent} holds a run on other clips or another split: choose another folder, or delete it"
+            )
+    else:
+        write_manifest(path, manifest.table, root=manifest.root)
+    if start is not None and not start.exists():
+        weights = {name: value.detach().cpu().contiguous() for name, value in towers.encoders.state_dict().items()}
+        with whole_file(start) as temporary:
+            temporary.write_bytes(save(weights))
