@@ -7,6 +7,8 @@ from typing import Any
 
 from torch import nn
 
+import avssl
+
 AVSSL = "MIT, as avssl; clips have terms of their own, which what was learned from them may be bound by"
 
 
@@ -41,7 +43,7 @@ def write_card(config: Mapping[str, Any], encoders: nn.ModuleDict, *, folder: st
 
 
 def _what(config: Mapping[str, Any], encoders: nn.ModuleDict) -> str:
-    rows = [f"Encoders written by avssl {config['avssl']}.", ""]
+    rows = [f"Encoders written by avssl {avssl.__version__}.", ""]
     rows += ["| encoder | network | parameters | output |", "|---|---|---|---|"]
     for modality, encoder in encoders.items():
         count = sum(parameter.numel() for parameter in encoder.parameters())
@@ -80,7 +82,7 @@ def _of_run(facts: Mapping[str, Any]) -> str:
     start = ", ".join(facts["starts_from"]) or "random weights"
     return "\n".join(
         (
-            f"- Method: {method['name']} ({options or 'default options'}), {facts['steps']} steps from {start}.",
+            f"- Method: {method['name']} ({options or 'default options'}), from {start}; steps: {facts['steps']}.",
             f"- Clips: {facts['num_clips']}, {split}, of the manifest with hash {facts['manifest_hash'][:12]}.",
             f"- Optimiser: {optim['name']}, lr {optim['lr']:g}, weight decay {optim['weight_decay']:g}, schedule "
             f"{optim['schedule']}, {optim['epochs']} epochs planned; precision {facts['precision']}, seed "

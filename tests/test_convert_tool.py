@@ -16,8 +16,9 @@ from avssl.checkpoint import ENCODERS
 from avssl.config import DataConfig, ModelConfig
 from avssl.data.manifest import Manifest
 from avssl.models import build_encoder
-from avssl.pretrained import CARD, load, towers_of
+from avssl.pretrained import load, towers_of
 from avssl.train import train
+from avssl.weights import CARD
 from tests.test_train import config
 
 Call = Callable[..., int]
@@ -102,7 +103,7 @@ def test_torchvision_by_name(
         (["torchvision:s4d"], "torchvision:s4d: expected one of r2plus1d_18"),
         (["odd.pth"], "odd.pth has entries such as weight, which are of no known layout"),
         (["."], "last.pt does not exist"),
-        ([".", "--trust-pickle"], ". is a run: --layout, --encoder and --trust-pickle are for published checkpoints"),
+        ([".", "--trust-pickle"], ". is a run: --encoder and --trust-pickle are for published checkpoints"),
         (["torchvision:s3d", "--encoder", "r3d_18"], "torchvision:s3d says which encoder it is"),
     ],
 )

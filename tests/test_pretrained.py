@@ -17,21 +17,10 @@ from avssl.evaluate.features import extract
 from avssl.media.decode import VideoWindow, read_clip
 from avssl.models import build_encoder
 from avssl.models.heads import Classifier
-from avssl.pretrained import (
-    CARD,
-    CONFIG,
-    MEMORY,
-    Pretrained,
-    Run,
-    WeightsError,
-    export,
-    load,
-    load_run,
-    towers_of,
-    with_data,
-)
+from avssl.pretrained import Pretrained, Run, export, load, load_run, towers_of, with_data
 from avssl.retrieval.store import StoreError, write_store
 from avssl.train import train
+from avssl.weights import CARD, CONFIG, MEMORY, WeightsError
 from tests.test_train import config
 
 
@@ -113,7 +102,7 @@ def test_no_path_of_the_machine_is_exported(weights: Path, run: Run, clip_set: M
     assert (facts["method"]["name"], facts["steps"], facts["manifest_hash"]) == ("avid", 1, clip_set.hash)
     card = (weights / CARD).read_text()
     assert 'model = avssl.load("mine")' in card
-    assert "1 steps from random weights" in card
+    assert "from random weights; steps: 1" in card
     assert "2 frames at 5 a second, the centre crop as 32 x 32" in card
 
 
