@@ -18,6 +18,7 @@ from avssl import distributed
 from avssl.config import ConfigError, from_dict
 from avssl.data.manifest import Manifest, read_manifest, write_manifest
 from avssl.files import whole_file
+from avssl.methods import is_supervised
 from avssl.pretrained import Pretrained, Run, load_run
 from avssl.train import train
 
@@ -81,6 +82,8 @@ def train_classifier(
     if trained:
         given["model"][f"{modality}_weights"] = str(start)
     config = from_dict(given, source=str(recipe or "the recipe of fine-tuning"))
+    if not is_supervised(config):
+        raise ConfigError(f"method.name={config.method['name']} learns no labels: fine-tuning is method.name=finetune")
     if distributed.is_main():
         _prepare(towers, manifest, path, start if trained else None)
     distributed.barrier()
