@@ -9,8 +9,6 @@ from torch import nn
 
 import avssl
 
-AVSSL = "MIT, as avssl; clips have terms of their own, which what was learned from them may be bound by"
-
 
 def write_card(config: Mapping[str, Any], encoders: nn.ModuleDict, *, folder: str) -> str:
     """The card in Markdown.
@@ -113,4 +111,7 @@ def _listed(facts: Mapping[str, Any]) -> str:
 def _source(facts: Mapping[str, Any]) -> str:
     if facts.get("kind") == "published":
         return f"- Licence: {facts['licence']}.\n- Cite: {facts['paper']}."
-    return f"- Licence: {AVSSL}.\n- Cite the paper of the method; avssl names it in avssl/methods/."
+    return (
+        "- Licence: whoever trained it states it here. Clips, and weights that training started from, have terms of "
+        "their own.\n- Cite the paper of the method: avssl/methods/ names it."
+    )

@@ -24,12 +24,12 @@ class Layout:
 
     title: str
     towers: tuple[Tower, ...]
+    paper: str  # to cite
+    licence: str  # as the source states it
     others: tuple[str, ...] = ()  # how the names of known entries that are no part of our encoders begin,
     endings: tuple[str, ...] = ()  # or end
     rename: Callable[[str], str] = str  # its name of an entry, without prefix -> ours
     data: Mapping[str, Any] = field(default_factory=dict)  # of DataConfig, where it differs from CLIPS
-    paper: str = "the paper of the file's model"
-    licence: str = "the licence of the file's source holds"
 
 
 SLOWFAST_LAYERS = {"conv": "conv", "bn": "norm", "branch1": "branch1_conv", "branch1_bn": "branch1_norm"} | {
@@ -65,13 +65,16 @@ def from_caffe2(name: str) -> str:
     found = re.fullmatch(r"res([2-5])_(\d+)_branch(1|2[abc])(_bn)?_(w|s|b|rm|riv)", name)
     if found is None:
         return name
-    layer = f"{'.'.join(found[3]).replace('1', 'branch1').replace('2', 'branch2')}{found[4] or ''}"
+    branch, letter = found[3][0], found[3][1:]
+    layer = f"branch{branch}{f'.{letter}' if letter else ''}{found[4] or ''}"
     return from_slowfast(f"s{found[1]}.pathway0_res{found[2]}.{layer}.{CAFFE2_ENTRIES[found[5]]}")
 
 
 KINETICS = {"pixel_mean": [0.43216, 0.394666, 0.37645], "pixel_std": [0.22803, 0.22145, 0.216989]}  # torchvision's
 GREY = {"pixel_mean": [0.45, 0.45, 0.45], "pixel_std": [0.225, 0.225, 0.225]}  # of SlowFast, pytorchvideo, SeLaVi
-CLIPS: dict[str, dict[str, Any]] = {  # encoder: what its published weights were made for; AVID's are the defaults
+# encoder: the clips that its published weights were made for, as of DataConfig, whose defaults are AVID's. Source: the
+# documentation of torchvision's weights; frames x stride of SlowFast's and pytorchvideo's model zoos, at 30 a second.
+CLIPS: dict[str, dict[str, Any]] = {
     **{name: {"num_frames": 16, "fps": 15.0, "size": 112} | KINETICS for name in ("r2plus1d_18", "r3d_18", "mc3_18")},
     "s3d": {"num_frames": 128, "fps": 15.0} | KINETICS,
     "mvit_v2_s": {"num_frames": 16, "fps": 7.5} | GREY,
