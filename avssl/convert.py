@@ -1,7 +1,7 @@
 """Checkpoints of others as towers of ours.
 
 What lives here: from a file, or torchvision's cache, to towers with the facts of their source. What does not: what the
-checkpoints look like (models/published.py), the folder that becomes of them (pretrained.py).
+checkpoints look like (models/layouts.py), the folder that becomes of them (pretrained.py).
 """
 
 import hashlib
@@ -15,7 +15,8 @@ from torch import Tensor
 from avssl.config import DataConfig
 from avssl.models.adapters import TORCHVISION
 from avssl.models.importers import read_checkpoint
-from avssl.models.published import LAYOUTS, Report, import_published
+from avssl.models.layouts import LAYOUTS
+from avssl.models.published import Report, import_published
 from avssl.pretrained import Pretrained, towers_of
 
 BY_NAME = "torchvision:"
@@ -30,14 +31,11 @@ class Converted:
     report: Report
 
 
-def convert(
-    source: str, *, layout: str | None = None, encoder: str | None = None, trust_pickle: bool = False
-) -> Converted:
+def convert(source: str, *, encoder: str | None = None, trust_pickle: bool = False) -> Converted:
     """Read a published checkpoint.
 
     Args:
         source: a file, or torchvision:NAME for the weights that torchvision has downloaded before.
-        layout: key of LAYOUTS; None = the one that fits.
         encoder: of the video tower; None = the one that fits.
         trust_pickle: as for `read_checkpoint`: runs whatever code the file holds.
 
@@ -45,12 +43,13 @@ def convert(
         ValueError: the file is missing or cannot be read, or is of no known layout, or does not fit.
     """
     if source.startswith(BY_NAME):
+        if encoder:
+            raise ValueError(f"{source} says which encoder it is: leave --encoder out")
         path, encoder = _downloaded(source.removeprefix(BY_NAME))
-        layout = "torchvision"
     else:
         path = Path(source)
     weights, extras = read_checkpoint(path, named=str(path), trust_pickle=trust_pickle)
-    found = import_published(weights, path=str(path), layout=layout, encoder=encoder, extras=extras)
+    found = import_published(weights, path=str(path), encoder=encoder, extras=extras)
     facts = LAYOUTS[found.layout]
     towers = towers_of(
         found.encoders,

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import nn
 
-AVSSL = "MIT, as avssl; clips have terms of their own, which what was learned from them may be bound by"
+import avssl
 
 
 def write_card(config: Mapping[str, Any], encoders: nn.ModuleDict, *, folder: str) -> str:
@@ -41,7 +41,7 @@ def write_card(config: Mapping[str, Any], encoders: nn.ModuleDict, *, folder: st
 
 
 def _what(config: Mapping[str, Any], encoders: nn.ModuleDict) -> str:
-    rows = [f"Encoders written by avssl {config['avssl']}.", ""]
+    rows = [f"Encoders written by avssl {avssl.__version__}.", ""]
     rows += ["| encoder | network | parameters | output |", "|---|---|---|---|"]
     for modality, encoder in encoders.items():
         count = sum(parameter.numel() for parameter in encoder.parameters())
@@ -80,7 +80,7 @@ def _of_run(facts: Mapping[str, Any]) -> str:
     start = ", ".join(facts["starts_from"]) or "random weights"
     return "\n".join(
         (
-            f"- Method: {method['name']} ({options or 'default options'}), {facts['steps']} steps from {start}.",
+            f"- Method: {method['name']} ({options or 'default options'}), from {start}; steps: {facts['steps']}.",
             f"- Clips: {facts['num_clips']}, {split}, of the manifest with hash {facts['manifest_hash'][:12]}.",
             f"- Optimiser: {optim['name']}, lr {optim['lr']:g}, weight decay {optim['weight_decay']:g}, schedule "
             f"{optim['schedule']}, {optim['epochs']} epochs planned; precision {facts['precision']}, seed "
@@ -111,4 +111,7 @@ def _listed(facts: Mapping[str, Any]) -> str:
 def _source(facts: Mapping[str, Any]) -> str:
     if facts.get("kind") == "published":
         return f"- Licence: {facts['licence']}.\n- Cite: {facts['paper']}."
-    return f"- Licence: {AVSSL}.\n- Cite the paper of the method; avssl names it in avssl/methods/."
+    return (
+        "- Licence: whoever trained it states it here. Clips, and weights that training started from, have terms of "
+        "their own.\n- Cite the paper of the method: avssl/methods/ names it."
+    )

@@ -11,25 +11,20 @@ Letters: B batch, C clips of a file, T frames, H x W pixels, n samples, S spectr
 
 import copy
 import dataclasses
-import hashlib
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
-import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-import avssl
 from avssl import distributed
 from avssl.checkpoint import ENCODERS, LAST, load_checkpoint, load_model
 from avssl.config import Config, DataConfig, ModelConfig, loads, merge_options, without_weights
 from avssl.data.check import manifest_of_file
 from avssl.data.dataset import ClipDataset, apply_views, collate
 from avssl.data.sampling import Key
-from avssl.files import whole_file
 from avssl.methods import build_method
 from avssl.methods.base import Method
 from avssl.model_card import write_card
@@ -38,10 +33,8 @@ from avssl.models.heads import Classifier, ProjectionHead
 from avssl.structs import Instances
 from avssl.train import to_channels_last
 from avssl.transforms.views import evaluate_view
+from avssl.weights import CONFIG, WeightsError, read_weights, write_weights
 
-FORMAT = 1  # of config.json
-CONFIG, CARD, MEMORY = "config.json", "README.md", "memory.safetensors"
-MODALITIES = ("video", "audio")
 PRIVATE = ("manifest", "root", "policy")  # of the data section: where clips lay, and what training did without some
 
 
@@ -59,7 +52,7 @@ class Pretrained:
     classifier: Classifier | None = None  # learned on them, evaluation mode, on `device`
     facts: Mapping[str, Any] = field(default_factory=dict)  # where the weights come from, as JSON has them
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def encode(self, path: str | Path, *, num_clips: int = 3) -> dict[str, Tensor]:
         """What the encoders make of a file: {video: (C, dim), audio: (C, dim)} for C clips spread over it. A file
         without sound has no entry for it, as one without pictures.
@@ -107,10 +100,6 @@ class Run(Pretrained):
 
 
 Towers = TypeVar("Towers", bound=Pretrained)
-
-
-class WeightsError(ValueError):
-    """A folder of exported weights that cannot be used: the message names it and the way out."""
 
 
 def load(path: str | Path, *, device: torch.device | None = None) -> Pretrained:
@@ -180,7 +169,7 @@ def run_of(
 
 def untrained(towers: Pretrained, *, seed: int = 0) -> Pretrained:
     """The same towers and heads with random weights: the baseline that asks what training has brought."""
-    model = dataclasses.replace(towers.model, video_weights=None, audio_weights=None, init=None)
+    model = _without_files(towers.model)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         encoders = nn.ModuleDict({modality: build_encoder(modality, model) for modality in towers.encoders})
@@ -231,101 +220,67 @@ def with_data(towers: Towers, **changes: int | float | str) -> Towers:
 def export(
     towers: Pretrained, folder: str | Path, *, facts: Mapping[str, Any], memory: Mapping[str, Tensor] | None = None
 ) -> None:
-    """Write towers so that `load` reads them anywhere: encoders.safetensors, config.json and a model card.
-
-    Every file is written whole or not at all, config.json last and with the digest of the weights: a folder whose
-    writing was interrupted is refused when it is read.
+    """Write towers as a folder of weights, which `load` reads anywhere: no path of this machine is in it.
 
     Args:
-        facts: where the weights come from, as JSON has them; see `model_card`.
-        memory: further tensors, for memory.safetensors; nothing here reads them.
+        facts: where the weights come from, as JSON has them; see `write_card`.
+        memory: further tensors to put beside them; nothing here reads them.
 
     Raises:
-        WeightsError: the folder is a run's, or a head is of a kind that the format has no word for.
+        WeightsError: the folder is a run's, or a head is of a kind that cannot be built again.
         WriteError: the folder cannot be written to.
     """
     folder = Path(folder)
-    if (folder / LAST).exists():
-        raise WeightsError(f"{folder} is the folder of a run, whose {ENCODERS} stays as it is: give another one")
-    parts = {**towers.encoders, "heads": towers.heads} | (
-        {"classifier": towers.classifier} if towers.classifier else {}
-    )
-    content = safetensors.torch.save(_plain_tensors(nn.ModuleDict(parts).state_dict()))
-    data = {name: value for name, value in dataclasses.asdict(towers.data).items() if name not in PRIVATE}
-    model = dataclasses.replace(towers.model, video_weights=None, audio_weights=None, init=None)
-    config = {
-        "format": FORMAT,
-        "avssl": avssl.__version__,
-        "sha256": hashlib.sha256(content).hexdigest(),
-        "data": data,
-        "model": dataclasses.asdict(model),
-        "heads": {modality: _sizes(head) for modality, head in towers.heads.items()},
+    sections = {
+        "data": {name: value for name, value in dataclasses.asdict(towers.data).items() if name not in PRIVATE},
+        "model": dataclasses.asdict(_without_files(towers.model)),
+        "heads": {modality: _head_sizes(head) for modality, head in towers.heads.items()},
         "classifier": None if towers.classifier is None else _classifier_sizes(towers.classifier),
         "facts": dict(facts),
     }
-    for name in (MEMORY, *(f"{modality}.onnx" for modality in MODALITIES)):
-        (folder / name).unlink(missing_ok=True)  # of what the folder held before
-    for name, text in (
-        (ENCODERS, content),
-        *([(MEMORY, safetensors.torch.save(_plain_tensors(memory)))] if memory else []),
-        (CARD, write_card(config, towers.encoders, folder=folder.name).encode()),
-        (CONFIG, (json.dumps(config, indent=1) + "\n").encode()),
-    ):
-        with whole_file(folder / name) as temporary:
-            temporary.write_bytes(text)
+    state = _parts(towers.encoders, towers.heads, towers.classifier).state_dict()
+    card = write_card(sections, towers.encoders, folder=folder.name)
+    write_weights(folder, state, sections, card=card, memory=memory or {})
 
 
 def _load_export(folder: Path, device: torch.device | None) -> Pretrained:
-    config = _read_config(folder / CONFIG)
-    path = folder / ENCODERS
+    config, state = read_weights(folder)
     try:
-        content = path.read_bytes()
-    except OSError as error:
-        raise WeightsError(f"{path} cannot be read ({error.strerror}): it belongs beside {folder / CONFIG}") from error
-    if hashlib.sha256(content).hexdigest() != config["sha256"]:
-        raise WeightsError(f"{path} is damaged, or not the one that {CONFIG} beside it was written for: export again")
-    where = str(folder / CONFIG)
-    data = merge_options(DataConfig, config["data"] | {"manifest": ""}, where=where)
-    model = merge_options(ModelConfig, config["model"], where=where)
-    try:
-        state = safetensors.torch.load(content)
-        sides = [side for side in MODALITIES if any(name.startswith(f"{side}.") for name in state)]
+        data = merge_options(DataConfig, config["data"] | {"manifest": ""}, where=str(folder / CONFIG))
+        model = merge_options(ModelConfig, config["model"], where=str(folder / CONFIG))
+        sides = [side for side in ("video", "audio") if any(name.startswith(f"{side}.") for name in state)]
         encoders = nn.ModuleDict({side: build_encoder(side, model) for side in sides})
         heads = nn.ModuleDict({side: ProjectionHead(**sizes) for side, sizes in config["heads"].items()})
         classifier = None if config["classifier"] is None else Classifier(**config["classifier"])
-        parts = {**encoders, "heads": heads} | ({"classifier": classifier} if classifier else {})
-        nn.ModuleDict(parts).load_state_dict(state)
-    except (safetensors.SafetensorError, RuntimeError, TypeError) as error:
+        _parts(encoders, heads, classifier).load_state_dict(state)
+    except (RuntimeError, TypeError) as error:
         why = " ".join(str(error).split()[:40])
-        raise WeightsError(f"{path} and {CONFIG} beside it do not belong together ({why}): export again") from error
+        raise WeightsError(
+            f"{CONFIG} and {ENCODERS} in {folder} do not belong together ({why}): export again"
+        ) from error
     return towers_of(
-        encoders, heads, path=path, data=data, model=model, device=device, classifier=classifier, facts=config["facts"]
+        encoders,
+        heads,
+        path=folder / ENCODERS,
+        data=data,
+        model=model,
+        device=device,
+        classifier=classifier,
+        facts=config["facts"],
     )
 
 
-def _read_config(path: Path) -> dict[str, Any]:
-    try:
-        config = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise WeightsError(f"{path} cannot be read ({error}): export again") from error
-    if not isinstance(config, dict) or not isinstance(config.get("format"), int) or "avssl" not in config:
-        raise WeightsError(f"{path} is not of avssl: give a folder that tools/convert.py wrote")
-    if config["format"] > FORMAT:
-        raise WeightsError(
-            f"{path} was written by avssl {config['avssl']}, in format {config['format']}; this is avssl "
-            f"{avssl.__version__}, which reads up to {FORMAT}: update it"
-        )
-    lacking = {"sha256", "data", "model", "heads", "classifier", "facts"} - config.keys()
-    if lacking:
-        raise WeightsError(f"{path} lacks {', '.join(sorted(lacking))}: export again")
-    return config
+def _parts(encoders: nn.ModuleDict, heads: nn.ModuleDict, classifier: Classifier | None) -> nn.ModuleDict:
+    """Whose entries a file of weights holds: video.*, audio.*, heads.* and classifier.*"""
+    parts = {**encoders, "heads": heads}
+    return nn.ModuleDict(parts if classifier is None else parts | {"classifier": classifier})
 
 
-def _plain_tensors(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    return {name: value.detach().cpu().contiguous() for name, value in state.items()}
+def _without_files(model: ModelConfig) -> ModelConfig:
+    return dataclasses.replace(model, video_weights=None, audio_weights=None, init=None)
 
 
-def _sizes(head: nn.Module) -> dict[str, int | bool]:
+def _head_sizes(head: nn.Module) -> dict[str, int | bool]:
     """The arguments that build a head again."""
     if not isinstance(head, ProjectionHead):
         raise WeightsError(f"a head of {type(head).__name__} cannot be exported: only a ProjectionHead can")
@@ -347,7 +302,7 @@ def _facts(config: Config, state: Mapping[str, Any], num_clips: int) -> dict[str
     files = (config.model.video_weights, config.model.audio_weights, config.model.init)
     return {
         "kind": "run",
-        "method": _without_files(config.method),
+        "method": _without_tracks(config.method),
         "steps": int(state["step"]),
         "seed": config.run.seed,
         "precision": config.run.precision,
@@ -359,10 +314,10 @@ def _facts(config: Config, state: Mapping[str, Any], num_clips: int) -> dict[str
     }
 
 
-def _without_files(options: Mapping[str, Any]) -> dict[str, Any]:
+def _without_tracks(options: Mapping[str, Any]) -> dict[str, Any]:
     """A method's options, those of its parts too, without the path of its tracks."""
     return {
-        name: _without_files(value) if isinstance(value, Mapping) else value
+        name: _without_tracks(value) if isinstance(value, Mapping) else value
         for name, value in options.items()
         if name != "tracks"
     }

@@ -19,7 +19,7 @@ TOLERANCE = 1e-3  # largest difference from torch, as a share of the largest out
 
 
 class OnnxError(ValueError):
-    """An encoder whose ONNX file gives other features than torch."""
+    """An encoder that has no ONNX file, or one that gives other features than torch."""
 
 
 def export_onnx(towers: Pretrained, folder: str | Path) -> dict[str, float]:
@@ -30,7 +30,8 @@ def export_onnx(towers: Pretrained, folder: str | Path) -> dict[str, float]:
         {modality: largest difference from torch on random clips, as a share of the largest output}.
 
     Raises:
-        OnnxError: onnxruntime and torch disagree by more than TOLERANCE; no file of that encoder is left.
+        OnnxError: torch cannot export an encoder, or onnxruntime disagrees by more than TOLERANCE; no file of that
+            encoder is left.
         ValueError: the extra is not installed (WriteError, which is one: the folder cannot be written to).
     """
     folder, differences = Path(folder), {}
@@ -57,7 +58,7 @@ def _some_clips(towers: Pretrained, modality: str) -> torch.Tensor:
 
 
 def _export(encoder: nn.Module, clips: torch.Tensor, path: Path) -> float:
-    """Write the file; returns the difference on one clip more than it was traced with."""
+    """Write the file; returns the difference on another number of clips than it was traced with."""
     try:
         import onnxruntime
         import onnxscript  # noqa: F401  torch's exporter needs it, and says so at length
@@ -79,8 +80,11 @@ def _export(encoder: nn.Module, clips: torch.Tensor, path: Path) -> float:
                 external_data=False,
                 verbose=False,
             )
-            asked = torch.cat([clips, clips[:1].flip(-1)])  # (3, ...)
+            asked = clips[:1].flip(-1)
             expected = encoder(asked).numpy()
+    except torch.onnx.OnnxExporterError as error:
+        why = " ".join(str(error).split()[:40])
+        raise OnnxError(f"torch cannot export {type(encoder).__name__} ({why})") from error
     finally:
         encoder.to(device)
     session = onnxruntime.InferenceSession(path.read_bytes(), providers=["CPUExecutionProvider"])

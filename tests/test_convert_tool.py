@@ -13,11 +13,10 @@ import torchvision
 import avssl
 from avssl import to_onnx
 from avssl.checkpoint import ENCODERS
-from avssl.config import DataConfig, ModelConfig
 from avssl.data.manifest import Manifest
-from avssl.models import build_encoder
-from avssl.pretrained import CARD, load, towers_of
+from avssl.pretrained import load
 from avssl.train import train
+from avssl.weights import CARD
 from tests.test_train import config
 
 Call = Callable[..., int]
@@ -60,17 +59,18 @@ def test_a_run_with_onnx(call: Call, clip_set: Manifest, tmp_path: Path, capsys:
         np.testing.assert_allclose(session.run(None, {"clips": x.numpy()})[0], expected, rtol=1e-3, atol=1e-5)
 
 
-def test_an_onnx_file_that_differs_is_not_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    pytest.importorskip("onnxruntime", reason="the extra [onnx] is not installed")
-    pytest.importorskip("onnxscript", reason="the extra [onnx] is not installed")
-    monkeypatch.setattr(to_onnx, "TOLERANCE", -1.0)
-    model = ModelConfig(audio_width=0.125)
-    encoders = torch.nn.ModuleDict({"audio": build_encoder("audio", model)})
-    data = DataConfig(manifest="", audio_seconds=0.5, sample_rate=8000, spectrogram="log_mel", n_fft=256, num_mels=24)
-    towers = towers_of(encoders, torch.nn.ModuleDict(), path=tmp_path, data=data, model=model)
-    with pytest.raises(to_onnx.OnnxError, match=r"the audio encoder differs by .*: no audio.onnx was written"):
-        to_onnx.export_onnx(towers, tmp_path / "w")
-    assert not list((tmp_path / "w").iterdir())
+def test_an_onnx_file_that_differs_is_not_left(
+    call: Call,
+    clip_set: Manifest,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture,
+) -> None:
+    monkeypatch.setattr(to_onnx, "_export", lambda encoder, clips, path: path.write_bytes(b"network") / 100)
+    assert not train(config(clip_set, tmp_path / "run", "run.max_steps=1"))
+    assert call(tmp_path / "run", "--to", tmp_path / "w", "--onnx") == 1
+    assert "the video encoder differs by 7.0e-02 of its largest output in onnxruntime" in capsys.readouterr().err
+    assert sorted(path.name for path in (tmp_path / "w").iterdir()) == ["README.md", "config.json", ENCODERS]
 
 
 def test_torchvision_by_name(
@@ -102,6 +102,8 @@ def test_torchvision_by_name(
         (["torchvision:s4d"], "torchvision:s4d: expected one of r2plus1d_18"),
         (["odd.pth"], "odd.pth has entries such as weight, which are of no known layout"),
         (["."], "last.pt does not exist"),
+        ([".", "--trust-pickle"], ". is a run: --encoder and --trust-pickle are for published checkpoints"),
+        (["torchvision:s3d", "--encoder", "r3d_18"], "torchvision:s3d says which encoder it is"),
     ],
 )
 def test_wrong_calls(

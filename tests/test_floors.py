@@ -14,7 +14,7 @@ FLOORS = [
     {"data", "mining"},
     {"methods"},
     {"optim", "checkpoint", "train", "evaluate", "retrieval", "benchmark", "report", "demo", "track"}
-    | {"pretrained", "model_card", "convert", "to_onnx"},
+    | {"pretrained", "weights", "model_card", "convert", "to_onnx"},
 ]
 ALLOWED_BESIDE = {0, 4}  # on these floors parts may import one another (without cycles)
 

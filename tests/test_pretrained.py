@@ -17,8 +17,10 @@ from avssl.evaluate.features import extract
 from avssl.media.decode import VideoWindow, read_clip
 from avssl.models import build_encoder
 from avssl.models.heads import Classifier
-from avssl.pretrained import CARD, CONFIG, MEMORY, Pretrained, Run, WeightsError, export, load, load_run, towers_of
+from avssl.pretrained import Pretrained, Run, export, load, load_run, towers_of, with_data
+from avssl.retrieval.store import StoreError, write_store
 from avssl.train import train
+from avssl.weights import CARD, CONFIG, MEMORY, WeightsError
 from tests.test_train import config
 
 
@@ -82,6 +84,16 @@ def test_transforms_give_what_encoders_take(weights: Path, clip_set: Manifest) -
         model.transform("video", frames[0])
 
 
+def test_embeddings_on_disk_know_the_weights(tmp_path: Path, weights: Path, clip_set: Manifest) -> None:
+    model = load(weights)
+    clips = {"manifest_path": clip_set.root / "manifest.parquet", "split": "test", "num_clips": 1}
+    store = write_store(tmp_path / "e", with_data(model, num_workers=0), clip_set, **clips)
+    assert load(store.meta.run).weights_hash == store.meta.weights_hash
+    without = dataclasses.replace(model, heads=torch.nn.ModuleDict())
+    with pytest.raises(StoreError, match="have no heads, whose outputs embeddings are: ask --features"):
+        write_store(tmp_path / "n", without, clip_set, **clips)
+
+
 def test_no_path_of_the_machine_is_exported(weights: Path, run: Run, clip_set: Manifest) -> None:
     text = (weights / CONFIG).read_text() + (weights / CARD).read_text()
     assert str(clip_set.root) not in text
@@ -90,7 +102,7 @@ def test_no_path_of_the_machine_is_exported(weights: Path, run: Run, clip_set: M
     assert (facts["method"]["name"], facts["steps"], facts["manifest_hash"]) == ("avid", 1, clip_set.hash)
     card = (weights / CARD).read_text()
     assert 'model = avssl.load("mine")' in card
-    assert "1 steps from random weights" in card
+    assert "from random weights; steps: 1" in card
     assert "2 frames at 5 a second, the centre crop as 32 x 32" in card
 
 

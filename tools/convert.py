@@ -18,7 +18,6 @@ from typing import Any
 from avssl.checkpoint import LAST
 from avssl.convert import convert
 from avssl.files import answer, check_writable
-from avssl.models.published import LAYOUTS
 from avssl.pretrained import export, load, load_run
 from avssl.to_onnx import OnnxError, export_onnx
 
@@ -27,8 +26,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("source", help="folder of a run, file of a checkpoint, or torchvision:NAME")
     parser.add_argument("--to", type=Path, required=True, help="folder for the weights")
-    parser.add_argument("--layout", choices=LAYOUTS, help="of a published checkpoint (default: the one that fits)")
-    parser.add_argument("--encoder", help="of its video tower (default: the one that fits)")
+    parser.add_argument("--encoder", help="of a published checkpoint's video tower (default: the one that fits)")
     parser.add_argument(
         "--trust-pickle", action="store_true", help="read an old pickle, which RUNS WHATEVER CODE IS IN THE FILE"
     )
@@ -55,15 +53,12 @@ def _write(arguments: argparse.Namespace) -> dict[str, Any]:
     """Write the folder; what there is to tell of it."""
     path = Path(arguments.source)
     if path.is_dir() or path.name == LAST:
+        if arguments.encoder or arguments.trust_pickle:
+            raise ValueError(f"{path} is a run: --encoder and --trust-pickle are for published checkpoints")
         towers, told = load_run(path), {}
         export(towers, arguments.to, facts=towers.facts)
     else:
-        converted = convert(
-            arguments.source,
-            layout=arguments.layout,
-            encoder=arguments.encoder,
-            trust_pickle=arguments.trust_pickle,
-        )
+        converted = convert(arguments.source, encoder=arguments.encoder, trust_pickle=arguments.trust_pickle)
         towers, report = converted.towers, converted.report
         told = {"layout": towers.facts["layout"], **vars(report), "memory": towers.facts["memory"]}
         export(towers, arguments.to, facts=towers.facts, memory=converted.memory)

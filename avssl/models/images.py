@@ -72,12 +72,12 @@ class FrameResNet(_ImageResNet):
     def frames(self, x: Tensor) -> Tensor:
         """Clips (B, 3, T, H, W) -> one vector per frame (B, T, dim). Raises ValueError as `check_input` does."""
         self.check_input(x)
-        return self.maps(_frames_of(x))["pool"].unflatten(0, (len(x), -1))
+        return self.maps(_frames_of(x))["pool"].unflatten(0, (-1, x.shape[2]))
 
     def forward_features(self, x: Tensor) -> dict[str, Tensor]:
         self.check_input(x)
         features = {  # (B, T, C, H', W'), pool (B, T, dim)
-            name: feature.unflatten(0, (len(x), -1)) for name, feature in self.maps(_frames_of(x)).items()
+            name: feature.unflatten(0, (-1, x.shape[2])) for name, feature in self.maps(_frames_of(x)).items()
         }
         pool = features.pop("pool").mean(dim=1)  # (B, dim)
         return {name: feature.transpose(1, 2) for name, feature in features.items()} | {"pool": pool}
