@@ -117,6 +117,16 @@ def check_tuned(arguments: list[str], printed: str) -> None:
     assert {"trained", "random"} == set(os.listdir(out / "split"))
 
 
+def check_weights(arguments: list[str], printed: str) -> None:
+    folder = Path(option(arguments, "--to"))
+    assert {"encoders.safetensors", "config.json", "README.md"} <= set(os.listdir(folder))
+    text = (ROOT / "README.md").read_text()
+    (block,) = re.findall(r"^```python\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
+    known: dict[str, object] = {}
+    exec(block.replace("clip.mp4", "another_clip.mp4"), known)  # the two lines of the README
+    assert {side: len(each) for side, each in known["features"].items()} == {"video": 3, "audio": 3}
+
+
 def check_predicted(arguments: list[str], printed: str) -> None:
     name, *lines = printed.splitlines()
     assert name == arguments[1]
@@ -163,6 +173,7 @@ KNOWN = {
     "tools/evaluate.py": Miniature(["--num-workers", "0", "--num-clips", "1", "--num-crops", "1"], check_accuracy),
     "tools/evaluate.py finetune": Miniature([*TUNED, "--num-workers", "0", "--num-clips", "1"], check_tuned),
     "tools/evaluate.py --table": Miniature([], check_accuracy),
+    "tools/convert.py": Miniature([], check_weights),
     "tools/predict.py": Miniature(["--num-clips", "1"], check_predicted),
     "tools/benchmark.py": Miniature(["--n", "600", "--k", "4", "--threads", "1"], check_benchmark),
     "tools/demo.py": Miniature([*ONE_EPOCH, "--num-train", str(NUM_TRAIN), "--num-test", str(NUM_TEST)], check_demo),
