@@ -148,7 +148,7 @@ def _ask(
 
 
 def table(found: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> str:
-    """Markdown: a row for each set, protocol and way."""
+    """Markdown: a row for each set, protocol and way, and how long fine-tuning took."""
     lines = [
         "| set | protocol | | chance | random init | " + " | ".join(METHODS.values()) + " |",
         "|---|---|---|---|---|" + "---|" * len(METHODS),
@@ -161,4 +161,12 @@ def table(found: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> str:
                     chance = figures[-1][way]["chance"]
                     cells = [name, protocol, way, f"{chance:.3f}", *(shown(each[way]) for each in figures)]
                     lines.append(f"| {' | '.join(cells)} |")
+    tuned = [
+        (max(result["seconds"]["training"]), name)
+        for name, protocols in found.items()
+        for result in protocols.get("finetune", {}).values()
+    ]
+    if tuned:
+        longest, name = max(tuned)
+        lines += ["", f"The longest fine-tuning took {longest:.0f} s ({name})."]
     return "\n".join(lines)
