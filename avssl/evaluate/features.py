@@ -3,7 +3,9 @@
 Letters: n videos, C clips per video, D feature.
 """
 
+import contextlib
 import dataclasses
+import fcntl
 import hashlib
 import itertools
 import json
@@ -297,14 +299,34 @@ class _Looks:
 
 def _kept(looks: _Looks, folder: Path) -> ClipVectors:
     """The same out of `folder`, where each set of vectors has a folder of its own; computed first when it is not there,
-    by all processes together."""
+    by all processes together. A second call that wants the same at the same time waits for the first."""
     homes = [folder / _key(each) for each in (dataclasses.replace(looks, maps=True), looks)]  # all maps do as well
-    home = next((each for each in homes if each.exists() and not _mended(looks, each)), None)
-    if home is None:
-        home = homes[-1]
-        _compute(looks, home)
+
+    def find() -> Path | None:
+        return next((home for home in homes if home.exists() and not _mended(looks, home)), None)
+
+    home = find()
+    if distributed.any_rank(home is None):
+        with _alone(folder):
+            home = find()  # another call may have been faster
+            if distributed.any_rank(home is None):
+                home = homes[-1]
+                _compute(looks, home)
     arrays = {path.stem: np.load(path, mmap_mode="r") for path in home.glob("*.npy")}
     return looks.arranged(arrays, {row: why for row, (why, _) in _read_errors(home).items()})
+
+
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """One call at a time computes into a folder: its first process holds a lock, which ends with it."""
+    with contextlib.ExitStack() as stack:
+        if distributed.is_main():
+            with _written(folder):
+                folder.mkdir(parents=True, exist_ok=True)
+                lock = stack.enter_context(open(folder / ".lock", "w"))
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        distributed.barrier()
+        yield
 
 
 def _compute(looks: _Looks, home: Path) -> None:

@@ -1,7 +1,9 @@
 """Vectors of clips and crops: what they are of, on disk and in memory, by one process and by two; no tower moves."""
 
+import fcntl
 import os
 import shutil
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -133,6 +135,30 @@ def test_a_stopped_computation_leaves_nothing_that_is_taken_for_whole(
     same(whole, clip_vectors(towers, clip_set, rows, num_clips=1, folder=tmp_path))
 
 
+def test_a_second_call_waits_for_the_first_and_finds_what_that_found(
+    run: Path, clip_set: Manifest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    towers, rows = load_run(run), np.arange(18)
+    first, folder = tmp_path / "first", tmp_path / "kept"
+    whole = clip_vectors(towers, clip_set, rows, num_clips=1, folder=first)
+    folder.mkdir()
+
+    def finish() -> None:
+        """What the call that holds the lock does in its own time."""
+        for path in first.iterdir():
+            if path.is_dir():
+                shutil.copytree(path, folder / path.name)
+        lock.close()
+
+    monkeypatch.setattr("avssl.evaluate.features._compute", None)
+    with open(folder / ".lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        later = threading.Timer(0.5, finish)
+        later.start()
+        same(whole, clip_vectors(towers, clip_set, rows, num_clips=1, folder=folder))
+        later.join()
+
+
 def test_an_unreadable_clip_has_zeros_and_a_reason(run: Path, clip_set: Manifest, tmp_path: Path) -> None:
     shutil.copytree(clip_set.root, tmp_path / "set")
     manifest = read_manifest(tmp_path / "set" / "manifest.parquet")
@@ -188,7 +214,7 @@ def _one_of_two(rank: int, run: str, manifest: str, folder: str) -> None:
 def test_two_processes_find_what_one_finds(run: Path, clip_set: Manifest, tmp_path: Path) -> None:
     arguments = (str(run), str(clip_set.root / "manifest.parquet"), str(tmp_path))
     multiprocessing.spawn(_one_of_two, arguments, nprocs=2)
-    (kept,) = tmp_path.iterdir()
+    (kept,) = (path for path in tmp_path.iterdir() if path.is_dir())
     assert len(list(kept.glob("errors-*.json"))) == 2
     towers = load_run(run)
     found = [
