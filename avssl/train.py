@@ -36,7 +36,7 @@ from avssl.config import Config, ConfigError, dumps, loads, without_weights
 from avssl.data.dataset import CLOSED, ClipDataset, apply_views, check_decoder
 from avssl.data.loader import WorkerLost, build_loader, lost_workers_named
 from avssl.data.manifest import Manifest, read_manifest
-from avssl.data.policy import admit
+from avssl.data.policy import Admitted, admit
 from avssl.data.quarantine import Entry, add_to_quarantine, quarantine_path
 from avssl.data.sampling import TrainingBatches
 from avssl.data.tracks import read_tracks
@@ -135,7 +135,7 @@ def train(config: Config) -> bool:
     ):
         log.say(_describe(config, manifest, instances, batches, device, in_words(decoder)))
         if before is None:
-            log.say(admit(manifest, config.data).describe())
+            log.say(_left_out(admit(manifest, config.data), instances))
         elif before["decoder"] != decoder:
             log.say(
                 f"note: the run was decoded with {in_words(before['decoder'])} before, now with {in_words(decoder)}: "
@@ -435,7 +435,8 @@ def _check_same_run(config: Config, before: Config, last: Path) -> None:
         now, then = (_flat(value if isinstance(value, dict) else vars(value)) for value in (now, then))
         for name in sorted(now.keys() | then.keys()):
             is_free = f"{section}.{name}" in free or (section == "method" and name.split(".")[-1] == "tracks")
-            if now.get(name) != then.get(name) and not is_free:
+            same = _within(config.run.dir, now.get(name)) == _within(before.run.dir, then.get(name))
+            if not (same or is_free):
                 raise ConfigError(
                     f"{section}.{name}={now.get(name)}, but the run in {last.parent} was started with "
                     f"{then.get(name)}: choose "
@@ -445,6 +446,12 @@ def _check_same_run(config: Config, before: Config, last: Path) -> None:
         raise ConfigError(
             f"run.seed={config.run.seed}, but the run in {last.parent} was started with {before.run.seed}"
         )
+
+
+def _within(folder: str, value: object) -> object:
+    """A file of the run's own folder as seen from there, since it moves with it; anything else as it is."""
+    inside = isinstance(value, str) and Path(value).is_relative_to(folder)
+    return str(Path(value).relative_to(folder)) if inside else value
 
 
 def _flat(section: Mapping[str, object]) -> dict[str, object]:
@@ -628,8 +635,15 @@ def _describe(
     sounding = int(instances.usable["audio"].sum())
     sound_only = int((instances.usable["audio"] & ~instances.has_video).sum())
     sides = f"{sounding} with sound" + (f", {sound_only} of them without picture" if sound_only else "")
+    classes = f"{len(instances.classes)} classes, " if instances.classes else ""
     return (
-        f"{config.method['name']}: {int(instances.valid.sum())} clips ({sides}) of {instances.num} rows, "
+        f"{config.method['name']}: {int(instances.valid.sum())} clips ({sides}) of {instances.num} rows, {classes}"
         f"{batches.num_steps} steps of {config.data.batch_size} on {distributed.world_size()} x {device.type}, "
         f"{config.run.precision}, decoded by {decoder}"
     )
+
+
+def _left_out(admitted: Admitted, instances: Instances) -> str:
+    """What is not trained on, and what is although it lacks something."""
+    unlabelled = int(admitted.valid.sum()) - int(instances.valid.sum())
+    return admitted.describe() + (f"; {unlabelled} without a label left out" if unlabelled else "")

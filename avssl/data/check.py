@@ -64,7 +64,8 @@ def build_table(
 def manifest_of_file(path: Path) -> Manifest:
     """A manifest of one clip. Raises ManifestError where it cannot be used."""
     if not path.is_file():
-        raise ManifestError(f"{path} does not exist: give a file with pictures or sound")
+        why = "is a folder" if path.is_dir() else "does not exist"
+        raise ManifestError(f"{path} {why}: give a file with pictures or sound")
     _, probe = next(probe_files([path], num_workers=1, timeout_seconds=60.0))
     manifest = Manifest(join_facts([{"path": path.name}], {path.name: asdict(probe)}), path.parent)
     if not manifest.usable()[0]:

@@ -62,8 +62,8 @@ def train_classifier(
         The run after its last epoch; None when it was asked to stop.
 
     Raises:
-        ConfigError: recipe or overrides cannot be used, or the run in `out` is another one.
-        ManifestError: `out` holds a run on other clips or another split.
+        ConfigError: recipe or overrides cannot be used, or the run in `out` is another one, or on other clips, labels
+            or splits.
         TrainingError: as `train`.
     """
     given = _merged(towers, recipe, overrides)
@@ -117,9 +117,10 @@ def _prepare(towers: Pretrained, manifest: Manifest, path: Path, start: Path | N
     """Write the run's manifest and the weights that it starts from."""
     if path.exists():
         before = read_manifest(path, root=manifest.root)
-        if before.hash != manifest.hash or before.column("split").tolist() != manifest.column("split").tolist():
+        other = [name for name in ("split", "label") if before.column(name).tolist() != manifest.column(name).tolist()]
+        if before.hash != manifest.hash or other:
             raise ConfigError(
-                f"{path.parent} holds a run on other clips or another split: choose another folder, or delete it"
+                f"{path.parent} holds a run on other clips, labels or splits: choose another folder, or delete it"
             )
     else:
         write_manifest(path, manifest.table, root=manifest.root)

@@ -35,6 +35,6 @@ def predict(towers: Pretrained, path: str | Path, *, num_clips: int = 10, num_cr
         raise ValueError(found.errors[0])
     if not found.has(classifier.modality)[0]:
         looks = {"video": "pictures", "audio": "sound", "both": "pictures and sound"}[classifier.modality]
-        raise ValueError(f"the classifier looks at {looks}, and this file lacks them")
+        raise ValueError(f"the classifier looks at {looks}, which this file lacks")
     vectors = np.asarray(found.maps(classifier.modality, np.array([0]))[classifier.stage])
     return dict(zip(classifier.classes, head_scores(classifier, vectors)[0].tolist(), strict=True))

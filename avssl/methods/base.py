@@ -59,10 +59,11 @@ def encode_each(network: nn.Module, x: Tensor) -> Tensor:
 class Method(nn.Module):
     """Base class.
 
-    A class says which `modalities` it needs an encoder for (`needs`, where that depends on the options), whether it is
-    `supervised`, and whether parameters of it may rest, which means get no gradient in some steps. An object says what
-    it wants of each sample: `views`, and with several clips or tracked patches of one video `clips` and `patches`; and
-    which `encoded` views go through the encoders: all, unless it says otherwise.
+    A class says which `modalities` it needs an encoder for (`needs`, where that depends on the options), and whether it
+    is `supervised`. An object says what it wants of each sample: `views`, and with several clips or tracked patches of
+    one video `clips` and `patches`; which `encoded` views go through the encoders: all, unless it says otherwise; and
+    whether parameters of it may rest (`rests`): on all ranks they then get no gradient in the same steps, not a zero,
+    at which Adam would count on.
 
     Args:
         encoders: {modality: ...}, each with `.dim`; what is exported after training.
@@ -71,10 +72,10 @@ class Method(nn.Module):
 
     modalities: ClassVar[tuple[str, ...]] = ("video", "audio")
     supervised: ClassVar[bool] = False  # it is trained on the labelled clips, and their classes
-    rests: ClassVar[bool] = False
     views: tuple[str, ...] = ()
     clips: Clips = ONE_CLIP
     patches: Patches | None = None
+    rests: bool = False
 
     def __init__(self, encoders: nn.ModuleDict, *, seed: int) -> None:
         super().__init__()

@@ -29,11 +29,11 @@ class Finetune(Method):
     Source: AVID-CMA, eval-action-recg.py: dropout and one linear layer on the pooled output, cross-entropy; the first
     epochs train the classifier alone, at the same rate.
     Differs from AVID-CMA: meanwhile the encoder is in evaluation mode; there the statistics of its BatchNorm move.
+    Behind the warm-up the optimiser goes on; there it starts anew, for the classifier too.
     """
 
     modalities = ("video",)  # unless the options say audio
     supervised = True
-    rests = True
 
     def __init__(self, options: FinetuneOptions, encoders: nn.ModuleDict, *, instances: Instances, seed: int) -> None:
         super().__init__(encoders, seed=seed)
@@ -45,6 +45,7 @@ class Finetune(Method):
             raise ValueError("method.name=finetune learns labels, and is no part of other methods")
         self.options = options
         self.views = (options.modality,)
+        self.rests = options.warmup_epochs > 0
         self.classifier = Classifier(encoders[options.modality].dim, instances.classes, modality=options.modality)
         self.register_buffer("target", instances.target, persistent=False)  # (N,), the manifest's
 

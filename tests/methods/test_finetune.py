@@ -101,6 +101,8 @@ def test_the_encoder_rests_while_the_classifier_warms_up() -> None:
     for epoch in (0, 1):
         assert {name.split(".")[0] for name in step(epoch)} == {"classifier"}
         assert method.encoders["video"].training
+    assert method.rests
+    assert not build(warmup_epochs=0).rests
     assert not [p for p in method.encoders.parameters() if p in optimizer.state]  # Adam has seen no zeros
     moved = step(2)
     assert all(name in moved for name, _ in method.named_parameters())
@@ -154,7 +156,9 @@ def test_a_run_stopped_in_its_warm_up_goes_on_bit_equal_and_knows_its_classes(
     assert saved["target"].tolist() == [int(label) for label in clip_set.column("label")]
 
 
-def test_only_labelled_clips_are_trained_on(clip_set: Manifest, tmp_path: Path) -> None:
+def test_only_labelled_clips_are_trained_on(
+    clip_set: Manifest, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     def relabelled(labels: list[str | None], name: str) -> Manifest:
         table = pq.read_table(clip_set.root / "manifest.parquet")
         place = table.column_names.index("label")
@@ -167,6 +171,12 @@ def test_only_labelled_clips_are_trained_on(clip_set: Manifest, tmp_path: Path) 
     found = usable_instances(relabelled(some, "some.parquet"), wanted)
     assert found.valid.tolist() == [bool(ok and row % 3) for row, ok in enumerate(train_rows)]
     assert (found.target[found.valid] >= 0).all()
+    here = [f"data.manifest={tmp_path / 'some.parquet'}", f"data.root={clip_set.root}", "run.max_steps=1"]
+    assert not train(dataclasses.replace(config(clip_set, tmp_path / "run", *here), method={"name": "finetune"}))
+    lost = int(train_rows.sum() - found.valid.sum())
+    told = capsys.readouterr().err
+    assert "of 18 rows, 2 classes, " in told
+    assert f"; {lost} without a label left out" in told
     only_in_test = [
         str(label) if not ok else "0" for label, ok in zip(clip_set.column("label"), train_rows, strict=True)
     ]

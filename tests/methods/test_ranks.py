@@ -42,6 +42,7 @@ def trained(case: str, **other: int) -> dict[str, torch.Tensor]:
             for name, p in method.named_parameters()
             if p.requires_grad
         }
+        result[f"without gradient {number}"] = torch.tensor(sum(p.grad is None for p in method.parameters()))
         optimizer.step()
         method.after_step(done)
     distributed.check_equal(shared_buffers(method), "buffers")
