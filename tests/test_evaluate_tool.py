@@ -4,6 +4,8 @@ import json
 import shutil
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from avssl.data.check import build_table
@@ -17,19 +19,9 @@ from tests.test_wrong_use import call as call  # a fixture
 
 SMALL = ("--num-workers", "0", "--num-clips", "1", "--num-crops", "1")
 FACTS = {
-    *(
-        "protocol",
-        "weights",
-        "weights_hash",
-        "manifest",
-        "manifest_hash",
-        "splits",
-        "several_labels",
-        "classes",
-        "settings",
-        "data",
-    ),
-    *("scores", "random", "clips", "errors", "seconds", "versions", "device", "date"),
+    *("protocol", "weights", "weights_hash", "manifest", "manifest_hash", "splits", "asked_hash", "shared", "classes"),
+    *("several_labels", "settings", "data", "training", "scores", "random", "clips", "errors", "seconds", "versions"),
+    *("device", "date"),
 }
 
 
@@ -121,6 +113,16 @@ def test_results_side_by_side(run: Path, clip_set: Manifest, call: Call, tmp_pat
     assert page.count('src="data:image/png;base64,') == 2
     assert all(word in page for word in ("random init", str(tmp_path / "other"), result_date(paths[0])))
     assert "not comparable" not in done.out
+    relabelled = tmp_path / "m.parquet"
+    table = pq.read_table(clip_set.root / "manifest.parquet")
+    place = table.column_names.index("label")
+    names = pa.array([f"class {label}" for label in table.column("label").to_pylist()])
+    pq.write_table(table.set_column(place, "label", names), relabelled)
+    write_manifest(relabelled, pq.read_table(relabelled), root=clip_set.root)
+    call("tools/evaluate.py", run, "knn", "--dataset", relabelled, *SMALL, "--json", tmp_path / "d.json")
+    found = call("tools/evaluate.py", "--table", paths[0], tmp_path / "d.json").out
+    assert found.count("knn on") == 1  # the same clips
+    assert "not comparable, asked_hash differ: clips, their labels or their sides" in found
     assert "not comparable, settings differ: k: 20, 3" in call("tools/evaluate.py", "--table", paths[0], paths[2]).out
     (tmp_path / "no.json").write_text("[]")
     call("tools/evaluate.py", "--table", tmp_path / "no.json").refused("no.json is no result of tools/evaluate.py")
@@ -130,14 +132,12 @@ def test_results_side_by_side(run: Path, clip_set: Manifest, call: Call, tmp_pat
 def test_names_of_weights_tell_them_apart() -> None:
     figure = {"mean": 0.5, "interval": [0.4, 0.6], "spread": 0.0, "chance": 0.1}
     base = {"protocol": "knn", "manifest": "m", "manifest_hash": "h", "splits": ["split"], "random": None, "clips": {}}
-    base |= {
-        "several_labels": 3,
-        "settings": {"num_clips": 1, "num_crops": 1, "skip_unreadable": False},
-        "scores": {"video": figure},
-    }
+    base |= {"settings": {"num_clips": 1, "num_crops": 1, "skip_unreadable": False}, "scores": {"video": figure}}
+    base |= {"several_labels": 3, "asked_hash": "h", "training": None, "shared": [{"files": 2, "groups": 0}]}
     text = compare([base | {"weights": f"runs/{name}/avid/last.pt"} for name in ("toy", "digits")])
     assert "toy/avid" in text
     assert "digits/avid" in text
+    assert "2 test clips have files that training clips have too" in text
     assert "3 clips have several classes: only the first of each counts here" in text
 
 
@@ -146,7 +146,7 @@ def test_names_of_weights_tell_them_apart() -> None:
     [
         (("knn", "--dataset", "ucf101"), r"--dataset ucf101: there is no data/ucf101/manifest.parquet: .*ucf101.py"),
         (("knn", "--dataset", "nowhere.parquet"), "nowhere.parquet does not exist"),
-        (("knn", "--dataset", "SET", "--folds", "99"), "--folds 99: expected 2 to 18"),
+        (("knn", "--dataset", "SET", "--folds", "99"), "--folds 99: expected 2 to 18, as there are no more groups"),
         (("knn", "--dataset", "SET", "--test-split", "other"), "no labelled clip has split=other"),
         (("knn", "--dataset", "SET", "--num-clips", "0"), "num_clips=0 must be at least 1"),
         (("knn", "--dataset", "SET", "--k", "0"), "--k 0"),

@@ -386,6 +386,17 @@ def test_files_and_folders_where_others_belong_are_told(
     assert (tmp_path / "file").read_text() == "mine"
 
 
+def test_an_evaluation_on_a_full_disk_is_told_and_leaves_nothing(
+    call: Call, small_disk: Path, finished: Path, clip_set: Manifest
+) -> None:
+    evaluated = [finished, "linear", "--dataset", clip_set.root, "--num-workers", 0, "--num-clips", 2]
+    evaluated += ["--num-crops", 1, "--no-baseline", "--cache", small_disk / "vectors"]
+    filler = fill(small_disk, spare=40_000)
+    call("tools/evaluate.py", *evaluated).refused(r"cannot be written \(No space left.*--cache names another folder")
+    assert not [path for path in (small_disk / "vectors").rglob("*") if path.name != ".lock"]
+    filler.unlink()
+
+
 def test_an_extraction_on_a_full_disk_continues_when_there_is_space(
     call: Call, small_disk: Path, finished: Path, clip_set: Manifest
 ) -> None:

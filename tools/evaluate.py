@@ -28,6 +28,7 @@ from typing import Any
 
 from avssl import distributed
 from avssl.benchmark.scenes import make_scene
+from avssl.checkpoint import LAST
 from avssl.data.manifest import read_manifest
 from avssl.evaluate.davis import davis_names, read_davis
 from avssl.evaluate.heads import Head
@@ -36,7 +37,7 @@ from avssl.evaluate.propagate import SIZE, score_propagation
 from avssl.evaluate.protocols import Options
 from avssl.evaluate.splits import read_splits
 from avssl.evaluate.table import compare, read_result
-from avssl.files import answer, check_writable
+from avssl.files import WriteError, answer, check_writable
 from avssl.pretrained import Pretrained, export, load, untrained, with_data
 from avssl.report import confusion_png, write_evaluation
 from avssl.train import TrainingError
@@ -174,19 +175,23 @@ def dataset_path(name: str) -> Path:
 def _frozen(arguments: argparse.Namespace) -> int:
     towers, asked = _asked(arguments)
     save = getattr(arguments, "save", None)
-    if save and len(asked.splits) > 1:
-        raise ValueError(f"--save {save}: there are {len(asked.splits)} splits, and a classifier of each: ask for one")
+    if save:
+        if (save / LAST).exists():
+            raise ValueError(f"--save {save} is the folder of a run: give another one")
+        check_writable(save / "config.json")
     heads: dict[str, Head] = {}
-    result = measure_frozen(
-        towers,
-        asked,
-        cache=arguments.cache or towers.path.parent / "vectors",
-        baseline=not arguments.no_baseline,
-        keep=heads if save else None,
-    )
+    cache = arguments.cache or towers.path.parent / "vectors"
+    keep = heads if save else None
+    try:
+        result = measure_frozen(towers, asked, cache=cache, baseline=not arguments.no_baseline, keep=keep)
+    except WriteError as error:
+        raise ValueError(f"{error}; --cache names another folder for vectors") from error
+    if result and save and not heads:
+        raise ValueError(f"--save {save}: the training clips have one class, and there is nothing to save")
     if result and save:
         best = max(heads.values(), key=lambda head: head.held_out)
-        facts = {**towers.facts, "classifier": {"learned_on": asked.manifest_path, "held_out_accuracy": best.held_out}}
+        learned = {"learned_on": asked.manifest_path, "held_out_accuracy": best.held_out}
+        facts = {**towers.facts, "classifier": learned | {"splits": len(asked.splits)}}
         export(dataclasses.replace(towers, classifier=best.classifier), save, facts=facts)
         words = f"{best.classifier.modality} {best.classifier.stage}, {best.held_out:.3f} on the held-out training part"
         print(f"saved {save}: the classifier of {words}; next: python tools/predict.py {save} CLIP", file=sys.stderr)

@@ -162,9 +162,11 @@ def table(found: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> str:
                     cells = [name, protocol, way, f"{chance:.3f}", *(shown(each[way]) for each in figures)]
                     lines.append(f"| {' | '.join(cells)} |")
     tuned = [
-        (max(result["seconds"]["training"]), name)
+        (seconds, name)
         for name, protocols in found.items()
         for result in protocols.get("finetune", {}).values()
+        for seconds in result["seconds"]["training"]
+        if seconds is not None
     ]
     if tuned:
         longest, name = max(tuned)

@@ -45,12 +45,10 @@ def linear_predict(
         raise ValueError(
             f"a linear probe needs at least two classes, the training features have {np.unique(train_targets)}"
         )
-    groups = np.arange(len(train)) if groups is None else np.unique(groups, return_inverse=True)[1]
-    folds = min(FOLDS, len(np.unique(groups)))
     scores = []
     for strength in STRENGTHS:
         right = 0
-        for inside, outside in GroupKFold(folds, shuffle=True, random_state=0).split(train, groups=groups):
+        for inside, outside in _folds(np.arange(len(train)) if groups is None else groups):
             if len(np.unique(train_targets[inside])) > 1:
                 predicted = _fit(train[inside], train_targets[inside], strength).predict(train[outside])
                 right += int((predicted == train_targets[outside]).sum())
@@ -102,12 +100,10 @@ def svm_scores(
     Source: the protocol of ESC-50 in the AVID paper, section 4.
     Differs from the scripts that are public: there C is chosen on the test folds.
     """
-    groups = np.unique(groups, return_inverse=True)[1]
-    folds = min(FOLDS, len(np.unique(groups)))
     right = []
     for strength in SVM_STRENGTHS:
         scores = np.full((len(train), num_classes), -np.inf)
-        for inside, outside in GroupKFold(folds, shuffle=True, random_state=0).split(train, groups=groups):
+        for inside, outside in _folds(groups):
             if len(np.unique(train_targets[inside])) > 1:
                 scores[outside] = _svm(train[inside], train_targets[inside], train[outside], strength, num_classes)
         right.append(int((scores.argmax(axis=1) == train_targets).sum()))
@@ -127,6 +123,15 @@ def draw_few(targets: np.ndarray, share: float, *, num_draws: int, seed: int = 0
             rows = np.flatnonzero(targets == each)
             kept.append(rng.choice(rows, max(1, round(share * len(rows))), replace=False))
         yield np.sort(np.concatenate(kept))
+
+
+def _folds(groups: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Positions inside and outside of each of at most FOLDS folds of whole groups; of rows where all are one group."""
+    member = np.unique(groups, return_inverse=True)[1]
+    if member.max() == 0:
+        member = np.arange(len(groups))
+    splitter = GroupKFold(min(FOLDS, member.max() + 1), shuffle=True, random_state=0)
+    return splitter.split(member, groups=member)
 
 
 def _svm(train: np.ndarray, targets: np.ndarray, test: np.ndarray, strength: float, num_classes: int) -> np.ndarray:

@@ -9,7 +9,9 @@ import fcntl
 import hashlib
 import itertools
 import json
+import os
 import shutil
+import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -252,7 +254,12 @@ class _Looks:
                             seen.setdefault(name, []).append(value)
                     for name, values in seen.items():  # each (g C, d); the crops of a clip become neighbours
                         each = torch.stack(values, dim=1).reshape(len(group), -1, values[0].shape[1])  # (g, V, d)
-                        found[name] = each * here[:, None, None]
+                        found[name] = torch.where(here[:, None, None], each, 0.0)
+                        if not found[name].isfinite().all():
+                            raise ValueError(
+                                f"the {modality} encoder of {towers.path} gives NaN or infinity ({name}): its weights "
+                                "are broken, go back to an earlier checkpoint"
+                            )
                 yield place, {name: value.cpu().numpy() for name, value in found.items()}, errors
                 bar.update(len(group))
 
@@ -299,7 +306,7 @@ class _Looks:
 
 def _kept(looks: _Looks, folder: Path) -> ClipVectors:
     """The same out of `folder`, where each set of vectors has a folder of its own; computed first when it is not there,
-    by all processes together. A second call that wants the same at the same time waits for the first."""
+    by all processes together. One call at a time computes into a folder, others wait."""
     homes = [folder / _key(each) for each in (dataclasses.replace(looks, maps=True), looks)]  # all maps do as well
 
     def find() -> Path | None:
@@ -318,31 +325,34 @@ def _kept(looks: _Looks, folder: Path) -> ClipVectors:
 
 @contextmanager
 def _alone(folder: Path) -> Iterator[None]:
-    """One call at a time computes into a folder: its first process holds a lock, which ends with it."""
+    """The first process of a call holds a lock on the folder, which ends with it; what a killed one left is removed."""
     with contextlib.ExitStack() as stack:
         if distributed.is_main():
             with _written(folder):
                 folder.mkdir(parents=True, exist_ok=True)
                 lock = stack.enter_context(open(folder / ".lock", "w"))
-            fcntl.flock(lock, fcntl.LOCK_EX)
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                print(f"waiting: another call computes vectors in {folder}", file=sys.stderr)
+                fcntl.flock(lock, fcntl.LOCK_EX)
+            for begun in folder.glob(".*.partial"):
+                shutil.rmtree(begun, ignore_errors=True)
         distributed.barrier()
         yield
 
 
 def _compute(looks: _Looks, home: Path) -> None:
     begun = home.with_name(f".{home.name}.partial")
-    groups = looks.look(share=distributed.rank(), num_shares=distributed.world_size())
-    first = []
-    if distributed.is_main():
-        shutil.rmtree(begun, ignore_errors=True)
-        first = list(itertools.islice(groups, 1))
-        with _written(begun):
+    looking = looks.look(share=distributed.rank(), num_shares=distributed.world_size())
+    with contextlib.closing(looking) as groups, _written(begun):
+        first = []
+        if distributed.is_main():
+            first = list(itertools.islice(groups, 1))
             begun.mkdir(parents=True)
             for name, value in (first[0][1] if first else {}).items():
-                shape = (len(looks.ids), *value.shape[1:])
-                np.lib.format.open_memmap(begun / f"{name}.npy", mode="w+", dtype=value.dtype, shape=shape)
-    distributed.barrier()
-    with _written(begun):
+                _reserve(begun / f"{name}.npy", (len(looks.ids), *value.shape[1:]), value.dtype)
+        distributed.barrier()
         arrays = {path.stem: np.load(path, mmap_mode="r+") for path in begun.glob("*.npy")}
         found = looks.collect(itertools.chain(first, groups), lambda name, _: arrays[name])
         errors = {row: (why, _stamp(looks.manifest.path(row))) for row, why in found.errors.items()}
@@ -354,6 +364,14 @@ def _compute(looks: _Looks, home: Path) -> None:
             shutil.rmtree(home, ignore_errors=True)
             begun.rename(home)
     distributed.barrier()
+
+
+def _reserve(path: Path, shape: tuple[int, ...], dtype: np.dtype) -> None:
+    """An array file of zeros whose room on the disk is taken at once: a disk that fills up later would kill the process
+    that writes into the map, without a word."""
+    np.lib.format.open_memmap(path, mode="w+", dtype=dtype, shape=shape)
+    with path.open("r+b") as file:
+        os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
 
 
 def _mended(looks: _Looks, home: Path) -> bool:
@@ -387,16 +405,28 @@ def _key(looks: _Looks) -> str:
         "views": (looks.num_clips, looks.num_crops, looks.maps),
     }
     digest = hashlib.blake2b(json.dumps(facts, sort_keys=True).encode(), digest_size=12)
-    usable = looks.manifest.usable()[looks.ids]  # a row may have been quarantined, or released, since
-    digest.update(looks.ids.astype("<i8").tobytes() + usable.tobytes())
+    digest.update(looks.ids.astype("<i8").tobytes())
+    manifest = looks.manifest  # what it says of a file may change, and with it where is looked
+    facts = [
+        manifest.usable(),
+        manifest.has_video,
+        manifest.has_audio,
+        manifest.column("width"),
+        manifest.column("height"),
+    ]
+    for each in (*facts, manifest.bounds("video"), manifest.bounds("audio")):
+        digest.update(np.nan_to_num(each[looks.ids].astype("<f8")).tobytes())
     return digest.hexdigest()
 
 
 @contextmanager
 def _written(folder: Path) -> Iterator[None]:
+    """Raises WriteError, and leaves nothing of a folder that was begun."""
     try:
         yield
     except OSError as error:
+        if folder.name.endswith(".partial"):
+            shutil.rmtree(folder, ignore_errors=True)
         raise WriteError(folder, error) from error
 
 

@@ -73,6 +73,12 @@ def train_classifier(
             f"method.modality={modality}, but {towers.path} has no encoder for it, only for "
             f"{', '.join(towers.encoders)}: choose that one"
         )
+    if given["data"].get("split") != "train":
+        raise ConfigError(
+            f"data.split={given['data'].get('split')}: fine-tuning learns from the training clips of the split that is "
+            "asked about, and from no others"
+        )
+    _check_rows(manifest, modality)
     path = out / "manifest.parquet"
     given["data"] |= {"manifest": str(path), "root": str(manifest.root)}
     given["run"] = given.get("run", {}) | {"dir": str(out)}
@@ -111,6 +117,16 @@ def _merged(towers: Pretrained, recipe: Path | None, overrides: Sequence[str]) -
     if unknown:
         raise ConfigError(f"{unknown[0]} is no section of a run: expected {', '.join(SECTIONS)}")
     return merged
+
+
+def _check_rows(manifest: Manifest, modality: str) -> None:
+    """Raise ConfigError unless some training clip has what the encoder looks at."""
+    has, lacks, other = {
+        "video": (manifest.has_video, "pictures", "audio"),
+        "audio": (manifest.has_audio & manifest.usable(), "sound", "video"),
+    }[modality]
+    if not (has & (manifest.column("split") == "train")).any():
+        raise ConfigError(f"no training clip has {lacks} that can be read: tune method.modality={other}")
 
 
 def _prepare(towers: Pretrained, manifest: Manifest, path: Path, start: Path | None) -> None:

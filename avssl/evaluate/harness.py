@@ -17,9 +17,9 @@ import torch
 from avssl.data.manifest import Manifest
 from avssl.evaluate.features import ClipVectors
 from avssl.evaluate.partition import FIGURES, figure_interval
-from avssl.evaluate.protocols import PROTOCOLS, Options, Outcome, Outcomes, Sides, retrieval
+from avssl.evaluate.protocols import PROTOCOLS, Options, Outcomes, Sides, retrieval
 from avssl.evaluate.scores import summarise
-from avssl.evaluate.splits import Split, labels_of
+from avssl.evaluate.splits import Split, groups_of, labels_of
 
 NUM_PERMUTATIONS = 20  # of the classes, for the chance of a partition
 DIRECTIONS = {  # of retrieval: query, gallery, and whether outputs of the heads are compared, or of the trunks
@@ -47,7 +47,7 @@ class Labels:
         rows = np.unique(np.concatenate([each for split in splits for each in (split.train, split.test)]))
         self.classes = sorted(set(labels[rows].tolist()))
         self.targets = np.searchsorted(self.classes, labels)  # (N,); of rows in no split anything
-        self.groups = manifest.column("group").astype(str)  # (N,)
+        self.groups = groups_of(manifest)  # (N,)
         self.root = manifest.root  # named when nothing can be read
 
 
@@ -113,43 +113,79 @@ def answer(
 
 
 def figures(parts: Sequence[Answers], labels: Labels, *, skip_unreadable: bool) -> dict[str, dict[str, Any]]:
-    """Each way's figure over the splits that have it.
+    """Each way's figure over the splits.
 
     Args:
-        skip_unreadable: videos without an answer are left out; otherwise they count as wrong.
+        skip_unreadable: videos without an answer are left out, and splits in which none has one; otherwise they count
+            as wrong.
 
     Returns:
-        {way: mean, spread, interval, splits, chance, num (videos), unanswered, and where there is one: confusion (C,
-        C + 1), the last column for those without an answer; chosen (of each split); draws}.
+        {way: mean, spread, interval, splits, chance, num (videos that count), unanswered, and where there is one:
+        confusion (C, C + 1), the last column for those without an answer; chosen (of each split); draws and
+        draw_spread}.
     """
     result = {}
     for way in dict.fromkeys(way for part in parts for way in part.outcomes):
-        asked = [part for part in parts if way in part.outcomes]
-        counted = [part.answered[way] if skip_unreadable else np.ones(len(part.split.test), bool) for part in asked]
-        rows = [part.split.test[keep] for part, keep in zip(asked, counted, strict=True)]
-        groups = [labels.groups[each] for each in rows]
-        outcomes = [part.outcomes[way] for part in asked]
-        filled = [_filled(part, way, keep) for part, keep in zip(asked, counted, strict=True)]
-        if outcomes[0].clusters is not None:
-            figure = _partition_figure(way.rpartition(" ")[2], asked, way, labels)
+        is_partition = any(way in part.outcomes and part.outcomes[way].clusters is not None for part in parts)
+        seen = [_Seen(part, way, labels, skip=skip_unreadable or is_partition) for part in parts]
+        seen = [each for each in seen if len(each.rows)]
+        outcomes = [each.outcome for each in seen if each.outcome is not None]
+        if is_partition:
+            figure = _partition_figure(way.rpartition(" ")[2], seen, labels)
         else:
-            figure = summarise(filled, groups)
-            figure["chance"] = float(
-                np.mean([_chance(o, f, labels.targets[r]) for o, f, r in zip(outcomes, filled, rows, strict=True)])
-            )
-        figure["num"] = sum(map(len, rows))
-        figure["unanswered"] = sum(int((~part.answered[way]).sum()) for part in asked)
+            figure = summarise([each.values for each in seen], [labels.groups[each.rows] for each in seen])
+            figure["chance"] = float(np.mean([each.chance(labels) for each in seen]))
+        figure["num"] = sum(len(each.rows) for each in seen)
+        figure["unanswered"] = sum(each.num_unanswered for each in (_Seen(p, way, labels, skip=False) for p in parts))
         if outcomes[0].predicted is not None:
-            figure["confusion"] = _confusion(asked, way, counted, labels).tolist()
+            figure["confusion"] = sum(each.confusion(labels) for each in seen).tolist()
         if any(outcome.chosen for outcome in outcomes):
-            figure["chosen"] = [dict(outcome.chosen) for outcome in outcomes]
+            figure["chosen"] = [None if each.outcome is None else dict(each.outcome.chosen) for each in seen]
         if outcomes[0].draws:
-            figure["draws"] = [list(outcome.draws) for outcome in outcomes]
-            figure["spread"] = float(
-                np.std(np.concatenate(figure["draws"]), ddof=1 if len(outcomes[0].draws) > 1 else 0)
-            )
+            draws = np.array([each.draws(len(outcomes[0].draws)) for each in seen])  # (s, number of draws)
+            figure["draws"] = draws.tolist()
+            figure["draw_spread"] = float(draws.mean(axis=0).std(ddof=1)) if draws.shape[1] > 1 else 0.0
         result[way] = figure
     return result
+
+
+class _Seen:
+    """One way in one split, over the videos that count."""
+
+    def __init__(self, part: Answers, way: str, labels: Labels, *, skip: bool) -> None:
+        self.outcome = part.outcomes.get(way)
+        answered = part.answered.get(way, np.zeros(len(part.split.test), dtype=bool))
+        keep = answered if skip else np.ones(len(part.split.test), dtype=bool)
+        self.rows = part.split.test[keep]
+        self.answered = answered[keep]
+        self.num_unanswered = int((~answered).sum())
+        self.values = np.zeros(len(self.rows))  # 0 where there is no answer
+        if self.outcome is not None:
+            self.values[self.answered] = self.outcome.values
+
+    def chance(self, labels: Labels) -> float:
+        """What is right by chance among those that have an answer, and wrong without one."""
+        if self.outcome is None:
+            return 0.0
+        found = self.outcome.chance
+        if found is None:
+            targets = labels.targets[self.rows[self.answered]]
+            found = np.bincount(targets).max() / len(targets)
+        return float(found * self.answered.mean())
+
+    def draws(self, num: int) -> list[float]:
+        """The mean of the values for each draw of labels."""
+        return [value * self.answered.mean() for value in self.outcome.draws] if self.outcome else [0.0] * num
+
+    def confusion(self, labels: Labels) -> np.ndarray:
+        """(C, C + 1) videos by class and by what they were taken for; the last column: no answer."""
+        num = len(labels.classes)
+        predicted = np.full(len(self.rows), num)
+        if self.outcome is not None:
+            predicted[self.answered] = self.outcome.predicted
+        table = np.zeros((num, num + 1), dtype=int)
+        np.add.at(table, (labels.targets[self.rows], predicted), 1)
+        return table
 
 
 def lacking(seen: Sequence[tuple[ClipVectors, np.ndarray]]) -> dict[str, int]:
@@ -200,46 +236,20 @@ def _comparable(vectors: ClipVectors, name: str, train: np.ndarray, test: np.nda
     return tuple(each / np.maximum(np.linalg.norm(each, axis=1, keepdims=True), 1e-12) for each in pair)
 
 
-def _filled(part: Answers, way: str, keep: np.ndarray) -> np.ndarray:
-    """Values of the videos in `keep`, 0 where there is no answer."""
-    values = np.zeros(len(part.split.test))
-    values[part.answered[way]] = part.outcomes[way].values
-    return values[keep]
-
-
-def _chance(outcome: Outcome, values: np.ndarray, targets: np.ndarray) -> float:
-    if outcome.chance is None:
-        return float(np.bincount(targets).max() / len(targets))
-    return outcome.chance * len(outcome.values) / len(values)  # those without an answer are missed by chance too
-
-
-def _confusion(parts: Sequence[Answers], way: str, counted: Sequence[np.ndarray], labels: Labels) -> np.ndarray:
-    """(C, C + 1) videos by class and by what they were taken for, over all splits; the last column: no answer."""
-    num = len(labels.classes)
-    table = np.zeros((num, num + 1), dtype=int)
-    for part, keep in zip(parts, counted, strict=True):
-        predicted = np.full(len(part.split.test), num)
-        predicted[part.answered[way]] = part.outcomes[way].predicted
-        np.add.at(table, (labels.targets[part.split.test][keep], predicted[keep]), 1)
-    return table
-
-
-def _partition_figure(name: str, parts: Sequence[Answers], way: str, labels: Labels) -> dict[str, Any]:
+def _partition_figure(name: str, seen: Sequence[_Seen], labels: Labels) -> dict[str, Any]:
     """NMI, adjusted Rand index or purity, of the videos that have an answer; chance: of shuffled classes."""
     rng = np.random.default_rng(0)
     splits, chances = [], []
-    for part in parts:
-        rows, clusters = part.split.test[part.answered[way]], part.outcomes[way].clusters
-        targets = labels.targets[rows]
-        interval = figure_interval(name, targets, clusters, labels.groups[rows])
+    for each in seen:
+        targets, clusters = labels.targets[each.rows], each.outcome.clusters
+        interval = figure_interval(name, targets, clusters, labels.groups[each.rows])
         splits.append({"value": float(FIGURES[name](targets, clusters)), "interval": interval})
         chances.append(np.mean([FIGURES[name](rng.permutation(targets), clusters) for _ in range(NUM_PERMUTATIONS)]))
-    values = [split["value"] for split in splits]
-    bounds = np.mean([split["interval"] for split in splits], axis=0).tolist()
+    values, intervals = [split["value"] for split in splits], [split["interval"] for split in splits]
     return {
         "mean": float(np.mean(values)),
         "spread": float(np.std(values, ddof=1)) if len(values) > 1 else 0.0,
-        "interval": bounds,
+        "interval": None if None in intervals else np.mean(intervals, axis=0).tolist(),
         "splits": splits,
         "chance": float(np.mean(chances)),
     }

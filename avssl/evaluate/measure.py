@@ -5,7 +5,9 @@ the figures themselves (harness.py), comparing results (table.py).
 """
 
 import dataclasses
+import hashlib
 import importlib.metadata
+import json
 import platform
 import time
 from collections.abc import Mapping, Sequence
@@ -20,6 +22,7 @@ from torch import nn
 
 import avssl
 from avssl import distributed
+from avssl.checkpoint import LAST
 from avssl.data.dataset import check_decoder
 from avssl.data.manifest import Manifest
 from avssl.evaluate.features import VIEWED, ClipVectors, clip_vectors
@@ -32,6 +35,7 @@ from avssl.media.decoders import in_words
 from avssl.pretrained import Pretrained, Run, untrained
 
 PARTS = ("encoders", "heads")  # of towers
+PRIVATE = ("manifest", "root")  # of the data section: where the clips lie
 VERSIONS = ("torch", "numpy", "scikit-learn", "av")  # noted in a result
 
 
@@ -70,7 +74,7 @@ def measure_frozen(
     Args:
         cache: folder where vectors are kept, so that the next protocol finds them.
         baseline: ask towers with random weights too.
-        keep: receives the best linear head of every modality, of the last split.
+        keep: receives the best linear head of every modality; with several splits those of all labelled clips together.
 
     Returns:
         The result; None on ranks other than the first.
@@ -104,9 +108,13 @@ def measure_frozen(
             for split in asked.splits
         ]
         found[name] = figures(parts, labels, skip_unreadable=asked.skip_unreadable)
+    if keep is not None and len(asked.splits) > 1:
+        everything = Split("all labelled clips", asked.rows, asked.rows)
+        answer("linear", seen["scores"], labels, everything, asked.options, device=towers.device, keep=keep)
     sides = {side: [(seen["scores"], getattr(split, side)) for split in asked.splits] for side in ("train", "test")}
     seconds = {"vectors": looked - since, "protocol": time.perf_counter() - looked}
-    return _result(towers, asked, labels, found | _facts_of_clips(asked, sides) | {"seconds": seconds})
+    facts = _facts_of_clips(asked, sides) | {"data": _viewed(towers), "training": None, "seconds": seconds}
+    return _result(towers, asked, labels, found | facts)
 
 
 def measure_finetuned(
@@ -137,8 +145,7 @@ def measure_finetuned(
     for name in ("scores", "random") if baseline else ("scores",):
         parts, seen, seconds = [], [], []
         for split in asked.splits:
-            since = time.perf_counter()
-            run = train_classifier(
+            run = _train_timed(
                 towers,
                 _only(asked.manifest, split),
                 out=out / split.name / ("trained" if name == "scores" else "random"),
@@ -148,7 +155,7 @@ def measure_finetuned(
             )
             if run is None:
                 return None
-            seconds.append(time.perf_counter() - since)
+            seconds.append(_seconds_of(run))
             vectors = clip_vectors(
                 run,
                 asked.manifest,
@@ -162,8 +169,33 @@ def measure_finetuned(
             seen.append((vectors, split.test))
         scores[name] = figures(parts, labels, skip_unreadable=asked.skip_unreadable)
         if name == "scores":
-            facts = _facts_of_clips(asked, {"test": seen}) | {"seconds": {"training": seconds}}
+            training = {name: dataclasses.asdict(run.config)[name] for name in ("method", "optim", "data")}
+            training["data"] = {name: value for name, value in training["data"].items() if name not in PRIVATE}
+            facts = _facts_of_clips(asked, {"test": seen}) | {"data": _viewed(run), "training": training}
+            facts["seconds"] = {"training": seconds}
     return _result(towers, asked, labels, scores | facts) if distributed.is_main() else None
+
+
+SECONDS = "seconds.json"  # in the folder of a fine-tuning
+
+
+def _train_timed(towers: Pretrained, manifest: Manifest, *, out: Path, **how: Any) -> Run | None:
+    """`train_classifier`; how long it took is kept in the folder, unless it was stopped in between."""
+    resumed, since = (out / LAST).exists(), time.perf_counter()
+    run = train_classifier(towers, manifest, out=out, **how)
+    if run is not None and not resumed and distributed.is_main():
+        (out / SECONDS).write_text(json.dumps(time.perf_counter() - since))
+    return run
+
+
+def _seconds_of(run: Run) -> float | None:
+    path = run.path.with_name(SECONDS)
+    return json.loads(path.read_text()) if path.exists() else None
+
+
+def _viewed(towers: Pretrained) -> dict[str, Any]:
+    """How its clips are read."""
+    return {name: getattr(towers.data, name) for name in VIEWED}
 
 
 def _needed(towers: Pretrained, asked: Asked) -> Pretrained:
@@ -209,6 +241,24 @@ def _facts_of_clips(asked: Asked, seen: Mapping[str, Sequence[tuple[ClipVectors,
     }
 
 
+def _digest(asked: Asked, labels: Labels) -> str:
+    """Of which clips, under which names, are on which side of which split."""
+    digest = hashlib.blake2b("\0".join(labels.classes).encode(), digest_size=12)
+    for split in asked.splits:
+        for rows in (split.train, split.test):
+            digest.update(np.stack([rows, labels.targets[rows]]).astype("<i8").tobytes() + b"\n")
+    return digest.hexdigest()
+
+
+def _shared(manifest: Manifest, split: Split, labels: Labels) -> dict[str, int]:
+    """Test clips whose file, by its content, or whose group is among the training clips too."""
+    keys = np.array([key or "" for key in manifest.column("content_key").tolist()])
+    return {
+        name: int((np.isin(of[split.test], of[split.train]) & (of[split.test] != "")).sum())
+        for name, of in (("files", keys), ("groups", labels.groups))
+    }
+
+
 def _several_labels(asked: Asked) -> int:
     """Clips with more than one class, of which the first counts (column labels of sets such as AudioSet)."""
     if "labels" not in asked.manifest.table.column_names:
@@ -226,6 +276,8 @@ def _result(towers: Pretrained, asked: Asked, labels: Labels, found: Mapping[str
         "manifest": asked.manifest_path,
         "manifest_hash": asked.manifest.hash,
         "splits": [split.name for split in asked.splits],
+        "asked_hash": _digest(asked, labels),
+        "shared": [_shared(asked.manifest, split, labels) for split in asked.splits],
         "several_labels": _several_labels(asked),
         "classes": labels.classes,
         "settings": {
@@ -234,7 +286,6 @@ def _result(towers: Pretrained, asked: Asked, labels: Labels, found: Mapping[str
             "skip_unreadable": asked.skip_unreadable,
             **dataclasses.asdict(asked.options),
         },
-        "data": {name: getattr(towers.data, name) for name in VIEWED},
         **found,
         "versions": {
             "avssl": avssl.__version__,

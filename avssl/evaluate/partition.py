@@ -1,9 +1,11 @@
 """Clusters of frozen features against the classes. Letters: n videos, D feature."""
 
+import warnings
 from collections.abc import Callable
 
 import numpy as np
 from sklearn.cluster import KMeans
+from sklearn.exceptions import ConvergenceWarning
 from sklearn.metrics import adjusted_rand_score, normalized_mutual_info_score
 from threadpoolctl import threadpool_limits
 
@@ -15,7 +17,8 @@ def cluster(features: np.ndarray, *, num_clusters: int, seed: int = 0) -> np.nda
     """Cluster of each of n videos: k-means on features (n, D) of unit length, the best of NUM_STARTS starts."""
     lengths = np.linalg.norm(features, axis=1, keepdims=True)
     model = KMeans(min(num_clusters, len(features)), n_init=NUM_STARTS, random_state=seed)
-    with threadpool_limits(1):
+    with threadpool_limits(1), warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)  # fewer different videos than clusters
         return model.fit_predict(features / np.maximum(lengths, 1e-12))
 
 
@@ -38,9 +41,12 @@ FIGURES: dict[str, Callable[[np.ndarray, np.ndarray], float]] = {
 
 def figure_interval(
     name: str, targets: np.ndarray, clusters: np.ndarray, groups: np.ndarray, *, level: float = 0.95
-) -> tuple[float, float]:
-    """Percentile interval of a figure over videos drawn anew, whole groups together; the clusters stay."""
+) -> tuple[float, float] | None:
+    """Percentile interval of a figure over videos drawn anew, whole groups together; the clusters stay. None where all
+    are one group."""
     _, member = np.unique(groups, return_inverse=True)
+    if member.max() == 0:
+        return None
     rows = [np.flatnonzero(member == group) for group in range(member.max() + 1)]
     rng = np.random.default_rng(0)
     values = []

@@ -111,6 +111,8 @@ def linear(sides: Sides, options: Options, *, keep: dict[str, Head] | None = Non
     Args:
         keep: receives that head, {modality: head}.
     """
+    if len(np.unique(sides.train_targets)) < 2:
+        return only_class(sides, [sides.modality])
     heads = train_heads(
         sides.train,
         sides.train_targets,
@@ -138,6 +140,8 @@ def svm(sides: Sides, options: Options) -> Outcomes:
     name = "pool" if sides.modality == "both" else options.map
     if name not in sides.train:
         raise ValueError(f"--map {name} is not a map of the {sides.modality} encoder: choose {', '.join(sides.train)}")
+    if len(np.unique(sides.train_targets)) < 2:
+        return only_class(sides, [sides.modality])
     scores, strength = svm_scores(
         np.asarray(sides.train[name]),
         sides.train_targets,
@@ -150,6 +154,8 @@ def svm(sides: Sides, options: Options) -> Outcomes:
 
 def fewlabels(sides: Sides, options: Options) -> Outcomes:
     """Logistic regression on the pooled outputs, from a small share of the labels."""
+    if len(np.unique(sides.train_targets)) < 2:
+        return only_class(sides, [f"{sides.modality} {share:.0%}" for share in options.shares])
     train, test = sides.means()
     found = {}
     for share in options.shares:
@@ -192,6 +198,13 @@ def retrieval(
 
 def _classified(predicted: np.ndarray, sides: Sides, **facts: Mapping[str, float | str]) -> Outcome:
     return Outcome(values=(predicted == sides.test_targets).astype(float), predicted=predicted, **facts)
+
+
+def only_class(sides: Sides, ways: Sequence[str]) -> Outcomes:
+    """What any classifier says that was shown one class alone."""
+    predicted = np.full(len(sides.test_targets), sides.train_targets[0])
+    chosen = {"only_class": sides.classes[sides.train_targets[0]]}
+    return {way: _classified(predicted, sides, chosen=chosen) for way in ways}
 
 
 PROTOCOLS: dict[str, Callable[..., Outcomes]] = {

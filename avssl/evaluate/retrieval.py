@@ -75,11 +75,11 @@ def gallery_hits(
 
 def chance_gallery_recall(query_targets: np.ndarray, gallery_targets: np.ndarray, *, k: int) -> float:
     """Expected share of `gallery_hits` of a random order."""
-    num = len(gallery_targets)
-    same = (query_targets[:, None] == gallery_targets).sum(axis=1)
+    num, classes = len(gallery_targets), int(max(query_targets.max(), gallery_targets.max())) + 1
+    same = np.bincount(gallery_targets, minlength=classes)  # (C,)
     drawn = np.arange(min(k, num))
-    missed = np.maximum(num - same[:, None] - drawn, 0) / (num - drawn)
-    return float((1 - missed.prod(axis=1)).mean())
+    missed = np.maximum(num - same[:, None] - drawn, 0) / (num - drawn)  # (C, k)
+    return float((1 - missed.prod(axis=1))[query_targets].mean())
 
 
 def recall_figures(video: np.ndarray, audio: np.ndarray, targets: np.ndarray) -> dict[str, float]:

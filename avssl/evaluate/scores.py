@@ -28,15 +28,19 @@ def summarise(values: Sequence[np.ndarray], groups: Sequence[np.ndarray]) -> dic
 
     Returns:
         mean and spread (standard deviation, 0 for one split) over the splits, interval (95 %, whole groups drawn anew,
-        over the videos of all splits), splits: value and interval of each.
+        over the videos of all splits; None where there is one group only), splits: value and interval of each.
     """
     means = [float(each.mean()) for each in values]
     return {
         "mean": float(np.mean(means)),
         "spread": float(np.std(means, ddof=1)) if len(means) > 1 else 0.0,
-        "interval": bootstrap_interval(np.concatenate(values), np.concatenate(groups)),
+        "interval": _interval(np.concatenate(values), np.concatenate(groups)),
         "splits": [
-            {"value": mean, "interval": bootstrap_interval(each, group)}
+            {"value": mean, "interval": _interval(each, group)}
             for mean, each, group in zip(means, values, groups, strict=True)
         ],
     }
+
+
+def _interval(values: np.ndarray, groups: np.ndarray) -> tuple[float, float] | None:
+    return bootstrap_interval(values, groups) if len(np.unique(groups)) > 1 else None

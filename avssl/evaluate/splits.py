@@ -1,10 +1,11 @@
 """Which rows a protocol learns from and which it is asked about: the splits of a manifest, or folds made of it.
 
-Rows asked about include those whose file cannot be read: what they count for is the protocol's affair, and nothing
-takes their place.
+Both sides include rows whose file cannot be read: what they count for is the protocol's affair, and nothing takes their
+place.
 """
 
 import re
+import warnings
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,8 +19,8 @@ TEST_SPLITS = ("test", "val", "validation")  # asked about when nothing is said:
 @dataclass(frozen=True)
 class Split:
     name: str
-    train: np.ndarray  # (n,) int64 rows of the manifest, labelled and readable
-    test: np.ndarray  # (m,) int64 rows, labelled
+    train: np.ndarray  # (n,) int64 labelled rows of the manifest
+    test: np.ndarray  # (m,) int64 labelled rows
 
 
 def read_splits(manifest: Manifest, *, folds: int | None = None, test_split: str | None = None) -> list[Split]:
@@ -45,8 +46,9 @@ def read_splits(manifest: Manifest, *, folds: int | None = None, test_split: str
         found = [name for name in manifest.table.column_names if re.fullmatch(r"split\d+", name)]
         numbered = sorted(found, key=lambda name: int(name.removeprefix("split")))
         splits = [_named(manifest, name, labelled, test_split) for name in numbered or ["split"]]
+    usable = manifest.usable()
     for split in splits:
-        classes = set(labels[split.train].tolist())
+        classes = set(labels[split.train[usable[split.train]]].tolist())
         if len(classes) < 2:
             raise ValueError(
                 f"the readable training clips of {split.name} have {len(classes)} classes "
@@ -60,9 +62,17 @@ def labels_of(manifest: Manifest) -> np.ndarray:
     return np.array([label or "" for label in manifest.column("label").tolist()])
 
 
+def groups_of(manifest: Manifest) -> np.ndarray:
+    """(N,) str: what must not be divided; the file where nothing is known."""
+    pairs = zip(manifest.column("group").tolist(), manifest.column("path").tolist(), strict=True)
+    return np.array([group or path for group, path in pairs])
+
+
 def _named(manifest: Manifest, column: str, labelled: np.ndarray, test_split: str | None) -> Split:
     values = manifest.column(column)
-    known = sorted({value for value in values.tolist() if value})
+    known = sorted({value for value in values[labelled].tolist() if value})
+    if test_split == "train":
+        raise ValueError("--test-split train: clips that are learned from cannot be asked about")
     asked = test_split or next((name for name in TEST_SPLITS if name in known), TEST_SPLITS[0])
     sides = {name: np.flatnonzero(labelled & (values == name)) for name in ("train", asked)}
     for name, rows in sides.items():
@@ -72,22 +82,20 @@ def _named(manifest: Manifest, column: str, labelled: np.ndarray, test_split: st
                 f"{', '.join(known) or 'none'}): name the side that is asked about with --test-split, or make folds of "
                 "all labelled clips with --folds 5"
             )
-    train = sides["train"]
-    return Split(column, train[manifest.usable()[train]], sides[asked])
+    return Split(column, sides["train"], sides[asked])
 
 
 def _folds(manifest: Manifest, labelled: np.ndarray, labels: np.ndarray, folds: int) -> list[Split]:
     rows = np.flatnonzero(labelled)
-    groups = manifest.column("group")[rows].astype(str)
-    num_groups = len(np.unique(groups))
-    if not 2 <= folds <= num_groups:
-        raise ValueError(
-            f"--folds {folds}: expected 2 to {num_groups}, the groups (column group) of the labelled clips, which are "
-            "never divided"
-        )
-    parts = StratifiedGroupKFold(folds, shuffle=True, random_state=0).split(rows, labels[rows], groups)
-    usable = manifest.usable()
-    return [
-        Split(f"fold{number}", rows[train][usable[rows[train]]], rows[test])
-        for number, (train, test) in enumerate(parts, 1)
-    ]
+    groups = groups_of(manifest)[rows]
+    most = max(np.unique(labels[rows], return_counts=True)[1])
+    for limit, of in (
+        (len(np.unique(groups)), "groups (column group), which are never divided"),
+        (most, "clips of a class"),
+    ):
+        if not 2 <= folds <= limit:
+            raise ValueError(f"--folds {folds}: expected 2 to {limit}, as there are no more {of}")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # a class may have fewer clips than there are folds
+        parts = list(StratifiedGroupKFold(folds, shuffle=True, random_state=0).split(rows, labels[rows], groups))
+    return [Split(f"fold{number}", rows[train], rows[test]) for number, (train, test) in enumerate(parts, 1)]

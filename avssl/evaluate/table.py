@@ -5,8 +5,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-COMPARED = ("manifest_hash", "splits", "settings")  # what results of one table must share
-NEEDED = ("protocol", "weights", "manifest", "scores", "random", "clips", "several_labels", *COMPARED)
+COMPARED = ("splits", "asked_hash", "settings", "training")  # what results of one table must share
+NEEDED = (
+    *("protocol", "weights", "manifest", "manifest_hash", "scores", "random", "clips", "several_labels", "shared"),
+    *COMPARED,
+)
 
 Result = Mapping[str, Any]
 
@@ -66,7 +69,7 @@ def shown(figure: Mapping[str, Any] | None) -> str:
 def _grouped(results: Sequence[Result]) -> list[list[Result]]:
     groups: dict[tuple[str, str], list[Result]] = {}
     for result in results:
-        groups.setdefault((result["protocol"], result["manifest"]), []).append(result)
+        groups.setdefault((result["protocol"], result["manifest_hash"]), []).append(result)
     return list(groups.values())
 
 
@@ -99,19 +102,34 @@ def _differences(group: Sequence[Result]) -> list[str]:
     lines = []
     for name in COMPARED:
         values = [result[name] for result in group]
-        if any(value != values[0] for value in values):
-            if name == "settings":
-                keys = [key for key in values[0] if any(value.get(key) != values[0][key] for value in values)]
-                what = "; ".join(f"{key}: {', '.join(str(value.get(key)) for value in values)}" for key in keys)
-            else:
-                what = ", ".join(str(value)[:40] for value in values)
-            lines.append(f"not comparable, {name} differ: {what}")
+        if all(value == values[0] for value in values):
+            continue
+        if name == "asked_hash":
+            what = "clips, their labels or their sides"
+        elif all(isinstance(value, Mapping) for value in values):
+            flat = [_flat(value) for value in values]
+            keys = [key for key in flat[0] if any(each.get(key) != flat[0][key] for each in flat)]
+            what = "; ".join(f"{key}: {', '.join(str(each.get(key)) for each in flat)}" for key in keys)
+        else:
+            what = ", ".join(str(value)[:40] for value in values)
+        lines.append(f"not comparable, {name} differ: {what}")
     return lines
 
 
+def _flat(value: Mapping[str, Any]) -> dict[str, Any]:
+    """{section.key: value}."""
+    flat = {}
+    for name, entry in value.items():
+        flat |= {f"{name}.{key}": each for key, each in entry.items()} if isinstance(entry, Mapping) else {name: entry}
+    return flat
+
+
 def _lacking(group: Sequence[Result]) -> list[str]:
-    """Clips that could not be answered for, in words."""
-    result = group[0]
+    """Clips that could not be answered for, and what else is to be known, in words; once for all that it is true of."""
+    return list(dict.fromkeys(line for result in group for line in _notes(result)))
+
+
+def _notes(result: Result) -> list[str]:
     words = {"unreadable": "could not be read", "without_sound": "without sound", "without_picture": "without picture"}
     found = [
         f"{number} of {counts['clips']} {side} clips {words[name]}"
@@ -121,6 +139,10 @@ def _lacking(group: Sequence[Result]) -> list[str]:
     ]
     means = "left out" if result["settings"]["skip_unreadable"] else "counted as wrong where they are asked about"
     lines = [f"{', '.join(found)}: {means}"] if found else []
+    for name in ("files", "groups"):
+        shared = sum(split[name] for split in result["shared"])
+        if shared:
+            lines.append(f"{shared} test clips have {name} that training clips have too")
     if result["several_labels"]:
         lines.append(f"{result['several_labels']} clips have several classes: only the first of each counts here")
     return lines

@@ -7,6 +7,7 @@ import threading
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import torch
 import torch.multiprocessing as multiprocessing
@@ -112,6 +113,27 @@ def test_kept_vectors_are_those_of_memory_and_are_computed_once(
             clip_vectors(other, clip_set, rows, num_clips=1, folder=tmp_path)
     with pytest.raises(TypeError):
         clip_vectors(towers, clip_set, rows[1:], num_clips=1, maps=True, folder=tmp_path)
+
+
+def test_vectors_are_computed_anew_when_the_manifest_says_something_else_of_a_file(
+    run: Path, clip_set: Manifest, tmp_path: Path
+) -> None:
+    towers, rows = load_run(run), np.arange(6)
+    before = clip_vectors(towers, clip_set, rows, num_clips=1, folder=tmp_path)
+    place = clip_set.table.column_names.index("has_audio")
+    mute = Manifest(clip_set.table.set_column(place, "has_audio", pa.array([False] * 18)), clip_set.root)
+    assert mute.hash == clip_set.hash
+    after = clip_vectors(towers, mute, rows, num_clips=1, folder=tmp_path)
+    assert before.has_audio.any()
+    assert not after.has_audio.any()
+
+
+def test_broken_weights_are_told(run: Path, clip_set: Manifest) -> None:
+    towers = load_run(run)
+    with torch.no_grad():
+        towers.encoders["audio"].conv1[0].weight[:] = torch.nan
+    with pytest.raises(ValueError, match=r"the audio encoder of .*last.pt gives NaN or infinity"):
+        clip_vectors(towers, clip_set, np.arange(3), num_clips=1)
 
 
 def test_a_stopped_computation_leaves_nothing_that_is_taken_for_whole(

@@ -101,6 +101,8 @@ def test_sound_is_tuned_on_clips_with_sound(run: Path, clip_set: Manifest, tmp_p
         (("method.modality=both",), "method.modality=both, but .* has no encoder for it, only for video, audio"),
         (("method.name=finetune", "method.tracks=x"), "unknown key tracks"),
         (("nonsense",), "cannot be read|no section"),
+        (("data.split=null",), "data.split=None: fine-tuning learns from the training clips of the split"),
+        (("data.split=test",), "data.split=test: fine-tuning learns"),
         (("method.name=avid",), "method.name=avid learns no labels: fine-tuning is method.name=finetune"),
     ],
 )
@@ -128,6 +130,11 @@ def test_the_tool_tunes_over_splits_and_its_runs_predict(
     assert (figure["num"], figure["unanswered"], len(figure["splits"])) == (18, 0, 2)
     assert result["clips"]["test"]["clips"] == 18
     assert (tmp_path / "c.png").exists()
+    assert (result["training"]["optim"]["lr"], result["training"]["method"]["warmup_epochs"]) == (3e-3, 1)
+    assert result["data"]["num_frames"] == result["training"]["data"]["num_frames"]
+    seconds = result["seconds"]["training"]
+    assert seconds[0] is None  # stopped in between
+    assert seconds[1] > 0
     again = json.loads(call(*asked, "--json").out)  # nothing is trained again
     assert again["scores"] == result["scores"]
     assert again["random"] == result["random"]
@@ -160,7 +167,12 @@ def test_a_saved_linear_classifier_predicts(
     files = {str(clip_set.path(row)): clip_set.column("label")[row] for row in loud}
     told = json.loads(call("tools/predict.py", tmp_path / "w", *files, "--num-clips", 1, "--json").out)
     assert sum(next(iter(told[path])) == label for path, label in files.items()) >= 5
-    call(*asked, "--folds", 2).refused("--save .*: there are 2 splits, and a classifier of each: ask for one")
+    done = call(*asked, "--folds", 2)  # a classifier of all clips
+    assert done.code == 0, done.err
+    again = json.loads(call("tools/predict.py", tmp_path / "w", *files, "--num-clips", 1, "--json").out)
+    assert again != told
+    assert json.loads((tmp_path / "w" / "config.json").read_text())["facts"]["classifier"]["splits"] == 2
+    call(*asked[:-1], run).refused("--save .* is the folder of a run: give another one")
 
 
 def test_what_cannot_be_told(run: Path, clip_set: Manifest, call: Call, tmp_path: Path) -> None:

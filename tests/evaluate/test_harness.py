@@ -1,5 +1,6 @@
 """What counts as right, wrong and unanswered, on vectors whose answers are known."""
 
+import copy
 import dataclasses
 
 import numpy as np
@@ -12,7 +13,7 @@ from avssl.evaluate.features import ClipVectors
 from avssl.evaluate.harness import Labels, answer, figures, lacking
 from avssl.evaluate.knn import knn_predict
 from avssl.evaluate.partition import cluster, figure_interval, purity
-from avssl.evaluate.protocols import PROTOCOLS, Options
+from avssl.evaluate.protocols import Options
 from avssl.evaluate.retrieval import chance_gallery_recall, gallery_hits
 from avssl.evaluate.splits import Split
 from tests.evaluate.test_splits import manifest_of, rows_of
@@ -79,6 +80,8 @@ def test_what_has_no_answer_counts_as_wrong_or_not_at_all(
             assert table[:, -1].sum() == (0 if skip else lost)
             assert np.trace(table[:, :-1]) == 20 - lost
         assert 0.28 < figure["chance"] < 0.45
+        if protocol == "fewlabels":
+            assert np.mean(figure["draws"]) == pytest.approx(figure["mean"])  # on one scale
     assert all(len(figure["splits"]) == 1 for figure in found.values())
 
 
@@ -212,5 +215,52 @@ def test_few_labels_are_drawn_from_every_class() -> None:
     assert all(np.array_equal(a, b) for a, b in zip(draws, draw_few(targets, 0.1, num_draws=4), strict=True))
 
 
-def test_every_protocol_is_tested_here() -> None:
-    assert set(PROTOCOLS) == {"knn", "linear", "svm", "fewlabels", "partition"}
+@pytest.mark.parametrize("protocol", ["knn", "linear", "svm", "fewlabels"])
+@pytest.mark.parametrize("heard", [[0], [0, 3], [0, 1], [0, 1, 2]])
+def test_a_side_that_hardly_any_training_clip_has(
+    protocol: str, heard: list[int], vectors: ClipVectors, labels: Labels
+) -> None:
+    """One clip, two of a class, one of each of two classes: pictures are asked about as ever, sound as far as it goes."""
+    keep = (np.arange(NUM) >= NUM_TRAIN) | np.isin(np.arange(NUM), heard)
+    thin = dataclasses.replace(vectors, has_audio=vectors.has_audio & keep | np.isin(np.arange(NUM), heard))
+    part = answer(protocol, thin, labels, SPLIT, Options(shares=(0.5,), draws=2), device=CPU)
+    found = figures([part], labels, skip_unreadable=True)
+    suffix = " 50%" if protocol == "fewlabels" else ""
+    assert found[f"video{suffix}"]["mean"] == 1
+    assert 0.2 < found[f"audio{suffix}"]["mean"] <= 1
+    if len({row % 3 for row in heard}) == 1 and protocol != "knn":
+        assert found[f"audio{suffix}"]["chosen"][0] == {"only_class": "abc"[heard[0] % 3]}
+
+
+@pytest.mark.parametrize("protocol", ["linear", "svm", "fewlabels"])
+def test_all_training_clips_in_one_group(protocol: str, vectors: ClipVectors, labels: Labels) -> None:
+    one = copy.copy(labels)
+    one.groups = np.where(np.arange(NUM) < NUM_TRAIN, "video", labels.groups)
+    part = answer(protocol, vectors, one, SPLIT, Options(shares=(0.4,), draws=2), device=CPU)
+    found = figures([part], one, skip_unreadable=True)
+    assert found["video 40%" if protocol == "fewlabels" else "video"]["mean"] > 0.9
+    one.groups = np.full(NUM, "video")
+    found = figures([answer("knn", vectors, one, SPLIT, Options(), device=CPU)], one, skip_unreadable=True)
+    assert found["video"]["interval"] is None  # one group says nothing of how sure a figure is
+
+
+@pytest.mark.parametrize("protocol", ["knn", "retrieval", "fewlabels"])
+def test_a_split_in_which_nobody_answers_counts(protocol: str, vectors: ClipVectors, labels: Labels) -> None:
+    other = Split("split2", np.arange(20, NUM), np.arange(20))
+    mute = dataclasses.replace(vectors, has_audio=vectors.has_audio & (np.arange(NUM) >= 20))
+    options = Options(shares=(0.2,), draws=2)
+    parts = [answer(protocol, mute, labels, split, options, device=CPU) for split in (SPLIT, other)]
+    way = {"knn": "audio", "retrieval": "audio R@1", "fewlabels": "audio 20%"}[protocol]
+    wrong, left_out = (figures(parts, labels, skip_unreadable=skip)[way] for skip in (False, True))
+    assert (wrong["num"], wrong["unanswered"], len(wrong["splits"])) == (40, 23, 2)
+    assert wrong["splits"][1]["value"] == 0
+    assert wrong["mean"] == pytest.approx(wrong["splits"][0]["value"] / 2)
+    assert (left_out["num"], left_out["unanswered"], len(left_out["splits"])) == (17, 23, 1)
+
+
+def test_small_temperatures_are_those_of_the_nearest_neighbour() -> None:
+    generator = torch.Generator().manual_seed(0)
+    train = torch.randn(50, 6, generator=generator)
+    targets = torch.randint(0, 4, (50,), generator=generator)
+    for temperature in (0.02, 0.005, 1e-4):
+        assert torch.equal(knn_predict(train, targets, train, temperature=temperature), targets)

@@ -8,6 +8,7 @@ import pytest
 
 from avssl.data.check import join_facts
 from avssl.data.manifest import Manifest
+from avssl.evaluate.harness import Labels
 from avssl.evaluate.splits import read_splits
 
 FACTS = {"status": "ok", "has_audio": True}
@@ -36,9 +37,9 @@ def test_official_splits_come_before_the_column_split() -> None:
     rows[4]["status"], rows[5]["status"] = "no_frames", "no_frames"
     found = read_splits(manifest_of(rows))
     assert [split.name for split in found] == ["split1", "split2", "split10"]
-    assert found[0].train.tolist() == [2, 3]  # unreadable ones cannot be learned from
+    assert found[0].train.tolist() == [2, 3, 4, 5]  # unreadable ones too: they are counted
     assert found[0].test.tolist() == [0, 1]
-    assert found[1].test.tolist() == [2, 5]  # but they are asked about
+    assert found[1].test.tolist() == [2, 5]
     assert found[2].test.tolist() == [4, 5]
 
 
@@ -77,8 +78,14 @@ def test_folds_divide_no_group_and_ask_about_every_clip_once() -> None:
         ),
         ({"label": list("abab"), "split": ["train"] * 4}, {}, "split=test .there is train.*--test-split"),
         ({"label": list("aabb"), "split": ["train", "train", "test", "test"]}, {}, r"of split have 1 classes \(a\)"),
-        ({"label": list("abab"), "group": list("xxyy")}, {"folds": 3}, "--folds 3: expected 2 to 2, the groups"),
+        (
+            {"label": list("abab"), "group": list("xxyy")},
+            {"folds": 3},
+            "--folds 3: expected 2 to 2, as there are no more groups",
+        ),
         ({"label": list("abab")}, {"folds": 1}, "--folds 1"),
+        ({"label": list("aabb")}, {"folds": 3}, "--folds 3: expected 2 to 2, as there are no more clips of a class"),
+        ({"label": list("abab"), "split": ["train"] * 4}, {"test_split": "train"}, "--test-split train: clips that"),
     ],
 )
 def test_what_cannot_be_asked(columns: dict, options: dict, match: str) -> None:
@@ -86,6 +93,20 @@ def test_what_cannot_be_asked(columns: dict, options: dict, match: str) -> None:
         read_splits(manifest_of(rows_of(4, **columns)), **options)
 
 
-def test_further_columns_of_a_manifest_may_hold_splits() -> None:
-    rows = rows_of(3, label=list("aba"), split1=["train", "train", "test"])
-    assert pa.types.is_string(manifest_of(rows).table.schema.field("split1").type)
+def test_hidden_labels_of_a_test_side_leave_val() -> None:
+    rows = rows_of(6, label=["a", "b", "a", "b", None, None], split=["train", "train", "val", "val", "test", "test"])
+    (split,) = read_splits(manifest_of(rows))
+    assert split.test.tolist() == [2, 3]
+
+
+def test_a_clip_without_a_group_is_one_of_its_own() -> None:
+    manifest = manifest_of(rows_of(8, label=list("abababab")))
+    place = manifest.table.column_names.index("group")
+    unknown = Manifest(manifest.table.set_column(place, "group", pa.nulls(8, pa.string())), manifest.root)
+    assert len(read_splits(unknown, folds=4)) == 4
+    assert len(set(Labels(unknown, read_splits(unknown, folds=2)).groups)) == 8
+
+
+def test_a_rare_class_says_nothing(recwarn: pytest.WarningsRecorder) -> None:
+    assert len(read_splits(manifest_of(rows_of(9, label=list("aaaabbbbc"))), folds=3)) == 3
+    assert not len(recwarn)
