@@ -220,7 +220,7 @@ def test_few_labels_are_drawn_from_every_class() -> None:
 def test_a_side_that_hardly_any_training_clip_has(
     protocol: str, heard: list[int], vectors: ClipVectors, labels: Labels
 ) -> None:
-    """One clip, two of a class, one of each of two classes: pictures are asked about as ever, sound as far as it goes."""
+    """One clip, two of a class, one of each of two classes: pictures answer as ever, sound as it can."""
     keep = (np.arange(NUM) >= NUM_TRAIN) | np.isin(np.arange(NUM), heard)
     thin = dataclasses.replace(vectors, has_audio=vectors.has_audio & keep | np.isin(np.arange(NUM), heard))
     part = answer(protocol, thin, labels, SPLIT, Options(shares=(0.5,), draws=2), device=CPU)
