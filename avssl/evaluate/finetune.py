@@ -77,7 +77,7 @@ def train_classifier(
     given["data"] |= {"manifest": str(path), "root": str(manifest.root)}
     given["run"] = given.get("run", {}) | {"dir": str(out)}
     if modality == "audio":
-        given["data"]["policy"] = NOT_FOR_SOUND | given["data"].get("policy", {})
+        given["data"]["policy"] = NOT_FOR_SOUND | given["data"]["policy"]
     start = out / f"start-{towers.weights_hash[:12]}.safetensors"
     if trained:
         given["model"][f"{modality}_weights"] = str(start)
@@ -93,15 +93,16 @@ def train_classifier(
 def _merged(towers: Pretrained, recipe: Path | None, overrides: Sequence[str]) -> dict[str, Any]:
     """Sections as plain dictionaries."""
     data, model = (dataclasses.asdict(each) for each in (towers.data, towers.model))
-    for name in ("manifest", "root", "policy"):
+    for name in ("manifest", "root"):
         del data[name]
+    data["policy"] = {}  # that of the pretraining is none of fine-tuning's
     base = {"data": data, "model": model | {"video_weights": None, "audio_weights": None, "init": None}}
     try:
         layers = [OmegaConf.create(base), OmegaConf.create(RECIPE)]
         if recipe is not None:
             layers.append(OmegaConf.load(recipe))
         layers.append(OmegaConf.from_dotlist(list(overrides)))
-        merged = OmegaConf.to_container(OmegaConf.merge(*layers))
+        merged = OmegaConf.merge(*layers)
     except (OmegaConfBaseException, yaml.YAMLError, OSError, UnicodeDecodeError, TypeError) as error:
         where = f"recipe {recipe}" if recipe else "a section.key=value"
         raise ConfigError(
@@ -110,7 +111,11 @@ def _merged(towers: Pretrained, recipe: Path | None, overrides: Sequence[str]) -
     unknown = sorted(set(merged) - set(SECTIONS))
     if unknown:
         raise ConfigError(f"{unknown[0]} is no section of a run: expected {', '.join(SECTIONS)}")
-    return merged
+    for name in (*merged, "data.policy"):
+        section = OmegaConf.select(merged, name)
+        if not OmegaConf.is_dict(section):
+            raise ConfigError(f"{name}={section}: expected a mapping of keys, such as method: {{modality: audio}}")
+    return OmegaConf.to_container(merged)
 
 
 def _prepare(towers: Pretrained, manifest: Manifest, path: Path, start: Path | None) -> None:

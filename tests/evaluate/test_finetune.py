@@ -101,6 +101,8 @@ def test_sound_is_tuned_on_clips_with_sound(run: Path, clip_set: Manifest, tmp_p
         (("method.modality=both",), "method.modality=both, but .* has no encoder for it, only for video, audio"),
         (("method.name=finetune", "method.tracks=x"), "unknown key tracks"),
         (("nonsense",), "cannot be read|no section"),
+        (("method=finetune",), "method=finetune: expected a mapping of keys, such as method: {modality: audio}"),
+        (("data.policy=skip", "method.modality=audio"), "data.policy=skip: expected a mapping"),
         (("method.name=avid",), "method.name=avid learns no labels: fine-tuning is method.name=finetune"),
     ],
 )
