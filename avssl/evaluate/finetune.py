@@ -102,7 +102,7 @@ def _merged(towers: Pretrained, recipe: Path | None, overrides: Sequence[str]) -
         if recipe is not None:
             layers.append(OmegaConf.load(recipe))
         layers.append(OmegaConf.from_dotlist(list(overrides)))
-        merged = OmegaConf.merge(*layers)
+        merged = OmegaConf.to_container(OmegaConf.merge(*layers))
     except (OmegaConfBaseException, yaml.YAMLError, OSError, UnicodeDecodeError, TypeError) as error:
         where = f"recipe {recipe}" if recipe else "a section.key=value"
         raise ConfigError(
@@ -112,10 +112,10 @@ def _merged(towers: Pretrained, recipe: Path | None, overrides: Sequence[str]) -
     if unknown:
         raise ConfigError(f"{unknown[0]} is no section of a run: expected {', '.join(SECTIONS)}")
     for name in (*merged, "data.policy"):
-        section = OmegaConf.select(merged, name)
-        if not OmegaConf.is_dict(section):
+        section = merged["data"]["policy"] if name == "data.policy" else merged[name]
+        if not isinstance(section, dict):
             raise ConfigError(f"{name}={section}: expected a mapping of keys, such as method: {{modality: audio}}")
-    return OmegaConf.to_container(merged)
+    return merged
 
 
 def _prepare(towers: Pretrained, manifest: Manifest, path: Path, start: Path | None) -> None:
