@@ -83,7 +83,7 @@ def train_classifier(
     given["data"] |= {"manifest": str(path), "root": str(manifest.root)}
     given["run"] = given.get("run", {}) | {"dir": str(out)}
     if modality == "audio":
-        given["data"]["policy"] = NOT_FOR_SOUND | given["data"].get("policy", {})
+        given["data"]["policy"] = NOT_FOR_SOUND | given["data"]["policy"]
     start = out / f"start-{towers.weights_hash[:12]}.safetensors"
     if trained:
         given["model"][f"{modality}_weights"] = str(start)
@@ -99,8 +99,9 @@ def train_classifier(
 def _merged(towers: Pretrained, recipe: Path | None, overrides: Sequence[str]) -> dict[str, Any]:
     """Sections as plain dictionaries."""
     data, model = (dataclasses.asdict(each) for each in (towers.data, towers.model))
-    for name in ("manifest", "root", "policy"):
+    for name in ("manifest", "root"):
         del data[name]
+    data["policy"] = {}  # that of the pretraining is none of fine-tuning's
     base = {"data": data, "model": model | {"video_weights": None, "audio_weights": None, "init": None}}
     try:
         layers = [OmegaConf.create(base), OmegaConf.create(RECIPE)]
@@ -116,6 +117,10 @@ def _merged(towers: Pretrained, recipe: Path | None, overrides: Sequence[str]) -
     unknown = sorted(set(merged) - set(SECTIONS))
     if unknown:
         raise ConfigError(f"{unknown[0]} is no section of a run: expected {', '.join(SECTIONS)}")
+    for name in (*merged, "data.policy"):
+        section = merged["data"]["policy"] if name == "data.policy" else merged[name]
+        if not isinstance(section, dict):
+            raise ConfigError(f"{name}={section}: expected a mapping of keys, such as method: {{modality: audio}}")
     return merged
 
 

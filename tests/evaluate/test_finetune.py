@@ -103,6 +103,8 @@ def test_sound_is_tuned_on_clips_with_sound(run: Path, clip_set: Manifest, tmp_p
         (("nonsense",), "cannot be read|no section"),
         (("data.split=null",), "data.split=None: fine-tuning learns from the training clips of the split"),
         (("data.split=test",), "data.split=test: fine-tuning learns"),
+        (("method=finetune",), "method=finetune: expected a mapping of keys, such as method: {modality: audio}"),
+        (("data.policy=skip", "method.modality=audio"), "data.policy=skip: expected a mapping"),
         (("method.name=avid",), "method.name=avid learns no labels: fine-tuning is method.name=finetune"),
     ],
 )
