@@ -35,7 +35,8 @@ from avssl.media.decoders import in_words
 from avssl.pretrained import Pretrained, Run, untrained
 
 PARTS = ("encoders", "heads")  # of towers
-PRIVATE = ("manifest", "root")  # of the data section: where the clips lie
+NO_MATTER = ("manifest", "root", "num_workers", "worker_timeout_seconds", "cache_gigabytes")  # of a data section
+SECONDS = "seconds.json"  # in the folder of a fine-tuning
 VERSIONS = ("torch", "numpy", "scikit-learn", "av")  # noted in a result
 
 
@@ -169,14 +170,11 @@ def measure_finetuned(
             seen.append((vectors, split.test))
         scores[name] = figures(parts, labels, skip_unreadable=asked.skip_unreadable)
         if name == "scores":
-            training = {name: dataclasses.asdict(run.config)[name] for name in ("method", "optim", "data")}
-            training["data"] = {name: value for name, value in training["data"].items() if name not in PRIVATE}
+            training = {key: dataclasses.asdict(run.config)[key] for key in ("method", "optim", "data")}
+            training["data"] = {key: value for key, value in training["data"].items() if key not in NO_MATTER}
             facts = _facts_of_clips(asked, {"test": seen}) | {"data": _viewed(run), "training": training}
             facts["seconds"] = {"training": seconds}
     return _result(towers, asked, labels, scores | facts) if distributed.is_main() else None
-
-
-SECONDS = "seconds.json"  # in the folder of a fine-tuning
 
 
 def _train_timed(towers: Pretrained, manifest: Manifest, *, out: Path, **how: Any) -> Run | None:
@@ -210,9 +208,9 @@ def _told(run: Run, vectors: ClipVectors, split: Split, labels: Labels, options:
     """What a fine-tuned network says of the test videos of its split."""
     classifier = run.classifier
     here = vectors.has(classifier.modality)
-    if not here.any():
-        first = next(iter(vectors.errors.values()), f"none has {classifier.modality}")
-        raise ValueError(f"no test clip of {split.name} can be looked at (first: {first})")
+    if not vectors.readable.any():
+        first = next(iter(vectors.errors.values()), "none was asked for")
+        raise ValueError(f"no test clip of {split.name} could be read (first: {first}): are the clips where they were?")
     said = head_scores(
         classifier, vectors.vectors[classifier.modality]["pool"], np.flatnonzero(here), average=options.average
     ).argmax(axis=1)
