@@ -10,7 +10,7 @@ import pytest
 
 from avssl.data.check import build_table
 from avssl.data.manifest import Manifest, read_manifest, write_manifest
-from avssl.evaluate.table import compare
+from avssl.evaluate.table import compare, shown
 from avssl.train import train
 from tests.clips import make_sound
 from tests.test_train import config
@@ -127,6 +127,14 @@ def test_results_side_by_side(run: Path, clip_set: Manifest, call: Call, tmp_pat
     (tmp_path / "no.json").write_text("[]")
     call("tools/evaluate.py", "--table", tmp_path / "no.json").refused("no.json is no result of tools/evaluate.py")
     call("tools/evaluate.py", "--table", tmp_path / "nowhere.json").refused("nowhere.json cannot be read")
+
+
+def test_a_figure_in_words() -> None:
+    figure = {"mean": 0.5, "interval": [0.4, 0.6], "spread": 0.2}
+    assert shown(figure) == "0.500 (0.400 to 0.600)"
+    assert shown(figure | {"draws": [[0.4, 0.6]], "draw_spread": 0.141}) == "0.500 (0.400 to 0.600) ± 0.141"
+    assert shown(figure | {"interval": None}) == "0.500 (one group)"
+    assert shown(None) == ""
 
 
 def test_names_of_weights_tell_them_apart() -> None:

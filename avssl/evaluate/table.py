@@ -60,10 +60,9 @@ def shown(figure: Mapping[str, Any] | None) -> str:
     """A figure with its 95 % interval; with its deviation over draws where labels were drawn."""
     if figure is None:
         return ""
-    low, high = figure["interval"]
-    return f"{figure['mean']:.3f} ({low:.3f} to {high:.3f})" + (
-        f" ± {figure['spread']:.3f}" if "draws" in figure else ""
-    )
+    interval = "({:.3f} to {:.3f})".format(*figure["interval"]) if figure["interval"] else "(one group)"
+    spread = f" ± {figure['draw_spread']:.3f}" if "draws" in figure else ""
+    return f"{figure['mean']:.3f} {interval}{spread}"
 
 
 def _grouped(results: Sequence[Result]) -> list[list[Result]]:
