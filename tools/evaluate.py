@@ -190,8 +190,8 @@ def _frozen(arguments: argparse.Namespace) -> int:
         raise ValueError(f"--save {save}: the training clips have one class, and there is nothing to save")
     if result and save:
         best = max(heads.values(), key=lambda head: head.held_out)
-        learned = {"learned_on": asked.manifest_path, "held_out_accuracy": best.held_out}
-        facts = {**towers.facts, "classifier": learned | {"splits": len(asked.splits)}}
+        learned = {"manifest_hash": asked.manifest.hash, "splits": len(asked.splits), "held_out": best.held_out}
+        facts = {**towers.facts, "classifier": learned}
         export(dataclasses.replace(towers, classifier=best.classifier), save, facts=facts)
         words = f"{best.classifier.modality} {best.classifier.stage}, {best.held_out:.3f} on the held-out training part"
         print(f"saved {save}: the classifier of {words}; next: python tools/predict.py {save} CLIP", file=sys.stderr)
