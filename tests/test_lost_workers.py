@@ -170,6 +170,27 @@ def test_a_hanging_worker_does_not_outlive_the_run(manifest: Path, monkeypatch: 
     assert time.perf_counter() - began < 30
 
 
+def test_a_death_that_was_not_heard_is_noticed_later(manifest: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The main process waits elsewhere: here it sleeps, in a run for the rest of what the dead worker was sending."""
+    monkeypatch.setattr("avssl.data.loader.LOOK_SECONDS", 0.2)
+    data = load(CONFIG, [*TINY, f"data.manifest={manifest}", "data.num_workers=1"]).data
+    dataset = ClipDataset(read_manifest(manifest), data, ("video", "audio"))
+    loader = build_loader(dataset, [[Key(0, row, 0)] for row in range(12)], data, device=torch.device("cpu"))
+
+    def wait_unheard() -> None:
+        arrivals = iter(loader)
+        next(arrivals)
+        heard = signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        try:
+            os.kill(arrivals._workers[0].pid, signal.SIGKILL)
+            time.sleep(10)
+        finally:
+            signal.signal(signal.SIGCHLD, heard)
+
+    with pytest.raises(WorkerLost, match="a worker died"), lost_workers_named(dataset, data):
+        wait_unheard()
+
+
 def test_a_quarantined_clip_keeps_its_place_in_a_run(manifest: Path, tmp_path: Path) -> None:
     """AVID-CMA refuses more positives than there are clips; a run that began keeps the clips that it began with."""
     small = [*TINY, "optim.warmup_epochs=0", f"data.manifest={manifest}", f"run.dir={tmp_path / 'run'}"]

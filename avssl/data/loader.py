@@ -12,6 +12,7 @@ from contextlib import contextmanager
 import cv2
 import torch
 from torch.utils.data import DataLoader
+from torch.utils.data._utils.signal_handling import _error_if_any_worker_fails  # what torch calls when a child ends
 
 from avssl.config import DataConfig
 from avssl.data.dataset import ClipDataset, ClipNote, collate
@@ -19,6 +20,7 @@ from avssl.data.sampling import Key
 from avssl.structs import Batch
 
 PREFETCH = 4  # batches that each worker prepares ahead
+LOOK_SECONDS = 5.0  # between two looks for dead workers
 KILL_SECONDS = 5.0  # for a killed worker to end: one that waits for a lost disk does not
 
 
@@ -70,7 +72,8 @@ def lost_workers_named(dataset: ClipDataset, data: DataConfig) -> Iterator[None]
         WorkerLost
     """
     try:
-        yield
+        with _looking_again():
+            yield
     except RuntimeError as error:
         text = str(error)
         if not text.startswith("DataLoader "):
@@ -88,6 +91,19 @@ def lost_workers_named(dataset: ClipDataset, data: DataConfig) -> Iterator[None]
         raise WorkerLost(reason, ids) from error
     finally:
         _kill(dataset.notes())
+
+
+@contextmanager
+def _looking_again() -> Iterator[None]:
+    """Look for dead workers every few seconds. torch raises once, when the system tells that one died; where that is
+    swallowed, the main process may wait without an end for the rest of a batch of which the worker had sent a part."""
+    handler = signal.signal(signal.SIGALRM, lambda number, frame: _error_if_any_worker_fails())
+    signal.setitimer(signal.ITIMER_REAL, LOOK_SECONDS, LOOK_SECONDS)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, handler)
 
 
 def _kill(notes: Sequence[ClipNote]) -> None:
