@@ -187,8 +187,12 @@ def test_a_death_that_was_not_heard_is_noticed_later(manifest: Path, monkeypatch
         finally:
             signal.signal(signal.SIGCHLD, heard)
 
-    with pytest.raises(WorkerLost, match="a worker died"), lost_workers_named(dataset, data):
+    with (
+        pytest.raises(WorkerLost, match=r"a worker died .killed by signal: Killed") as lost,
+        lost_workers_named(dataset, data),
+    ):
         wait_unheard()
+    assert lost.value.__cause__
 
 
 def test_a_quarantined_clip_keeps_its_place_in_a_run(manifest: Path, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@ workers. Each worker notes which clip it is at, so that one that dies or hangs l
 """
 
 import multiprocessing
+import os
 import re
 import signal
 import time
@@ -12,7 +13,6 @@ from contextlib import contextmanager
 import cv2
 import torch
 from torch.utils.data import DataLoader
-from torch.utils.data._utils.signal_handling import _error_if_any_worker_fails  # what torch calls when a child ends
 
 from avssl.config import DataConfig
 from avssl.data.dataset import ClipDataset, ClipNote, collate
@@ -72,7 +72,7 @@ def lost_workers_named(dataset: ClipDataset, data: DataConfig) -> Iterator[None]
         WorkerLost
     """
     try:
-        with _looking_again():
+        with _looking_again(dataset):
             yield
     except RuntimeError as error:
         text = str(error)
@@ -94,16 +94,31 @@ def lost_workers_named(dataset: ClipDataset, data: DataConfig) -> Iterator[None]
 
 
 @contextmanager
-def _looking_again() -> Iterator[None]:
+def _looking_again(dataset: ClipDataset) -> Iterator[None]:
     """Look for dead workers every few seconds. torch raises once, when the system tells that one died; where that is
     swallowed, the main process may wait without an end for the rest of a batch of which the worker had sent a part."""
-    handler = signal.signal(signal.SIGALRM, lambda number, frame: _error_if_any_worker_fails())
+    handler = signal.signal(signal.SIGALRM, lambda number, frame: _raise_if_dead(dataset.notes()))
     signal.setitimer(signal.ITIMER_REAL, LOOK_SECONDS, LOOK_SECONDS)
     try:
         yield
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, handler)
+
+
+def _raise_if_dead(notes: Sequence[ClipNote]) -> None:
+    """Raise RuntimeError as torch words it for a worker that was killed or failed; its end stays to be waited for."""
+    for note in notes:
+        try:
+            end = os.waitid(os.P_PID, note.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) if note.pid > 0 else None
+        except ChildProcessError:  # waited for: it ended as it should
+            continue
+        if end is not None and end.si_code != os.CLD_EXITED:
+            raise RuntimeError(
+                f"DataLoader worker (pid {note.pid}) is killed by signal: {signal.strsignal(end.si_status)}"
+            )
+        if end is not None and end.si_status:
+            raise RuntimeError(f"DataLoader worker (pid {note.pid}) exited unexpectedly with code {end.si_status}")
 
 
 def _kill(notes: Sequence[ClipNote]) -> None:
