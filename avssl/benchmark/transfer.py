@@ -161,14 +161,11 @@ def table(found: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> str:
                     chance = figures[-1][way]["chance"]
                     cells = [name, protocol, way, f"{chance:.3f}", *(shown(each[way]) for each in figures)]
                     lines.append(f"| {' | '.join(cells)} |")
-    tuned = [
-        (seconds, name)
-        for name, protocols in found.items()
-        for result in protocols.get("finetune", {}).values()
-        for seconds in result["seconds"]["training"]
-        if seconds is not None
-    ]
-    if tuned:
-        longest, name = max(tuned)
-        lines += ["", f"The longest fine-tuning took {longest:.0f} s ({name})."]
+    longest = {}
+    for name, protocols in found.items():
+        for result in protocols.get("finetune", {}).values():
+            for seconds in result["seconds"]["training"]:  # None of a run that was stopped in between
+                longest[name] = max(longest.get(name, 0.0), seconds or 0.0)
+    if longest:
+        lines += ["", f"Longest fine-tuning: {', '.join(f'{name} {each:.0f} s' for name, each in longest.items())}."]
     return "\n".join(lines)

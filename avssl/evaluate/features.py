@@ -68,13 +68,12 @@ class Extracted:
 
     def has(self, side: Literal["video", "audio", "both"]) -> np.ndarray:
         """(n,) bool: videos that have this side."""
-        return {"video": self.has_video, "audio": self.has_audio, "both": self.has_video & self.has_audio}[side]
+        return _has(self, side)
 
     def both(self) -> np.ndarray:
         """Trunk features of picture and sound side by side, each of unit length so that neither outweighs the other:
         (n, dim_video + dim_audio)."""
-        lengths = {name: np.linalg.norm(value, axis=1, keepdims=True) for name, value in self.features.items()}
-        return np.concatenate([self.features[name] / np.maximum(lengths[name], 1e-12) for name in MODALITIES], axis=1)
+        return side_by_side(*(torch.from_numpy(self.features[name]) for name in MODALITIES)).numpy()
 
 
 def extract(
@@ -134,7 +133,7 @@ class ClipVectors:
 
     def has(self, side: Literal["video", "audio", "both"]) -> np.ndarray:
         """(n,) bool: videos that have this side."""
-        return {"video": self.has_video, "audio": self.has_audio, "both": self.has_video & self.has_audio}[side]
+        return _has(self, side)
 
     def maps(self, side: Literal["video", "audio", "both"], rows: np.ndarray) -> dict[str, "Rows | np.ndarray"]:
         """{map: (m, V, d)} at these positions (m,); of both sides {pool}: pooled outputs side by side, a clip's sound
@@ -302,6 +301,11 @@ class _Looks:
             embedding={side: arrays[f"head.{side}"] for side in self.towers.encoders if f"head.{side}" in arrays},
             errors=errors,
         )
+
+
+def _has(found: Extracted | ClipVectors, side: Literal["video", "audio", "both"]) -> np.ndarray:
+    sides = {"video": found.has_video, "audio": found.has_audio}
+    return sides["video"] & sides["audio"] if side == "both" else sides[side]
 
 
 def _kept(looks: _Looks, folder: Path) -> ClipVectors:
