@@ -1,7 +1,8 @@
 """Work on one file after another in long-lived processes that may hang or die without stopping the rest.
 
-What lives here: both ends of the pipe. `serve` is the worker's loop, `run_jobs` the pool. What does not: the work
-itself (media/probe.py and the like). Nothing heavy is imported, so that a worker starts fast and one lost costs little.
+What lives here: both ends of the pipe. `serve` is the worker's loop, `Worker` one process, `run_jobs` a pool of them.
+What does not: the work itself (media/probe.py and the like). Nothing heavy is imported, so that a worker starts fast
+and one lost costs little.
 """
 
 import json
@@ -48,7 +49,7 @@ def run_jobs(
         todo.put(i)
 
     def work() -> None:
-        with _Worker(module, timeout_seconds) as worker:
+        with Worker(module, timeout_seconds) as worker:
             while True:
                 try:
                     i = todo.get_nowait()
@@ -79,12 +80,15 @@ def run_jobs(
             thread.join()
 
 
-def serve(answer: Callable[[Any], Any]) -> None:
+def serve(answer: Callable[[Any], Any], *, memory_bytes: int = MEMORY_BYTES) -> None:
     """Answer one job per line with one line, both JSON, until the input ends; libraries that print disturb nothing.
 
     A worker whose pool was killed ends too, also in the middle of a job.
+
+    Args:
+        memory_bytes: address space of this process.
     """
-    resource.setrlimit(resource.RLIMIT_AS, (MEMORY_BYTES, resource.getrlimit(resource.RLIMIT_AS)[1]))
+    resource.setrlimit(resource.RLIMIT_AS, (memory_bytes, resource.getrlimit(resource.RLIMIT_AS)[1]))
     threading.Thread(target=_end_with_pool, args=(os.getppid(),), daemon=True).start()
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
@@ -98,8 +102,13 @@ def _end_with_pool(pool: int) -> None:
     os._exit(1)
 
 
-class _Worker:
-    """One process that does job after job; replaced after it was killed or died."""
+class Worker:
+    """One process that does job after job; replaced after it was killed or died. For one thread at a time.
+
+    Args:
+        module: run as `python -m module`; it calls `serve`. Started with the first job.
+        timeout_seconds: per job, the start of a new process included.
+    """
 
     def __init__(self, module: str, timeout_seconds: float) -> None:
         self.module = module
@@ -113,6 +122,7 @@ class _Worker:
         self._stop()
 
     def ask(self, job: Any) -> Any | Lost:
+        """Answer of the module to a job (both as JSON has them), or how the process was lost."""
         if self.process is not None and self.process.poll() is not None:  # died after its last answer
             self._stop()
         if self.process is None:
