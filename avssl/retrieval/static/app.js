@@ -1,0 +1,254 @@
+// The page: filters, the grid of clips, files brought by the user, and which view is shown.
+
+import { ask, upload } from "/static/api.js";
+import { makeCard, makeEndless, make, walkGrid } from "/static/cards.js";
+import { showMap } from "/static/map.js";
+import { linkToNeighbours, rememberQuery, showNeighbours } from "/static/neighbours.js";
+import { keepFile, stop } from "/static/player.js";
+import { currentState, go, linkTo, onState, VIEWS } from "/static/state.js";
+
+const POLL_MILLISECONDS = 2000;
+const TYPING_MILLISECONDS = 250;
+const TITLES = { clips: "Clips", neighbours: "Neighbours", map: "Map" };
+
+const byId = (id) => document.getElementById(id);
+const grid = byId("clips-grid");
+const moreClips = byId("clips").querySelector(".more");
+
+let about; // what the server offers
+let leaving = new AbortController(); // aborts what a state that was left still waits for
+let before = null; // the state that was shown last
+let clips = { key: null, ids: new Set(), next: null, total: 0, scroll: 0 }; // what the grid holds
+
+// -- States --
+
+async function show(state, how) {
+  if (state.store >= about.stores.length) return go({ store: 0 }, "mend"); // a link of when there were two runs
+  if (state.compare && about.stores.length < 2) return go({ compare: false }, "mend");
+  leaving.abort();
+  leaving = new AbortController();
+  stop();
+  hideProblem();
+  showFrame(state);
+  const moved = before && (before.view !== state.view || before.query !== state.query);
+  before = state;
+  if (moved) arrive(state, how);
+  await attempt(() => showView(state, leaving.signal));
+}
+
+function showView(state, signal) {
+  const help = { signal, say, attempt };
+  if (state.view === "neighbours") return showNeighbours(state, about, help);
+  if (state.view === "map") return showMap(state, about, help);
+  return showClips(state, signal);
+}
+
+/** What belongs to every view: which one is seen, the links to the others, the filters. */
+function showFrame(state) {
+  for (const view of VIEWS) {
+    const link = byId(`to-${view}`);
+    byId(view).hidden = view !== state.view;
+    link.href = linkTo({ ...state, view });
+    if (view === state.view) link.setAttribute("aria-current", "page");
+    else link.removeAttribute("aria-current");
+  }
+  byId("to-neighbours").hidden = !state.query;
+  document.title = `${TITLES[state.view]} – avssl`;
+  say("");
+  showFilters(state);
+}
+
+/** After a step to another view or query: its top and its heading; back in the grid: the place that was left. */
+function arrive(state, how) {
+  const comesBack = how === "back" && state.view === "clips";
+  scrollTo(0, comesBack ? clips.scroll : 0);
+  if (!comesBack) byId(`${state.view}-title`).focus({ preventScroll: true });
+}
+
+function say(text) {
+  byId("status").textContent = text;
+}
+
+/** Run WORK; when it fails, its message is shown. Whatever was left in between may fail silently. */
+async function attempt(work) {
+  try {
+    await work();
+  } catch (error) {
+    if (error.name !== "AbortError") showProblem(error.message);
+  }
+}
+
+function showProblem(message) {
+  byId("problem").querySelector("p").textContent = message;
+  byId("problem").hidden = false;
+}
+
+function hideProblem() {
+  byId("problem").hidden = true;
+}
+
+// -- Filters --
+
+function showFilters(state) {
+  const two = about.stores.length > 1;
+  const index = about.stores[state.store].index;
+  byId("name-field").hidden = state.view !== "clips";
+  byId("label-field").hidden = about.labels.length === 0;
+  byId("store-field").hidden = !two || state.view === "clips" || (state.view === "neighbours" && state.compare);
+  byId("exact-field").hidden = state.view !== "neighbours";
+  byId("compare-field").hidden = !two || state.view !== "neighbours";
+  if (document.activeElement !== byId("name")) byId("name").value = state.name;
+  byId("label").value = state.label;
+  byId("store").value = String(state.store);
+  byId("compare").checked = state.compare;
+  byId("exact").checked = state.exact || index.state === "exact";
+  byId("exact").disabled = index.state === "exact";
+  byId("exact-field").title = index.state === "exact" ? index.why : "Compare with every clip: slower, and misses none";
+}
+
+function fillFilters() {
+  const labels = about.labels.map(({ name, clips }) => make("option", { value: name, textContent: `${name} (${clips})` }));
+  byId("label").replaceChildren(make("option", { value: "", textContent: "all" }), ...labels);
+  byId("store").replaceChildren(...about.stores.map(({ name }, i) => make("option", { value: String(i), textContent: name })));
+}
+
+function listenToFilters() {
+  let typing = 0;
+  byId("name").addEventListener("input", () => {
+    clearTimeout(typing);
+    typing = setTimeout(() => go({ name: byId("name").value.trim() }, "typing"), TYPING_MILLISECONDS);
+  });
+  byId("filters").addEventListener("submit", (event) => event.preventDefault());
+  byId("label").addEventListener("change", () => go({ label: byId("label").value }));
+  byId("store").addEventListener("change", () => go({ store: Number(byId("store").value) }));
+  byId("exact").addEventListener("change", () => go({ exact: byId("exact").checked }));
+  byId("compare").addEventListener("change", () => go({ compare: byId("compare").checked }));
+  byId("ways").addEventListener("click", ({ target }) => {
+    const button = target.closest("button");
+    if (button && button.getAttribute("aria-disabled") !== "true") go({ by: button.dataset.by });
+  });
+}
+
+// -- The grid of clips --
+
+async function showClips(state, signal) {
+  const key = linkTo({ ...state, query: "", by: "" });
+  if (clips.key !== key) {
+    const page = await ask("clips", { label: state.label, name: state.name, limit: 48 }, signal);
+    clips = { key, ids: new Set(), next: null, total: page.total, scroll: 0 };
+    grid.replaceChildren();
+    addClips(page);
+  }
+  sayClips();
+}
+
+function addClips(page) {
+  for (const clip of page.clips) {
+    if (clips.ids.has(clip.id)) continue;
+    clips.ids.add(clip.id);
+    rememberQuery(clip);
+    grid.append(makeCard(clip, { href: linkToNeighbours(clip, currentState(), about) }));
+  }
+  clips.next = page.next;
+  moreClips.hidden = page.next === null;
+  byId("clips").querySelector(".empty").hidden = clips.ids.size > 0;
+}
+
+function sayClips() {
+  say(`${clips.total.toLocaleString("en")} ${clips.total === 1 ? "clip" : "clips"}`);
+}
+
+async function loadMoreClips() {
+  const { label, name } = currentState();
+  const { signal } = leaving;
+  await attempt(async () => {
+    addClips(await ask("clips", { label, name, offset: clips.next, limit: 48 }, signal));
+  });
+}
+
+// -- Files brought by the user --
+
+async function searchWith(file) {
+  hideProblem();
+  const most = about.uploads.max_bytes;
+  if (file.size > most) {
+    showProblem(`${file.name} has ${inMegabytes(file.size)}, and the server takes at most ${inMegabytes(most)}.`);
+    return;
+  }
+  byId("progress").textContent = `Embedding ${file.name}…`;
+  byId("progress").hidden = false;
+  byId("choose-file").disabled = true;
+  await attempt(async () => {
+    const clip = await upload(file);
+    keepFile(clip.id, file);
+    rememberQuery(clip);
+    go({ view: "neighbours", query: clip.id, by: "" });
+  });
+  byId("progress").hidden = true;
+  byId("choose-file").disabled = false;
+}
+
+function inMegabytes(bytes) {
+  return `${(bytes / 2 ** 20).toFixed(1)} MB`;
+}
+
+function listenToFiles() {
+  const input = byId("file");
+  byId("choose-file").addEventListener("click", () => input.click());
+  input.addEventListener("change", () => {
+    const [file] = input.files;
+    if (file) searchWith(file);
+    input.value = ""; // the same file can be chosen again
+  });
+  const bringsFile = (event) => event.dataTransfer?.types.includes("Files");
+  addEventListener("dragover", (event) => {
+    if (!bringsFile(event)) return;
+    event.preventDefault();
+    byId("drop-here").hidden = false;
+  });
+  addEventListener("dragleave", (event) => {
+    if (event.relatedTarget === null) byId("drop-here").hidden = true;
+  });
+  addEventListener("drop", (event) => {
+    if (!bringsFile(event)) return;
+    event.preventDefault();
+    byId("drop-here").hidden = true;
+    searchWith(event.dataTransfer.files[0]);
+  });
+}
+
+// -- The state of the index --
+
+function showIndex() {
+  const told = about.stores.filter(({ index }) => index.state === "building" || index.state === "failed");
+  byId("index-status").hidden = told.length === 0;
+  byId("index-status").textContent = told.map(({ name, index }) => `${name}: ${index.why}`).join(" ");
+  byId("index-status").classList.toggle("failed", told.some(({ index }) => index.state === "failed"));
+  if (told.some(({ index }) => index.state === "building")) setTimeout(pollIndex, POLL_MILLISECONDS);
+}
+
+async function pollIndex() {
+  await attempt(async () => {
+    about = await ask("about");
+    showFilters(currentState());
+    showIndex();
+  });
+}
+
+async function begin() {
+  about = await ask("about");
+  fillFilters();
+  listenToFilters();
+  listenToFiles();
+  walkGrid(grid);
+  showIndex();
+  onState(show);
+  await show(currentState(), "go");
+  makeEndless(moreClips, loadMoreClips);
+  addEventListener("scroll", () => {
+    if (currentState().view === "clips") clips.scroll = scrollY;
+  });
+  byId("problem").querySelector("button").addEventListener("click", hideProblem);
+}
+
+attempt(begin);

@@ -1,0 +1,139 @@
+// One clip plays at a time. Its <video> or <audio> is made when it starts and thrown away when it stops, so that a
+// grid of hundreds holds no media and no connections (a browser opens only six to a server).
+
+const localFiles = new Map(); // id of an uploaded clip -> object URL of the file, for as long as the page is open
+const reducedMotion = matchMedia("(prefers-reduced-motion: reduce)");
+const HOVER_MILLISECONDS = 120; // a pointer on its way across the grid starts nothing
+
+let playing = null; // {card, clip, media}
+let waiting = 0;
+
+export function keepFile(id, file) {
+  localFiles.set(id, URL.createObjectURL(file));
+}
+
+/** Whether this page can play the clip: an uploaded file is only here, and gone after a reload. */
+export function canPlay(clip) {
+  return localFiles.has(clip.id) || !String(clip.id).startsWith("u-");
+}
+
+function mediaSource(clip) {
+  const source = localFiles.get(clip.id) ?? `/media/${clip.id}`;
+  return clip.start === null ? source : `${source}#t=${clip.start},${clip.end}`;
+}
+
+/** Play the card's clip on hover and on keyboard focus (not with reduced motion) and by its button. */
+export function makePlayable(card, clip) {
+  const button = card.querySelector(".play");
+  const target = card.querySelector(".pick");
+  button.addEventListener("click", () => (playing?.card === card ? stop() : play(card, clip)));
+  card.addEventListener("pointerenter", (event) => {
+    if (event.pointerType === "mouse") soon(() => play(card, clip));
+  });
+  card.addEventListener("pointerleave", (event) => {
+    if (event.pointerType === "mouse") stopCard(card);
+  });
+  target?.addEventListener("focus", () => {
+    if (target.matches(":focus-visible") && !reducedMotion.matches) play(card, clip);
+  });
+  card.addEventListener("focusout", (event) => {
+    if (!card.contains(event.relatedTarget)) stopCard(card);
+  });
+}
+
+function soon(start) {
+  clearTimeout(waiting);
+  if (!reducedMotion.matches) waiting = setTimeout(start, HOVER_MILLISECONDS);
+}
+
+function stopCard(card) {
+  clearTimeout(waiting);
+  if (playing?.card === card) stop();
+}
+
+function play(card, clip) {
+  if (playing?.card === card) return;
+  stop();
+  const media = document.createElement(clip.has_video ? "video" : "audio");
+  Object.assign(media, { src: mediaSource(clip), playsInline: true, muted: !clip.has_audio, loop: clip.start === null });
+  media.setAttribute("aria-hidden", "true"); // the card's button says what plays
+  media.addEventListener("pause", () => resumePart(media));
+  card.querySelector(".stage").append(media);
+  playing = { card, clip, media };
+  showPlaying(card, true);
+  start(media);
+  requestAnimationFrame(follow);
+}
+
+export function stop() {
+  clearTimeout(waiting);
+  if (!playing) return;
+  const { card, media } = playing;
+  playing = null;
+  showPlaying(card, false);
+  media.pause();
+  media.removeAttribute("src");
+  media.load(); // lets go of the connection
+  media.remove();
+}
+
+async function start(media) {
+  try {
+    await media.play();
+  } catch (error) {
+    if (playing?.media !== media) return; // stopped before it had begun
+    if (error.name === "NotAllowedError" && !media.muted) {
+      media.muted = true; // a browser gives no sound before the first click or key
+      showHint(true);
+      await start(media);
+    } else {
+      const { card } = playing;
+      stop();
+      card.querySelector(".stage").dataset.problem = "cannot be played here";
+    }
+  }
+}
+
+/** A part of a file goes round in itself: browsers stop at the end of #t=start,end and never go back to its start. */
+function resumePart(media) {
+  if (playing?.media !== media || media.loop) return;
+  media.currentTime = playing.clip.start;
+  media.play().catch(() => stop());
+}
+
+/** Moves the line over the spectrogram, frame by frame. */
+function follow() {
+  if (!playing) return;
+  const { card, clip, media } = playing;
+  const first = clip.start ?? 0;
+  const last = clip.end ?? media.duration;
+  if (clip.end !== null && media.currentTime >= last) media.currentTime = first;
+  const share = Math.min(Math.max((media.currentTime - first) / (last - first), 0), 1);
+  const line = card.querySelector(".position");
+  if (line && Number.isFinite(share)) line.style.left = `${100 * share}%`;
+  requestAnimationFrame(follow);
+}
+
+function showPlaying(card, on) {
+  card.classList.toggle("playing", on);
+  card.querySelector(".play").setAttribute("aria-pressed", String(on));
+}
+
+function showHint(on) {
+  document.getElementById("sound-hint").hidden = !on;
+}
+
+function allowSound() {
+  if (!navigator.userActivation.hasBeenActive) return;
+  showHint(false);
+  if (playing) playing.media.muted = !playing.clip.has_audio;
+}
+
+document.addEventListener("pointerup", allowSound);
+document.addEventListener("keydown", allowSound);
+document.addEventListener("keydown", (event) => {
+  if (event.key === "Escape") stop();
+});
+document.addEventListener("visibilitychange", () => {
+  if (document.hidden) stop();
+});
