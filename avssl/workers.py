@@ -119,12 +119,12 @@ class Worker:
         return self
 
     def __exit__(self, *exception: object) -> None:
-        self._stop()
+        self.stop()
 
     def ask(self, job: Any) -> Any | Lost:
         """Answer of the module to a job (both as JSON has them), or how the process was lost."""
         if self.process is not None and self.process.poll() is not None:  # died after its last answer
-            self._stop()
+            self.stop()
         if self.process is None:
             self.process = subprocess.Popen(
                 [sys.executable, "-m", self.module],
@@ -152,18 +152,19 @@ class Worker:
             alarm.join()  # or it might kill the process during the next job
         if answer.endswith("\n"):
             if late.is_set():
-                self._stop()
+                self.stop()
             try:
                 return json.loads(answer)
             except ValueError:
-                self._stop()
+                self.stop()
                 return Lost("crashed", f"the worker that had it answered {answer[:80]!r}")
-        code = self._stop()
+        code = self.stop()
         if late.is_set():
             return Lost("timeout", f"not done within {self.timeout_seconds:g} seconds")
         return Lost("crashed", f"the worker that had it died (exit code {code})")
 
-    def _stop(self) -> int | None:
+    def stop(self) -> int | None:
+        """Kill the process, if there is one, and return its exit code; the next job starts another."""
         if self.process is None:
             return None
         process, self.process = self.process, None

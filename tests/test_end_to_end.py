@@ -5,12 +5,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from avssl.data.manifest import Manifest, read_manifest
 from avssl.evaluate.features import extract
 from avssl.evaluate.probe import labelled_rows, probe
 from avssl.pretrained import load_run, with_data
-from avssl.retrieval.search import find_row, query_of_row, search, search_agreement
+from avssl.retrieval.search import WAYS, find_row, query_of_row, search, sides_of
 from avssl.retrieval.store import StoreError, read_store, write_store
 from avssl.train import train
 from tests.test_train import config
@@ -70,7 +71,7 @@ def test_store_is_written_once_continued_and_searched(
         return write_store(tmp_path / "e", loaded, clip_set, manifest_path=Path("m.parquet"), num_clips=1)
 
     store = write()
-    assert len(store.ids) == 18
+    assert len(store) == 18
     shards = sorted((tmp_path / "e").glob("*.parquet"))
     before = [shard.stat().st_mtime_ns for shard in shards]
     shards[2].unlink()
@@ -78,33 +79,38 @@ def test_store_is_written_once_continued_and_searched(
         read_store(tmp_path / "e")
     again = write()
     assert [shard.stat().st_mtime_ns for i, shard in enumerate(shards) if i != 2] == before[:2] + before[3:]
-    assert np.array_equal(store.vectors["video"], again.vectors["video"])
+    everything = np.arange(18)
+    units = {side: again.vectors[side].take(everything) for side in ("video", "audio")}
+    assert torch.equal(store.vectors["video"].take(everything), units["video"])
 
     query = query_of_row(again, find_row(again, str(again.ids[3])))
-    assert find_row(again, again.paths[3]) == 3
-    assert find_row(again, str(clip_set.root / again.paths[3])) == 3
-    for source, target in (("video", "audio"), ("audio", "video"), ("video", "video"), ("audio", "audio")):
+    assert find_row(again, again.path(3)) == 3
+    assert find_row(again, str(clip_set.root / again.path(3))) == 3
+    for way in WAYS:
+        source, target = sides_of(way)
         others = 17 - (2 if target == "audio" else 0)
-        found = search(again, query, source=source, target=target, k=others)
+        found = search(again, query, way=way, k=others)
         assert len(found) == others
         with pytest.raises(ValueError, match=rf"k={others + 1}, but these embeddings hold {others} other clips"):
-            search(again, query, source=source, target=target, k=others + 1)
+            search(again, query, way=way, k=others + 1)
         assert 3 not in [entry.row for entry in found]
         scores = [entry.score for entry in found]
         assert scores == sorted(scores, reverse=True)
-        expected = again.vectors[target][found[0].row] @ query.vectors[source]
-        assert found[0].score == pytest.approx(float(expected), abs=2e-3)
-    agreeing = search_agreement(again, query, k=4)
-    cosine = {name: again.vectors[name] @ query.vectors[name] for name in ("video", "audio")}
-    assert agreeing[0].score == pytest.approx(float(min(cosine[name][agreeing[0].row] for name in cosine)), abs=2e-3)
-    silent = query_of_row(again, int(np.flatnonzero(~again.has_audio)[0]))
+        best = found[0]
+        cosine = {side: float(units[side][best.row] @ query.vectors[side]) for side in units}
+        across = float(units[target][best.row] @ query.vectors[source])
+        assert best.score == pytest.approx(min(cosine.values()) if way == "agreement" else across, abs=1e-5)
+        assert best.video == pytest.approx(cosine["video"], abs=1e-5)
+        assert best.audio is None or best.audio == pytest.approx(cosine["audio"], abs=1e-5)
+        assert (best.audio is None) == (not again.has["audio"][best.row])
+    silent = query_of_row(again, int(np.flatnonzero(~again.has["audio"])[0]))
     with pytest.raises(ValueError, match="has no sound, so nothing can be found from its audio"):
-        search(again, silent, source="audio", target="video", k=3)
+        search(again, silent, way="a2v", k=3)
     with pytest.raises(StoreError, match="num_clips=1, now 2"):
         write_store(tmp_path / "e", loaded, clip_set, manifest_path=Path("m.parquet"), num_clips=2)
     features = write_store(tmp_path / "f", loaded, clip_set, manifest_path=Path("m"), kind="features", num_clips=1)
     with pytest.raises(ValueError, match="extract without --features"):
-        search(features, query_of_row(features, 0), source="video", target="audio", k=3)
+        search(features, query_of_row(features, 0), way="v2a", k=3)
 
 
 def test_evaluation_never_replaces_an_unreadable_clip(run: Path, clip_set: Manifest, tmp_path: Path) -> None:
@@ -117,5 +123,5 @@ def test_evaluation_never_replaces_an_unreadable_clip(run: Path, clip_set: Manif
     assert list(found.errors) == [4]
     assert str(manifest.column("path")[4]) in found.errors[4]
     store = write_store(tmp_path / "e", load_run(run), manifest, manifest_path=Path("m"), num_clips=1)
-    assert len(store.ids) == 17
+    assert len(store) == 17
     assert list(store.errors) == [str(manifest.column("path")[4])]

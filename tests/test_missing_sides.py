@@ -27,7 +27,7 @@ from avssl.methods.base import Method
 from avssl.mining.agreement import minable
 from avssl.objectives.contrast import nce, similarity
 from avssl.pretrained import load_run
-from avssl.retrieval.search import query_of_row, search, search_agreement
+from avssl.retrieval.search import find_row, query_of_row, search
 from avssl.retrieval.store import Store, StoreError, read_store, write_store
 from avssl.structs import Batch, Embedded, Instances, Progress, Step
 from avssl.train import train
@@ -316,12 +316,12 @@ def test_a_run_says_what_its_clips_lack(run: Path, mixed: Manifest) -> None:
 
 
 def test_an_answer_has_the_side_asked_for(store: Store) -> None:
-    has = {"video": store.has_video, "audio": store.has_audio}
-    assert (len(store.ids), int(has["video"].sum()), int(has["audio"].sum()), store.errors) == (22, 18, 14, {})
+    has = store.has
+    assert (len(store), int(has["video"].sum()), int(has["audio"].sum()), store.errors) == (22, 18, 14, {})
     for side in SIDES:
-        lengths = np.linalg.norm(store.vectors[side], axis=1)
-        assert np.allclose(lengths, has[side], atol=1e-3)
-    for row in range(len(store.ids)):
+        lengths = store.vectors[side].take(np.arange(len(store))).norm(dim=1)
+        assert np.allclose(lengths, has[side], atol=1e-5)
+    for row in range(len(store)):
         query = query_of_row(store, row)
         assert set(query.vectors) == {side for side in SIDES if has[side][row]}
         for source in SIDES:
@@ -329,22 +329,20 @@ def test_an_answer_has_the_side_asked_for(store: Store) -> None:
                 others = int(has[target].sum()) - int(has[target][row])
                 if not has[source][row]:
                     lack = "sound" if source == "audio" else "picture"
-                    words = (
-                        rf"has no {lack}, so nothing can be found from its {source}: ask with --from {OTHER[source]}"
-                    )
+                    words = rf"has no {lack}, so nothing can be found from its {source}: ask from {OTHER[source]}"
                     with pytest.raises(ValueError, match=words):
-                        search(store, query, source=source, target=target, k=1)
+                        search(store, query, way=f"{source[0]}2{target[0]}", k=1)
                     continue
-                found = [entry.row for entry in search(store, query, source=source, target=target, k=others)]
+                found = [entry.row for entry in search(store, query, way=f"{source[0]}2{target[0]}", k=others)]
                 assert sorted(found) == [i for i in np.flatnonzero(has[target]) if i != row]
         if has["video"][row] and has["audio"][row]:
-            found = [entry.row for entry in search_agreement(store, query, k=9)]
+            found = [entry.row for entry in search(store, query, way="agreement", k=9)]
             assert sorted(found) == [i for i in np.flatnonzero(has["video"] & has["audio"]) if i != row]
             with pytest.raises(ValueError, match="hold 9 other clips to choose from"):
-                search_agreement(store, query, k=10)
+                search(store, query, way="agreement", k=10)
         else:
             with pytest.raises(ValueError, match=r"has no (sound|picture), so nothing"):
-                search_agreement(store, query, k=1)
+                search(store, query, way="agreement", k=1)
 
 
 def test_embeddings_of_an_earlier_version_are_told(store: Store, run: Path, mixed: Manifest, tmp_path: Path) -> None:
@@ -395,9 +393,9 @@ def test_tools_take_files_of_sound_alone(
     assert sum(entry["path"].endswith(".mp3") for entry in found) == 4
     found = json.loads(call(*asked, "--from", "audio", "--to", "video").out)["neighbours"]
     assert not [entry for entry in found if entry["path"].endswith(".mp3")]
-    call(*asked).refused(r"song\.mp3 has no picture, so nothing can be found from its video: ask with --from audio")
+    call(*asked).refused(r"song\.mp3 has no picture, so nothing can be found from its video: ask from audio")
     call(*asked, "--by", "agreement").refused("has no picture")
-    asked[3] = store.paths.index(next(p for p in store.paths if p.endswith(".mp3")))
+    asked[3] = find_row(store, next(p for p in store.table.column("path").to_pylist() if p.endswith(".mp3")))
     assert call(*asked, "--from", "audio", "--to", "audio", "--k", 3).code == 0
     done = call("tools/evaluate.py", run, "knn", "--dataset", path, *few, "--num-crops", 1)
     assert "4 of 8 test clips without sound, 2 of 8 test clips without picture: counted as wrong" in done.out
@@ -440,6 +438,6 @@ def test_a_wholly_silent_set_trains_searches_and_is_evaluated_by_its_pictures(
     assert result["without_sound"] == {"train": 8, "test": 4}
     found = write_store(tmp_path / "e", load_run(cma), silent, manifest_path=Path("m"), num_clips=1)
     query = query_of_row(found, 0)
-    assert len(search(found, query, source="video", target="video", k=11)) == 11
+    assert len(search(found, query, way="v2v", k=11)) == 11
     with pytest.raises(ValueError, match="hold 0 other clips"):
-        search(found, query, source="video", target="audio", k=1)
+        search(found, query, way="v2a", k=1)

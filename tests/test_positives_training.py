@@ -247,9 +247,9 @@ def test_one_tower_alone_is_evaluated_and_searched_by_pictures(
     assert set(result["accuracy"]) == {"video"}
     store = write_store(tmp_path / "e", run, clip_set, manifest_path=Path("m"), num_clips=1)
     query = query_of_row(store, 0)
-    assert len(search(store, query, source="video", target="video", k=3)) == 3
+    assert len(search(store, query, way="v2v", k=3)) == 3
     with pytest.raises(ValueError, match="hold 0 other clips"):
-        search(store, query, source="video", target="audio", k=1)
+        search(store, query, way="v2a", k=1)
     assert result["without_sound"] == {"train": 0, "test": 0}  # the run hears none, so it leaves none out
 
 

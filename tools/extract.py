@@ -1,4 +1,4 @@
-"""Write the embeddings of every clip of a manifest: what tools/retrieve.py searches.
+"""Write the embeddings of every clip of a manifest: what tools/retrieve.py and tools/browse.py search.
 
     python tools/extract.py runs/toy data/toy/manifest.parquet --out embeddings/
     torchrun --nproc-per-node 2 tools/extract.py runs/toy data/toy/manifest.parquet --out embeddings/
@@ -52,9 +52,9 @@ def main() -> int:
     for path, reason in store.errors.items():
         print(f"not read: {path}: {reason}", file=sys.stderr)
     summary = {
-        "clips": len(store.ids),
-        "with_sound": int(store.has_audio.sum()),
-        "sound_only": int((~store.has_video).sum()),
+        "clips": len(store),
+        "with_sound": int(store.has["audio"].sum()),
+        "sound_only": int((~store.has["video"]).sum()),
         "not_read": len(store.errors),
     }
     hears = "audio" in store.meta.towers
@@ -64,10 +64,12 @@ def main() -> int:
         sides = f"{summary['with_sound']} with sound" if hears else "by their pictures, as the run hears nothing"
         sides += f" ({summary['sound_only']} of them without picture)" if hears and summary["sound_only"] else ""
         print(f"{summary['clips']} clips, {sides}, {summary['not_read']} not read -> {arguments.out}")
-        source, rows = ("audio", store.has_audio) if store.has_audio.any() else ("video", store.has_video)
-        target = "video" if store.has_video.any() else "audio"
-        query = f"--query {store.ids[rows.argmax()]} --from {source} --to {target}"
+        source, target = (
+            next(side for side in order if store.has[side].any()) for order in (("audio", "video"), ("video", "audio"))
+        )
+        query = f"--query {store.ids[store.has[source].argmax()]} --from {source} --to {target}"
         print(f"next: python tools/retrieve.py {arguments.out} {query} --k 10", file=sys.stderr)
+        print(f"  or: python tools/browse.py {arguments.out} --open", file=sys.stderr)
     return 1 if store.errors else 0
 
 

@@ -14,10 +14,9 @@ import json
 import sys
 from pathlib import Path
 
-from avssl.data.check import manifest_of_file
-from avssl.evaluate.features import MODALITIES, extract
-from avssl.pretrained import load, with_data
-from avssl.retrieval.search import Query, find_row, query_of_row, search, search_agreement
+from avssl.evaluate.features import MODALITIES
+from avssl.retrieval.embed import embed_file, run_of_store
+from avssl.retrieval.search import Query, find_row, query_of_row, query_of_vectors, search
 from avssl.retrieval.store import Store, StoreError, read_store
 
 
@@ -43,10 +42,8 @@ def main() -> int:
                 f"these embeddings are of a run without a tower for {lacks[0]}: ask with --from {own} --to {own}"
             )
         query = find_query(store, arguments.query)
-        if arguments.by == "agreement":
-            found = search_agreement(store, query, k=arguments.k)
-        else:
-            found = search(store, query, source=arguments.source, target=arguments.target, k=arguments.k)
+        way = "agreement" if arguments.by == "agreement" else f"{arguments.source[0]}2{arguments.target[0]}"
+        found = search(store, query, way=way, k=arguments.k)
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -66,16 +63,7 @@ def find_query(store: Store, text: str) -> Query:
         return query_of_row(store, row)
     if not Path(text).exists():
         raise StoreError(f"query {text} is no id or path of these embeddings, and no such file exists")
-    run = load(store.meta.run)
-    if run.weights_hash != store.meta.weights_hash:
-        raise StoreError(f"the run in {store.meta.run} was trained on since these embeddings were made: extract again")
-    manifest = manifest_of_file(Path(text))
-    found = extract(with_data(run, num_workers=0), manifest, [0], num_clips=store.meta.num_clips)
-    if found.errors:
-        raise StoreError(f"query {found.errors[0]}")
-    matrices = found.embedding if store.meta.kind == "embedding" else found.features
-    vectors = {name: matrix[0] for name, matrix in matrices.items() if found.has(name)[0]}
-    return Query(vectors, None, text)
+    return query_of_vectors(embed_file(Path(text), store.meta, run=run_of_store(store.meta)), text)
 
 
 if __name__ == "__main__":

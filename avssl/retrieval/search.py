@@ -1,23 +1,37 @@
-"""Finding neighbours in a store: within a modality, across modalities, or by agreement of both."""
+"""Finding neighbours in a store: within a modality, across modalities, or by agreement of both.
 
+What lives here: the definition, by looking at every clip, and what is told of a neighbour. What does not: narrowing the
+clips down first, where there are very many (index.py).
+
+Letters: n clips, m of them, Q queries, D dimensions.
+"""
+
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Protocol, get_args
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 import torch
+import torch.nn.functional as F
+from torch import Tensor
 
-from avssl.mining.index import FlatIndex
+from avssl.evaluate.features import MODALITIES
 from avssl.retrieval.store import Store
 
-Modality = Literal["video", "audio"]
+Way = Literal["v2v", "v2a", "a2v", "a2a", "agreement"]
+WAYS: tuple[Way, ...] = get_args(Way)
+SIDES = {"v": "video", "a": "audio"}
+LIKE_SHARE, LIKE_CLIPS = 0.05, (50, 1000)  # of the clips are alike in one side: at least, at most
 
 
 @dataclass(frozen=True)
 class Query:
     """What is searched for: vectors of one clip, and its row of the store when it is in the set."""
 
-    vectors: dict[str, np.ndarray]  # {video, audio: (D,)}; without the side that a clip does not have
+    vectors: dict[str, Tensor]  # {video, audio: (D,) unit length}; without the side that the clip does not have
     row: int | None  # position in the store, left out of the answer
     name: str
 
@@ -29,6 +43,34 @@ class Neighbour:
     path: str
     label: str | None
     score: float  # cosine, or the smaller of both cosines
+    video: float | None  # cosine of the pictures; None where one of the two has none
+    audio: float | None  # of the sounds, likewise
+
+
+@dataclass(frozen=True)
+class Ranking:
+    """Clips in order."""
+
+    rows: np.ndarray  # (m,) int64 positions in the store, best first; equal scores by the smaller position
+    scores: np.ndarray  # (m,) float32
+    exact: bool  # every clip was looked at
+
+
+@dataclass(frozen=True)
+class Contrast:
+    """What agreement takes and what it leaves: three lists, best first."""
+
+    positives: Ranking  # alike in picture and sound
+    looks_alike: Ranking  # alike in picture, the sound differs; scores are differences of the cosines
+    sounds_alike: Ranking  # the reverse
+
+
+class Narrowing(Protocol):
+    """An index that names the clips worth looking at."""
+
+    def candidates(self, query: Query, way: Way, *, depth: int) -> np.ndarray | None:
+        """(m,) positions in the store, m > depth, in any order; None when it cannot reach as deep."""
+        ...
 
 
 def find_row(store: Store, query: str) -> int | None:
@@ -36,90 +78,185 @@ def find_row(store: Store, query: str) -> int | None:
     the set.
     """
     if query.isdigit() and not Path(query).exists():
-        found = np.flatnonzero(store.ids == int(query))
-        if len(found) == 0:
+        row = store.row(int(query))
+        if row is None:
             raise ValueError(f"id {query} is not in these embeddings (ids {store.ids.min()} to {store.ids.max()})")
-        return int(found[0])
-    if query in store.paths:
-        return store.paths.index(query)
-    wanted = Path(query).resolve()
-    root = Path(store.meta.root).resolve()
-    if wanted.is_relative_to(root) and wanted.relative_to(root).as_posix() in store.paths:
-        return store.paths.index(wanted.relative_to(root).as_posix())
+        return row
+    paths = [query]
+    wanted, root = Path(query).resolve(), Path(store.meta.root).resolve()
+    if wanted.is_relative_to(root):
+        paths.append(wanted.relative_to(root).as_posix())
+    for path in paths:
+        row = pc.index(store.table.column("path"), pa.scalar(path)).as_py()
+        if row >= 0:
+            return row
     return None
 
 
 def query_of_row(store: Store, row: int) -> Query:
-    vectors = {name: matrix[row] for name, matrix in store.vectors.items() if _usable(store, name)[row]}
-    return Query(vectors, row, store.paths[row])
+    at = np.array([row])
+    return Query(
+        {side: store.vectors[side].take(at)[0] for side in MODALITIES if store.has[side][row]}, row, store.path(row)
+    )
 
 
-def search(store: Store, query: Query, *, source: Modality, target: Modality, k: int) -> list[Neighbour]:
-    """The k clips whose `target` side is nearest by cosine to the query's `source` side, the query itself left out.
+def query_of_vectors(vectors: Mapping[str, np.ndarray], name: str) -> Query:
+    """A clip outside of the set: {video, audio: (D,)} of the sides that it has."""
+    unit = {side: F.normalize(torch.as_tensor(vector).float(), dim=0) for side, vector in vectors.items()}
+    return Query(unit, None, name)
+
+
+def ways_of(store: Store) -> tuple[Way, ...]:
+    """What these embeddings can be asked: trunk features of picture and sound share no space."""
+    return tuple(
+        way
+        for way in WAYS
+        if all(store.has[side].any() for side in sides_of(way))
+        and (store.meta.kind == "embedding" or way not in ("v2a", "a2v"))
+    )
+
+
+def sides_of(way: Way) -> tuple[str, ...]:
+    """Sides that a way looks at: of the query and of the answers, or both of each."""
+    return MODALITIES if way == "agreement" else (SIDES[way[0]], SIDES[way[-1]])
+
+
+def search(store: Store, query: Query, *, way: Way, k: int) -> list[Neighbour]:
+    """The k clips nearest to the query, which is left out itself, with every clip looked at.
+
+    Args:
+        way: from which side of the query to which side of the clips; agreement: by the smaller of the video and the
+            audio cosine (AVID-CMA's consensus).
 
     Raises:
-        ValueError: the query has no `source` side, k is not between 1 and the number of other clips that have the
-            target side, or trunk features across modalities.
+        ValueError: as `rank`, or k is not between 1 and the number of other clips that have the side.
     """
-    if store.meta.kind != "embedding" and source != target:
+    ranking = rank(store, query, way=way, depth=max(k, 1))
+    if not 1 <= k <= len(ranking.rows):
+        others = len(choosable(store, query, way))
+        raise ValueError(f"k={k}, but these embeddings hold {others} other clips to choose from: give 1 to {others}")
+    return described(store, query, ranking)
+
+
+def rank(
+    store: Store, query: Query, *, way: Way, depth: int, label: str | None = None, index: Narrowing | None = None
+) -> Ranking:
+    """The `depth` clips nearest to the query, or as many as there are; the query is left out itself.
+
+    Args:
+        label: of the clips to choose from; None = all. With a label every clip that has it is looked at.
+        index: names the clips to look at; None = all.
+
+    Raises:
+        ValueError: the query lacks a side that is asked for, or the features share no space.
+    """
+    check_way(store, query, way)
+    narrowed = index.candidates(query, way, depth=depth) if index is not None and label is None else None
+    rows = choosable(store, query, way, label=label) if narrowed is None else np.sort(narrowed[narrowed != query.row])
+    if way == "agreement":
+        scores = np.minimum(*(_cosines(store, query.vectors[side], side, rows) for side in MODALITIES))
+    else:
+        source, target = sides_of(way)
+        scores = _cosines(store, query.vectors[source], target, rows)
+    return _best(rows, scores, depth, exact=narrowed is None)
+
+
+def rank_each(store: Store, queries: Sequence[Query], *, way: Way, depth: int) -> list[Ranking]:
+    """`rank` of several queries with one pass over all clips, which holds a number per query and clip."""
+    sides = [(side, side) for side in MODALITIES] if way == "agreement" else [sides_of(way)]
+    tables = [
+        store.vectors[target].cosines(torch.stack([query.vectors[source] for query in queries]))
+        for source, target in sides
+    ]
+    scores = (torch.minimum(*tables) if way == "agreement" else tables[0]).numpy()  # (Q, n)
+    rankings = []
+    for query, row in zip(queries, scores, strict=True):
+        rows = choosable(store, query, way)
+        rankings.append(_best(rows, row[rows], depth, exact=True))
+    return rankings
+
+
+def contrast(
+    store: Store, query: Query, *, k: int, label: str | None = None, index: Narrowing | None = None
+) -> Contrast:
+    """The k positives by agreement, and k clips each that are alike in one side only: among the nearest 5 % of that
+    side (50 to 1,000 clips), those that lead most over the other side's cosine.
+
+    Raises:
+        ValueError: as `rank`.
+    """
+    check_way(store, query, "agreement")
+    usable = int((store.has["video"] & store.has["audio"]).sum())
+    depth = int(np.clip(round(LIKE_SHARE * usable), *LIKE_CLIPS))
+    lists = {}
+    for side, other in (MODALITIES, MODALITIES[::-1]):
+        near = rank(store, query, way="v2v" if side == "video" else "a2a", depth=depth, label=label, index=index)
+        rows = np.sort(near.rows[store.has[other][near.rows]])
+        lead = np.subtract(*(_cosines(store, query.vectors[name], name, rows) for name in (side, other)))
+        lists[side] = _best(rows[lead > 0], lead[lead > 0], k, exact=near.exact)
+    return Contrast(
+        positives=rank(store, query, way="agreement", depth=k, label=label, index=index),
+        looks_alike=lists["video"],
+        sounds_alike=lists["audio"],
+    )
+
+
+def described(store: Store, query: Query, ranking: Ranking) -> list[Neighbour]:
+    """What is told of each clip of a ranking."""
+    cosines = {
+        side: _cosines(store, query.vectors[side], side, ranking.rows) if side in query.vectors else None
+        for side in MODALITIES
+    }
+    found = []
+    for place, row in enumerate(ranking.rows.tolist()):
+        near = {
+            side: float(values[place]) if values is not None and store.has[side][row] else None
+            for side, values in cosines.items()
+        }
+        score = float(ranking.scores[place])
+        found.append(Neighbour(row, int(store.ids[row]), store.path(row), store.label(row), score, **near))
+    return found
+
+
+def choosable(store: Store, query: Query, way: Way, *, label: str | None = None) -> np.ndarray:
+    """(m,) positions of the other clips that can be an answer, rising."""
+    usable = np.logical_and.reduce(
+        [store.has[side] for side in (MODALITIES if way == "agreement" else sides_of(way)[1:])]
+    )
+    if label is not None:
+        names, labels = store.labels
+        usable = usable & (labels == names.index(label)) if label in names else np.zeros_like(usable)
+    rows = np.flatnonzero(usable)
+    return rows if query.row is None else rows[rows != query.row]
+
+
+def check_way(store: Store, query: Query, way: Way) -> None:
+    """Raise ValueError when a query cannot be asked this way."""
+    sides = sides_of(way)
+    if way in ("v2a", "a2v") and store.meta.kind != "embedding":
         raise ValueError(
-            f"{source} to {target} needs head outputs, and these are trunk features, which do not share a space: "
+            f"{sides[0]} to {sides[1]} needs head outputs, and these are trunk features, which do not share a space: "
             f"extract without --features"
         )
-    vector = _side(query, source)
-    rows = np.flatnonzero(_usable(store, target))
-    _check_number(k, rows, query)
-    index = FlatIndex(torch.from_numpy(_unit(store.vectors[target][rows])))
-    wanted = min(k + 1, len(rows))  # one more, since the query itself may be among them
-    scores, places = index.search(torch.from_numpy(_unit(vector[None])), k=wanted)
-    found = [(int(rows[place]), score) for score, place in zip(scores[0].tolist(), places[0].tolist(), strict=True)]
-    return [_neighbour(store, row, score) for row, score in found if row != query.row][:k]
+    for side in MODALITIES if way == "agreement" else sides[:1]:
+        if side not in query.vectors:
+            missing, other = ("sound", "video") if side == "audio" else ("picture", "audio")
+            raise ValueError(
+                f"{query.name} has no {missing}, so nothing can be found from its {side}: ask from {other} to {other}"
+            )
 
 
-def search_agreement(store: Store, query: Query, *, k: int) -> list[Neighbour]:
-    """The k clips most alike in picture AND sound: by the smaller of the video and the audio cosine (AVID-CMA's
-    consensus).
-
-    Raises:
-        ValueError: the query lacks a side, or k is not between 1 and the number of other clips with both.
-    """
-    cosines = [
-        _unit(store.vectors[name]) @ _unit(_side(query, name)[None])[0] for name in ("video", "audio")
-    ]  # (n,) each
-    score = np.minimum(*cosines)
-    usable = store.has_audio & store.has_video
-    score[~usable] = -np.inf
-    if query.row is not None:
-        score[query.row] = -np.inf
-    _check_number(k, np.flatnonzero(usable), query)
-    order = np.argsort(-score, kind="stable")[:k]
-    return [_neighbour(store, int(row), float(score[row])) for row in order]
+def _cosines(store: Store, vector: Tensor, side: str, rows: np.ndarray) -> np.ndarray:
+    """(m,) float32 cosines of a unit vector (D,) to rows (m,) of a side."""
+    if len(rows) > len(store) // 4:  # one pass over all is faster than gathering
+        return store.vectors[side].cosines(vector[None])[0].numpy()[rows]
+    return (store.vectors[side].take(rows) @ vector).numpy()
 
 
-def _check_number(k: int, rows: np.ndarray, query: Query) -> None:
-    """Refuse more neighbours than there are clips to choose from, at the positions `rows` of the store."""
-    others = int((rows != query.row).sum()) if query.row is not None else len(rows)
-    if not 1 <= k <= others:
-        raise ValueError(f"k={k}, but these embeddings hold {others} other clips to choose from: give 1 to {others}")
-
-
-def _usable(store: Store, side: str) -> np.ndarray:
-    return store.has_audio if side == "audio" else store.has_video
-
-
-def _side(query: Query, source: str) -> np.ndarray:
-    if source not in query.vectors:
-        missing, other = ("sound", "video") if source == "audio" else ("picture", "audio")
-        raise ValueError(
-            f"{query.name} has no {missing}, so nothing can be found from its {source}: ask with --from {other} --to "
-            f"{other}"
-        )
-    return query.vectors[source]
-
-
-def _unit(vectors: np.ndarray) -> np.ndarray:
-    return vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
-
-
-def _neighbour(store: Store, row: int, score: float) -> Neighbour:
-    return Neighbour(row, int(store.ids[row]), store.paths[row], store.labels[row], score)
+def _best(rows: np.ndarray, scores: np.ndarray, k: int, *, exact: bool) -> Ranking:
+    """The k rows with the largest scores, out of rising rows."""
+    if k < len(rows):
+        least = np.partition(scores, len(scores) - k)[len(scores) - k]
+        rows, scores = rows[scores >= least], scores[scores >= least]
+    order = np.argsort(-scores, kind="stable")[:k]
+    return Ranking(rows[order], scores[order], exact)

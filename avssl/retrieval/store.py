@@ -5,22 +5,28 @@ stop.
       meta.json                  run, hash of its weights, manifest and its hash, what was extracted
       shard-00000.video.npy      (rows, D) float16, zeros where a clip has no picture
       shard-00000.audio.npy      (rows, D) float16, zeros where a clip has no sound
-      shard-00000.parquet        id, path, label, has_audio, has_video per row, and the clips that could not be read
-                                 with the reason
+      shard-00000.parquet        id, path, start, end, label, has_audio, has_video per row, and the clips that could
+                                 not be read with the reason
 
-A shard counts as written when its parquet file is there: it is renamed into place last.
+A shard counts as written when its parquet file is there: it is renamed into place last. Reading maps the vectors from
+disk, so that a million clips are there at once.
 """
 
 import io
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.dataset as pads
 import pyarrow.parquet as pq
+import torch
+from torch import Tensor
 
 from avssl import distributed
 from avssl.data.dataset import check_decoder
@@ -31,6 +37,18 @@ from avssl.media.decoders import in_words
 from avssl.pretrained import Pretrained
 
 SHARD_ROWS = 1024
+SCHEMA = pa.schema(
+    [
+        ("id", pa.int64()),
+        ("path", pa.string()),
+        ("start", pa.float64()),
+        ("end", pa.float64()),
+        ("label", pa.string()),
+        ("has_audio", pa.bool_()),
+        ("has_video", pa.bool_()),
+        ("error", pa.string()),
+    ]
+)
 
 
 class StoreError(ValueError):
@@ -54,21 +72,91 @@ class Meta:
     towers: Sequence[str] = MODALITIES  # that the run has; the other side is zeros
 
 
+class Vectors:
+    """The vectors of one side, mapped from disk and scaled to unit length where they are asked for; (n, D)."""
+
+    def __init__(self, shards: Sequence[Tensor]) -> None:
+        """
+        Args:
+            shards: (rows, D) float16 each, one after another.
+        """
+        self.shards = [shard for shard in shards if len(shard)]
+        self.starts = np.cumsum([0, *(len(shard) for shard in self.shards)])
+        self.shape = (int(self.starts[-1]), shards[0].shape[1])
+        self._arrays = [shard.numpy() for shard in self.shards]  # the same memory: numpy gathers a few rows faster
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    @cached_property
+    def lengths(self) -> Tensor:
+        """(n,) float32 lengths as stored, where a clip lacks the side 1."""
+        found = torch.cat([torch.linalg.vector_norm(shard.float(), dim=1) for shard in self.shards])
+        return torch.where(found > 0, found, 1.0)
+
+    def take(self, rows: np.ndarray) -> Tensor:
+        """(m, D) float32 unit vectors of these rows (m,), in any order; zeros where a clip lacks the side."""
+        order = np.argsort(rows, kind="stable")
+        ends = np.searchsorted(rows[order], self.starts)
+        found = np.empty((len(rows), self.shape[1]), dtype=np.float16)
+        for number in np.flatnonzero(np.diff(ends)):
+            places = order[ends[number] : ends[number + 1]]
+            found[places] = self._arrays[number][rows[places] - self.starts[number]]
+        return torch.nn.functional.normalize(torch.from_numpy(found).float(), dim=1)
+
+    def cosines(self, queries: Tensor) -> Tensor:
+        """Cosine of unit vectors (Q, D) to every row: (Q, n) float32, 0 where a clip lacks the side."""
+        found = torch.cat([queries @ shard.float().T for shard in self.shards], dim=1)
+        return found.div_(self.lengths)
+
+
 @dataclass(frozen=True)
 class Store:
-    """All vectors of a folder in memory.
+    """A folder of embeddings. What is not looked at is not read.
 
     Letters: n rows, D dimensions.
     """
 
+    folder: Path
     meta: Meta
-    ids: np.ndarray  # (n,) int64 rows of the manifest
-    paths: list[str]  # relative to meta.root
-    labels: list[str | None]
-    has_audio: np.ndarray  # (n,) bool
-    has_video: np.ndarray  # (n,) bool
-    vectors: dict[str, np.ndarray]  # {video, audio: (n, D) float32}
+    table: pa.Table  # id, path (relative to meta.root), start, end, label, has_audio, has_video: n rows
+    vectors: dict[str, Vectors]  # {video, audio: (n, D)}
     errors: dict[str, str]  # {path: reason} of the clips that could not be read
+
+    def __len__(self) -> int:
+        return self.table.num_rows
+
+    @cached_property
+    def ids(self) -> np.ndarray:
+        """(n,) int64 rows of the manifest, rising."""
+        return self.table.column("id").to_numpy()
+
+    @cached_property
+    def has(self) -> dict[str, np.ndarray]:
+        """{video, audio: (n,) bool}"""
+        return {side: self.table.column(f"has_{side}").to_numpy() for side in MODALITIES}
+
+    @cached_property
+    def labels(self) -> tuple[list[str], np.ndarray]:
+        """The names that occur, sorted, and each row's position among them (n,) int64, -1 without a label."""
+        names = sorted(pc.unique(self.table.column("label")).drop_null().to_pylist())
+        places = pc.index_in(self.table.column("label"), value_set=pa.array(names, pa.string()))
+        return names, pc.fill_null(places, -1).to_numpy().astype(np.int64)
+
+    def row(self, id: int) -> int | None:
+        """Where a row of the manifest stands; None when it is not among these clips."""
+        place = int(np.searchsorted(self.ids, id))
+        return place if place < len(self) and self.ids[place] == id else None
+
+    def path(self, row: int) -> str:
+        return self.table.column("path")[row].as_py()
+
+    def label(self, row: int) -> str | None:
+        return self.table.column("label")[row].as_py()
+
+    def part(self, row: int) -> tuple[float | None, float | None]:
+        """Seconds at which a clip that is a part of its file starts and ends, as in the manifest."""
+        return self.table.column("start")[row].as_py(), self.table.column("end")[row].as_py()
 
 
 def write_store(
@@ -127,10 +215,10 @@ def write_store(
 
 
 def read_store(folder: Path) -> Store:
-    """Read a folder of embeddings.
+    """Open a folder of embeddings.
 
     Raises:
-        StoreError: it is not one, it is not complete, or an earlier version of the package wrote it.
+        StoreError: it is not one, it is not complete or damaged, or an earlier version of the package wrote it.
     """
     if not (folder / "meta.json").exists():
         raise StoreError(f"{folder} holds no embeddings (no meta.json): make them with tools/extract.py")
@@ -141,29 +229,49 @@ def read_store(folder: Path) -> Store:
         raise StoreError(
             f"{folder} is not complete: {len(missing)} of {len(numbers)} shards are missing; run tools/extract.py again"
         )
-    tables = [pq.read_table(_shard(folder, number, "parquet")) for number in numbers]
-    if not all("has_video" in table.column_names for table in tables):
+    files = [str(_shard(folder, number, "parquet")) for number in numbers]
+    try:
+        table = pads.dataset(files, schema=SCHEMA).to_table()
+    except (pa.ArrowException, OSError) as error:
+        raise _damaged(folder, error) from error
+    if table.column("has_video").null_count or "start" not in pq.read_schema(files[0]).names:
         raise StoreError(
-            f"{folder} was written by an earlier version, which did not note which clips have a picture: delete that "
-            "folder and run tools/extract.py again"
+            f"{folder} was written by an earlier version, which noted less of each clip: delete that folder and run "
+            "tools/extract.py again"
         )
-    rows = pa.concat_tables(tables).to_pylist()
-    good = [row for row in rows if row["error"] is None]
-    return Store(
+    good = pc.is_null(table.column("error"))
+    failed = table.filter(pc.invert(good))
+    store = Store(
+        folder=folder,
         meta=meta,
-        ids=np.array([row["id"] for row in good], dtype=np.int64),
-        paths=[row["path"] for row in good],
-        labels=[row["label"] for row in good],
-        has_audio=np.array([row["has_audio"] for row in good], dtype=bool),
-        has_video=np.array([row["has_video"] for row in good], dtype=bool),
+        table=table.filter(good).drop_columns("error").combine_chunks(),
         vectors={
-            modality: np.concatenate([np.load(_shard(folder, number, f"{modality}.npy")) for number in numbers]).astype(
-                np.float32
-            )
-            for modality in MODALITIES
+            side: Vectors([_mapped(_shard(folder, number, f"{side}.npy")) for number in numbers]) for side in MODALITIES
         },
-        errors={row["path"]: row["error"] for row in rows if row["error"] is not None},
+        errors=dict(zip(*(failed.column(name).to_pylist() for name in ("path", "error")), strict=True)),
     )
+    if {len(store), *(len(vectors) for vectors in store.vectors.values())} != {len(store)}:
+        raise _damaged(folder, "vectors and clips differ in number")
+    return store
+
+
+def _mapped(path: Path) -> Tensor:
+    """The (rows, D) float16 of a .npy file. The file is not kept open: a process may open a thousand only."""
+    try:
+        with path.open("rb") as file:
+            np.lib.format.read_magic(file)
+            shape, _, dtype = np.lib.format.read_array_header_1_0(file)
+            begin, size = file.tell(), path.stat().st_size
+    except (OSError, ValueError) as error:
+        raise _damaged(path.parent, error) from error
+    if dtype != np.float16 or len(shape) != 2 or size != begin + 2 * shape[0] * shape[1]:
+        raise _damaged(path.parent, f"{path.name} has {size} bytes")
+    storage = torch.UntypedStorage.from_file(str(path), False, size)
+    return torch.empty(0, dtype=torch.float16).set_(storage, begin // 2, shape, (shape[1], 1))
+
+
+def _damaged(folder: Path, why: object) -> StoreError:
+    return StoreError(f"{folder} is damaged ({why}): delete that folder and run tools/extract.py again")
 
 
 def _claim(folder: Path, meta: Meta) -> None:
@@ -200,18 +308,18 @@ def _write_shard(
         np.save(array, vectors[modality].astype(np.float16))
         with whole_file(_shard(folder, number, f"{modality}.npy")) as temporary:
             temporary.write_bytes(array.getbuffer())
-    paths, labels = manifest.column("path"), manifest.column("label")
     rows = [*found.ids.tolist(), *found.errors]  # the read ones first, in the order of the vectors
     without = [False] * len(found.errors)
+    of_manifest = manifest.table.select(["path", "start", "end", "label"]).take(rows)
     table = pa.table(
         {
             "id": pa.array(rows, pa.int64()),
-            "path": pa.array([str(paths[row]) for row in rows], pa.string()),
-            "label": pa.array([None if labels[row] is None else str(labels[row]) for row in rows], pa.string()),
+            **{name: of_manifest.column(name) for name in of_manifest.column_names},
             "has_audio": pa.array([*found.has_audio.tolist(), *without], pa.bool_()),
             "has_video": pa.array([*found.has_video.tolist(), *without], pa.bool_()),
             "error": pa.array([found.errors.get(row) for row in rows], pa.string()),
-        }
+        },
+        schema=SCHEMA,
     )
     with whole_file(_shard(folder, number, "parquet")) as temporary:
         pq.write_table(table, temporary)

@@ -1,0 +1,92 @@
+"""Embed one file outside of a set with the runs that embedded the set.
+
+    python -m avssl.retrieval.embed        (a worker: one JSON job per line in, one JSON answer per line out)
+
+What lives here: `embed_file`, and the worker, in which a visitor's file is decoded: it can be killed, or die of the
+file, without harm to anything else. What does not: who asks (uploads.py, tools/retrieve.py).
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from avssl.data.check import manifest_of_file
+from avssl.data.manifest import Manifest
+from avssl.evaluate.features import extract
+from avssl.pretrained import Pretrained, load, with_data
+from avssl.retrieval.store import Meta, StoreError
+from avssl.workers import serve
+
+MEMORY_BYTES = 64 << 30  # address space; torch alone maps several GB of libraries
+
+
+def embed_file(path: Path, meta: Meta, *, run: Pretrained, manifest: Manifest | None = None) -> dict[str, np.ndarray]:
+    """The vectors of a file as those of a store: {video, audio: (D,)} of the sides that it has and the run looks at.
+
+    Args:
+        meta: of the store.
+        run: see `run_of_store`.
+        manifest: of this one file, when it was probed before.
+
+    Raises:
+        ManifestError, StoreError: the file cannot be used.
+    """
+    found = extract(with_data(run, num_workers=0), manifest or manifest_of_file(path), [0], num_clips=meta.num_clips)
+    if found.errors:
+        raise StoreError(found.errors[0])
+    matrices = found.embedding if meta.kind == "embedding" else found.features
+    return {side: matrix[0] for side, matrix in matrices.items() if found.has(side)[0]}
+
+
+def run_of_store(meta: Meta, *, device: torch.device | None = None) -> Pretrained:
+    """The run that made a store.
+
+    Raises:
+        StoreError: it was trained on since.
+        CheckpointError, WeightsError: it cannot be read.
+    """
+    run = load(meta.run, device=device)
+    if run.weights_hash != meta.weights_hash:
+        raise StoreError(f"the run in {meta.run} was trained on since these embeddings were made: extract again")
+    return run
+
+
+class _Embedder:
+    """Keeps the runs that it was asked for."""
+
+    def __init__(self) -> None:
+        self.runs: dict[str, Pretrained] = {}
+
+    def answer(self, job: Mapping[str, Any]) -> dict[str, Any]:
+        """Vectors of job["path"] for each of job["stores"] (fields of a `Meta`), or the reason why there are none."""
+        path = Path(job["path"])
+        try:
+            manifest = manifest_of_file(path)
+            seconds = _seconds(manifest)
+            if seconds > job["max_seconds"]:
+                return {"reason": f"it lasts {seconds:.0f} seconds, more than the {job['max_seconds']:g} allowed here"}
+            vectors = []
+            for fields in job["stores"]:
+                meta = Meta(**fields)
+                if meta.weights_hash not in self.runs:
+                    self.runs[meta.weights_hash] = run_of_store(meta, device=torch.device("cpu"))
+                found = embed_file(path, meta, run=self.runs[meta.weights_hash], manifest=manifest)
+                vectors.append({side: vector.tolist() for side, vector in found.items()})
+        except ValueError as error:
+            return {"reason": str(error).replace(str(path), "it")}
+        sides = {"has_video": bool(manifest.has_video[0]), "has_audio": bool(manifest.has_audio[0])}
+        return {"vectors": vectors, "seconds": seconds, **sides}
+
+
+def _seconds(manifest: Manifest) -> float:
+    """How long the longer of both sides lasts."""
+    bounds = np.concatenate([manifest.bounds("video"), manifest.bounds("audio")])
+    return float(np.nanmax(bounds[:, 1] - bounds[:, 0]))
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    serve(_Embedder().answer, memory_bytes=MEMORY_BYTES)

@@ -1,0 +1,104 @@
+"""A map of embeddings: clips as points in the plane, those of pictures and those of sounds beside each other.
+
+What lives here: the drawn clips, their places by PCA or UMAP, and clusters to colour them by. What does not: drawing
+(static/).
+
+Letters: n drawn clips, D dimensions.
+"""
+
+import importlib.util
+from dataclasses import dataclass
+from typing import Literal
+
+import faiss
+import numpy as np
+import torch
+
+from avssl.evaluate.features import MODALITIES
+from avssl.retrieval.store import Store
+
+Method = Literal["pca", "umap"]
+MAX_POINTS = 5000
+CLIPS_PER_CLUSTER, MAX_CLUSTERS = 20, 10
+UMAP_NEIGHBOURS = 15
+
+
+@dataclass(frozen=True)
+class Map:
+    """Where each drawn clip lies."""
+
+    rows: np.ndarray  # (n,) positions in the store, rising
+    places: dict[str, np.ndarray]  # {video, audio: (n, 2) float64 in [0, 1], NaN where a clip lacks the side}
+    clusters: np.ndarray  # (n,) int64
+    note: str  # how it was made, for a person
+
+
+def has_umap() -> bool:
+    return importlib.util.find_spec("umap") is not None
+
+
+def draw_map(store: Store, *, method: Method) -> Map:
+    """Place up to MAX_POINTS clips, drawn at random with a fixed seed.
+
+    Raises:
+        ValueError: UMAP is asked for and not installed.
+    """
+    if method == "umap" and not has_umap():
+        raise ValueError("UMAP is not installed: pip install 'avssl[umap]', or look at the map by PCA")
+    num = min(len(store), MAX_POINTS)
+    rows = np.sort(np.random.default_rng(0).choice(len(store), num, replace=False))
+    vectors = {side: store.vectors[side].take(rows).numpy() for side in MODALITIES}
+    places, notes = {}, []
+    for side in MODALITIES:
+        present = store.has[side][rows]
+        places[side] = np.full((num, 2), np.nan)
+        if not present.any():
+            continue
+        found, share = _pca(vectors[side][present])
+        if method == "umap":
+            found = _umap(vectors[side][present])
+        else:
+            notes.append(f"{side}: the first two components hold {share:.0%} of the variance")
+        places[side][present] = _to_unit_square(found)
+    drawn = f"{num:,} of {len(store):,} clips, drawn at random" if num < len(store) else f"all {num:,} clips"
+    words = f"UMAP ({UMAP_NEIGHBOURS} neighbours, cosine)" if method == "umap" else "PCA"
+    return Map(rows, places, _cluster(vectors), "; ".join([f"{words} of {drawn}", *notes]))
+
+
+def _pca(vectors: np.ndarray) -> tuple[np.ndarray, float]:
+    """(n, 2) first two components, each with its largest weight positive, and their share of the variance."""
+    centred = vectors - vectors.mean(axis=0)
+    _, sizes, components = np.linalg.svd(centred, full_matrices=False)
+    components = components[:2]
+    largest = np.abs(components).argmax(axis=1)
+    components = components * np.sign(components[np.arange(len(components)), largest])[:, None]
+    found = np.zeros((len(vectors), 2))
+    found[:, : len(components)] = centred @ components.T
+    return found, float((sizes[:2] ** 2).sum() / max((sizes**2).sum(), 1e-12))
+
+
+def _umap(vectors: np.ndarray) -> np.ndarray:
+    """(n, 2)"""
+    import umap  # an extra, and seconds to import
+
+    if len(vectors) <= UMAP_NEIGHBOURS:
+        return _pca(vectors)[0]
+    model = umap.UMAP(n_neighbors=UMAP_NEIGHBOURS, metric="cosine", random_state=0, n_jobs=1)
+    return model.fit_transform(vectors)
+
+
+def _to_unit_square(places: np.ndarray) -> np.ndarray:
+    """The same scale on both axes, centred."""
+    low, high = places.min(axis=0), places.max(axis=0)
+    return (places - (low + high) / 2) / max(float((high - low).max()), 1e-12) + 0.5
+
+
+def _cluster(vectors: dict[str, np.ndarray]) -> np.ndarray:
+    """k-means over both sides of each clip together; clusters by falling size."""
+    both = np.ascontiguousarray(np.concatenate([vectors[side] for side in MODALITIES], axis=1), dtype=np.float32)
+    num = int(np.clip(len(both) // CLIPS_PER_CLUSTER, 1, MAX_CLUSTERS))
+    kmeans = faiss.Kmeans(both.shape[1], num, niter=20, seed=0, min_points_per_centroid=1)
+    kmeans.train(both)
+    _, found = kmeans.index.search(both, 1)
+    order = np.argsort(-np.bincount(found[:, 0], minlength=num), kind="stable")
+    return torch.from_numpy(order).argsort()[found[:, 0]].numpy()

@@ -1,0 +1,141 @@
+"""Files that a visitor of the browser brings: embedded in a process that can be killed, and deleted.
+
+What lives here: one file at a time from its bytes on disk to vectors and pictures, of which the last MAX_HELD are held
+in memory. What does not: receiving the bytes (app.py), decoding and embedding (embed.py, media/preview.py).
+"""
+
+import re
+import secrets
+import shutil
+import tempfile
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Self
+
+from avssl.retrieval.previews import PreviewError, Previews
+from avssl.retrieval.search import Query, query_of_vectors
+from avssl.retrieval.store import Store
+from avssl.workers import Lost, Worker
+
+MAX_HELD = 100
+MAX_AT_ONCE = 5  # one is embedded, others arrive or wait; further ones are turned away
+TIMEOUT_SECONDS = 120.0  # per file, the loading of the runs included
+
+
+class UploadError(ValueError):
+    """A file that cannot be embedded: the message says why."""
+
+
+class BusyError(RuntimeError):
+    """Too many uploads at once."""
+
+
+@dataclass(frozen=True)
+class Upload:
+    """A file of a visitor, as far as it is held."""
+
+    id: str
+    name: str
+    has_video: bool
+    has_audio: bool
+    seconds: float
+    queries: Sequence[Query]  # one per store
+    poster: bytes | None  # JPEG
+    spectrogram: bytes | None  # PNG
+
+
+class Uploads:
+    """Thread-safe.
+
+    Args:
+        stores: whose runs embed what is brought.
+        max_bytes, max_seconds: of a file.
+        timeout_seconds: per file.
+    """
+
+    def __init__(
+        self, stores: Sequence[Store], *, max_bytes: int, max_seconds: float, timeout_seconds: float = TIMEOUT_SECONDS
+    ) -> None:
+        self.stores, self.max_bytes, self.max_seconds = stores, max_bytes, max_seconds
+        self.folder = Path(tempfile.mkdtemp(prefix="avssl-uploads-"))
+        self._worker = Worker("avssl.retrieval.embed", timeout_seconds)
+        self._previews = Previews(self.folder / "previews", max_bytes=64 << 20, num_workers=1)
+        self._turn, self._places = threading.Lock(), threading.BoundedSemaphore(MAX_AT_ONCE)
+        self._held: OrderedDict[str, Upload] = OrderedDict()
+        self._changing = threading.Lock()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._worker.stop()
+        self._previews.close()
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    @contextmanager
+    def place(self, name: str) -> Iterator[Path]:
+        """Where to write the bytes of a file, which are deleted afterwards; of the visitor's name only a harmless
+        ending is kept.
+
+        Raises:
+            BusyError: too many others are there.
+        """
+        if not self._places.acquire(blocking=False):
+            raise BusyError(f"{MAX_AT_ONCE} files are being looked at already: try again in a moment")
+        ending = re.search(r"\.[A-Za-z0-9]{1,8}$", name)
+        path = self.folder / (secrets.token_hex(12) + (ending[0].lower() if ending else ""))
+        try:
+            yield path
+        finally:
+            path.unlink(missing_ok=True)
+            self._places.release()
+
+    def take(self, path: Path, name: str) -> Upload:
+        """Embed a file that lies at a `place`.
+
+        Raises:
+            UploadError: it cannot be read, lasts too long, or took or brought down the process that had it.
+        """
+        with self._turn:
+            upload = self._embed(path, name)
+        with self._changing:
+            self._held[upload.id] = upload
+            while len(self._held) > MAX_HELD:
+                self._held.popitem(last=False)
+        return upload
+
+    def get(self, id: str) -> Upload | None:
+        with self._changing:
+            return self._held.get(id)
+
+    def _embed(self, path: Path, name: str) -> Upload:
+        job = {
+            "path": str(path),
+            "max_seconds": self.max_seconds,
+            "stores": [asdict(store.meta) for store in self.stores],
+        }
+        answer = self._worker.ask(job)
+        if isinstance(answer, Lost):
+            raise UploadError(f"{name} could not be embedded: {answer.reason}")
+        if "reason" in answer:
+            raise UploadError(f"{name} could not be embedded: {answer['reason']}")
+        return Upload(
+            id=f"u-{secrets.token_hex(8)}",
+            name=name,
+            has_video=answer["has_video"],
+            has_audio=answer["has_audio"],
+            seconds=answer["seconds"],
+            queries=[query_of_vectors(vectors, name) for vectors in answer["vectors"]],
+            poster=self._picture(self._previews.poster, path),
+            spectrogram=self._picture(self._previews.spectrogram, path),
+        )
+
+    def _picture(self, make: Callable[[Path], bytes], path: Path) -> bytes | None:
+        try:
+            return make(path)
+        except PreviewError:
+            return None
