@@ -267,24 +267,59 @@ def _picture_packets(
     first = next(frames, None)
     if first is None:
         return
-    resize = _Resizer(first[1], settings.short_side)
-    rate = settings.fps or reader.video.average_rate or 25
-    rate = Fraction(rate).limit_denominator(1001) if rate <= PLAUSIBLE_FPS else Fraction(25)
-    stream = container.add_stream("libx264", rate=max(rate, Fraction(1)), options=ENCODER)
+    timed = (
+        (seconds, frame_duration(frame, reader.video), frame) for seconds, frame in itertools.chain([first], frames)
+    )
+    yield from encode_pictures(
+        container,
+        timed if settings.fps is None else _at_rate(timed, settings.fps),
+        Resizer(first[1], settings.short_side),
+        rate=settings.fps or reader.video.average_rate,
+        gop=settings.gop,
+        options=ENCODER,
+        shift=shift,
+    )
+
+
+def encode_pictures(
+    container: av.container.OutputContainer,
+    timed: Iterable[tuple[float, float, av.VideoFrame]],
+    resize: "Resizer",
+    *,
+    rate: Fraction | float | None,
+    gop: int,
+    options: dict[str, str],
+    shift: float,
+) -> Iterator[av.Packet]:
+    """H.264 packets of small pictures that keep their own times; the stream is added before the first of them.
+
+    Args:
+        container: to which the stream is added; the packets are not written.
+        timed: (second, duration in seconds, frame) in rising time.
+        resize: makes the pictures small.
+        rate: frames per second, as a hint for the encoder; None = not known.
+        gop: largest distance of keyframes in frames.
+        options: of x264, without B-frames.
+        shift: seconds added to all times, which must not be below 0 then.
+    """
+    timed = iter(timed)
+    first = next(timed, None)
+    if first is None:
+        return
+    colorspace = resize(first[2]).colorspace
+    rate = Fraction(rate).limit_denominator(1001) if rate and rate <= PLAUSIBLE_FPS else Fraction(25)
+    stream = container.add_stream("libx264", rate=max(rate, Fraction(1)), options=options)
     context = stream.codec_context
     context.height, context.width = resize.upright
     context.pix_fmt = "yuv420p"
     context.time_base = Fraction(1, CLOCK)
-    context.gop_size, context.max_b_frames = settings.gop, 0
+    context.gop_size, context.max_b_frames = gop, 0
     context.thread_count = 1
-    context.color_range, context.colorspace = ColorRange.MPEG, resize(first[1]).colorspace
+    context.color_range, context.colorspace = ColorRange.MPEG, colorspace
 
     durations = deque()  # of frames inside the encoder, which knows none
     previous = -1
-    timed = (
-        (seconds, frame_duration(frame, reader.video), frame) for seconds, frame in itertools.chain([first], frames)
-    )
-    for seconds, duration, frame in timed if settings.fps is None else _at_rate(timed, settings.fps):
+    for seconds, duration, frame in itertools.chain([first], timed):
         tick = round((seconds + shift) * CLOCK)
         if tick <= previous:  # closer than 11 microseconds to the one before
             continue
@@ -316,7 +351,7 @@ def _at_rate(
         number += 1
 
 
-class _Resizer:
+class Resizer:
     """Frames of one clip -> small upright yuv420p; the size is that of the first frame, as in decode.py.
 
     Attributes:
@@ -325,12 +360,14 @@ class _Resizer:
             the source does.
     """
 
-    def __init__(self, first: av.VideoFrame, short_side: int) -> None:
-        scale = min(1.0, short_side / min(first.width, first.height))
+    def __init__(self, first: av.VideoFrame, short_side: float, *, pixel_aspect: float = 1.0) -> None:
+        """Pixels of the source are `pixel_aspect` times as wide as high; those that come out are square then."""
+        sides = (first.width * pixel_aspect, first.height)
+        scale = min(1.0, short_side / min(sides))
         if scale < 1:
-            self.width, self.height = (max(2, round(side * scale / 2) * 2) for side in (first.width, first.height))
+            self.width, self.height = (max(2, round(side * scale / 2) * 2) for side in sides)
         else:  # a row and a column may be lost, none is added
-            self.width, self.height = (max(2, side // 2 * 2) for side in (first.width, first.height))
+            self.width, self.height = (max(2, int(side) // 2 * 2) for side in sides)
         turned = round(first.rotation / 90) % 2
         self.upright = (self.width, self.height) if turned else (self.height, self.width)
         self.colorspace = Colorspace.SMPTE170M if first.format.is_rgb else None
@@ -377,8 +414,8 @@ def _sound_packets(
         return
     rate = settings.sample_rate
     stream = container.add_stream("pcm_s16le", rate=rate, layout="mono")
-    pieces = _resampled(_blocks(itertools.chain([first], frames)), rate, shift)
-    for position, samples in _in_packets(_without_gaps(pieces, rate, reader.path), round(PACKET_SECONDS * rate)):
+    pieces = resampled(blocks_of(itertools.chain([first], frames)), rate, shift)
+    for position, samples in _in_packets(without_gaps(pieces, rate, reader.path), round(PACKET_SECONDS * rate)):
         frame = av.AudioFrame.from_ndarray(samples[None], format="s16", layout="mono")
         frame.sample_rate, frame.time_base, frame.pts = rate, Fraction(1, rate), position
         yield from stream.encode(frame)
@@ -386,7 +423,7 @@ def _sound_packets(
 
 
 @dataclass(frozen=True)
-class _Block:
+class Block:
     """Mono sound without a gap: (n,) float32 whose first sample is at second `start`."""
 
     start: float
@@ -394,12 +431,12 @@ class _Block:
     values: np.ndarray
 
 
-def _blocks(frames: Iterable[tuple[float, av.AudioFrame]]) -> Iterator[_Block]:
+def blocks_of(frames: Iterable[tuple[float, av.AudioFrame]]) -> Iterator[Block]:
     """Join frames to a second or more; the median of what they say is where the block begins, as in decode.py."""
     values, anchors, length, rate = [], [], 0, 0  # anchors: seconds at which each frame says that the block begins
 
-    def block() -> _Block:
-        return _Block(float(np.median(anchors)), rate, np.concatenate(values))
+    def block() -> Block:
+        return Block(float(np.median(anchors)), rate, np.concatenate(values))
 
     for seconds, frame in frames:
         if values:
@@ -418,7 +455,7 @@ def _blocks(frames: Iterable[tuple[float, av.AudioFrame]]) -> Iterator[_Block]:
         yield block()
 
 
-def _resampled(blocks: Iterable[_Block], rate: int, shift: float) -> Iterator[tuple[int, np.ndarray]]:
+def resampled(blocks: Iterable[Block], rate: int, shift: float) -> Iterator[tuple[int, np.ndarray]]:
     """Pieces of sound at `rate`: (position of the first sample, (n,) int16).
 
     Blocks that follow each other run through one resampler. One that lies elsewhere than it should follow, after a
@@ -450,7 +487,7 @@ def _pieces(frames: list[av.AudioFrame], position: int) -> Iterator[tuple[int, n
         position += len(samples)
 
 
-def _without_gaps(pieces: Iterable[tuple[int, np.ndarray]], rate: int, path: Path) -> Iterator[tuple[int, np.ndarray]]:
+def without_gaps(pieces: Iterable[tuple[int, np.ndarray]], rate: int, path: Path) -> Iterator[tuple[int, np.ndarray]]:
     """The same pieces one right after another: gaps become zeros, and where pieces overlap, the earlier one counts.
 
     Raises:

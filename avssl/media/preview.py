@@ -1,0 +1,440 @@
+"""Small pictures and playable previews of clips, for a web page that shows them.
+
+    python -m avssl.media.preview        (a worker: one JSON job per line in, one JSON answer per line out)
+
+What lives here: the poster, the spectrogram and the preview of one clip, whether browsers play its file as it is, and
+the worker. It imports av, numpy and PIL only. What does not: where the results are kept (retrieval/previews.py) and the
+page.
+
+A clip is a file or a part of one, (start, end) in seconds on the container's clock. A job is a mapping of kind, source
+and part (None = the whole file), with target unless the kind is "playable"; the answer is a mapping with "reason": a
+sentence in plain words why it could not be done, empty if it was.
+"""
+
+import contextlib
+import heapq
+import itertools
+import math
+import time
+from collections.abc import Iterable, Iterator
+from fractions import Fraction
+from pathlib import Path
+from typing import Any, TypeVar
+
+import av
+import av.container
+import av.error
+import av.stream
+import numpy as np
+from PIL import Image
+
+from avssl.files import WriteError, whole_file
+from avssl.media.prepare import FULL, Resizer, blocks_of, encode_pictures, resampled, without_gaps
+from avssl.media.probe import without_picture, without_sound
+from avssl.media.reader import TIME_TOLERANCE, DecodeError, Reader, Track, error_text, frame_duration, is_cover
+from avssl.workers import serve
+
+VERSION = 1  # of what is written below: another one makes everything anew
+T = TypeVar("T")
+Part = tuple[float, float] | None  # seconds; None = the whole file
+
+POSTER_SIDE, JPEG_QUALITY = 256, 80
+
+SPECTROGRAM_SECONDS = 30.0
+SPECTROGRAM_RATE = 16_000  # Hz: half of it is the top of the picture
+NUM_STEPS, NUM_MELS = 256, 64  # width and height in pixels
+WINDOW = 1024  # samples of one Fourier transform
+STRIDE = 256  # samples, at most, from one transform to the next
+RANGE_DB = 70.0  # from the darkest to the brightest colour
+COLOURS = [  # dark to bright in even steps of lightness (magma of matplotlib)
+    *((0, 0, 4), (28, 16, 68), (79, 18, 123), (129, 37, 129), (181, 54, 122)),
+    *((229, 80, 100), (251, 135, 97), (254, 194, 135), (252, 253, 191)),
+]
+
+PREVIEW_SECONDS = 60.0
+PREVIEW_SIDE = 320  # pixels of the shorter side, at most
+PREVIEW_FPS = 30
+WORK_SECONDS = 40.0  # after so long a preview ends where it is: a short one is better than none
+ENCODER = {"preset": "veryfast", "tune": "fastdecode", "profile": "baseline", "crf": "28"}
+SOUND_BITS_PER_SECOND = 96_000
+LEAD_SECONDS = 600  # before a part: no decoded piece of sound is longer
+
+# What Chrome, Firefox and Safari all play, by container. Left out is what only some of them do.
+PLAYED_PICTURES = {"mp4": {"h264", "av1"}, "webm": {"vp8", "vp9", "av1"}}
+PLAYED_SOUND = {
+    "mp4": {"aac"},
+    "webm": {"opus", "vorbis"},
+    "ogg": {"opus", "vorbis"},
+    "mpeg": {"mp3"},
+    "wav": {"pcm_s16le"},
+    "flac": {"flac"},
+}
+PLAYED_PROFILES = {
+    "h264": {"Constrained Baseline", "Baseline", "Main", "High"},
+    "vp9": {"Profile 0"},
+    "av1": {"Main"},
+    "aac": {"LC", "HE-AAC", "HE-AACv2"},
+}
+ONLY_FORMAT = {"ogg": "ogg", "mp3": "mpeg", "wav": "wav", "flac": "flac"}  # name in FFmpeg: container
+EBML_HEADER, WEBM = b"\x1a\x45\xdf\xa3", b"\x42\x82\x84webm"  # the last: DocType, 4 bytes long
+
+
+def poster(source: str | Path, target: str | Path, part: Part = None) -> None:
+    """Write the middle frame, upright and at most 256 pixels wide and high, as JPEG.
+
+    Raises:
+        DecodeError: no picture can be shown.
+        WriteError: the target cannot be written.
+    """
+    with Reader(source) as reader:
+        if reader.video is None:
+            raise DecodeError(source, _missing(without_picture(reader), "the file has no video track", "picture"))
+        frame = _middle_frame(reader, part)
+        if frame is None:
+            raise DecodeError(source, "no frame of the video track can be decoded")
+        aspect = _pixel_aspect(reader.video)
+    sides = (frame.width * aspect, frame.height)
+    small = Resizer(frame, POSTER_SIDE * min(sides) / max(sides), pixel_aspect=aspect)(frame)
+    picture = Image.fromarray(small.to_ndarray(format="rgb24"))
+    with whole_file(target) as temporary:
+        picture.save(temporary, "JPEG", quality=JPEG_QUALITY)
+
+
+def _middle_frame(reader: Reader, part: Part) -> av.VideoFrame | None:
+    """The frame shown in the middle, or the nearest one that decodes."""
+    if part is None:
+        start, _ = next(reader.frames_from("video", -math.inf), (0.0, None))
+        part = start, max(start, reader.end_seconds("video") or start)
+    middle, found = sum(part) / 2, None
+    for seconds, frame in reader.frames_from("video", middle):
+        if found is not None and seconds > middle + TIME_TOLERANCE:
+            break
+        found = frame
+    return found
+
+
+def _pixel_aspect(stream: av.stream.Stream) -> float:
+    """Width of a stored pixel by its height; 1 for what no player would believe."""
+    aspect = float(stream.sample_aspect_ratio or 1)
+    return aspect if 1 / 4 <= aspect <= 4 else 1.0
+
+
+def _missing(found: dict[str, str], nothing: str, what: str) -> str:
+    """Why a track is not there, in the words of the page."""
+    return f"the clip has no {what}" if found["reason"] == nothing else found["reason"]
+
+
+def spectrogram(source: str | Path, target: str | Path, part: Part = None) -> None:
+    """Write the log-mel spectrogram of the first 30 s of the sound as PNG: 256 steps wide, 64 bands high, low ones at
+    the bottom; bright is loud, and 70 dB below the loudest place is dark.
+
+    Raises:
+        DecodeError: there is no sound that can be decoded.
+        WriteError: the target cannot be written.
+    """
+    with Reader(source) as reader:
+        if reader.audio is None:
+            raise DecodeError(source, _missing(without_sound(reader), "the file has no sound track", "sound"))
+        first, sound = _peek(reader.frames_from("audio", part[0] if part else -math.inf))
+        if first is None:
+            raise DecodeError(source, "the sound track cannot be decoded")
+        start = part[0] if part else first[0]
+        end = start + min(SPECTROGRAM_SECONDS, part[1] - part[0] if part else math.inf)
+        samples = [np.zeros(0, np.int16), *_sound(reader.path, sound, SPECTROGRAM_RATE, start, end)]
+    values = np.concatenate(samples) / np.float32(32768)  # (n,)
+    if part:  # all of it is shown, also where there is no sound
+        values = np.pad(values, (0, max(0, round((end - start) * SPECTROGRAM_RATE) - len(values))))
+    levels = _levels(log_mel(values))  # (NUM_MELS, NUM_STEPS)
+    picture = Image.fromarray(levels[::-1].copy(), mode="P")
+    picture.putpalette(_palette().tobytes())
+    with whole_file(target) as temporary:
+        picture.save(temporary, "PNG")
+
+
+def log_mel(samples: np.ndarray) -> np.ndarray:
+    """(n,) float32 at 16 kHz -> (NUM_MELS, NUM_STEPS) float32 in dB: every step is the mean power of its share."""
+    per_step = max(1, math.ceil(len(samples) / NUM_STEPS / STRIDE))  # transforms
+    num = per_step * NUM_STEPS
+    centres = ((np.arange(num) + 0.5) / num * len(samples)).astype(int)  # (num,)
+    padded = np.pad(samples, WINDOW // 2)
+    power = np.empty((num, WINDOW // 2 + 1), np.float32)
+    for begin in range(0, num, NUM_STEPS):  # bounded memory
+        some = slice(begin, begin + NUM_STEPS)
+        cut = padded[centres[some, None] + np.arange(WINDOW)] * np.hanning(WINDOW)  # (NUM_STEPS, WINDOW)
+        power[some] = np.abs(np.fft.rfft(cut)) ** 2
+    power = power.reshape(NUM_STEPS, per_step, -1).mean(axis=1)  # (NUM_STEPS, WINDOW / 2 + 1)
+    return 10 * np.log10(np.maximum(power @ _mel_bands(), 1e-10)).T
+
+
+def _mel_bands() -> np.ndarray:
+    """Triangles that are even on the mel scale of HTK, 0 Hz to half the rate: (WINDOW / 2 + 1, NUM_MELS) float32."""
+    highest = 2595 * math.log10(1 + SPECTROGRAM_RATE / 2 / 700)
+    corners = 700 * (10 ** (np.linspace(0, highest, NUM_MELS + 2) / 2595) - 1)  # Hz
+    hertz = np.fft.rfftfreq(WINDOW, 1 / SPECTROGRAM_RATE)[:, None]
+    left, peak, right = corners[:-2], corners[1:-1], corners[2:]
+    rising, falling = (hertz - left) / (peak - left), (right - hertz) / (right - peak)
+    return np.maximum(0, np.minimum(rising, falling)).astype(np.float32)
+
+
+def _levels(decibel: np.ndarray) -> np.ndarray:
+    """dB -> uint8 of the same shape, 255 for the loudest; silence is 0."""
+    loudest = decibel.max()
+    if loudest <= -90:
+        return np.zeros(decibel.shape, np.uint8)
+    return np.rint(255 * np.clip(1 + (decibel - loudest) / RANGE_DB, 0, 1)).astype(np.uint8)
+
+
+def _palette() -> np.ndarray:
+    """(256, 3) uint8 RGB."""
+    stops = np.linspace(0, 255, len(COLOURS))
+    return np.stack([np.interp(np.arange(256), stops, part) for part in np.transpose(COLOURS)], axis=1).astype(np.uint8)
+
+
+def playable(source: str | Path) -> str | None:
+    """Media type under which today's browsers play a file as it is; None if one of them may not.
+
+    Container, codecs, their profile and the kind of pixels decide; that all is whole is not looked at.
+
+    Raises:
+        DecodeError: no media file that can be opened, or nothing in it that could be played.
+    """
+    with Reader(source) as reader:
+        container = _container(reader)
+        pictures = [stream for stream in reader.container.streams.video if not is_cover(stream)]
+        sounds = list(reader.container.streams.audio)
+        if not pictures and not sounds:
+            raise DecodeError(source, "neither pictures nor sound are in the file")
+        plays = all(_plays(each, PLAYED_PICTURES.get(container, ())) for each in pictures)
+        plays = plays and all(_plays(each, PLAYED_SOUND.get(container, ())) for each in sounds)
+        if not plays or not _has_packets(reader):
+            return None
+    return f"{'video' if pictures else 'audio'}/{container}"
+
+
+def _container(reader: Reader) -> str | None:
+    """Second half of the media type; None for what browsers do not open."""
+    name = reader.container.format.name
+    if name.startswith("mov"):
+        return None if reader.container.metadata.get("major_brand", "").startswith("3g") else "mp4"
+    if name.startswith("matroska"):
+        with open(reader.path, "rb") as file:
+            head = file.read(64)
+        return "webm" if head.startswith(EBML_HEADER) and WEBM in head else None
+    return ONLY_FORMAT.get(name)
+
+
+def _plays(stream: av.stream.Stream, codecs: Iterable[str]) -> bool:
+    context = stream.codec_context
+    if context is None:
+        return False
+    codec = context.codec.canonical_name
+    if codec not in codecs or (codec in PLAYED_PROFILES and context.profile not in PLAYED_PROFILES[codec]):
+        return False
+    return stream.type == "audio" or context.pix_fmt in ("yuv420p", "yuvj420p")
+
+
+def _has_packets(reader: Reader) -> bool:
+    """Whether each track begins with something that is not encrypted."""
+    for kind in ("video", "audio"):
+        if getattr(reader, kind) is not None:
+            packet = next(reader.packets(kind), None)
+            if packet is None or not packet.size or packet.has_sidedata("encryption_info"):
+                return False
+    return True
+
+
+def preview(source: str | Path, target: str | Path, part: Part = None) -> str:
+    """Write the first 60 s as a small MP4 that every browser plays, and return its media type.
+
+    Pictures and sound keep their distance; the clip begins at 0. A track that cannot be decoded is left out.
+
+    Raises:
+        DecodeError: neither pictures nor sound can be shown.
+        WriteError: the target cannot be written.
+    """
+    with Reader(source) as reader:
+        kinds = [kind for kind in ("video", "audio") if getattr(reader, kind) is not None]
+    if not kinds:
+        raise DecodeError(source, "neither pictures nor sound can be decoded")
+    reason = ""
+    for chosen in (kinds, *([kind] for kind in kinds if len(kinds) > 1)):
+        try:
+            with whole_file(target) as temporary:
+                return _write(source, temporary, part, chosen)
+        except DecodeError as error:
+            reason = reason or error.reason
+        except (av.error.FFmpegError, WriteError) as error:
+            cause = error.__cause__ or error
+            if cause.errno in FULL or not isinstance(cause, av.error.FFmpegError):
+                raise WriteError(Path(target), cause) from cause
+            reason = reason or f"it cannot be decoded ({error_text(cause)})"
+    raise DecodeError(source, reason)
+
+
+def _write(source: str | Path, target: Path, part: Part, kinds: list[Track]) -> str:
+    """Stream each track from an opening of its own into one file, in the order of their times."""
+    with contextlib.ExitStack() as stack:
+        readers = {kind: stack.enter_context(Reader(source)) for kind in kinds}
+        frames, firsts = {}, []
+        for kind, reader in readers.items():
+            first, frames[kind] = _peek(reader.frames_from(kind, part[0] if part else -math.inf))
+            firsts += [] if first is None else [first[0]]
+        if not firsts:
+            raise DecodeError(source, "neither pictures nor sound can be decoded")
+        start = part[0] if part else min(firsts)
+        end = start + min(PREVIEW_SECONDS, part[1] - part[0] if part else math.inf)
+        limit = time.monotonic() + WORK_SECONDS
+
+        container = stack.enter_context(av.open(str(target), "w", format="mp4", options={"movflags": "+faststart"}))
+        tracks = []
+        if "video" in kinds:
+            tracks.append(_picture_packets(container, readers["video"], frames["video"], start, end, limit))
+        if "audio" in kinds:
+            tracks.append(_sound_packets(container, readers["audio"], frames["audio"], start, end, limit))
+        # each adds its stream before its first packet, and merging asks all for one before it gives any
+        packets = heapq.merge(*tracks, key=lambda packet: packet.dts * packet.time_base)
+        first, packets = _peek(packets)
+        if first is None:
+            raise DecodeError(source, "there is neither a picture nor sound in this part of the file")
+        for packet in packets:
+            container.mux(packet)
+        return "video/mp4" if container.streams.video else "audio/mp4"
+
+
+def _picture_packets(
+    container: av.container.OutputContainer,
+    reader: Reader,
+    frames: Iterator[tuple[float, av.VideoFrame]],
+    start: float,
+    end: float,
+    limit: float,
+) -> Iterator[av.Packet]:
+    first, timed = _peek(_thinned(_until(frames, start, end, limit), reader))
+    if first is None:
+        return
+    rate = min(reader.video.average_rate or PREVIEW_FPS, PREVIEW_FPS)
+    resize = Resizer(first[2], PREVIEW_SIDE, pixel_aspect=_pixel_aspect(reader.video))
+    gop = max(1, round(rate))  # a second
+    yield from encode_pictures(container, timed, resize, rate=rate, gop=gop, options=ENCODER, shift=-start)
+
+
+def _until(
+    frames: Iterator[tuple[float, av.VideoFrame]], start: float, end: float, limit: float
+) -> Iterator[tuple[float, av.VideoFrame]]:
+    """The frames shown between two seconds; the one that is already shown at `start` begins there."""
+    before = None
+    for seconds, frame in frames:
+        if seconds <= start + TIME_TOLERANCE:
+            before = frame
+            continue
+        if before is not None:
+            yield start, before
+            before = None
+        if seconds >= end or time.monotonic() > limit:
+            return
+        yield seconds, frame
+    if before is not None:
+        yield start, before
+
+
+def _thinned(
+    frames: Iterator[tuple[float, av.VideoFrame]], reader: Reader
+) -> Iterator[tuple[float, float, av.VideoFrame]]:
+    """(second, duration, frame) without frames that follow another one too soon."""
+    soonest = -math.inf
+    for seconds, frame in frames:
+        if seconds >= soonest:
+            yield seconds, frame_duration(frame, reader.video), frame
+            soonest = seconds + 0.9 / PREVIEW_FPS  # times may be rounded to milliseconds
+
+
+def _sound_packets(
+    container: av.container.OutputContainer,
+    reader: Reader,
+    frames: Iterator[tuple[float, av.AudioFrame]],
+    start: float,
+    end: float,
+    limit: float,
+) -> Iterator[av.Packet]:
+    first, frames = _peek(frames)
+    if first is None or first[0] >= end:
+        return
+    rate = 48_000 if first[1].sample_rate % 11_025 else 44_100
+    first, pieces = _peek(_sound(reader.path, frames, rate, start, end))
+    if first is None:
+        return
+    stream = container.add_stream("aac", rate=rate, layout="mono")
+    stream.codec_context.bit_rate = SOUND_BITS_PER_SECOND
+    stream.codec_context.thread_count = 1
+    position = 0
+    for samples in pieces:
+        frame = av.AudioFrame.from_ndarray(samples[None], format="s16", layout="mono")
+        frame.sample_rate, frame.time_base, frame.pts = rate, Fraction(1, rate), position
+        position += len(samples)
+        yield from stream.encode(frame)
+        if time.monotonic() > limit:
+            break
+    yield from stream.encode(None)
+
+
+def _sound(
+    path: Path, frames: Iterator[tuple[float, av.AudioFrame]], rate: int, start: float, end: float
+) -> Iterator[np.ndarray]:
+    """Pieces of mono sound, (n,) int16, that follow one another from second `start` to `end` at most; what is missing
+    before and between is silence."""
+    inside = itertools.takewhile(lambda each: each[0] < end, frames)
+    inside = itertools.dropwhile(lambda each: each[0] + each[1].samples / each[1].sample_rate <= start, inside)
+    placed = _from_zero(resampled(blocks_of(inside), rate, LEAD_SECONDS - start), LEAD_SECONDS * rate)
+    last = round((end - start) * rate)
+    for position, samples in without_gaps(itertools.chain([(0, np.zeros(0, np.int16))], placed), rate, path):
+        if position >= last:
+            return
+        if len(samples):
+            yield samples[: last - position]
+
+
+def _from_zero(pieces: Iterable[tuple[int, np.ndarray]], zero: int) -> Iterator[tuple[int, np.ndarray]]:
+    """(position, samples) counted from position `zero`, without what lies before it."""
+    for position, samples in pieces:
+        position -= zero
+        if position + len(samples) > 0:
+            yield max(position, 0), samples[max(-position, 0) :]
+
+
+def _peek(items: Iterable[T]) -> tuple[T | None, Iterator[T]]:
+    """The first one, if there is any, and an iterator over all of them, the first one included."""
+    items = iter(items)
+    first = list(itertools.islice(items, 1))
+    return (first[0] if first else None), itertools.chain(first, items)
+
+
+def _answer(job: dict[str, Any]) -> dict[str, Any]:
+    """Do one job. Besides the reason, the answer has the media type where there is one, and `again` where the reason
+    does not lie in the file."""
+    source, part = job["source"], tuple(job["part"]) if job["part"] else None
+    media_type = None
+    try:
+        match job["kind"]:
+            case "poster":
+                poster(source, job["target"], part)
+            case "spectrogram":
+                spectrogram(source, job["target"], part)
+            case "preview":
+                media_type = preview(source, job["target"], part)
+            case "playable":
+                media_type = playable(source)
+    except DecodeError as error:
+        return {"reason": error.reason}
+    except WriteError as error:
+        return {"reason": f"what was made of it cannot be kept ({error_text(error.__cause__)})", "again": True}
+    except av.error.FFmpegError as error:
+        return {"reason": f"it cannot be decoded ({error_text(error)})"}
+    except OverflowError:
+        return {"reason": "its times cannot be stored"}
+    except MemoryError:
+        return {"reason": "it needs more memory than a worker may take"}
+    return {"reason": "", "media_type": media_type}
+
+
+if __name__ == "__main__":
+    serve(_answer)
