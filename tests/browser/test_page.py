@@ -1,0 +1,707 @@
+"""The neighbour browser's page, used as people use it: with a mouse, a keyboard, a phone, a screen reader."""
+
+import base64
+import json
+import urllib.request
+from collections.abc import Callable
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+from axe_playwright_python.sync_playwright import Axe
+from playwright.sync_api import Locator, Page, expect
+
+from tests.browser.conftest import (
+    CHROMIUM,
+    MARKUP,
+    MAX_UPLOAD_MB,
+    NUM_CLIPS,
+    OTHER_FORMAT,
+    PAGE,
+    SCREENSHOTS,
+    SILENT,
+    SOUND_ONLY,
+    Site,
+)  # fmt: skip
+from tests.clips import make_clip, make_sound
+
+pytestmark = [
+    pytest.mark.browser,
+    pytest.mark.skipif(CHROMIUM is None, reason="no chromium, chromium-browser or google-chrome on this machine"),
+]
+Open = Callable[..., Page]
+WAYS = {"v2a": "video → audio", "a2v": "audio → video", "v2v": "video → video", "a2a": "audio → audio"}
+NO_OBSERVER = "window.IntersectionObserver = class { observe() {} unobserve() {} }"
+NEVER_NEAR_THE_END = {"width": 1280, "height": 500}
+MAP_MARGIN = 16  # of map.js
+
+
+def ask(site: Site, path: str) -> dict:
+    with urllib.request.urlopen(site.url + path) as answer:
+        return json.load(answer)
+
+
+def id_of(site: Site, path: str) -> int:
+    """The id of the clip whose path ends so."""
+    clips = ask(site, f"/api/clips?limit={NUM_CLIPS}")["clips"]
+    return next(clip["id"] for clip in clips if clip["path"] == path)
+
+
+def cards(page: Page) -> Locator:
+    return page.locator("main section:visible .grid .card")
+
+
+def ids(page: Page) -> list[int]:
+    return cards(page).evaluate_all("cards => cards.map(card => Number(card.dataset.id))")
+
+
+def plays_on(page: Page) -> None:
+    """What plays advances, more than once round too."""
+    page.wait_for_selector("video, audio", state="attached")
+    page.wait_for_function("() => document.querySelector('video, audio').currentTime > 0.1")
+    before = page.evaluate("document.querySelector('video, audio').currentTime")
+    page.wait_for_function("before => document.querySelector('video, audio').currentTime != before", arg=before)
+
+
+def focused(page: Page) -> str:
+    return page.evaluate("document.activeElement.getAttribute('aria-label') ?? document.activeElement.textContent")
+
+
+def neighbours_of(site: Site, query: int | str, by: str, **parameters: object) -> list[int]:
+    more = "".join(f"&{name}={value}" for name, value in parameters.items())
+    found = ask(site, f"/api/neighbours?query={query}&by={by}{more}")["neighbours"]
+    return [neighbour["id"] for neighbour in found]
+
+
+# -- The grid --
+
+
+def test_grid_shows_clips_and_what_they_lack(open_page: Open, site: Site) -> None:
+    page = open_page("/?name=s")  # the silent one and the sound without picture, beside others
+    expect(page.get_by_role("heading", level=1)).to_have_text("Clips")
+    silent = page.locator(f'.card[data-id="{id_of(site, SILENT)}"]')
+    expect(silent.get_by_text("no sound")).to_be_visible()
+    expect(silent.locator("img")).to_have_count(1)
+    only_sound = page.locator(f'.card[data-id="{id_of(site, SOUND_ONLY)}"]')
+    expect(only_sound.get_by_text("no picture")).to_be_visible()
+    expect(only_sound.get_by_alt_text("Spectrogram of")).to_be_visible()
+    expect(page.locator("#status")).to_have_text(f"{len(ids(page))} clips")
+
+
+def test_pictures_load_and_media_does_not_until_asked(open_page: Open) -> None:
+    page = open_page()
+    first = cards(page).first
+    for image in first.locator("img").all():
+        assert image.get_attribute("loading") == "lazy"
+        page.wait_for_function("image => image.complete && image.naturalWidth > 0", arg=image.element_handle())
+    expect(page.locator("video, audio")).to_have_count(0)
+    asked = page.evaluate("performance.getEntriesByType('resource').map(entry => new URL(entry.name).pathname)")
+    assert any(path.startswith("/poster/") for path in asked)
+    assert not any(path.startswith("/media/") for path in asked)
+
+
+def test_names_are_text(open_page: Open, site: Site) -> None:
+    page = open_page()
+    card = page.locator(f'.card[data-id="{id_of(site, MARKUP)}"]')
+    expect(card.locator(".name")).to_have_text(MARKUP)
+    card.locator(".pick").click()
+    expect(page.locator("#query-facts")).to_contain_text(MARKUP)
+    expect(page.locator('img[src="x"]')).to_have_count(0)
+
+
+def test_more_comes_by_itself(open_page: Open) -> None:
+    page = open_page(viewport=NEVER_NEAR_THE_END)
+    expect(cards(page)).to_have_count(PAGE)
+    page.mouse.wheel(0, 100_000)
+    expect(cards(page)).to_have_count(NUM_CLIPS)
+    assert len(set(ids(page))) == NUM_CLIPS
+    expect(page.get_by_role("button", name="Show more clips")).to_be_hidden()
+
+
+def test_more_comes_by_its_button(open_page: Open) -> None:
+    page = open_page(script=NO_OBSERVER)
+    expect(cards(page)).to_have_count(PAGE)
+    page.get_by_role("button", name="Show more clips").press("Enter")
+    expect(cards(page)).to_have_count(NUM_CLIPS)
+
+
+def test_clips_that_two_pages_share_are_shown_once(open_page: Open, site: Site) -> None:
+    page = open_page("/?view=map", script=NO_OBSERVER)
+    second = ask(site, f"/api/clips?offset={PAGE - 5}&limit=48")
+    page.route(f"**/api/clips?*offset={PAGE}*", lambda route: route.fulfill(json=second))
+    page.get_by_role("link", name="Clips").click()
+    page.get_by_role("button", name="Show more clips").click()
+    expect(cards(page)).to_have_count(NUM_CLIPS)
+    assert len(set(ids(page))) == NUM_CLIPS
+
+
+def test_filters_by_label_and_name(open_page: Open, site: Site) -> None:
+    page = open_page()
+    expect(cards(page)).to_have_count(PAGE)
+    page.get_by_role("combobox", name="Label").select_option("1")
+    wanted = ask(site, "/api/clips?label=1")
+    expect(page.locator("#status")).to_have_text(f"{wanted['total']} clips")
+    assert ids(page) == [clip["id"] for clip in wanted["clips"]]
+    page.get_by_role("searchbox", name="Name").press_sequentially("FORMAT")
+    expect(cards(page)).to_have_count(1)
+    expect(cards(page).locator(".name")).to_have_attribute("title", OTHER_FORMAT)
+    assert page.url.endswith("/?label=1&name=FORMAT")
+    page.go_back()  # the letters of a text are one step
+    expect(cards(page)).to_have_count(wanted["total"])
+    page.get_by_role("searchbox", name="Name").fill("no such clip")
+    expect(page.get_by_text("No clip fits these filters.")).to_be_visible()
+
+
+# -- Playing --
+
+
+def test_hover_plays_one_clip_at_a_time(open_page: Open) -> None:
+    page = open_page()
+    cards(page).nth(0).hover()
+    expect(cards(page).nth(0).locator("video")).to_have_count(1)
+    plays_on(page)
+    cards(page).nth(1).hover()
+    expect(cards(page).nth(1).locator("video")).to_have_count(1)
+    expect(page.locator("video")).to_have_count(1)
+    plays_on(page)
+    page.mouse.move(0, 0)
+    expect(page.locator("video")).to_have_count(0)
+
+
+def test_sound_comes_with_the_first_click(open_page: Open) -> None:
+    page = open_page()
+    untouched = page.context.new_cdp_session(page)  # Playwright's own looks at a page count as a user's action
+
+    def becomes(expression: str) -> None:
+        for _ in range(200):
+            found = untouched.send("Runtime.evaluate", {"expression": expression, "returnByValue": True})
+            if found["result"].get("value") is True:
+                return
+            page.wait_for_timeout(25)
+        raise AssertionError(f"{expression} did not come true")
+
+    becomes("document.querySelectorAll('.card').length > 0 && document.getElementById('sound-hint').hidden")
+    page.mouse.move(100, 250)  # the first card
+    becomes("document.querySelector('video')?.currentTime > 0.1")
+    becomes("document.querySelector('video').muted && !document.getElementById('sound-hint').hidden")
+    page.mouse.click(640, 120)  # nothing is there
+    becomes("document.getElementById('sound-hint').hidden")
+    page.mouse.move(100, 250)
+    becomes("document.querySelector('video')?.webkitAudioDecodedByteCount > 0")
+    becomes("!document.querySelector('video').muted && document.querySelector('video').currentTime > 0.1")
+
+
+def test_focus_plays_and_escape_stops(open_page: Open) -> None:
+    page = open_page()
+    expect(cards(page)).to_have_count(PAGE)
+    page.locator("#label").focus()
+    page.keyboard.press("Tab")
+    expect(cards(page).first.locator(".pick")).to_be_focused()
+    plays_on(page)
+    assert not page.evaluate("document.querySelector('video').muted")  # a key was pressed: sound is allowed
+    page.keyboard.press("ArrowRight")
+    expect(cards(page).nth(1).locator("video")).to_have_count(1)
+    page.keyboard.press("Escape")
+    expect(page.locator("video")).to_have_count(0)
+
+
+def test_less_motion_plays_by_the_button_alone(open_page: Open) -> None:
+    page = open_page(reduced_motion="reduce")
+    first = cards(page).first
+    first.hover()
+    first.locator(".pick").focus()
+    button = first.get_by_role("button", name="Play")
+    expect(button).to_have_attribute("aria-pressed", "false")
+    button.press("Enter")
+    expect(button).to_have_attribute("aria-pressed", "true")
+    plays_on(page)
+    button.press("Enter")
+    expect(page.locator("video")).to_have_count(0)
+
+
+@pytest.mark.parametrize("path", [SOUND_ONLY, SILENT, OTHER_FORMAT])
+def test_every_kind_of_clip_plays(path: str, open_page: Open, site: Site) -> None:
+    page = open_page(f"/?view=neighbours&query={id_of(site, path)}")
+    page.locator("#query-card").get_by_role("button", name="Play").click()
+    plays_on(page)
+    assert page.evaluate("document.querySelector('video, audio').localName") == (
+        "audio" if path == SOUND_ONLY else "video"
+    )
+
+
+def test_a_part_of_a_file_goes_round_in_itself(open_page: Open, site: Site) -> None:
+    clip = ask(site, "/api/clips/0") | {"start": 0.4, "end": 0.8}
+    page = open_page("/?view=map")
+    page.route(f"**/api/clips/{clip['id']}", lambda route: route.fulfill(json=clip))
+    page.goto(f"{site.url}/?view=neighbours&query={clip['id']}")
+    page.locator("#query-card").get_by_role("button", name="Play").click()
+    page.wait_for_selector("video")
+    times = page.evaluate(
+        """async () => {
+          const times = [];
+          const until = performance.now() + 2000;
+          while (performance.now() < until) {
+            await new Promise(requestAnimationFrame);
+            const video = document.querySelector("video");
+            if (video.readyState >= 2 && !video.seeking) times.push(video.currentTime);
+          }
+          return times;
+        }"""
+    )
+    assert min(times) >= 0.39
+    assert max(times) <= 0.95
+    assert sum(after < before - 0.2 for before, after in pairwise(times)) >= 2
+
+
+# -- Neighbours --
+
+
+@pytest.mark.parametrize("by", WAYS)
+def test_each_way_shows_its_neighbours(by: str, open_page: Open, site: Site) -> None:
+    page = open_page()
+    expect(cards(page)).to_have_count(PAGE)
+    query = ids(page)[5]
+    cards(page).nth(5).locator(".pick").click()
+    page.get_by_role("button", name=WAYS[by]).click()
+    expect(page.get_by_role("button", name=WAYS[by])).to_have_attribute("aria-pressed", "true")
+    wanted = ask(site, f"/api/neighbours?query={query}&by={by}")["neighbours"]
+    expect(cards(page).first).to_have_attribute("data-id", str(wanted[0]["id"]))
+    assert ids(page)[: len(wanted)] == [neighbour["id"] for neighbour in wanted]
+    assert f"by={by}" in page.url
+    asked = cards(page).first.locator(".asked dd")
+    expect(asked).to_have_count(1)
+    expect(asked).to_have_text(f"{wanted[0]['score']:.2f}".replace("-", "−"))
+    shown = cards(page).first.locator(".scores dd").all_text_contents()
+    sides = [wanted[0][side] for side in ("video", "audio")]
+    assert shown[-2:] == ["–" if side is None else f"{side:.2f}".replace("-", "−") for side in sides]
+    expect(page.locator(".how")).to_contain_text("ms")
+
+
+def test_agreement_shows_three_lists_side_by_side(open_page: Open, site: Site) -> None:
+    page = open_page("/?view=neighbours&query=3&by=agreement")
+    wanted = ask(site, "/api/agreement?query=3")
+    places = []
+    for title, key in (("Positives", "positives"), ("Look-alikes", "looks_alike"), ("Sound-alikes", "sounds_alike")):
+        column = page.locator(".column", has=page.get_by_role("heading", name=title))
+        expect(column.locator(".card")).to_have_count(len(wanted[key]))
+        shown = column.locator(".card").evaluate_all("cards => cards.map(card => Number(card.dataset.id))")
+        assert shown == [neighbour["id"] for neighbour in wanted[key]]
+        places.append(column.bounding_box())
+    assert places[0]["y"] == places[1]["y"] == places[2]["y"]
+    assert places[0]["x"] < places[1]["x"] < places[2]["x"]
+    query = page.locator("#query-card .card").bounding_box()
+    assert query["y"] + query["height"] <= places[0]["y"]
+
+
+def test_ways_that_a_clip_cannot_be_asked_say_why(open_page: Open, site: Site) -> None:
+    page = open_page(f"/?view=neighbours&query={id_of(site, SILENT)}")
+    button = page.get_by_role("button", name="audio → audio")
+    expect(button).to_have_attribute("aria-disabled", "true")
+    expect(button).to_have_attribute("title", "this clip has no sound")
+    expect(
+        page.get_by_text("Not possible: audio → video, audio → audio, agreement (this clip has no sound)")
+    ).to_be_visible()
+    before = page.url
+    button.click(force=True)
+    assert page.url == before
+    page.goto(f"{site.url}/?view=neighbours&query={id_of(site, SOUND_ONLY)}")
+    expect(page.get_by_role("button", name="audio → video")).to_have_attribute("aria-pressed", "true")
+    expect(page.get_by_role("button", name="video → audio")).to_have_attribute("aria-disabled", "true")
+
+
+def test_a_way_that_a_link_asks_in_vain_is_explained(open_page: Open, site: Site) -> None:
+    page = open_page(f"/?view=neighbours&query={id_of(site, SILENT)}&by=a2a", expected_status=400)
+    expect(page.get_by_role("alert")).to_contain_text("sound")
+    page.get_by_role("button", name="video → video").click()
+    expect(page.get_by_role("alert")).to_be_hidden()
+    expect(cards(page).first).to_be_visible()
+
+
+def test_an_unknown_clip_is_explained(open_page: Open) -> None:
+    page = open_page("/?view=neighbours&query=123456", expected_status=404)
+    expect(page.get_by_role("alert")).to_contain_text("123456")
+
+
+def test_label_narrows_neighbours_and_more_come(open_page: Open, site: Site) -> None:
+    page = open_page("/?view=neighbours&query=3&by=v2v&label=1", script=NO_OBSERVER)
+    expect(cards(page)).to_have_count(24)
+    page.get_by_role("button", name="Show more neighbours").click()
+    wanted = neighbours_of(site, 3, "v2v", label=1, limit=48)
+    assert len(wanted) > 24
+    expect(cards(page)).to_have_count(len(wanted))
+    assert ids(page) == wanted
+
+
+def test_approximate_answers_tell_their_recall(open_page: Open, site: Site) -> None:
+    about = ask(site, "/api/about")
+    for store in about["stores"]:
+        store["index"] = {"state": "ready", "why": "an index", "recall": {"v2v": 0.987}}
+    answer = ask(site, "/api/neighbours?query=3&by=v2v") | {"exact": False, "recall": 0.987, "milliseconds": 1.26}
+    page = open_page("/?view=map")
+    page.route("**/api/about", lambda route: route.fulfill(json=about))
+    page.route("**/api/neighbours?*", lambda route: route.fulfill(json=answer))
+    page.goto(f"{site.url}/?view=neighbours&query=3&by=v2v")
+    expect(page.locator(".how")).to_have_text("approximate search · measured recall 0.987 · 1.3 ms")
+    with page.expect_request(lambda request: "exact=true" in request.url):
+        page.get_by_label("Exact search").check()
+    assert "exact=1" in page.url
+
+
+def test_index_being_built_is_told_until_it_is_ready(open_page: Open, site: Site) -> None:
+    building, ready = ask(site, "/api/about"), ask(site, "/api/about")
+    building["stores"][0]["index"] = {"state": "building", "why": "the index is being built", "recall": None}
+    page = open_page("/?view=map")
+    page.route("**/api/about", lambda route: route.fulfill(json=building))
+    page.goto(site.url)
+    expect(page.get_by_text("the index is being built")).to_be_visible()
+    page.unroute("**/api/about")
+    page.route("**/api/about", lambda route: route.fulfill(json=ready))
+    expect(page.get_by_text("the index is being built")).to_be_hidden()
+
+
+# -- Links --
+
+
+STATES = [
+    "/?label=1&name=00",
+    "/?view=neighbours&query=3&by=a2v&label=0&exact=1&store=1",
+    "/?view=neighbours&query=3&by=agreement&compare=1",
+    "/?view=map&colour=cluster&cluster=1",
+    "/?view=map&label=1&store=1",
+]
+
+
+@pytest.mark.parametrize("path", STATES)
+def test_a_link_opens_the_same_state(path: str, open_page: Open) -> None:
+    page = open_page(path)
+    expect(page.locator("#status")).not_to_be_empty()
+    again = open_page(path)
+    expect(again.locator("#status")).not_to_be_empty()
+    assert again.url.endswith(path)
+    look = """() => ({
+      ids: [...document.querySelectorAll("main section:not([hidden]) .grid .card")].map((card) => card.dataset.id),
+      pressed: [...document.querySelectorAll('main [aria-pressed="true"]')].map((button) => button.textContent),
+      fields: [...document.querySelectorAll("#filters :is(input, select)")].map((f) => f.checked || f.value),
+    })"""
+    first = page.evaluate(look)
+    assert first == again.evaluate(look)
+    fields = first["fields"]  # name, label, store, exact, compare
+    assert fields[1] == ("1" if "label=1" in path else "0" if "label=0" in path else "")
+    assert fields[2] == ("1" if "store=1" in path else "0")
+    assert fields[4] is True or "compare" not in path
+    assert any("cluster 2" in text for text in first["pressed"]) == ("cluster=1" in path)
+
+
+def test_back_and_forward(open_page: Open) -> None:
+    page = open_page(viewport=NEVER_NEAR_THE_END)
+    expect(cards(page)).to_have_count(PAGE)
+    page.mouse.wheel(0, 100_000)
+    expect(cards(page)).to_have_count(NUM_CLIPS)
+    cards(page).nth(NUM_CLIPS - 4).scroll_into_view_if_needed()
+    page.wait_for_function("() => scrollY > 500")
+    place = page.evaluate("scrollY")
+    cards(page).nth(NUM_CLIPS - 4).locator(".pick").click()
+    expect(page.get_by_role("heading", level=1)).to_be_focused()
+    assert page.evaluate("scrollY") == 0
+    neighbours = page.url
+    page.get_by_role("button", name="audio → audio").click()
+    expect(page.get_by_role("button", name="audio → audio")).to_have_attribute("aria-pressed", "true")
+    page.go_back()
+    expect(page.get_by_role("button", name="video → audio")).to_have_attribute("aria-pressed", "true")
+    assert page.url == neighbours
+    page.go_back()
+    expect(page.get_by_role("heading", level=1)).to_have_text("Clips")
+    expect(cards(page)).to_have_count(NUM_CLIPS)
+    assert page.evaluate("scrollY") == pytest.approx(place, abs=2)
+    page.go_forward()
+    expect(page.get_by_role("heading", level=1)).to_contain_text("Neighbours of")
+
+
+# -- Files brought by the user --
+
+
+def drop(page: Page, path: Path) -> None:
+    """What a browser sends when a file of the desktop is dropped onto the page."""
+    content = base64.b64encode(path.read_bytes()).decode()
+    transfer = page.evaluate_handle(
+        """([content, name]) => {
+          const transfer = new DataTransfer();
+          const bytes = Uint8Array.from(atob(content), (letter) => letter.charCodeAt(0));
+          transfer.items.add(new File([bytes], name));
+          return transfer;
+        }""",
+        [content, path.name],
+    )
+    page.dispatch_event("main", "dragover", {"dataTransfer": transfer})
+    expect(page.get_by_text("Drop the file to find its neighbours")).to_be_visible()
+    page.dispatch_event("main", "drop", {"dataTransfer": transfer})
+
+
+def test_a_dropped_video_gets_neighbours_in_both_runs(open_page: Open, tmp_path: Path) -> None:
+    make_clip(tmp_path / "mine.mp4", 1, 500)
+    page = open_page()
+    expect(cards(page)).to_have_count(PAGE)
+    drop(page, tmp_path / "mine.mp4")
+    expect(page.get_by_text("Embedding mine.mp4…")).to_be_visible()
+    expect(page.get_by_role("heading", level=1)).to_have_text("Neighbours of mine.mp4", timeout=30_000)
+    expect(cards(page).first).to_be_visible()
+    expect(page.get_by_text("Embedding mine.mp4…")).to_be_hidden()
+    for image in page.locator("#query-card img").all():
+        page.wait_for_function("image => image.complete && image.naturalWidth > 0", arg=image.element_handle())
+    page.locator("#query-card").get_by_role("button", name="Play").click()
+    plays_on(page)
+    assert page.evaluate("document.querySelector('video').src").startswith("blob:")
+    for way in [*WAYS.values(), "agreement"]:
+        page.get_by_role("button", name=way).click()
+        expect(page.locator("#answers")).not_to_have_attribute("aria-busy", "true")
+        expect(cards(page).first).to_be_visible()
+    page.get_by_label("Compare both runs").check()
+    expect(page.locator(".answer")).to_have_count(2)
+    assert page.url.count("query=u-") == 1
+    link = page.url
+    page.goto("about:blank")
+    page.goto(link)  # the server still holds it, this page no longer has the file
+    expect(page.get_by_role("heading", level=1)).to_have_text("Neighbours of mine.mp4")
+    expect(page.locator("#query-card img").first).to_be_visible()
+    expect(page.locator("#query-card").get_by_role("button")).to_have_count(0)
+
+
+def test_a_chosen_sound_finds_pictures(open_page: Open, tmp_path: Path) -> None:
+    make_sound(tmp_path / "mine.wav", 0, 500)
+    page = open_page()
+    with page.expect_file_chooser() as chooser:
+        page.get_by_role("button", name="Choose a file…").press("Enter")
+    chooser.value.set_files(tmp_path / "mine.wav")
+    expect(page.get_by_role("heading", level=1)).to_have_text("Neighbours of mine.wav", timeout=30_000)
+    expect(page.get_by_role("button", name="audio → video")).to_have_attribute("aria-pressed", "true")
+    expect(page.get_by_role("button", name="video → video")).to_have_attribute("title", "this clip has no picture")
+    expect(cards(page).first).to_be_visible()
+    page.locator("#query-card").get_by_role("button", name="Play").click()
+    plays_on(page)
+
+
+def test_a_broken_file_is_refused_in_words(open_page: Open, tmp_path: Path) -> None:
+    (tmp_path / "broken.mp4").write_bytes(b"no video at all" * 100)
+    page = open_page(expected_status=422)
+    expect(cards(page)).to_have_count(PAGE)
+    drop(page, tmp_path / "broken.mp4")
+    expect(page.get_by_role("alert")).to_contain_text("broken.mp4", timeout=30_000)
+    assert page.url.endswith("/")
+    page.get_by_role("button", name="Dismiss this message").click()
+    expect(page.get_by_role("alert")).to_be_hidden()
+
+
+def test_a_too_large_file_is_not_sent(open_page: Open, tmp_path: Path) -> None:
+    (tmp_path / "large.mp4").write_bytes(bytes((MAX_UPLOAD_MB << 20) + 1))
+    page = open_page()
+    expect(cards(page)).to_have_count(PAGE)
+    sent = []
+    page.on("request", lambda request: sent.append(request.url))
+    page.locator("#file").set_input_files(tmp_path / "large.mp4")
+    expect(page.get_by_role("alert")).to_contain_text(f"at most {MAX_UPLOAD_MB}.0 MB")
+    assert not any("/api/uploads" in url for url in sent)
+
+
+def test_an_upload_that_is_gone_is_explained(open_page: Open) -> None:
+    page = open_page("/?view=neighbours&query=u-gone&by=v2v", expected_status=404)
+    expect(page.get_by_role("alert")).not_to_be_empty()
+
+
+# -- Two runs --
+
+
+def test_two_runs_are_compared(open_page: Open, site: Site) -> None:
+    page = open_page("/?view=neighbours&query=3&by=v2v", script=NO_OBSERVER)
+    page.get_by_label("Compare both runs").check()
+    expect(page.locator(".answer")).to_have_count(2)
+    found = [neighbours_of(site, 3, "v2v", store=store) for store in (0, 1)]
+    names = [store["name"] for store in ask(site, "/api/about")["stores"]]
+    shared = set(found[0]) & set(found[1])
+    for i in (0, 1):
+        answer = page.locator(".answer").nth(i)
+        expect(answer.get_by_role("heading")).to_have_text(names[i])
+        expect(answer.get_by_text(f"{len(shared)} of 24 are in both runs")).to_be_visible()
+        marked = answer.locator(".card", has_text="in both")
+        assert set(marked.evaluate_all("cards => cards.map(card => Number(card.dataset.id))")) == shared
+    left, right = (page.locator(".answer").nth(i).bounding_box() for i in (0, 1))
+    assert left["y"] == right["y"]
+    assert left["x"] + left["width"] <= right["x"]
+    page.get_by_role("button", name="Show more neighbours").click()
+    expect(page.locator(".answer").nth(1).locator(".card")).to_have_count(48)
+    expect(page.locator(".answer").nth(0).locator(".card")).to_have_count(48)
+
+
+# -- The map --
+
+
+def map_point(page: Page, site: Site, side: str, number: int) -> tuple[float, float]:
+    """Where the point lies on its canvas."""
+    point = ask(site, "/api/map")[side][number]
+    box = page.locator(f"#map-{side}").bounding_box()
+    inside = [box[length] - 2 - 2 * MAP_MARGIN for length in ("width", "height")]  # 1 pixel of border on each side
+    return 1 + MAP_MARGIN + point[0] * inside[0], 1 + MAP_MARGIN + point[1] * inside[1]
+
+
+def lonely_point(found: dict, side: str) -> int:
+    """The number of the point that is farthest from its nearest other one, among those with both sides."""
+    points = found[side]
+
+    def room(i: int) -> float:
+        x, y = points[i]
+        return min((x - p[0]) ** 2 + (y - p[1]) ** 2 for j, p in enumerate(points) if p is not None and j != i)
+
+    return max((i for i in range(len(points)) if found["video"][i] and found["audio"][i]), key=room)
+
+
+def ink(page: Page, side: str) -> str:
+    return page.locator(f"#map-{side}").evaluate("canvas => canvas.toDataURL()")
+
+
+@pytest.mark.parametrize("side", ["video", "audio"])
+def test_map_point_lights_up_in_both_and_opens(side: str, open_page: Open, site: Site) -> None:
+    page = open_page("/?view=map")
+    expect(page.locator("#map-note")).not_to_be_empty()
+    found = ask(site, "/api/map")
+    number = lonely_point(found, side)
+    before = {each: ink(page, each) for each in ("video", "audio")}
+    x, y = map_point(page, site, side, number)
+    page.locator(f"#map-{side}").hover(position={"x": x, "y": y})
+    expect(page.locator("#map-clip .card")).to_have_attribute("data-id", str(found["ids"][number]))
+    expect(page.locator("#map-clip img").first).to_be_visible()
+    assert all(ink(page, each) != before[each] for each in before)
+    page.locator(f"#map-{side}").click(position={"x": x, "y": y})
+    expect(page.get_by_role("heading", level=1)).to_contain_text("Neighbours of")
+    assert f"query={found['ids'][number]}" in page.url
+
+
+def test_map_by_keyboard(open_page: Open, site: Site) -> None:
+    page = open_page("/?view=map")
+    expect(page.locator("#map-note")).not_to_be_empty()
+    found = ask(site, "/api/map")
+    canvas = page.locator("#map-video")
+    canvas.press("ArrowRight")
+    said = page.locator("#map-said")
+    expect(said).to_contain_text("train/")
+    first = said.text_content()
+    start = found["video"][found["ids"].index(int(page.locator("#map-clip .card").get_attribute("data-id")))]
+    key, axis, sign = ("ArrowRight", 0, 1) if start[0] < 0.5 else ("ArrowLeft", 0, -1)
+    canvas.press(key)
+    expect(said).not_to_have_text(first)
+    chosen = int(page.locator("#map-clip .card").get_attribute("data-id"))
+    assert sign * (found["video"][found["ids"].index(chosen)][axis] - start[axis]) > 0
+    canvas.press("Enter")
+    expect(page.get_by_role("heading", level=1)).to_contain_text("Neighbours of")
+    assert f"query={chosen}" in page.url
+
+
+def test_map_legend_highlights_in_both(open_page: Open) -> None:
+    page = open_page("/?view=map")
+    expect(page.locator("#legend button")).to_have_count(2)
+    before = [ink(page, side) for side in ("video", "audio")]
+    page.locator("#legend button").first.click()
+    expect(page.locator("#legend button").first).to_have_attribute("aria-pressed", "true")
+    assert all(ink(page, side) != old for side, old in zip(("video", "audio"), before, strict=True))
+    page.get_by_role("button", name="by cluster").click()
+    expect(page.get_by_role("heading", name="Clusters")).to_be_visible()
+    assert page.locator("#legend button").count() > 1
+
+
+def test_map_of_many_clips_stays_smooth(open_page: Open, site: Site) -> None:
+    found = ask(site, "/api/map")
+    many = 5000
+    for name in ("ids", "labels", "clusters", "video", "audio"):
+        found[name] = (found[name] * many)[:many]
+    for i in range(many):  # spread, so that pointing is at many points
+        for side in ("video", "audio"):
+            found[side][i] = [(i * 0.618034) % 1, (i * 0.754878) % 1]
+    page = open_page()
+    page.route("**/api/map*", lambda route: route.fulfill(json=found | {"of": many}))
+    page.get_by_role("link", name="Map").click()
+    expect(page.locator("#status")).to_have_text("5,000 of 5,000 clips")
+    milliseconds = page.locator("#map-video").evaluate(
+        """(canvas) => {
+          const times = [];
+          for (let step = 0; step < 60; step += 1) {
+            const since = performance.now();
+            const { x, y } = canvas.getBoundingClientRect();
+            canvas.dispatchEvent(new PointerEvent("pointermove", { clientX: x + 20 + 5 * step, clientY: y + 99 }));
+            times.push(performance.now() - since);
+          }
+          return times.sort((a, b) => a - b)[30];
+        }"""
+    )
+    assert milliseconds < 16  # one frame
+
+
+# -- Everybody --
+
+
+def test_keyboard_alone_from_the_start_to_neighbours(open_page: Open) -> None:
+    page = open_page()
+    expect(cards(page)).to_have_count(PAGE)
+    page.keyboard.press("Tab")
+    assert focused(page) == "Skip to the content"
+    page.keyboard.press("Enter")
+    page.keyboard.press("Tab")
+    expect(cards(page).first.locator(".pick")).to_be_focused()
+    page.keyboard.press("ArrowRight")
+    expect(cards(page).nth(1).locator(".pick")).to_be_focused()
+    page.keyboard.press("ArrowDown")
+    below = cards(page).filter(has=page.locator(".pick:focus"))
+    assert below.bounding_box()["x"] == cards(page).nth(1).bounding_box()["x"]
+    page.keyboard.press("Enter")
+    heading = page.get_by_role("heading", level=1)
+    expect(heading).to_contain_text("Neighbours of")
+    expect(heading).to_be_focused()
+    for _ in range(6):  # the play button of the query, then the ways
+        page.keyboard.press("Tab")
+        if focused(page) == "video → video":
+            break
+    page.keyboard.press("Space")
+    expect(page.get_by_role("button", name="video → video")).to_have_attribute("aria-pressed", "true")
+    expect(page.get_by_role("button", name="video → video")).to_be_focused()
+    expect(page.locator("#status")).to_contain_text("neighbours")
+
+
+VIEWS = {
+    "clips": "/",
+    "neighbours": "/?view=neighbours&query=3&by=v2a",
+    "agreement": "/?view=neighbours&query=3&by=agreement",
+    "compared": "/?view=neighbours&query=3&by=v2v&compare=1",
+    "map": "/?view=map",
+}
+
+
+def settle(page: Page) -> None:
+    expect(page.locator("#status")).not_to_be_empty()
+    page.wait_for_load_state("networkidle")
+
+
+@pytest.mark.parametrize("name", VIEWS)
+def test_phone_needs_no_sideways_scroll(name: str, open_page: Open) -> None:
+    page = open_page(VIEWS[name], viewport={"width": 360, "height": 740}, has_touch=True, device_scale_factor=2)
+    settle(page)
+    assert page.evaluate("document.documentElement.scrollWidth") <= 360
+    if name == "compared":
+        first, second = (page.locator(".answer").nth(i).bounding_box() for i in (0, 1))
+        assert first["y"] + first["height"] <= second["y"]
+    photograph(page, f"{name}-phone")
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("name", VIEWS)
+def test_no_accessibility_finding(name: str, scheme: str, open_page: Open) -> None:
+    page = open_page(VIEWS[name], color_scheme=scheme)
+    settle(page)
+    photograph(page, f"{name}-{scheme}")
+    if name == "map":
+        page.locator("#map-video").press("ArrowRight")
+        expect(page.locator("#map-clip .card")).to_be_visible()
+    found = Axe().run(page).response["violations"]
+    told = [(each["impact"], each["id"], [node["html"][:120] for node in each["nodes"][:3]]) for each in found]
+    assert told == []
+
+
+def photograph(page: Page, name: str) -> None:
+    SCREENSHOTS.mkdir(parents=True, exist_ok=True)
+    page.screenshot(path=SCREENSHOTS / f"{name}.png")
