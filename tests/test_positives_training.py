@@ -26,7 +26,7 @@ from avssl.methods import build_method
 from avssl.optim import build_optimizer
 from avssl.pretrained import load_run
 from avssl.retrieval.search import query_of_row, search
-from avssl.retrieval.store import write_store
+from avssl.retrieval.write import write_store
 from avssl.structs import Instances, Progress
 from avssl.train import train, train_step, training_clips, usable_instances
 from tests.clips import SECONDS, TINY

@@ -18,8 +18,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from avssl.evaluate.features import MODALITIES
 from avssl.retrieval.store import Store
+from avssl.structs import MODALITIES
 
 Way = Literal["v2v", "v2a", "a2v", "a2a", "agreement"]
 WAYS: tuple[Way, ...] = get_args(Way)

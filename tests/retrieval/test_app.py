@@ -20,8 +20,9 @@ from avssl.retrieval.app import Shelf, build_app
 from avssl.retrieval.guard import Guard
 from avssl.retrieval.previews import Previews
 from avssl.retrieval.search import WAYS, query_of_row, rank
-from avssl.retrieval.store import Store, StoreError, read_store, write_store
+from avssl.retrieval.store import Store, StoreError, read_store
 from avssl.retrieval.uploads import MAX_AT_ONCE, Uploads
+from avssl.retrieval.write import write_store
 from avssl.train import train
 from tests.clips import TINY, make_clip, make_set, make_sound
 from tests.retrieval.stores import random_vectors, write
