@@ -2,6 +2,7 @@
 
 import base64
 import json
+import re
 import urllib.request
 from collections.abc import Callable
 from itertools import pairwise
@@ -61,6 +62,12 @@ def plays_on(page: Page) -> None:
     page.wait_for_function("() => document.querySelector('video, audio').currentTime > 0.1")
     before = page.evaluate("document.querySelector('video, audio').currentTime")
     page.wait_for_function("before => document.querySelector('video, audio').currentTime != before", arg=before)
+
+
+def settle(page: Page) -> None:
+    """Wait until what was asked for is there, with its pictures."""
+    expect(page.locator("#status")).to_contain_text(re.compile("clips|neighbours|positives"))
+    page.wait_for_load_state("networkidle")
 
 
 def focused(page: Page) -> str:
@@ -373,10 +380,9 @@ STATES = [
 
 @pytest.mark.parametrize("path", STATES)
 def test_a_link_opens_the_same_state(path: str, open_page: Open) -> None:
-    page = open_page(path)
-    expect(page.locator("#status")).not_to_be_empty()
-    again = open_page(path)
-    expect(again.locator("#status")).not_to_be_empty()
+    page, again = open_page(path), open_page(path)
+    settle(page)
+    settle(again)
     assert again.url.endswith(path)
     look = """() => ({
       ids: [...document.querySelectorAll("main section:not([hidden]) .grid .card")].map((card) => card.dataset.id),
@@ -503,7 +509,7 @@ def test_a_too_large_file_is_not_sent(open_page: Open, tmp_path: Path) -> None:
 
 
 def test_an_upload_that_is_gone_is_explained(open_page: Open) -> None:
-    page = open_page("/?view=neighbours&query=u-gone&by=v2v", expected_status=404)
+    page = open_page("/?view=neighbours&query=u-0123456789abcdef&by=v2v", expected_status=404)
     expect(page.get_by_role("alert")).not_to_be_empty()
 
 
@@ -670,11 +676,6 @@ VIEWS = {
     "compared": "/?view=neighbours&query=3&by=v2v&compare=1",
     "map": "/?view=map",
 }
-
-
-def settle(page: Page) -> None:
-    expect(page.locator("#status")).not_to_be_empty()
-    page.wait_for_load_state("networkidle")
 
 
 @pytest.mark.parametrize("name", VIEWS)
