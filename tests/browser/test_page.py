@@ -522,10 +522,12 @@ def test_two_runs_are_compared(open_page: Open, site: Site) -> None:
     expect(page.locator(".answer")).to_have_count(2)
     found = [neighbours_of(site, 3, "v2v", store=store) for store in (0, 1)]
     names = [store["name"] for store in ask(site, "/api/about")["stores"]]
+    assert [Path(name).name for name in names] == ["embeddings 0", "embeddings 1"]
     shared = set(found[0]) & set(found[1])
     for i in (0, 1):
         answer = page.locator(".answer").nth(i)
-        expect(answer.get_by_role("heading")).to_have_text(names[i])
+        expect(answer.get_by_role("heading")).to_have_text(f"embeddings {i}")
+        expect(answer.get_by_role("heading")).to_have_attribute("title", names[i])
         expect(answer.get_by_text(f"{len(shared)} of 24 are in both runs")).to_be_visible()
         marked = answer.locator(".card", has_text="in both")
         assert set(marked.evaluate_all("cards => cards.map(card => Number(card.dataset.id))")) == shared
@@ -544,8 +546,11 @@ def map_point(page: Page, site: Site, side: str, number: int) -> tuple[float, fl
     """Where the point lies on its canvas."""
     point = ask(site, "/api/map")[side][number]
     box = page.locator(f"#map-{side}").bounding_box()
-    inside = [box[length] - 2 - 2 * MAP_MARGIN for length in ("width", "height")]  # 1 pixel of border on each side
-    return 1 + MAP_MARGIN + point[0] * inside[0], 1 + MAP_MARGIN + point[1] * inside[1]
+    inside = min(box["width"], box["height"]) - 2 - 2 * MAP_MARGIN  # 1 pixel of border on each side
+    x, y = (
+        (box[length] - inside) / 2 + place * inside for length, place in zip(("width", "height"), point, strict=True)
+    )
+    return x, y
 
 
 def lonely_point(found: dict, side: str) -> int:
