@@ -547,10 +547,8 @@ def map_point(page: Page, site: Site, side: str, number: int) -> tuple[float, fl
     point = ask(site, "/api/map")[side][number]
     box = page.locator(f"#map-{side}").bounding_box()
     inside = min(box["width"], box["height"]) - 2 - 2 * MAP_MARGIN  # 1 pixel of border on each side
-    x, y = (
-        (box[length] - inside) / 2 + place * inside for length, place in zip(("width", "height"), point, strict=True)
-    )
-    return x, y
+    corner = [(box[length] - inside) / 2 for length in ("width", "height")]
+    return corner[0] + point[0] * inside, corner[1] + point[1] * inside
 
 
 def lonely_point(found: dict, side: str) -> int:
