@@ -27,10 +27,11 @@ def dataset_parts(manifest: Manifest, data: DataConfig, *, num_trained: int) -> 
     found = cases(manifest, max(data.num_frames / data.fps, data.audio_seconds))
     splits = _splits(manifest)
     readable = manifest.has_video & manifest.has_audio
-    kinds = {"rows": np.ones(len(manifest), dtype=bool), "with picture and sound": readable}
+    kinds = {"all": np.ones(len(manifest), dtype=bool), "with picture and sound": readable}
     lines: list[tuple[Any, ...]] = [
         (name, *(int((rows & split).sum()) for split in splits.values()), "", "") for name, rows in kinds.items()
     ]
+    columns = ("rows", *splits, "data.policy", "such as")
     for case, rows in found.items():
         if rows.any():
             counts = (int((rows & split).sum()) for split in splits.values())
@@ -42,7 +43,7 @@ def dataset_parts(manifest: Manifest, data: DataConfig, *, num_trained: int) -> 
     parts = [
         f"<p>{num_trained:,} clips of data.split={data.split or 'null'} were trained on. "
         f"The manifest has {len(manifest):,} rows: {hours}; {labels}.</p>",
-        table("Rows by split and what they lack", ("", *splits, "data.policy", "such as"), lines),
+        table("Rows by split and what they lack", columns, lines),
         note("A row can be in several lines. This is what the manifest and its quarantine list say now."),
         note(_policy(manifest, data)),
     ]

@@ -52,7 +52,7 @@ def evaluation_parts(results: Sequence[Result]) -> list[str]:
     parts = []
     for group in grouped(results):
         lines = [(way, *cells) for way, cells in rows(group).items()]
-        parts.append(table(title(group[0]), ("", *headings(group)), lines))
+        parts.append(table(title(group[0]), ("features", *headings(group)), lines))
         parts += [note(remark) for remark in remarks(group)]
     for result in results:
         name = f"{result['protocol']} on {result['manifest']}, {result['weights']}"

@@ -25,6 +25,11 @@ SHARES = {
     "share_pictureless": "without picture",
     "share_padded": "shorter than what was asked of them",
 }
+OF_METHODS = {  # that are no loss
+    "accuracy": "classes named right",
+    "returned": "walks that returned",
+    "share_tracked": "clips with a track",
+}
 SPEED = {
     "lr": ("Learning rate", ""),
     "grad_norm": ("Gradient norm", "Before clipping."),
@@ -95,10 +100,13 @@ def training_parts(history: History) -> list[str]:
     if shares:
         named = {SHARES[name]: line for name, line in shares.items()}
         charts.append(Chart("Share of clips that lack something", named))
+    told = {OF_METHODS[name.rpartition("/")[2]]: line for name, line in lines.items() if _is_of_method(name)}
+    if told:
+        charts.append(Chart("Shares of what was trained on", told))
     rows = [
         (name, *(float(each) for each in (values[0], values.min(), values.max(), values[-1])), len(values))
         for name, (_, values) in lines.items()
-        if name not in SHARES or name in shares
+        if "mining/" not in name and (name not in SHARES or name in shares)
     ]
     return [
         charts_html(charts),
@@ -106,7 +114,7 @@ def training_parts(history: History) -> list[str]:
         heading("Collapse"),
         *collapse_parts(lines),
         heading("In numbers"),
-        table("Figures of the log", ("", "first", "lowest", "highest", "last", "reports"), rows),
+        table("Figures of the log", ("figure", "first", "lowest", "highest", "last", "reports"), rows),
     ]
 
 
@@ -126,7 +134,13 @@ def _loss_charts(lines: Mapping[str, Line]) -> list[Chart]:
 
 def _is_general(name: str) -> bool:
     """Whether a figure is no part of the loss."""
-    return name == "loss" or name in SPEED or name in SHARES or name.endswith(("_std", "_rank")) or "mining/" in name
+    if name.endswith(("_std", "_rank")) or "mining/" in name or _is_of_method(name):
+        return True
+    return name == "loss" or name in SPEED or name in SHARES
+
+
+def _is_of_method(name: str) -> bool:
+    return name.rpartition("/")[2] in OF_METHODS
 
 
 def collapse_parts(lines: Mapping[str, Line]) -> list[str]:
@@ -184,10 +198,13 @@ def refresh_parts(history: History, *, has_labels: bool) -> list[str]:
             Chart(title, {REFRESH[name]: line for name in names if (line := history.lines.get(f"{prefix}/{name}"))})
             for title, names in (
                 ("Members of the same class", ("precision", "chance")),
-                ("Overlap with the sets before", ("overlap",)),
-                ("Mean score", ("score",)),
                 ("Shares of rows", ("exact", "rows_with_set")),
             )
+        ]
+        charts += [
+            Chart(title, {"": history.lines[f"{prefix}/{name}"]})
+            for title, name in (("Overlap with the sets before", "overlap"), ("Mean score", "score"))
+            if f"{prefix}/{name}" in history.lines
         ]
         if len(own) > 1:
             parts.append(charts_html([chart for chart in charts if chart.lines]))

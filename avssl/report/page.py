@@ -48,10 +48,12 @@ svg .line {{ fill: none; stroke-width: 1.6; stroke-linejoin: round; }} svg .band
 .clips {{ display: flex; flex-wrap: wrap; gap: 1rem; margin: .6rem 0 1.6rem; }} .clips figure {{ width: 11.5rem; }}
 .clips img {{ width: 100%; border: 1px solid var(--rule); background: #fff; }} img.picture {{ max-width: 100%; }}
 @media (max-width: 30rem) {{ .clips figure {{ width: calc(50% - .5rem); }} body {{ margin: 1rem auto; }} }}
-@media print {{ :root {{ color-scheme: light; {PRINT} }} body {{ font-size: 10.5pt; max-width: none; margin: 0; padding:
-0; }} figure, tr, img, svg {{ break-inside: avoid; }} h2, h3, caption {{ break-after: avoid; }} nav {{ display: none; }}
-.wide {{ overflow: visible; }} .curves {{ grid-template-columns: 1fr 1fr; }} .clips figure {{ width: 18%; }}
-a {{ text-decoration: none; }} details::details-content {{ content-visibility: visible; block-size: auto; }} }}
+@media print {{ :root {{ color-scheme: light; {PRINT} }} nav {{ display: none; }}
+body {{ font-size: 10.5pt; max-width: none; margin: 0; padding: 0; }} a {{ text-decoration: none; }}
+figure, tr, img, svg {{ break-inside: avoid; }} h2, h3, caption {{ break-after: avoid; }}
+.wide {{ overflow: visible; }} table {{ font-size: 9pt; }} td {{ overflow-wrap: anywhere; }}
+.curves {{ grid-template-columns: 1fr 1fr; }} .clips figure {{ width: 18%; }} img.picture {{ max-height: 22cm; }}
+details::details-content {{ content-visibility: visible; block-size: auto; }} pre {{ columns: 3; font-size: 7.5pt; }} }}
 """
 
 
@@ -108,11 +110,15 @@ def heading(words: str) -> str:
 
 
 def table(caption: str, headings: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
-    """A table whose first column names its rows; numbers stand right. An empty cell is "".
+    """A table whose first column names its rows; numbers stand right. An empty cell is "", and a column of nothing else
+    is left out.
 
     Args:
         headings: of all columns; none = a table of facts, without a line of headings.
     """
+    kept = [i for i in range(len(rows[0])) if any(row[i] != "" for row in rows)] if rows else []
+    rows = [[row[i] for i in kept] for row in rows]
+    headings = [headings[i] for i in kept] if headings else []
     head = "".join(f'<th scope="col"{_side(rows, i)}>{text(name)}</th>' for i, name in enumerate(headings))
     lines = [
         f'<tr><th scope="row">{shown(row[0])}</th>'
@@ -134,9 +140,9 @@ def _side(rows: Sequence[Sequence[Any]], column: int) -> str:
 
 
 def shown(value: Any) -> str:
-    """A figure as a reader wants it: four significant digits at most."""
+    """A figure as a reader wants it: three decimals, or four significant digits of what is large or very small."""
     if isinstance(value, float):
-        return f"{value:.3f}" if 0.1 <= abs(value) < 10 else f"{value:.4g}"
+        return f"{value:.3f}" if 0.0095 <= abs(value) < 10 else f"{value:.4g}"
     return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else text(value)
 
 

@@ -144,7 +144,7 @@ def _run_parts(seen: Shown, folder: Path) -> list[str]:
         ("Towers", ", ".join(f"{side}: {getattr(config.model, side)}" for side in seen.run.encoders)),
         ("Steps", f"{state['step']:,} of {_total_steps(state, config):,}, {config.optim.epochs} epochs wanted"),
         ("Clips per step", f"{config.data.batch_size} over all processes"),
-        ("Time of training", f"{_duration(history.seconds)} by the log, without start-up and mining"),
+        ("Time of training", f"{_duration(history.seconds)} by the log"),
         ("Resumed", resumed.get(len(sessions), f"yes, it was started {len(sessions)} times")),
         ("Seed", str(config.run.seed)),
         ("Precision", config.run.precision),
@@ -164,7 +164,7 @@ def _run_parts(seen: Shown, folder: Path) -> list[str]:
 
 def _session_facts(session: Mapping[str, Any]) -> list[tuple[str, str]]:
     return [
-        ("Started", session["started"]),
+        ("Started", _when(session)),
         ("Command", session["command"]),
         ("Machine", session["machine"]),
         ("Processes", session["processes"]),
@@ -175,12 +175,16 @@ def _session_facts(session: Mapping[str, Any]) -> list[tuple[str, str]]:
 def _session_table(sessions: Sequence[Mapping[str, Any]]) -> str:
     """Every start with its machine: a run may move."""
     lines = [
-        (each["first_step"], each["started"], each["machine"], each["processes"], _versions(each), each["command"])
+        (each["first_step"], _when(each), each["machine"], each["processes"], _versions(each), each["command"])
         for each in sessions[-MAX_SESSIONS:]
     ]
     many = f", the last {MAX_SESSIONS} of {len(sessions)}" if len(sessions) > MAX_SESSIONS else ""
     headings = ("from step", "started", "machine", "processes", "versions", "command")
     return table(f"Starts of the run{many}", headings, lines)
+
+
+def _when(session: Mapping[str, Any]) -> str:
+    return datetime.fromisoformat(session["started"]).strftime("%d %B %Y, %H:%M UTC")
 
 
 def _versions(session: Mapping[str, Any]) -> str:
@@ -242,12 +246,12 @@ def _neighbour_parts(seen: Shown, embeddings: Path | None) -> list[str]:
     if not shown:
         return [note("Fewer than three clips can be compared.")]
     one = f" The run has vectors of {' and '.join(vectors.z)} alone." if len(vectors.z) == 1 else ""
-    words = (
-        f"Reference clips drawn at random (seed {SEED}), with clips that are near in {vectors.source}.{one} "
-        "Agreement is the smaller of both cosines; what is alike in one side only is the clip with the largest "
+    both = (
+        " Agreement is the smaller of both cosines; what is alike in one side only is the clip with the largest "
         "difference of both among the nearest twentieth of that side."
     )
-    parts = [note(words)]
+    words = f"Reference clips drawn at random (seed {SEED}), with clips that are near in {vectors.source}."
+    parts = [note(words + (one or both))]
     for name, clips in shown.items():
         parts += [heading(name), clips_html(manifest, clips)]
     return parts

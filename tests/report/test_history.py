@@ -1,6 +1,7 @@
 """What a log says: its lines thinned, its time, collapse, and refreshes of agreement sets."""
 
 import json
+import re
 import time
 from pathlib import Path
 
@@ -93,8 +94,21 @@ def test_refreshes_of_a_joint_run(tmp_path: Path) -> None:
     first, second = page.split("<tbody>")[1].split("</tr>")[:2]
     assert first.count("<td") == second.count("<td") == 7
     assert '<td class="number"></td>' in first  # no overlap of the first
-    assert all(figure in second for figure in ("0.613", "0.457", "0.0800"[:4], "0.750", "1.000"))
+    assert all(figure in second for figure in ("0.613", "0.457", "0.080", "0.750", "1.000"))
     assert page.count("<svg") == 4
+
+
+def test_parts_of_a_joint_loss_stand_by_method() -> None:
+    names = ("loss", "patch/loss", "patch/share_tracked", "avid/loss", "avid/v2a", "walk/returned", "lr", "data_wait")
+    line = (np.array([1, 2]), np.array([1.0, 0.5], dtype=np.float32))
+    page = "".join(training_parts(History(lines=dict.fromkeys(names, line))))
+    titles = re.findall(r"<figcaption>([^<]*)", page)
+    assert titles == [
+        *("Loss", "Parts of the loss of patch", "Parts of the loss of avid", "Learning rate"),
+        *("Share of time waiting for data", "Shares of what was trained on"),
+    ]
+    assert "clips with a track" in page
+    assert "No figures of collapse" in page
 
 
 def test_many_refreshes_and_runs_without_labels(tmp_path: Path) -> None:
