@@ -3,6 +3,7 @@
     python tools/train.py configs/toy/avid.yaml run.dir=runs/toy data.manifest=data/toy/manifest.parquet
     torchrun --nproc-per-node 2 tools/train.py configs/toy/avid.yaml ...
 
+A complete run ends with RUN/report.html (tools/report.py).
 Exit code: 0 complete, 1 stopped (saved) or failed while training, 2 wrong configuration.
 """
 

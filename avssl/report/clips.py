@@ -129,8 +129,10 @@ def reference_clips(vectors: Vectors, targets: np.ndarray, *, num: int = 3) -> d
     Returns:
         {heading: reference and neighbours}; empty with fewer than three clips to choose from.
     """
-    usable = torch.stack([*vectors.has.values()]).all(dim=0)  # (n,)
     sides = list(vectors.z)
+    if not sides:  # nothing could be read
+        return {}
+    usable = torch.stack([*vectors.has.values()]).all(dim=0)  # (n,)
     if len(sides) == 2 and usable.sum() < 3:
         sides = [max(sides, key=lambda side: int(vectors.has[side].sum()))]
         usable = vectors.has[sides[0]]

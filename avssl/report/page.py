@@ -33,8 +33,10 @@ nav ul {{ display: flex; flex-wrap: wrap; gap: .2rem 1.4rem; padding: 0; list-st
 p.note {{ color: var(--faint); font-size: .9rem; max-width: 46rem; }}
 p.warning {{ border-left: .3rem solid var(--s1); padding-left: .8rem; max-width: 46rem; }}
 .wide {{ overflow-x: auto; margin: .8rem 0; }}
-table {{ border-collapse: collapse; font-size: .92rem; }} caption {{ text-align: left; font-weight: 600; padding-bottom:
-.2rem; }} th, td {{ padding: .2rem 1.1rem .2rem 0; text-align: left; vertical-align: top; font-weight: 400; }}
+table {{ border-collapse: collapse; font-size: .92rem; }}
+caption {{ text-align: left; font-weight: 600; padding-bottom: .2rem;
+width: max-content; max-width: min(88vw, 58rem); }}
+th, td {{ padding: .2rem 1.1rem .2rem 0; text-align: left; vertical-align: top; font-weight: 400; }}
 thead th {{ border-bottom: 1px solid var(--rule); font-weight: 600; vertical-align: bottom; }}
 .number {{ text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap; }}
 pre {{ white-space: pre-wrap; font-size: .8rem; }} summary {{ cursor: pointer; }}

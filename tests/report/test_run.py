@@ -175,6 +175,13 @@ def test_runs_without_memories(method: list[str], heading: str, clip_set: Manife
     assert "one clip of each of 12 videos, extracted for this page" in source or "of each of 11 videos" in source
     assert heading in source
     assert len(page.images) >= 6
+    gone = shutil.copytree(clip_set.root, tmp_path / "gone")
+    for path in gone.rglob("*.mp4"):
+        path.write_bytes(b"gone")
+    assert call("tools/report.py", tmp_path / "run", "--root", gone).code == 0
+    source, page = looked_at(tmp_path / "run" / "report.html")
+    assert "Fewer than three clips can be compared" in source
+    assert page.images == []
 
 
 def test_evaluations_of_the_run_are_shown(cma: Path, clip_set: Manifest, tmp_path: Path, call: Call) -> None:
