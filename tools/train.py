@@ -13,7 +13,6 @@ from pathlib import Path
 
 from avssl import distributed
 from avssl.config import load
-from avssl.report.run import write_run_report
 from avssl.train import TrainingError, train
 
 
@@ -45,6 +44,8 @@ def report(run: Path) -> None:
     changes nothing.
     """
     try:
+        from avssl.report.run import write_run_report  # here, as the workers of data import this file too
+
         path, missing = write_run_report(run)
     except Exception as error:
         why = " ".join(str(error).split()) or type(error).__name__
