@@ -43,7 +43,7 @@ class Site:
 
 @pytest.fixture(scope="session")
 def embeddings(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, Path]:
-    """The clips, and the embeddings of them by a trained run and by random weights."""
+    """The clips, and the embeddings of them by two runs."""
     folder = tmp_path_factory.mktemp("browser")
     clips = folder / "clips"
     rows = []
@@ -60,10 +60,13 @@ def embeddings(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, Pa
     path = clips / "manifest.parquet"
     write_manifest(path, build_table(clips, rows, num_workers=1), root=clips)
     manifest = read_manifest(path)
-    assert train(config(manifest, folder / "run", "optim.epochs=1", "optim.warmup_epochs=0"))
-    for name, trained in (("trained", True), ("random", False)):
-        write_store(folder / name, load_run(folder / "run", trained=trained), manifest, manifest_path=path, num_clips=1)
-    return clips, folder / "trained", folder / "random"
+    folders = []
+    for seed in (0, 1):
+        run = folder / f"run {seed}"
+        assert train(config(manifest, run, "optim.epochs=1", "optim.warmup_epochs=0", f"run.seed={seed}"))
+        folders.append(folder / f"embeddings {seed}")
+        write_store(folders[-1], load_run(run), manifest, manifest_path=path, num_clips=1)
+    return clips, *folders
 
 
 def start(arguments: list[str]) -> tuple[subprocess.Popen, str]:
@@ -72,7 +75,7 @@ def start(arguments: list[str]) -> tuple[subprocess.Popen, str]:
     here = Path(__file__).parents[2]
     environment = {**os.environ, "PYTHONPATH": str(here), "OMP_NUM_THREADS": "1"}
     server = subprocess.Popen(command, cwd=here, env=environment, stdout=subprocess.PIPE, text=True)
-    ready, _, _ = select.select([server.stdout], [], [], 60)
+    ready, _, _ = select.select([server.stdout], [], [], 120)
     url = server.stdout.readline().strip().rstrip("/") if ready else ""
     if not url.startswith("http://127.0.0.1:"):
         server.kill()

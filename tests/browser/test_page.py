@@ -2,6 +2,7 @@
 
 import base64
 import json
+import re
 import urllib.request
 from collections.abc import Callable
 from itertools import pairwise
@@ -61,6 +62,12 @@ def plays_on(page: Page) -> None:
     page.wait_for_function("() => document.querySelector('video, audio').currentTime > 0.1")
     before = page.evaluate("document.querySelector('video, audio').currentTime")
     page.wait_for_function("before => document.querySelector('video, audio').currentTime != before", arg=before)
+
+
+def settle(page: Page) -> None:
+    """Wait until what was asked for is there, with its pictures."""
+    expect(page.locator("#status")).to_contain_text(re.compile("clips|neighbours|positives"))
+    page.wait_for_load_state("networkidle")
 
 
 def focused(page: Page) -> str:
@@ -373,10 +380,9 @@ STATES = [
 
 @pytest.mark.parametrize("path", STATES)
 def test_a_link_opens_the_same_state(path: str, open_page: Open) -> None:
-    page = open_page(path)
-    expect(page.locator("#status")).not_to_be_empty()
-    again = open_page(path)
-    expect(again.locator("#status")).not_to_be_empty()
+    page, again = open_page(path), open_page(path)
+    settle(page)
+    settle(again)
     assert again.url.endswith(path)
     look = """() => ({
       ids: [...document.querySelectorAll("main section:not([hidden]) .grid .card")].map((card) => card.dataset.id),
@@ -503,7 +509,7 @@ def test_a_too_large_file_is_not_sent(open_page: Open, tmp_path: Path) -> None:
 
 
 def test_an_upload_that_is_gone_is_explained(open_page: Open) -> None:
-    page = open_page("/?view=neighbours&query=u-gone&by=v2v", expected_status=404)
+    page = open_page("/?view=neighbours&query=u-0123456789abcdef&by=v2v", expected_status=404)
     expect(page.get_by_role("alert")).not_to_be_empty()
 
 
@@ -516,10 +522,12 @@ def test_two_runs_are_compared(open_page: Open, site: Site) -> None:
     expect(page.locator(".answer")).to_have_count(2)
     found = [neighbours_of(site, 3, "v2v", store=store) for store in (0, 1)]
     names = [store["name"] for store in ask(site, "/api/about")["stores"]]
+    assert [Path(name).name for name in names] == ["embeddings 0", "embeddings 1"]
     shared = set(found[0]) & set(found[1])
     for i in (0, 1):
         answer = page.locator(".answer").nth(i)
-        expect(answer.get_by_role("heading")).to_have_text(names[i])
+        expect(answer.get_by_role("heading")).to_have_text(f"embeddings {i}")
+        expect(answer.get_by_role("heading")).to_have_attribute("title", names[i])
         expect(answer.get_by_text(f"{len(shared)} of 24 are in both runs")).to_be_visible()
         marked = answer.locator(".card", has_text="in both")
         assert set(marked.evaluate_all("cards => cards.map(card => Number(card.dataset.id))")) == shared
@@ -538,8 +546,9 @@ def map_point(page: Page, site: Site, side: str, number: int) -> tuple[float, fl
     """Where the point lies on its canvas."""
     point = ask(site, "/api/map")[side][number]
     box = page.locator(f"#map-{side}").bounding_box()
-    inside = [box[length] - 2 - 2 * MAP_MARGIN for length in ("width", "height")]  # 1 pixel of border on each side
-    return 1 + MAP_MARGIN + point[0] * inside[0], 1 + MAP_MARGIN + point[1] * inside[1]
+    inside = min(box["width"], box["height"]) - 2 - 2 * MAP_MARGIN  # 1 pixel of border on each side
+    corner = [(box[length] - inside) / 2 for length in ("width", "height")]
+    return corner[0] + point[0] * inside, corner[1] + point[1] * inside
 
 
 def lonely_point(found: dict, side: str) -> int:
@@ -670,11 +679,6 @@ VIEWS = {
     "compared": "/?view=neighbours&query=3&by=v2v&compare=1",
     "map": "/?view=map",
 }
-
-
-def settle(page: Page) -> None:
-    expect(page.locator("#status")).not_to_be_empty()
-    page.wait_for_load_state("networkidle")
 
 
 @pytest.mark.parametrize("name", VIEWS)

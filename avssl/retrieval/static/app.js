@@ -109,7 +109,7 @@ function showFilters(state) {
 function fillFilters() {
   const labels = about.labels.map(({ name, clips }) => make("option", { value: name, textContent: `${name} (${clips})` }));
   byId("label").replaceChildren(make("option", { value: "", textContent: "all" }), ...labels);
-  byId("store").replaceChildren(...about.stores.map(({ name }, i) => make("option", { value: String(i), textContent: name })));
+  byId("store").replaceChildren(...about.stores.map(({ short }, i) => make("option", { value: String(i), textContent: short })));
 }
 
 function listenToFilters() {
@@ -169,6 +169,7 @@ async function loadMoreClips() {
 // -- Files brought by the user --
 
 async function searchWith(file) {
+  if (!byId("progress").hidden) return; // one at a time
   hideProblem();
   const most = about.uploads.max_bytes;
   if (file.size > most) {
@@ -222,21 +223,31 @@ function listenToFiles() {
 function showIndex() {
   const told = about.stores.filter(({ index }) => index.state === "building" || index.state === "failed");
   byId("index-status").hidden = told.length === 0;
-  byId("index-status").textContent = told.map(({ name, index }) => `${name}: ${index.why}`).join(" ");
+  byId("index-status").textContent = told.map(({ short, index }) => `${short}: ${index.why}`).join(" ");
   byId("index-status").classList.toggle("failed", told.some(({ index }) => index.state === "failed"));
   if (told.some(({ index }) => index.state === "building")) setTimeout(pollIndex, POLL_MILLISECONDS);
 }
 
 async function pollIndex() {
   await attempt(async () => {
-    about = await ask("about");
+    about = await askAbout();
     showFilters(currentState());
     showIndex();
   });
 }
 
+/** What the server offers; the runs also get names that fit into a line: their folders without what both share. */
+async function askAbout() {
+  const found = await ask("about");
+  const paths = found.stores.map(({ name }) => name.split("/"));
+  let same = 0;
+  while (paths.every((parts) => parts.length > same + 1 && parts[same] === paths[0][same])) same += 1;
+  found.stores.forEach((store, i) => (store.short = paths[i].slice(same).join("/")));
+  return found;
+}
+
 async function begin() {
-  about = await ask("about");
+  about = await askAbout();
   fillFilters();
   listenToFilters();
   listenToFiles();

@@ -20,7 +20,8 @@ const maps = new Map(); // "store by" -> answer of the server: drawing one anew 
 
 let map = null; // the answer that is shown
 let groups = []; // per legend entry: {name, count, key, style}
-let chosen = -1; // the point that is lit up in both
+let query = ""; // the state's, when the map was shown last
+let chosen = -1; // the point that is lit up in both: at first the query
 let preview = 0;
 let context = null; // {about, attempt}
 
@@ -31,13 +32,12 @@ export async function showMap(state, about, { signal, say, attempt }) {
   const key = `${state.store} ${state.map}`;
   if (!maps.has(key)) {
     say("drawing the map…");
-    byId("map").setAttribute("aria-busy", "true");
     maps.set(key, await ask("map", { store: state.store, by: state.map }, signal));
   }
-  byId("map").removeAttribute("aria-busy");
-  if (map !== maps.get(key)) {
+  if (map !== maps.get(key) || query !== state.query) {
     map = maps.get(key);
-    chosen = map.ids.indexOf(Number(state.query || NaN));
+    query = state.query;
+    chosen = map.ids.indexOf(Number(query || NaN));
     byId("map-clip").replaceChildren();
     if (chosen >= 0) showChosen();
   }
@@ -121,7 +121,8 @@ function drawAll() {
 function placeOf(side, i) {
   const point = map[side][i];
   const [width, height] = sizes[side];
-  return point && [MARGIN + point[0] * (width - 2 * MARGIN), MARGIN + point[1] * (height - 2 * MARGIN)];
+  const length = Math.min(width, height) - 2 * MARGIN; // one scale for both axes: distances can be compared
+  return point && [(width - length) / 2 + point[0] * length, (height - length) / 2 + point[1] * length];
 }
 
 /** All points, once, onto a canvas that is not seen: lighting one up then copies a picture only. */

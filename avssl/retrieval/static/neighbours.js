@@ -78,10 +78,11 @@ async function findQuery(id, signal) {
 
 function showQuery(query) {
   const box = document.getElementById("query-card");
-  if (query && box.firstChild?.dataset.id === String(query.id)) return; // stays, so that it plays on
+  if (query && box.firstChild?.dataset.id === String(query.id)) return; // its pictures need not come again
   box.replaceChildren(...(query ? [makeCard(query, { tag: "div" })] : []));
   const name = query ? ` of ${query.path.split("/").pop()}` : "";
   document.getElementById("neighbours-title").textContent = `Neighbours${name}`;
+  document.title = `Neighbours${name} – avssl`;
   document.getElementById("query-facts").textContent = query ? factsOf(query) : "";
 }
 
@@ -127,7 +128,7 @@ function makeAnswer(store, found) {
   answer.element = make(
     "section",
     { className: "answer" },
-    make("h2", { textContent: shown.about.stores[store].name }),
+    make("h2", { textContent: shown.about.stores[store].short, title: shown.about.stores[store].name }),
     make("p", { className: "how", textContent: howSearched(found) }),
     lists,
   );

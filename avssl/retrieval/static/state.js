@@ -63,7 +63,7 @@ export function onState(change) {
 /** Go to the current state with CHANGES: a step of the history, but for "mend", and one for all letters of a text. */
 export function go(changes, how = "go") {
   const url = linkTo({ ...state, ...changes });
-  const stays = how === "mend" || (how === "typing" && history.state?.typing);
+  const stays = how === "mend" || url === linkTo(state) || (how === "typing" && history.state?.typing);
   history[stays ? "replaceState" : "pushState"]({ typing: how === "typing" }, "", url);
   enter(how);
 }
@@ -73,7 +73,9 @@ function enter(how) {
   listener(state, how);
 }
 
-addEventListener("popstate", () => enter("back"));
+addEventListener("popstate", () => {
+  if (linkTo(parseState(location.search)) !== linkTo(state)) enter("back"); // else it was the link to #main
+});
 history.scrollRestoration = "manual"; // the views come back before their pictures do
 
 document.addEventListener("click", (event) => {
