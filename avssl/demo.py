@@ -25,6 +25,7 @@ from avssl.report.clips import SEED, clips_html, reference_clips, vectors_of_mem
 from avssl.report.curves import Chart, charts_html
 from avssl.report.history import read_history
 from avssl.report.page import Section, heading, note, page, table
+from avssl.retrieval.write import write_store
 from avssl.sessions import machine
 from avssl.train import train
 
@@ -63,6 +64,10 @@ def run_demo(
     say("extract and probe")
     probes, retrieval, notes = probe_toy(runs, toy)
     transfer = probe_transfer(runs["avid_cma"], actions)
+    say("extract what the browser shows")
+    for name, folder in runs.items():
+        path = data / "toy" / "manifest.parquet"
+        write_store(embeddings_of(out, name), load_run(folder), toy, manifest_path=path, num_clips=NUM_CLIPS)
     summary = {
         "agreement_precision": precision,
         "probe": probes,
@@ -79,6 +84,11 @@ def run_demo(
     with whole_file(out / "report.html") as temporary:
         temporary.write_text(demo_page(summary, runs, toy), encoding="utf-8")
     return summary
+
+
+def embeddings_of(out: Path, name: str) -> Path:
+    """Where the embeddings of one of the demo's runs lie."""
+    return out / "embeddings" / name
 
 
 def demo_page(summary: dict[str, Any], runs: dict[str, Path], toy: Manifest) -> str:

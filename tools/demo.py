@@ -2,7 +2,8 @@
 
     python tools/demo.py --out runs/demo
 
-Writes OUT/summary.json, OUT/report.html and the two runs. A stopped demo continues where it was. Exit code: 0 done,
+Writes OUT/summary.json, OUT/report.html, the two runs and their embeddings, and ends with the command that shows these
+in the browser. A stopped demo continues where it was. Exit code: 0 done,
 1 stopped, 2 wrong call.
 """
 
@@ -12,7 +13,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from avssl.demo import run_demo
+from avssl.demo import embeddings_of, run_demo
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -48,6 +49,10 @@ def main() -> int:
         return 1
     print(json.dumps(summary, indent=None if arguments.json else 1))
     print(f"report: {arguments.out / 'report.html'}", file=sys.stderr)
+    python = Path(sys.executable)
+    shown = python.relative_to(Path.cwd()) if python.is_relative_to(Path.cwd()) else python
+    browsed = " ".join(str(embeddings_of(arguments.out, name)) for name in ("avid_cma", "avid"))
+    print(f"see and hear it:\n  {shown} tools/browse.py {browsed} --open", file=sys.stderr)
     return 0
 
 
