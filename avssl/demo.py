@@ -4,14 +4,11 @@ Every stage is what a user calls for clips of his own; see tools/demo.py.
 """
 
 import json
-import os
-import platform
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from avssl.config import load
@@ -21,13 +18,17 @@ from avssl.evaluate.features import extract
 from avssl.evaluate.probe import labelled_rows, probe
 from avssl.evaluate.retrieval import recall_figures
 from avssl.evaluate.shortcut import shortcut_features
+from avssl.files import whole_file
 from avssl.mining.agreement import RULES, agreement_precision, chance_precision, minable, mine_agreement
 from avssl.pretrained import load_run
-from avssl.report import ShownClip, curves_png, write_report
+from avssl.report.clips import SEED, clips_html, reference_clips, vectors_of_memories
+from avssl.report.curves import Chart, charts_html
+from avssl.report.history import read_history
+from avssl.report.page import Section, heading, note, page, table
+from avssl.sessions import machine
 from avssl.train import train
 
 NUM_CLIPS = 3  # clips averaged per video wherever features are taken
-SHOWN_REFERENCES = 3
 
 
 def run_demo(
@@ -58,7 +59,7 @@ def run_demo(
 
     say("mine")
     config = load_run(runs["avid_cma"]).config
-    banks, precision = agreement_of(runs["avid_cma"], toy, k=int(config.method["num_positives"]))
+    precision = agreement_of(runs["avid_cma"], toy, k=int(config.method["num_positives"]))
     say("extract and probe")
     probes, retrieval, notes = probe_toy(runs, toy)
     transfer = probe_transfer(runs["avid_cma"], actions)
@@ -70,42 +71,58 @@ def run_demo(
         "probe_by_modality": notes,
         "seconds": time.perf_counter() - since,
         "command": command,
-        "machine": machine(),
+        "machine": f"{machine()}, torch {torch.__version__}",
         "seed": config.run.seed,
     }
     (out / "summary.json").write_text(json.dumps(summary, indent=1) + "\n")
     say("write the report")
-    write_report(
-        out / "report.html",
-        title="avssl on the toy set",
-        notes=[
-            f"{command}; {summary['machine']}; {summary['seconds']:.0f} s; seed {config.run.seed}.",
-            "Made clips: 12 classes, pairs of which look alike and sound different or sound alike and look "
-            "different; every tenth clip carries a foreign sound.",
-        ],
-        curves=curves_png(
-            {name: folder / "log.jsonl" for name, folder in runs.items()}, ("loss", "video_rank", "audio_rank")
-        ),
-        tables=tables(summary),
-        manifest=toy,
-        clips=reference_clips(*banks, toy),
-    )
+    with whole_file(out / "report.html") as temporary:
+        temporary.write_text(demo_page(summary, runs, toy), encoding="utf-8")
     return summary
 
 
-def agreement_of(
-    run: Path, manifest: Manifest, *, k: int
-) -> tuple[tuple[torch.Tensor, torch.Tensor, torch.Tensor], dict[str, float]]:
-    """Memories of a run (video, audio, usable rows), and how often a mined positive shares the class, by rule."""
+def demo_page(summary: dict[str, Any], runs: dict[str, Path], toy: Manifest) -> str:
+    """The page of the demo: what came out, both trainings side by side, and neighbours by the memories of AVID-CMA."""
+    lines = {
+        name: read_history(folder / "log.jsonl", batch_size=load_run(folder).config.data.batch_size).lines
+        for name, folder in runs.items()
+    }
+    charts = [
+        Chart(title, {name: own[figure] for name, own in lines.items() if figure in own})
+        for title, figure in (
+            ("Loss", "loss"),
+            ("Effective rank of the pictures", "video_rank"),
+            ("Effective rank of the sounds", "audio_rank"),
+        )
+    ]
+    results = [table(caption, (), list(figures.items())) for caption, figures in tables(summary).items()]
+    vectors = vectors_of_memories(load_run(runs["avid_cma"]).method)
+    clips = [note(f"Drawn at random (seed {SEED}), with clips that are near in {vectors.source}.")]
+    for name, shown in reference_clips(vectors, toy.targets()).items():
+        clips += [heading(name), clips_html(toy, shown)]
+    lead = [
+        note(f"{summary['command']}; {summary['machine']}; {summary['seconds']:.0f} s; seed {summary['seed']}."),
+        note(
+            "Made clips: 12 classes, pairs of which look alike and sound different or sound alike and look "
+            "different; every tenth clip carries a foreign sound."
+        ),
+    ]
+    sections = [Section("Results", results), Section("Training", [charts_html(charts)]), Section("Neighbours", clips)]
+    return page("avssl on the toy set", sections, lead=lead)
+
+
+def agreement_of(run: Path, manifest: Manifest, *, k: int) -> dict[str, float]:
+    """How often a positive mined from the memories of a run shares the class, by rule."""
     banks = load_run(run).method.banks
     valid = minable(video=banks["video"].valid, audio=banks["audio"].valid, rule="consensus")  # for every rule alike
-    state = (banks["video"].z.cpu(), banks["audio"].z.cpu(), valid.cpu())
     targets = torch.from_numpy(manifest.targets())
     precision = {
-        rule: agreement_precision(mine_agreement(state[0], state[1], k=k, rule=rule, valid=state[2]).ids, targets)
+        rule: agreement_precision(
+            mine_agreement(banks["video"].z, banks["audio"].z, k=k, rule=rule, valid=valid).ids.cpu(), targets
+        )
         for rule in RULES
     }
-    return state, precision | {"chance": chance_precision(targets, state[2])}
+    return precision | {"chance": chance_precision(targets, valid.cpu())}
 
 
 def probe_toy(runs: dict[str, Path], toy: Manifest) -> tuple[dict[str, float], dict[str, float], dict[str, Any]]:
@@ -155,38 +172,6 @@ def probe_transfer(run: Path, actions: Manifest) -> dict[str, float]:
     return figures
 
 
-def reference_clips(
-    video: torch.Tensor, audio: torch.Tensor, valid: torch.Tensor, manifest: Manifest
-) -> dict[str, list[ShownClip]]:
-    """Clips drawn at random (seed 0), each with its nearest by agreement, one that only looks alike and one that
-    only sounds alike.
-    """
-    drawn = np.random.default_rng(0).permutation(np.flatnonzero(valid.numpy()))
-    references, classes = [], set()
-    for row in drawn.tolist():
-        if manifest.targets()[row] not in classes and len(references) < SHOWN_REFERENCES:
-            references.append(row)
-            classes.add(manifest.targets()[row])
-    shown = {}
-    for number, row in enumerate(references, 1):
-        look, sound = video @ video[row], audio @ audio[row]  # (N,)
-        usable = valid.clone()
-        usable[row] = False
-        looks_only = torch.where(look >= look[usable].quantile(0.95), look - sound, -torch.inf)
-        sounds_only = torch.where(sound >= sound[usable].quantile(0.95), sound - look, -torch.inf)
-        picks = {
-            "Positive by agreement": torch.minimum(look, sound),
-            "Looks alike, sounds different": looks_only,
-            "Sounds alike, looks different": sounds_only,
-        }
-        clips = [ShownClip("Reference", row, "")]
-        for role, score in picks.items():
-            best = int(score.masked_fill(~usable, -torch.inf).argmax())
-            clips.append(ShownClip(role, best, f"video {float(look[best]):.2f}, audio {float(sound[best]):.2f}"))
-        shown[f"Reference {number}"] = clips
-    return shown
-
-
 def tables(summary: dict[str, Any]) -> dict[str, dict[str, Any]]:
     """The summary under headings a reader understands."""
     return {
@@ -195,8 +180,3 @@ def tables(summary: dict[str, Any]) -> dict[str, dict[str, Any]]:
         "Transfer to the silent action clips, picture only": summary["transfer"],
         "Retrieval across modalities": summary["retrieval"],
     }
-
-
-def machine() -> str:
-    gpu = f", {torch.cuda.get_device_name()}" if torch.cuda.is_available() else ""
-    return f"{os.cpu_count()} cores of {platform.machine()}{gpu}, torch {torch.__version__}"

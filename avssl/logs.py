@@ -6,7 +6,7 @@ import json
 import math
 import sys
 import threading
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Self
 
@@ -116,15 +116,19 @@ class RunLog:
 
 def read_log(path: Path) -> list[dict[str, Any]]:
     """The lines of a `log.jsonl`; a last line that a killed run left half written is passed over."""
+    return list(log_lines(path))
+
+
+def log_lines(path: Path) -> Iterator[dict[str, Any]]:
+    """The same one by one: all lines of a long run do not fit into memory."""
     if not path.exists():
-        return []
-    lines = []
-    for line in path.read_text().splitlines():
-        try:
-            lines.append(json.loads(line))
-        except json.JSONDecodeError:
-            break
-    return lines
+        return
+    with path.open() as file:
+        for line in file:
+            try:
+                yield json.loads(line)
+            except json.JSONDecodeError:
+                return
 
 
 def _came_before(line: Mapping[str, Any], first_step: int) -> bool:

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from avssl import distributed
 
+MODALITIES = ("video", "audio")
 SMALL_BYTES = 65536  # tensors up to here go from process to process by value
 
 

@@ -45,7 +45,9 @@ from avssl.logs import RunLog, RunningMean, collapse_figures
 from avssl.media.decoders import in_words
 from avssl.methods import build_method, is_supervised
 from avssl.methods.base import Method
+from avssl.mining.agreement import agreement_precision, chance_precision
 from avssl.optim import build_optimizer, learning_rate
+from avssl.sessions import note_session
 from avssl.structs import Batch, Embedded, Instances, Progress, Step
 
 
@@ -56,7 +58,8 @@ class TrainingError(RuntimeError):
 def train(config: Config) -> bool:
     """Train as `config` says, from the run's last checkpoint when there is one.
 
-    Writes into run.dir: `last.pt`, `encoders.safetensors`, `log.jsonl`, `tensorboard/`, `config.yaml`.
+    Writes into run.dir: `last.pt`, `encoders.safetensors`, `log.jsonl`, `sessions.jsonl`, `tensorboard/`,
+    `config.yaml`.
 
     Returns:
         True when the run is complete; False when it was asked to stop (SIGTERM, Ctrl-C, run.max_steps) and saved
@@ -108,6 +111,13 @@ def train(config: Config) -> bool:
     model = _wrap(method, config, device)
     if distributed.is_main():
         _open_folder(folder, config)
+        note_session(
+            folder,
+            first_step=first_step,
+            decoder=decoder,
+            num_processes=distributed.world_size(),
+            device=device.type,
+        )
     distributed.barrier()
 
     def save(step: int) -> None:
@@ -150,7 +160,7 @@ def train(config: Config) -> bool:
             if place == 0:
                 epoch_figures = method.on_epoch(epoch)
                 if epoch_figures:
-                    log.report(step, {"epoch": epoch, **epoch_figures})
+                    log.report(step, {"epoch": epoch, **epoch_figures, **_precision(method, epoch_figures, manifest)})
 
             asked = time.perf_counter()
             batch = next(arrivals)
@@ -607,6 +617,20 @@ def _shares(batch: Batch) -> dict[str, torch.Tensor]:
         "share_pictureless": (~batch.has_video & ~lost).float().mean(),
         "share_padded": torch.stack(list(batch.padded.values())).any(dim=0).float().mean(),
     }
+
+
+def _precision(method: Method, figures: Mapping[str, float], manifest: Manifest) -> dict[str, float]:
+    """How often the sets that `figures` tell of agree with the labels, where there are any, and how often sets drawn at
+    random would. The log alone learns it: nothing of it reaches the method.
+    """
+    targets = torch.from_numpy(manifest.targets())  # (N,)
+    found = {}
+    for name, sets in method.agreement_sets().items():
+        mined = (sets >= 0).any(dim=1).cpu()  # (N,)
+        if any(figure.startswith(f"{name}/") for figure in figures) and (targets[mined] >= 0).sum() > 1:
+            found[f"{name}/precision"] = agreement_precision(sets, targets)
+            found[f"{name}/chance"] = chance_precision(targets, mined)
+    return found
 
 
 def _collapse(step: Step) -> dict[str, float]:

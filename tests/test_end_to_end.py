@@ -12,7 +12,8 @@ from avssl.evaluate.features import extract
 from avssl.evaluate.probe import labelled_rows, probe
 from avssl.pretrained import load_run, with_data
 from avssl.retrieval.search import WAYS, find_row, query_of_row, search, sides_of
-from avssl.retrieval.store import StoreError, read_store, write_store
+from avssl.retrieval.store import StoreError, read_store
+from avssl.retrieval.write import write_store
 from avssl.train import train
 from tests.test_train import config
 

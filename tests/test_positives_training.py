@@ -26,7 +26,7 @@ from avssl.methods import build_method
 from avssl.optim import build_optimizer
 from avssl.pretrained import load_run
 from avssl.retrieval.search import query_of_row, search
-from avssl.retrieval.store import write_store
+from avssl.retrieval.write import write_store
 from avssl.structs import Instances, Progress
 from avssl.train import train, train_step, training_clips, usable_instances
 from tests.clips import SECONDS, TINY
@@ -158,6 +158,8 @@ def test_stopping_at_every_step_changes_nothing(settings: Callable[..., Config],
     if name == "joint":
         assert {f"{part}/loss" for part in whole.method["parts"]} <= set(lines[-1])
         assert (load_checkpoint(tmp_path / "whole")["model"]["parts.avid_cma.sets"] >= 0).any()
+        mined = [line for line in read_log(tmp_path / "whole" / "log.jsonl") if "avid_cma/mining/exact" in line]
+        assert all({"avid_cma/mining/precision", "avid_cma/mining/chance"} <= line.keys() for line in mined)
     if name in ("patch", "joint"):
         assert 0 < lines[-1]["patch/share_tracked" if name == "joint" else "share_tracked"] <= 1
 

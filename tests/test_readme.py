@@ -66,7 +66,16 @@ def check_copies(arguments: list[str], printed: str) -> None:
 
 def check_run(arguments: list[str], printed: str) -> None:
     folder = Path(next(each.removeprefix("run.dir=") for each in arguments if each.startswith("run.dir=")))
-    assert {"last.pt", "encoders.safetensors", "config.yaml", "log.jsonl", "tensorboard"} <= set(os.listdir(folder))
+    assert {"last.pt", "encoders.safetensors", "config.yaml", "log.jsonl", "tensorboard", "report.html"} <= set(
+        os.listdir(folder)
+    )
+
+
+def check_report(arguments: list[str], printed: str) -> None:
+    assert printed == f"report: {arguments[0]}/report.html\n"
+    page = (Path(arguments[0]) / "report.html").read_text()
+    assert "linear on my_clips/manifest.parquet" in page
+    assert page.count('<img class="picture"') >= 2
 
 
 def check_tracks(arguments: list[str], printed: str) -> None:
@@ -156,8 +165,9 @@ def check_demo(arguments: list[str], printed: str) -> None:
     assert json.loads(printed) == summary
     page = (out / "report.html").read_text()
     links = re.findall(r"""(?:src|href)\s*=\s*["']?([^"'\s>]*)|url\(["']?([^"')]*)""", page)
-    assert len(links) >= 1 + 3 * 4  # the curves; three references with three others each
-    assert all((one or two).startswith("data:") for one, two in links)
+    assert page.count("<svg") == 3
+    assert len(links) >= 3 * 4  # three references with three others each, at least
+    assert all((one or two).startswith(("data:", "#")) for one, two in links)
     assert not re.search(r"https?://|@import|<script", page)
 
 
@@ -166,6 +176,7 @@ KNOWN = {
     "datasets/toy.py": Miniature(TOY_SIZE, check_toy),
     "tools/prepare.py": Miniature(["--jobs", "1"], check_copies),
     "tools/train.py": Miniature(ONE_EPOCH, check_run),
+    "tools/report.py": Miniature([], check_report),
     "tools/track.py": Miniature(["--num-workers", "1"], check_tracks),
     "tools/mine.py": Miniature(["--k", "4"], check_sets),
     "tools/extract.py": Miniature(["--num-workers", "0", "--num-clips", "1"], check_embeddings),

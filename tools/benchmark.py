@@ -9,6 +9,8 @@
     python tools/benchmark.py loader clips/manifest.parquet --prepared clips_128/manifest.parquet
     python tools/benchmark.py loader made/raw/manifest.parquet --make
     python tools/benchmark.py tracking --scenes 40
+    python tools/benchmark.py search
+    python tools/benchmark.py search --n 100000 --clients 10 --seconds 10
 
 mining: the search for agreement sets beside the dense definition, in one run and with the same threads; for several N
 also how the seconds grow with N.
@@ -18,12 +20,15 @@ encoders: a table of what each encoder costs, as in docs/encoders.md.
 loader: clips/s of a process beside plain PyAV in the same run, ms by stage, one worker and two, from the clips and from
 their training copies; --make makes clips and copies first; --soak watches the memory of a worker.
 tracking: how many tracks are found in made scenes, on a moving thing or not, and how well they stay on it.
+search: the neighbour browser (tools/browse.py) with a million clips: how fast it starts and answers each way, with its
+index and exactly, and what many clients at once do to it.
 Exit code: 0 done, 2 wrong call.
 """
 
 import argparse
 import json
 import sys
+import tempfile
 from pathlib import Path
 
 import torch
@@ -32,6 +37,7 @@ from avssl.benchmark.encoders import as_markdown, benchmark_encoders
 from avssl.benchmark.joint import benchmark_joint
 from avssl.benchmark.loader import benchmark_loader, make_clips, make_copies, measure_memory
 from avssl.benchmark.mining import DATA, benchmark_mining, benchmark_mining_growth
+from avssl.benchmark.search import benchmark_search
 from avssl.benchmark.step import benchmark_step
 from avssl.benchmark.tracking import benchmark_tracking
 from avssl.config import load
@@ -103,6 +109,14 @@ def main() -> int:
     tracking.set_defaults(
         measure=lambda given: benchmark_tracking(num_scenes=given.scenes, first_seed=given.seed, tracker=given.tracker)
     )
+    search = commands.add_parser("search", help="the neighbour browser: start, milliseconds, recall, many clients")
+    search.add_argument("--n", type=int, default=1_000_000, help="clips (default: 1,000,000)")
+    search.add_argument("--dim", type=int, default=128, help="embedding dimension")
+    search.add_argument("--queries", type=int, default=100, help="of each way (default: 100)")
+    search.add_argument("--clients", type=int, default=50, help="that ask at once (default: 50)")
+    search.add_argument("--seconds", type=float, default=60.0, help="for how long (default: 60)")
+    search.add_argument("--seed", type=int, default=0)
+    search.set_defaults(measure=_search)
     for command in commands.choices.values():
         command.add_argument("--threads", type=int, help="torch threads; torch's own choice if not given")
         command.add_argument("--json", nargs="?", const="-", help="print JSON, or write it to a file")
@@ -147,6 +161,19 @@ def _loader(given: argparse.Namespace) -> dict[str, object]:
     )
 
 
+def _search(given: argparse.Namespace) -> dict[str, object]:
+    with tempfile.TemporaryDirectory() as folder:
+        return benchmark_search(
+            Path(folder),
+            num_rows=given.n,
+            dim=given.dim,
+            num_queries=given.queries,
+            num_clients=given.clients,
+            seconds=given.seconds,
+            seed=given.seed,
+        )
+
+
 def _mining(given: argparse.Namespace) -> dict[str, object]:
     settings = {"dim": given.dim, "k": given.k, "data": given.data, "seed": given.seed}
     if len(given.n) == 1:
@@ -163,14 +190,14 @@ def _print(result: dict[str, object]) -> None:
         elif isinstance(value, list):
             print(f"{name}\n  " + "".join(f"{column:>17}" for column in value[0]))
             for row in value:
-                print(
-                    "  "
-                    + "".join(
-                        f"{figure:>17,}" if isinstance(figure, int) else f"{figure:>17.4g}" for figure in row.values()
-                    )
-                )
+                print("  " + "".join(_column(figure) for figure in row.values()))
         else:
             print(f"{name:26} {value:.4g}" if isinstance(value, float) else f"{name:26} {value}")
+
+
+def _column(figure: object) -> str:
+    kind = {str: "", int: ","}.get(type(figure), ".4g")
+    return f"{figure:>17{kind}}"
 
 
 if __name__ == "__main__":

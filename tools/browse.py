@@ -19,12 +19,13 @@ import webbrowser
 from contextlib import ExitStack
 from pathlib import Path
 
+import torch
 import uvicorn
-from avssl.retrieval.previews import Previews
 
 from avssl.files import WriteError, check_writable
 from avssl.retrieval.app import Shelf, build_app
 from avssl.retrieval.guard import Guard
+from avssl.retrieval.previews import Previews
 from avssl.retrieval.store import Store, StoreError, read_store
 from avssl.retrieval.uploads import Uploads
 
@@ -61,6 +62,7 @@ def main() -> int:
         if arguments.open:
             webbrowser.open(address)
         app = Guard(build_app(shelves, previews=previews, uploads=uploads), token=token)
+        torch.set_num_threads(1)  # a search is short, and as many run beside one another as there are cores
         server = uvicorn.Server(uvicorn.Config(app, log_level="warning", access_log=False, server_header=False))
         server.run(sockets=[listening])
     return 0

@@ -39,7 +39,7 @@ from avssl.evaluate.splits import read_splits
 from avssl.evaluate.table import compare, read_result
 from avssl.files import WriteError, answer, check_writable
 from avssl.pretrained import Pretrained, export, load, untrained, with_data
-from avssl.report import confusion_png, write_evaluation
+from avssl.report.evaluation import confusion_png, write_evaluation
 from avssl.train import TrainingError
 
 FROZEN = {
@@ -132,7 +132,7 @@ def _table() -> int:
         results = [read_result(path) for path in arguments.table]
         tables = compare(results)
         if arguments.report:
-            write_evaluation(arguments.report, results, tables=tables)
+            write_evaluation(arguments.report, results)
         print(tables)
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)

@@ -15,7 +15,7 @@ from pathlib import Path
 from avssl import distributed
 from avssl.data.manifest import read_manifest
 from avssl.pretrained import load, with_data
-from avssl.retrieval.store import write_store
+from avssl.retrieval.write import write_store
 
 
 def main() -> int:

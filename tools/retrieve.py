@@ -14,10 +14,10 @@ import json
 import sys
 from pathlib import Path
 
-from avssl.evaluate.features import MODALITIES
 from avssl.retrieval.embed import embed_file, run_of_store
 from avssl.retrieval.search import Query, find_row, query_of_row, query_of_vectors, search
 from avssl.retrieval.store import Store, StoreError, read_store
+from avssl.structs import MODALITIES
 
 
 def main() -> int:

@@ -32,9 +32,9 @@ from avssl.data.sampling import Key
 from avssl.files import WriteError
 from avssl.models.heads import describe_maps, side_by_side
 from avssl.pretrained import Pretrained
+from avssl.structs import MODALITIES
 from avssl.transforms.views import numbered
 
-MODALITIES = ("video", "audio")  # each looked at through the view of the same name
 BATCH_CLIPS = 32  # clips that go through the towers together
 VIEWED = (  # what of the data section an evaluation view depends on
     *("decoder", "max_pixels", "max_seconds", "num_frames", "fps", "size", "audio_seconds", "sample_rate"),

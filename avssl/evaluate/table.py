@@ -33,8 +33,8 @@ def read_result(path: str | Path) -> dict[str, Any]:
 def compare(results: Sequence[Result]) -> str:
     """One table for each protocol and set in words; what makes results of one table hard to compare is said below."""
     tables = []
-    for group in _grouped(results):
-        tables.append("\n".join([_title(group[0]), *_lines(group), *_differences(group), *_lacking(group)]))
+    for group in grouped(results):
+        tables.append("\n".join([title(group[0]), *_lines(group), *remarks(group)]))
     return "\n\n".join(tables)
 
 
@@ -65,14 +65,16 @@ def shown(figure: Mapping[str, Any] | None) -> str:
     return f"{figure['mean']:.3f} {interval}{spread}"
 
 
-def _grouped(results: Sequence[Result]) -> list[list[Result]]:
+def grouped(results: Sequence[Result]) -> list[list[Result]]:
+    """The results that stand in one table: of one protocol and one set of clips."""
     groups: dict[tuple[str, str], list[Result]] = {}
     for result in results:
         groups.setdefault((result["protocol"], result["manifest_hash"]), []).append(result)
     return list(groups.values())
 
 
-def _title(result: Result) -> str:
+def title(result: Result) -> str:
+    """Of the table of a group, by any of its results."""
     splits = result["splits"]
     over = splits[0] if len(splits) == 1 else f"mean of {len(splits)}: {', '.join(splits)}"
     settings = result["settings"]
@@ -94,6 +96,11 @@ def _lines(group: Sequence[Result]) -> list[str]:
     table = [["", *headings(group)], *([way, *cells] for way, cells in rows(group).items())]
     widths = [max(len(line[i]) for line in table) for i in range(len(table[0]))]
     return ["  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in table]
+
+
+def remarks(group: Sequence[Result]) -> list[str]:
+    """What is to be known of a table: what makes its results hard to compare, and what could not be answered."""
+    return [*_differences(group), *_lacking(group)]
 
 
 def _differences(group: Sequence[Result]) -> list[str]:

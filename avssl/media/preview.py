@@ -106,7 +106,7 @@ def _middle_frame(reader: Reader, part: Part) -> av.VideoFrame | None:
         start, _ = next(reader.frames_from("video", -math.inf), (0.0, None))
         part = start, max(start, reader.end_seconds("video") or start)
     middle, found = sum(part) / 2, None
-    for seconds, frame in reader.frames_from("video", middle):
+    for seconds, frame in reader.frames_from("video", middle, [middle]):
         if found is not None and seconds > middle + TIME_TOLERANCE:
             break
         found = frame

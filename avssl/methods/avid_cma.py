@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from avssl import distributed
 from avssl.methods.avid import AVID, AVIDOptions, Term
-from avssl.mining.agreement import RULES, Rule, minable, mine_agreement
+from avssl.mining.agreement import RULES, Rule, minable, mine_agreement, overlap
 from avssl.objectives.positives import in_set
 from avssl.structs import Embedded, Instances
 
@@ -132,6 +132,7 @@ class AVIDCMA(AVID):
                 valid=valid,
             )
             ids, score, exact = found.ids, found.score, found.exact[valid].float().mean()
+        before = self.sets.clone()
         self.sets.copy_(distributed.broadcast(ids))
         self._mined = None
         self.set_scores.copy_(distributed.broadcast(score))
@@ -140,4 +141,8 @@ class AVIDCMA(AVID):
             "mining/exact": float(distributed.broadcast(exact)),
             "mining/score": float(self.set_scores[in_sets].mean()),
             "mining/rows_with_set": float(in_sets.any(dim=1).float().mean()),
+            **({"mining/overlap": overlap(before, self.sets)} if (before >= 0).any() else {}),
         }
+
+    def agreement_sets(self) -> dict[str, Tensor]:
+        return {"mining": self.sets}

@@ -161,6 +161,12 @@ class Method(nn.Module):
         """Called before the first step of every epoch; same result on every rank. Returns figures for the log."""
         return {}
 
+    def agreement_sets(self) -> dict[str, Tensor]:
+        """Mined sets (N, k) of each row, -1 = empty, by what the names of their figures from `on_epoch` begin with;
+        none, unless the method mines. Asked by those who know labels, which a method does not.
+        """
+        return {}
+
     def generator(self, progress: Progress) -> torch.Generator:
         """A CPU generator that depends on the seed, the step and the part only: the same on every rank and at every
         call.

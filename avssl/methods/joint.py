@@ -70,6 +70,11 @@ class Joint(Method):
             f"{name}/{key}": value for name, part in self.parts.items() for key, value in part.on_epoch(epoch).items()
         }
 
+    def agreement_sets(self) -> dict[str, Tensor]:
+        return {
+            f"{name}/{key}": sets for name, part in self.parts.items() for key, sets in part.agreement_sets().items()
+        }
+
 
 def _of_part(entries: Mapping[str, Any], name: str) -> dict[str, Any]:
     """The entries of one part, without its prefix."""

@@ -146,6 +146,21 @@ def agreement_precision(ids: Tensor, targets: Tensor) -> float:
     return same[labelled].double().mean().item()
 
 
+def overlap(before: Tensor, after: Tensor) -> float:
+    """How much of the sets was in them before: the mean share of a row's members, over rows that have a set both times.
+
+    Args:
+        before, after: (N, k) int64 sets, each row ascending, -1 = the row has none.
+
+    Returns:
+        Share in [0, 1]; NaN when no row has a set both times.
+    """
+    both = (before >= 0).all(dim=1) & (after >= 0).all(dim=1)
+    before, after = before[both].contiguous(), after[both].contiguous()
+    place = torch.searchsorted(before, after).clamp(max=before.shape[1] - 1)
+    return (before.gather(1, place) == after).double().mean().item()
+
+
 def chance_precision(targets: Tensor, valid: Tensor | None = None) -> float:
     """What `agreement_precision` would be for sets drawn at random, without self, from the labelled valid rows.
 

@@ -20,7 +20,7 @@ from avssl.pretrained import Pretrained, load, with_data
 from avssl.retrieval.store import Meta, StoreError
 from avssl.workers import serve
 
-MEMORY_BYTES = 64 << 30  # address space; torch alone maps several GB of libraries
+MEMORY_BYTES = 32 << 30  # address space; torch with its libraries maps 6 GB
 
 
 def embed_file(path: Path, meta: Meta, *, run: Pretrained, manifest: Manifest | None = None) -> dict[str, np.ndarray]:

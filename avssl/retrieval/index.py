@@ -21,10 +21,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from avssl.evaluate.features import MODALITIES
 from avssl.files import WriteError, whole_file
 from avssl.retrieval.search import Query, Way, query_of_row, rank, rank_each, sides_of, ways_of
 from avssl.retrieval.store import Store
+from avssl.structs import MODALITIES
 
 EXACT_BELOW = 50_000  # clips: up to here looking at every one takes milliseconds
 MAX_DEPTH = 1000  # neighbours asked for; deeper, every clip is looked at
@@ -54,6 +54,7 @@ class NeighbourIndex:
 
     def candidates(self, query: Query, way: Way, *, depth: int) -> np.ndarray | None:
         """As `Narrowing`; None beyond MAX_DEPTH."""
+        faiss.omp_set_num_threads(1)  # of this thread: one search is short, and others run beside it
         return None if depth > MAX_DEPTH else _visit(self.spaces, query, way, depth, self.measured.num_visited[way])
 
 

@@ -14,8 +14,8 @@ import faiss
 import numpy as np
 import torch
 
-from avssl.evaluate.features import MODALITIES
 from avssl.retrieval.store import Store
+from avssl.structs import MODALITIES
 
 Method = Literal["pca", "umap"]
 MAX_POINTS = 5000

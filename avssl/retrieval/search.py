@@ -18,12 +18,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from avssl.evaluate.features import MODALITIES
 from avssl.retrieval.store import Store
+from avssl.structs import MODALITIES
 
 Way = Literal["v2v", "v2a", "a2v", "a2a", "agreement"]
 WAYS: tuple[Way, ...] = get_args(Way)
 SIDES = {"v": "video", "a": "audio"}
+ROUNDING_ROWS = 64  # clips beyond those asked for that are scored again, since rounding may have put them behind
 LIKE_SHARE, LIKE_CLIPS = 0.05, (50, 1000)  # of the clips are alike in one side: at least, at most
 
 
@@ -153,12 +154,9 @@ def rank(
     check_way(store, query, way)
     narrowed = index.candidates(query, way, depth=depth) if index is not None and label is None else None
     rows = choosable(store, query, way, label=label) if narrowed is None else np.sort(narrowed[narrowed != query.row])
-    if way == "agreement":
-        scores = np.minimum(*(_cosines(store, query.vectors[side], side, rows) for side in MODALITIES))
-    else:
-        source, target = sides_of(way)
-        scores = _cosines(store, query.vectors[source], target, rows)
-    return _best(rows, scores, depth, exact=narrowed is None)
+    if len(rows) > depth + ROUNDING_ROWS:
+        rows = np.sort(_best(rows, _coarse_scores(store, query, way, rows), depth + ROUNDING_ROWS, exact=True).rows)
+    return _best(rows, _scores(store, query, way, rows), depth, exact=narrowed is None)
 
 
 def rank_each(store: Store, queries: Sequence[Query], *, way: Way, depth: int) -> list[Ranking]:
@@ -246,11 +244,28 @@ def check_way(store: Store, query: Query, way: Way) -> None:
             )
 
 
+def _scores(store: Store, query: Query, way: Way, rows: np.ndarray) -> np.ndarray:
+    """(m,) float32 scores of a few clips, the same however they were found."""
+    if way == "agreement":
+        return np.minimum(*(_cosines(store, query.vectors[side], side, rows) for side in MODALITIES))
+    source, target = sides_of(way)
+    return _cosines(store, query.vectors[source], target, rows)
+
+
 def _cosines(store: Store, vector: Tensor, side: str, rows: np.ndarray) -> np.ndarray:
-    """(m,) float32 cosines of a unit vector (D,) to rows (m,) of a side."""
-    if len(rows) > len(store) // 4:  # one pass over all is faster than gathering
-        return store.vectors[side].cosines(vector[None])[0].numpy()[rows]
-    return (store.vectors[side].take(rows) @ vector).numpy()
+    """(m,) float32 cosines of a unit vector (D,) to a few rows (m,) of a side, summed in float64."""
+    return (store.vectors[side].take(rows).double() @ vector.double()).float().numpy()
+
+
+def _coarse_scores(store: Store, query: Query, way: Way, rows: np.ndarray) -> np.ndarray:
+    """(m,) float32 scores of many clips, right but for rounding."""
+    sides = [(side, side) for side in MODALITIES] if way == "agreement" else [sides_of(way)]
+    found = []
+    for source, target in sides:
+        vector, vectors = query.vectors[source], store.vectors[target]
+        few = len(rows) < len(store) // 4  # else one pass over all is faster than gathering
+        found.append((vectors.take(rows) @ vector if few else vectors.cosines(vector[None])[0][rows]).numpy())
+    return np.minimum(*found) if way == "agreement" else found[0]
 
 
 def _best(rows: np.ndarray, scores: np.ndarray, k: int, *, exact: bool) -> Ranking:

@@ -10,12 +10,14 @@ stop.
 
 A shard counts as written when its parquet file is there: it is renamed into place last. Reading maps the vectors from
 disk, so that a million clips are there at once.
+
+What lives here: the files and reading them, without any model. What does not: filling them (write.py).
 """
 
-import io
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Literal
@@ -28,15 +30,10 @@ import pyarrow.parquet as pq
 import torch
 from torch import Tensor
 
-from avssl import distributed
-from avssl.data.dataset import check_decoder
-from avssl.data.manifest import Manifest
-from avssl.evaluate.features import MODALITIES, extract
-from avssl.files import whole_file
-from avssl.media.decoders import in_words
-from avssl.pretrained import Pretrained
+from avssl.structs import MODALITIES
 
 SHARD_ROWS = 1024
+FILES_AT_ONCE = 32  # that are opened: a disk answers many at once faster than one after another
 SCHEMA = pa.schema(
     [
         ("id", pa.int64()),
@@ -159,61 +156,6 @@ class Store:
         return self.table.column("start")[row].as_py(), self.table.column("end")[row].as_py()
 
 
-def write_store(
-    folder: Path,
-    run: Pretrained,
-    manifest: Manifest,
-    *,
-    manifest_path: Path,
-    kind: Literal["embedding", "features"] = "embedding",
-    split: str | None = None,
-    num_clips: int = 3,
-) -> Store | None:
-    """Extract every usable row of a manifest that the folder does not hold yet; with torchrun each rank writes its
-    own shards.
-
-    Args:
-        kind: embedding = outputs of the heads, unit length; features = outputs of the trunks.
-        split: rows of one split only; None = all.
-        num_clips: clips averaged per video.
-
-    Returns:
-        The whole store on rank 0; None elsewhere.
-
-    Raises:
-        StoreError: the folder holds embeddings of other weights, clips or settings, or the weights have no heads.
-    """
-    if kind == "embedding" and not run.heads:
-        raise StoreError(
-            f"the weights in {run.path.parent} have no heads, whose outputs embeddings are: ask --features"
-        )
-    ids = np.flatnonzero(manifest.usable(split))
-    if len(ids) == 0:
-        raise StoreError(
-            f"{manifest_path} has no usable clip with split {split}: look at its columns split, status and reason"
-        )
-    meta = Meta(
-        run=str(run.path.parent),
-        weights_hash=run.weights_hash,
-        manifest=str(manifest_path),
-        manifest_hash=manifest.hash,
-        root=str(manifest.root),
-        kind=kind,
-        num_clips=num_clips,
-        split=split,
-        num_rows=len(ids),
-        decoder=in_words(check_decoder(run.data)),
-        towers=list(run.encoders),
-    )
-    _claim(folder, meta)
-    pieces = [ids[first : first + SHARD_ROWS] for first in range(0, len(ids), SHARD_ROWS)]
-    for number, piece in enumerate(pieces):
-        if number % distributed.world_size() == distributed.rank() and not _shard(folder, number, "parquet").exists():
-            _write_shard(folder, number, run, manifest, piece, meta, words=f"extract {number + 1}/{len(pieces)}")
-    distributed.barrier()
-    return read_store(folder) if distributed.is_main() else None
-
-
 def read_store(folder: Path) -> Store:
     """Open a folder of embeddings.
 
@@ -224,14 +166,14 @@ def read_store(folder: Path) -> Store:
         raise StoreError(f"{folder} holds no embeddings (no meta.json): make them with tools/extract.py")
     meta = Meta(**json.loads((folder / "meta.json").read_text()))
     numbers = range(-(-meta.num_rows // SHARD_ROWS))
-    missing = [number for number in numbers if not _shard(folder, number, "parquet").exists()]
+    missing = [number for number in numbers if not shard_path(folder, number, "parquet").exists()]
     if missing:
         raise StoreError(
             f"{folder} is not complete: {len(missing)} of {len(numbers)} shards are missing; run tools/extract.py again"
         )
-    files = [str(_shard(folder, number, "parquet")) for number in numbers]
+    files = [str(shard_path(folder, number, "parquet")) for number in numbers]
     try:
-        table = pads.dataset(files, schema=SCHEMA).to_table()
+        table = pads.dataset(files, schema=SCHEMA).to_table(fragment_readahead=FILES_AT_ONCE)
     except (pa.ArrowException, OSError) as error:
         raise _damaged(folder, error) from error
     if table.column("has_video").null_count or "start" not in pq.read_schema(files[0]).names:
@@ -241,13 +183,16 @@ def read_store(folder: Path) -> Store:
         )
     good = pc.is_null(table.column("error"))
     failed = table.filter(pc.invert(good))
+    with ThreadPoolExecutor(FILES_AT_ONCE) as pool:
+        vectors = {
+            side: Vectors(list(pool.map(_mapped, [shard_path(folder, number, f"{side}.npy") for number in numbers])))
+            for side in MODALITIES
+        }
     store = Store(
         folder=folder,
         meta=meta,
         table=table.filter(good).drop_columns("error").combine_chunks(),
-        vectors={
-            side: Vectors([_mapped(_shard(folder, number, f"{side}.npy")) for number in numbers]) for side in MODALITIES
-        },
+        vectors=vectors,
         errors=dict(zip(*(failed.column(name).to_pylist() for name in ("path", "error")), strict=True)),
     )
     if {len(store), *(len(vectors) for vectors in store.vectors.values())} != {len(store)}:
@@ -274,56 +219,5 @@ def _damaged(folder: Path, why: object) -> StoreError:
     return StoreError(f"{folder} is damaged ({why}): delete that folder and run tools/extract.py again")
 
 
-def _claim(folder: Path, meta: Meta) -> None:
-    """Write meta.json, or check that the folder belongs to the same run, clips and settings."""
-    path = folder / "meta.json"
-    if path.exists():
-        before = Meta(**json.loads(path.read_text()))
-        same = ("weights_hash", "manifest_hash", "kind", "num_clips", "split", "num_rows")
-        for name in same:
-            if getattr(before, name) != getattr(meta, name):
-                raise StoreError(
-                    f"{folder} holds embeddings with {name}={getattr(before, name)}, now {getattr(meta, name)}: "
-                    f"give another --out, "
-                    "or delete that folder"
-                )
-    elif distributed.is_main():
-        with whole_file(path) as temporary:
-            temporary.write_text(json.dumps(asdict(meta), indent=1) + "\n")
-    distributed.barrier()
-
-
-def _write_shard(
-    folder: Path, number: int, run: Pretrained, manifest: Manifest, ids: np.ndarray, meta: Meta, *, words: str
-) -> None:
-    found = extract(run, manifest, ids, num_clips=meta.num_clips, progress=words)
-    if number == 0 and not len(found.ids):  # written down, it would be taken for done when the clips are back
-        raise StoreError(
-            f"none of the first {len(ids)} clips could be read (first: {next(iter(found.errors.values()))}): is "
-            f"{manifest.root} the folder of the clips? name the right one with --root"
-        )
-    vectors = found.embedding if meta.kind == "embedding" else found.features
-    for modality in MODALITIES:
-        array = io.BytesIO()  # on a full disk np.save itself would say how many bytes it wrote, and not why
-        np.save(array, vectors[modality].astype(np.float16))
-        with whole_file(_shard(folder, number, f"{modality}.npy")) as temporary:
-            temporary.write_bytes(array.getbuffer())
-    rows = [*found.ids.tolist(), *found.errors]  # the read ones first, in the order of the vectors
-    without = [False] * len(found.errors)
-    of_manifest = manifest.table.select(["path", "start", "end", "label"]).take(rows)
-    table = pa.table(
-        {
-            "id": pa.array(rows, pa.int64()),
-            **{name: of_manifest.column(name) for name in of_manifest.column_names},
-            "has_audio": pa.array([*found.has_audio.tolist(), *without], pa.bool_()),
-            "has_video": pa.array([*found.has_video.tolist(), *without], pa.bool_()),
-            "error": pa.array([found.errors.get(row) for row in rows], pa.string()),
-        },
-        schema=SCHEMA,
-    )
-    with whole_file(_shard(folder, number, "parquet")) as temporary:
-        pq.write_table(table, temporary)
-
-
-def _shard(folder: Path, number: int, ending: str) -> Path:
+def shard_path(folder: Path, number: int, ending: str) -> Path:
     return folder / f"shard-{number:05d}.{ending}"

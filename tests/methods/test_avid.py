@@ -195,6 +195,21 @@ def test_sets_are_mined_when_the_options_say() -> None:
     assert (method.sets.diff(dim=1) > 0).all()
 
 
+def test_a_refresh_says_how_much_of_the_sets_stayed() -> None:
+    method = tiny_method(AVIDCMAOptions(**CMA, mine_every=1), everything(40))
+    assert method.agreement_sets().keys() == {"mining"}
+    assert "mining/overlap" not in method.on_epoch(0)
+    before = method.agreement_sets()["mining"].tolist()
+    assert method.on_epoch(1)["mining/overlap"] == 1  # the same memories
+    for bank in method.banks.values():
+        bank.z.copy_(F.normalize(bank.z + torch.randn(bank.z.shape, generator=torch.Generator().manual_seed(0)), dim=1))
+    overlap = method.on_epoch(2)["mining/overlap"]
+    after = method.agreement_sets()["mining"].tolist()
+    stayed = [len(set(old) & set(new)) / len(new) for old, new in zip(before, after, strict=True)]
+    assert overlap == pytest.approx(sum(stayed) / 40)
+    assert 0 < overlap < 1
+
+
 def test_until_the_first_sets_cma_is_avid() -> None:
     avid = tiny_method(AVIDOptions(**OPTIONS), everything(40))
     cma = tiny_method(AVIDCMAOptions(**CMA, mine_from_epoch=5), everything(40))

@@ -1,5 +1,6 @@
 """Agreement mining against the recorded sets of AVID-CMA and against the definition, written out here."""
 
+import math
 from pathlib import Path
 
 import numpy as np
@@ -8,7 +9,7 @@ import torch
 import torch.nn.functional as F
 
 from avssl.mining import agreement
-from avssl.mining.agreement import RULES, agreement_precision, chance_precision, mine_agreement
+from avssl.mining.agreement import RULES, agreement_precision, chance_precision, mine_agreement, overlap
 
 RECORDED = Path(__file__).parents[1] / "fixtures" / "mining.npz"
 
@@ -278,3 +279,10 @@ def test_errors_say_what_is_wrong(generator):
         with pytest.raises(ValueError, match=r"audio row 3 has length .*normalise the rows"):
             mine_agreement(video, wrong, k=2)
         mine_agreement(video, wrong, k=2, rule="video")  # the rule does not look at the sound
+
+
+def test_overlap_is_the_mean_share_that_stayed() -> None:
+    before = torch.tensor([[1, 2, 3], [0, 2, 3], [-1, -1, -1], [0, 1, 2], [1, 2, 3]])
+    after = torch.tensor([[1, 3, 4], [4, 5, 6], [0, 1, 4], [-1, -1, -1], [1, 2, 3]])
+    assert overlap(before, after) == pytest.approx((2 / 3 + 0 + 1) / 3)
+    assert math.isnan(overlap(before[2:4], after[2:4]))

@@ -1,0 +1,236 @@
+"""Clips shown by a middle frame over a spectrogram, and which of them are near which.
+
+What lives here: the vectors that neighbours are looked for in, drawing reference clips and choosing their neighbours,
+their pictures. What does not: the page around them.
+
+Letters: n clips with vectors, D dimensions, N rows of the manifest.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from avssl.data.manifest import Manifest
+from avssl.evaluate.features import MODALITIES, Extracted, extract
+from avssl.media.decode import AudioWindow, VideoWindow, read_clip
+from avssl.media.reader import DecodeError
+from avssl.methods.base import Method
+from avssl.pretrained import Pretrained
+from avssl.report.page import picture, plt, png, text
+from avssl.retrieval.store import StoreError, read_store
+from avssl.transforms.audio import log_mel
+
+SEED = 0  # draws the references
+MAX_EXTRACTED = 200  # clips that a report looks at when a run keeps no memories: some seconds on a CPU
+NUM_POSITIVES = 2  # shown of each reference
+ALIKE = 0.05  # share of the clips, the nearest ones, that count as alike
+SIDES = {"video": "picture", "audio": "sound"}
+
+
+@dataclass(frozen=True)
+class Vectors:
+    """Where neighbours are looked for.
+
+    Args:
+        ids: (n,) int64 rows of the manifest.
+        z: {side: (n, D) float32 unit vectors}; without a side that the run has no tower for.
+        has: {side: (n,) bool}, which clips have that side; the others' vectors mean nothing.
+        source: in words.
+    """
+
+    ids: np.ndarray
+    z: Mapping[str, Tensor]
+    has: Mapping[str, Tensor]
+    source: str
+
+    def at(self, rows: np.ndarray) -> "Vectors":
+        """Only the clips whose row is marked in `rows` (N,) bool."""
+        keep = torch.from_numpy(rows[self.ids])
+        z, has = ({side: each[keep] for side, each in of.items()} for of in (self.z, self.has))
+        return Vectors(self.ids[keep.numpy()], z, has, self.source)
+
+
+@dataclass(frozen=True)
+class ShownClip:
+    """A clip on the page: its row of the manifest, and what is said of it."""
+
+    role: str
+    row: int
+    note: str
+
+
+def vectors_of_memories(method: Method) -> Vectors | None:
+    """The memories that a method, or the first of its parts that has some, keeps of all clips; None = none does."""
+    for part in (method, *getattr(method, "parts", {}).values()):
+        banks = {side: bank for side, bank in getattr(part, "banks", {}).items() if side in MODALITIES}
+        banks = {side: bank for side, bank in banks.items() if bank.valid.any()}
+        if banks:
+            return Vectors(
+                ids=np.arange(len(next(iter(banks.values())).z)),
+                z={side: bank.z.float().cpu() for side, bank in banks.items()},
+                has={side: bank.valid.cpu() for side, bank in banks.items()},
+                source="the memories at the end of the run, running means of embeddings of augmented clips",
+            )
+    return None
+
+
+def vectors_of_store(folder: Path, *, manifest_hash: str) -> Vectors:
+    """Embeddings that tools/extract.py has written.
+
+    Raises:
+        StoreError: as `read_store` does, or they are of another manifest than this.
+    """
+    store = read_store(folder)
+    if store.meta.manifest_hash != manifest_hash:
+        raise StoreError(f"the embeddings in {folder} are of another manifest than the run's: extract its clips")
+    has = {"video": store.has_video, "audio": store.has_audio}
+    sides = [side for side in MODALITIES if side in store.meta.towers and has[side].any()]
+    return Vectors(
+        ids=store.ids,
+        z={side: _unit(store.vectors[side]) for side in sides},
+        has={side: torch.from_numpy(has[side]) for side in sides},
+        source=f"the embeddings in {folder}",
+    )
+
+
+def vectors_of_some(towers: Pretrained, manifest: Manifest, rows: np.ndarray) -> Vectors:
+    """Extracted now, of at most MAX_EXTRACTED of `rows` (n,), drawn at random: outputs of the heads where every tower
+    has one, else of the trunks."""
+    drawn = np.sort(np.random.default_rng(SEED).permutation(rows)[:MAX_EXTRACTED])
+    found: Extracted = extract(towers, manifest, drawn, num_clips=1)
+    by_heads = set(towers.encoders) <= set(towers.heads)
+    vectors = found.embedding if by_heads else found.features
+    sides = [side for side in towers.encoders if found.has(side).any()]
+    what = "outputs of the heads" if by_heads else "outputs of the encoders"
+    return Vectors(
+        ids=found.ids,
+        z={side: _unit(vectors[side]) for side in sides},
+        has={side: torch.from_numpy(found.has(side)) for side in sides},
+        source=f"{what} for one clip of each of {len(found.ids)} videos, extracted for this page",
+    )
+
+
+def _unit(vectors: np.ndarray) -> Tensor:
+    return F.normalize(torch.from_numpy(np.asarray(vectors, dtype=np.float32)), dim=1)
+
+
+def reference_clips(vectors: Vectors, targets: np.ndarray, *, num: int = 3) -> dict[str, list[ShownClip]]:
+    """Clips drawn at random, of different classes where there are some, each with others that are near: by agreement of
+    both sides, by picture alone and by sound alone; where one side is all there is, by that.
+
+    Args:
+        targets: (N,) classes, negative = unlabelled.
+
+    Returns:
+        {heading: reference and neighbours}; empty with fewer than three clips to choose from.
+    """
+    sides = list(vectors.z)
+    if not sides:  # nothing could be read
+        return {}
+    usable = torch.stack([*vectors.has.values()]).all(dim=0)  # (n,)
+    if len(sides) == 2 and usable.sum() < 3:
+        sides = [max(sides, key=lambda side: int(vectors.has[side].sum()))]
+        usable = vectors.has[sides[0]]
+    if usable.sum() < 3:
+        return {}
+    drawn = np.random.default_rng(SEED).permutation(np.flatnonzero(usable.numpy()))
+    references: list[int] = []
+    for place in drawn.tolist():
+        known = [targets[vectors.ids[each]] for each in references]
+        if len(references) < num and (targets[vectors.ids[place]] < 0 or targets[vectors.ids[place]] not in known):
+            references.append(place)
+    return {
+        f"Reference {number}": _neighbours(vectors, sides, usable, place) for number, place in enumerate(references, 1)
+    }
+
+
+def _neighbours(vectors: Vectors, sides: Sequence[str], usable: Tensor, place: int) -> list[ShownClip]:
+    """The reference at `place`, then its neighbours, each once."""
+    cosines = {side: vectors.z[side] @ vectors.z[side][place] for side in sides}  # (n,) each
+    free = usable.clone()
+    free[place] = False
+    clips = [ShownClip("Reference", int(vectors.ids[place]), "")]
+    for role, score in _wanted(cosines, free):
+        best = int(score.masked_fill(~free, -torch.inf).argmax())
+        if not free[best] or score[best] == -torch.inf:
+            continue
+        free[best] = False
+        words = ", ".join(f"{SIDES[side]} {float(cosines[side][best]):.2f}" for side in sides)
+        clips.append(ShownClip(role, int(vectors.ids[best]), f"cosine: {words}"))
+    return clips
+
+
+def _wanted(cosines: Mapping[str, Tensor], free: Tensor) -> list[tuple[str, Tensor]]:
+    """(role, score (n,)) of every neighbour: the free clip with the largest score takes the role."""
+    if len(cosines) == 1:
+        ((side, cosine),) = cosines.items()
+        return [(f"Near in {SIDES[side]}", cosine)] * (NUM_POSITIVES + 1)
+    look, sound = cosines["video"], cosines["audio"]
+    num_alike = min(int(free.sum()), max(NUM_POSITIVES + 1, int(free.sum() * ALIKE)))
+    looks_only, sounds_only = (
+        torch.where(one >= one[free].topk(num_alike).values[-1], one - other, -torch.inf)
+        for one, other in ((look, sound), (sound, look))
+    )
+    return [
+        *[("Positive by agreement", torch.minimum(look, sound))] * NUM_POSITIVES,
+        ("Looks alike, sounds different", looks_only),
+        ("Sounds alike, looks different", sounds_only),
+    ]
+
+
+def clips_html(manifest: Manifest, clips: Sequence[ShownClip]) -> str:
+    """Clips side by side; one that cannot be read says why."""
+    return f'<div class="clips">{"".join(_figure(manifest, clip) for clip in clips)}</div>'
+
+
+def _figure(manifest: Manifest, clip: ShownClip) -> str:
+    path = str(manifest.column("path")[clip.row])
+    label = manifest.column("label")[clip.row]
+    name = Path(path).name if label is None else f"{label} ({Path(path).name})"
+    try:
+        image = picture(clip_png(manifest, clip.row), alt=f"{clip.role}: middle frame and spectrogram of {path}")
+    except (DecodeError, OSError) as error:
+        image = f"<p>{text(error)}</p>"
+    return f"<figure>{image}<figcaption><b>{text(clip.role)}</b>{text(name)}<br>{text(clip.note)}</figcaption></figure>"
+
+
+def clip_png(manifest: Manifest, row: int) -> bytes:
+    """The middle frame of a clip over the log-mel spectrogram of its whole sound; of a file of sound alone no frame.
+
+    Raises:
+        DecodeError: the clip cannot be read.
+    """
+    has_video, has_audio = bool(manifest.has_video[row]), bool(manifest.has_audio[row])
+    start, end = (float(each) for each in manifest.bounds("video" if has_video else "audio")[row])
+    rate = 16_000
+    frames, samples = read_clip(
+        manifest.root / manifest.column("path")[row],
+        video=[VideoWindow(start=(start + end) / 2, duration=0.04, fps=25.0)] if has_video else [],
+        audio=[AudioWindow(start=start, duration=max(end - start, 0.1), sample_rate=rate)] if has_audio else [],
+    )
+    figure, (above, below) = plt.subplots(2, 1, figsize=(2.6, 3.4), height_ratios=[2, 1.1])
+    figure.subplots_adjust(left=0.03, right=0.97, top=0.99, bottom=0.11, hspace=0.04)
+    if has_video:
+        above.imshow(frames[0].data[0])
+    else:
+        above.text(0.5, 0.5, "no picture", ha="center", va="center")
+    if has_audio:
+        spectrogram = log_mel(
+            torch.from_numpy(samples[0].data)[None], sample_rate=rate, n_fft=512, hop_seconds=0.01, num_mels=64
+        )
+        bands = spectrogram[0, 0].T.numpy()  # (64, S)
+        below.imshow(bands, origin="lower", aspect="auto", cmap="magma", extent=(start, end, 0, len(bands)))
+        below.set_xlabel("seconds", fontsize=7, labelpad=1)
+    else:
+        below.text(0.5, 0.5, "no sound", ha="center", va="center")
+        below.set_xticks([])
+    for axis in (above, below):
+        axis.set_yticks([])
+        axis.tick_params(labelsize=6)
+    above.set_xticks([])
+    return png(figure, dpi=90)

@@ -1,0 +1,226 @@
+"""A run's log as lines over its steps, and what they say of the training.
+
+What lives here: reading log.jsonl once, which figures stand in one chart, signs of collapse, refreshes of agreement
+sets. What does not: drawing (curves.py).
+"""
+
+from array import array
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from avssl.logs import log_lines
+from avssl.report.curves import DASHES, Chart, Line, charts_html
+from avssl.report.page import heading, note, table, warning
+
+COLLAPSED_STD, COLLAPSED_RANK = 0.1, 2.0  # at or below: reported as a sign of collapse
+MAX_REFRESHES = 40  # lines of the table; of more, evenly spaced ones
+SHARES = {
+    "share_unreadable": "could not be read",
+    "share_soundless": "without sound",
+    "share_pictureless": "without picture",
+    "share_padded": "shorter than what was asked of them",
+}
+OF_METHODS = {  # that are no loss
+    "accuracy": "classes named right",
+    "returned": "walks that returned",
+    "share_tracked": "clips with a track",
+}
+SPEED = {
+    "lr": ("Learning rate", ""),
+    "grad_norm": ("Gradient norm", "Before clipping."),
+    "clips_per_second": ("Clips per second", "Over all processes."),
+    "data_wait": ("Share of time waiting for data", "Near 0 the training is the bottleneck, near 1 the decoding."),
+}
+REFRESH = {  # of a refresh, after mining/: heading
+    "rows_with_set": "rows with a set",
+    "exact": "proven exact",
+    "score": "mean score",
+    "overlap": "overlap with the sets before",
+    "precision": "precision",
+    "chance": "chance",
+}
+
+
+@dataclass
+class History:
+    """What a log tells.
+
+    Args:
+        lines: {figure: its steps and values}, without what is not finite.
+        refreshes: of agreement sets, the lines of the log as they are.
+        unreadable: {reason, which names the file: how often}.
+        seconds: of training, by the clips per second that were reported.
+        step, epoch: of the last line; -1 without one.
+    """
+
+    lines: dict[str, Line] = field(default_factory=dict)
+    refreshes: list[dict[str, Any]] = field(default_factory=list)
+    unreadable: Counter = field(default_factory=Counter)
+    seconds: float = 0.0
+    step: int = -1
+    epoch: int = -1
+
+
+def read_history(path: Path, *, batch_size: int) -> History:
+    """Read a log of any length: numbers take 12 bytes each."""
+    found = History()
+    columns: dict[str, tuple[array, array]] = {}
+    timed = 0  # step up to which the time is counted
+    for line in log_lines(path):
+        found.step, found.epoch = line["step"], line.get("epoch", found.epoch)
+        found.unreadable.update(line.get("unreadable", ()))
+        is_refresh = any("mining/" in name for name in line)
+        if is_refresh:
+            found.refreshes.append(line)
+        if line.get("clips_per_second"):
+            found.seconds += (line["step"] - timed) * batch_size / line["clips_per_second"]
+            timed = line["step"]
+        for name, value in line.items():
+            if isinstance(value, int | float) and name not in ("step", "epoch"):
+                steps, values = columns.setdefault(name, (array("q"), array("f")))
+                steps.append(line["step"])
+                values.append(value)
+    found.lines = {name: (np.frombuffer(x, np.int64), np.frombuffer(y, np.float32)) for name, (x, y) in columns.items()}
+    return found
+
+
+def training_parts(history: History) -> list[str]:
+    """Charts of the training, what its collapse figures say, and all figures in numbers."""
+    lines = history.lines
+    if not lines:
+        return [note("The log holds no figures: the run stopped before its first report.")]
+    shares = {name: lines[name] for name in SHARES if name in lines and lines[name][1].any()}
+    charts = _loss_charts(lines)
+    charts += [Chart(title, {"": lines[name]}, words) for name, (title, words) in SPEED.items() if name in lines]
+    if shares:
+        named = {SHARES[name]: line for name, line in shares.items()}
+        charts.append(Chart("Share of clips that lack something", named))
+    told = {OF_METHODS[name.rpartition("/")[2]]: line for name, line in lines.items() if _is_of_method(name)}
+    if told:
+        charts.append(Chart("Shares of what was trained on", told))
+    rows = [
+        (name, *(float(each) for each in (values[0], values.min(), values.max(), values[-1])), len(values))
+        for name, (_, values) in lines.items()
+        if "mining/" not in name and (name not in SHARES or name in shares)
+    ]
+    return [
+        charts_html(charts),
+        note("Where a line has a band, each point is the mean of several reports and the band spans all of them."),
+        heading("Collapse"),
+        *collapse_parts(lines),
+        heading("In numbers"),
+        table("Figures of the log", ("figure", "first", "lowest", "highest", "last", "reports"), rows),
+    ]
+
+
+def _loss_charts(lines: Mapping[str, Line]) -> list[Chart]:
+    """The loss, then its parts: those of one method together, no more in a chart than can be told apart."""
+    own = [name for name in lines if not _is_general(name)]
+    groups: dict[str, list[str]] = {}
+    for name in own:
+        groups.setdefault(name.rpartition("/")[0], []).append(name)
+    charts = [Chart("Loss", {"": lines["loss"]})] if "loss" in lines else []
+    for method, names in groups.items():
+        for first in range(0, len(names), len(DASHES)):
+            some = {name.rpartition("/")[2]: lines[name] for name in names[first : first + len(DASHES)]}
+            charts.append(Chart(f"Parts of the loss{f' of {method}' if method else ''}", some))
+    return charts
+
+
+def _is_general(name: str) -> bool:
+    """Whether a figure is no part of the loss."""
+    if name.endswith(("_std", "_rank")) or "mining/" in name or _is_of_method(name):
+        return True
+    return name == "loss" or name in SPEED or name in SHARES
+
+
+def _is_of_method(name: str) -> bool:
+    return name.rpartition("/")[2] in OF_METHODS
+
+
+def collapse_parts(lines: Mapping[str, Line]) -> list[str]:
+    """Charts of the collapse figures, how to read them, and a warning where the last ones are those of a collapse."""
+    found = {ending: {n: line for n, line in lines.items() if n.endswith(ending)} for ending in ("_std", "_rank")}
+    if not any(found.values()):
+        return [note("No figures of collapse: the method keeps no embeddings that tell it.")]
+    charts = []
+    for ending, title, limit in (
+        ("_std", "Spread of the embeddings", COLLAPSED_STD),
+        ("_rank", "Effective rank of the embeddings", COLLAPSED_RANK),
+    ):
+        names = list(found[ending])
+        for first in range(0, len(names), len(DASHES)):
+            some = {name.removesuffix(ending): found[ending][name] for name in names[first : first + len(DASHES)]}
+            charts.append(Chart(title, some, limits={f"collapse: below {limit:g}": limit}))
+    lost = [
+        f"{name} is {float(values[-1]):.3g}"
+        for ending, limit in (("_std", COLLAPSED_STD), ("_rank", COLLAPSED_RANK))
+        for name, (_, values) in found[ending].items()
+        if values[-1] <= limit
+    ]
+    words = (
+        "A collapse is a line that falls to the dotted one and stays there, often while the loss still falls. The "
+        "spread is 1 for embeddings all over the sphere and 0 when all are equal. The effective rank is the number of "
+        "directions that a batch uses, at least 1, at most the embedding's dimension or the batch size less one."
+    )
+    verdict = "The last figures show no collapse."
+    if lost:
+        verdict = f"Collapsed by the last figures: {', '.join(lost)}. What was learned on that side is worth little."
+    return [charts_html(charts), warning(verdict) if lost else f"<p>{verdict}</p>", note(words)]
+
+
+def refresh_parts(history: History, *, has_labels: bool) -> list[str]:
+    """Agreement sets over time: a table of the refreshes, and charts where there are several."""
+    parts = []
+    places = np.unique(np.linspace(0, len(history.refreshes) - 1, MAX_REFRESHES).astype(int))
+    kept = [history.refreshes[place] for place in places] if history.refreshes else []
+    prefixes = dict.fromkeys(
+        name.rpartition("/")[0] for line in history.refreshes for name in line if "mining/" in name
+    )
+    for prefix in prefixes:
+        whose = prefix.rpartition("/")[0]
+        own = [line for line in kept if any(name.startswith(f"{prefix}/") for name in line)]
+        given = [name for name in REFRESH if any(line.get(f"{prefix}/{name}") is not None for line in own)]
+        rows = [
+            (line["step"], line["epoch"], *("" if (x := line.get(f"{prefix}/{name}")) is None else x for name in given))
+            for line in own
+        ]
+        caption = f"Refreshes of the sets{f' of {whose}' if whose else ''}"
+        if len(history.refreshes) > len(kept):
+            caption += f" ({len(kept)} of {len(history.refreshes)} refreshes)"
+        parts.append(table(caption, ("step", "epoch", *(REFRESH[name] for name in given)), rows))
+        charts = [
+            Chart(title, {REFRESH[name]: line for name in names if (line := history.lines.get(f"{prefix}/{name}"))})
+            for title, names in (
+                ("Members of the same class", ("precision", "chance")),
+                ("Shares of rows", ("exact", "rows_with_set")),
+            )
+        ]
+        charts += [
+            Chart(title, {"": history.lines[f"{prefix}/{name}"]})
+            for title, name in (("Overlap with the sets before", "overlap"), ("Mean score", "score"))
+            if f"{prefix}/{name}" in history.lines
+        ]
+        if len(own) > 1:
+            parts.append(charts_html([chart for chart in charts if chart.lines]))
+    if parts:
+        parts.append(note(_refresh_words(history, has_labels=has_labels)))
+    return parts
+
+
+def _refresh_words(history: History, *, has_labels: bool) -> str:
+    words = (
+        "Rows with a set: of all rows of the manifest. Proven exact: rows whose set is proven to be that of the dense "
+        "search. Score: the similarity that the rule compares, mean over all members. Overlap: the share of a row's "
+        "members that were in its set before; there is none for the first."
+    )
+    if any(name.endswith("mining/precision") for name in history.lines):
+        return f"{words} Precision: how often a member has the label of its row; training itself sees no labels."
+    if has_labels:
+        return f"{words} No precision: the log holds none, as that of a run of before it was noted."
+    return f"{words} No precision: the clips have no labels."

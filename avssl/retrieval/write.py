@@ -1,0 +1,129 @@
+"""Filling a folder of embeddings, see store.py: by every clip of a manifest, as a trained run sees it."""
+
+import io
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from avssl import distributed
+from avssl.data.dataset import check_decoder
+from avssl.data.manifest import Manifest
+from avssl.evaluate.features import extract
+from avssl.files import whole_file
+from avssl.media.decoders import in_words
+from avssl.pretrained import Pretrained
+from avssl.retrieval import store
+from avssl.retrieval.store import SCHEMA, Meta, Store, StoreError, read_store, shard_path
+from avssl.structs import MODALITIES
+
+
+def write_store(
+    folder: Path,
+    run: Pretrained,
+    manifest: Manifest,
+    *,
+    manifest_path: Path,
+    kind: Literal["embedding", "features"] = "embedding",
+    split: str | None = None,
+    num_clips: int = 3,
+) -> Store | None:
+    """Extract every usable row of a manifest that the folder does not hold yet; with torchrun each rank writes its
+    own shards.
+
+    Args:
+        kind: embedding = outputs of the heads, unit length; features = outputs of the trunks.
+        split: rows of one split only; None = all.
+        num_clips: clips averaged per video.
+
+    Returns:
+        The whole store on rank 0; None elsewhere.
+
+    Raises:
+        StoreError: the folder holds embeddings of other weights, clips or settings, or the weights have no heads.
+    """
+    if kind == "embedding" and not run.heads:
+        raise StoreError(
+            f"the weights in {run.path.parent} have no heads, whose outputs embeddings are: ask --features"
+        )
+    ids = np.flatnonzero(manifest.usable(split))
+    if len(ids) == 0:
+        raise StoreError(
+            f"{manifest_path} has no usable clip with split {split}: look at its columns split, status and reason"
+        )
+    meta = Meta(
+        run=str(run.path.parent),
+        weights_hash=run.weights_hash,
+        manifest=str(manifest_path),
+        manifest_hash=manifest.hash,
+        root=str(manifest.root),
+        kind=kind,
+        num_clips=num_clips,
+        split=split,
+        num_rows=len(ids),
+        decoder=in_words(check_decoder(run.data)),
+        towers=list(run.encoders),
+    )
+    _claim(folder, meta)
+    pieces = [ids[first : first + store.SHARD_ROWS] for first in range(0, len(ids), store.SHARD_ROWS)]
+    for number, piece in enumerate(pieces):
+        is_mine = number % distributed.world_size() == distributed.rank()
+        if is_mine and not shard_path(folder, number, "parquet").exists():
+            _write_shard(folder, number, run, manifest, piece, meta, words=f"extract {number + 1}/{len(pieces)}")
+    distributed.barrier()
+    return read_store(folder) if distributed.is_main() else None
+
+
+def _claim(folder: Path, meta: Meta) -> None:
+    """Write meta.json, or check that the folder belongs to the same run, clips and settings."""
+    path = folder / "meta.json"
+    if path.exists():
+        before = Meta(**json.loads(path.read_text()))
+        same = ("weights_hash", "manifest_hash", "kind", "num_clips", "split", "num_rows")
+        for name in same:
+            if getattr(before, name) != getattr(meta, name):
+                raise StoreError(
+                    f"{folder} holds embeddings with {name}={getattr(before, name)}, now {getattr(meta, name)}: "
+                    f"give another --out, "
+                    "or delete that folder"
+                )
+    elif distributed.is_main():
+        with whole_file(path) as temporary:
+            temporary.write_text(json.dumps(asdict(meta), indent=1) + "\n")
+    distributed.barrier()
+
+
+def _write_shard(
+    folder: Path, number: int, run: Pretrained, manifest: Manifest, ids: np.ndarray, meta: Meta, *, words: str
+) -> None:
+    found = extract(run, manifest, ids, num_clips=meta.num_clips, progress=words)
+    if number == 0 and not len(found.ids):  # written down, it would be taken for done when the clips are back
+        raise StoreError(
+            f"none of the first {len(ids)} clips could be read (first: {next(iter(found.errors.values()))}): is "
+            f"{manifest.root} the folder of the clips? name the right one with --root"
+        )
+    vectors = found.embedding if meta.kind == "embedding" else found.features
+    for modality in MODALITIES:
+        array = io.BytesIO()  # on a full disk np.save itself would say how many bytes it wrote, and not why
+        np.save(array, vectors[modality].astype(np.float16))
+        with whole_file(shard_path(folder, number, f"{modality}.npy")) as temporary:
+            temporary.write_bytes(array.getbuffer())
+    rows = [*found.ids.tolist(), *found.errors]  # the read ones first, in the order of the vectors
+    without = [False] * len(found.errors)
+    of_manifest = manifest.table.select(["path", "start", "end", "label"]).take(rows)
+    table = pa.table(
+        {
+            "id": pa.array(rows, pa.int64()),
+            **{name: of_manifest.column(name) for name in of_manifest.column_names},
+            "has_audio": pa.array([*found.has_audio.tolist(), *without], pa.bool_()),
+            "has_video": pa.array([*found.has_video.tolist(), *without], pa.bool_()),
+            "error": pa.array([found.errors.get(row) for row in rows], pa.string()),
+        },
+        schema=SCHEMA,
+    )
+    with whole_file(shard_path(folder, number, "parquet")) as temporary:
+        pq.write_table(table, temporary)
