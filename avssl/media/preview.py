@@ -30,7 +30,6 @@ from PIL import Image
 
 from avssl.files import WriteError, whole_file
 from avssl.media.prepare import FULL, Resizer, blocks_of, encode_pictures, resampled, without_gaps
-from avssl.media.probe import without_picture, without_sound
 from avssl.media.reader import TIME_TOLERANCE, DecodeError, Reader, Track, error_text, frame_duration, is_cover
 from avssl.workers import serve
 
@@ -87,8 +86,7 @@ def poster(source: str | Path, target: str | Path, part: Part = None) -> None:
         WriteError: the target cannot be written.
     """
     with Reader(source) as reader:
-        if reader.video is None:
-            raise DecodeError(source, _missing(without_picture(reader), "the file has no video track", "picture"))
+        _require(reader, "video", "picture")
         frame = _middle_frame(reader, part)
         if frame is None:
             raise DecodeError(source, "no frame of the video track can be decoded")
@@ -119,9 +117,11 @@ def _pixel_aspect(stream: av.stream.Stream) -> float:
     return aspect if 1 / 4 <= aspect <= 4 else 1.0
 
 
-def _missing(found: dict[str, str], nothing: str, what: str) -> str:
-    """Why a track is not there, in the words of the page."""
-    return f"the clip has no {what}" if found["reason"] == nothing else found["reason"]
+def _require(reader: Reader, kind: Track, what: str) -> None:
+    """Raises DecodeError: there is no such track that can be decoded."""
+    if getattr(reader, kind) is None:
+        there = any(not is_cover(stream) for stream in getattr(reader.container.streams, kind))
+        raise DecodeError(reader.path, f"no decoder exists for the {what}" if there else f"the clip has no {what}")
 
 
 def spectrogram(source: str | Path, target: str | Path, part: Part = None) -> None:
@@ -133,8 +133,7 @@ def spectrogram(source: str | Path, target: str | Path, part: Part = None) -> No
         WriteError: the target cannot be written.
     """
     with Reader(source) as reader:
-        if reader.audio is None:
-            raise DecodeError(source, _missing(without_sound(reader), "the file has no sound track", "sound"))
+        _require(reader, "audio", "sound")
         first, sound = _peek(reader.frames_from("audio", part[0] if part else -math.inf))
         if first is None:
             raise DecodeError(source, "the sound track cannot be decoded")

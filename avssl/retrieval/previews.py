@@ -62,7 +62,7 @@ class Previews:
     def __init__(
         self, folder: Path, *, max_bytes: int = 1 << 30, num_workers: int = 2, timeout_seconds: float = 60.0
     ) -> None:
-        self._folder = _Folder(Path(folder), max_bytes, max(STALE_SECONDS, 2 * timeout_seconds))
+        self._folder = _Folder(Path(folder).absolute(), max_bytes, max(STALE_SECONDS, 2 * timeout_seconds))
         self._pictures = _Pool(num_workers, timeout_seconds)
         self._transcodes = _Pool(num_workers, timeout_seconds)
         self._alone = _OneAtATime()
@@ -86,7 +86,7 @@ class Previews:
         Raises:
             PreviewError: it cannot be shown.
         """
-        return self._bytes("poster", Path(source), part, ".jpg")
+        return self._bytes("poster", source, part, ".jpg")
 
     def spectrogram(self, source: Path, part: Part = None) -> bytes:
         """The log-mel spectrogram of the first 30 s, 256 x 64 pixels, as PNG.
@@ -94,16 +94,15 @@ class Previews:
         Raises:
             PreviewError: there is no sound that can be decoded.
         """
-        return self._bytes("spectrogram", Path(source), part, ".png")
+        return self._bytes("spectrogram", source, part, ".png")
 
     def media(self, source: Path, part: Part = None) -> tuple[Path, str]:
         """A file that browsers play, and its media type: the source itself where they can, whole also for a part of
-        it; otherwise a preview of the first 60 s, which stays for a minute at least.
+        it; otherwise a preview of the first 60 s of the clip, which begins at 0 and stays for a minute at least.
 
         Raises:
             PreviewError: nothing in it can be played.
         """
-        source = Path(source)
         media_type = self._media_type(source)
         if media_type:
             return source, media_type
@@ -135,10 +134,9 @@ class Previews:
                 return found
             with self._folder.unfinished() as target:
                 answer = self._ask(kind, key, source, part, target)
-                types = {media_type: suffix for suffix, media_type in MEDIA_TYPES.items()}
-                suffix = types[answer["media_type"]] if kind == "preview" else suffixes[0]
+                is_sound = answer["media_type"] == MEDIA_TYPES[".m4a"]
                 try:
-                    return self._folder.add(target, key + suffix)
+                    return self._folder.add(target, key + (".m4a" if is_sound else suffixes[0]))
                 except OSError as error:
                     raise PreviewError(source, f"what was made of it cannot be kept ({error.strerror})") from error
 
@@ -148,9 +146,16 @@ class Previews:
         if time.monotonic() < until:
             raise PreviewError(source, reason)
         pool = self._transcodes if kind == "preview" else self._pictures
-        answer = pool.ask(
-            {"kind": kind, "source": str(source), "part": part, "target": None if target is None else str(target)}
-        )
+        job = {
+            "kind": kind,
+            "source": str(source.absolute()),
+            "part": None if part is None else [float(seconds) for seconds in part],
+            "target": None if target is None else str(target),
+        }
+        try:
+            answer = pool.ask(job)
+        except (OSError, RuntimeError) as error:
+            raise PreviewError(source, f"no process for it could be started ({error})") from error
         if answer is None:
             raise PreviewError(source, "the server is about to end")
         if isinstance(answer, Lost):
@@ -209,9 +214,13 @@ class _Folder:
         """The entry, which counts as used now; None if there is none."""
         for suffix in suffixes:
             path = self.path / (key + suffix)
-            with contextlib.suppress(FileNotFoundError):
+            try:
                 os.utime(path)
+            except FileNotFoundError:
+                continue
+            except OSError:  # somebody else's folder, that can only be read
                 return path
+            return path
         return None
 
     def add(self, made: Path, name: str) -> Path:
