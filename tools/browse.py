@@ -12,6 +12,7 @@ import argparse
 import dataclasses
 import ipaddress
 import secrets
+import signal
 import socket
 import sys
 import tempfile
@@ -41,6 +42,8 @@ def main() -> int:
     parser.add_argument("--max-upload-seconds", type=float, default=60.0, help="longest file to drop (default: 60)")
     parser.add_argument("--preview-gb", type=float, default=1.0, help="disk for previews (default: 1)")
     arguments = parser.parse_args()
+    for number in (signal.SIGINT, signal.SIGTERM):  # uvicorn ends its work first, then lets them through
+        signal.signal(number, lambda *_: sys.exit(0))
     with ExitStack() as stack:
         try:
             stores = open_stores(arguments.embeddings, arguments.root)
@@ -63,8 +66,8 @@ def main() -> int:
             webbrowser.open(address)
         app = Guard(build_app(shelves, previews=previews, uploads=uploads), token=token)
         torch.set_num_threads(1)  # a search is short, and as many run beside one another as there are cores
-        server = uvicorn.Server(uvicorn.Config(app, log_level="warning", access_log=False, server_header=False))
-        server.run(sockets=[listening])
+        quiet = {"log_level": "warning", "access_log": False, "server_header": False}
+        uvicorn.Server(uvicorn.Config(app, timeout_graceful_shutdown=3, **quiet)).run(sockets=[listening])
     return 0
 
 
@@ -88,6 +91,8 @@ def open_stores(folders: list[Path], root: Path | None) -> list[Store]:
 def listen(host: str, port: int) -> socket.socket:
     """Raises ValueError: the address is not one of this machine, or taken."""
     try:
+        if not 0 <= port <= 65_535:
+            raise OverflowError("a port is a number up to 65535")
         family, kind, protocol, _, place = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         listening = socket.socket(family, kind, protocol)
         listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

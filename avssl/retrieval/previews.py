@@ -97,13 +97,13 @@ class Previews:
         return self._bytes("spectrogram", source, part, ".png")
 
     def media(self, source: Path, part: Part = None) -> tuple[Path, str]:
-        """A file that browsers play, and its media type: the source itself where they can, whole also for a part of
-        it; otherwise a preview of the first 60 s of the clip, which begins at 0 and stays for a minute at least.
+        """A file that browsers play, and its media type: the source itself where they can; of a part of a file, and of
+        what they cannot play, a preview of the first 60 s, which stays for a minute at least.
 
         Raises:
             PreviewError: nothing in it can be played.
         """
-        media_type = self._media_type(source)
+        media_type = "" if part else self._media_type(source)
         if media_type:
             return source, media_type
         key = _key("preview", source, part)

@@ -23,6 +23,7 @@ from tests.test_train import config
 
 NUM_CLIPS, PAGE = 60, 48  # clips of the set, and on the grid's first page
 SILENT, SOUND_ONLY, OTHER_FORMAT = "train/1/silent.mp4", "train/0/sound only.mp3", "train/1/other format.avi"
+PART = "train/0/000.mp4"  # seconds 0.4 to 0.8 of the file
 MARKUP = "train/0/<b id=x>.mp4"
 MAX_UPLOAD_MB = 1
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
@@ -56,6 +57,7 @@ def embeddings(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, Pa
     make_clip(clips / MARKUP, 0, 103)
     for path, label in ((SILENT, "1"), (SOUND_ONLY, "0"), (OTHER_FORMAT, "1"), (MARKUP, "0")):
         rows.append({"path": path, "label": label, "split": "train"})
+    rows[0] |= {"start": 0.4, "end": 0.8}
     rows.sort(key=lambda row: row["path"])
     path = clips / "manifest.parquet"
     write_manifest(path, build_table(clips, rows, num_workers=1), root=clips)

@@ -23,14 +23,20 @@ ROOT = Path(__file__).parents[2]
 
 
 @contextlib.contextmanager
-def browser(*arguments: object) -> Iterator[tuple[subprocess.Popen, str]]:
+def browser(*arguments: object, temporary: Path | None = None) -> Iterator[tuple[subprocess.Popen, str]]:
+    """A started browser and the address that it printed.
+
+    Args:
+        temporary: folder for its temporary files.
+    """
     command = [sys.executable, str(ROOT / "tools" / "browse.py"), *map(str, arguments)]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    environment = os.environ if temporary is None else {**os.environ, "TMPDIR": str(temporary)}
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
     try:
         yield process, process.stdout.readline().strip()
     finally:
-        process.kill()
-        process.communicate()
+        process.terminate()
+        process.communicate(timeout=20)
 
 
 def get(address: str, **headers: str) -> tuple[int, bytes]:
@@ -49,8 +55,10 @@ def embeddings(tmp_path: Path) -> Path:
     return tmp_path / "e"
 
 
-def test_it_serves_until_it_is_stopped(embeddings: Path) -> None:
-    with browser(embeddings, "--port", 0) as (process, address):
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM])
+def test_it_serves_until_it_is_stopped(embeddings: Path, tmp_path: Path, how: signal.Signals) -> None:
+    (tmp_path / "temporary").mkdir()
+    with browser(embeddings, "--port", 0, temporary=tmp_path / "temporary") as (process, address):
         assert address.startswith("http://127.0.0.1:")
         status, page = get(address)
         assert (status, b"<script" in page) == (200, True)
@@ -61,8 +69,10 @@ def test_it_serves_until_it_is_stopped(embeddings: Path) -> None:
         tasks = Path(f"/proc/{process.pid}/task").iterdir()
         children = [child for task in tasks for child in (task / "children").read_text().split()]
         assert children  # workers, which must not stay behind
-        process.send_signal(signal.SIGINT)
+        assert list((tmp_path / "temporary").iterdir())
+        process.send_signal(how)
         assert process.wait(20) == 0
+        assert not list((tmp_path / "temporary").iterdir())
         assert not [child for child in children if Path(f"/proc/{child}").exists()]
     assert list((embeddings / "browser" / "previews").glob("*.jpg"))
 

@@ -78,13 +78,16 @@ function makePlayButton(clip) {
 function makeDetails(clip) {
   const details = make("p", { className: "details" });
   if (clip.label !== null) details.append(make("span", { className: "label", textContent: clip.label, title: clip.label }));
-  if (clip.start !== null) details.append(make("span", { className: "part", textContent: partInWords(clip) }));
+  if (clip.start !== null || clip.end !== null) {
+    details.append(make("span", { className: "part", textContent: partInWords(clip) }));
+  }
   if (!clip.has_video) details.append(make("span", { className: "part", textContent: "no picture" }));
   return details;
 }
 
 function partInWords(clip) {
-  return `${clip.start.toFixed(1)}–${clip.end.toFixed(1)} s`;
+  if (clip.end === null) return `from ${clip.start.toFixed(1)} s`;
+  return `${(clip.start ?? 0).toFixed(1)}–${clip.end.toFixed(1)} s`;
 }
 
 /** Cosines to the query: the one that was asked for stands out. */

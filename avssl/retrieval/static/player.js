@@ -17,11 +17,6 @@ export function canPlay(clip) {
   return localFiles.has(clip.id) || !String(clip.id).startsWith("u-");
 }
 
-function mediaSource(clip) {
-  const source = localFiles.get(clip.id) ?? `/media/${clip.id}`;
-  return clip.start === null ? source : `${source}#t=${clip.start},${clip.end}`;
-}
-
 /** Play the card's clip on hover and on keyboard focus (not with reduced motion) and by its button. */
 export function makePlayable(card, clip) {
   const button = card.querySelector(".play");
@@ -55,9 +50,9 @@ function play(card, clip) {
   if (playing?.card === card) return;
   stop();
   const media = document.createElement(clip.has_video ? "video" : "audio");
-  Object.assign(media, { src: mediaSource(clip), playsInline: true, muted: !clip.has_audio, loop: clip.start === null });
+  const source = localFiles.get(clip.id) ?? `/media/${clip.id}`; // of a part of a file, that part alone
+  Object.assign(media, { src: source, playsInline: true, muted: !clip.has_audio, loop: true });
   media.setAttribute("aria-hidden", "true"); // the card's button says what plays
-  media.addEventListener("pause", () => resumePart(media));
   card.querySelector(".stage").append(media);
   playing = { card, clip, media };
   showPlaying(card, true);
@@ -94,21 +89,11 @@ async function start(media) {
   }
 }
 
-/** A part of a file goes round in itself: browsers stop at the end of #t=start,end and never go back to its start. */
-function resumePart(media) {
-  if (playing?.media !== media || media.loop) return;
-  media.currentTime = playing.clip.start;
-  media.play().catch(() => stop());
-}
-
 /** Moves the line over the spectrogram, frame by frame. */
 function follow() {
   if (!playing) return;
-  const { card, clip, media } = playing;
-  const first = clip.start ?? 0;
-  const last = clip.end ?? media.duration;
-  if (clip.end !== null && media.currentTime >= last) media.currentTime = first;
-  const share = Math.min(Math.max((media.currentTime - first) / (last - first), 0), 1);
+  const { card, media } = playing;
+  const share = media.currentTime / media.duration;
   const line = card.querySelector(".position");
   if (line && Number.isFinite(share)) line.style.left = `${100 * share}%`;
   requestAnimationFrame(follow);
