@@ -162,6 +162,7 @@ def check_demo(arguments: list[str], printed: str) -> None:
         assert summary[section].keys() >= names, section
         assert all(0 <= value <= 1 for value in summary[section].values()), summary[section]
     assert summary["seconds"] > 0
+    assert all((out / "embeddings" / name / "meta.json").exists() for name in ("avid", "avid_cma"))
     assert json.loads(printed) == summary
     page = (out / "report.html").read_text()
     links = re.findall(r"""(?:src|href)\s*=\s*["']?([^"'\s>]*)|url\(["']?([^"')]*)""", page)
@@ -204,6 +205,8 @@ OWN_TESTS = {  # run in miniature by a test of their own; here only their option
     ("tools/benchmark.py", "loader"): "tests/benchmark/test_loader.py",
     ("tools/benchmark.py", "step"): "tests/benchmark/test_step.py",
     ("tools/benchmark.py", "mining", "--n"): "tests/benchmark/test_mining.py",
+    ("tools/benchmark.py", "search"): "tests/benchmark/test_search.py",
+    ("tools/browse.py",): "tests/retrieval/test_browse_tool.py",
 }
 NOT_RUN = ("make", "torchrun")  # make: the issue exempts it; torchrun: tests/test_train.py starts several processes
 

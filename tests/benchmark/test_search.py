@@ -1,13 +1,19 @@
 """The benchmark of the neighbour browser in miniature."""
 
+import json
+import subprocess
+import sys
 from pathlib import Path
 
-from avssl.benchmark.search import benchmark_search
 from avssl.retrieval.search import WAYS
 
+TOOL = Path(__file__).parents[2] / "tools" / "benchmark.py"
 
-def test_search_is_measured(tmp_path: Path) -> None:
-    found = benchmark_search(tmp_path, num_rows=1500, dim=16, num_queries=3, num_clients=4, seconds=1.5, seed=0)
+
+def test_search_is_measured() -> None:
+    small = ["--n", "1500", "--dim", "16", "--queries", "3", "--clients", "4", "--seconds", "1.5"]
+    done = subprocess.run([sys.executable, TOOL, "search", *small, "--json"], stdout=subprocess.PIPE, check=True)
+    found = json.loads(done.stdout)
     assert [row["way"] for row in found["ways"]] == list(WAYS)
     for row in found["ways"]:
         assert 0 < row["median_ms"] <= row["p95_ms"]
