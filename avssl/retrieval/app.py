@@ -13,7 +13,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 import numpy as np
 import pyarrow.compute as pc
@@ -60,13 +60,15 @@ class Shelf:
     def __init__(self, store: Store, folder: Path) -> None:
         outside = store.table.filter(pc.match_substring_regex(store.table.column("path"), OUTSIDE))
         if outside.num_rows:
-            raise StoreError(f"{store.folder} holds paths that leave their root, such as {outside.column('path')[0]!r}")
+            raise StoreError(
+                f"{store.folder} holds paths that leave their root, such as {outside.column('path')[0].as_py()!r}"
+            )
         self.store, self.folder = store, folder
         self.index: NeighbourIndex | None = None
         self.state: Literal["exact", "building", "ready", "failed"] = "exact"
         self.why = f"{len(store):,} clips: every search looks at all of them"
         self._maps: dict[Method, Map] = {}
-        self._drawing = threading.Lock()
+        self._drawing = {method: threading.Lock() for method in get_args(Method)}
 
     def prepare(self, say: Callable[[str], None]) -> None:
         """Have the index read or built in the background, where there are clips enough for one."""
@@ -89,7 +91,8 @@ class Shelf:
         say(f"{self.store.folder}: {self.why}, built in {self.index.measured.seconds:.0f} s")
 
     def map(self, method: Method) -> Map:
-        with self._drawing:
+        """Where clips lie; drawn once, which takes UMAP half a minute."""
+        with self._drawing[method]:
             if method not in self._maps:
                 self._maps[method] = draw_map(self.store, method=method)
             return self._maps[method]
