@@ -25,7 +25,6 @@ from fastapi.responses import FileResponse, JSONResponse, Response
 from fastapi.staticfiles import StaticFiles
 
 from avssl.data.manifest import OUTSIDE
-from avssl.media.reader import file_problem
 from avssl.retrieval.index import EXACT_BELOW, NeighbourIndex, open_index
 from avssl.retrieval.map import Map, Method, draw_map, has_umap
 from avssl.retrieval.previews import PreviewError, Previews
@@ -37,7 +36,7 @@ from avssl.retrieval.uploads import BusyError, Upload, UploadError, Uploads
 STATIC = Path(__file__).parent / "static"
 NO_END = 1e9  # seconds: of a part that goes to the end of its file
 RECEIVE_SECONDS = 300.0  # for the bytes of an upload
-MEDIA_THREADS = 16  # requests for pictures wait for other processes, and must not keep searches waiting
+WAITING_THREADS = 16  # that wait for pictures, and as many for previews: neither keeps the other or searches waiting
 
 Id = Annotated[int, InPath(ge=0, lt=2**62)]
 Key = Annotated[str, InPath(pattern=r"^([0-9]{1,18}|u-[0-9a-f]{16})$")]
@@ -129,7 +128,7 @@ def build_app(shelves: Sequence[Shelf], *, previews: Previews, uploads: Uploads)
     """The server of embeddings, all of the same manifest. See the addresses below for what it answers."""
     app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
     searching = threading.BoundedSemaphore(os.cpu_count() or 1)
-    media = CapacityLimiter(MEDIA_THREADS)
+    small, large = CapacityLimiter(WAITING_THREADS), CapacityLimiter(WAITING_THREADS)
 
     @app.exception_handler(RequestValidationError)
     def explain(request: Request, error: RequestValidationError) -> JSONResponse:
@@ -290,8 +289,7 @@ def build_app(shelves: Sequence[Shelf], *, previews: Previews, uploads: Uploads)
     @app.api_route("/media/{id}", methods=["GET", "HEAD"])
     async def play(id: Id) -> FileResponse:
         shelf, row = find(id)
-        source, part = shelf.source(row)
-        path, kind = await pictured(previews.media, source, part)
+        path, kind = await pictured(previews.media, *shelf.source(row), among=large)
         return FileResponse(path, media_type=kind)
 
     @app.get("/poster/{key}")
@@ -299,22 +297,21 @@ def build_app(shelves: Sequence[Shelf], *, previews: Previews, uploads: Uploads)
         if key.startswith("u-"):
             return picture(request, held(key).poster, "image/jpeg", "the file has no picture")
         shelf, row = find(int(key))
-        return picture(request, await pictured(previews.poster, *shelf.source(row)), "image/jpeg")
+        return picture(request, await pictured(previews.poster, *shelf.source(row), among=small), "image/jpeg")
 
     @app.get("/spectrogram/{key}")
     async def spectrogram(key: Key, request: Request) -> Response:
         if key.startswith("u-"):
             return picture(request, held(key).spectrogram, "image/png", "the file has no sound")
         shelf, row = find(int(key))
-        return picture(request, await pictured(previews.spectrogram, *shelf.source(row)), "image/png")
+        return picture(request, await pictured(previews.spectrogram, *shelf.source(row), among=small), "image/png")
 
-    async def pictured(make: Callable[..., Any], source: Path, part: tuple[float, float] | None) -> Any:
+    async def pictured(
+        make: Callable[..., Any], source: Path, part: tuple[float, float] | None, *, among: CapacityLimiter
+    ) -> Any:
         """What other processes make of a clip, as far as they can."""
-        problem = file_problem(source)
-        if problem is not None:
-            raise HTTPException(404, f"{source.name}: {problem}")
         try:
-            return await to_thread.run_sync(make, source, part, limiter=media)
+            return await to_thread.run_sync(make, source, part, limiter=among)
         except PreviewError as error:
             raise HTTPException(404, str(error)) from error
 
