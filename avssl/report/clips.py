@@ -16,13 +16,14 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from avssl.data.manifest import Manifest
-from avssl.evaluate.features import MODALITIES, Extracted, extract
+from avssl.evaluate.features import Extracted, extract
 from avssl.media.decode import AudioWindow, VideoWindow, read_clip
 from avssl.media.reader import DecodeError
 from avssl.methods.base import Method
 from avssl.pretrained import Pretrained
 from avssl.report.page import picture, plt, png, text
 from avssl.retrieval.store import StoreError, read_store
+from avssl.structs import MODALITIES
 from avssl.transforms.audio import log_mel
 
 SEED = 0  # draws the references
@@ -88,12 +89,12 @@ def vectors_of_store(folder: Path, *, manifest_hash: str) -> Vectors:
     store = read_store(folder)
     if store.meta.manifest_hash != manifest_hash:
         raise StoreError(f"the embeddings in {folder} are of another manifest than the run's: extract its clips")
-    has = {"video": store.has_video, "audio": store.has_audio}
-    sides = [side for side in MODALITIES if side in store.meta.towers and has[side].any()]
+    sides = [side for side in MODALITIES if side in store.meta.towers and store.has[side].any()]
+    everything = np.arange(len(store))
     return Vectors(
         ids=store.ids,
-        z={side: _unit(store.vectors[side]) for side in sides},
-        has={side: torch.from_numpy(has[side]) for side in sides},
+        z={side: store.vectors[side].take(everything) for side in sides},
+        has={side: torch.tensor(store.has[side]) for side in sides},
         source=f"the embeddings in {folder}",
     )
 
