@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 from axe_playwright_python.sync_playwright import Axe
-from playwright.sync_api import Locator, Page, expect
+from playwright.sync_api import Locator, Page, Route, expect
 
 from tests.browser.conftest import (
     CHROMIUM,
@@ -702,6 +702,22 @@ VIEWS = {
     "compared": "/?view=neighbours&query=3&by=v2v&compare=1",
     "map": "/?view=map",
 }
+
+
+@pytest.mark.parametrize("width", [360, 800, 1180])
+@pytest.mark.parametrize("name", ["clips", "agreement", "map"])
+def test_long_names_need_no_sideways_scroll(name: str, width: int, open_page: Open) -> None:
+    def lengthen(route: Route) -> None:
+        text = json.dumps(route.fetch().json())
+        long = text.replace('"0"', json.dumps("swaying-star_" * 9)).replace("train/0/", "a-folder-of-clips/" * 7)
+        assert long != text
+        route.fulfill(body=long, content_type="application/json")
+
+    page = open_page("/?view=map&query=3", viewport={"width": width, "height": 740})
+    page.route("**/api/**", lengthen)
+    page.goto(page.url.split("/?")[0] + (VIEWS[name] + "&query=3" if name == "map" else VIEWS[name]))
+    settle(page)
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
 
 
 @pytest.mark.parametrize("name", VIEWS)

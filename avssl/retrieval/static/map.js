@@ -52,7 +52,7 @@ function showChoices(state, about) {
     const lacking = button.dataset.method === "umap" && !about.umap;
     button.setAttribute("aria-pressed", String(button.dataset.method === state.map));
     button.setAttribute("aria-disabled", String(lacking));
-    button.title = lacking ? "UMAP is not installed where the server runs: pip install umap-learn" : "";
+    button.title = lacking ? "UMAP is not installed where the server runs: pip install 'avssl[umap]'" : "";
   }
   for (const button of byId("map-colour").children) {
     button.setAttribute("aria-pressed", String(button.dataset.colour === state.colour));
