@@ -107,6 +107,10 @@ def test_store_is_written_once_continued_and_searched(
     silent = query_of_row(again, int(np.flatnonzero(~again.has["audio"])[0]))
     with pytest.raises(ValueError, match="has no sound, so nothing can be found from its audio"):
         search(again, silent, way="a2v", k=3)
+    broken = load_run(run)
+    torch.nn.init.constant_(next(broken.heads["video"].parameters()), torch.nan)
+    with pytest.raises(StoreError, match=r"5 clips have vectors that are no finite numbers.*did the run diverge"):
+        write_store(tmp_path / "nan", broken, clip_set, manifest_path=Path("m.parquet"), num_clips=1)
     with pytest.raises(StoreError, match="num_clips=1, now 2"):
         write_store(tmp_path / "e", loaded, clip_set, manifest_path=Path("m.parquet"), num_clips=2)
     features = write_store(tmp_path / "f", loaded, clip_set, manifest_path=Path("m"), kind="features", num_clips=1)

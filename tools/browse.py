@@ -10,7 +10,9 @@ code: 0 done (Ctrl-C), 2 wrong call.
 
 import argparse
 import dataclasses
+import errno
 import ipaddress
+import os
 import secrets
 import signal
 import socket
@@ -44,12 +46,17 @@ def main() -> int:
     arguments = parser.parse_args()
     for number in (signal.SIGINT, signal.SIGTERM):  # uvicorn ends its work first, then lets them through
         signal.signal(number, lambda *_: sys.exit(0))
+    shelves: list[Shelf] = []
     with ExitStack() as stack:
+        stack.callback(leave_building, shelves)  # comes last
         try:
+            for name in ("max_upload_mb", "max_upload_seconds", "preview_gb"):
+                if not 0 < getattr(arguments, name) < float("inf"):
+                    raise ValueError(f"--{name.replace('_', '-')} {getattr(arguments, name)} must be above 0")
             stores = open_stores(arguments.embeddings, arguments.root)
             listening = stack.enter_context(listen(arguments.host, arguments.port))
             folders = [cache_folder(store, stack) for store in stores]
-            shelves = [Shelf(store, folder) for store, folder in zip(stores, folders, strict=True)]
+            shelves += [Shelf(store, folder) for store, folder in zip(stores, folders, strict=True)]
         except ValueError as error:
             print(f"error: {error}", file=sys.stderr)
             return 2
@@ -64,7 +71,8 @@ def main() -> int:
         say("Ctrl-C stops it")
         if arguments.open:
             webbrowser.open(address)
-        app = Guard(build_app(shelves, previews=previews, uploads=uploads), token=token)
+        names = [arguments.host.strip("[]")]
+        app = Guard(build_app(shelves, previews=previews, uploads=uploads), token=token, names=names)
         torch.set_num_threads(1)  # a search is short, and as many run beside one another as there are cores
         quiet = {"log_level": "warning", "access_log": False, "server_header": False}
         uvicorn.Server(uvicorn.Config(app, timeout_graceful_shutdown=3, **quiet)).run(sockets=[listening])
@@ -84,7 +92,7 @@ def open_stores(folders: list[Path], root: Path | None) -> list[Store]:
     if root is None:
         root = Path(stores[0].meta.root)
     if not root.is_dir():
-        raise StoreError(f"the folder of the clips does not exist: {root}; name the right one with --root")
+        raise StoreError(f"the folder of the clips does not exist: {root.absolute()}; name the right one with --root")
     return [dataclasses.replace(store, meta=dataclasses.replace(store.meta, root=str(root))) for store in stores]
 
 
@@ -99,9 +107,12 @@ def listen(host: str, port: int) -> socket.socket:
         listening.bind(place)
         listening.listen(128)
     except (OSError, OverflowError) as error:
-        raise ValueError(
-            f"--host {host} --port {port} cannot be listened on ({error}): --port 0 finds a free one"
-        ) from error
+        way_out = (
+            "--port 0 finds a free one"
+            if isinstance(error, OverflowError) or error.errno == errno.EADDRINUSE
+            else ("--host is an address of this machine, such as 127.0.0.1 or 0.0.0.0")
+        )
+        raise ValueError(f"--host {host} --port {port} cannot be listened on ({error}): {way_out}") from error
     return listening
 
 
@@ -119,6 +130,12 @@ def cache_folder(store: Store, stack: ExitStack) -> Path:
 def address_of(listening: socket.socket, host: str, token: str | None) -> str:
     name = socket.gethostname() if host in ("0.0.0.0", "::") else f"[{host}]" if ":" in host else host
     return f"http://{name}:{listening.getsockname()[1]}/" + (f"?token={token}" if token else "")
+
+
+def leave_building(shelves: list[Shelf]) -> None:
+    """End at once when an index is being built: FAISS's threads do not survive an orderly end."""
+    if any(shelf.state == "building" for shelf in shelves):
+        os._exit(0)
 
 
 def say(text: str) -> None:

@@ -11,7 +11,8 @@ import hashlib
 import os
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import AsyncIterator, Callable, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
@@ -23,6 +24,7 @@ from fastapi import Path as InPath
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import FileResponse, JSONResponse, Response
 from fastapi.staticfiles import StaticFiles
+from starlette.requests import ClientDisconnect
 
 from avssl.data.manifest import OUTSIDE
 from avssl.retrieval.index import EXACT_BELOW, NeighbourIndex, open_index
@@ -35,7 +37,7 @@ from avssl.retrieval.uploads import BusyError, Upload, UploadError, Uploads
 
 STATIC = Path(__file__).parent / "static"
 NO_END = 1e9  # seconds: of a part that goes to the end of its file
-RECEIVE_SECONDS = 300.0  # for the bytes of an upload
+PAUSE_SECONDS = 15.0  # between two pieces of an upload
 WAITING_THREADS = 16  # that wait for pictures, and as many for previews: neither keeps the other or searches waiting
 
 Id = Annotated[int, InPath(ge=0, lt=2**62)]
@@ -82,7 +84,7 @@ class Shelf:
     def _open_index(self, say: Callable[[str], None]) -> None:
         try:
             self.index = open_index(self.store, self.folder, say=say)
-        except (OSError, RuntimeError, MemoryError, ValueError) as error:  # the page works without it
+        except Exception as error:  # of whatever kind: the page works without an index, and says so
             self.state, self.why = "failed", f"no index ({error}): every search looks at all clips"
             say(self.why)
             return
@@ -120,13 +122,19 @@ class Shelf:
             for found in described(self.store, query, ranking)
         ]
 
-    def recall(self, ranking: Ranking, way: Way) -> float | None:
-        return None if ranking.exact or self.index is None else self.index.measured.recall[way]
+    def recall(self, *ways: Way) -> float | None:
+        """The smallest that was measured of these ways of the index."""
+        return None if self.index is None else min(self.index.measured.recall[way] for way in ways)
 
 
 def build_app(shelves: Sequence[Shelf], *, previews: Previews, uploads: Uploads) -> FastAPI:
     """The server of embeddings, all of the same manifest. See the addresses below for what it answers."""
     app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
+    before = np.zeros(0, dtype=np.int64)
+    listed = []  # each store with its clips that no store before it has
+    for shelf in shelves:
+        listed.append((shelf, ~np.isin(shelf.store.ids, before)))
+        before = np.union1d(before, shelf.store.ids)
     searching = threading.BoundedSemaphore(os.cpu_count() or 1)
     small, large = CapacityLimiter(WAITING_THREADS), CapacityLimiter(WAITING_THREADS)
 
@@ -168,31 +176,34 @@ def build_app(shelves: Sequence[Shelf], *, previews: Previews, uploads: Uploads)
     def narrowing(shelf: Shelf, exact: bool) -> NeighbourIndex | None:
         return None if exact else shelf.index
 
-    @app.get("/")
+    @app.api_route("/", methods=["GET", "HEAD"])
     def page() -> FileResponse:
         return FileResponse(STATIC / "index.html")
 
     @app.get("/api/about")
     def about() -> dict[str, Any]:
-        names, labels = shelves[0].store.labels
-        counts = np.bincount(labels[labels >= 0], minlength=len(names)).tolist()
+        counts: Counter[str] = Counter()
+        for shelf, own in listed:
+            names, labels = shelf.store.labels
+            numbers = np.bincount(labels[own & (labels >= 0)], minlength=len(names)).tolist()
+            counts.update({name: number for name, number in zip(names, numbers, strict=True) if number})
         return {
             "stores": [of_store(shelf) for shelf in shelves],
-            "labels": [{"name": name, "clips": count} for name, count in zip(names, counts, strict=True)],
+            "labels": [{"name": name, "clips": counts[name]} for name in sorted(counts)],
             "uploads": {"max_bytes": uploads.max_bytes, "max_seconds": uploads.max_seconds},
             "umap": has_umap(),
         }
 
     @app.get("/api/clips")
     def clips(label: Label = "", name: Label = "", offset: Offset = 0, limit: Limit = 48) -> dict[str, Any]:
-        shelf = shelves[0]
-        rows = select(shelf.store, label=label, name=name)
-        page = rows[offset : offset + limit]
+        found = [shelf.store.ids[own & selected(shelf.store, label=label, name=name)] for shelf, own in listed]
+        ids = found[0] if len(found) == 1 else np.sort(np.concatenate(found))
+        page = [find(id) for id in ids[offset : offset + limit].tolist()]
         after = offset + len(page)
         return {
-            "total": len(rows),
-            "clips": [shelf.clip(row) for row in page.tolist()],
-            "next": after if after < len(rows) else None,
+            "total": len(ids),
+            "clips": [shelf.clip(row) for shelf, row in page],
+            "next": after if after < len(ids) else None,
         }
 
     @app.get("/api/clips/{id}")
@@ -231,7 +242,7 @@ def build_app(shelves: Sequence[Shelf], *, previews: Previews, uploads: Uploads)
             "query": told,
             "by": by,
             "exact": ranking.exact,
-            "recall": shelf.recall(ranking, by),
+            "recall": None if ranking.exact else shelf.recall(by),
             "milliseconds": 1000 * (time.perf_counter() - since),
             "neighbours": found,
             "next": offset + limit if len(ranking.rows) > offset + limit else None,
@@ -248,10 +259,11 @@ def build_app(shelves: Sequence[Shelf], *, previews: Previews, uploads: Uploads)
                 lambda: contrast(shelf.store, wanted, k=limit, label=label or None, index=narrowing(shelf, exact))
             )
             found = {name: shelf.neighbours(wanted, ranking) for name, ranking in vars(lists).items()}
+            is_exact = all(ranking.exact for ranking in vars(lists).values())
         return {
             "query": told,
-            "exact": lists.positives.exact,
-            "recall": shelf.recall(lists.positives, "agreement"),
+            "exact": is_exact,
+            "recall": None if is_exact else shelf.recall("agreement", "v2v", "a2a"),
             "milliseconds": 1000 * (time.perf_counter() - since),
             **found,
         }
@@ -270,19 +282,18 @@ def build_app(shelves: Sequence[Shelf], *, previews: Previews, uploads: Uploads)
             with uploads.place(name) as path:
                 size = 0
                 with path.open("wb") as file:
-                    async with asyncio.timeout(RECEIVE_SECONDS):
-                        async for chunk in request.stream():
-                            size += len(chunk)
-                            if size > uploads.max_bytes:
-                                raise too_large
-                            file.write(chunk)
+                    async for chunk in unhurried(request.stream()):
+                        size += len(chunk)
+                        if size > uploads.max_bytes:
+                            raise too_large
+                        file.write(chunk)
                 return of_upload(await to_thread.run_sync(uploads.take, path, name))
         except UploadError as error:
             raise HTTPException(422, str(error)) from error
         except BusyError as error:
             raise HTTPException(503, str(error)) from error
-        except TimeoutError as error:
-            raise HTTPException(408, f"{name} did not arrive within {RECEIVE_SECONDS:.0f} seconds") from error
+        except (TimeoutError, ClientDisconnect) as error:
+            raise HTTPException(408, f"{name} stopped arriving") from error
         except OSError as error:
             raise HTTPException(507, f"{name} cannot be stored here: {error.strerror}") from error
 
@@ -319,15 +330,15 @@ def build_app(shelves: Sequence[Shelf], *, previews: Previews, uploads: Uploads)
     return app
 
 
-def select(store: Store, *, label: str, name: str) -> np.ndarray:
-    """(m,) rows with this label whose path holds this text in any case; the empty ones ask for nothing."""
+def selected(store: Store, *, label: str, name: str) -> np.ndarray:
+    """(n,) bool: rows with this label whose path holds this text in any case; the empty ones ask for nothing."""
     chosen = np.ones(len(store), dtype=bool)
     if label:
         names, labels = store.labels
         chosen &= labels == names.index(label) if label in names else False
     if name:
         chosen &= pc.match_substring(store.table.column("path"), name, ignore_case=True).to_numpy()
-    return np.flatnonzero(chosen)
+    return chosen
 
 
 def of_store(shelf: Shelf) -> dict[str, Any]:
@@ -369,6 +380,17 @@ def of_map(store: Store, drawn: Map, by: Method) -> dict[str, Any]:
         "note": drawn.note,
         **places,
     }
+
+
+async def unhurried(stream: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+    """The pieces of a stream. Raises TimeoutError when the next one does not come."""
+    while True:
+        async with asyncio.timeout(PAUSE_SECONDS):
+            try:
+                piece = await anext(stream)
+            except StopAsyncIteration:
+                return
+        yield piece
 
 
 def answered(ask: Callable[[], Any]) -> Any:

@@ -45,9 +45,13 @@ def run_of_store(meta: Meta, *, device: torch.device | None = None) -> Pretraine
     """The run that made a store.
 
     Raises:
-        StoreError: it was trained on since.
+        StoreError: it was trained on since, or is not there any more.
         CheckpointError, WeightsError: it cannot be read.
     """
+    if not Path(meta.run).exists():
+        raise StoreError(
+            f"the run that made these embeddings is not in {meta.run} any more: put it back, or extract again"
+        )
     run = load(meta.run, device=device)
     if run.weights_hash != meta.weights_hash:
         raise StoreError(f"the run in {meta.run} was trained on since these embeddings were made: extract again")

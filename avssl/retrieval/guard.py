@@ -5,14 +5,16 @@ What lives here: a layer around the server. A page of somewhere else must not re
 """
 
 import hmac
-from http.cookies import CookieError, SimpleCookie
-from urllib.parse import parse_qsl, urlencode, urlsplit
+import ipaddress
+import re
+from collections.abc import Collection
+from urllib.parse import parse_qsl, urlencode
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.responses import JSONResponse, RedirectResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-LOCAL_HOSTS = frozenset({"127.0.0.1", "localhost", "::1"})
+HOST = re.compile(r"([A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\])(?::[0-9]{1,5})?")  # of a Host header: name, port
 POLICY = {
     "default-src": "'none'",
     "script-src": "'self'",
@@ -42,11 +44,13 @@ class Guard:
     Args:
         app: the server.
         token: that a visitor must bring once (?token=...), or as a bearer; None = only this machine can ask, and asks
-            by one of its own names.
+            by its own addresses or one of
+        names: of this machine, besides localhost.
     """
 
-    def __init__(self, app: ASGIApp, *, token: str | None = None) -> None:
+    def __init__(self, app: ASGIApp, *, token: str | None = None, names: Collection[str] = ()) -> None:
         self.app, self.token = app, token
+        self.names = {"localhost", "localhost.", *(name.lower() for name in names)}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
@@ -68,36 +72,50 @@ class Guard:
 
     def _refusal(self, scope: Scope, headers: Headers) -> Response | None:
         host = headers.get("host", "")
-        if self.token is None and urlsplit(f"//{host}").hostname not in LOCAL_HOSTS:
+        if self.token is None and not self._is_own(host):
             return _refuse(421, f"{host or 'no name'} is not a name of this machine")
-        if scope["method"] not in ("GET", "HEAD"):
-            origin = headers.get("origin")
-            elsewhere = origin is not None and urlsplit(origin).netloc != host
-            if elsewhere or headers.get("sec-fetch-site", "same-origin") not in ("same-origin", "none"):
-                return _refuse(403, "only the page of this server may send something here")
-        if self.token is None:
-            return None
-        return self._without_token(scope, headers)
+        from_elsewhere = headers.get("sec-fetch-site", "none") not in ("same-origin", "none")
+        if scope["method"] in ("GET", "HEAD"):
+            if from_elsewhere and headers.get("sec-fetch-mode") != "navigate":  # a link to here may be followed
+                return _refuse(403, "only the page of this server may ask for this")
+        elif from_elsewhere or _place(headers.get("origin", f"http://{host}")) != host:
+            return _refuse(403, "only the page of this server may send something here")
+        return None if self.token is None else self._without_token(scope, headers)
+
+    def _is_own(self, host: str) -> bool:
+        """Whether a Host header names this machine."""
+        name = HOST.fullmatch(host)
+        if name is None:
+            return False
+        bare = name[1].strip("[]").lower()
+        try:
+            return bare in self.names or ipaddress.ip_address(bare).is_loopback
+        except ValueError:
+            return False
 
     def _without_token(self, scope: Scope, headers: Headers) -> Response | None:
         """What a visitor gets who has not shown the token yet, or shows it now; None = come in."""
         cookie = f"avssl-{scope['server'][1]}"  # cookies are shared by all servers of a machine
-        try:
-            shown = SimpleCookie(headers.get("cookie", "")).get(cookie)
-        except CookieError:
-            shown = None
-        bearer = headers.get("authorization", "").removeprefix("Bearer ")
-        if self._is_right(shown.value if shown else "") or self._is_right(bearer):
-            return None
         asked = dict(parse_qsl(scope["query_string"].decode("latin-1")))
-        if self._is_right(asked.pop("token", "")) and scope["path"] == "/":
+        if scope["path"] == "/" and self._is_right(asked.pop("token", "")):  # out of the address, which is passed on
             answer = RedirectResponse(f"/?{urlencode(asked)}" if asked else "/", 303)
             answer.set_cookie(cookie, self.token, httponly=True, samesite="lax")
             return answer
+        # by hand: http.cookies drops all that follows a cookie of another server which it cannot read
+        pairs = [pair.partition("=") for line in headers.getlist("cookie") for pair in line.split(";")]
+        shown = [value.strip() for name, _, value in pairs if name.strip() == cookie]
+        bearer = headers.get("authorization", "").removeprefix("Bearer ")
+        if any(self._is_right(token) for token in (*shown, bearer)):
+            return None
         return _refuse(401, "open the address that tools/browse.py printed: it holds a token")
 
     def _is_right(self, token: str) -> bool:
         return hmac.compare_digest(token.encode(), self.token.encode())
+
+
+def _place(origin: str) -> str:
+    """Host and port of an Origin header."""
+    return origin.partition("://")[2]
 
 
 def _refuse(status: int, why: str) -> Response:

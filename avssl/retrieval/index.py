@@ -2,7 +2,9 @@
 
 An inverted file over the pictures, one over the sounds, and one over both side by side: for unit vectors
 min(v, a) <= (v + a) / 2, so an inner product over [v ; a] / sqrt(2) ranks by an upper bound of the agreement. How many
-lists are visited is chosen for each way by measuring: as few as find RECALL_AIM of the true neighbours of a sample.
+lists are visited is chosen for each way by measuring: as few as find RECALL_AIM of all the neighbours that it is ever
+asked for (1,000; by agreement 100) of a sample. What it names does not depend on how many are wanted, so that pages
+fit together.
 
 The files lie beside the embeddings and are built again when those change.
 
@@ -22,14 +24,15 @@ import torch
 from torch import Tensor
 
 from avssl.files import WriteError, whole_file
-from avssl.retrieval.search import Query, Way, query_of_row, rank, rank_each, sides_of, ways_of
+from avssl.retrieval.search import Query, Way, query_of_row, rank_each, sides_of, ways_of
 from avssl.retrieval.store import Store
 from avssl.structs import MODALITIES
 
 EXACT_BELOW = 50_000  # clips: up to here looking at every one takes milliseconds
-MAX_DEPTH = 1000  # neighbours asked for; deeper, every clip is looked at
+MAX_DEPTH, MAX_DEPTH_BOTH = 1000, 100  # neighbours that it is asked for; deeper, every clip is looked at
+NUM_CANDIDATES, NUM_CANDIDATES_BOTH = 1128, 8192  # clips named, since 8 bits and the bound of agreement blur the order
 RECALL_AIM = 0.99
-SAMPLE_QUERIES, SAMPLE_K = 100, 10  # recall is measured on this many clips, among this many neighbours
+SAMPLE_QUERIES = 100  # clips that recall is measured on
 SAMPLE_TOGETHER = 20  # of them in one pass over all clips
 TRAINING_PER_LIST = 40  # vectors that place each list
 BLOCK_ROWS = 65_536
@@ -41,7 +44,7 @@ class Measured:
 
     state: str  # digest of the embeddings that the index is of
     num_visited: dict[str, int]  # {way: lists that a search visits}
-    recall: dict[str, float]  # {way: share of the SAMPLE_K true neighbours that are found}
+    recall: dict[str, float]  # {way: share that is found of the true neighbours down to the largest depth}
     seconds: float  # that building took
 
 
@@ -52,10 +55,21 @@ class NeighbourIndex:
         self.spaces = spaces  # {video, audio, both: what FAISS has, ids are positions in the store}
         self.measured = measured
 
-    def candidates(self, query: Query, way: Way, *, depth: int) -> np.ndarray | None:
-        """As `Narrowing`; None beyond MAX_DEPTH."""
+    def candidates(self, query: Query, way: Way) -> np.ndarray | None:
+        """As `Narrowing`."""
         faiss.omp_set_num_threads(1)  # of this thread: one search is short, and others run beside it
-        return None if depth > MAX_DEPTH else _visit(self.spaces, query, way, depth, self.measured.num_visited[way])
+        space = self.spaces[_space(way)]
+        rows = _visit(space, query, way, self.measured.num_visited[way])
+        return rows if len(rows) > max_depth(way) or len(rows) == space.ntotal else None
+
+    def max_depth(self, way: Way) -> int:
+        """As `Narrowing`."""
+        return max_depth(way)
+
+
+def max_depth(way: str) -> int:
+    """Neighbours that an index is asked for at most."""
+    return MAX_DEPTH_BOTH if _space(way) == "both" else MAX_DEPTH
 
 
 def open_index(store: Store, folder: Path, *, say: Callable[[str], None]) -> NeighbourIndex:
@@ -69,7 +83,8 @@ def open_index(store: Store, folder: Path, *, say: Callable[[str], None]) -> Nei
         try:
             measured = Measured(**json.loads(record.read_text()))
             names = {_space(way) for way in measured.num_visited}
-            if measured.state == digest(store):
+            complete = set(measured.num_visited) == set(measured.recall) == set(ways_of(store))
+            if measured.state == digest(store) and complete:
                 return NeighbourIndex(
                     {name: faiss.read_index(str(folder / f"{name}.faiss")) for name in names}, measured
                 )
@@ -106,9 +121,11 @@ def build_index(store: Store, *, say: Callable[[str], None]) -> NeighbourIndex:
 
 
 def digest(store: Store) -> str:
-    """Tells embeddings apart: what they are of, and size and time of every file of vectors."""
-    found = hashlib.blake2b(repr(store.meta).encode(), digest_size=16)
-    for path in sorted(store.folder.glob("shard-*.npy")):
+    """Tells embeddings apart: what they are of, size and time of every file. Where run and clips lie is left out."""
+    meta = store.meta
+    facts = (meta.weights_hash, meta.manifest_hash, meta.kind, meta.num_clips, meta.split, meta.num_rows)
+    found = hashlib.blake2b(repr(facts).encode(), digest_size=16)
+    for path in sorted(store.folder.glob("shard-*")):
         entry = path.stat()
         found.update(f"{path.name} {entry.st_size} {entry.st_mtime_ns}\n".encode())
     return found.hexdigest()
@@ -130,7 +147,7 @@ def _vectors(store: Store, space: str, rows: np.ndarray) -> np.ndarray:
 
 def _build(store: Store, space: str, rows: np.ndarray) -> faiss.Index:
     """8 bits a number: what is found is scored anew from the embeddings."""
-    num_lists = max(1, round(2 * len(rows) ** 0.5))
+    num_lists = min(len(rows), round(2 * len(rows) ** 0.5))
     sample = np.sort(
         np.random.default_rng(0).choice(rows, min(len(rows), TRAINING_PER_LIST * num_lists), replace=False)
     )
@@ -143,35 +160,29 @@ def _build(store: Store, space: str, rows: np.ndarray) -> faiss.Index:
     return index
 
 
-def _visit(spaces: dict[str, faiss.Index], query: Query, way: Way, depth: int, num_visited: int) -> np.ndarray:
-    """(m,) positions of the clips that come first by the index, a few times more than are wanted, since 8 bits and the
-    bound of agreement blur the order.
-    """
-    space = _space(way)
-    vectors: list[Tensor] = [query.vectors[side] for side in (MODALITIES if space == "both" else sides_of(way)[:1])]
+def _visit(space: faiss.Index, query: Query, way: Way, num_visited: int) -> np.ndarray:
+    """(m,) positions of the clips that come first by the index."""
+    is_both = _space(way) == "both"
+    vectors: list[Tensor] = [query.vectors[side] for side in (MODALITIES if is_both else sides_of(way)[:1])]
     vector = torch.cat(vectors).numpy()[None] / len(vectors) ** 0.5
-    wanted = max(16 * depth, 4096) if space == "both" else depth + 128
-    parameters = faiss.SearchParametersIVF(nprobe=num_visited)
-    _, rows = spaces[space].search(vector, min(wanted, spaces[space].ntotal), params=parameters)
+    wanted = min(NUM_CANDIDATES_BOTH if is_both else NUM_CANDIDATES, space.ntotal)
+    _, rows = space.search(vector, wanted, params=faiss.SearchParametersIVF(nprobe=num_visited))
     return rows[0][rows[0] >= 0]
 
 
 def _tune(store: Store, spaces: dict[str, faiss.Index], way: Way) -> tuple[int, float]:
     """Lists to visit, and the recall with them."""
-    usable = np.logical_and.reduce(
-        [store.has[side] for side in (MODALITIES if way == "agreement" else sides_of(way)[:1])]
-    )
-    rows = np.random.default_rng(1).choice(
-        np.flatnonzero(usable), min(SAMPLE_QUERIES, int(usable.sum())), replace=False
-    )
-    queries = [query_of_row(store, int(row)) for row in rows]
+    sides = MODALITIES if way == "agreement" else sides_of(way)[:1]
+    usable = np.flatnonzero(np.logical_and.reduce([store.has[side] for side in sides]))
+    rows = np.random.default_rng(1).choice(usable, min(SAMPLE_QUERIES, len(usable)), replace=False)
+    queries, space = [query_of_row(store, int(row)) for row in rows], spaces[_space(way)]
     groups = [queries[first : first + SAMPLE_TOGETHER] for first in range(0, len(queries), SAMPLE_TOGETHER)]
-    true = [each.rows for group in groups for each in rank_each(store, group, way=way, depth=SAMPLE_K)]
-    num_visited, num_lists = 1, spaces[_space(way)].nlist
+    true = [each.rows for group in groups for each in rank_each(store, group, way=way, depth=max_depth(way))]
+    num_visited = 1
     while True:
-        index = NeighbourIndex(spaces, Measured("", {way: num_visited}, {}, 0.0))
-        found = [rank(store, query, way=way, depth=SAMPLE_K, index=index).rows for query in queries]
-        recall = float(np.mean([np.isin(wanted, got).mean() for wanted, got in zip(true, found, strict=True)]))
-        if recall >= RECALL_AIM or num_visited == num_lists:
+        found = [_visit(space, query, way, num_visited) for query in queries]
+        hits = sum(int(np.isin(wanted, got).sum()) for wanted, got in zip(true, found, strict=True))
+        recall = hits / max(sum(len(wanted) for wanted in true), 1)
+        if recall >= RECALL_AIM or num_visited == space.nlist:
             return num_visited, recall
-        num_visited = min(2 * num_visited, num_lists)
+        num_visited = min(2 * num_visited, space.nlist)

@@ -69,8 +69,12 @@ class Contrast:
 class Narrowing(Protocol):
     """An index that names the clips worth looking at."""
 
-    def candidates(self, query: Query, way: Way, *, depth: int) -> np.ndarray | None:
-        """(m,) positions in the store, m > depth, in any order; None when it cannot reach as deep."""
+    def candidates(self, query: Query, way: Way) -> np.ndarray | None:
+        """(m,) positions in the store, in any order, enough for `max_depth`; None when there are too few."""
+        ...
+
+    def max_depth(self, way: Way) -> int:
+        """How many neighbours are taken from the candidates; deeper, every clip is looked at."""
         ...
 
 
@@ -112,7 +116,8 @@ def ways_of(store: Store) -> tuple[Way, ...]:
     return tuple(
         way
         for way in WAYS
-        if all(store.has[side].any() for side in sides_of(way))
+        if (way != "agreement" or (store.has["video"] & store.has["audio"]).any())
+        and all(store.has[side].any() for side in sides_of(way))
         and (store.meta.kind == "embedding" or way not in ("v2a", "a2v"))
     )
 
@@ -152,11 +157,28 @@ def rank(
         ValueError: the query lacks a side that is asked for, or the features share no space.
     """
     check_way(store, query, way)
-    narrowed = index.candidates(query, way, depth=depth) if index is not None and label is None else None
-    rows = choosable(store, query, way, label=label) if narrowed is None else np.sort(narrowed[narrowed != query.row])
+    if index is None or label is not None:
+        return _rank_among(store, query, way, choosable(store, query, way, label=label), depth, exact=True)
+    near = index.candidates(query, way)
+    if near is None:
+        return rank(store, query, way=way, depth=depth)
+    near = np.sort(near[near != query.row])
+    first = _rank_among(store, query, way, near, min(depth, index.max_depth(way)), exact=False)
+    if depth <= len(first.rows):
+        return first
+    # Deeper, every clip is looked at; what came before keeps its place, so that no clip comes twice or never.
+    all_of_them = rank(store, query, way=way, depth=depth)
+    further = ~np.isin(all_of_them.rows, first.rows)
+    rows = np.concatenate([first.rows, all_of_them.rows[further]])[:depth]
+    scores = np.concatenate([first.scores, all_of_them.scores[further]])[:depth]
+    return Ranking(rows, scores, exact=False)
+
+
+def _rank_among(store: Store, query: Query, way: Way, rows: np.ndarray, depth: int, *, exact: bool) -> Ranking:
+    """The nearest of these rows (m,), which rise."""
     if len(rows) > depth + ROUNDING_ROWS:
         rows = np.sort(_best(rows, _coarse_scores(store, query, way, rows), depth + ROUNDING_ROWS, exact=True).rows)
-    return _best(rows, _scores(store, query, way, rows), depth, exact=narrowed is None)
+    return _best(rows, _scores(store, query, way, rows), depth, exact=exact)
 
 
 def rank_each(store: Store, queries: Sequence[Query], *, way: Way, depth: int) -> list[Ranking]:

@@ -164,7 +164,10 @@ def read_store(folder: Path) -> Store:
     """
     if not (folder / "meta.json").exists():
         raise StoreError(f"{folder} holds no embeddings (no meta.json): make them with tools/extract.py")
-    meta = Meta(**json.loads((folder / "meta.json").read_text()))
+    try:
+        meta = Meta(**json.loads((folder / "meta.json").read_text()))
+    except (OSError, TypeError, ValueError) as error:
+        raise _damaged(folder, f"meta.json: {error}") from error
     numbers = range(-(-meta.num_rows // SHARD_ROWS))
     missing = [number for number in numbers if not shard_path(folder, number, "parquet").exists()]
     if missing:

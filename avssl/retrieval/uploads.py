@@ -4,6 +4,7 @@ What lives here: one file at a time from its bytes on disk to vectors and pictur
 in memory. What does not: receiving the bytes (app.py), decoding and embedding (embed.py, media/preview.py).
 """
 
+import fcntl
 import re
 import secrets
 import shutil
@@ -22,8 +23,9 @@ from avssl.retrieval.store import Store
 from avssl.workers import Lost, Worker
 
 MAX_HELD = 100
+PREFIX, LOCK = "avssl-uploads-", "lock"  # of folders for files that are looked at; who uses one holds its lock
 MAX_AT_ONCE = 5  # one is embedded, others arrive or wait; further ones are turned away
-TIMEOUT_SECONDS = 120.0  # per file, the loading of the runs included
+TIMEOUT_SECONDS = 60.0  # per file, the loading of the runs included
 
 
 class UploadError(ValueError):
@@ -61,7 +63,10 @@ class Uploads:
         self, stores: Sequence[Store], *, max_bytes: int, max_seconds: float, timeout_seconds: float = TIMEOUT_SECONDS
     ) -> None:
         self.stores, self.max_bytes, self.max_seconds = stores, max_bytes, max_seconds
-        self.folder = Path(tempfile.mkdtemp(prefix="avssl-uploads-"))
+        remove_leftovers()
+        self.folder = Path(tempfile.mkdtemp(prefix=PREFIX))
+        self._lock = (self.folder / LOCK).open("w")
+        fcntl.flock(self._lock, fcntl.LOCK_EX)
         self._worker = Worker("avssl.retrieval.embed", timeout_seconds)
         self._previews = Previews(self.folder / "previews", max_bytes=64 << 20, num_workers=1)
         self._turn, self._places = threading.Lock(), threading.BoundedSemaphore(MAX_AT_ONCE)
@@ -75,6 +80,7 @@ class Uploads:
         self._worker.stop()
         self._previews.close()
         shutil.rmtree(self.folder, ignore_errors=True)
+        self._lock.close()
 
     @contextmanager
     def place(self, name: str) -> Iterator[Path]:
@@ -135,7 +141,22 @@ class Uploads:
         )
 
     def _picture(self, make: Callable[[Path], bytes], path: Path) -> bytes | None:
+        """A small picture of a file, of which nothing stays on disk."""
         try:
             return make(path)
         except PreviewError:
             return None
+        finally:
+            for left in (self.folder / "previews").iterdir():
+                left.unlink(missing_ok=True)
+
+
+def remove_leftovers() -> None:
+    """Delete what servers have left that were killed."""
+    for folder in Path(tempfile.gettempdir()).glob(f"{PREFIX}*"):
+        try:
+            with (folder / LOCK).open("r+") as lock:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                shutil.rmtree(folder, ignore_errors=True)
+        except OSError:  # somebody else's, or in use
+            continue

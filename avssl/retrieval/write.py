@@ -56,11 +56,11 @@ def write_store(
             f"{manifest_path} has no usable clip with split {split}: look at its columns split, status and reason"
         )
     meta = Meta(
-        run=str(run.path.parent),
+        run=str(run.path.parent.resolve()),
         weights_hash=run.weights_hash,
         manifest=str(manifest_path),
         manifest_hash=manifest.hash,
-        root=str(manifest.root),
+        root=str(manifest.root.resolve()),
         kind=kind,
         num_clips=num_clips,
         split=split,
@@ -107,9 +107,17 @@ def _write_shard(
             f"{manifest.root} the folder of the clips? name the right one with --root"
         )
     vectors = found.embedding if meta.kind == "embedding" else found.features
+    with np.errstate(over="ignore"):  # said below
+        vectors = {side: values.astype(np.float16) for side, values in vectors.items()}
+    broken = found.ids[~np.logical_and.reduce([np.isfinite(values).all(axis=1) for values in vectors.values()])]
+    if len(broken):
+        raise StoreError(
+            f"{len(broken)} clips have vectors that are no finite numbers of 16 bits, such as row {broken[0]} of the "
+            "manifest: did the run diverge?"
+        )
     for modality in MODALITIES:
         array = io.BytesIO()  # on a full disk np.save itself would say how many bytes it wrote, and not why
-        np.save(array, vectors[modality].astype(np.float16))
+        np.save(array, vectors[modality])
         with whole_file(shard_path(folder, number, f"{modality}.npy")) as temporary:
             temporary.write_bytes(array.getbuffer())
     rows = [*found.ids.tolist(), *found.errors]  # the read ones first, in the order of the vectors

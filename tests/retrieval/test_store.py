@@ -90,6 +90,10 @@ def test_damaged_folders_are_refused_by_name(tmp_path: Path) -> None:
         read_store(tmp_path)
     assert isinstance(table, pa.Table)
     meta = json.loads((tmp_path / "meta.json").read_text())
+    for broken in (json.dumps(meta)[:-5], json.dumps(meta | {"of_a_later_version": 1}), "[]"):
+        (tmp_path / "meta.json").write_text(broken)
+        with pytest.raises(StoreError, match=r"is damaged \(meta\.json"):
+            read_store(tmp_path)
     (tmp_path / "meta.json").write_text(json.dumps(meta | {"num_rows": 100}))
     with pytest.raises(StoreError, match=r"12 of 15 shards are missing"):
         read_store(tmp_path)
