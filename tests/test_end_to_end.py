@@ -1,5 +1,6 @@
 """From a manifest to neighbours and figures with the library's own calls, on clips made here."""
 
+import dataclasses
 import shutil
 from pathlib import Path
 
@@ -8,7 +9,7 @@ import pytest
 import torch
 
 from avssl.data.manifest import Manifest, read_manifest
-from avssl.evaluate.features import extract
+from avssl.evaluate.features import Extracted, extract
 from avssl.evaluate.probe import labelled_rows, probe
 from avssl.pretrained import load_run, with_data
 from avssl.retrieval.search import WAYS, find_row, query_of_row, search, sides_of
@@ -107,10 +108,15 @@ def test_store_is_written_once_continued_and_searched(
     silent = query_of_row(again, int(np.flatnonzero(~again.has["audio"])[0]))
     with pytest.raises(ValueError, match="has no sound, so nothing can be found from its audio"):
         search(again, silent, way="a2v", k=3)
-    broken = load_run(run)
-    torch.nn.init.constant_(next(broken.heads["video"].parameters()), torch.nan)
-    with pytest.raises(StoreError, match=r"5 clips have vectors that are no finite numbers.*did the run diverge"):
-        write_store(tmp_path / "nan", broken, clip_set, manifest_path=Path("m.parquet"), num_clips=1)
+    with monkeypatch.context() as patched:
+
+        def too_large(*given: object, **named: object) -> Extracted:
+            found = extract(*given, **named)
+            return dataclasses.replace(found, features={side: x * 1e9 for side, x in found.features.items()})
+
+        patched.setattr("avssl.retrieval.write.extract", too_large)
+        with pytest.raises(StoreError, match=r"5 clips have vectors that 16 bits cannot hold, such as row 0"):
+            write_store(tmp_path / "l", loaded, clip_set, manifest_path=Path("m"), kind="features", num_clips=1)
     with pytest.raises(StoreError, match="num_clips=1, now 2"):
         write_store(tmp_path / "e", loaded, clip_set, manifest_path=Path("m.parquet"), num_clips=2)
     features = write_store(tmp_path / "f", loaded, clip_set, manifest_path=Path("m"), kind="features", num_clips=1)
