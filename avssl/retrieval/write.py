@@ -112,8 +112,8 @@ def _write_shard(
     broken = found.ids[~np.logical_and.reduce([np.isfinite(values).all(axis=1) for values in vectors.values()])]
     if len(broken):
         raise StoreError(
-            f"{len(broken)} clips have vectors that 16 bits cannot hold, such as row {broken[0]} of the manifest: extract "
-            "outputs of the heads (without --features), or look at how the run went"
+            f"{len(broken)} clips have vectors that 16 bits cannot hold, such as row {broken[0]} of the manifest: "
+            "extract outputs of the heads (without --features), or look at how the run went"
         )
     for modality in MODALITIES:
         array = io.BytesIO()  # on a full disk np.save itself would say how many bytes it wrote, and not why
