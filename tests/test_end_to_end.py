@@ -12,7 +12,7 @@ from avssl.data.manifest import Manifest, read_manifest
 from avssl.evaluate.features import Extracted, extract
 from avssl.evaluate.probe import labelled_rows, probe
 from avssl.pretrained import load_run, with_data
-from avssl.retrieval.search import WAYS, find_row, query_of_row, search, sides_of
+from avssl.retrieval.search import WAYS, find_row, pairs_of, query_of_row, search
 from avssl.retrieval.store import StoreError, read_store
 from avssl.retrieval.write import write_store
 from avssl.train import train
@@ -89,7 +89,7 @@ def test_store_is_written_once_continued_and_searched(
     assert find_row(again, again.path(3)) == 3
     assert find_row(again, str(clip_set.root / again.path(3))) == 3
     for way in WAYS:
-        source, target = sides_of(way)
+        source, target = pairs_of(way)[-1]
         others = 17 - (2 if target == "audio" else 0)
         found = search(again, query, way=way, k=others)
         assert len(found) == others

@@ -136,7 +136,6 @@ def build_app(shelves: Sequence[Shelf], *, previews: Previews, uploads: Uploads)
         listed.append((shelf, ~np.isin(shelf.store.ids, before)))
         before = np.union1d(before, shelf.store.ids)
     searching = threading.BoundedSemaphore(os.cpu_count() or 1)
-    small, large = CapacityLimiter(WAITING_THREADS), CapacityLimiter(WAITING_THREADS)
 
     @app.exception_handler(RequestValidationError)
     def explain(request: Request, error: RequestValidationError) -> JSONResponse:
@@ -155,17 +154,11 @@ def build_app(shelves: Sequence[Shelf], *, previews: Previews, uploads: Uploads)
                 return shelf, row
         raise HTTPException(404, f"clip {id} is not in these embeddings")
 
-    def held(key: str) -> Upload:
-        upload = uploads.get(key)
-        if upload is None:
-            raise HTTPException(404, "this file is no longer held here: bring it again")
-        return upload
-
     def asked(key: str, number: int) -> tuple[Shelf, ClipQuery, dict[str, Any]]:
         """The store, the query in it, and what is told of the query."""
         shelf = shelf_of(number)
         if key.startswith("u-"):
-            upload = held(key)
+            upload = held(uploads, key)
             return shelf, upload.queries[number], of_upload(upload)
         known, _ = find(int(key))
         row = shelf.store.row(int(key))
@@ -273,6 +266,19 @@ def build_app(shelves: Sequence[Shelf], *, previews: Previews, uploads: Uploads)
         shelf = shelf_of(store)
         return of_map(shelf.store, answered(lambda: shelf.map(by)), by)
 
+    add_files(app, find=find, previews=previews, uploads=uploads)
+    app.mount("/static", StaticFiles(directory=STATIC))
+    return app
+
+
+def add_files(app: FastAPI, *, find: Callable[[int], tuple[Shelf, int]], previews: Previews, uploads: Uploads) -> None:
+    """Add the addresses by which files come in and go out.
+
+    Args:
+        find: the clip with an id: where it is shown, and its row there.
+    """
+    small, large = CapacityLimiter(WAITING_THREADS), CapacityLimiter(WAITING_THREADS)
+
     @app.post("/api/uploads")
     async def receive(request: Request, name: Annotated[str, Query(min_length=1, max_length=255)]) -> dict[str, Any]:
         too_large = HTTPException(413, f"{name} is larger than the {uploads.max_bytes / 2**20:g} MB allowed here")
@@ -305,17 +311,20 @@ def build_app(shelves: Sequence[Shelf], *, previews: Previews, uploads: Uploads)
 
     @app.get("/poster/{key}")
     async def poster(key: Key, request: Request) -> Response:
-        if key.startswith("u-"):
-            return picture(request, held(key).poster, "image/jpeg", "the file has no picture")
-        shelf, row = find(int(key))
-        return picture(request, await pictured(previews.poster, *shelf.source(row), among=small), "image/jpeg")
+        return picture(request, await small_picture(key, "poster"), "image/jpeg")
 
     @app.get("/spectrogram/{key}")
     async def spectrogram(key: Key, request: Request) -> Response:
-        if key.startswith("u-"):
-            return picture(request, held(key).spectrogram, "image/png", "the file has no sound")
-        shelf, row = find(int(key))
-        return picture(request, await pictured(previews.spectrogram, *shelf.source(row), among=small), "image/png")
+        return picture(request, await small_picture(key, "spectrogram"), "image/png")
+
+    async def small_picture(key: str, kind: Literal["poster", "spectrogram"]) -> bytes:
+        if not key.startswith("u-"):
+            shelf, row = find(int(key))
+            return await pictured(getattr(previews, kind), *shelf.source(row), among=small)
+        content = getattr(held(uploads, key), kind)
+        if content is None:
+            raise HTTPException(404, f"the file has no {'picture' if kind == 'poster' else 'sound'}")
+        return content
 
     async def pictured(
         make: Callable[..., Any], source: Path, part: tuple[float, float] | None, *, among: CapacityLimiter
@@ -326,8 +335,12 @@ def build_app(shelves: Sequence[Shelf], *, previews: Previews, uploads: Uploads)
         except PreviewError as error:
             raise HTTPException(404, str(error)) from error
 
-    app.mount("/static", StaticFiles(directory=STATIC))
-    return app
+
+def held(uploads: Uploads, key: str) -> Upload:
+    upload = uploads.get(key)
+    if upload is None:
+        raise HTTPException(404, "this file is no longer held here: bring it again")
+    return upload
 
 
 def selected(store: Store, *, label: str, name: str) -> np.ndarray:
@@ -401,10 +414,8 @@ def answered(ask: Callable[[], Any]) -> Any:
         raise HTTPException(400, str(error)) from error
 
 
-def picture(request: Request, content: bytes | None, kind: str, lacking: str = "") -> Response:
+def picture(request: Request, content: bytes, kind: str) -> Response:
     """A small picture, or that the visitor has it already."""
-    if content is None:
-        raise HTTPException(404, lacking)
     tag = f'"{hashlib.blake2b(content, digest_size=12).hexdigest()}"'
     if request.headers.get("if-none-match") == tag:
         return Response(status_code=304, headers={"etag": tag})

@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 from avssl.files import WriteError, whole_file
-from avssl.retrieval.search import Query, Way, query_of_row, rank_each, sides_of, ways_of
+from avssl.retrieval.search import Query, Way, answer_sides, asked_sides, query_of_row, rank_each, ways_of
 from avssl.retrieval.store import Store
 from avssl.structs import MODALITIES
 
@@ -110,7 +110,7 @@ def build_index(store: Store, *, say: Callable[[str], None]) -> NeighbourIndex:
     since = time.perf_counter()
     spaces = {}
     for name in sorted({_space(way) for way in ways_of(store)}):
-        rows = np.flatnonzero(np.logical_and.reduce([store.has[side] for side in _sides(name)]))
+        rows = np.flatnonzero(store.has_all(_sides(name)))
         say(f"index over {name}, {len(rows):,} clips")
         spaces[name] = _build(store, name, rows)
     num_visited, recall = {}, {}
@@ -132,7 +132,7 @@ def digest(store: Store) -> str:
 
 
 def _space(way: str) -> str:
-    return "both" if way == "agreement" else sides_of(way)[1]
+    return "both" if way == "agreement" else answer_sides(way)[0]
 
 
 def _sides(space: str) -> tuple[str, ...]:
@@ -163,7 +163,7 @@ def _build(store: Store, space: str, rows: np.ndarray) -> faiss.Index:
 def _visit(space: faiss.Index, query: Query, way: Way, num_visited: int) -> np.ndarray:
     """(m,) positions of the clips that come first by the index."""
     is_both = _space(way) == "both"
-    vectors: list[Tensor] = [query.vectors[side] for side in (MODALITIES if is_both else sides_of(way)[:1])]
+    vectors: list[Tensor] = [query.vectors[side] for side in asked_sides(way)]
     vector = torch.cat(vectors).numpy()[None] / len(vectors) ** 0.5
     wanted = min(NUM_CANDIDATES_BOTH if is_both else NUM_CANDIDATES, space.ntotal)
     _, rows = space.search(vector, wanted, params=faiss.SearchParametersIVF(nprobe=num_visited))
@@ -172,8 +172,7 @@ def _visit(space: faiss.Index, query: Query, way: Way, num_visited: int) -> np.n
 
 def _tune(store: Store, spaces: dict[str, faiss.Index], way: Way) -> tuple[int, float]:
     """Lists to visit, and the recall with them."""
-    sides = MODALITIES if way == "agreement" else sides_of(way)[:1]
-    usable = np.flatnonzero(np.logical_and.reduce([store.has[side] for side in sides]))
+    usable = np.flatnonzero(store.has_all(asked_sides(way)))
     rows = np.random.default_rng(1).choice(usable, min(SAMPLE_QUERIES, len(usable)), replace=False)
     queries, space = [query_of_row(store, int(row)) for row in rows], spaces[_space(way)]
     groups = [queries[first : first + SAMPLE_TOGETHER] for first in range(0, len(queries), SAMPLE_TOGETHER)]

@@ -116,15 +116,25 @@ def ways_of(store: Store) -> tuple[Way, ...]:
     return tuple(
         way
         for way in WAYS
-        if (way != "agreement" or (store.has["video"] & store.has["audio"]).any())
-        and all(store.has[side].any() for side in sides_of(way))
+        if store.has_all(asked_sides(way)).any()
+        and store.has_all(answer_sides(way)).any()
         and (store.meta.kind == "embedding" or way not in ("v2a", "a2v"))
     )
 
 
-def sides_of(way: Way) -> tuple[str, ...]:
-    """Sides that a way looks at: of the query and of the answers, or both of each."""
-    return MODALITIES if way == "agreement" else (SIDES[way[0]], SIDES[way[-1]])
+def pairs_of(way: Way) -> tuple[tuple[str, str], ...]:
+    """(side of the query, side of the clips) that a way compares; the smallest of their cosines is the score."""
+    return tuple((side, side) for side in MODALITIES) if way == "agreement" else ((SIDES[way[0]], SIDES[way[-1]]),)
+
+
+def asked_sides(way: Way) -> tuple[str, ...]:
+    """Sides that a query needs."""
+    return tuple(source for source, _ in pairs_of(way))
+
+
+def answer_sides(way: Way) -> tuple[str, ...]:
+    """Sides that an answer has."""
+    return tuple(target for _, target in pairs_of(way))
 
 
 def search(store: Store, query: Query, *, way: Way, k: int) -> list[Neighbour]:
@@ -183,12 +193,11 @@ def _rank_among(store: Store, query: Query, way: Way, rows: np.ndarray, depth: i
 
 def rank_each(store: Store, queries: Sequence[Query], *, way: Way, depth: int) -> list[Ranking]:
     """`rank` of several queries with one pass over all clips, which holds a number per query and clip."""
-    sides = [(side, side) for side in MODALITIES] if way == "agreement" else [sides_of(way)]
     tables = [
-        store.vectors[target].cosines(torch.stack([query.vectors[source] for query in queries]))
-        for source, target in sides
+        store.vectors[target].cosines(torch.stack([query.vectors[source] for query in queries])).numpy()
+        for source, target in pairs_of(way)
     ]
-    scores = (torch.minimum(*tables) if way == "agreement" else tables[0]).numpy()  # (Q, n)
+    scores = np.minimum.reduce(tables)  # (Q, n)
     rankings = []
     for query, row in zip(queries, scores, strict=True):
         rows = choosable(store, query, way)
@@ -206,7 +215,7 @@ def contrast(
         ValueError: as `rank`.
     """
     check_way(store, query, "agreement")
-    usable = int((store.has["video"] & store.has["audio"]).sum())
+    usable = int(store.has_all(MODALITIES).sum())
     depth = int(np.clip(round(LIKE_SHARE * usable), *LIKE_CLIPS))
     lists = {}
     for side, other in (MODALITIES, MODALITIES[::-1]):
@@ -240,9 +249,7 @@ def described(store: Store, query: Query, ranking: Ranking) -> list[Neighbour]:
 
 def choosable(store: Store, query: Query, way: Way, *, label: str | None = None) -> np.ndarray:
     """(m,) positions of the other clips that can be an answer, rising."""
-    usable = np.logical_and.reduce(
-        [store.has[side] for side in (MODALITIES if way == "agreement" else sides_of(way)[1:])]
-    )
+    usable = store.has_all(answer_sides(way))
     if label is not None:
         names, labels = store.labels
         usable = usable & (labels == names.index(label)) if label in names else np.zeros_like(usable)
@@ -252,13 +259,12 @@ def choosable(store: Store, query: Query, way: Way, *, label: str | None = None)
 
 def check_way(store: Store, query: Query, way: Way) -> None:
     """Raise ValueError when a query cannot be asked this way."""
-    sides = sides_of(way)
     if way in ("v2a", "a2v") and store.meta.kind != "embedding":
         raise ValueError(
-            f"{sides[0]} to {sides[1]} needs head outputs, and these are trunk features, which do not share a space: "
-            f"extract without --features"
+            f"{SIDES[way[0]]} to {SIDES[way[-1]]} needs head outputs, and these are trunk features, which do not share "
+            "a space: extract without --features"
         )
-    for side in MODALITIES if way == "agreement" else sides[:1]:
+    for side in asked_sides(way):
         if side not in query.vectors:
             missing, other = ("sound", "video") if side == "audio" else ("picture", "audio")
             raise ValueError(
@@ -268,10 +274,7 @@ def check_way(store: Store, query: Query, way: Way) -> None:
 
 def _scores(store: Store, query: Query, way: Way, rows: np.ndarray) -> np.ndarray:
     """(m,) float32 scores of a few clips, the same however they were found."""
-    if way == "agreement":
-        return np.minimum(*(_cosines(store, query.vectors[side], side, rows) for side in MODALITIES))
-    source, target = sides_of(way)
-    return _cosines(store, query.vectors[source], target, rows)
+    return np.minimum.reduce([_cosines(store, query.vectors[source], target, rows) for source, target in pairs_of(way)])
 
 
 def _cosines(store: Store, vector: Tensor, side: str, rows: np.ndarray) -> np.ndarray:
@@ -281,13 +284,12 @@ def _cosines(store: Store, vector: Tensor, side: str, rows: np.ndarray) -> np.nd
 
 def _coarse_scores(store: Store, query: Query, way: Way, rows: np.ndarray) -> np.ndarray:
     """(m,) float32 scores of many clips, right but for rounding."""
-    sides = [(side, side) for side in MODALITIES] if way == "agreement" else [sides_of(way)]
     found = []
-    for source, target in sides:
+    for source, target in pairs_of(way):
         vector, vectors = query.vectors[source], store.vectors[target]
         few = len(rows) < len(store) // 4  # else one pass over all is faster than gathering
         found.append((vectors.take(rows) @ vector if few else vectors.cosines(vector[None])[0][rows]).numpy())
-    return np.minimum(*found) if way == "agreement" else found[0]
+    return np.minimum.reduce(found)
 
 
 def _best(rows: np.ndarray, scores: np.ndarray, k: int, *, exact: bool) -> Ranking:

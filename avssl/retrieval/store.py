@@ -15,7 +15,7 @@ What lives here: the files and reading them, without any model. What does not: f
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
@@ -132,6 +132,10 @@ class Store:
     def has(self) -> dict[str, np.ndarray]:
         """{video, audio: (n,) bool}"""
         return {side: self.table.column(f"has_{side}").to_numpy() for side in MODALITIES}
+
+    def has_all(self, sides: Iterable[str]) -> np.ndarray:
+        """(n,) bool: clips that have each of these sides."""
+        return np.logical_and.reduce([self.has[side] for side in sides])
 
     @cached_property
     def labels(self) -> tuple[list[str], np.ndarray]:

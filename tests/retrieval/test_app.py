@@ -380,7 +380,7 @@ def test_what_a_killed_server_left_is_removed(
     assert visitor.uploads.folder.exists()
 
 
-def test_a_sender_that_pauses_is_given_up(visitor: TestClient, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_sender_that_pauses_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "PAUSE_SECONDS", 0.2)
 
     async def stalls() -> AsyncIterator[bytes]:

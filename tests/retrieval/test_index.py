@@ -10,7 +10,7 @@ import pytest
 
 from avssl.retrieval import index as module
 from avssl.retrieval.index import NeighbourIndex, digest, open_index
-from avssl.retrieval.search import WAYS, contrast, query_of_row, rank, sides_of
+from avssl.retrieval.search import WAYS, answer_sides, contrast, query_of_row, rank
 from avssl.retrieval.store import Store, read_store
 from tests.retrieval.stores import random_vectors, write
 
@@ -47,7 +47,7 @@ def test_the_index_finds_what_it_says(store: Store, index: NeighbourIndex, rows:
         exact, found = (rank(store, query, way=way, depth=depth, index=used) for used in (None, index))
         assert (exact.exact, found.exact, len(found.rows)) == (True, False, depth)
         assert row not in found.rows
-        for side in ("video", "audio") if way == "agreement" else (sides_of(way)[1],):
+        for side in answer_sides(way):
             assert store.has[side][found.rows].all()
         same = np.isin(found.rows, exact.rows)
         scores = dict(zip(exact.rows.tolist(), exact.scores.tolist(), strict=True))
@@ -55,7 +55,7 @@ def test_the_index_finds_what_it_says(store: Store, index: NeighbourIndex, rows:
         assert np.allclose(found.scores[same], [scores[each] for each in found.rows[same].tolist()], atol=1e-6)
         hits.append(same.mean())
     assert np.mean(hits) == pytest.approx(index.measured.recall[way], abs=0.02)
-    space = index.spaces["both" if way == "agreement" else sides_of(way)[1]]
+    space = index.spaces["both" if way == "agreement" else answer_sides(way)[0]]
     assert np.mean(hits) > module.RECALL_AIM - 0.02 or index.measured.num_visited[way] == space.nlist
 
 

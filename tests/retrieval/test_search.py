@@ -7,15 +7,14 @@ import pytest
 
 from avssl.retrieval.search import (
     WAYS,
-    Query,
     contrast,
     described,
+    pairs_of,
     query_of_row,
     query_of_vectors,
     rank,
     rank_each,
     search,
-    sides_of,
     ways_of,
 )
 from avssl.retrieval.store import Store
@@ -61,7 +60,7 @@ def test_order_is_that_of_the_definition(store: Store, vectors: dict, has: dict,
         if way == "agreement":
             score, usable = np.minimum(near["video", "video"], near["audio", "audio"]), has["video"] & has["audio"]
         else:
-            score, usable = near[sides_of(way)], has[sides_of(way)[1]].copy()
+            score, usable = near[pairs_of(way)[0]], has[pairs_of(way)[0][1]].copy()
         usable &= np.arange(NUM) != row
         if label is not None:
             usable &= np.arange(NUM) % 4 == 2
@@ -141,4 +140,3 @@ def test_what_cannot_be_asked_is_said(store: Store, has: dict, tmp_path: Path) -
     with pytest.raises(ValueError, match="k=9, but these embeddings hold 8 other clips"):
         search(features, query_of_row(features, 0), way="v2v", k=9)
     assert rank(features, query_of_row(features, 0), way="v2v", depth=3, label="none").rows.tolist() == []
-    assert isinstance(silent, Query)
