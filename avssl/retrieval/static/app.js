@@ -169,7 +169,9 @@ async function loadMoreClips() {
 // -- Files brought by the user --
 
 async function searchWith(file) {
+  await begun;
   if (!byId("progress").hidden) return; // one at a time
+  if (!about) return showProblem("The server did not say what it offers: reload this page.");
   hideProblem();
   const most = about.uploads.max_bytes;
   if (file.size > most) {
@@ -246,20 +248,22 @@ async function askAbout() {
   return found;
 }
 
+/** What can be used before the server has answered is listened to at once; the rest is shown with its answer. */
 async function begin() {
-  about = await askAbout();
-  fillFilters();
   listenToFilters();
   listenToFiles();
   walkGrid(grid);
-  showIndex();
-  onState(show);
-  await show(currentState(), "go");
-  makeEndless(moreClips, loadMoreClips);
   addEventListener("scroll", () => {
     if (currentState().view === "clips") clips.scroll = scrollY;
   });
   byId("problem").querySelector("button").addEventListener("click", hideProblem);
+  about = await askAbout();
+  fillFilters();
+  byId("filters").hidden = false;
+  showIndex();
+  onState(show);
+  await show(currentState(), "go");
+  makeEndless(moreClips, loadMoreClips);
 }
 
-attempt(begin);
+const begun = attempt(begin);
