@@ -56,7 +56,7 @@ def main() -> int:
             stores = open_stores(arguments.embeddings, arguments.root)
             listening = stack.enter_context(listen(arguments.host, arguments.port))
             folders = [cache_folder(store, stack) for store in stores]
-            shelves += [Shelf(store, folder) for store, folder in zip(stores, folders, strict=True)]
+            shelves += [Shelf(store, folder, say) for store, folder in zip(stores, folders, strict=True)]
         except ValueError as error:
             print(f"error: {error}", file=sys.stderr)
             return 2
@@ -65,7 +65,7 @@ def main() -> int:
         previews = stack.enter_context(Previews(folders[0] / "previews", max_bytes=round(arguments.preview_gb * 2**30)))
         token = None if ipaddress.ip_address(listening.getsockname()[0]).is_loopback else secrets.token_urlsafe(24)
         for shelf in shelves:
-            shelf.prepare(say)
+            shelf.prepare()
         address = address_of(listening, arguments.host, token)
         print(address, flush=True)
         say("Ctrl-C stops it")

@@ -28,7 +28,7 @@ from starlette.requests import ClientDisconnect
 
 from avssl.data.manifest import OUTSIDE
 from avssl.retrieval.index import EXACT_BELOW, NeighbourIndex, open_index
-from avssl.retrieval.map import Map, Method, draw_map, has_umap
+from avssl.retrieval.map import Map, Method, has_umap, open_map
 from avssl.retrieval.previews import PreviewError, Previews
 from avssl.retrieval.search import Contrast, Ranking, Way, contrast, described, query_of_row, rank, ways_of
 from avssl.retrieval.search import Query as ClipQuery
@@ -52,26 +52,27 @@ class Shelf:
     """Embeddings that are shown, with their index, which comes when it is ready.
 
     Args:
-        folder: for the index.
+        folder: for the index and maps.
+        say: is told what is built, and what could not be.
 
     Raises:
         StoreError: a path leaves the folder of the clips.
     """
 
-    def __init__(self, store: Store, folder: Path) -> None:
+    def __init__(self, store: Store, folder: Path, say: Callable[[str], None]) -> None:
         outside = store.table.filter(pc.match_substring_regex(store.table.column("path"), OUTSIDE))
         if outside.num_rows:
             raise StoreError(
                 f"{store.folder} holds paths that leave their root, such as {outside.column('path')[0].as_py()!r}"
             )
-        self.store, self.folder = store, folder
+        self.store, self.folder, self.say = store, folder, say
         self.index: NeighbourIndex | None = None
         self.state: Literal["exact", "building", "ready", "failed"] = "exact"
         self.why = f"{len(store):,} clips: every search looks at all of them"
         self._maps: dict[Method, Map] = {}
         self._drawing = {method: threading.Lock() for method in get_args(Method)}
 
-    def prepare(self, say: Callable[[str], None]) -> None:
+    def prepare(self) -> None:
         """Have the index read or built in the background, where there are clips enough for one."""
         if len(self.store) < EXACT_BELOW:
             return
@@ -79,23 +80,23 @@ class Shelf:
             "building",
             "the index is being read or built; until then every search looks at all clips",
         )
-        threading.Thread(target=self._open_index, args=(say,), daemon=True).start()
+        threading.Thread(target=self._open_index, daemon=True).start()
 
-    def _open_index(self, say: Callable[[str], None]) -> None:
+    def _open_index(self) -> None:
         try:
-            self.index = open_index(self.store, self.folder, say=say)
+            self.index = open_index(self.store, self.folder, say=self.say)
         except Exception as error:  # of whatever kind: the page works without an index, and says so
             self.state, self.why = "failed", f"no index ({error}): every search looks at all clips"
-            say(self.why)
+            self.say(self.why)
             return
         self.state, self.why = "ready", f"index of {len(self.store):,} clips"
-        say(f"{self.store.folder}: {self.why}, built in {self.index.measured.seconds:.0f} s")
+        self.say(f"{self.store.folder}: {self.why}, built in {self.index.measured.seconds:.0f} s")
 
     def map(self, method: Method) -> Map:
-        """Where clips lie; drawn once, which takes UMAP half a minute."""
+        """Where clips lie; drawn once, which takes UMAP a minute."""
         with self._drawing[method]:
             if method not in self._maps:
-                self._maps[method] = draw_map(self.store, method=method)
+                self._maps[method] = open_map(self.store, self.folder, method=method, say=self.say)
             return self._maps[method]
 
     def clip(self, row: int) -> dict[str, Any]:

@@ -11,7 +11,6 @@ The files lie beside the embeddings and are built again when those change.
 Letters: n clips, m of them, D dimensions.
 """
 
-import hashlib
 import json
 import time
 from collections.abc import Callable
@@ -84,7 +83,7 @@ def open_index(store: Store, folder: Path, *, say: Callable[[str], None]) -> Nei
             measured = Measured(**json.loads(record.read_text()))
             names = {_space(way) for way in measured.num_visited}
             complete = set(measured.num_visited) == set(measured.recall) == set(ways_of(store))
-            if measured.state == digest(store) and complete:
+            if measured.state == store.digest() and complete:
                 return NeighbourIndex(
                     {name: faiss.read_index(str(folder / f"{name}.faiss")) for name in names}, measured
                 )
@@ -116,19 +115,8 @@ def build_index(store: Store, *, say: Callable[[str], None]) -> NeighbourIndex:
     num_visited, recall = {}, {}
     for way in ways_of(store):
         num_visited[way], recall[way] = _tune(store, spaces, way)
-    measured = Measured(digest(store), num_visited, recall, time.perf_counter() - since)
+    measured = Measured(store.digest(), num_visited, recall, time.perf_counter() - since)
     return NeighbourIndex(spaces, measured)
-
-
-def digest(store: Store) -> str:
-    """Tells embeddings apart: what they are of, size and time of every file. Where run and clips lie is left out."""
-    meta = store.meta
-    facts = (meta.weights_hash, meta.manifest_hash, meta.kind, meta.num_clips, meta.split, meta.num_rows)
-    found = hashlib.blake2b(repr(facts).encode(), digest_size=16)
-    for path in sorted(store.folder.glob("shard-*")):
-        entry = path.stat()
-        found.update(f"{path.name} {entry.st_size} {entry.st_mtime_ns}\n".encode())
-    return found.hexdigest()
 
 
 def _space(way: str) -> str:

@@ -1,19 +1,23 @@
 """A map of embeddings: clips as points in the plane, those of pictures and those of sounds beside each other.
 
-What lives here: the drawn clips, their places by PCA or UMAP, and clusters to colour them by. What does not: drawing
-(static/).
+What lives here: the drawn clips, their places by PCA or UMAP, clusters to colour them by, and the file that keeps them
+beside the embeddings. What does not: drawing (static/).
 
 Letters: n drawn clips, D dimensions.
 """
 
 import importlib.util
+import zipfile
+from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 import faiss
 import numpy as np
 import torch
 
+from avssl.files import WriteError, whole_file
 from avssl.retrieval.store import Store
 from avssl.structs import MODALITIES
 
@@ -35,6 +39,36 @@ class Map:
 
 def has_umap() -> bool:
     return importlib.util.find_spec("umap") is not None
+
+
+def open_map(store: Store, folder: Path, *, method: Method, say: Callable[[str], None]) -> Map:
+    """Read the map of these embeddings from a folder, or draw it and keep it there.
+
+    Args:
+        say: is told when a map that is there cannot be used, and when one could not be written down.
+
+    Raises:
+        ValueError: as `draw_map`.
+    """
+    path, state = folder / f"map-{method}.npz", store.digest()
+    if path.exists():
+        why = "the embeddings changed since it was drawn"
+        try:
+            with np.load(path, allow_pickle=False) as kept:
+                if str(kept["state"]) == state:
+                    places = {side: kept[side] for side in MODALITIES}
+                    return Map(kept["rows"], places, kept["clusters"], str(kept["note"]))
+        except (OSError, EOFError, KeyError, ValueError, zipfile.BadZipFile) as error:
+            why = f"it cannot be read ({error})"
+        say(f"the map in {path} is drawn again: {why}")
+    drawn = draw_map(store, method=method)
+    try:
+        with whole_file(path) as temporary, temporary.open("wb") as file:
+            facts = {"state": state, "note": drawn.note, "rows": drawn.rows, "clusters": drawn.clusters}
+            np.savez(file, **facts, **drawn.places)
+    except WriteError as error:
+        say(f"the map is kept in memory only: {error}")
+    return drawn
 
 
 def draw_map(store: Store, *, method: Method) -> Map:

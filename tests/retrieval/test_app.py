@@ -54,7 +54,7 @@ def stores(clips: Manifest, tmp_path_factory: pytest.TempPathFactory, repository
 def visit(shown: list[Store], folder: Path, **limits: float) -> Iterator[TestClient]:
     settings = {"max_bytes": MAX_BYTES, "max_seconds": MAX_SECONDS} | limits
     with Uploads(shown, **settings) as uploads, Previews(folder / "previews") as previews:
-        shelves = [Shelf(store, folder) for store in shown]
+        shelves = [Shelf(store, folder / str(number), print) for number, store in enumerate(shown)]
         server = Guard(build_app(shelves, previews=previews, uploads=uploads))
         visitor = TestClient(server, base_url="http://127.0.0.1", raise_server_exceptions=False)
         visitor.uploads, visitor.shelves = uploads, shelves
@@ -208,7 +208,7 @@ def test_paths_that_leave_the_folder_are_refused_at_the_start(tmp_path: Path) ->
     for path in ("../secret.mp4", "/etc/passwd", "a/../../b.mp4"):
         store = write(tmp_path / "e", random_vectors(2, 4), paths=["fine.mp4", path])
         with pytest.raises(StoreError, match=r"paths that leave their root, such as"):
-            Shelf(store, tmp_path)
+            Shelf(store, tmp_path, print)
 
 
 def test_a_clip_is_sent_whole_or_in_ranges(visitor: TestClient, clips: Manifest) -> None:
@@ -420,7 +420,7 @@ def test_searches_are_exact_until_the_index_is_there(tmp_path: Path, monkeypatch
 
     monkeypatch.setattr(module, "open_index", later)
     for visitor in visit([store], tmp_path / "b"):
-        visitor.shelves[0].prepare(lambda text: None)
+        visitor.shelves[0].prepare()
         assert visitor.get("/api/about").json()["stores"][0]["index"]["state"] == "building"
         asked = "/api/neighbours?query=5&by=v2a"
         exact = visitor.get(asked).json()
@@ -439,9 +439,9 @@ def test_searches_are_exact_until_the_index_is_there(tmp_path: Path, monkeypatch
 def test_a_failing_index_leaves_exact_search(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "EXACT_BELOW", 10)
     monkeypatch.setattr(module, "open_index", lambda *given, **named: (_ for _ in ()).throw(MemoryError("too much")))
-    shelf = Shelf(write(tmp_path / "e", random_vectors(50, 4)), tmp_path)
     said: list[str] = []
-    shelf.prepare(said.append)
+    shelf = Shelf(write(tmp_path / "e", random_vectors(50, 4)), tmp_path, said.append)
+    shelf.prepare()
     while shelf.state == "building":
         time.sleep(0.01)
     assert (shelf.state, shelf.index) == ("failed", None)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from avssl.retrieval import index as module
-from avssl.retrieval.index import NeighbourIndex, digest, open_index
+from avssl.retrieval.index import NeighbourIndex, open_index
 from avssl.retrieval.search import WAYS, answer_sides, contrast, query_of_row, rank
 from avssl.retrieval.store import Store, read_store
 from tests.retrieval.stores import random_vectors, write
@@ -111,10 +111,10 @@ def test_an_index_of_other_vectors_is_built_again(store: Store, tmp_path: Path) 
     said: list[str] = []
     few = write(tmp_path / "few", random_vectors(600, DIM))
     open_index(few, tmp_path / "browser", say=said.append)
-    before = digest(few)
+    before = few.digest()
     file = tmp_path / "few" / "shard-00000.video.npy"
     os.utime(file, ns=(0, 0))
-    assert digest(few) != before
+    assert few.digest() != before
     open_index(few, tmp_path / "browser", say=said.append)
     assert "embeddings changed since" in said[3]
     count = len(said)

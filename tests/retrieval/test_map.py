@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from avssl.retrieval import map as module
-from avssl.retrieval.map import draw_map
+from avssl.retrieval.map import draw_map, open_map
 from tests.retrieval.stores import random_vectors, write
 
 
@@ -55,6 +55,35 @@ def test_very_many_clips_are_drawn_from(tmp_path: Path, monkeypatch: pytest.Monk
 def test_hardly_any_clips(tmp_path: Path, num: int) -> None:
     drawn = draw_map(write(tmp_path, random_vectors(num, 4)), method="pca")
     assert np.isfinite(drawn.places["video"]).all()
+
+
+def test_a_map_is_kept_until_the_embeddings_change(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    has = {"video": np.ones(40, dtype=bool), "audio": np.arange(40) % 5 > 0}
+    store, said = write(tmp_path / "e", random_vectors(40, 4), has=has), []
+    path, ask = tmp_path / "kept" / "map-pca.npz", {"method": "pca", "say": said.append}
+    drawn = open_map(store, tmp_path / "kept", **ask)
+    with monkeypatch.context() as patched:
+        patched.setattr(module, "draw_map", None)  # is not called
+        again = open_map(store, tmp_path / "kept", **ask)
+    assert again.note == drawn.note
+    assert np.array_equal(again.rows, drawn.rows)
+    assert np.array_equal(again.clusters, drawn.clusters)
+    for side in ("video", "audio"):
+        assert np.array_equal(again.places[side], drawn.places[side], equal_nan=True)
+    assert said == []
+    changed = write(tmp_path / "e", random_vectors(41, 4))
+    assert len(open_map(changed, tmp_path / "kept", **ask).rows) == 41
+    assert said.pop() == f"the map in {path} is drawn again: the embeddings changed since it was drawn"
+    whole = path.read_bytes()
+    for broken in (whole[: len(whole) // 2], b"", b"no archive"):
+        path.write_bytes(broken)
+        assert len(open_map(changed, tmp_path / "kept", **ask).rows) == 41
+        assert "cannot be read" in said.pop()
+        assert len(open_map(changed, tmp_path / "kept", **ask).rows) == 41
+        assert said == []  # it was written again
+    (tmp_path / "file").touch()
+    assert len(open_map(changed, tmp_path / "file", **ask).rows) == 41
+    assert "kept in memory only" in said.pop()
 
 
 def test_umap_is_an_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
