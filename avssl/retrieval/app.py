@@ -279,6 +279,7 @@ def add_files(app: FastAPI, *, find: Callable[[int], tuple[Shelf, int]], preview
         find: the clip with an id: where it is shown, and its row there.
     """
     small, large = CapacityLimiter(WAITING_THREADS), CapacityLimiter(WAITING_THREADS)
+    turn = asyncio.Lock()  # of the files that arrived, one is embedded
 
     @app.post("/api/uploads")
     async def receive(request: Request, name: Annotated[str, Query(min_length=1, max_length=255)]) -> dict[str, Any]:
@@ -294,13 +295,16 @@ def add_files(app: FastAPI, *, find: Callable[[int], tuple[Shelf, int]], preview
                         if size > uploads.max_bytes:
                             raise too_large
                         file.write(chunk)
-                return of_upload(await to_thread.run_sync(uploads.take, path, name))
+                async with turn:
+                    if await request.is_disconnected():
+                        raise ClientDisconnect  # nobody waits for it any more
+                    return of_upload(await to_thread.run_sync(uploads.take, path, name))
         except UploadError as error:
             raise HTTPException(422, str(error)) from error
         except BusyError as error:
             raise HTTPException(503, str(error)) from error
         except (TimeoutError, ClientDisconnect) as error:
-            raise HTTPException(408, f"{name} stopped arriving") from error
+            raise HTTPException(408, f"{name} stopped arriving, or is no longer waited for") from error
         except OSError as error:
             raise HTTPException(507, f"{name} cannot be stored here: {error.strerror}") from error
 

@@ -51,7 +51,7 @@ class Upload:
 
 
 class Uploads:
-    """Thread-safe.
+    """Thread-safe, but for `take`.
 
     Args:
         stores: whose runs embed what is brought.
@@ -69,7 +69,7 @@ class Uploads:
         fcntl.flock(self._lock, fcntl.LOCK_EX)
         self._worker = Worker("avssl.retrieval.embed", timeout_seconds)
         self._previews = Previews(self.folder / "previews", max_bytes=64 << 20, num_workers=1)
-        self._turn, self._places = threading.Lock(), threading.BoundedSemaphore(MAX_AT_ONCE)
+        self._places = threading.BoundedSemaphore(MAX_AT_ONCE)
         self._held: OrderedDict[str, Upload] = OrderedDict()
         self._changing = threading.Lock()
 
@@ -101,13 +101,12 @@ class Uploads:
             self._places.release()
 
     def take(self, path: Path, name: str) -> Upload:
-        """Embed a file that lies at a `place`.
+        """Embed a file that lies at a `place`; one at a time.
 
         Raises:
             UploadError: it cannot be read, lasts too long, or took or brought down the process that had it.
         """
-        with self._turn:
-            upload = self._embed(path, name)
+        upload = self._embed(path, name)
         with self._changing:
             self._held[upload.id] = upload
             while len(self._held) > MAX_HELD:

@@ -572,6 +572,26 @@ def test_two_runs_are_compared(open_page: Open, site: Site) -> None:
     expect(page.locator(".answer").nth(0).locator(".card")).to_have_count(48)
 
 
+def test_a_clip_of_one_run_alone_shows_that_runs_neighbours(open_page: Open, site: Site) -> None:
+    page = open_page("/?view=map", expected_status=404)
+    lacks = {"detail": "clip 3 is in embeddings 1, but not in embeddings 0"}
+    page.route("**/api/neighbours?*store=0*", lambda route: route.fulfill(status=404, json=lacks))
+    page.goto(f"{site.url}/?view=neighbours&query=3&by=v2v&compare=1")
+    answers = page.locator(".answer")
+    expect(answers).to_have_count(2)
+    expect(answers.nth(0).get_by_role("heading")).to_have_text("embeddings 0")
+    expect(answers.nth(0)).to_contain_text(lacks["detail"])
+    expect(answers.nth(1).locator(".card")).to_have_count(24)
+    expect(page.locator("#status")).to_have_text("24 neighbours")
+    expect(page.get_by_role("alert")).to_be_hidden()
+    page.get_by_role("button", name="Show more neighbours").click()
+    expect(answers.nth(1).locator(".card")).to_have_count(48)
+    page.unroute("**/api/neighbours?*store=0*")
+    page.route("**/api/neighbours?*", lambda route: route.fulfill(status=404, json=lacks))
+    page.goto(f"{site.url}/?view=neighbours&query=3&by=a2a&compare=1")
+    expect(page.get_by_role("alert")).to_have_text(re.compile(lacks["detail"]))
+
+
 # -- The map --
 
 

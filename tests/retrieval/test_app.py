@@ -367,6 +367,40 @@ def test_too_many_uploads_at_once_are_turned_away(visitor: TestClient) -> None:
     assert upload(visitor, b"x").status_code == 422
 
 
+def test_what_nobody_waits_for_any_more_is_not_embedded(
+    visitor: TestClient, clips: Manifest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Several visitors wait in line, and one of them leaves."""
+    taken, answers = [], {}
+    take = visitor.uploads.take
+    monkeypatch.setattr(visitor.uploads, "take", lambda path, name: taken.append(name) or take(path, name))
+
+    async def send_file(name: str, *, leaves: bool) -> None:
+        messages = [{"type": "http.request", "body": clips.path(1).read_bytes()}]
+
+        async def receive() -> dict[str, object]:
+            if messages:
+                return messages.pop()
+            if not leaves:
+                await asyncio.Event().wait()
+            return {"type": "http.disconnect"}
+
+        async def send(message: dict[str, object]) -> None:
+            answers.setdefault(name, message.get("status"))
+
+        scope = {"type": "http", "method": "POST", "path": "/api/uploads", "query_string": f"name={name}".encode()}
+        await visitor.app(scope | {"headers": [(b"host", b"127.0.0.1")]}, receive, send)
+
+    async def all_at_once() -> None:
+        names = ("first.mp4", "left.mp4", "last.mp4")
+        await asyncio.gather(*(send_file(name, leaves=name == "left.mp4") for name in names))
+
+    asyncio.run(all_at_once())
+    assert sorted(taken) == ["first.mp4", "last.mp4"]
+    assert answers == {"first.mp4": 200, "left.mp4": 408, "last.mp4": 200}
+    assert left_over(visitor) == []
+
+
 def test_what_a_killed_server_left_is_removed(
     visitor: TestClient, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

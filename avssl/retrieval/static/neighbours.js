@@ -22,7 +22,7 @@ const answersBox = document.getElementById("answers");
 const more = section.querySelector(".more");
 const queries = new Map(); // id -> clip or uploaded file, as far as they are known here
 
-let answers = []; // one per run shown: {store, next, groups: {name: {list, ids, count}}}
+let answers = []; // one per run shown: {store, next, groups: {name: {list, ids, count}}}, or {store, next: null}
 let shown = {}; // {state, about, by, signal, say, attempt}
 
 export function rememberQuery(clip) {
@@ -57,11 +57,14 @@ async function askQuery(stores) {
   shown.by ||= (query && WAYS.find((way) => !obstacle(way, query, offers[0]))) || WAYS[0];
   showQuery(query);
   showWays(query, offers);
-  const found = await Promise.all(stores.map((store) => fetchAnswer(store, 0)));
+  const found = await Promise.all(stores.map((store) => fetchAnswer(store, 0).catch(asLacking)));
+  const some = found.find(({ problem }) => !problem);
+  if (!some) throw found[0].problem;
   if (!query) {
-    rememberQuery(asClip(found[0].query));
-    showQuery(asClip(found[0].query));
-    showWays(asClip(found[0].query), offers);
+    const told = asClip(some.query);
+    rememberQuery(told);
+    showQuery(told);
+    showWays(told, offers);
   }
   answers = stores.map((store, i) => makeAnswer(store, found[i]));
   answersBox.replaceChildren(...answers.map((answer) => answer.element));
@@ -112,6 +115,12 @@ function showWays(query, stores) {
   line.textContent = [...reasons].map(([reason, ways]) => `Not possible: ${ways.join(", ")} (${reason}).`).join(" ");
 }
 
+/** What stands for the answer of a run that lacks the clip: the other run still shows its own. */
+function asLacking(error) {
+  if (error.status !== 404) throw error;
+  return { problem: error };
+}
+
 function fetchAnswer(store, offset) {
   const { state, by, signal } = shown;
   const asked = { query: state.query, store, label: state.label, exact: state.exact };
@@ -119,8 +128,16 @@ function fetchAnswer(store, offset) {
   return ask("neighbours", { ...asked, by, offset, limit: 24 }, signal);
 }
 
-/** The part of the page that holds one run's answer: its name, how it was searched, and a list for each group. */
+/**
+ * The part of the page that holds one run's answer: its name, how it was searched, and a list for each group; of a run
+ * that lacks the clip its name and that it does.
+ */
 function makeAnswer(store, found) {
+  const heading = make("h2", { textContent: shown.about.stores[store].short, title: shown.about.stores[store].name });
+  if (found.problem) {
+    const problem = make("p", { className: "empty", textContent: found.problem.message });
+    return { store, next: null, element: make("section", { className: "answer" }, heading, problem) };
+  }
   const answer = { store, next: found.next ?? null, groups: {} };
   const names = shown.by === "agreement" ? Object.keys(GROUPS) : ["neighbours"];
   const lists = make("div", { className: names.length > 1 ? "columns" : "" });
@@ -128,7 +145,7 @@ function makeAnswer(store, found) {
   answer.element = make(
     "section",
     { className: "answer" },
-    make("h2", { textContent: shown.about.stores[store].short, title: shown.about.stores[store].name }),
+    heading,
     make("p", { className: "how", textContent: howSearched(found) }),
     lists,
   );
@@ -171,7 +188,7 @@ function howSearched(found) {
 
 function showSharedAndMore() {
   more.hidden = answers.every((answer) => answer.next === null);
-  if (answers.length < 2) return;
+  if (answers.filter(({ groups }) => groups).length < 2) return;
   for (const [i, answer] of answers.entries()) {
     for (const [name, group] of Object.entries(answer.groups)) markShared(group, answers[1 - i].groups[name].ids);
   }
@@ -189,8 +206,9 @@ function markShared(group, others) {
 }
 
 function inWords() {
-  const groups = Object.entries(answers[0].groups).map(([name, { ids }]) => `${ids.size} ${GROUPS[name]?.[0].toLowerCase() ?? "neighbours"}`);
-  return answers.length > 1 ? `${groups.join(", ")} of each run` : groups.join(", ");
+  const complete = answers.filter(({ groups }) => groups);
+  const groups = Object.entries(complete[0].groups).map(([name, { ids }]) => `${ids.size} ${GROUPS[name]?.[0].toLowerCase() ?? "neighbours"}`);
+  return complete.length > 1 ? `${groups.join(", ")} of each run` : groups.join(", ");
 }
 
 async function loadMore() {
