@@ -4,6 +4,7 @@ What lives here: a layer around the server. A page of somewhere else must not re
 (a name that leads to this machine, a form that is sent here), and nobody else on the network without the token.
 """
 
+import asyncio
 import hmac
 import ipaddress
 import re
@@ -60,15 +61,23 @@ class Guard:
             await send({"type": "websocket.close", "code": 1008})
             return
 
+        begun = False
+
         async def send_with_headers(message: Message) -> None:
+            nonlocal begun
             if message["type"] == "http.response.start":
+                begun = True
                 headers = MutableHeaders(scope=message)
                 for name, value in HEADERS.items():
                     headers.setdefault(name, value)
             await send(message)
 
         refusal = self._refusal(scope, Headers(scope=scope))
-        await (refusal or self.app)(scope, receive, send_with_headers)
+        try:
+            await (refusal or self.app)(scope, receive, send_with_headers)
+        except asyncio.CancelledError:  # the server ends, and has waited long enough for this answer
+            if not begun:
+                await _refuse(503, "the server was stopped")(scope, receive, send_with_headers)
 
     def _refusal(self, scope: Scope, headers: Headers) -> Response | None:
         host = headers.get("host", "")

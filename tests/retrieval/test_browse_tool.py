@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 import urllib.error
+import urllib.parse
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
@@ -75,6 +76,20 @@ def test_it_serves_until_it_is_stopped(embeddings: Path, tmp_path: Path, how: si
         assert not list((tmp_path / "temporary").iterdir())
         assert not [child for child in children if Path(f"/proc/{child}").exists()]
     assert list((embeddings / "browser" / "previews").glob("*.jpg"))
+
+
+def test_a_request_that_does_not_end_is_answered_when_it_is_stopped(embeddings: Path) -> None:
+    with browser(embeddings, "--port", 0) as (process, address):
+        with socket.create_connection(("127.0.0.1", urllib.parse.urlsplit(address).port), timeout=20) as visitor:
+            head = "POST /api/uploads?name=a.mp4 HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: 1000\r\n\r\n"
+            visitor.sendall(head.encode() + b"the beginning")
+            assert get(f"{address}api/about")[0] == 200
+            process.send_signal(signal.SIGINT)
+            answer = b"".join(iter(lambda: visitor.recv(4096), b""))
+        assert answer.startswith(b"HTTP/1.1 503")
+        assert b"the server was stopped" in answer
+        assert process.wait(20) == 0
+        assert "Traceback" not in process.stderr.read()
 
 
 def test_bound_elsewhere_it_asks_for_a_token(embeddings: Path) -> None:
