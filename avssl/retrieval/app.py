@@ -1,7 +1,8 @@
 """The neighbour browser's server: what the page asks, and the clips that it plays.
 
-What lives here: addresses, what comes in and what goes out. What does not: who may ask (guard.py), searching
-(search.py, index.py), pictures of clips (previews.py), visitors' files (uploads.py), the page itself (static/).
+What lives here: addresses, what comes in and what goes out. What does not: who may ask (guard.py), the clips that are
+shown (shelves.py), searching (search.py, index.py), pictures of clips (previews.py), visitors' files (uploads.py), the
+page itself (static/).
 
 Only clips of the embeddings are served, by their id: no name that a visitor sends is ever opened.
 """
@@ -11,13 +12,11 @@ import hashlib
 import os
 import threading
 import time
-from collections import Counter
 from collections.abc import AsyncIterator, Callable, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal
 
 import numpy as np
-import pyarrow.compute as pc
 from anyio import CapacityLimiter, to_thread
 from fastapi import FastAPI, HTTPException, Query, Request
 from fastapi import Path as InPath
@@ -26,17 +25,16 @@ from fastapi.responses import FileResponse, JSONResponse, Response
 from fastapi.staticfiles import StaticFiles
 from starlette.requests import ClientDisconnect
 
-from avssl.data.manifest import OUTSIDE
-from avssl.retrieval.index import EXACT_BELOW, NeighbourIndex, open_index
-from avssl.retrieval.map import Map, Method, has_umap, open_map
+from avssl.retrieval.index import NeighbourIndex
+from avssl.retrieval.map import Map, Method, has_umap
 from avssl.retrieval.previews import PreviewError, Previews
-from avssl.retrieval.search import Contrast, Ranking, Way, contrast, described, query_of_row, rank, ways_of
+from avssl.retrieval.search import Contrast, Ranking, Way, contrast, query_of_row, rank, ways_of
 from avssl.retrieval.search import Query as ClipQuery
-from avssl.retrieval.store import Store, StoreError
+from avssl.retrieval.shelves import Library, NotShownError, Shelf
+from avssl.retrieval.store import Store
 from avssl.retrieval.uploads import BusyError, Upload, UploadError, Uploads
 
 STATIC = Path(__file__).parent / "static"
-NO_END = 1e9  # seconds: of a part that goes to the end of its file
 PAUSE_SECONDS = 15.0  # between two pieces of an upload
 WAITING_THREADS = 16  # that wait for pictures, and as many for previews: neither keeps the other or searches waiting
 
@@ -48,151 +46,46 @@ Offset = Annotated[int, Query(ge=0, lt=2**40)]
 Limit = Annotated[int, Query(ge=1, le=200)]
 
 
-class Shelf:
-    """Embeddings that are shown, with their index, which comes when it is ready.
-
-    Args:
-        folder: for the index and maps.
-        say: is told what is built, and what could not be.
-
-    Raises:
-        StoreError: a path leaves the folder of the clips.
-    """
-
-    def __init__(self, store: Store, folder: Path, say: Callable[[str], None]) -> None:
-        outside = store.table.filter(pc.match_substring_regex(store.table.column("path"), OUTSIDE))
-        if outside.num_rows:
-            raise StoreError(
-                f"{store.folder} holds paths that leave their root, such as {outside.column('path')[0].as_py()!r}"
-            )
-        self.store, self.folder, self.say = store, folder, say
-        self.index: NeighbourIndex | None = None
-        self.state: Literal["exact", "building", "ready", "failed"] = "exact"
-        self.why = f"{len(store):,} clips: every search looks at all of them"
-        self._maps: dict[Method, Map] = {}
-        self._drawing = {method: threading.Lock() for method in get_args(Method)}
-
-    def prepare(self) -> None:
-        """Have the index read or built in the background, where there are clips enough for one."""
-        if len(self.store) < EXACT_BELOW:
-            return
-        self.state, self.why = (
-            "building",
-            "the index is being read or built; until then every search looks at all clips",
-        )
-        threading.Thread(target=self._open_index, daemon=True).start()
-
-    def _open_index(self) -> None:
-        try:
-            self.index = open_index(self.store, self.folder, say=self.say)
-        except Exception as error:  # of whatever kind: the page works without an index, and says so
-            self.state, self.why = "failed", f"no index ({error}): every search looks at all clips"
-            self.say(self.why)
-            return
-        self.state, self.why = "ready", f"index of {len(self.store):,} clips"
-        self.say(f"{self.store.folder}: {self.why}, built in {self.index.measured.seconds:.0f} s")
-
-    def map(self, method: Method) -> Map:
-        """Where clips lie; drawn once, which takes UMAP a minute."""
-        with self._drawing[method]:
-            if method not in self._maps:
-                self._maps[method] = open_map(self.store, self.folder, method=method, say=self.say)
-            return self._maps[method]
-
-    def clip(self, row: int) -> dict[str, Any]:
-        start, end = self.store.part(row)
-        return {
-            "id": int(self.store.ids[row]),
-            "path": self.store.path(row),
-            "label": self.store.label(row),
-            "has_video": bool(self.store.has["video"][row]),
-            "has_audio": bool(self.store.has["audio"][row]),
-            "start": start,
-            "end": end,
-        }
-
-    def source(self, row: int) -> tuple[Path, tuple[float, float] | None]:
-        """The file of a clip, and which seconds of it the clip is."""
-        start, end = self.store.part(row)
-        part = None if start is None and end is None else (start or 0.0, NO_END if end is None else end)
-        return Path(self.store.meta.root) / self.store.path(row), part
-
-    def neighbours(self, query: ClipQuery, ranking: Ranking) -> list[dict[str, Any]]:
-        return [
-            self.clip(found.row) | {"score": found.score, "video": found.video, "audio": found.audio}
-            for found in described(self.store, query, ranking)
-        ]
-
-    def recall(self, *ways: Way) -> float | None:
-        """The smallest that was measured of these ways of the index."""
-        return None if self.index is None else min(self.index.measured.recall[way] for way in ways)
-
-
 def build_app(shelves: Sequence[Shelf], *, previews: Previews, uploads: Uploads) -> FastAPI:
     """The server of embeddings, all of the same manifest. See the addresses below for what it answers."""
-    app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
-    before = np.zeros(0, dtype=np.int64)
-    listed = []  # each store with its clips that no store before it has
-    for shelf in shelves:
-        listed.append((shelf, ~np.isin(shelf.store.ids, before)))
-        before = np.union1d(before, shelf.store.ids)
-    searching = threading.BoundedSemaphore(os.cpu_count() or 1)
+    app, library = FastAPI(docs_url=None, redoc_url=None, openapi_url=None), Library(shelves)
 
     @app.exception_handler(RequestValidationError)
     def explain(request: Request, error: RequestValidationError) -> JSONResponse:
         first = error.errors()[0]
         return JSONResponse({"detail": f"{first['loc'][-1]}: {first['msg']}"}, 400)
 
-    def shelf_of(number: int) -> Shelf:
-        if not 0 <= number < len(shelves):
-            raise HTTPException(404, f"store {number}: there are {len(shelves)}, counted from 0")
-        return shelves[number]
-
-    def find(id: int) -> tuple[Shelf, int]:
-        for shelf in shelves:
-            row = shelf.store.row(id)
-            if row is not None:
-                return shelf, row
-        raise HTTPException(404, f"clip {id} is not in these embeddings")
-
-    def asked(key: str, number: int) -> tuple[Shelf, ClipQuery, dict[str, Any]]:
-        """The store, the query in it, and what is told of the query."""
-        shelf = shelf_of(number)
-        if key.startswith("u-"):
-            upload = held(uploads, key)
-            return shelf, upload.queries[number], of_upload(upload)
-        known, _ = find(int(key))
-        row = shelf.store.row(int(key))
-        if row is None:
-            raise HTTPException(404, f"clip {key} is in {known.store.folder}, but not in {shelf.store.folder}")
-        return shelf, query_of_row(shelf.store, row), shelf.clip(row)
-
-    def narrowing(shelf: Shelf, exact: bool) -> NeighbourIndex | None:
-        return None if exact else shelf.index
+    @app.exception_handler(NotShownError)
+    def tell(request: Request, error: NotShownError) -> JSONResponse:
+        return JSONResponse({"detail": str(error)}, 404)
 
     @app.api_route("/", methods=["GET", "HEAD"])
     def page() -> FileResponse:
         return FileResponse(STATIC / "index.html")
 
+    add_clips(app, library, uploads)
+    add_searches(app, library, uploads)
+    add_files(app, library, previews, uploads)
+    app.mount("/static", StaticFiles(directory=STATIC))
+    return app
+
+
+def add_clips(app: FastAPI, library: Library, uploads: Uploads) -> None:
+    """Add the addresses that tell what there is: embeddings, clips, maps."""
+
     @app.get("/api/about")
     def about() -> dict[str, Any]:
-        counts: Counter[str] = Counter()
-        for shelf, own in listed:
-            names, labels = shelf.store.labels
-            numbers = np.bincount(labels[own & (labels >= 0)], minlength=len(names)).tolist()
-            counts.update({name: number for name, number in zip(names, numbers, strict=True) if number})
         return {
-            "stores": [of_store(shelf) for shelf in shelves],
-            "labels": [{"name": name, "clips": counts[name]} for name in sorted(counts)],
+            "stores": [of_store(shelf) for shelf in library.shelves],
+            "labels": [{"name": name, "clips": clips} for name, clips in library.label_counts().items()],
             "uploads": {"max_bytes": uploads.max_bytes, "max_seconds": uploads.max_seconds},
             "umap": has_umap(),
         }
 
     @app.get("/api/clips")
     def clips(label: Label = "", name: Label = "", offset: Offset = 0, limit: Limit = 48) -> dict[str, Any]:
-        found = [shelf.store.ids[own & selected(shelf.store, label=label, name=name)] for shelf, own in listed]
-        ids = found[0] if len(found) == 1 else np.sort(np.concatenate(found))
-        page = [find(id) for id in ids[offset : offset + limit].tolist()]
+        ids = library.ids(label=label, name=name)
+        page = [library.find(id) for id in ids[offset : offset + limit].tolist()]
         after = offset + len(page)
         return {
             "total": len(ids),
@@ -202,8 +95,30 @@ def build_app(shelves: Sequence[Shelf], *, previews: Previews, uploads: Uploads)
 
     @app.get("/api/clips/{id}")
     def clip(id: Id) -> dict[str, Any]:
-        shelf, row = find(id)
+        shelf, row = library.find(id)
         return shelf.clip(row)
+
+    @app.get("/api/map")
+    def map_(store: int = 0, by: Method = "pca") -> dict[str, Any]:
+        shelf = library.shelf(store)
+        return of_map(shelf.store, answered(lambda: shelf.map(by)), by)
+
+
+def add_searches(app: FastAPI, library: Library, uploads: Uploads) -> None:
+    """Add the addresses that find neighbours of a clip or of an uploaded file."""
+    searching = threading.BoundedSemaphore(os.cpu_count() or 1)
+
+    def asked(key: str, number: int) -> tuple[Shelf, ClipQuery, dict[str, Any]]:
+        """The store, the query in it, and what is told of the query."""
+        shelf = library.shelf(number)
+        if key.startswith("u-"):
+            upload = held(uploads, key)
+            return shelf, upload.queries[number], of_upload(upload)
+        row = library.find_on(shelf, int(key))
+        return shelf, query_of_row(shelf.store, row), shelf.clip(row)
+
+    def narrowing(shelf: Shelf, exact: bool) -> NeighbourIndex | None:
+        return None if exact else shelf.index
 
     @app.get("/api/neighbours")
     def neighbours(
@@ -262,22 +177,9 @@ def build_app(shelves: Sequence[Shelf], *, previews: Previews, uploads: Uploads)
             **found,
         }
 
-    @app.get("/api/map")
-    def map_(store: int = 0, by: Method = "pca") -> dict[str, Any]:
-        shelf = shelf_of(store)
-        return of_map(shelf.store, answered(lambda: shelf.map(by)), by)
 
-    add_files(app, find=find, previews=previews, uploads=uploads)
-    app.mount("/static", StaticFiles(directory=STATIC))
-    return app
-
-
-def add_files(app: FastAPI, *, find: Callable[[int], tuple[Shelf, int]], previews: Previews, uploads: Uploads) -> None:
-    """Add the addresses by which files come in and go out.
-
-    Args:
-        find: the clip with an id: where it is shown, and its row there.
-    """
+def add_files(app: FastAPI, library: Library, previews: Previews, uploads: Uploads) -> None:
+    """Add the addresses by which files come in and go out."""
     small, large = CapacityLimiter(WAITING_THREADS), CapacityLimiter(WAITING_THREADS)
     turn = asyncio.Lock()  # of the files that arrived, one is embedded
 
@@ -310,7 +212,7 @@ def add_files(app: FastAPI, *, find: Callable[[int], tuple[Shelf, int]], preview
 
     @app.api_route("/media/{id}", methods=["GET", "HEAD"])
     async def play(id: Id) -> FileResponse:
-        shelf, row = find(id)
+        shelf, row = library.find(id)
         path, kind = await pictured(previews.media, *shelf.source(row), among=large)
         return FileResponse(path, media_type=kind)
 
@@ -324,7 +226,7 @@ def add_files(app: FastAPI, *, find: Callable[[int], tuple[Shelf, int]], preview
 
     async def small_picture(key: str, kind: Literal["poster", "spectrogram"]) -> bytes:
         if not key.startswith("u-"):
-            shelf, row = find(int(key))
+            shelf, row = library.find(int(key))
             return await pictured(getattr(previews, kind), *shelf.source(row), among=small)
         content = getattr(held(uploads, key), kind)
         if content is None:
@@ -346,17 +248,6 @@ def held(uploads: Uploads, key: str) -> Upload:
     if upload is None:
         raise HTTPException(404, "this file is no longer held here: bring it again")
     return upload
-
-
-def selected(store: Store, *, label: str, name: str) -> np.ndarray:
-    """(n,) bool: rows with this label whose path holds this text in any case; the empty ones ask for nothing."""
-    chosen = np.ones(len(store), dtype=bool)
-    if label:
-        names, labels = store.labels
-        chosen &= labels == names.index(label) if label in names else False
-    if name:
-        chosen &= pc.match_substring(store.table.column("path"), name, ignore_case=True).to_numpy()
-    return chosen
 
 
 def of_store(shelf: Shelf) -> dict[str, Any]:

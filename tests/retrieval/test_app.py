@@ -18,10 +18,12 @@ from avssl.config import load
 from avssl.data.manifest import Manifest
 from avssl.pretrained import load_run
 from avssl.retrieval import app as module
-from avssl.retrieval.app import Shelf, build_app
+from avssl.retrieval import shelves
+from avssl.retrieval.app import build_app
 from avssl.retrieval.guard import Guard
 from avssl.retrieval.previews import Previews
 from avssl.retrieval.search import WAYS, query_of_row, rank
+from avssl.retrieval.shelves import Shelf
 from avssl.retrieval.store import Store, StoreError, read_store
 from avssl.retrieval.uploads import LOCK, MAX_AT_ONCE, PREFIX, Uploads, remove_leftovers
 from avssl.retrieval.write import write_store
@@ -54,10 +56,10 @@ def stores(clips: Manifest, tmp_path_factory: pytest.TempPathFactory, repository
 def visit(shown: list[Store], folder: Path, **limits: float) -> Iterator[TestClient]:
     settings = {"max_bytes": MAX_BYTES, "max_seconds": MAX_SECONDS} | limits
     with Uploads(shown, **settings) as uploads, Previews(folder / "previews") as previews:
-        shelves = [Shelf(store, folder / str(number), print) for number, store in enumerate(shown)]
-        server = Guard(build_app(shelves, previews=previews, uploads=uploads))
+        shown_on = [Shelf(store, folder / str(number), print) for number, store in enumerate(shown)]
+        server = Guard(build_app(shown_on, previews=previews, uploads=uploads))
         visitor = TestClient(server, base_url="http://127.0.0.1", raise_server_exceptions=False)
-        visitor.uploads, visitor.shelves = uploads, shelves
+        visitor.uploads, visitor.shelves = uploads, shown_on
         yield visitor
 
 
@@ -444,15 +446,15 @@ def test_a_run_that_was_trained_on_embeds_nothing(stores: list[Store], clips: Ma
 
 
 def test_searches_are_exact_until_the_index_is_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "EXACT_BELOW", 10)
+    monkeypatch.setattr(shelves, "EXACT_BELOW", 10)
     store = write(tmp_path / "e", random_vectors(3000, 16))
-    begin, opened = threading.Event(), module.open_index
+    begin, opened = threading.Event(), shelves.open_index
 
     def later(*given: object, **named: object) -> object:
         begin.wait(30)
         return opened(*given, **named)
 
-    monkeypatch.setattr(module, "open_index", later)
+    monkeypatch.setattr(shelves, "open_index", later)
     for visitor in visit([store], tmp_path / "b"):
         visitor.shelves[0].prepare()
         assert visitor.get("/api/about").json()["stores"][0]["index"]["state"] == "building"
@@ -471,8 +473,8 @@ def test_searches_are_exact_until_the_index_is_there(tmp_path: Path, monkeypatch
 
 
 def test_a_failing_index_leaves_exact_search(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "EXACT_BELOW", 10)
-    monkeypatch.setattr(module, "open_index", lambda *given, **named: (_ for _ in ()).throw(MemoryError("too much")))
+    monkeypatch.setattr(shelves, "EXACT_BELOW", 10)
+    monkeypatch.setattr(shelves, "open_index", lambda *given, **named: (_ for _ in ()).throw(MemoryError("too much")))
     said: list[str] = []
     shelf = Shelf(write(tmp_path / "e", random_vectors(50, 4)), tmp_path, said.append)
     shelf.prepare()
