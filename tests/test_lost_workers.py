@@ -148,7 +148,7 @@ def test_slow_clips_are_not_blamed(manifest: Path, monkeypatch: pytest.MonkeyPat
     data = DataConfig(manifest="", num_frames=2, fps=5, size=32, audio_seconds=0.5, sample_rate=8000)
     data.num_workers, data.worker_timeout_seconds = 1, 2
     dataset = ClipDataset(read_manifest(manifest), data, ("video", "audio"))
-    monkeypatch.setattr(ClipDataset, "_sample", lambda self, key: time.sleep(0.8))
+    monkeypatch.setattr(ClipDataset, "_sample", lambda self, key: time.sleep(0.5))
     loader = build_loader(dataset, [[Key(0, row, 0) for row in range(8)]], data, device=torch.device("cpu"))
     with pytest.raises(WorkerLost, match="gave nothing for 2 seconds") as lost, lost_workers_named(dataset, data):
         next(iter(loader))

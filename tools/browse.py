@@ -49,7 +49,7 @@ def main() -> int:
         signal.signal(number, lambda *_: sys.exit(0))
     shelves: list[Shelf] = []
     with ExitStack() as stack:
-        stack.callback(leave_building, shelves)  # comes last
+        stack.callback(leave_busy, shelves)  # comes last
         try:
             for name in ("max_upload_mb", "max_upload_seconds", "preview_gb"):
                 if not 0 < getattr(arguments, name) < float("inf"):
@@ -133,9 +133,9 @@ def address_of(listening: socket.socket, host: str, token: str | None) -> str:
     return f"http://{name}:{listening.getsockname()[1]}/" + (f"?token={token}" if token else "")
 
 
-def leave_building(shelves: list[Shelf]) -> None:
-    """End at once when an index is being built: FAISS's threads do not survive an orderly end."""
-    if any(shelf.state == "building" for shelf in shelves):
+def leave_busy(shelves: list[Shelf]) -> None:
+    """End at once when an index is being built or a map drawn: the threads of FAISS do not survive an orderly end."""
+    if any(shelf.is_busy() for shelf in shelves):
         os._exit(0)
 
 

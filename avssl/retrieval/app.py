@@ -12,6 +12,7 @@ import hashlib
 import os
 import threading
 import time
+from collections import defaultdict
 from collections.abc import AsyncIterator, Callable, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -72,6 +73,7 @@ def build_app(shelves: Sequence[Shelf], *, previews: Previews, uploads: Uploads)
 
 def add_clips(app: FastAPI, library: Library, uploads: Uploads) -> None:
     """Add the addresses that tell what there is: embeddings, clips, maps."""
+    lines: dict[tuple[int, Method], CapacityLimiter] = defaultdict(lambda: CapacityLimiter(1))  # UMAP takes a minute
 
     @app.get("/api/about")
     def about() -> dict[str, Any]:
@@ -99,9 +101,12 @@ def add_clips(app: FastAPI, library: Library, uploads: Uploads) -> None:
         return shelf.clip(row)
 
     @app.get("/api/map")
-    def map_(store: int = 0, by: Method = "pca") -> dict[str, Any]:
+    async def map_(store: int = 0, by: Method = "pca") -> dict[str, Any]:
         shelf = library.shelf(store)
-        return of_map(shelf.store, answered(lambda: shelf.map(by)), by)
+        try:
+            return await in_thread(lines[store, by], lambda: of_map(shelf.store, shelf.map(by), by))
+        except ValueError as error:
+            raise HTTPException(400, str(error)) from error
 
 
 def add_searches(app: FastAPI, library: Library, uploads: Uploads) -> None:
@@ -181,7 +186,7 @@ def add_searches(app: FastAPI, library: Library, uploads: Uploads) -> None:
 def add_files(app: FastAPI, library: Library, previews: Previews, uploads: Uploads) -> None:
     """Add the addresses by which files come in and go out."""
     small, large = CapacityLimiter(WAITING_THREADS), CapacityLimiter(WAITING_THREADS)
-    turn = asyncio.Lock()  # of the files that arrived, one is embedded
+    turn, embedding = asyncio.Lock(), CapacityLimiter(1)  # of the files that arrived, one is embedded
 
     @app.post("/api/uploads")
     async def receive(request: Request, name: Annotated[str, Query(min_length=1, max_length=255)]) -> dict[str, Any]:
@@ -200,7 +205,7 @@ def add_files(app: FastAPI, library: Library, previews: Previews, uploads: Uploa
                 async with turn:
                     if await request.is_disconnected():
                         raise ClientDisconnect  # nobody waits for it any more
-                    return of_upload(await to_thread.run_sync(uploads.take, path, name))
+                    return of_upload(await in_thread(embedding, uploads.take, path, name))
         except UploadError as error:
             raise HTTPException(422, str(error)) from error
         except BusyError as error:
@@ -238,7 +243,7 @@ def add_files(app: FastAPI, library: Library, previews: Previews, uploads: Uploa
     ) -> Any:
         """What other processes make of a clip, as far as they can."""
         try:
-            return await to_thread.run_sync(make, source, part, limiter=among)
+            return await in_thread(among, make, source, part)
         except PreviewError as error:
             raise HTTPException(404, str(error)) from error
 
@@ -289,6 +294,11 @@ def of_map(store: Store, drawn: Map, by: Method) -> dict[str, Any]:
         "note": drawn.note,
         **places,
     }
+
+
+async def in_thread(among: CapacityLimiter, work: Callable[..., Any], *given: Any) -> Any:
+    """What `work` returns, which takes long; when the server is stopped, its thread is left behind."""
+    return await to_thread.run_sync(work, *given, limiter=among, abandon_on_cancel=True)
 
 
 async def unhurried(stream: AsyncIterator[bytes]) -> AsyncIterator[bytes]:

@@ -66,11 +66,11 @@ class Guard:
         async def send_with_headers(message: Message) -> None:
             nonlocal begun
             if message["type"] == "http.response.start":
-                begun = True
                 headers = MutableHeaders(scope=message)
                 for name, value in HEADERS.items():
                     headers.setdefault(name, value)
             await send(message)
+            begun = True
 
         refusal = self._refusal(scope, Headers(scope=scope))
         try:

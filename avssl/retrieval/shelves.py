@@ -54,21 +54,21 @@ class Shelf:
         """Have the index read or built in the background, where there are clips enough for one."""
         if len(self.store) < EXACT_BELOW:
             return
-        self.state, self.why = (
-            "building",
-            "the index is being read or built; until then every search looks at all clips",
-        )
+        self.why = "the index is being read or built; until then every search looks at all clips"
+        self.state = "building"
         threading.Thread(target=self._open_index, daemon=True).start()
 
     def _open_index(self) -> None:
         try:
             self.index = open_index(self.store, self.folder, say=self.say)
         except Exception as error:  # of whatever kind: the page works without an index, and says so
-            self.state, self.why = "failed", f"no index ({error}): every search looks at all clips"
+            self.why = f"no index ({error}): every search looks at all clips"
             self.say(self.why)
+            self.state = "failed"
             return
-        self.state, self.why = "ready", f"index of {len(self.store):,} clips"
+        self.why = f"index of {len(self.store):,} clips"
         self.say(f"{self.store.folder}: {self.why}, built in {self.index.measured.seconds:.0f} s")
+        self.state = "ready"
 
     def map(self, method: Method) -> Map:
         """Where clips lie; drawn once, which takes UMAP a minute."""
@@ -76,6 +76,10 @@ class Shelf:
             if method not in self._maps:
                 self._maps[method] = open_map(self.store, self.folder, method=method, say=self.say)
             return self._maps[method]
+
+    def is_busy(self) -> bool:
+        """Whether an index is being built or a map drawn, in threads that do not stop when asked to."""
+        return self.state == "building" or any(lock.locked() for lock in self._drawing.values())
 
     def clip(self, row: int) -> dict[str, Any]:
         start, end = self.store.part(row)

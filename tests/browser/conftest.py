@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from playwright.sync_api import Browser, ConsoleMessage, Page, sync_playwright
+from playwright.sync_api import Browser, ConsoleMessage, Page, expect, sync_playwright
 
 from avssl.data.check import build_table
 from avssl.data.manifest import read_manifest, write_manifest
@@ -26,12 +26,16 @@ SILENT, SOUND_ONLY, OTHER_FORMAT = "train/1/silent.mp4", "train/0/sound only.mp3
 PART = "train/0/000.mp4"  # seconds 0.4 to 0.8 of the file
 MARKUP = "train/0/<b id=x>.mp4"
 MAX_UPLOAD_MB = 1
+PATIENCE_SECONDS = 30  # of every wait: a busy machine is slow, and what works is not waited for
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 QUIET = [
     *("--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking"),
     *("--disable-component-update", "--disable-sync"),
 ]
 SCREENSHOTS = Path(__file__).parents[2] / "runs" / "browser-screenshots"
+
+
+expect.set_options(timeout=1000 * PATIENCE_SECONDS)
 
 
 @dataclass(frozen=True)
@@ -113,7 +117,7 @@ def open_page(browser: Browser, site: Site) -> Iterator[Callable[..., Page]]:
     def open_page(path: str = "/", *, expected_status: int | None = None, script: str = "", **options: Any) -> Page:
         context = browser.new_context(**{"viewport": {"width": 1280, "height": 800}, **options})
         contexts.append(context)
-        context.set_default_timeout(10_000)
+        context.set_default_timeout(1000 * PATIENCE_SECONDS)
         page = context.new_page()
         if script:
             page.add_init_script(script)

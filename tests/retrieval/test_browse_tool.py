@@ -9,6 +9,7 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 import urllib.error
 import urllib.parse
 import urllib.request
@@ -24,15 +25,11 @@ ROOT = Path(__file__).parents[2]
 
 
 @contextlib.contextmanager
-def browser(*arguments: object, temporary: Path | None = None) -> Iterator[tuple[subprocess.Popen, str]]:
-    """A started browser and the address that it printed.
-
-    Args:
-        temporary: folder for its temporary files.
-    """
+def browser(*arguments: object, **environment: object) -> Iterator[tuple[subprocess.Popen, str]]:
+    """A started browser and the address that it printed."""
     command = [sys.executable, str(ROOT / "tools" / "browse.py"), *map(str, arguments)]
-    environment = os.environ if temporary is None else {**os.environ, "TMPDIR": str(temporary)}
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
+    settings = {**os.environ, **{name: str(value) for name, value in environment.items()}}
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=settings)
     try:
         yield process, process.stdout.readline().strip()
     finally:
@@ -59,7 +56,7 @@ def embeddings(tmp_path: Path) -> Path:
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM])
 def test_it_serves_until_it_is_stopped(embeddings: Path, tmp_path: Path, how: signal.Signals) -> None:
     (tmp_path / "temporary").mkdir()
-    with browser(embeddings, "--port", 0, temporary=tmp_path / "temporary") as (process, address):
+    with browser(embeddings, "--port", 0, TMPDIR=tmp_path / "temporary") as (process, address):
         assert address.startswith("http://127.0.0.1:")
         status, page = get(address)
         assert (status, b"<script" in page) == (200, True)
@@ -90,6 +87,42 @@ def test_a_request_that_does_not_end_is_answered_when_it_is_stopped(embeddings: 
         assert b"the server was stopped" in answer
         assert process.wait(20) == 0
         assert "Traceback" not in process.stderr.read()
+
+
+SLOW_UMAP = """
+import os, pathlib, time
+class UMAP:
+    def __init__(self, **settings): pass
+    def fit_transform(self, vectors):
+        pathlib.Path(os.environ["DRAWING"]).touch()
+        time.sleep(1000)
+"""
+
+
+def test_a_map_that_takes_long_holds_up_nothing(tmp_path: Path) -> None:
+    """Neither other questions, however many wait for the map, nor the end."""
+    write(tmp_path / "e", random_vectors(40, 4), root=tmp_path)
+    (tmp_path / "fake").mkdir()
+    (tmp_path / "fake" / "umap.py").write_text(SLOW_UMAP)
+    drawing, before = tmp_path / "drawing", os.environ.get("PYTHONPATH", "")
+    with browser(tmp_path / "e", "--port", 0, PYTHONPATH=f"{tmp_path / 'fake'}:{before}", DRAWING=drawing) as (
+        process,
+        address,
+    ):
+        waiting = []
+        for _ in range(60):
+            waiting.append(socket.create_connection(("127.0.0.1", urllib.parse.urlsplit(address).port), timeout=30))
+            waiting[-1].sendall(b"GET /api/map?by=umap HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n")
+        while not drawing.exists():
+            assert process.poll() is None
+            time.sleep(0.05)
+        assert get(f"{address}api/map")[0] == 200
+        assert get(f"{address}api/clips")[0] == 200
+        process.send_signal(signal.SIGINT)
+        assert process.wait(20) == 0
+        assert all(visitor.recv(4096).startswith(b"HTTP/1.1 503") for visitor in waiting)
+        for visitor in waiting:
+            visitor.close()
 
 
 def test_bound_elsewhere_it_asks_for_a_token(embeddings: Path) -> None:
@@ -147,7 +180,7 @@ def test_clips_that_moved_are_found_by_root(embeddings: Path, tmp_path: Path) ->
 
 def test_many_visitors_at_once(embeddings: Path) -> None:
     """50 at a time; for a minute and a million clips: tools/benchmark.py search."""
-    failed: list[tuple[str, int]] = []
+    failed: list[tuple[str, int | str]] = []
     with browser(embeddings, "--port", 0) as (process, address):
 
         def visit(number: int) -> None:
@@ -158,7 +191,10 @@ def test_many_visitors_at_once(embeddings: Path) -> None:
                 f"poster/{number % 3}",
                 "media/2",
             ):
-                status, _ = get(address + path)
+                try:
+                    status, _ = get(address + path)
+                except OSError as error:
+                    status = str(error)
                 if status != 200:
                     failed.append((path, status))
 

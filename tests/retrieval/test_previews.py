@@ -1,10 +1,14 @@
 """The folder of previews: made once, bounded, and unharmed by bad files, lost workers, threads and other servers."""
 
+import array
+import fcntl
 import io
 import os
 import shutil
 import signal
+import subprocess
 import sys
+import termios
 import threading
 import time
 from collections.abc import Iterator
@@ -140,14 +144,22 @@ def test_names_that_are_no_text(shared: Previews, clips: Path, tmp_path: Path) -
     str(error.value).encode()
 
 
+def wait_until_asked(stopped: subprocess.Popen) -> None:
+    """Until a job lies in the pipe to a process that does not read."""
+    held = array.array("i", [0])
+    while held[0] == 0:
+        time.sleep(0.01)
+        fcntl.ioctl(stopped.stdin, termios.FIONREAD, held)
+
+
 def test_a_worker_that_hangs_holds_up_nothing_else(clips: Path, tmp_path: Path) -> None:
-    with Previews(tmp_path, num_workers=1, timeout_seconds=6) as made, ThreadPoolExecutor() as threads:
+    with Previews(tmp_path, num_workers=1, timeout_seconds=10) as made, ThreadPoolExecutor() as threads:
         made.media(clips / "0.mkv")
         os.kill(made._transcodes.workers[0].process.pid, signal.SIGSTOP)
         hanging = threads.submit(made.media, clips / "1.mkv")
         assert made.poster(clips / "2.mkv")  # while the other hangs
         assert not hanging.done()
-        with pytest.raises(PreviewError, match=r"^1\.mkv: not done within 6 seconds"):
+        with pytest.raises(PreviewError, match=r"^1\.mkv: not done within 10 seconds"):
             hanging.result()
         with pytest.raises(PreviewError, match="not done within"):  # at once
             made.media(clips / "1.mkv")
@@ -160,7 +172,7 @@ def test_a_worker_that_dies(clips: Path, tmp_path: Path) -> None:
         process = made._pictures.workers[0].process
         os.kill(process.pid, signal.SIGSTOP)
         lost = threads.submit(made.poster, clips / "1.mkv")
-        time.sleep(0.2)
+        wait_until_asked(process)
         process.kill()
         with pytest.raises(PreviewError, match=r"^1\.mkv: the worker that had it died"):
             lost.result()
@@ -175,7 +187,7 @@ def test_close_gives_up_what_hangs(clips: Path, tmp_path: Path) -> None:
         made.poster(clips / "0.mkv")
         os.kill(made._pictures.workers[0].process.pid, signal.SIGSTOP)
         waiting = [threads.submit(made.poster, clips / f"{number}.mkv") for number in (1, 2, 3)]
-        time.sleep(0.2)
+        wait_until_asked(made._pictures.workers[0].process)
         begin = time.monotonic()
         made.close()
         assert time.monotonic() - begin < 5

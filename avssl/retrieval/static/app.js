@@ -69,13 +69,17 @@ function say(text) {
   byId("status").textContent = text;
 }
 
-/** Run WORK; when it fails, its message is shown. Whatever was left in between may fail silently. */
+/** Run WORK; when it fails, its message is shown, and false returned. What was left in between may fail silently. */
 async function attempt(work) {
   try {
     await work();
   } catch (error) {
-    if (error.name !== "AbortError") showProblem(error.message);
+    if (error.name !== "AbortError") {
+      showProblem(error.message);
+      return false;
+    }
   }
+  return true;
 }
 
 function showProblem(message) {
@@ -134,11 +138,13 @@ function listenToFilters() {
 async function showClips(state, signal) {
   const key = linkTo({ ...state, query: "", by: "" });
   if (clips.key !== key) {
+    moreClips.hidden = true; // of the grid that is left
     const page = await ask("clips", { label: state.label, name: state.name, limit: 48 }, signal);
     clips = { key, ids: new Set(), next: null, total: page.total, scroll: 0 };
     grid.replaceChildren();
     addClips(page);
   }
+  moreClips.hidden = clips.next === null;
   sayClips();
 }
 
@@ -161,7 +167,7 @@ function sayClips() {
 async function loadMoreClips() {
   const { label, name } = currentState();
   const { signal } = leaving;
-  await attempt(async () => {
+  return attempt(async () => {
     addClips(await ask("clips", { label, name, offset: clips.next, limit: 48 }, signal));
   });
 }
@@ -169,7 +175,7 @@ async function loadMoreClips() {
 // -- Files brought by the user --
 
 async function searchWith(file) {
-  await begun;
+  await heard;
   if (!byId("progress").hidden) return; // one at a time
   if (!about) return showProblem("The server did not say what it offers: reload this page.");
   hideProblem();
@@ -222,20 +228,26 @@ function listenToFiles() {
 
 // -- The state of the index --
 
+function isBuilding() {
+  return about.stores.some(({ index }) => index.state === "building");
+}
+
 function showIndex() {
   const told = about.stores.filter(({ index }) => index.state === "building" || index.state === "failed");
   byId("index-status").hidden = told.length === 0;
   byId("index-status").textContent = told.map(({ short, index }) => `${short}: ${index.why}`).join(" ");
   byId("index-status").classList.toggle("failed", told.some(({ index }) => index.state === "failed"));
-  if (told.some(({ index }) => index.state === "building")) setTimeout(pollIndex, POLL_MILLISECONDS);
 }
 
-async function pollIndex() {
-  await attempt(async () => {
-    about = await askAbout();
-    showFilters(currentState());
-    showIndex();
-  });
+async function watchIndex() {
+  while (isBuilding()) {
+    await new Promise((resolve) => setTimeout(resolve, POLL_MILLISECONDS));
+    await attempt(async () => {
+      about = await askAbout();
+      showFilters(currentState());
+      showIndex();
+    });
+  }
 }
 
 /** What the server offers; the runs also get names that fit into a line: their folders without what both share. */
@@ -248,22 +260,26 @@ async function askAbout() {
   return found;
 }
 
-/** What can be used before the server has answered is listened to at once; the rest is shown with its answer. */
+/** What is there before the server has answered can be used at once; the rest is shown with its answer. */
 async function begin() {
   listenToFilters();
   listenToFiles();
   walkGrid(grid);
+  makeEndless(moreClips, loadMoreClips);
   addEventListener("scroll", () => {
     if (currentState().view === "clips") clips.scroll = scrollY;
   });
   byId("problem").querySelector("button").addEventListener("click", hideProblem);
+  if (!(await heard)) return;
+  onState(show);
+  watchIndex();
+  await show(currentState(), "go");
+}
+
+const heard = attempt(async () => {
   about = await askAbout();
   fillFilters();
   byId("filters").hidden = false;
   showIndex();
-  onState(show);
-  await show(currentState(), "go");
-  makeEndless(moreClips, loadMoreClips);
-}
-
-const begun = attempt(begin);
+});
+begin();

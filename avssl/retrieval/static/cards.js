@@ -131,14 +131,18 @@ export function walkGrid(grid) {
   });
 }
 
-/** A button that loads the next page; it presses itself when it comes near the window. */
+/**
+ * A button that loads the next page; it presses itself when it comes near the window. LOADNEXT tells whether that went
+ * well: after a failure the button waits for a click, or for coming near again.
+ */
 export function makeEndless(button, loadNext) {
   let busy = false;
   const press = async () => {
     if (busy || button.hidden) return;
     busy = true;
-    await loadNext();
+    const went = await loadNext();
     busy = false;
+    if (!went) return;
     near.unobserve(button); // observing anew tells whether it is still near
     near.observe(button);
   };

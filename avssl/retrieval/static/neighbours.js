@@ -213,7 +213,7 @@ function inWords() {
 
 async function loadMore() {
   const { attempt, signal } = shown;
-  await attempt(async () => {
+  return attempt(async () => {
     const waiting = answers.filter((answer) => answer.next !== null);
     const found = await Promise.all(waiting.map((answer) => fetchAnswer(answer.store, answer.next)));
     if (signal.aborted) return;

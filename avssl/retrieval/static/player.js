@@ -4,8 +4,9 @@
 const localFiles = new Map(); // id of an uploaded clip -> object URL of the file, for as long as the page is open
 const reducedMotion = matchMedia("(prefers-reduced-motion: reduce)");
 const HOVER_MILLISECONDS = 120; // a pointer on its way across the grid starts nothing
+const CLICK_MILLISECONDS = 500; // a click so soon after that wants what the hover has started, not its end
 
-let playing = null; // {card, clip, media}
+let playing = null; // {card, clip, media, hovered: when the pointer started it, or null}
 let waiting = 0;
 
 export function keepFile(id, file) {
@@ -21,9 +22,9 @@ export function canPlay(clip) {
 export function makePlayable(card, clip) {
   const button = card.querySelector(".play");
   const target = card.querySelector(".pick");
-  button.addEventListener("click", () => (playing?.card === card ? stop() : play(card, clip)));
+  button.addEventListener("click", () => toggle(card, clip));
   card.addEventListener("pointerenter", (event) => {
-    if (event.pointerType === "mouse") soon(() => play(card, clip));
+    if (event.pointerType === "mouse") soon(() => play(card, clip, performance.now()));
   });
   card.addEventListener("pointerleave", (event) => {
     if (event.pointerType === "mouse") stopCard(card);
@@ -36,6 +37,11 @@ export function makePlayable(card, clip) {
   });
 }
 
+function toggle(card, clip) {
+  if (playing?.card !== card) play(card, clip);
+  else if (playing.hovered === null || performance.now() - playing.hovered > CLICK_MILLISECONDS) stop();
+}
+
 function soon(start) {
   clearTimeout(waiting);
   if (!reducedMotion.matches) waiting = setTimeout(start, HOVER_MILLISECONDS);
@@ -46,7 +52,7 @@ function stopCard(card) {
   if (playing?.card === card) stop();
 }
 
-function play(card, clip) {
+function play(card, clip, hovered = null) {
   if (playing?.card === card) return;
   stop();
   const media = document.createElement(clip.has_video ? "video" : "audio");
@@ -54,7 +60,7 @@ function play(card, clip) {
   Object.assign(media, { src: source, playsInline: true, muted: !clip.has_audio, loop: true });
   media.setAttribute("aria-hidden", "true"); // the card's button says what plays
   card.querySelector(".stage").append(media);
-  playing = { card, clip, media };
+  playing = { card, clip, media, hovered };
   showPlaying(card, true);
   start(media);
   requestAnimationFrame(follow);
