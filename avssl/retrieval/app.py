@@ -104,9 +104,10 @@ def add_clips(app: FastAPI, library: Library, uploads: Uploads) -> None:
     async def map_(store: int = 0, by: Method = "pca") -> dict[str, Any]:
         shelf = library.shelf(store)
         try:
-            return await in_thread(lines[store, by], lambda: of_map(shelf.store, shelf.map(by), by))
+            drawn = await to_thread.run_sync(shelf.map, by, limiter=lines[store, by])
         except ValueError as error:
             raise HTTPException(400, str(error)) from error
+        return of_map(shelf.store, drawn, by)
 
 
 def add_searches(app: FastAPI, library: Library, uploads: Uploads) -> None:
@@ -205,7 +206,7 @@ def add_files(app: FastAPI, library: Library, previews: Previews, uploads: Uploa
                 async with turn:
                     if await request.is_disconnected():
                         raise ClientDisconnect  # nobody waits for it any more
-                    return of_upload(await in_thread(embedding, uploads.take, path, name))
+                    return of_upload(await to_thread.run_sync(uploads.take, path, name, limiter=embedding))
         except UploadError as error:
             raise HTTPException(422, str(error)) from error
         except BusyError as error:
@@ -243,7 +244,7 @@ def add_files(app: FastAPI, library: Library, previews: Previews, uploads: Uploa
     ) -> Any:
         """What other processes make of a clip, as far as they can."""
         try:
-            return await in_thread(among, make, source, part)
+            return await to_thread.run_sync(make, source, part, limiter=among)
         except PreviewError as error:
             raise HTTPException(404, str(error)) from error
 
@@ -294,11 +295,6 @@ def of_map(store: Store, drawn: Map, by: Method) -> dict[str, Any]:
         "note": drawn.note,
         **places,
     }
-
-
-async def in_thread(among: CapacityLimiter, work: Callable[..., Any], *given: Any) -> Any:
-    """What `work` returns, which takes long; when the server is stopped, its thread is left behind."""
-    return await to_thread.run_sync(work, *given, limiter=among, abandon_on_cancel=True)
 
 
 async def unhurried(stream: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
