@@ -81,9 +81,11 @@ def main() -> int:
 
 
 def open_stores(folders: list[Path], root: Path | None) -> list[Store]:
-    """Raises StoreError: a folder cannot be used, or there are two of different clips, or more."""
+    """Raises StoreError: a folder cannot be used or is given twice, or there are two of different clips, or more."""
     if len(folders) > 2:
         raise StoreError(f"{len(folders)} folders of embeddings: give one, or two to see side by side")
+    if len({folder.resolve() for folder in folders}) < len(folders):
+        raise StoreError(f"{folders[0]} is given twice: to compare two runs, give the embeddings of each")
     stores = [read_store(folder) for folder in folders]
     if len({store.meta.manifest_hash for store in stores}) > 1:
         raise StoreError(

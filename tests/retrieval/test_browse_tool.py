@@ -161,6 +161,7 @@ def test_wrong_calls(
     assert "holds no embeddings (no meta.json): make them with tools/extract.py" in refused(tmp_path / "nothing")
     assert "give one, or two" in refused(embeddings, embeddings, embeddings)
     write(tmp_path / "f", random_vectors(3, 4), root=tmp_path, manifest_hash="another")
+    assert "is given twice" in refused(embeddings, embeddings.parent / "e" / ".." / "e")
     assert "are of different manifests" in refused(embeddings, tmp_path / "f")
     assert "name the right one with --root" in refused(embeddings, "--root", tmp_path / "gone")
     with socket.create_server(("127.0.0.1", 0)) as taken:
