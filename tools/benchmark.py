@@ -26,7 +26,6 @@ Exit code: 0 done, 2 wrong call.
 """
 
 import argparse
-import json
 import sys
 import tempfile
 from pathlib import Path
@@ -42,15 +41,33 @@ from avssl.benchmark.step import benchmark_step
 from avssl.benchmark.tracking import benchmark_tracking
 from avssl.config import load
 from avssl.data.manifest import read_manifest
-from avssl.files import check_writable
+from avssl.files import answer, check_writable
 from avssl.mining.tracking import TRACKERS
 
 ROOT = Path(__file__).parents[1]
 
 
 def main() -> int:
+    arguments = _parser().parse_args()
+    try:
+        if arguments.json not in (None, "-"):
+            check_writable(arguments.json)
+        if arguments.threads is not None:
+            if arguments.threads < 1:
+                raise ValueError(f"--threads is {arguments.threads}, expected at least 1")
+            torch.set_num_threads(arguments.threads)
+        result = arguments.measure(arguments)
+    except ValueError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    answer(result, arguments.in_words(result), to=arguments.json)
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    """Each command says how it measures, and how what it found is told in words."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.set_defaults(show=_print)
+    parser.set_defaults(in_words=_in_words)
     commands = parser.add_subparsers(dest="part", required=True)
     mining = commands.add_parser("mining", help="agreement sets: dense definition, ours and a fused FAISS index")
     mining.add_argument("--n", type=int, nargs="+", default=[50_000], help="instances; several: how time grows")
@@ -90,7 +107,7 @@ def main() -> int:
     encoders.add_argument("--steps", type=int, default=1, help="steps that are counted")
     encoders.set_defaults(
         measure=lambda given: benchmark_encoders(names=given.names, batch_size=given.batch, num_steps=given.steps),
-        show=lambda result: print(as_markdown(result)),
+        in_words=as_markdown,
     )
     loader = commands.add_parser("loader", help="clips/s from a manifest: plain PyAV, our loader, prepared copies")
     loader.add_argument("manifest", type=Path, help="of the clips; with --make it is written")
@@ -120,25 +137,7 @@ def main() -> int:
     for command in commands.choices.values():
         command.add_argument("--threads", type=int, help="torch threads; torch's own choice if not given")
         command.add_argument("--json", nargs="?", const="-", help="print JSON, or write it to a file")
-    arguments = parser.parse_args()
-    try:
-        if arguments.json not in (None, "-"):
-            check_writable(arguments.json)
-        if arguments.threads is not None:
-            if arguments.threads < 1:
-                raise ValueError(f"--threads is {arguments.threads}, expected at least 1")
-            torch.set_num_threads(arguments.threads)
-        result = arguments.measure(arguments)
-    except ValueError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    if arguments.json == "-":
-        print(json.dumps(result))
-    else:
-        arguments.show(result)
-    if arguments.json and arguments.json != "-":
-        Path(arguments.json).write_text(json.dumps(result) + "\n")
-    return 0
+    return parser
 
 
 def _loader(given: argparse.Namespace) -> dict[str, object]:
@@ -181,18 +180,18 @@ def _mining(given: argparse.Namespace) -> dict[str, object]:
     return benchmark_mining_growth(sizes=given.n, **settings)
 
 
-def _print(result: dict[str, object]) -> None:
+def _in_words(result: dict[str, object]) -> str:
     """A line for each figure; figures by name and tables are indented below theirs."""
+    lines = []
     for name, value in result.items():
         if isinstance(value, dict):
-            print(name)
-            _print({f"  {part}": figure for part, figure in value.items()})
+            lines += [name, _in_words({f"  {part}": figure for part, figure in value.items()})]
         elif isinstance(value, list):
-            print(f"{name}\n  " + "".join(f"{column:>17}" for column in value[0]))
-            for row in value:
-                print("  " + "".join(_column(figure) for figure in row.values()))
+            lines += [name, "  " + "".join(f"{column:>17}" for column in value[0])]
+            lines += ["  " + "".join(_column(figure) for figure in row.values()) for row in value]
         else:
-            print(f"{name:26} {value:.4g}" if isinstance(value, float) else f"{name:26} {value}")
+            lines.append(f"{name:26} {value:.4g}" if isinstance(value, float) else f"{name:26} {value}")
+    return "\n".join(lines)
 
 
 def _column(figure: object) -> str:

@@ -88,10 +88,10 @@ def draw_map(store: Store, *, method: Method) -> Map:
         places[side] = np.full((num, 2), np.nan)
         if not present.any():
             continue
-        found, share = _pca(vectors[side][present])
         if method == "umap":
             found = _umap(vectors[side][present])
         else:
+            found, share = _pca(vectors[side][present])
             notes.append(f"{side}: the first two components hold {share:.0%} of the variance")
         places[side][present] = _to_unit_square(found)
     drawn = f"{num:,} of {len(store):,} clips, drawn at random" if num < len(store) else f"all {num:,} clips"

@@ -251,8 +251,7 @@ def choosable(store: Store, query: Query, way: Way, *, label: str | None = None)
     """(m,) positions of the other clips that can be an answer, rising."""
     usable = store.has_all(answer_sides(way))
     if label is not None:
-        names, labels = store.labels
-        usable = usable & (labels == names.index(label)) if label in names else np.zeros_like(usable)
+        usable = usable & store.with_label(label)
     rows = np.flatnonzero(usable)
     return rows if query.row is None else rows[rows != query.row]
 

@@ -165,8 +165,7 @@ def _selected(store: Store, *, label: str, name: str) -> np.ndarray:
     """(n,) bool: rows with this label whose path holds this text in any case; the empty ones ask for nothing."""
     chosen = np.ones(len(store), dtype=bool)
     if label:
-        names, labels = store.labels
-        chosen &= labels == names.index(label) if label in names else False
+        chosen &= store.with_label(label)
     if name:
         chosen &= pc.match_substring(store.table.column("path"), name, ignore_case=True).to_numpy()
     return chosen

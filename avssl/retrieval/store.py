@@ -145,6 +145,11 @@ class Store:
         places = pc.index_in(self.table.column("label"), value_set=pa.array(names, pa.string()))
         return names, pc.fill_null(places, -1).to_numpy().astype(np.int64)
 
+    def with_label(self, label: str) -> np.ndarray:
+        """(n,) bool: rows with this label."""
+        names, labels = self.labels
+        return labels == names.index(label) if label in names else np.zeros(len(self), dtype=bool)
+
     def row(self, id: int) -> int | None:
         """Where a row of the manifest stands; None when it is not among these clips."""
         place = int(np.searchsorted(self.ids, id))

@@ -497,7 +497,7 @@ def test_a_dropped_video_gets_neighbours_in_both_runs(open_page: Open, tmp_path:
     expect(cards(page)).to_have_count(PAGE)
     drop(page, tmp_path / "mine.mp4")
     expect(page.get_by_text("Embedding mine.mp4…")).to_be_visible()
-    expect(page.get_by_role("heading", level=1)).to_have_text("Neighbours of mine.mp4", timeout=30_000)
+    expect(page.get_by_role("heading", level=1)).to_have_text("Neighbours of mine.mp4")
     expect(cards(page).first).to_be_visible()
     expect(page.get_by_text("Embedding mine.mp4…")).to_be_hidden()
     pictures_load(page.locator("#query-card"))
@@ -525,7 +525,7 @@ def test_a_chosen_sound_finds_pictures(open_page: Open, tmp_path: Path) -> None:
     with page.expect_file_chooser() as chooser:
         page.get_by_role("button", name="Choose a file…").press("Enter")
     chooser.value.set_files(tmp_path / "mine.wav")
-    expect(page.get_by_role("heading", level=1)).to_have_text("Neighbours of mine.wav", timeout=30_000)
+    expect(page.get_by_role("heading", level=1)).to_have_text("Neighbours of mine.wav")
     expect(page.get_by_role("button", name="audio → video")).to_have_attribute("aria-pressed", "true")
     expect(page.get_by_role("button", name="video → video")).to_have_attribute("title", "this clip has no picture")
     expect(cards(page).first).to_be_visible()
@@ -542,7 +542,7 @@ def test_what_is_asked_before_the_server_answers_is_not_lost(open_page: Open, tm
     chooser.value.set_files(tmp_path / "mine.wav")
     page.route("**/api/clips?*", lambda route: None)  # nor does a view that takes long hold it up
     page.evaluate("answer()")
-    expect(page.get_by_role("heading", level=1)).to_have_text("Neighbours of mine.wav", timeout=30_000)
+    expect(page.get_by_role("heading", level=1)).to_have_text("Neighbours of mine.wav")
     expect(page.get_by_role("search")).to_be_visible()
 
 
@@ -566,7 +566,7 @@ def test_a_broken_file_is_refused_in_words(open_page: Open, tmp_path: Path) -> N
     page = open_page(expected_status=422)
     expect(cards(page)).to_have_count(PAGE)
     drop(page, tmp_path / "broken.mp4")
-    expect(page.get_by_role("alert")).to_contain_text("broken.mp4", timeout=30_000)
+    expect(page.get_by_role("alert")).to_contain_text("broken.mp4")
     assert page.url.endswith("/")
     page.get_by_role("button", name="Dismiss this message").click()
     expect(page.get_by_role("alert")).to_be_hidden()
