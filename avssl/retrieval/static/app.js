@@ -18,7 +18,7 @@ const moreClips = byId("clips").querySelector(".more");
 let about; // what the server offers
 let leaving = new AbortController(); // aborts what a state that was left still waits for
 let before = null; // the state that was shown last
-let clips = { key: null, ids: new Set(), next: null, total: 0, scroll: 0 }; // what the grid holds
+let clips = { key: null, ids: new Set(), next: null, total: 0, left: null }; // what the grid holds
 
 // -- States --
 
@@ -29,6 +29,7 @@ async function show(state, how) {
   leaving = new AbortController();
   stop();
   hideProblem();
+  if (before?.view === "clips") clips.left = firstInWindow();
   showFrame(state);
   const moved = before && (before.view !== state.view || before.query !== state.query);
   before = state;
@@ -61,8 +62,18 @@ function showFrame(state) {
 /** After a step to another view or query: its top and its heading; back in the grid: the place that was left. */
 function arrive(state, how) {
   const comesBack = how === "back" && state.view === "clips";
-  scrollTo(0, comesBack ? clips.scroll : 0);
+  if (comesBack && clips.left) scrollBy(0, clips.left.card.getBoundingClientRect().top - clips.left.top);
+  else scrollTo(0, 0);
   if (!comesBack) byId(`${state.view}-title`).focus({ preventScroll: true });
+}
+
+/** A card and where it stands: in pixels of the page a place would change, as cards out of sight have a guessed height. */
+function firstInWindow() {
+  for (const card of grid.children) {
+    const { top, bottom } = card.getBoundingClientRect();
+    if (bottom > 0) return { card, top };
+  }
+  return null;
 }
 
 function say(text) {
@@ -140,7 +151,7 @@ async function showClips(state, signal) {
   if (clips.key !== key) {
     moreClips.hidden = true; // of the grid that is left
     const page = await ask("clips", { label: state.label, name: state.name, limit: 48 }, signal);
-    clips = { key, ids: new Set(), next: null, total: page.total, scroll: 0 };
+    clips = { key, ids: new Set(), next: null, total: page.total, left: null };
     grid.replaceChildren();
     addClips(page);
   }
@@ -266,9 +277,6 @@ async function begin() {
   listenToFiles();
   walkGrid(grid);
   makeEndless(moreClips, loadMoreClips);
-  addEventListener("scroll", () => {
-    if (currentState().view === "clips") clips.scroll = scrollY;
-  });
   byId("problem").querySelector("button").addEventListener("click", hideProblem);
   if (!(await heard)) return;
   onState(show);
