@@ -155,7 +155,7 @@ def load_initial(method: nn.Module, state: dict[str, Any], *, path: str | Path) 
     method.load_state_dict(given, strict=False)
     taken = {prefix + name for name in given}
     for name, each in whole.named_modules():
-        copies = f"{name}.copy." if name else "copy."
+        copies = f"{name}.target." if name else "target."
         if isinstance(each, Method) and not any(entry.startswith(copies) for entry in taken):
-            each.restart_copy()
+            each.reset_target()
     return sorted(own.keys() - given.keys())

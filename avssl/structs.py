@@ -122,7 +122,7 @@ class Embedded:
 
     z: Tensor  # (..., D) unit length
     ids: Tensor  # (...) int64
-    view: Tensor  # (...) int64: position in the method's tuple of views; of a tracked patch, the number of its track
+    view: Tensor  # (...) int64: number among the method's views; of a tracked patch, the number of its track
     start: Tensor  # (...) float64 seconds
 
     FIELDS: ClassVar[tuple[str, ...]] = ("z", "ids", "view", "start")
@@ -176,11 +176,13 @@ class Embedded:
 
 @dataclass(frozen=True)
 class Step:
-    """What a method's loss returns: the loss, figures for the log, and what `after_step` is to store (detached)."""
+    """What a method's loss returns, all but the loss detached: metrics for the log, what `after_step` is to store, and
+    the embeddings that the collapse metrics are computed from."""
 
     loss: Tensor  # ()
     logs: dict[str, Tensor] = field(default_factory=dict)
     memo: dict[str, Embedded | Tensor] = field(default_factory=dict)
+    embeddings: dict[str, Embedded] = field(default_factory=dict)  # {name: (n, D)}
 
     @staticmethod
     def merge(steps: Sequence[Step]) -> Step:
@@ -197,6 +199,7 @@ class Step:
             loss=torch.stack([step.loss for step in steps]).mean(),
             logs={name: torch.stack([step.logs[name] for step in steps]).mean() for name in steps[0].logs},
             memo={name: merged([step.memo[name] for step in steps]) for name in steps[0].memo},
+            embeddings={name: merged([step.embeddings[name] for step in steps]) for name in steps[0].embeddings},
         )
 
 
@@ -207,7 +210,7 @@ class Progress:
     """
 
     epoch: int
-    step: int  # optimiser steps done in the whole run
+    step: int  # optimizer steps done in the whole run
     num_steps: int  # of the whole run
     part: int = 0  # of an accumulated batch
 

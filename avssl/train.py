@@ -33,7 +33,7 @@ from avssl.checkpoint import (
     save_checkpoint,
 )
 from avssl.config import Config, ConfigError, dumps, loads, without_weights
-from avssl.data.dataset import CLOSED, ClipDataset, apply_views, check_decoder
+from avssl.data.dataset import CLOSED, ClipDataset, check_decoder, track_table
 from avssl.data.loader import WorkerLost, build_loader, lost_workers_named
 from avssl.data.manifest import Manifest, read_manifest
 from avssl.data.policy import Admitted, admit
@@ -46,9 +46,17 @@ from avssl.media.decoders import in_words
 from avssl.methods import build_method, is_supervised
 from avssl.methods.base import Method
 from avssl.mining.agreement import agreement_precision, chance_precision
-from avssl.optim import build_optimizer, learning_rate
+from avssl.optim import (
+    build_optimizer,
+    learning_rate,
+    load_optimizer_state,
+    optimizer_state,
+    peak_rate,
+    set_learning_rate,
+)
 from avssl.sessions import note_session
-from avssl.structs import Batch, Embedded, Instances, Progress, Step
+from avssl.structs import Batch, Instances, Progress, Step
+from avssl.transforms.views import apply_views
 
 
 class TrainingError(RuntimeError):
@@ -86,7 +94,7 @@ def train(config: Config) -> bool:
         instances = Instances(**before["instances"])
     method = build_method(without_weights(config) if before else config, instances).to(device)
     to_channels_last(method, enabled=config.run.channels_last)
-    optimizer = build_optimizer(method.parameters(), config.optim)
+    optimizer = build_optimizer(method.named_parameters(), config.optim, lr_scales=method.lr_scales())
     dataset = training_clips(manifest, config, method)
     check_tracked(dataset, instances, config)
     first_step = _resume(config, manifest, method, optimizer, before, dataset)
@@ -131,7 +139,7 @@ def train(config: Config) -> bool:
                 "tracks": tracks_of(dataset),
                 "step": step,
                 "model": method.state_dict(),
-                "optimizer": optimizer.state_dict(),
+                "optimizer": optimizer_state(optimizer),
             }
             export_encoders(folder / ENCODERS, method)
             save_checkpoint(folder / LAST, state)  # last: killed in between, the resumed run exports them again
@@ -168,9 +176,11 @@ def train(config: Config) -> bool:
             batch = batch.to(device)
             _check_readable(batch, log, step)
 
-            rate = learning_rate(step, steps_per_epoch=batches.steps_per_epoch, optim=config.optim)
-            for group in optimizer.param_groups:
-                group["lr"] = rate
+            batch_size = config.data.batch_size
+            rate = learning_rate(
+                step, steps_per_epoch=batches.steps_per_epoch, optim=config.optim, batch_size=batch_size
+            )
+            set_learning_rate(optimizer, rate, peak=peak_rate(config.optim, batch_size=batch_size))
             torch.manual_seed(_key(config.run.seed, step))  # dropout and the like: a function of the step
             done, norms = train_step(model, optimizer, batch, config, Progress(epoch, step, batches.num_steps))
             check.add(step, done.loss, norms)
@@ -204,23 +214,16 @@ def training_clips(manifest: Manifest, config: Config, method: Method) -> ClipDa
     Raises:
         TracksError: the tracks that it wants cannot be read, or are of another manifest.
     """
-    tracks = None if method.patches is None else read_tracks(method.patches.tracks, manifest_hash=manifest.hash)
-    return ClipDataset(
-        manifest,
-        config.data,
-        method.views,
-        clips=method.clips,
-        patches=method.patches,
-        tracks=tracks,
-        seed=config.run.seed,
-    )
+    table = track_table(method.views)
+    tracks = None if table is None else read_tracks(table, manifest_hash=manifest.hash)
+    return ClipDataset(manifest, config.data, method.views, tracks=tracks, seed=config.run.seed)
 
 
 def check_tracked(dataset: ClipDataset, instances: Instances, config: Config) -> None:
     """Raise ConfigError when a method wants tracked patches and no clip of the split has any."""
     if dataset.tracks is not None and not instances.valid.numpy()[dataset.tracks.ids].any():
         raise ConfigError(
-            f"no clip with data.split={config.data.split or 'null'} has a track in {dataset.patches.tracks}: mine that "
+            f"no clip with data.split={config.data.split or 'null'} has a track in {track_table(dataset.views)}: mine that "
             "split with python tools/track.py, and look at the reasons that it prints"
         )
 
@@ -321,7 +324,7 @@ def to_channels_last(module: nn.Module, *, enabled: bool = True) -> None:
 
 
 def compile_encoders(method: Method, device: torch.device) -> None:
-    """torch.compile the encoders, in place (the names of their parameters stay) and for one shape of input.
+    """torch.compile the encoders, in place (the names of their parameters stay), for each shape that views have.
 
     Raises:
         ConfigError: no compiler works here.
@@ -333,6 +336,9 @@ def compile_encoders(method: Method, device: torch.device) -> None:
             f"run.compile=true, but torch.compile fails here ({str(error).strip().splitlines()[0]}): install a C++ "
             "compiler (g++), or set run.compile=false"
         ) from error
+    # A shape for every view, in training and in evaluation mode; one more is an error, never a silent fall back.
+    torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, 4 * len(method.views))
+    torch._dynamo.config.fail_on_recompile_limit_hit = True
     for encoder in method.encoders.values():
         encoder.compile(dynamic=False)
 
@@ -380,11 +386,11 @@ def _resume(
         _check_same_run(config, loads(before["config"]), last)
         if before.get("tracks", "") != tracks_of(dataset):
             raise ConfigError(
-                f"the tracks in {dataset.patches.tracks} are not those that the run in {last.parent} was trained on: "
+                f"the tracks in {track_table(dataset.views)} are not those that the run in {last.parent} was trained on: "
                 "put that table back, or choose another run.dir for a new run"
             )
         load_model(method, before, path=last)
-        optimizer.load_state_dict(before["optimizer"])
+        load_optimizer_state(optimizer, before["optimizer"])
         return int(before["step"])
     if config.model.init:
         state = load_checkpoint(Path(config.model.init))
@@ -485,7 +491,7 @@ def _wrap(method: Method, config: Config, device: torch.device) -> nn.Module:
         method,
         device_ids=[device.index] if device.type == "cuda" else None,
         broadcast_buffers=False,
-        find_unused_parameters=method.rests,
+        find_unused_parameters=method.find_unused_parameters,
     )
 
 
@@ -521,7 +527,7 @@ def train_step(
         nn.utils.clip_grads_with_norm_(named.values(), config.optim.clip_norm, norms.total)
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
-    method.after_step(done)
+    method.after_step(done, progress)
     return done, norms
 
 
@@ -582,16 +588,17 @@ class FiniteCheck:
 
 def forward_backward(model: nn.Module, batch: Batch, config: Config, progress: Progress) -> Step:
     """Gradients of one batch, in optim.accumulate parts."""
+    method = model.module if isinstance(model, DistributedDataParallel) else model
     steps = []
     parts = batch.split(config.optim.accumulate)
     for index, part in enumerate(parts):
         if isinstance(model, DistributedDataParallel):
             model.require_backward_grad_sync = index == len(parts) - 1
-        ready = apply_views(part, config.data)
+        ready = apply_views(part, method.views, config.data)
         with torch.autocast(ready.ids.device.type, torch.bfloat16, enabled=config.run.precision == "bfloat16"):
             done = model(ready, Progress(progress.epoch, progress.step, progress.num_steps, part=index))
         (done.loss / len(parts)).backward()
-        steps.append(Step(done.loss.detach(), done.logs, done.memo))
+        steps.append(replace(done, loss=done.loss.detach()))
     return Step.merge(steps)
 
 
@@ -635,7 +642,7 @@ def _precision(method: Method, figures: Mapping[str, float], manifest: Manifest)
 
 def _collapse(step: Step) -> dict[str, float]:
     """Signs of collapse among the clips that have the side in question, where there are two."""
-    present = {name: x.z[x.ids >= 0] for name, x in step.memo.items() if isinstance(x, Embedded)}
+    present = {name: x.z[x.ids >= 0] for name, x in step.embeddings.items()}
     return {
         f"{name}_{figure}": float(value)
         for name, z in present.items()

@@ -1,15 +1,18 @@
 """Which clips, in which order, and which seconds of them: pure functions of (seed, epoch, step) and of a row of the
-manifest.
-
-Nothing here has state or reads a file, so that any number of workers and ranks draws the same clips, and a resumed
-run continues in the middle of an epoch.
+manifest, so that any number of workers and ranks draws the same and a resumed run continues in the middle of an epoch.
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
+
+from avssl.config import DataConfig
+from avssl.data.tracks import Track
+from avssl.transforms.recipes import Clip, Window
+from avssl.transforms.video import spread_crops
+from avssl.transforms.views import Beyond, First, OtherHalf, Same, Spread, TrackFrame, Uniform, View, Within
+from avssl.windows import Span
 
 
 class Key(NamedTuple):
@@ -18,61 +21,6 @@ class Key(NamedTuple):
     epoch: int
     id: int
     clip: int  # which of the video's clips of this epoch
-
-
-class Span(NamedTuple):
-    """Seconds [start, end] of a track on the container's clock."""
-
-    start: float
-    end: float
-
-    def clamp(self, start: float, duration: float) -> float:
-        """The start nearest to `start` at which a window of `duration` lies inside; the span's start when it is too
-        short.
-        """
-        return max(self.start, min(start, self.end - duration))
-
-
-@dataclass(frozen=True)
-class Clips:
-    """How many clips of one video a sample holds (views video, video.1, ...), and where the further ones start.
-
-    Laws, each given the start of the first clip:
-        uniform: anywhere in the video, each by itself. The interval between two clips is then linearly decreasing, with
-            density 2 / M (1 - interval / M) over the M seconds of possible starts: CVRL's law, and SlowFast's and
-            VINCE's draws.
-        radii: at most `max_seconds` from the first one, but the last `num_far` at least `min_far_seconds` from it
-            (TCN); where a video is too short for that, they lie anywhere.
-        halves: the next one starts with the first; the rest lie in the other half of the video, in order (SeCo).
-    """
-
-    num: int = 1
-    law: Literal["uniform", "radii", "halves"] = "uniform"
-    max_seconds: float | None = None  # radii
-    num_far: int = 0  # radii
-    min_far_seconds: float | None = None  # radii
-
-
-ONE_CLIP = Clips()
-
-
-@dataclass(frozen=True)
-class Patches:
-    """Which tracked patches a sample holds: views patch and patch.1 are two frames of one track, patch.2 and patch.3 of
-    another one of the same clip."""
-
-    tracks: str  # parquet file of tools/track.py
-    num: int = 1  # tracks of one clip
-    frames: Literal["ends", "any"] = "ends"  # the first and the last, or any two
-
-    def draw(self, rng: np.random.Generator, lengths: Sequence[int]) -> list[tuple[int, int]]:
-        """(track, frame) of every patch view that a clip with tracks of these lengths can fill."""
-        picked = []
-        for track in rng.permutation(len(lengths))[: self.num].tolist():
-            last = lengths[track] - 1
-            pair = (0, last) if self.frames == "ends" else sorted(rng.choice(last + 1, 2, replace=False).tolist())
-            picked += [(track, frame) for frame in pair]
-        return picked
 
 
 def num_steps_per_epoch(num_videos: int, *, clips_per_video: int, batch_size: int) -> int:
@@ -181,29 +129,110 @@ def draw_windows(
     return picture, sound
 
 
-def further_starts(rng: np.random.Generator, first: float, video: Span, *, seconds: float, clips: Clips) -> list[float]:
-    """Starts of the clips behind the first one, clips.num - 1 of them, inside the track.
+def place_views(
+    rng: np.random.Generator | None,
+    views: Sequence[View],
+    data: DataConfig,
+    clip: Clip,
+    *,
+    tracks: Sequence[Track] = (),
+    number: int = 0,
+    num_clips: int = 1,
+) -> dict[str, Window]:
+    """Where each view of a sample lies: first the sample's own window, then further starts in the order of the views,
+    then tracks without replacement.
 
-    A video shorter than a clip has one start only, its beginning: its clips differ by augmentation alone.
+    A track shorter than a view has one start only, its beginning: such views differ by augmentation alone.
 
     Args:
-        first: where the first clip starts.
-        video: track of the pictures.
-        seconds: length of a clip.
+        rng: None = evaluation: the `number`-th of `num_clips` windows spread evenly over the clip.
+        clip: its size and seconds; those of sound that no view hears are None.
+        tracks: of the clip, for views of a TrackFrame.
+
+    Returns:
+        {view: window}, absent where the clip lacks what the view shows.
     """
-    low, high = video.start, max(video.start, video.end - seconds)
-    match clips.law:
-        case "uniform":
-            return [_uniform(rng, low, high) for _ in range(clips.num - 1)]
-        case "radii":
-            num_near = clips.num - 1 - clips.num_far
-            near = Span(max(low, first - clips.max_seconds), min(high, first + clips.max_seconds))
-            starts = [_uniform(rng, near.start, near.end) for _ in range(num_near)]
-            return starts + [_far(rng, first, low, high, clips.min_far_seconds) for _ in range(clips.num_far)]
-        case "halves":
-            middle = (low + high) / 2
-            other = (middle, high) if first < middle else (low, middle)
-            return [first, *sorted(_uniform(rng, *other) for _ in range(clips.num - 2))][: clips.num - 1]
+    spans = {"video": clip.video, "audio": clip.audio}
+    first = _first_windows(rng, views, data, clip, number=number, num_clips=num_clips)
+    windows: dict[str, Window] = {}
+    later: list[float] | None = None  # starts in the other half, drawn together
+    for view in views:
+        span, start, seconds = spans[view.modality], first[view.modality], view.seconds(data)
+        if span is None or isinstance(view.when, TrackFrame):
+            continue
+        box = None
+        match view.when:
+            case Same(other):
+                found = windows.get(other)
+                start = start if found is None else found.start
+                start = start if found is None or view.modality == "video" else span.clamp(start, seconds)
+            case Uniform():
+                start = _uniform(rng, span.start, span.end - seconds)
+            case Within(most):
+                high = max(span.start, span.end - seconds)
+                start = _uniform(rng, max(span.start, start - most), min(high, start + most))
+            case Beyond(least):
+                start = _far(rng, start, span.start, max(span.start, span.end - seconds), least)
+            case OtherHalf():
+                if later is None:
+                    num = sum(isinstance(each.when, OtherHalf) for each in views)
+                    later = _other_half(rng, start, span, seconds=seconds, num=num)
+                start = later.pop(0)
+            case Spread(crop, num):
+                box = tuple(spread_crops(width=clip.width, height=clip.height, num=num)[crop].tolist())
+        windows[view.name] = Window(start, box)
+    if clip.video is not None:
+        windows |= _track_windows(rng, views, tracks)
+    absent = Window(first["audio"], present=False)
+    return {view.name: windows.get(view.name, absent) for view in views}
+
+
+def _first_windows(
+    rng: np.random.Generator | None, views: Sequence[View], data: DataConfig, clip: Clip, *, number: int, num_clips: int
+) -> dict[str, float]:
+    """Starts of the sample's own window in either modality, long enough for the longest view in it."""
+    if clip.video is None and clip.audio is None:
+        return {"video": 0.0, "audio": 0.0}
+    lengths = {}
+    for modality, usual in (("video", data.num_frames / data.fps), ("audio", data.audio_seconds)):
+        own = [view for view in views if view.modality == modality and isinstance(view.when, First | Spread)]
+        lengths[f"{modality}_seconds"] = max((view.seconds(data) for view in own), default=usual)
+    if rng is None:
+        video, audio = spread_windows(clip.video, clip.audio, **lengths, clip=number, num_clips=num_clips)
+    else:
+        video, audio = draw_windows(
+            rng, clip.video, clip.audio, **lengths, max_offset_seconds=data.max_offset_seconds
+        )
+    return {"video": video, "audio": audio}
+
+
+def _other_half(rng: np.random.Generator, first: float, span: Span, *, seconds: float, num: int) -> list[float]:
+    """Ascending starts in the half of the track that `first` is not in (SeCo)."""
+    low, high = span.start, max(span.start, span.end - seconds)
+    middle = (low + high) / 2
+    half = (middle, high) if first < middle else (low, middle)
+    return sorted(_uniform(rng, *half) for _ in range(num))
+
+
+def _track_windows(rng: np.random.Generator, views: Sequence[View], tracks: Sequence[Track]) -> dict[str, Window]:
+    """Windows of the views of tracked patches that the clip's tracks can fill."""
+    wanted = [(view.name, view.when) for view in views if isinstance(view.when, TrackFrame)]
+    if not wanted:
+        return {}
+    num = 1 + max(when.track for _, when in wanted)
+    picked = []  # (track, its two frames)
+    for track in (tracks[i] for i in rng.permutation(len(tracks))[:num].tolist()):
+        last = len(track.times) - 1
+        any_two = wanted[0][1].frames == "any"
+        pair = sorted(rng.choice(last + 1, 2, replace=False).tolist()) if any_two else [0, last]
+        picked.append((track, pair))
+    windows = {}
+    for name, when in wanted:
+        if when.track < len(picked):
+            track, pair = picked[when.track]
+            frame = pair[when.end]
+            windows[name] = Window(float(track.times[frame]), tuple(track.boxes[frame].tolist()), track.number)
+    return windows
 
 
 def _far(rng: np.random.Generator, first: float, low: float, high: float, distance: float) -> float:

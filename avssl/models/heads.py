@@ -4,9 +4,10 @@ The towers themselves live in the other files of this folder; they are built by 
 After training a classifier may stand on an encoder, or on one of its maps.
 """
 
+import itertools
 import math
 from collections.abc import Mapping, Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -69,39 +70,64 @@ class Encoder(nn.Module):
             )
 
 
-class ProjectionHead(nn.Module):
-    """Three linear layers with ReLU between them: the head whose output is contrasted (not normalised here).
+class MLP(nn.Module):
+    """Linear layers with ReLU between them, as `mlp` builds them; not normalized to unit length.
 
-    Args:
-        in_dim: dim of the encoder.
-        hidden_dim: width of both hidden layers.
-        out_dim: D of the embedding.
-        batch_norm: normalise the output over the batch. Without it, the embeddings of small sets start and stay almost
-            equal: maxima of non-negative maps have a large mean, against which what differs between clips vanishes.
-            Differs from AVID-CMA, which has none.
-
-    Source: AVID-CMA, models/av_wrapper.py (proj_dim [512, 512, 128]): its parameter names, PyTorch's initialisation.
+    Attributes:
+        arguments: of the call that built it: what an export keeps.
     """
 
-    def __init__(self, in_dim: int, *, hidden_dim: int = 512, out_dim: int = 128, batch_norm: bool = False) -> None:
+    def __init__(self, layers: nn.Sequential, arguments: dict[str, Any]) -> None:
         super().__init__()
-        self.in_dim, self.hidden_dim, self.out_dim, self.batch_norm = in_dim, hidden_dim, out_dim, batch_norm
-        self.projection = nn.Sequential(
-            nn.Linear(in_dim, hidden_dim),
-            nn.ReLU(),
-            nn.Linear(hidden_dim, hidden_dim),
-            nn.ReLU(),
-            nn.Linear(hidden_dim, out_dim),
-        )
-        if batch_norm:
-            self.projection.append(nn.BatchNorm1d(out_dim))
+        self.layers = layers
+        self.arguments = arguments
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, in_dim) -> (B, out_dim), in float32 whatever the autocast: bfloat16 rounds away how close embeddings
+        """(B, dims[0]) -> (B, dims[-1]), in float32 whatever the autocast: bfloat16 rounds away how close embeddings
         differ.
         """
         with torch.autocast(x.device.type, enabled=False):
-            return self.projection(x.float())
+            return self.layers(x.float())
+
+
+def mlp(
+    dims: Sequence[int],
+    *,
+    norm: Literal["none", "hidden", "out", "all"] = "none",
+    bias_hidden: bool | None = None,
+    bias_out: bool = True,
+    affine_out: bool | Literal["scale"] = True,
+) -> MLP:
+    """Every projection head, predictor and small classifier.
+
+    Args:
+        dims: of the input, the hidden layers and the output; two = one linear layer.
+        norm: where BatchNorm stands: behind the hidden linear layers, behind the last one, or both.
+        bias_hidden: whether hidden linear layers have a bias; None = only where no norm follows.
+        bias_out: likewise of the last one.
+        affine_out: whether the last norm has a scale and a shift, or a scale alone.
+
+    Source: norm none or out with 512-512-128: AVID-CMA, models/av_wrapper.py. Differs from AVID-CMA with out: without
+    it, the embeddings of small sets start and stay almost equal, as maxima of non-negative maps have a large mean.
+    """
+    arguments = {
+        "dims": list(dims),
+        "norm": norm,
+        "bias_hidden": bias_hidden,
+        "bias_out": bias_out,
+        "affine_out": affine_out,
+    }
+    hidden_norm = norm in ("hidden", "all")
+    layers: list[nn.Module] = []
+    for in_dim, out_dim in itertools.pairwise(dims[:-1]):
+        layers.append(nn.Linear(in_dim, out_dim, bias=not hidden_norm if bias_hidden is None else bias_hidden))
+        layers += [nn.BatchNorm1d(out_dim), nn.ReLU()] if hidden_norm else [nn.ReLU()]
+    layers.append(nn.Linear(dims[-2], dims[-1], bias=bias_out))
+    if norm in ("out", "all"):
+        layers.append(nn.BatchNorm1d(dims[-1], affine=bool(affine_out)))
+        if affine_out == "scale":
+            layers[-1].bias.requires_grad_(False)  # stays 0
+    return MLP(nn.Sequential(*layers), arguments)
 
 
 class Classifier(nn.Module):
