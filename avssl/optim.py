@@ -120,7 +120,9 @@ class LARS(torch.optim.Optimizer):
         updates = torch._foreach_add(gradients, layers, alpha=weight_decay)  # d
         sizes = torch._foreach_norm(layers)
         if self.is_larc:
-            norms = [size * weight_decay + grad for size, grad in zip(sizes, torch._foreach_norm(gradients), strict=True)]
+            norms = [
+                size * weight_decay + grad for size, grad in zip(sizes, torch._foreach_norm(gradients), strict=True)
+            ]
             given = torch._foreach_norm(gradients)
         else:
             norms = given = torch._foreach_norm(updates)
@@ -149,7 +151,9 @@ def load_optimizer_state(optimizer: torch.optim.Optimizer, state: Mapping[str, M
     Raises:
         ValueError: it names a parameter that the optimizer does not have.
     """
-    numbers = {name: number for number, name in enumerate(n for group in optimizer.param_groups for n in group["param_names"])}
+    numbers = {
+        name: number for number, name in enumerate(n for group in optimizer.param_groups for n in group["param_names"])
+    }
     unknown = sorted(state.keys() - numbers.keys())
     if unknown:
         raise ValueError(f"the optimizer's state is of {unknown[0]}, which is no parameter of this model")

@@ -12,8 +12,8 @@ from avssl.config import from_dict
 from avssl.logs import collapse_figures
 from avssl.methods import METHODS, build_method
 from avssl.methods.base import Method
-from avssl.structs import Batch, Embedded, Instances, Progress, Step
-from avssl.transforms.views import number_of, view_of
+from avssl.structs import Batch, Instances, Progress, Step
+from avssl.transforms.views import Same, TrackFrame, View
 
 NUM = 16  # instances, all of them in every batch
 STEPS, EPOCH = 30, 10
@@ -23,6 +23,7 @@ CMA = AVID | {"num_negatives_within": 6, "num_positives": 2, "mine_every": 1}
 NEAR = HEAD | {"num_clips": 3, "max_seconds": 0.6}
 MOCO = NEAR | {"negatives": ["queue"], "queue_size": 40, "momentum": 0.9, "momentum_schedule": "cosine"}
 SECO = HEAD | {"num_clips": 4, "num_queries": 1, "interval": "halves", "negatives": ["queue", "bank"], "intra": 1.0}
+SWAV = {"hidden_dim": 32, "embedding_dim": 16, "num_prototypes": 24, "num_small": 2, "freeze_steps": 0}
 CASES: dict[str, tuple[str, dict[str, Any]]] = {  # name: method, its options at miniature size
     "avid": ("avid", AVID),
     "avid_cma": ("avid_cma", CMA),
@@ -32,6 +33,9 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {  # name: method, its options at
     "neighbour as SeCo": ("neighbour", SECO | {"queue_size": 40, "num_negatives": 12, "intra_seconds": 0.5}),
     "patch": ("patch", HEAD | {"tracks": "none", "num_tracks": 2}),
     "walk": ("walk", HEAD | {"dropout": 0.0}),  # each link that is cut costs, however good the links are
+    "byol": ("byol", {"hidden_dim": 32, "embedding_dim": 16, "momentum": 0.9}),
+    "swav": ("swav", SWAV),
+    "rotation": ("rotation", {}),
     "finetune": ("finetune", {"dropout": 0.2, "warmup_epochs": 0}),
     "joint": (
         "joint",
@@ -41,6 +45,9 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {  # name: method, its options at
                 "near": {"name": "neighbour", "weight": 0.5, **MOCO},
                 "patch": HEAD | {"tracks": "none"},
                 "walk": HEAD | {"weight": 2},
+                "byol": {"hidden_dim": 32, "embedding_dim": 16, "momentum": 0.9},
+                "swav": SWAV,
+                "rotation": {},
             }
         },
     ),
@@ -73,28 +80,39 @@ def batch_of(method: Method, step: int, *, ids: torch.Tensor | None = None) -> B
     shapes |= {"patch": (NUM, 3, 1, 32, 32)}
     base = {name: torch.randn(shape, generator=own) for name, shape in shapes.items()}
     base["patch 2"] = torch.randn(shapes["patch"], generator=own)  # of another track
-    times = {"walk": 3}  # frames
-    seen = {}
-    for view in method.views:
-        name = view.partition(".")[0]
-        clean = base["patch 2" if name == "patch" and number_of(view) > 1 else name]
-        clean = clean.repeat_interleave(times.get(name, 1), dim=1) if name == "walk" else clean
-        seen[view] = clean + 0.3 * torch.randn(clean.shape, generator=noise)
+    base["rotation"] = base["video"]
+    turns = torch.arange(NUM) % 4
+
+    def clean(view: View) -> torch.Tensor:
+        if isinstance(view.when, TrackFrame):
+            return base["patch 2" if view.when.track else "patch"]
+        if view.recipe == "rotation":
+            ramp = torch.linspace(-3, 3, 32).expand(3, 2, 32, 32)  # brighter to the right: it can be told
+            return torch.stack([torch.rot90(ramp, int(turn), dims=(-2, -1)) for turn in turns])
+        return base[view.recipe].repeat_interleave(3 if view.recipe == "walk" else 1, dim=1)  # frames of a walk
+
+    seen = {view.name: clean(view) + 0.3 * torch.randn(clean(view).shape, generator=noise) for view in method.views}
     rows = torch.arange(NUM) if ids is None else ids
     taken = {view: value[rows] for view, value in seen.items()}
+    tracks = max((view.when.track + 1 for view in method.views if isinstance(view.when, TrackFrame)), default=0)
     return Batch(
-        video={view: value for view, value in taken.items() if view_of(view).modality == "video"},
-        audio={view: value for view, value in taken.items() if view_of(view).modality == "audio"},
+        video={view.name: taken[view.name] for view in method.views if view.modality == "video"},
+        audio={view.name: taken[view.name] for view in method.views if view.modality == "audio"},
         ids=rows,
-        start={view: torch.full((len(rows),), 0.5 * number_of(view), dtype=torch.float64) for view in method.views},
+        start={view.name: torch.full((len(rows),), 0.5 * when_of(view), dtype=torch.float64) for view in method.views},
         has_audio=torch.ones(len(rows), dtype=torch.bool),
         has_video=torch.ones(len(rows), dtype=torch.bool),
-        params={},
-        padded={view: torch.zeros(len(rows), dtype=torch.bool) for view in method.views},
-        target={"track": torch.tensor([[0, 1]]).expand(len(rows), 2)[:, : method.patches.num]}
-        if method.patches
-        else {},
+        params={view.name: {"label": turns[rows]} for view in method.views if view.recipe == "rotation"},
+        padded={view.name: torch.zeros(len(rows), dtype=torch.bool) for view in method.views},
+        target={"track": torch.arange(tracks).expand(len(rows), tracks)} if tracks else {},
     )
+
+
+def when_of(view: View) -> int:
+    """Views of a patch and the clips video, video.1, ... start one after the other."""
+    if isinstance(view.when, TrackFrame):
+        return 2 * view.when.track + view.when.end
+    return 0 if isinstance(view.when, Same) else int(view.name.rpartition(".")[2]) if "." in view.name else 0
 
 
 def progress(step: int) -> Progress:
@@ -115,7 +133,7 @@ def trained(request: pytest.FixtureRequest) -> tuple[str, Method, list[Step]]:
         optimizer.zero_grad()
         step.loss.backward()
         optimizer.step()
-        method.after_step(step)
+        method.after_step(step, progress(number))
         steps.append(dataclasses.replace(step, loss=step.loss.detach()))
     return request.param, method, steps
 
@@ -124,7 +142,7 @@ def trained(request: pytest.FixtureRequest) -> tuple[str, Method, list[Step]]:
 def test_loss_is_finite_and_its_gradient_reaches_every_part(name: str) -> None:
     method = build(name).train()
     method.on_epoch(0)
-    method.after_step(method(batch_of(method, 0), progress(0)))  # queues start empty
+    method.after_step(method(batch_of(method, 0), progress(0)), progress(0))  # queues start empty
     step = method(batch_of(method, 1), progress(1))
     assert step.loss.shape == ()
     assert step.loss.isfinite()
@@ -147,10 +165,9 @@ def test_loss_falls(trained: tuple[str, Method, list[Step]]) -> None:
 
 
 def test_embeddings_do_not_collapse(trained: tuple[str, Method, list[Step]]) -> None:
-    _, _, steps = trained
-    vectors = {name: value for name, value in steps[-1].memo.items() if isinstance(value, Embedded)}
-    assert vectors
-    for name, value in vectors.items():
+    name, _, steps = trained
+    assert steps[-1].embeddings or name == "rotation"  # which embeds nothing
+    for name, value in steps[-1].embeddings.items():
         figures = collapse_figures(value.z)
         assert figures["std"] > 0.5, name
         assert figures["rank"] > 5, name  # of at most 15
@@ -177,7 +194,7 @@ def test_loss_is_pure(name: str) -> None:
         assert torch.equal(losses[0].loss, losses[1].loss)
         after = method.state_dict()
         assert all(torch.equal(value.nan_to_num(7e7), after[entry].nan_to_num(7e7)) for entry, value in before.items())
-        method.after_step(losses[0])
+        method.after_step(losses[0], progress(step))
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -196,7 +213,7 @@ def test_a_clip_that_could_not_be_read_teaches_nothing(name: str) -> None:
     other = dataclasses.replace(lost, video={view: value.clone() for view, value in lost.video.items()})
     for value in other.video.values():
         value[3] = 9.0
-    method.after_step(method(whole, progress(0)))
+    method.after_step(method(whole, progress(0)), progress(0))
     losses = [method(batch, progress(1)).loss for batch in (whole, lost, other)]
     torch.testing.assert_close(losses[1], losses[2])
     assert not torch.equal(losses[0], losses[1])

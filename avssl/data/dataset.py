@@ -119,7 +119,9 @@ class ClipDataset(Dataset[Sample]):
             why = f"{CLOSED} {self.status[key.id]}, {self.reasons[key.id]}"
             return self._assemble(key, windows, plans, {}, error=f"{self.root / self.paths[key.id]}: {why}")
         wanted = [view for view in self.views if windows[view.name].present]
-        videos = [(view.name, window) for view in wanted if view.modality == "video" for window in plans[view.name].windows]
+        videos = [
+            (view.name, window) for view in wanted if view.modality == "video" for window in plans[view.name].windows
+        ]
         audios = [(view, window) for view in wanted if view.modality == "audio" for window in plans[view.name].windows]
         order = [name for name, _ in videos]
         try:

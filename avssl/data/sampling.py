@@ -200,9 +200,7 @@ def _first_windows(
     if rng is None:
         video, audio = spread_windows(clip.video, clip.audio, **lengths, clip=number, num_clips=num_clips)
     else:
-        video, audio = draw_windows(
-            rng, clip.video, clip.audio, **lengths, max_offset_seconds=data.max_offset_seconds
-        )
+        video, audio = draw_windows(rng, clip.video, clip.audio, **lengths, max_offset_seconds=data.max_offset_seconds)
     return {"video": video, "audio": audio}
 
 

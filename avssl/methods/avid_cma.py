@@ -56,7 +56,11 @@ class AVIDCMA(AVID):
         if not self.mined:
             return terms
         cross, within = self.options.positives_cross / 2, self.options.positives_within / 2
-        few, members, rule = self.options.num_negatives_within, self.sets[ids], functools.partial(in_set, sets=self.sets)
+        few, members, rule = (
+            self.options.num_negatives_within,
+            self.sets[ids],
+            functools.partial(in_set, sets=self.sets),
+        )
         return [
             *terms,
             Term("pos_v2a", cross, video, "audio", members, None, rule),

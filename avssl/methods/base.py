@@ -87,8 +87,9 @@ class Encode:
         self.asked |= set(group)
         if group not in self._kept:
             inputs = [self._input(view) for view in group]
-            joined = inputs[0] if len(inputs) == 1 else torch.cat(inputs)
-            self._kept[group] = self._pass(group, joined, None).chunk(len(group))
+            out = self._pass(group, inputs[0] if len(inputs) == 1 else torch.cat(inputs), None)
+            with torch.enable_grad():
+                self._kept[group] = out.chunk(len(group))
         return self._kept[group]
 
     def _input(self, view: str) -> Tensor:

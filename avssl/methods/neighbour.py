@@ -18,7 +18,7 @@ from avssl.objectives.contrast import info_nce, similarity
 from avssl.objectives.negatives import Bank, Queue, draw_negatives, in_batch
 from avssl.objectives.positives import neighbour, same_crop, same_instance
 from avssl.structs import Batch, Embedded, Instances, Progress, Step
-from avssl.transforms.views import Beyond, OtherHalf, Same, Uniform, View, Within
+from avssl.transforms.views import Beyond, OtherHalf, Same, Uniform, View, Within, clips
 
 
 class NeighbourOptions(HeadOptions):
@@ -64,8 +64,7 @@ class NeighbourOptions(HeadOptions):
             )
         if self.interval == "halves" and self.num_clips < 3:
             raise ValueError(
-                f"interval=halves with num_clips={self.num_clips} has no clip in the other half: expected at "
-                "least 3"
+                f"interval=halves with num_clips={self.num_clips} has no clip in the other half: expected at least 3"
             )
         if self.momentum_schedule == "cosine" and self.momentum is None:
             raise ValueError("momentum_schedule=cosine needs momentum: set it, such as 0.994")
@@ -82,12 +81,12 @@ class NeighbourOptions(HeadOptions):
         num = self.num_clips - 1
         match self.interval:
             case "uniform":
-                whens = [Uniform()] * num
+                when = [Uniform()] * num
             case "radii":
-                whens = [Within(self.max_seconds)] * (num - self.num_far) + [Beyond(self.far_seconds)] * self.num_far
+                when = [Within(self.max_seconds)] * (num - self.num_far) + [Beyond(self.far_seconds)] * self.num_far
             case "halves":
-                whens = [Same("video"), *[OtherHalf()] * (num - 1)]
-        return (View("video"), *(View(f"video.{i}", when=when, changes=self.further) for i, when in enumerate(whens, 1)))
+                when = [Same("video"), *[OtherHalf()] * (num - 1)]
+        return clips(self.num_clips, when=when, changes=self.further)
 
 
 class Neighbour(Method):
@@ -126,7 +125,9 @@ class Neighbour(Method):
 
     def loss(self, encode: Encode, batch: Batch, progress: Progress) -> Step:
         raw = {view: encode(view) for view in self.queries}
-        raw_keys = {view: encode(view) if self.target is None else self.encode_target(view, batch) for view in self.keys}
+        raw_keys = {
+            view: encode(view) if self.target is None else self.encode_target(view, batch) for view in self.keys
+        }
 
         def embedded(head: str) -> tuple[Embedded, Embedded]:
             """Queries (B n, D) and keys (B m, D), those of a row together."""

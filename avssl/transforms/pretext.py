@@ -19,8 +19,8 @@ NUM_ROTATIONS = 4
 class Rotation(Video):
     """A clip turned as a whole by label quarter turns counterclockwise, after its square crop.
 
-    Source: Gidaris, Singh, Komodakis 2018 (RotNet): k = 1 is flipud of the transpose; one turn for all frames as in Jing
-    et al. 2018 (3DRotNet). Differs from both, as vissl does: one drawn turn of a clip instead of all four.
+    Source: Gidaris, Singh, Komodakis 2018 (RotNet): k = 1 is flipud of the transpose; one turn for all frames as in
+    Jing et al. 2018 (3DRotNet). Differs from both, as vissl does: one drawn turn of a clip instead of all four.
     """
 
     def plan(self, rng: np.random.Generator | None, data: DataConfig, clip: Clip, window: Window) -> Plan:

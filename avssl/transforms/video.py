@@ -51,22 +51,11 @@ def random_crop(
         (4,) float64: top, left, height, width as fractions of the picture.
 
     Raises:
-        ValueError: the picture is empty, or a range is empty or out of bounds.
+        ValueError: the picture is empty.
 
     Source: torchvision RandomResizedCrop.get_params.
     """
     _check_picture(width, height)
-    if not 0 < min_area <= 1:
-        raise ValueError(f"data.min_crop_area={min_area} must be in (0, 1]: 0.08 is usual, 1 takes the largest crop")
-    if not min_area <= max_area <= 1:
-        raise ValueError(
-            f"data.max_crop_area={max_area} must be in [data.min_crop_area, 1] = [{min_area}, 1]: 1 is usual"
-        )
-    if len(aspect) != 2 or not 0 < aspect[0] <= aspect[1] < math.inf:
-        raise ValueError(
-            f"data.crop_aspect={list(aspect)} must be the smallest and the largest width over height, both above 0: "
-            "[0.75, 1.333] is usual, [1, 1] takes squares"
-        )
     for _ in range(CROP_TRIES):
         area = rng.uniform(min_area, max_area) * width * height
         ratio = math.exp(rng.uniform(math.log(aspect[0]), math.log(aspect[1])))
@@ -131,16 +120,8 @@ def random_jitter(rng: np.random.Generator, strengths: Sequence[float]) -> np.nd
     Returns:
         (4,) float32: brightness, contrast, saturation, hue.
 
-    Raises:
-        ValueError: not four values, one is negative, or the hue's is above 0.5.
-
     Source: torchvision ColorJitter.
     """
-    if len(strengths) != 4 or min(strengths) < 0 or strengths[3] > 0.5:
-        raise ValueError(
-            f"data.jitter={list(strengths)} must be four strengths >= 0 for brightness, contrast, saturation and hue, "
-            "the last at most 0.5: [0, 0, 0, 0] turns it off"
-        )
     spread = np.asarray(strengths)
     low = np.asarray(NEUTRAL_FACTORS) - spread
     low[:3] = low[:3].clip(min=0)
@@ -168,34 +149,9 @@ def cut(frames: Tensor, boxes: Tensor, *, size: int) -> Tensor:
     return patches.unflatten(2, (boxes.shape[1], size)).transpose(1, 2)
 
 
-def happens(rng: np.random.Generator, probability: float, *, key: str) -> bool:
-    """Draw whether something of this probability happens; `key` is its name in the configuration.
-
-    Raises:
-        ValueError: the probability is not in [0, 1].
-    """
-    if not 0 <= probability <= 1:
-        raise ValueError(f"{key}={probability} must be a probability in [0, 1]: 0 never does it, 1 always")
+def happens(rng: np.random.Generator, probability: float) -> bool:
+    """Draw whether something of this probability happens."""
     return bool(rng.random() < probability)
-
-
-def of_clip(probabilities: Sequence[float], number: int, *, key: str) -> float:
-    """The probability that holds for one of the clips that are drawn from a video: the last one repeats.
-
-    Args:
-        probabilities: of the first clip, the second, ...: at least one.
-        number: of the clip, from 0.
-        key: their name in the configuration.
-
-    Raises:
-        ValueError: there are none, or one is not in [0, 1].
-    """
-    if not probabilities or not all(0 <= probability <= 1 for probability in probabilities):
-        raise ValueError(
-            f"{key}={list(probabilities)} must be probabilities in [0, 1], of the first clip and of the further ones: "
-            "[0.0] turns it off, [1.0, 0.1] does it to every first clip and to a tenth of the others"
-        )
-    return probabilities[min(number, len(probabilities) - 1)]
 
 
 def random_sigma(rng: np.random.Generator, *, size: int) -> float:

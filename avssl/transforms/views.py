@@ -1,8 +1,8 @@
 """Views as values: what a method wants of a clip, said in one tuple. Nothing about a view is encoded in its name.
 
-    views = two_views(first={"blur": 1.0}, second={"blur": 0.1})
-    views = multi_crop(2, 4, small={"size": 96, "max_crop_area": 0.14})
-    views = (View("video"), View("audio", recipe="audio"), View("later", when=Within(1.0)))
+views = two_views(first={"blur": 1.0}, second={"blur": 0.1})
+views = multi_crop(2, 4, small={"size": 96, "max_crop_area": 0.14})
+views = (View("video"), View("audio", recipe="audio"), View("later", when=Within(1.0)))
 """
 
 import difflib
@@ -69,7 +69,7 @@ class Beyond:
 
 @dataclass(frozen=True)
 class OtherHalf:
-    """In the half of the track that the first window is not in; several such views follow one another in time (SeCo)."""
+    """In the half of the track that the first window is not in; several such views are in temporal order (SeCo)."""
 
 
 @dataclass(frozen=True)
@@ -129,8 +129,8 @@ class View:
         if self.recipe not in RECIPES:
             near = difflib.get_close_matches(self.recipe, RECIPES, n=3) or list(RECIPES)
             raise ValueError(
-                f"view {self.name}: recipe {self.recipe} is unknown: did you mean {' or '.join(near)}? A recipe of your "
-                "own needs a line in RECIPES"
+                f"view {self.name}: recipe {self.recipe} is unknown: did you mean {' or '.join(near)}? A recipe of "
+                "your own needs a line in RECIPES"
             )
         return RECIPES[self.recipe]
 
@@ -156,7 +156,7 @@ def _settings(view: View, data: DataConfig) -> DataConfig:
     changes = dict(view.changes)
     for name in changes.keys() - CHANGEABLE:
         near = difflib.get_close_matches(name, CHANGEABLE, n=3) or sorted(CHANGEABLE)
-        raise ValueError(f"view {view.name} cannot change {name} of the data section: did you mean {' or '.join(near)}?")
+        raise ValueError(f"view {view.name} cannot change data.{name}: did you mean {' or '.join(near)}?")
     return data.replace(**changes) if changes else data
 
 
@@ -167,9 +167,18 @@ def _frozen(value: Any) -> Any:
     return tuple(_frozen(each) for each in value) if isinstance(value, list | tuple) else value
 
 
-def clips(num: int, when: When = Uniform(), changes: Mapping[str, Any] | tuple = ()) -> tuple[View, ...]:  # noqa: B008
-    """A first clip, and num - 1 further ones of the same video: views video, video.1, video.2, ..."""
-    return (View("video"), *(View(f"video.{i}", when=when, changes=changes) for i in range(1, num)))
+def clips(
+    num: int, *, when: When | Sequence[When] = Uniform(), changes: Mapping[str, Any] | tuple = ()
+) -> tuple[View, ...]:
+    """A first clip, and num - 1 further ones of the same video: views video, video.1, video.2, ...
+
+    Args:
+        when: of the further clips, of all or of each.
+        changes: of the further clips.
+    """
+    whens = list(when) if isinstance(when, Sequence) else [when] * (num - 1)
+    further = (View(f"video.{i}", when=each, changes=changes) for i, each in enumerate(whens, 1))
+    return (View("video"), *further)
 
 
 def two_views(
