@@ -212,7 +212,7 @@ class Config(Options):
     @classmethod
     def _as_text(cls, method: dict[str, Any]) -> dict[str, Any]:
         try:
-            return yaml.load(yaml.safe_dump(method), _TextLoader)
+            return yaml.load(yaml.safe_dump({"name": "avid", **method}), _TextLoader)
         except yaml.YAMLError:
             raise ValueError(f"method={method}: expected text, numbers, lists and mappings only") from None
 
@@ -243,7 +243,7 @@ def from_dict(given: Mapping[str, Any], *, source: str) -> Config:
         raise ConfigError(
             f"method={_shown(method)} in {source}: expected a mapping with a name, such as {{name: avid}}"
         )
-    return merge_options(Config, {"data": {}, "run": {}, **given, "method": {"name": "avid", **method}}, where=source)
+    return merge_options(Config, {"data": {}, "run": {}, **given}, where=source)
 
 
 def dumps(config: Config) -> str:
@@ -405,7 +405,7 @@ def _problem(options: type[Options], given: Mapping[str, Any], error: Validation
     unknown = [each for each in wrong if each["type"] in ("extra_forbidden", "invalid_key")]
     first = (unknown or wrong)[0]
     if first["type"] == "value_error":  # a check across fields, which says it all
-        return str(first["ctx"]["error"])
+        return f"{where}: {first['ctx']['error']}"
     key, value, section = "", given, options
     for name in first["loc"]:
         key, value, field = f"{key}.{name}".lstrip("."), value.get(name), section.model_fields.get(name)

@@ -11,7 +11,7 @@ import sys
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, is_dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import FrameType
 from typing import Any, Self
@@ -43,7 +43,7 @@ from avssl.data.tracks import read_tracks
 from avssl.files import WriteError, whole_file
 from avssl.logs import RunLog, RunningMean, collapse_figures
 from avssl.media.decoders import in_words
-from avssl.methods import build_method, is_supervised
+from avssl.methods import build_method, is_supervised, method_options
 from avssl.methods.base import Method
 from avssl.mining.agreement import agreement_precision, chance_precision
 from avssl.optim import build_optimizer, learning_rate
@@ -440,9 +440,9 @@ def _check_same_run(config: Config, before: Config, last: Path) -> None:
     """A resumed run must be the same run; where it lives and how it is executed may differ."""
     free = {"data.manifest", "data.root", "data.num_workers", "data.worker_timeout_seconds"}
     free |= {"data.max_pixels", "data.max_seconds"}  # and where tracks lie: what they say is compared apart
+    sections = [entry.model_dump() | {"method": method_options(entry)} for entry in (config, before)]
     for section in ("data", "model", "method", "optim"):
-        now, then = (getattr(entry, section) for entry in (config, before))
-        now, then = (_flat(value if isinstance(value, dict) else vars(value)) for value in (now, then))
+        now, then = (_flat(entry[section]) for entry in sections)
         for name in sorted(now.keys() | then.keys()):
             is_free = f"{section}.{name}" in free or (section == "method" and name.split(".")[-1] == "tracks")
             same = _within(config.run.dir, now.get(name)) == _within(before.run.dir, then.get(name))
@@ -468,7 +468,7 @@ def _flat(section: Mapping[str, object]) -> dict[str, object]:
     """{name: value} of a section, that of a nested one as `policy.silent`."""
     flat = {}
     for name, value in section.items():
-        inner = vars(value) if is_dataclass(value) else value if isinstance(value, Mapping) else {}
+        inner = value if isinstance(value, Mapping) else {}
         flat |= {f"{name}.{key}": each for key, each in _flat(inner).items()} or {name: value}
     return flat
 

@@ -3,13 +3,13 @@
 import difflib
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import nn
 
-from avssl.config import Config, ConfigError, merge_options
+from avssl.config import Config, ConfigError, Options, merge_options
 from avssl.methods.avid import AVID, AVIDOptions
 from avssl.methods.avid_cma import AVIDCMA, AVIDCMAOptions
 from avssl.methods.base import Method
@@ -22,7 +22,7 @@ from avssl.methods.walk import Walk, WalkOptions
 from avssl.models import build_encoder
 from avssl.structs import Instances
 
-METHODS: dict[str, tuple[type[Method], type]] = {  # name: class, options
+METHODS: dict[str, tuple[type[Method], type[Options]]] = {  # name: class, options
     "avid": (AVID, AVIDOptions),
     "avid_cma": (AVIDCMA, AVIDCMAOptions),
     "infonce": (InfoNCE, InfoNCEOptions),
@@ -55,18 +55,36 @@ def is_supervised(config: Config) -> bool:
     return _read(config.method, where="method").method.supervised
 
 
+def method_options(config: Config, *, only_given: bool = False) -> dict[str, Any]:
+    """Name and options of a configuration's method, those of its parts too, as JSON has them. Raises ConfigError as
+    `build_method` does.
+
+    Args:
+        only_given: without the defaults.
+    """
+    return _read(config.method, where="method").as_dict(only_given=only_given)
+
+
 @dataclass(frozen=True)
 class _Plan:
     """A method as configured, before its encoders exist."""
 
+    name: str
     method: type[Method]
-    options: Any
+    options: Options
     parts: dict[str, "_Plan"]  # of joint
     weight: float = 1.0
 
     @property
     def modalities(self) -> set[str]:
         return set().union(*(part.modalities for part in self.parts.values())) or set(self.method.needs(self.options))
+
+    def as_dict(self, *, only_given: bool) -> dict[str, Any]:
+        parts = {
+            name: part.as_dict(only_given=only_given) | {"weight": part.weight} for name, part in self.parts.items()
+        }
+        options = {"name": self.name} | self.options.model_dump(mode="json", exclude_unset=only_given)
+        return options | {"parts": parts} if parts else options
 
     def build(self, encoders: nn.ModuleDict, *, instances: Instances, seed: int) -> Method:
         if not self.parts:
@@ -80,7 +98,7 @@ class _Plan:
         return Joint(parts, {name: part.weight for name, part in self.parts.items()}, encoders, seed=seed)
 
 
-def _read(given: Mapping[str, Any], *, where: str, weight: float = 1.0) -> _Plan:
+def _read(given: Mapping[str, Any], *, where: str) -> _Plan:
     """Look a method up and merge its options, and those of its parts."""
     given = dict(given)
     name = given.pop("name")
@@ -102,8 +120,16 @@ def _read(given: Mapping[str, Any], *, where: str, weight: float = 1.0) -> _Plan
             if not isinstance(chosen, Mapping) or chosen.get("name", part) == "joint":
                 raise ConfigError(f"{own}={chosen}: expected the options of a method other than joint, such as {{}}")
             chosen = {"name": part} | chosen
-            share = chosen.pop("weight", 1.0)
-            if not isinstance(share, int | float) or isinstance(share, bool) or not 0 < share < math.inf:
-                raise ConfigError(f"{own}.weight={share}: expected a positive number; leave the part out for 0")
-            parts[part] = _read(chosen, where=own, weight=float(share))
-    return _Plan(method, options, parts, weight)
+            weight = chosen.pop("weight", 1.0)
+            parts[part] = replace(_read(chosen, where=own), weight=_weight(weight, key=f"{own}.weight"))
+    return _Plan(name, method, options, parts)
+
+
+def _weight(given: Any, *, key: str) -> float:
+    try:
+        weight = float(given)
+    except (TypeError, ValueError):
+        weight = math.nan
+    if not 0 < weight < math.inf:
+        raise ConfigError(f"{key}={given}: expected a positive number; leave the part out for 0")
+    return weight

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from avssl import distributed
+from avssl.config import Count, NotNegative, Positive, Probability
 from avssl.methods.base import HeadOptions, Method, build_heads
 from avssl.objectives.contrast import log_mean_exp, nce, similarity
 from avssl.objectives.negatives import Bank, draw_negatives
@@ -17,16 +18,15 @@ from avssl.objectives.positives import same_instance
 from avssl.structs import Batch, Embedded, Instances, Progress, Step
 
 
-@dataclass
 class AVIDOptions(HeadOptions):
     """Defaults: the released Cross-N1024 recipe."""
 
-    cross: float = 1.0  # weight of picture against sounds and sound against pictures
-    within: float = 0.0  # weight of picture against pictures and sound against sounds
-    num_negatives: int = 1024
-    num_negatives_within: int | None = None  # negatives of the within-modal terms; null = all
-    temperature: float = 0.07
-    bank_momentum: float = 0.5  # weight of the old vector
+    cross: NotNegative = 1.0  # weight of picture against sounds and sound against pictures
+    within: NotNegative = 0.0  # weight of picture against pictures and sound against sounds
+    num_negatives: Count = 1024
+    num_negatives_within: Count | None = None  # negatives of the within-modal terms; null = all
+    temperature: Positive = 0.07
+    bank_momentum: Probability = 0.5  # weight of the old vector
 
 
 @dataclass(frozen=True)

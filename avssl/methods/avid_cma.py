@@ -4,29 +4,28 @@ Videos that resemble each other in picture AND in sound become each other's posi
 each modality, which AVID alone lacks. Until the first sets are mined it is AVID.
 """
 
-from dataclasses import dataclass
-
 import torch
+from pydantic import Field
 from torch import Tensor, nn
 
 from avssl import distributed
+from avssl.config import Count, NotNegative
 from avssl.methods.avid import AVID, AVIDOptions, Term
-from avssl.mining.agreement import RULES, Rule, minable, mine_agreement, overlap
+from avssl.mining.agreement import Rule, minable, mine_agreement, overlap
 from avssl.objectives.positives import in_set
 from avssl.structs import Embedded, Instances
 
 
-@dataclass
 class AVIDCMAOptions(AVIDOptions):
     """Defaults: the released InstX-N1024-PosW-N64-Top32 recipe, started from an AVID checkpoint (model.init)."""
 
-    num_negatives_within: int | None = 64
-    positives_within: float = 1.0  # weight of picture against its set's pictures and sound against its set's sounds
-    positives_cross: float = 0.0  # weight of picture against its set's sounds and sound against its set's pictures
+    num_negatives_within: Count | None = 64
+    positives_within: NotNegative = 1.0  # weight of each modality against the same one of its set
+    positives_cross: NotNegative = 0.0  # weight of each modality against the other one of its set
     num_positives: int = 32  # size of a set
-    rule: str = "consensus"  # consensus | union (clips with picture and sound) | video | audio (clips with that side)
-    mine_from_epoch: int = 0  # AVID alone before
-    mine_every: int = 5  # epochs between two minings; 0 = mine once
+    rule: Rule = "consensus"  # consensus and union: of clips with both modalities; video, audio: with that one
+    mine_from_epoch: int = Field(0, ge=0)  # AVID alone before
+    mine_every: int = Field(5, ge=0)  # epochs between two minings; 0 = mine once
 
 
 class AVIDCMA(AVID):
@@ -52,8 +51,6 @@ class AVIDCMA(AVID):
     def check_clips(self, instances: Instances) -> None:
         """Raise ValueError unless there are sets to mine, and negatives beside them."""
         options = self.options
-        if options.rule not in RULES:
-            raise ValueError(f"method.rule={options.rule}: expected one of {', '.join(RULES)}")
         num_usable = int(minable(**instances.usable, rule=options.rule).sum())
         sides = {"video": "pictures", "audio": "sound"}.get(options.rule, "both picture and sound")
         if num_usable == 0:
@@ -120,7 +117,7 @@ class AVIDCMA(AVID):
     @torch.no_grad()
     def mine(self) -> dict[str, float]:
         """Refresh the sets from the banks: rank 0 searches, every rank gets its sets."""
-        rule: Rule = self.options.rule  # checked at construction
+        rule = self.options.rule
         ids, score, exact = self.sets, self.set_scores, torch.zeros((), device=self.sets.device)
         if distributed.is_main():
             valid = minable(**{view: bank.valid for view, bank in self.banks.items()}, rule=rule)

@@ -4,28 +4,26 @@ A method writes `loss`; where state moves it also writes `after_step` and `on_ep
 changes no buffer, and called twice it returns the same value.
 """
 
-import math
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from avssl.config import Count, Options
 from avssl.data.sampling import ONE_CLIP, Clips, Patches
 from avssl.models.heads import ProjectionHead
 from avssl.structs import Batch, Embedded, Instances, Progress, Step
 from avssl.transforms.views import view_of
 
 
-@dataclass
-class HeadOptions:
+class HeadOptions(Options):
     """Options of every method that contrasts the outputs of projection heads."""
 
-    embedding_dim: int = 128
-    hidden_dim: int = 512
+    embedding_dim: Count = 128
+    hidden_dim: Count = 512
     head_batch_norm: bool = False  # normalise the heads' outputs over the batch: what keeps small sets from collapsing
 
 
@@ -42,12 +40,6 @@ def build_heads(encoders: nn.ModuleDict, options: HeadOptions, modalities: Seque
             for modality in modalities
         }
     )
-
-
-def check_temperature(value: float, *, name: str = "temperature") -> None:
-    """Raise ValueError unless cosines may be divided by it."""
-    if not 0 < value < math.inf:
-        raise ValueError(f"method.{name}={value}: expected a positive number, such as 0.1")
 
 
 def encode_each(network: nn.Module, x: Tensor) -> Tensor:
@@ -83,7 +75,7 @@ class Method(nn.Module):
         self.seed = seed
 
     @classmethod
-    def needs(cls, options: Any) -> tuple[str, ...]:
+    def needs(cls, options: Options) -> tuple[str, ...]:
         """Modalities that a method with these options needs an encoder for."""
         return cls.modalities
 

@@ -3,24 +3,25 @@
 With random weights to start from this is plain supervised training, the baseline of every fine-tuning.
 """
 
-from dataclasses import dataclass
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
+from pydantic import Field
 from torch import Tensor, nn
 
 from avssl import distributed
+from avssl.config import Options, Share
 from avssl.methods.base import Method
 from avssl.models.heads import Classifier
 from avssl.objectives.contrast import mean_over_rows
 from avssl.structs import Batch, Instances, Progress, Step
 
 
-@dataclass
-class FinetuneOptions:
-    modality: str = "video"  # video | audio: the encoder that is tuned
-    dropout: float = 0.5  # of the encoder's output, before the classifier
-    warmup_epochs: int = 5  # epochs that train the classifier alone
+class FinetuneOptions(Options):
+    modality: Literal["video", "audio"] = "video"  # the encoder that is tuned
+    dropout: Share = 0.5  # of the encoder's output, before the classifier
+    warmup_epochs: int = Field(5, ge=0)  # epochs that train the classifier alone
 
 
 class Finetune(Method):
@@ -37,10 +38,6 @@ class Finetune(Method):
 
     def __init__(self, options: FinetuneOptions, encoders: nn.ModuleDict, *, instances: Instances, seed: int) -> None:
         super().__init__(encoders, seed=seed)
-        if not 0 <= options.dropout < 1:
-            raise ValueError(f"method.dropout={options.dropout}: expected a share in [0, 1), 0.5 is usual")
-        if options.warmup_epochs < 0:
-            raise ValueError(f"method.warmup_epochs={options.warmup_epochs}: expected 0 or more")
         if instances.target is None:
             raise ValueError("method.name=finetune learns labels, and is no part of other methods")
         self.options = options
@@ -51,8 +48,6 @@ class Finetune(Method):
 
     @classmethod
     def needs(cls, options: FinetuneOptions) -> tuple[str, ...]:
-        if options.modality not in ("video", "audio"):
-            raise ValueError(f"method.modality={options.modality}: expected video or audio")
         return (options.modality,)
 
     def head(self, modality: str) -> None:

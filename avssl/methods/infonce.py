@@ -2,10 +2,9 @@
 its sound its own picture. No memory, no constant: the plain contrast that AVID's memories are measured against.
 """
 
-from dataclasses import dataclass
-
 from torch import Tensor, nn
 
+from avssl.config import Positive
 from avssl.methods.base import HeadOptions, Method, build_heads
 from avssl.objectives.contrast import info_nce, similarity
 from avssl.objectives.negatives import in_batch
@@ -13,9 +12,8 @@ from avssl.objectives.positives import same_instance
 from avssl.structs import Batch, Embedded, Instances, Progress, Step
 
 
-@dataclass
 class InfoNCEOptions(HeadOptions):
-    temperature: float = 0.07
+    temperature: Positive = 0.07
 
 
 class InfoNCE(Method):

@@ -3,19 +3,19 @@ and every part keeps its own heads, memories and queues.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from typing import Any
 
+from pydantic import Field
 from torch import Tensor, nn
 
+from avssl.config import Options
 from avssl.methods.base import Method
 from avssl.structs import Batch, Progress, Step
 
 
-@dataclass
-class JointOptions:
+class JointOptions(Options):
     # {name of a method: its options, and `weight` (default 1)}; with `name: METHOD` inside, a part has its own name
-    parts: dict[str, Any] = field(default_factory=dict)
+    parts: dict[str, Any] = Field(default_factory=dict)
 
 
 class Joint(Method):

@@ -6,14 +6,16 @@ videos come from. rho-MoCo, CVRL, VINCE and SeCo's inter and intra terms are set
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from typing import Annotated, Literal, Self
 
 import torch
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from avssl import distributed
+from avssl.config import Count, NotNegative, Positive, Probability
 from avssl.data.sampling import Clips
-from avssl.methods.base import HeadOptions, Method, build_heads, check_temperature, encode_each
+from avssl.methods.base import HeadOptions, Method, build_heads, encode_each
 from avssl.models.momentum import MomentumCopy, rising_momentum
 from avssl.objectives.contrast import info_nce, similarity
 from avssl.objectives.negatives import Bank, Queue, draw_negatives, in_batch
@@ -21,30 +23,55 @@ from avssl.objectives.positives import neighbour, same_crop, same_instance
 from avssl.structs import Batch, Embedded, Instances, Progress, Step
 from avssl.transforms.views import numbered
 
-INTERVALS = ("uniform", "radii", "halves")
-FAR = ("negative", "ignore")
-SOURCES = ("batch", "queue", "bank")
 
-
-@dataclass
 class NeighbourOptions(HeadOptions):
-    num_clips: int = 2  # of each video (rho); with data.num_frames=1 they are frames
-    num_queries: int | None = None  # so many of them ask, the others are their keys; null = each is both
-    interval: str = "uniform"  # uniform | radii | halves: where they lie, see data/sampling.py (Clips)
-    num_far: int = 0  # radii: clips beyond min_far_seconds, the others within max_seconds
-    max_seconds: float | None = None  # largest interval of a positive; null = every clip of the video is one
+    num_clips: int = Field(2, ge=2)  # of each video (rho); with data.num_frames=1 they are frames
+    num_queries: Count | None = None  # so many of them ask, the others are their keys; null = each is both
+    interval: Literal["uniform", "radii", "halves"] = "uniform"  # where they lie, see data/sampling.py (Clips)
+    num_far: int = Field(0, ge=0)  # radii: clips beyond min_far_seconds, the others within max_seconds
+    max_seconds: NotNegative | None = None  # largest interval of a positive; null = every clip of the video is one
     min_far_seconds: float | None = None  # an interval above it is far, in between is ignored; null = max_seconds
-    far: str = "ignore"  # negative | ignore
-    negatives: list[str] = field(default_factory=lambda: ["batch"])  # other videos: batch | queue | bank, one or more
-    queue_size: int = 65536
-    num_negatives: int = 1024  # drawn from the bank
-    bank_momentum: float = 0.5  # weight of the old vector
-    temperature: float = 0.1
-    momentum: float | None = None  # of the copy that encodes the keys; null = the encoder itself does
-    momentum_schedule: str = "constant"  # constant | cosine: rises to 1 over the run
-    intra: float = 0.0  # weight of SeCo's intra term, which has a head of its own
-    intra_seconds: float = 0.0  # there, an interval up to this is positive, any other clip of the video negative
-    intra_temperature: float = 0.1
+    far: Literal["negative", "ignore"] = "ignore"
+    # where other videos come from
+    negatives: Annotated[tuple[Literal["batch", "queue", "bank"], ...], Field(min_length=1)] = ("batch",)
+    queue_size: Count = 65536
+    num_negatives: Count = 1024  # drawn from the bank
+    bank_momentum: Probability = 0.5  # weight of the old vector
+    temperature: Positive = 0.1
+    momentum: Probability | None = None  # of the copy that encodes the keys; null = the encoder itself does
+    momentum_schedule: Literal["constant", "cosine"] = "constant"  # cosine: rises to 1 over the run
+    intra: NotNegative = 0.0  # weight of SeCo's intra term, which has a head of its own
+    intra_seconds: NotNegative = 0.0  # there, an interval up to this is positive, any other clip of the video negative
+    intra_temperature: Positive = 0.1
+
+    @model_validator(mode="after")
+    def _check_together(self) -> Self:
+        if self.num_queries is not None and self.num_queries >= self.num_clips:
+            raise ValueError(
+                f"num_queries={self.num_queries} of num_clips={self.num_clips}: expected 1 to "
+                f"{self.num_clips - 1}, or null for clips that are both"
+            )
+        if self.min_far_seconds is not None and (self.max_seconds is None or self.min_far_seconds < self.max_seconds):
+            raise ValueError(
+                f"min_far_seconds={self.min_far_seconds} with max_seconds={self.max_seconds}: far begins where "
+                "near ends or later: set max_seconds at most as large"
+            )
+        if self.interval == "radii" and self.max_seconds is None:
+            raise ValueError("interval=radii draws clips within max_seconds: set it")
+        if self.num_far and (self.interval != "radii" or self.num_far > self.num_clips - 2):
+            raise ValueError(
+                f"num_far={self.num_far} needs interval=radii and, beside the first clip and a near one, "
+                f"num_clips of at least {self.num_far + 2}"
+            )
+        if self.interval == "halves" and self.num_clips < 3:
+            raise ValueError(
+                f"interval=halves with num_clips={self.num_clips} has no clip in the other half: expected at least 3"
+            )
+        if self.momentum_schedule == "cosine" and self.momentum is None:
+            raise ValueError("momentum_schedule=cosine needs momentum: set it, such as 0.994")
+        if self.far == "negative" and self.max_seconds is None:
+            raise ValueError("far=negative needs max_seconds: with null every clip of a video is near")
+        return self
 
 
 class Neighbour(Method):
@@ -62,7 +89,6 @@ class Neighbour(Method):
 
     def __init__(self, options: NeighbourOptions, encoders: nn.ModuleDict, *, instances: Instances, seed: int) -> None:
         super().__init__(encoders, seed=seed)
-        _check(options)
         self.check_pictures(instances)
         self.options = options
         self.views = tuple(numbered("video", number) for number in range(options.num_clips))
@@ -199,63 +225,3 @@ class Neighbour(Method):
             if options.momentum_schedule == "cosine":
                 momentum = rising_momentum(momentum, step.memo["done"])
             self.copy.follow({"trunk": self.encoders["video"], **self.heads}, momentum=momentum)
-
-
-def _check(options: NeighbourOptions) -> None:
-    """Raise ValueError, with the way out, for settings that cannot work."""
-    for name, value, choices in (
-        ("interval", options.interval, INTERVALS),
-        ("far", options.far, FAR),
-        ("momentum_schedule", options.momentum_schedule, ("constant", "cosine")),
-        *(("negatives", value, SOURCES) for value in options.negatives),
-    ):
-        if value not in choices:
-            raise ValueError(f"method.{name}={value}: expected {' or '.join(choices)}")
-    if not options.negatives:
-        raise ValueError(f"method.negatives=[]: name one or more of {', '.join(SOURCES)}")
-    if options.num_clips < 2:
-        raise ValueError(f"method.num_clips={options.num_clips}: expected at least 2 clips of a video")
-    if options.num_queries is not None and not 1 <= options.num_queries < options.num_clips:
-        raise ValueError(
-            f"method.num_queries={options.num_queries} of num_clips={options.num_clips}: expected 1 to "
-            f"{options.num_clips - 1}, or null for clips that are both"
-        )
-    if options.min_far_seconds is not None and (
-        options.max_seconds is None or options.min_far_seconds < options.max_seconds
-    ):
-        raise ValueError(
-            f"method.min_far_seconds={options.min_far_seconds} with max_seconds={options.max_seconds}: far begins "
-            "where near ends or later: set max_seconds at most as large"
-        )
-    if options.interval == "radii" and options.max_seconds is None:
-        raise ValueError("method.interval=radii draws clips within method.max_seconds: set it")
-    if options.num_far and (options.interval != "radii" or options.num_far > options.num_clips - 2):
-        raise ValueError(
-            f"method.num_far={options.num_far} needs interval=radii and, beside the first clip and a near one, "
-            f"num_clips of at least {options.num_far + 2}"
-        )
-    if options.interval == "halves" and options.num_clips < 3:
-        raise ValueError(
-            f"method.interval=halves with num_clips={options.num_clips} has no clip in the other half: expected at "
-            "least 3"
-        )
-    if options.momentum_schedule == "cosine" and options.momentum is None:
-        raise ValueError("method.momentum_schedule=cosine needs method.momentum: set it, such as 0.994")
-    if options.far == "negative" and options.max_seconds is None:
-        raise ValueError("method.far=negative needs method.max_seconds: with null every clip of a video is near")
-    for name, least, needed in (
-        ("max_seconds", 0, options.max_seconds is not None),
-        ("num_far", 0, True),
-        ("queue_size", 1, "queue" in options.negatives),
-        ("num_negatives", 1, "bank" in options.negatives),
-        ("intra", 0, True),
-        ("intra_seconds", 0, True),
-    ):
-        if needed and not getattr(options, name) >= least:
-            raise ValueError(f"method.{name}={getattr(options, name)}: expected at least {least}")
-    for name in ("temperature", "intra_temperature"):
-        check_temperature(getattr(options, name), name=name)
-    if not 0 <= options.bank_momentum <= 1:
-        raise ValueError(f"method.bank_momentum={options.bank_momentum}: expected 0 to 1, such as 0.5")
-    if options.momentum is not None and not 0 <= options.momentum <= 1:
-        raise ValueError(f"method.momentum={options.momentum}: expected 0 to 1, such as 0.999, or null")

@@ -4,13 +4,13 @@ of a track are each other's positives, patches of other tracks are negatives.
 Tracks are mined once, by tools/track.py; without any tracker, see walk.py.
 """
 
-from dataclasses import dataclass
+from typing import Literal
 
-from omegaconf import MISSING
 from torch import Tensor, nn
 
+from avssl.config import Count, Positive
 from avssl.data.sampling import Patches
-from avssl.methods.base import HeadOptions, Method, build_heads, check_temperature
+from avssl.methods.base import HeadOptions, Method, build_heads
 from avssl.objectives.contrast import info_nce, similarity
 from avssl.objectives.negatives import in_batch
 from avssl.objectives.positives import same_crop, same_instance, same_view
@@ -18,13 +18,12 @@ from avssl.structs import Batch, Embedded, Instances, Progress, Step
 from avssl.transforms.views import numbered
 
 
-@dataclass
 class PatchOptions(HeadOptions):
-    tracks: str = MISSING  # parquet file of tools/track.py, mined from data.manifest
-    num_tracks: int = 1  # of each clip, where it has as many
-    frames: str = "ends"  # ends | any: the first and the last frame of a track, or any two
-    same_clip: str = "negative"  # negative | ignore: what patches of other tracks of the same clip are
-    temperature: float = 0.07
+    tracks: str  # parquet file of tools/track.py, mined from data.manifest
+    num_tracks: Count = 1  # of each clip, where it has as many
+    frames: Literal["ends", "any"] = "ends"  # the first and the last frame of a track, or any two
+    same_clip: Literal["negative", "ignore"] = "negative"  # what patches of other tracks of the same clip are
+    temperature: Positive = 0.07
 
 
 class Patch(Method):
@@ -39,13 +38,7 @@ class Patch(Method):
 
     def __init__(self, options: PatchOptions, encoders: nn.ModuleDict, *, instances: Instances, seed: int) -> None:
         super().__init__(encoders, seed=seed)
-        for name, choices in (("frames", ("ends", "any")), ("same_clip", ("negative", "ignore"))):
-            if getattr(options, name) not in choices:
-                raise ValueError(f"method.{name}={getattr(options, name)}: expected {' or '.join(choices)}")
-        check_temperature(options.temperature)
         self.check_pictures(instances)
-        if options.num_tracks < 1:
-            raise ValueError(f"method.num_tracks={options.num_tracks}: expected at least 1")
         self.options = options
         self.views = tuple(numbered("patch", number) for number in range(2 * options.num_tracks))
         self.patches = Patches(options.tracks, options.num_tracks, options.frames)

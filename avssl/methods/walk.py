@@ -2,21 +2,19 @@
 back has to end where it began. Correspondence without labels and without a tracker.
 """
 
-from dataclasses import dataclass
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from avssl.methods.base import HeadOptions, Method, build_heads, check_temperature
+from avssl.config import Positive, Share
+from avssl.methods.base import HeadOptions, Method, build_heads
 from avssl.objectives.walk import walk_accuracy, walk_loss
 from avssl.structs import Batch, Embedded, Instances, Progress, Step
 
 
-@dataclass
 class WalkOptions(HeadOptions):
-    temperature: float = 0.05
-    dropout: float = 0.1  # share of links that are cut
+    temperature: Positive = 0.05
+    dropout: Share = 0.1  # share of links that are cut
 
 
 class Walk(Method):
@@ -31,11 +29,8 @@ class Walk(Method):
 
     def __init__(self, options: WalkOptions, encoders: nn.ModuleDict, *, instances: Instances, seed: int) -> None:
         super().__init__(encoders, seed=seed)
-        check_temperature(options.temperature)
         if not instances.usable["video"].any():
             raise ValueError("this split has no usable clip with pictures: look at the manifest's split and has_video")
-        if not 0 <= options.dropout < 1:
-            raise ValueError(f"method.dropout={options.dropout}: expected a share of links in [0, 1), such as 0.1")
         self.options = options
         self.heads = build_heads(encoders, options, self.modalities)
 

@@ -8,7 +8,6 @@ Letters: B batch, T frames, H x W pixels, N patches of a frame, P pixels of a pa
 steps, F frequency bins.
 """
 
-import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal, Protocol
@@ -168,7 +167,7 @@ def draw_patch(
     rng: np.random.Generator | None, data: DataConfig, *, width: int, height: int, number: int
 ) -> dict[str, np.ndarray]:
     """As `draw_avid_video`, without a crop: what is cut out is the box of a track."""
-    data = dataclasses.replace(data, size=data.patch_size)
+    data = data.replace(size=data.patch_size)
     drawn = draw_avid_video(rng, data, width=width, height=height, number=number)
     return {name: value for name, value in drawn.items() if name != "crop"}
 
