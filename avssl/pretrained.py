@@ -25,7 +25,7 @@ from avssl.config import Config, DataConfig, ModelConfig, loads, merge_options, 
 from avssl.data.check import manifest_of_file
 from avssl.data.dataset import ClipDataset, apply_views, collate
 from avssl.data.sampling import Key
-from avssl.methods import build_method
+from avssl.methods import build_method, method_options
 from avssl.methods.base import Method
 from avssl.model_card import write_card
 from avssl.models import build_encoder
@@ -214,7 +214,7 @@ def _hash(encoders: nn.ModuleDict, heads: nn.ModuleDict) -> str:
 
 def with_data(towers: Towers, **changes: int | float | str) -> Towers:
     """The same towers with other values in their data section, such as num_workers."""
-    return dataclasses.replace(towers, data=dataclasses.replace(towers.data, **changes))
+    return dataclasses.replace(towers, data=towers.data.replace(**changes))
 
 
 def export(
@@ -232,8 +232,8 @@ def export(
     """
     folder = Path(folder)
     sections = {
-        "data": {name: value for name, value in dataclasses.asdict(towers.data).items() if name not in PRIVATE},
-        "model": dataclasses.asdict(_without_files(towers.model)),
+        "data": towers.data.model_dump(mode="json", exclude=set(PRIVATE)),
+        "model": _without_files(towers.model).model_dump(),
         "heads": {modality: _head_sizes(head) for modality, head in towers.heads.items()},
         "classifier": None if towers.classifier is None else _classifier_sizes(towers.classifier),
         "facts": dict(facts),
@@ -277,7 +277,7 @@ def _parts(encoders: nn.ModuleDict, heads: nn.ModuleDict, classifier: Classifier
 
 
 def _without_files(model: ModelConfig) -> ModelConfig:
-    return dataclasses.replace(model, video_weights=None, audio_weights=None, init=None)
+    return model.replace(video_weights=None, audio_weights=None, init=None)
 
 
 def _head_sizes(head: nn.Module) -> dict[str, int | bool]:
@@ -302,11 +302,11 @@ def _facts(config: Config, state: Mapping[str, Any], num_clips: int) -> dict[str
     files = (config.model.video_weights, config.model.audio_weights, config.model.init)
     return {
         "kind": "run",
-        "method": _without_tracks(config.method),
+        "method": _without_tracks(method_options(config, only_given=True)),
         "steps": int(state["step"]),
         "seed": config.run.seed,
         "precision": config.run.precision,
-        "optim": dataclasses.asdict(config.optim),
+        "optim": config.optim.model_dump(mode="json"),
         "manifest_hash": state["manifest_hash"],
         "split": config.data.split,
         "num_clips": num_clips,

@@ -145,8 +145,8 @@ def test_a_list_that_cannot_be_written_is_told(tmp_path: Path) -> None:
 
 def test_slow_clips_are_not_blamed(manifest: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each clip takes less than half the patience: the worker is slow, no clip hangs."""
-    data = DataConfig(manifest="", num_frames=2, fps=5, size=32, audio_seconds=0.5, sample_rate=8000)
-    data.num_workers, data.worker_timeout_seconds = 1, 2
+    size = {"num_frames": 2, "fps": 5, "size": 32, "audio_seconds": 0.5, "sample_rate": 8000}
+    data = DataConfig(manifest="", num_workers=1, worker_timeout_seconds=2, **size)
     dataset = ClipDataset(read_manifest(manifest), data, ("video", "audio"))
     monkeypatch.setattr(ClipDataset, "_sample", lambda self, key: time.sleep(0.5))
     loader = build_loader(dataset, [[Key(0, row, 0) for row in range(8)]], data, device=torch.device("cpu"))
@@ -157,8 +157,7 @@ def test_slow_clips_are_not_blamed(manifest: Path, monkeypatch: pytest.MonkeyPat
 
 def test_a_hanging_worker_does_not_outlive_the_run(manifest: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Whatever a run ends for, nobody waits for a worker that ignores requests to stop."""
-    data = DataConfig(manifest="", num_frames=2, fps=5, size=32, audio_seconds=0.5, sample_rate=8000)
-    data.num_workers = 1
+    data = DataConfig(manifest="", num_workers=1, num_frames=2, fps=5, size=32, audio_seconds=0.5, sample_rate=8000)
     dataset = ClipDataset(read_manifest(manifest), data, ("video", "audio"))
     sample = ClipDataset._sample
     monkeypatch.setattr(ClipDataset, "_sample", lambda self, key: time.sleep(1000 * key.id) or sample(self, key))

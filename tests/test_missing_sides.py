@@ -68,8 +68,7 @@ def instances(missing: str, share: float) -> Instances:
 def build(recipe: str, given: Instances) -> Method:
     name, options, _ = RECIPES[recipe]
     method_class, options_class = METHODS[name]
-    known = {field.name for field in dataclasses.fields(options_class)}
-    small = {option: value for option, value in SMALL.items() if option in known}
+    small = {option: value for option, value in SMALL.items() if option in options_class.model_fields}
     torch.manual_seed(0)
     towers = nn.ModuleDict({side: LinearTower() for side in SIDES})
     return method_class(options_class(**small | options), towers, instances=given, seed=0)

@@ -44,7 +44,7 @@ def test_an_export_is_the_run(run: Run, weights: Path, clip_set: Manifest) -> No
     loaded = load(weights)
     assert type(loaded) is Pretrained
     assert loaded.weights_hash == run.weights_hash == load(run.path.parent).weights_hash
-    assert loaded.data == dataclasses.replace(run.data, manifest="", root=None)
+    assert loaded.data == run.data.replace(manifest="", root=None)
     rows = np.flatnonzero(clip_set.valid("test"))
     of_run, of_export = (extract(towers, clip_set, rows, num_clips=1) for towers in (run, loaded))
     for name in ("video", "audio"):

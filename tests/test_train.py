@@ -17,7 +17,7 @@ import torch
 from torch import nn
 
 from avssl.checkpoint import CheckpointError, load_checkpoint
-from avssl.config import Config, ConfigError, from_dict, loads
+from avssl.config import Config, ConfigError, from_dict, loads, with_overrides
 from avssl.data.manifest import Manifest, read_manifest
 from avssl.logs import read_log
 from avssl.pretrained import load_run
@@ -34,10 +34,8 @@ CMA = [
 
 
 def config(manifest: Manifest, folder: Path, *overrides: str) -> Config:
-    from omegaconf import OmegaConf
-
     lines = [f"data.manifest={manifest.root / 'manifest.parquet'}", f"run.dir={folder}", *TINY, *overrides]
-    return from_dict(OmegaConf.to_container(OmegaConf.from_dotlist(lines)), source="test")
+    return from_dict(with_overrides({}, lines), source="test")
 
 
 def command(repository: Path, manifest: Manifest, folder: Path, *overrides: str) -> list[str]:

@@ -7,7 +7,6 @@ What lives here: the comparison. What does not: clips and settings (step.py), th
 import tempfile
 import time
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from statistics import median
 
@@ -98,7 +97,7 @@ def _configs(folder: Path, overrides: Sequence[str], *, batch_size: int, seed: i
     parts = {"avid_cma": {}, "neighbour": {}, "patch": {"tracks": str(tracks)}}
     methods = {name: {"name": name, **options} for name, options in parts.items()}
     methods["joint"] = {"name": "joint", "parts": parts}
-    return {name: replace(base, method=method) for name, method in methods.items()}
+    return {name: base.replace(method=method) for name, method in methods.items()}
 
 
 def _with_sets(method: Method) -> Method:

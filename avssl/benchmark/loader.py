@@ -8,7 +8,6 @@ else. raw and prepared = `ClipDataset` and `collate`: drawing, decoding, croppin
 clips themselves and from their training copies (tools/prepare.py).
 """
 
-import dataclasses
 import functools
 import math
 import multiprocessing
@@ -241,7 +240,7 @@ def _worker_rates(
     every = [key for turn in range(num_turns) for key in keys(turn)]
     batches = [every[first : first + BATCH] for first in range(0, len(every), BATCH)]
     for num_workers in (1, 2):
-        settings = dataclasses.replace(data, num_workers=num_workers)
+        settings = data.replace(num_workers=num_workers)
         arrivals = iter(build_loader(dataset, batches, settings, device=torch.device("cpu")))
         for _ in range(num_workers):
             next(arrivals)
@@ -316,7 +315,7 @@ def measure_memory(manifest: Manifest, *, data: DataConfig, num_clips: int) -> d
         [Key(number // len(rows), int(rows[number % len(rows)]), 0) for number in range(first, first + BATCH)]
         for first in range(0, num_clips, BATCH)
     ]
-    settings = dataclasses.replace(data, num_workers=1)
+    settings = data.replace(num_workers=1)
     loader = build_loader(ClipDataset(manifest, settings, VIEWS), batches, settings, device=torch.device("cpu"))
     before = set(multiprocessing.active_children())
     arrivals = iter(loader)

@@ -8,7 +8,6 @@ What lives here: the rows, and what is measured of a run. What does not: the set
 (configs/toy/), the picture (positives_picture.py).
 """
 
-import dataclasses
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -28,7 +27,7 @@ from avssl.data.manifest import Manifest, read_manifest
 from avssl.evaluate.features import Extracted, extract
 from avssl.evaluate.probe import labelled_rows, probe
 from avssl.evaluate.propagate import score_propagation
-from avssl.methods import build_method
+from avssl.methods import build_method, method_options
 from avssl.mining.tracking import Options
 from avssl.pretrained import Run, load_run, run_of, with_data
 from avssl.structs import Instances
@@ -194,7 +193,7 @@ def settings_of(config: Config) -> dict[str, Any]:
             elif name not in WHERE:
                 yield f"{key}{name}", entry
 
-    sections = dataclasses.asdict(config)
+    sections = config.model_dump(mode="json") | {"method": method_options(config, only_given=True)}
     measured = {"clips": NUM_CLIPS, "frames": NUM_FRAMES, "scenes": NUM_SCENES, "scene_size": SCENE_SIZE}
     kept = {name: sections[name] for name in ("data", "model", "method", "optim")}
     return dict(flat(kept | {"run": {"seed": config.run.seed, "precision": config.run.precision}}, "")) | {

@@ -8,17 +8,15 @@ import tempfile
 import time
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from statistics import median
 
 import numpy as np
 import torch
-from omegaconf import OmegaConf
 from torch import Tensor, nn
 
 from avssl import distributed
-from avssl.config import Config, from_dict
+from avssl.config import Config, from_dict, with_overrides
 from avssl.data.check import build_table
 from avssl.data.loader import build_loader
 from avssl.data.manifest import read_manifest, write_manifest
@@ -77,7 +75,7 @@ def benchmark_step(
         batches, data_seconds = load_batches(ours, num=3)
     device = distributed.init(ours.run.device)
     batches = [batch.to(device) for batch in batches]
-    reference = replace(ours, run=replace(ours.run, precision="float32", channels_last=False))
+    reference = ours.replace(run=ours.run.replace(precision="float32", channels_last=False))
     reference_seconds, _ = time_steps(reference, batches, num_steps, device, compiled=False)
     keep_freed_memory()
     kept_seconds, _ = time_steps(reference, batches, num_steps, device, compiled=False)
@@ -105,7 +103,7 @@ def make_config(folder: Path, overrides: Sequence[str], *, batch_size: int, seed
     rng = np.random.default_rng(seed)
     given = [f"data.manifest={folder / 'manifest.parquet'}", f"run.dir={folder / 'run'}", f"run.seed={seed}"]
     given += [f"data.batch_size={batch_size}", "data.split=null", "run.precision=bfloat16"]
-    config = from_dict(OmegaConf.to_container(OmegaConf.from_dotlist([*given, *overrides])), source="benchmark step")
+    config = from_dict(with_overrides({}, [*given, *overrides]), source="benchmark step")
     data = config.data
     seconds = max(data.num_frames / data.fps, data.audio_seconds) + 1
     rows = [{"path": f"{number}.mp4"} for number in range(_NUM_CLIPS)]

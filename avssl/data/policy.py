@@ -10,11 +10,12 @@ Letter: N rows.
 """
 
 from dataclasses import dataclass
+from typing import get_args
 
 import numpy as np
 import pyarrow as pa
 
-from avssl.config import CHOICES, ConfigError, DataConfig
+from avssl.config import ConfigError, DataConfig, PolicyConfig
 from avssl.data.manifest import Manifest
 
 SHORT_SECONDS = 0.1  # may be missing of a window: sound of whole clips ends up to 0.06 s off (priming, last packet)
@@ -113,7 +114,7 @@ def admit(manifest: Manifest, data: DataConfig) -> Admitted:
         case: rows & split
         for case, rows in cases(manifest, max(data.num_frames / data.fps, data.audio_seconds)).items()
     }
-    policy = vars(data.policy)
+    policy = dict(data.policy)
     for case, rows in found.items():
         if policy[case] == "error" and rows.any():
             raise ConfigError(_refusal(case, manifest, rows, split=data.split))
@@ -124,7 +125,8 @@ def admit(manifest: Manifest, data: DataConfig) -> Admitted:
 
 
 def _refusal(case: str, manifest: Manifest, rows: np.ndarray, *, split: str | None) -> str:
-    others = " or ".join(choice for choice in CHOICES[f"data.policy.{case}"] if choice != "error")
+    choices = get_args(PolicyConfig.model_fields[case].annotation)
+    others = " or ".join(choice for choice in choices if choice != "error")
     return (
         f"data.policy.{case}=error, and {int(rows.sum())} clips of data.split={split or 'null'} are "
         f"{TITLES[case]}, first {manifest.path(int(rows.argmax()))}: mend or remove them, or set "

@@ -4,18 +4,14 @@ What lives here: the recipe and the run. What does not: the method (methods/fine
 asked (measure.py).
 """
 
-import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
-from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 from safetensors.torch import save
 
 from avssl import distributed
-from avssl.config import ConfigError, from_dict
+from avssl.config import ConfigError, PolicyConfig, from_dict, merge, read_sections, with_overrides
 from avssl.data.manifest import Manifest, read_manifest, write_manifest
 from avssl.files import whole_file
 from avssl.methods import is_supervised
@@ -35,7 +31,6 @@ RECIPE = {  # AVID on UCF101: 5 epochs of the classifier alone, then 16; clips a
         "gamma": 0.3,
     },
 }
-SECTIONS = ("data", "model", "method", "optim", "run")
 NOT_FOR_SOUND = {"no_audio": "skip", "silent": "skip", "no_video": "mask"}  # policy when the audio encoder is tuned
 
 
@@ -66,62 +61,40 @@ def train_classifier(
             or splits.
         TrainingError: as `train`.
     """
-    given = _merged(towers, recipe, overrides)
-    modality = given["method"].get("modality", "video")
+    path = out / "manifest.parquet"
+    given = with_overrides(merge(_base(towers), read_sections(recipe) if recipe else {}), overrides)
+    own = {"data": {"manifest": str(path), "root": str(manifest.root)}, "run": {"dir": str(out)}}
+    config = from_dict(merge(given, own), source=str(recipe or "the recipe of fine-tuning"))
+    if not is_supervised(config):
+        raise ConfigError(f"method.name={config.method['name']} learns no labels: fine-tuning is method.name=finetune")
+    modality = config.method.get("modality", "video")
     if modality not in towers.encoders:
         raise ConfigError(
             f"method.modality={modality}, but {towers.path} has no encoder for it, only for "
             f"{', '.join(towers.encoders)}: choose that one"
         )
-    if given["data"].get("split") != "train":
+    if config.data.split != "train":
         raise ConfigError(
-            f"data.split={given['data'].get('split')}: fine-tuning learns from the training clips of the split that is "
-            "asked about, and from no others"
+            f"data.split={config.data.split}: fine-tuning learns from the training clips of the split that is asked "
+            "about, and from no others"
         )
     _check_rows(manifest, modality)
-    path = out / "manifest.parquet"
-    given["data"] |= {"manifest": str(path), "root": str(manifest.root)}
-    given["run"] = given.get("run", {}) | {"dir": str(out)}
     if modality == "audio":
-        given["data"]["policy"] = NOT_FOR_SOUND | given["data"]["policy"]
+        policy = PolicyConfig(**NOT_FOR_SOUND | config.data.policy.model_dump(exclude_unset=True))
+        config = config.replace(data=config.data.replace(policy=policy))
     start = out / f"start-{towers.weights_hash[:12]}.safetensors"
     if trained:
-        given["model"][f"{modality}_weights"] = str(start)
-    config = from_dict(given, source=str(recipe or "the recipe of fine-tuning"))
-    if not is_supervised(config):
-        raise ConfigError(f"method.name={config.method['name']} learns no labels: fine-tuning is method.name=finetune")
+        config = config.replace(model=config.model.replace(**{f"{modality}_weights": str(start)}))
     if distributed.is_main():
         _prepare(towers, manifest, path, start if trained else None)
     distributed.barrier()
     return load_run(out) if train(config) else None
 
 
-def _merged(towers: Pretrained, recipe: Path | None, overrides: Sequence[str]) -> dict[str, Any]:
-    """Sections as plain dictionaries."""
-    data, model = (dataclasses.asdict(each) for each in (towers.data, towers.model))
-    for name in ("manifest", "root"):
-        del data[name]
-    data["policy"] = {}  # that of the pretraining is none of fine-tuning's
-    base = {"data": data, "model": model | {"video_weights": None, "audio_weights": None, "init": None}}
-    try:
-        layers = [OmegaConf.create(base), OmegaConf.create(RECIPE)]
-        if recipe is not None:
-            layers.append(OmegaConf.load(recipe))
-        layers.append(OmegaConf.from_dotlist(list(overrides)))
-        merged = OmegaConf.to_container(OmegaConf.merge(*layers))
-    except (OmegaConfBaseException, yaml.YAMLError, OSError, UnicodeDecodeError, TypeError) as error:
-        where = f"recipe {recipe}" if recipe else "a section.key=value"
-        raise ConfigError(
-            f"{where} cannot be read ({str(error).splitlines()[0]}): expected sections of a run"
-        ) from error
-    unknown = sorted(set(merged) - set(SECTIONS))
-    if unknown:
-        raise ConfigError(f"{unknown[0]} is no section of a run: expected {', '.join(SECTIONS)}")
-    for name in (*merged, "data.policy"):
-        section = merged["data"]["policy"] if name == "data.policy" else merged[name]
-        if not isinstance(section, dict):
-            raise ConfigError(f"{name}={section}: expected a mapping of keys, such as method: {{modality: audio}}")
-    return merged
+def _base(towers: Pretrained) -> dict[str, Any]:
+    """RECIPE with the clips and encoders of the pretraining; its policy is none of fine-tuning's."""
+    model = towers.model.replace(video_weights=None, audio_weights=None, init=None).model_dump()
+    return merge({"data": towers.data.model_dump(exclude={"manifest", "root", "policy"}), "model": model}, RECIPE)
 
 
 def _check_rows(manifest: Manifest, modality: str) -> None:

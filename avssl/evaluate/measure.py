@@ -32,6 +32,7 @@ from avssl.evaluate.heads import Head, head_scores
 from avssl.evaluate.protocols import Options, Outcome
 from avssl.evaluate.splits import Split
 from avssl.media.decoders import in_words
+from avssl.methods import method_options
 from avssl.pretrained import Pretrained, Run, untrained
 
 PARTS = ("encoders", "heads")  # of towers
@@ -170,7 +171,8 @@ def measure_finetuned(
             seen.append((vectors, split.test))
         scores[name] = figures(parts, labels, skip_unreadable=asked.skip_unreadable)
         if name == "scores":
-            training = {key: dataclasses.asdict(run.config)[key] for key in ("method", "optim", "data")}
+            training = run.config.model_dump(mode="json", include={"optim", "data"})
+            training["method"] = method_options(run.config, only_given=True)
             training["data"] = {key: value for key, value in training["data"].items() if key not in NO_MATTER}
             facts = _facts_of_clips(asked, {"test": seen}) | {"data": _viewed(run), "training": training}
             facts["seconds"] = {"training": seconds}

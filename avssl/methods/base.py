@@ -10,10 +10,9 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 import torch
 import torch.nn.functional as F
-from pydantic import Field
 from torch import Tensor, nn
 
-from avssl.config import Options
+from avssl.config import Count, Options
 from avssl.models.heads import mlp
 from avssl.models.momentum import MomentumCopy, cosine_momentum
 from avssl.structs import Batch, Embedded, Instances, Progress, Step
@@ -23,8 +22,8 @@ from avssl.transforms.views import View
 class HeadOptions(Options):
     """Options of every method that contrasts the outputs of projection heads."""
 
-    embedding_dim: int = Field(128, ge=1)
-    hidden_dim: int = Field(512, ge=1)
+    embedding_dim: Count = 128
+    hidden_dim: Count = 512
     head_batch_norm: bool = False  # normalize the heads' outputs over the batch: what keeps small sets from collapsing
 
 

@@ -35,7 +35,7 @@ def dataset_parts(manifest: Manifest, data: DataConfig, *, num_trained: int) -> 
     for case, rows in found.items():
         if rows.any():
             counts = (int((rows & split).sum()) for split in splits.values())
-            lines.append((TITLES[case], *counts, vars(data.policy)[case], _named(manifest, rows)))
+            lines.append((TITLES[case], *counts, getattr(data.policy, case), _named(manifest, rows)))
     classes = len(manifest.class_names)
     num_labelled = int((manifest.targets() >= 0).sum())
     labels = f"{classes} classes, {num_labelled:,} rows with a label" if classes else "no labels"

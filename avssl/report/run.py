@@ -13,11 +13,11 @@ from typing import Any
 import torch
 
 from avssl.checkpoint import CheckpointError, check_manifest, load_checkpoint
-from avssl.config import Config, dumps
+from avssl.config import Config, DataConfig, RunConfig, dumps
 from avssl.data.manifest import Manifest, ManifestError, read_manifest
 from avssl.data.sampling import num_steps_per_epoch
 from avssl.files import whole_file
-from avssl.methods import METHODS
+from avssl.methods import METHODS, method_options
 from avssl.pretrained import Run, load_run, with_data
 from avssl.report.clips import (
     SEED,
@@ -199,9 +199,10 @@ def _duration(seconds: float) -> str:
 
 
 def _config_parts(config: Config) -> list[str]:
-    given, usual = dataclasses.asdict(config), dataclasses.asdict(Config())
-    options = METHODS[str(config.method["name"])][1]
-    usual["method"] = dataclasses.asdict(options())
+    given = config.model_dump(mode="json") | {"method": method_options(config, only_given=True)}
+    defaults = Config.model_construct(data=DataConfig.model_construct(), run=RunConfig.model_construct())
+    usual = defaults.model_dump(mode="json")
+    usual["method"] = METHODS[config.method["name"]][1].model_construct().model_dump(mode="json")
     lines = [(name, str(value), str(before)) for name, value, before in _differing(given, usual, "")]
     return [
         table("What differs from the defaults", ("key", "value", "default"), lines),
@@ -217,7 +218,7 @@ def _differing(given: Mapping[str, Any], usual: Mapping[str, Any], prefix: str) 
         if isinstance(value, Mapping):
             found += _differing(value, before if isinstance(before, Mapping) else {}, f"{prefix}{name}.")
         elif value != before:
-            found.append((f"{prefix}{name}", value, "" if before == "???" else before))
+            found.append((f"{prefix}{name}", value, before))
     return found
 
 

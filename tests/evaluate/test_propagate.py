@@ -147,27 +147,29 @@ TWO_BY_FOUR = np.random.default_rng(0).integers(0, 256, (3, 64, 128, 3), dtype=n
 )
 def test_every_kind_of_encoder_gives_a_map_of_eight_pixels_per_cell(name: str, expected: str) -> None:
     encoder = (ENCODERS[name](depth=10, width=0.25) if name == "r2plus1d_avid" else ENCODERS[name]()).eval()
-    features, chosen = frame_features(encoder, TWO_BY_FOUR, size=64, data=DataConfig(), device=CPU)
+    features, chosen = frame_features(encoder, TWO_BY_FOUR, size=64, data=DataConfig(manifest=""), device=CPU)
     assert chosen == expected
     assert features.shape == (3, encoder.feature_dims[expected], 8, 16)
     assert torch.allclose(features.norm(dim=1), torch.ones(3, 8, 16), atol=1e-4)
     alone, _ = frame_features(
-        encoder, TWO_BY_FOUR[1:2], size=64, data=DataConfig(), device=CPU
+        encoder, TWO_BY_FOUR[1:2], size=64, data=DataConfig(manifest=""), device=CPU
     )  # no frame sees another
     assert torch.allclose(features[1:2], alone, atol=1e-4)
 
 
 def test_map_and_size_are_as_asked() -> None:
     encoder = ENCODERS["r2plus1d_avid"](depth=10, width=0.25).eval()
-    features, chosen = frame_features(encoder, TWO_BY_FOUR, size=96, map_name="conv4x", data=DataConfig(), device=CPU)
+    features, chosen = frame_features(
+        encoder, TWO_BY_FOUR, size=96, map_name="conv4x", data=DataConfig(manifest=""), device=CPU
+    )
     assert chosen == "conv4x"
     assert features.shape == (3, 64, 6, 12)
     with pytest.raises(ValueError, match=r"map pool is not one of R2Plus1DAvid: choose conv1, conv2x, .*, conv5x$"):
-        frame_features(encoder, TWO_BY_FOUR, map_name="pool", data=DataConfig(), device=CPU)
+        frame_features(encoder, TWO_BY_FOUR, map_name="pool", data=DataConfig(manifest=""), device=CPU)
     with pytest.raises(ValueError, match="too small, expected at least"):
-        frame_features(encoder, TWO_BY_FOUR, size=24, data=DataConfig(), device=CPU)
+        frame_features(encoder, TWO_BY_FOUR, size=24, data=DataConfig(manifest=""), device=CPU)
     with pytest.raises(ValueError, match="size=4: expected 8 to 2160 pixels"):
-        frame_features(encoder, TWO_BY_FOUR, size=4, data=DataConfig(), device=CPU)
+        frame_features(encoder, TWO_BY_FOUR, size=4, data=DataConfig(manifest=""), device=CPU)
 
 
 # ---- the tool

@@ -2,13 +2,14 @@
 
 import sys
 from pathlib import Path
+from typing import get_args
 
 import av
 import numpy as np
 import pytest
 
 from avssl.checkpoint import load_checkpoint, save_checkpoint
-from avssl.config import CHOICES, ConfigError
+from avssl.config import ConfigError, DataConfig
 from avssl.data.dataset import ClipDataset
 from avssl.data.manifest import Manifest
 from avssl.media import decoders
@@ -233,7 +234,7 @@ def test_system_libraries_that_are_missing_are_told(monkeypatch: pytest.MonkeyPa
 
 
 def test_wrong_settings_are_refused(clips: Path, clip_set: Manifest, tmp_path: Path) -> None:
-    assert CHOICES["data.decoder"] == decoders.Decoder.__args__
+    assert get_args(DataConfig.model_fields["decoder"].annotation) == get_args(decoders.Decoder)
     with pytest.raises(ConfigError, match=r"data\.decoder=opencv in test: expected one of pyav, decord, torchcodec"):
         config(clip_set, tmp_path / "run", "data.decoder=opencv")
     with pytest.raises(ValueError, match="decoder='opencv' must be pyav, decord or torchcodec"):

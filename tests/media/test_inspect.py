@@ -254,7 +254,7 @@ def test_the_digest_is_of_the_content_and_not_of_the_container(tmp_path):
 
 def test_worker_imports_av_and_numpy_only():
     code = (
-        "import sys, avssl.media.inspect; heavy = {'torch', 'cv2', 'pyarrow', 'sklearn', 'omegaconf', 'tqdm'}; "
+        "import sys, avssl.media.inspect; heavy = {'torch', 'cv2', 'pyarrow', 'sklearn', 'pydantic', 'tqdm'}; "
         "sys.exit(', '.join(sorted(heavy & set(sys.modules))) or 0)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)

@@ -96,7 +96,7 @@ def test_content_key_tells_clips_apart(tmp_path):
 
 def test_worker_imports_av_and_numpy_only():
     code = (
-        "import sys, avssl.media.probe; heavy = {'torch', 'cv2', 'pyarrow', 'sklearn', 'omegaconf', 'tqdm'}; "
+        "import sys, avssl.media.probe; heavy = {'torch', 'cv2', 'pyarrow', 'sklearn', 'pydantic', 'tqdm'}; "
         "sys.exit(', '.join(sorted(heavy & set(sys.modules))) or 0)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)

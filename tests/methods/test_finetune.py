@@ -1,6 +1,5 @@
 """Fine-tuning: cross-entropy on labelled rows, an encoder that rests during the warm-up, and runs that continue."""
 
-import dataclasses
 from pathlib import Path
 
 import numpy as np
@@ -113,9 +112,9 @@ def test_the_encoder_rests_while_the_classifier_warms_up() -> None:
 @pytest.mark.parametrize(
     "options, match",
     [
-        ({"modality": "both"}, "method.modality=both: expected video or audio"),
-        ({"dropout": 1.0}, "method.dropout=1.0: expected a share"),
-        ({"warmup_epochs": -1}, "method.warmup_epochs=-1"),
+        ({"modality": "both"}, "modality=both in method finetune: expected one of video, audio"),
+        ({"dropout": 1.0}, "dropout=1.0 in method finetune: expected a number of at least 0 and below 1"),
+        ({"warmup_epochs": -1}, "warmup_epochs=-1 in method finetune: expected a whole number of at least 0"),
     ],
 )
 def test_wrong_options(options: dict, match: str) -> None:
@@ -133,8 +132,8 @@ def test_it_is_no_part_of_joint() -> None:
 
 def tuned(manifest: Manifest, folder: Path, *, max_steps: int | None = None) -> bool:
     wanted = config(manifest, folder, "optim.lr=3e-3", "optim.epochs=3")
-    run = dataclasses.replace(wanted.run, max_steps=max_steps)
-    return train(dataclasses.replace(wanted, method={"name": "finetune", "warmup_epochs": 1}, run=run))
+    run = wanted.run.replace(max_steps=max_steps)
+    return train(wanted.replace(method={"name": "finetune", "warmup_epochs": 1}, run=run))
 
 
 def test_a_run_stopped_in_its_warm_up_goes_on_bit_equal_and_knows_its_classes(
@@ -167,12 +166,12 @@ def test_only_labelled_clips_are_trained_on(
 
     train_rows = clip_set.valid("train")
     some = [str(label) if row % 3 else None for row, label in enumerate(clip_set.column("label"))]
-    wanted = dataclasses.replace(config(clip_set, tmp_path / "run"), method={"name": "finetune"})
+    wanted = config(clip_set, tmp_path / "run").replace(method={"name": "finetune"})
     found = usable_instances(relabelled(some, "some.parquet"), wanted)
     assert found.valid.tolist() == [bool(ok and row % 3) for row, ok in enumerate(train_rows)]
     assert (found.target[found.valid] >= 0).all()
     here = [f"data.manifest={tmp_path / 'some.parquet'}", f"data.root={clip_set.root}", "run.max_steps=1"]
-    assert not train(dataclasses.replace(config(clip_set, tmp_path / "run", *here), method={"name": "finetune"}))
+    assert not train(config(clip_set, tmp_path / "run", *here).replace(method={"name": "finetune"}))
     lost = int(train_rows.sum() - found.valid.sum())
     told = capsys.readouterr().err
     assert "of 18 rows, 2 classes, " in told

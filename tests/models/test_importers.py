@@ -3,12 +3,11 @@
 import pytest
 import torch
 import torchvision
-from omegaconf import OmegaConf
 from pytorchvideo.models import hub
 from safetensors.torch import save_file
 from torch import nn
 
-from avssl.config import ModelConfig, from_dict
+from avssl.config import ModelConfig, from_dict, with_overrides
 from avssl.models import build_encoder
 from avssl.pretrained import load_run
 from avssl.train import train
@@ -131,7 +130,7 @@ def test_a_run_needs_the_file_only_to_start(clip_set, tmp_path):
         *TINY, *small, f"data.manifest={clip_set.root / 'manifest.parquet'}", f"run.dir={tmp_path / 'run'}",
         f"model.video_weights={tmp_path / 'w.pt'}",
     ]  # fmt: skip
-    plain = OmegaConf.to_container(OmegaConf.from_dotlist(given))
+    plain = with_overrides({}, given)
     with pytest.raises(ValueError, match="both say"):
         train(from_dict(plain | {"model": plain["model"] | {"init": "runs/avid"}}, source="test"))
     assert not train(from_dict(plain | {"run": plain["run"] | {"max_steps": 1}}, source="test"))

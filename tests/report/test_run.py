@@ -10,10 +10,9 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
-from omegaconf import OmegaConf
 
 from avssl.checkpoint import load_checkpoint
-from avssl.config import Config, from_dict
+from avssl.config import Config, from_dict, with_overrides
 from avssl.data.manifest import Manifest, read_manifest, write_manifest
 from avssl.logs import read_log
 from avssl.mining.agreement import agreement_precision, chance_precision
@@ -157,7 +156,7 @@ def without_options_of_avid(manifest: Manifest, folder: Path, method: list[str])
     """The tiny config for another method."""
     lines = [f"data.manifest={manifest.root / 'manifest.parquet'}", f"run.dir={folder}"]
     lines += [line for line in TINY if not line.startswith("method.")]
-    return from_dict(OmegaConf.to_container(OmegaConf.from_dotlist([*lines, *method])), source="test")
+    return from_dict(with_overrides({}, [*lines, *method]), source="test")
 
 
 @pytest.mark.parametrize(
