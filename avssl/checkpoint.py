@@ -13,6 +13,7 @@ import torch
 from safetensors.torch import save
 from torch import nn
 
+import avssl
 from avssl.config import loads
 from avssl.files import whole_file
 from avssl.methods import METHODS
@@ -20,6 +21,7 @@ from avssl.methods.base import Method
 
 LAST = "last.pt"
 ENCODERS = "encoders.safetensors"
+FORMAT = 2  # of a checkpoint
 
 
 class CheckpointError(ValueError):
@@ -34,7 +36,7 @@ def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
     """
     with whole_file(path) as temporary, temporary.open("wb") as file:
         try:
-            torch.save(_plain(state), file)
+            torch.save(_plain({"format": FORMAT, "avssl": avssl.__version__, **state}), file)
         except RuntimeError as error:
             if isinstance(error.__context__, OSError):  # torch says "unexpected pos" when the file refuses a write
                 raise error.__context__ from error
@@ -81,9 +83,10 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
         ) from error
     if not isinstance(state, dict) or not {"config", "manifest_hash", "model"} <= state.keys():
         raise CheckpointError(f"{path} is not a checkpoint of avssl: expected the {LAST} of a run")
-    if not {"instances", "decoder"} <= state.keys():
+    if state.get("format") != FORMAT:
         raise CheckpointError(
-            f"checkpoint {path} is of an earlier version: use the version that wrote it, or train anew"
+            f"checkpoint {path} is of format {state.get('format', 1)}, which avssl {state.get('avssl', '0.1.0')} "
+            f"reads; this is avssl {avssl.__version__} with format {FORMAT}: use that version, or train anew"
         )
     return state
 

@@ -23,16 +23,16 @@ from avssl import distributed
 from avssl.checkpoint import ENCODERS, LAST, load_checkpoint, load_model
 from avssl.config import Config, DataConfig, ModelConfig, loads, merge_options, without_weights
 from avssl.data.check import manifest_of_file
-from avssl.data.dataset import ClipDataset, apply_views, collate
+from avssl.data.dataset import ClipDataset, collate
 from avssl.data.sampling import Key
 from avssl.methods import build_method, method_options
 from avssl.methods.base import Method
 from avssl.model_card import write_card
 from avssl.models import build_encoder
-from avssl.models.heads import Classifier, ProjectionHead
+from avssl.models.heads import MLP, Classifier, mlp
 from avssl.structs import Instances
 from avssl.train import to_channels_last
-from avssl.transforms.views import evaluate_view
+from avssl.transforms.views import View, apply_views, evaluate_view
 from avssl.weights import CONFIG, WeightsError, read_weights, write_weights
 
 PRIVATE = ("manifest", "root", "policy")  # of the data section: where clips lay, and what training did without some
@@ -63,11 +63,12 @@ class Pretrained:
         if num_clips < 1:
             raise ValueError(f"num_clips={num_clips} must be at least 1")
         manifest = manifest_of_file(Path(path))
-        dataset = ClipDataset(manifest, self.data, tuple(self.encoders), num_eval_clips=num_clips)
+        views = [View(modality, recipe=modality) for modality in self.encoders]
+        dataset = ClipDataset(manifest, self.data, views, num_eval_clips=num_clips)
         batch = collate([dataset[Key(0, 0, clip)] for clip in range(num_clips)])
         if batch.errors:
             raise ValueError(batch.errors[0])
-        batch = apply_views(batch.to(self.device), self.data)
+        batch = apply_views(batch.to(self.device), views, self.data)
         present = {"video": batch.has_video, "audio": batch.has_audio}
         return {
             modality: encoder(getattr(batch, modality)[modality])
@@ -234,7 +235,7 @@ def export(
     sections = {
         "data": towers.data.model_dump(mode="json", exclude=set(PRIVATE)),
         "model": _without_files(towers.model).model_dump(),
-        "heads": {modality: _head_sizes(head) for modality, head in towers.heads.items()},
+        "heads": {modality: _head_arguments(head) for modality, head in towers.heads.items()},
         "classifier": None if towers.classifier is None else _classifier_sizes(towers.classifier),
         "facts": dict(facts),
     }
@@ -250,7 +251,7 @@ def _load_export(folder: Path, device: torch.device | None) -> Pretrained:
         model = merge_options(ModelConfig, config["model"], where=str(folder / CONFIG))
         sides = [side for side in ("video", "audio") if any(name.startswith(f"{side}.") for name in state)]
         encoders = nn.ModuleDict({side: build_encoder(side, model) for side in sides})
-        heads = nn.ModuleDict({side: ProjectionHead(**sizes) for side, sizes in config["heads"].items()})
+        heads = nn.ModuleDict({side: mlp(**arguments) for side, arguments in config["heads"].items()})
         classifier = None if config["classifier"] is None else Classifier(**config["classifier"])
         _parts(encoders, heads, classifier).load_state_dict(state)
     except (RuntimeError, TypeError) as error:
@@ -280,11 +281,11 @@ def _without_files(model: ModelConfig) -> ModelConfig:
     return model.replace(video_weights=None, audio_weights=None, init=None)
 
 
-def _head_sizes(head: nn.Module) -> dict[str, int | bool]:
+def _head_arguments(head: nn.Module) -> dict[str, Any]:
     """The arguments that build a head again."""
-    if not isinstance(head, ProjectionHead):
-        raise WeightsError(f"a head of {type(head).__name__} cannot be exported: only a ProjectionHead can")
-    return {name: getattr(head, name) for name in ("in_dim", "hidden_dim", "out_dim", "batch_norm")}
+    if not isinstance(head, MLP):
+        raise WeightsError(f"a head of {type(head).__name__} cannot be exported: build it with avssl.models.heads.mlp")
+    return head.arguments
 
 
 def _classifier_sizes(classifier: Classifier) -> dict[str, Any]:

@@ -17,7 +17,7 @@ import avssl
 from avssl.checkpoint import ENCODERS, LAST
 from avssl.files import whole_file
 
-FORMAT = 1  # of config.json
+FORMAT = 2  # of config.json
 CONFIG, CARD, MEMORY = "config.json", "README.md", "memory.safetensors"
 ONNX = ("video.onnx", "audio.onnx")
 SECTIONS = ("data", "model", "heads", "classifier", "facts")
@@ -84,6 +84,10 @@ def _read_config(path: Path) -> dict[str, Any]:
         raise WeightsError(
             f"{path} was written by avssl {config['avssl']}, in format {config['format']}; this is avssl "
             f"{avssl.__version__}, which reads up to {FORMAT}: update it"
+        )
+    if config["format"] < FORMAT:
+        raise WeightsError(
+            f"{path} is of format {config['format']}, which avssl {config['avssl']} reads: export it again"
         )
     lacking = {"sha256", *SECTIONS} - config.keys()
     if lacking:

@@ -61,7 +61,9 @@ def benchmark_joint(*, overrides: Sequence[str], batch_size: int, num_steps: int
         loaded = {name: load_batches(config, num=3) for name, config in configs.items()}
     methods = {name: _with_sets(build_large(config, device)) for name, config in configs.items()}
     passes = {name: _tower_passes(methods[name], loaded[name][0][0].to(device), configs[name]) for name in configs}
-    optimizers = {name: build_optimizer(method.parameters(), configs[name].optim) for name, method in methods.items()}
+    optimizers = {
+        name: build_optimizer(method.named_parameters(), configs[name].optim) for name, method in methods.items()
+    }
     for turn in range(NUM_WARM + num_steps):
         for name, method in methods.items():
             batch = loaded[name][0][turn % 3].to(device)
@@ -121,7 +123,7 @@ def _tower_passes(method: Method, batch: Batch, config: Config) -> dict[str, int
         return count
 
     hooks = [encoder.register_forward_hook(counted(name)) for name, encoder in method.encoders.items()]
-    train_step(method, build_optimizer(method.parameters(), config.optim), batch, config, Progress(0, 0, 1))
+    train_step(method, build_optimizer(method.named_parameters(), config.optim), batch, config, Progress(0, 0, 1))
     for hook in hooks:
         hook.remove()
     return calls

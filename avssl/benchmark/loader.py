@@ -38,11 +38,12 @@ from avssl.data.prepare import list_clips, prepare
 from avssl.data.sampling import Key
 from avssl.media import decode, reader
 from avssl.media.encode import write_clip
+from avssl.transforms.views import View
 from avssl.media.prepare import Settings
 from avssl.structs import Batch
 from avssl.train import keep_freed_memory
 
-VIEWS = ("video", "audio")
+VIEWS = (View("video"), View("audio", recipe="audio"))
 BATCH = 8  # clips that are collated together
 WIDTH, HEIGHT, FPS, SECONDS, KEYFRAMES = 340, 256, 30, 10, 150
 SAMPLE_RATE = 44_100
@@ -222,8 +223,8 @@ def benchmark_loader(
 
 
 def _window(dataset: ClipDataset, key: Key) -> Window:
-    video, audio = dataset.starts(key)
-    return Window(dataset.root / dataset.paths[key.id], video, audio)
+    windows = dataset.windows(key)
+    return Window(dataset.root / dataset.paths[key.id], windows["video"].start, windows["audio"].start)
 
 
 def _load(dataset: ClipDataset, keys: Sequence[Key]) -> None:

@@ -170,7 +170,7 @@ def time_steps(
 ) -> tuple[dict[str, float], float]:
     """Seconds of a step by part (medians over the steps), and of the first step, which compiles."""
     method = build_large(config, device)
-    optimizer = build_optimizer(method.parameters(), config.optim)
+    optimizer = build_optimizer(method.named_parameters(), config.optim)
     if compiled:
         compile_encoders(method, device)
     clock = StepClock(method, optimizer, device)

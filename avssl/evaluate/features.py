@@ -25,7 +25,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from avssl import distributed
-from avssl.data.dataset import ClipDataset, apply_views, check_decoder
+from avssl.data.dataset import ClipDataset, check_decoder
 from avssl.data.loader import WorkerLost, build_loader, lost_workers_named
 from avssl.data.manifest import Manifest
 from avssl.data.sampling import Key
@@ -33,7 +33,7 @@ from avssl.files import WriteError
 from avssl.models.heads import describe_maps, side_by_side
 from avssl.pretrained import Pretrained
 from avssl.structs import MODALITIES
-from avssl.transforms.views import numbered
+from avssl.transforms.views import Spread, View, apply_views
 
 BATCH_CLIPS = 32  # clips that go through the towers together
 VIEWED = (  # what of the data section an evaluation view depends on
@@ -219,12 +219,13 @@ class _Looks:
         """Yield (place in ids, {name: (g, ...)}, errors) of every group that is this share's: the same groups for any
         number of shares, so that a vector does not depend on it."""
         towers, modalities = self.towers, tuple(self.towers.encoders)
-        crops = [numbered("video", crop) for crop in range(self.num_crops)]
-        views = {"video": crops, "audio": ["audio"]}
+        crops = [View(f"crop {i}", when=Spread(i, self.num_crops)) for i in range(self.num_crops)]
+        views = {"video": crops, "audio": [View("audio", recipe="audio")]}
+        wanted = [view for modality in modalities for view in views[modality]]
         dataset = ClipDataset(
             self.manifest,
             towers.data,
-            [view for modality in modalities for view in views[modality]],
+            wanted,
             num_eval_clips=self.num_clips,
         )
         step = max(1, BATCH_CLIPS // self.num_clips)
@@ -236,7 +237,7 @@ class _Looks:
         with _lost_explained(dataset), bar, torch.inference_mode():
             for place, batch in zip(places, loader, strict=True):
                 group = self.ids[place]
-                batch = apply_views(batch.to(towers.device), towers.data)
+                batch = apply_views(batch.to(towers.device), wanted, towers.data)
                 lost = (batch.ids < 0).reshape(len(group), self.num_clips)
                 readable = ~lost.any(dim=1)
                 reasons, errors = iter(batch.errors), {}
@@ -249,7 +250,7 @@ class _Looks:
                     found[f"has.{modality}"] = here = present.reshape(len(group), -1)[:, 0] & readable
                     seen: dict[str, list[Tensor]] = {}
                     for view in views[modality]:
-                        for name, value in self._vectors(modality, getattr(batch, modality)[view]).items():
+                        for name, value in self._vectors(modality, getattr(batch, modality)[view.name]).items():
                             seen.setdefault(name, []).append(value)
                     for name, values in seen.items():  # each (g C, d); the crops of a clip become neighbours
                         each = torch.stack(values, dim=1).reshape(len(group), -1, values[0].shape[1])  # (g, V, d)

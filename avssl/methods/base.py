@@ -161,7 +161,7 @@ class Method(nn.Module):
 
     def head(self, modality: str) -> nn.Module | None:
         """The head whose output stands for a clip after training; None where there is none."""
-        return self.heads[modality] if modality in self.heads else None
+        return dict(self.heads.items()).get(modality)
 
     def loss(self, encode: Encode, batch: Batch, progress: Progress) -> Step:
         """The method's loss on this rank's rows: changes no buffer, and called twice it returns the same value."""
@@ -261,6 +261,6 @@ def check_videos(instances: Instances, *, least: int = 2) -> None:
     num_usable = int(instances.usable["video"].sum())
     if num_usable < least:
         raise ValueError(
-            f"this split has {num_usable} usable clips with pictures: train on at least {least} (the manifest's columns "
-            "split, status and has_video say which are usable)"
+            f"this split has {num_usable} usable clips with pictures: train on at least {least} (the manifest's "
+            "columns split, status and has_video say which are usable)"
         )

@@ -1,5 +1,5 @@
-"""BYOL: each of two augmentations of a clip predicts what a momentum copy of the network makes of the other one (Grill et
-al., NeurIPS 2020). No negatives: the predictor and the slow target keep it from collapsing.
+"""BYOL: each of two augmentations of a clip predicts what a momentum copy of the network makes of the other one
+(Grill et al., NeurIPS 2020). No negatives: the predictor and the slow target keep it from collapsing.
 """
 
 from typing import Any, Literal
@@ -21,7 +21,7 @@ class BYOLOptions(Options):
     momentum: Probability = 0.996  # of the target
     momentum_schedule: Literal["constant", "cosine"] = "cosine"
     interval: Literal["same", "uniform"] = "same"  # of the two clips: the same seconds, or anywhere (rho-BYOL)
-    first: dict[str, Any] = Field({"blur": 1.0, "solarize": 0.0})  # fields of the data section for one view
+    first: dict[str, Any] = Field({"blur": 1.0})  # fields of the data section that differ for one view
     second: dict[str, Any] = Field({"blur": 0.1, "solarize": 0.2})  # and for the other
 
 

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
+from pydantic import Field
 from torch import Tensor, nn
 
 from avssl.config import Options
@@ -16,7 +17,7 @@ from avssl.transforms.views import Same, View
 
 class JointOptions(Options):
     # {name of a method: its options, and `weight` (default 1)}; with `name: METHOD` inside, a part has its own name
-    parts: dict[str, Any] = {}
+    parts: dict[str, Any] = Field({})
 
 
 class Joint(Method):

@@ -26,7 +26,7 @@ class NeighbourOptions(HeadOptions):
     num_queries: Count | None = None  # so many of them ask, the others are their keys; null = each is both
     # uniform: anywhere | radii: within max_seconds of the first | halves: one with the first, others in the other half
     interval: Literal["uniform", "radii", "halves"] = "uniform"
-    further: dict[str, Any] = {}  # fields of the data section that differ for the clips behind the first
+    further: dict[str, Any] = Field({})  # fields of the data section that differ for the clips behind the first
     num_far: int = Field(0, ge=0)  # radii: clips beyond min_far_seconds, the others within max_seconds
     max_seconds: NotNegative | None = None  # largest interval of a positive; null = every clip of the video is one
     min_far_seconds: float | None = None  # an interval above it is far, in between is ignored; null = max_seconds

@@ -1,5 +1,5 @@
-"""Rotation: a clip is turned by a multiple of 90 degrees, and the encoder has to say by which (Gidaris, Singh, Komodakis;
-ICLR 2018; for video: Jing et al. 2018).
+"""Rotation: a clip is turned by a multiple of 90 degrees, and the encoder has to say by which (Gidaris, Singh,
+Komodakis; ICLR 2018; for video: Jing et al. 2018).
 """
 
 import torch.nn.functional as F

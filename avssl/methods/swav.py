@@ -1,5 +1,5 @@
-"""SwAV: crops of a clip are assigned to prototypes that the batch has to fill evenly, and each crop predicts the code of
-the others (Caron et al., NeurIPS 2020).
+"""SwAV: crops of a clip are assigned to prototypes that the batch has to fill evenly, and each crop predicts the code
+of the others (Caron et al., NeurIPS 2020).
 """
 
 from typing import Any
@@ -22,7 +22,8 @@ from avssl.transforms.views import multi_crop
 class SwAVOptions(Options):
     num_large: int = Field(2, ge=1)  # crops that get a code
     num_small: int = Field(6, ge=0)
-    small: dict[str, Any] = {"size": 96, "min_crop_area": 0.05, "max_crop_area": 0.14}  # differs for the small crops
+    # fields of the data section that differ for the small crops
+    small: dict[str, Any] = Field({"size": 96, "min_crop_area": 0.05, "max_crop_area": 0.14})
     num_prototypes: Count = 3000
     hidden_dim: Count = 2048
     embedding_dim: Count = 128
@@ -35,8 +36,8 @@ class SwAVOptions(Options):
 
 
 class SwAV(Method):
-    """See the module. Differs from SwAV: the prototypes are made unit after each step instead of before it; the queue is
-    one over all ranks, of which each takes its share.
+    """See the module. Differs from SwAV: the prototypes are made unit after each step instead of before it; the queue
+    is one over all ranks, of which each takes its share.
     """
 
     Options = SwAVOptions

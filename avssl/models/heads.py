@@ -79,7 +79,7 @@ class MLP(nn.Module):
 
     def __init__(self, layers: nn.Sequential, arguments: dict[str, Any]) -> None:
         super().__init__()
-        self.layers = layers
+        self.projection = layers
         self.arguments = arguments
 
     def forward(self, x: Tensor) -> Tensor:
@@ -87,7 +87,7 @@ class MLP(nn.Module):
         differ.
         """
         with torch.autocast(x.device.type, enabled=False):
-            return self.layers(x.float())
+            return self.projection(x.float())
 
 
 def mlp(

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from avssl.config import ModelConfig
 from avssl.models import ENCODERS, build_encoder
-from avssl.models.heads import Encoder, ProjectionHead
+from avssl.models.heads import Encoder, mlp
 from avssl.models.layouts import CLIPS, LAYOUTS, Layout, Tower
 
 MAX_NAMED = 3  # entries named in an error
@@ -68,7 +68,7 @@ def import_published(
     model = ModelConfig(**chosen)
     encoders = nn.ModuleDict({modality: build_encoder(modality, model) for modality in chosen})
     heads = nn.ModuleDict(
-        {tower.modality: ProjectionHead(encoders[tower.modality].dim) for tower in facts.towers if tower.head}
+        {tower.modality: mlp([encoders[tower.modality].dim, 512, 512, 128]) for tower in facts.towers if tower.head}
     )
     parts = {**encoders, **{f"heads.{modality}": head for modality, head in heads.items()}}
     report, wrong = Report([], [], [], sorted(left)), []
