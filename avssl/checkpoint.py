@@ -139,7 +139,7 @@ def load_initial(method: nn.Module, state: dict[str, Any], *, path: str | Path) 
         name: part for name, part in getattr(method, "parts", {}).items() if given.keys() <= part.state_dict().keys()
     }
     if parts:  # the same method first: what a run of patches has, every method with a head for pictures has too
-        kind = METHODS[loads(state["config"]).method["name"]][0]
+        kind = METHODS.get(loads(state["config"]).method["name"], Method)
         name, method = min(parts.items(), key=lambda part: not isinstance(part[1], kind))
         prefix = f"parts.{name}."
     own = method.state_dict()

@@ -223,8 +223,8 @@ def check_tracked(dataset: ClipDataset, instances: Instances, config: Config) ->
     """Raise ConfigError when a method wants tracked patches and no clip of the split has any."""
     if dataset.tracks is not None and not instances.valid.numpy()[dataset.tracks.ids].any():
         raise ConfigError(
-            f"no clip with data.split={config.data.split or 'null'} has a track in {track_table(dataset.views)}: mine that "
-            "split with python tools/track.py, and look at the reasons that it prints"
+            f"no clip with data.split={config.data.split or 'null'} has a track in {track_table(dataset.views)}: mine "
+            "that split with python tools/track.py, and look at the reasons that it prints"
         )
 
 

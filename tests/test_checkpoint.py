@@ -134,18 +134,18 @@ def test_a_momentum_copy_starts_equal_to_the_weights_that_were_taken_over(name: 
     parts = {name: HEAD, "other": FOLLOWED | {"name": "neighbour"}}
     joint, _ = start_of({"name": "joint", "parts": parts}, seed=2)
     load_initial(joint, given, path="runs/first")
-    assert same(joint.parts["other"].copy["trunk"], joint.encoders["video"])
-    assert same(joint.parts["other"].copy["video"], joint.parts["other"].heads["video"])
+    assert same(joint.parts["other"].target["video"], joint.encoders["video"])
+    assert same(joint.parts["other"].target["head video"], joint.parts["other"].heads["video"])
 
 
 def test_a_momentum_copy_is_taken_over_where_there_is_one() -> None:
     first, given = start_of(FOLLOWED | {"name": "neighbour"}, seed=1)
     with torch.no_grad():
-        next(first.copy.parameters()).add_(1)
+        next(first.target.parameters()).add_(1)
     second, _ = start_of(FOLLOWED | {"name": "neighbour"}, seed=2)
     load_initial(second, given, path="runs/first")
-    assert same(first.copy, second.copy)
-    assert not same(second.copy["trunk"], second.encoders["video"])
+    assert same(first.target, second.target)
+    assert not same(second.target["video"], second.encoders["video"])
 
 
 def test_a_joint_run_starts_from_the_part_of_the_same_method() -> None:

@@ -46,7 +46,7 @@ def train_tiny(name: str) -> dict[str, torch.Tensor]:
         optimizer.zero_grad()
         done.loss.backward()
         optimizer.step()
-        method.after_step(done)
+        method.after_step(done, Progress(step // 2, step, STEPS))
         losses.append(distributed.all_reduce(done.loss.detach()) / distributed.world_size())
     gradients = {f"gradient of {n}": p.grad.clone() for n, p in method.named_parameters()}
     shared = {name: value for name, value in method.named_buffers()}

@@ -9,7 +9,7 @@ import pytest
 
 PACKAGE = Path(__file__).parents[1] / "avssl"
 FLOORS = [
-    {"structs", "distributed", "config", "files", "logs", "workers"},
+    {"structs", "windows", "distributed", "config", "files", "logs", "workers"},
     {"media", "transforms", "models", "objectives"},
     {"data", "mining"},
     {"methods"},

@@ -23,6 +23,7 @@ from avssl.evaluate.features import Extracted, extract
 from avssl.evaluate.probe import labelled_rows, probe
 from avssl.logs import read_log
 from avssl.methods import METHODS, build_method
+from avssl.methods.avid import AVID
 from avssl.methods.base import Method
 from avssl.mining.agreement import minable
 from avssl.objectives.contrast import nce, similarity
@@ -33,7 +34,7 @@ from avssl.retrieval.write import write_store
 from avssl.structs import Batch, Embedded, Instances, Progress, Step
 from avssl.train import train
 from tests.clips import make_clip, make_set, make_sound
-from tests.methods.tiny import LinearTower, vector_batch
+from tests.methods.tiny import LinearTower, encode, vector_batch
 from tests.test_methods_contract import batch_of
 from tests.test_train import CMA, config
 from tests.test_wrong_use import Call
@@ -113,7 +114,7 @@ def test_a_set_trains_or_is_refused_with_the_way_out(recipe: str, share: float, 
             if share == 1 and f".{missing}." in name:
                 assert not parameter.grad.any(), name
         optimizer.step()
-        method.after_step(step)
+        method.after_step(step, Progress(number // 10, number, 30))
         losses.append(float(step.loss.detach()))
     assert np.isfinite(losses).all()
     assert np.mean(losses[-5:]) < 0.7 * np.mean(losses[:5])
@@ -132,15 +133,20 @@ def test_a_set_trains_or_is_refused_with_the_way_out(recipe: str, share: float, 
 def scored(method: Method, batch: Batch) -> dict[str, tuple[Embedded, torch.Tensor]]:
     """{term: its query and its loss}, each with gradient to embeddings of its own."""
     result = {}
-    raw = method.encode(batch)
+    ask = encode(method, batch)
+    raw = {side: ask(side) for side in SIDES}
     ids = method.draw(batch.ids, Progress(0, 0, 1))
-    for name in method.terms(*(method.embed(side, raw[side], batch) for side in SIDES), batch.ids, ids):
+    for number in range(8):
         leaves = {side: raw[side].detach().requires_grad_() for side in SIDES}
         video, audio = (method.embed(side, leaves[side], batch) for side in SIDES)
-        term = method.terms(video, audio, batch.ids, ids)[name]
-        empty = term.columns.ids < 0
-        nce(similarity(term.query, term.columns), term.positive, log_z=torch.zeros(()), ignore=empty).backward()
-        result[name] = {side: leaf.grad if leaf.grad is not None else torch.zeros(1) for side, leaf in leaves.items()}
+        term = method.terms(video, audio, batch.ids)[number]
+        negatives = ids[term.bank][:, : term.num_negatives]
+        columns = method.banks[term.bank].lookup(torch.cat([term.positives, negatives], dim=1))
+        positive, empty = term.rule(term.query, columns), columns.ids < 0
+        nce(similarity(term.query, columns), positive, log_z=torch.zeros(()), ignore=empty).backward()
+        result[term.name] = {
+            side: leaf.grad if leaf.grad is not None else torch.zeros(1) for side, leaf in leaves.items()
+        }
     return result
 
 
@@ -148,8 +154,8 @@ def scored(method: Method, batch: Batch) -> dict[str, tuple[Embedded, torch.Tens
 def test_a_clip_without_one_side_moves_only_the_terms_of_its_other_side(missing: str) -> None:
     given, side = instances(missing, 0.3), OTHER[missing]
     torch.manual_seed(0)
-    method_class, options_class = METHODS["avid_cma"]
-    options = options_class(
+    method_class = METHODS["avid_cma"]
+    options = method_class.Options(
         num_negatives=12, num_positives=3, embedding_dim=8, within=1.0, positives_cross=1.0, rule=side
     )
     method = method_class(options, nn.ModuleDict({s: LinearTower() for s in SIDES}), instances=given, seed=0)
@@ -199,7 +205,7 @@ def test_published_towers_learn_from_one_side_alone(missing: str) -> None:
         assert all(p.grad.isfinite().all() for p in method.parameters())
         assert not any(p.grad.any() for p in method.encoders[missing].parameters())
         optimizer.step()
-        method.after_step(step)
+        method.after_step(step, Progress(0, number, 20))
         losses.append(float(step.loss.detach()))
     assert np.mean(losses[-5:]) < 0.8 * np.mean(losses[:5]), losses
 
@@ -267,7 +273,7 @@ def test_a_file_of_sound_alone_is_a_sample_with_windows_inside_its_track(
     manifest = Manifest(build_table(tmp_path, [{"path": name} for name in names], num_workers=1), tmp_path)
     assert manifest.usable().tolist() == [False, True, True, True]
     data = config(manifest, tmp_path / "run").data
-    dataset = ClipDataset(manifest, data, SIDES, num_eval_clips=num_eval_clips)
+    dataset = ClipDataset(manifest, data, AVID.views, num_eval_clips=num_eval_clips)
     starts = []
     for clip in range(3):
         batch = collate([dataset[Key(0, row, clip)] for row in range(4)])
@@ -295,7 +301,7 @@ def test_nothing_is_read_of_a_row_in_quarantine(mixed: Manifest, tmp_path: Path)
     column = mixed.table.column_names.index("status")
     manifest = Manifest(mixed.table.set_column(column, "status", [status]), mixed.root)
     assert not manifest.usable()[:2].any()
-    sample = ClipDataset(manifest, config(mixed, tmp_path / "run").data, SIDES)[Key(0, 0, 0)]
+    sample = ClipDataset(manifest, config(mixed, tmp_path / "run").data, AVID.views)[Key(0, 0, 0)]
     assert (sample.id, sample.has_audio, sample.has_video) == (-1, False, False)
     assert "marks it quarantined" in sample.error
 

@@ -28,6 +28,7 @@ from avssl.retrieval.search import query_of_row, search
 from avssl.retrieval.write import write_store
 from avssl.structs import Instances, Progress
 from avssl.train import train, train_step, training_clips, usable_instances
+from avssl.transforms.views import apply_views
 from tests.clips import SECONDS, TINY
 from tests.test_train import equal_models
 from tests.test_train_step import Waits
@@ -166,7 +167,7 @@ def test_stopping_at_every_step_changes_nothing(settings: Callable[..., Config],
 def test_a_step_never_makes_the_host_wait(clip_set: Manifest, settings: Callable[..., Config], name: str) -> None:
     chosen = settings(name, "optim.clip_norm=1.0", "data.batch_size=4")
     method = build_method(chosen, usable_instances(clip_set, chosen)).train()
-    optimizer = build_optimizer(method.parameters(), chosen.optim)
+    optimizer = build_optimizer(method.named_parameters(), chosen.optim)
     clips = training_clips(clip_set, chosen, method)
     batch = collate([clips[Key(0, id, 0)] for id in (7, NO_TRACK, 10, 11)])
     method.on_epoch(1)
@@ -180,13 +181,13 @@ def test_a_step_never_makes_the_host_wait(clip_set: Manifest, settings: Callable
 def test_silent_clips_train_the_parts_that_need_no_sound(clip_set: Manifest, settings: Callable[..., Config]) -> None:
     chosen = settings("joint")
     method = build_method(chosen, usable_instances(clip_set, chosen)).train()
-    optimizer = build_optimizer(method.parameters(), chosen.optim)
+    optimizer = build_optimizer(method.named_parameters(), chosen.optim)
     clips = training_clips(clip_set, chosen, method)
     silent = int(np.flatnonzero(clip_set.valid("train") & ~clip_set.has_audio)[0])
     batch = collate([clips[Key(0, silent, number)] for number in range(4)])
     assert not batch.has_audio.any()
     before = {name: value.clone() for name, value in method.state_dict().items()}
-    method(dataset_module.apply_views(batch, chosen.data), Progress(0, 0, 4))
+    method(apply_views(batch, method.views, chosen.data), Progress(0, 0, 4))
     done, _ = train_step(method, optimizer, batch, chosen, Progress(0, 1, 4))
     logs = {name: float(value) for name, value in done.logs.items()}
     assert logs["avid_cma/loss"] == 0
@@ -202,16 +203,12 @@ def test_no_view_is_encoded_twice(clip_set: Manifest, settings: Callable[..., Co
     chosen = settings("joint")
     method = build_method(chosen, usable_instances(clip_set, chosen))
     clips = training_clips(clip_set, chosen, method)
-    batch = dataset_module.apply_views(collate([clips[Key(0, id, 0)] for id in range(4)]), chosen.data)
+    batch = apply_views(collate([clips[Key(0, id, 0)] for id in range(4)]), method.views, chosen.data)
     calls = []
     for name, encoder in method.encoders.items():
         encoder.register_forward_hook(lambda *_, name=name: calls.append(name))
-    features = method.encode(batch)
+    method(batch, Progress(0, 0, 1))
     assert sorted(calls) == ["audio"] + ["video"] * 6  # video, two further clips, two patches, the grid
-    method.loss(features, batch, Progress(0, 0, 1))
-    assert len(calls) == 7
-    assert features["walk"].shape == (4, 3, 4, 64)
-    assert {name for name in features if "/" in name} == {f"neighbour/key {v}" for v in ("video", "video.1", "video.2")}
 
 
 def test_a_joint_run_starts_from_a_run_of_one_of_its_parts(

@@ -306,15 +306,15 @@ def test_the_loss_is_pure_of_unit_vectors_and_reaches_every_parameter(case: Case
         first, second = case.step(method, number), case.step(method, number)
         assert torch.equal(first.loss, second.loss)
         assert same_state(copied(method), before)
-        for view in method.views:
-            lengths = first.memo[view].z.norm(dim=1)
+        for embedded in first.embeddings.values():
+            lengths = embedded.z.norm(dim=1)
             torch.testing.assert_close(lengths, torch.ones(case.rows), atol=1e-5, rtol=0)
         method.zero_grad()
         first.loss.backward()
         for name, parameter in method.named_parameters():
             assert parameter.grad is not None, name
             assert parameter.grad.isfinite().all(), name
-        method.after_step(first)
+        method.after_step(first, Progress(0, number, 10))
 
 
 @examples
@@ -332,7 +332,7 @@ def test_slots_are_rows_and_only_what_is_usable_and_named_moves_or_enters_a_set(
             assert (method.sets[~in_sets] == -1).all()
             assert (method.sets[in_sets] >= 0).all()
         before = {view: bank.z.clone() for view, bank in method.banks.items()}
-        method.after_step(case.step(method, number))
+        method.after_step(case.step(method, number), Progress(0, number, 10))
         ids = case.batch(number).ids
         for view, bank in method.banks.items():
             assert len(bank.z) == case.num
@@ -371,7 +371,7 @@ def test_all_state_is_in_state_dict(case: Case, stop: int) -> None:
         for each in (method, other) if number > stop else (method,):
             each.on_epoch(number)
             done = case.step(each, number)
-            each.after_step(done)
+            each.after_step(done, Progress(0, number, 10))
             losses.append(done.loss.item())
         assert len(set(losses)) == 1
         if number == stop:
@@ -394,7 +394,7 @@ def test_what_stands_in_place_of_a_missing_side_counts_nowhere(case: Case) -> No
     for step in steps:
         each = case.method()
         each.load_state_dict(method.state_dict())
-        each.after_step(step)
+        each.after_step(step, Progress(0, 0, 10))
         states.append(each.state_dict())
     assert same_state(*states)
 
@@ -414,7 +414,7 @@ def trained(case: Case) -> dict[str, torch.Tensor]:
         result[f"loss {number}"] = distributed.all_reduce(done.loss.detach()) / ranks["world_size"]
         result |= {f"gradient {number} {name}": p.grad.clone() for name, p in method.named_parameters()}
         optimizer.step()
-        method.after_step(done)
+        method.after_step(done, Progress(0, number, 10))
     distributed.check_equal(dict(method.named_buffers()), "buffers")
     return result | method.state_dict()
 

@@ -53,9 +53,7 @@ def equal_models(one: Path, two: Path) -> bool:
         for name in a["model"]
         if not torch.isnan(a["model"][name]).any()
     )
-    moments = [
-        [state[key] for state in x["optimizer"]["state"].values() for key in ("exp_avg", "exp_avg_sq")] for x in (a, b)
-    ]
+    moments = [[state[key] for state in x["optimizer"].values() for key in ("exp_avg", "exp_avg_sq")] for x in (a, b)]
     return same and a["step"] == b["step"] and all(torch.equal(x, y) for x, y in zip(*moments, strict=True))
 
 
@@ -129,15 +127,15 @@ def test_two_processes_train_as_one(clip_set: Manifest, tmp_path: Path, reposito
 def test_a_loss_that_is_not_finite_stops_the_run(
     clip_set: Manifest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from avssl.models.heads import ProjectionHead
+    from avssl.models.heads import MLP
 
-    forward, calls = ProjectionHead.forward, []
+    forward, calls = MLP.forward, []
 
     def poisoned(self: nn.Module, x: torch.Tensor) -> torch.Tensor:
         calls.append(1)
         return forward(self, x) * (float("nan") if len(calls) > 6 else 1.0)
 
-    monkeypatch.setattr(ProjectionHead, "forward", poisoned)
+    monkeypatch.setattr(MLP, "forward", poisoned)
     message = r"step 3: loss is nan.*such a gradient: encoders\.video.*last good checkpoint is .*last\.pt"
     with pytest.raises(TrainingError, match=message):
         train(config(clip_set, tmp_path / "run", "run.checkpoint_every=2"))

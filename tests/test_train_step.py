@@ -77,7 +77,7 @@ def first_batch(manifest: Manifest, settings: Config, method: Method) -> Batch:
 def test_a_step_never_makes_the_host_wait(clip_set: Manifest, tmp_path: Path, extra: list[str], optimiser: str) -> None:
     settings = config(clip_set, tmp_path, *extra, f"optim.name={optimiser}", "optim.clip_norm=1.0", "data.flip=1")
     method = build_method(settings, usable_instances(clip_set, settings)).train()
-    optimizer = build_optimizer(method.parameters(), settings.optim)
+    optimizer = build_optimizer(method.named_parameters(), settings.optim)
     check = FiniteCheck(tmp_path, delayed=True)
     batch = first_batch(clip_set, settings, method)
     with Waits() as waits:  # the first step asks whether log_z is set
@@ -98,7 +98,7 @@ def test_what_the_host_remembers_comes_from_the_state(clip_set: Manifest, tmp_pa
     method, other = (build_method(settings, usable_instances(clip_set, settings)).train() for _ in range(2))
     fresh = {name: value.clone() for name, value in method.state_dict().items()}
     batch = first_batch(clip_set, settings, method)
-    optimizer = build_optimizer(method.parameters(), settings.optim)
+    optimizer = build_optimizer(method.named_parameters(), settings.optim)
     train_step(method, optimizer, batch, settings, Progress(0, 0, 4))
     method.on_epoch(1)
     assert method.mined
@@ -141,10 +141,11 @@ def test_channels_last_reaches_a_kernel_of_one_channel() -> None:
 
 COMPILED = """
 import torch
-from avssl.models.heads import ProjectionHead
+from avssl.models.heads import mlp
 from avssl.train import compile_encoders
 method = torch.nn.Module()
-method.encoders = torch.nn.ModuleDict({"video": ProjectionHead(4, hidden_dim=4, out_dim=2)})
+method.views = ("video", "audio")
+method.encoders = torch.nn.ModuleDict({"video": mlp([4, 4, 2])})
 names = list(method.state_dict())
 x = torch.ones(2, 4)
 expected = method.encoders["video"](x)

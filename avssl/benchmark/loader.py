@@ -38,10 +38,10 @@ from avssl.data.prepare import list_clips, prepare
 from avssl.data.sampling import Key
 from avssl.media import decode, reader
 from avssl.media.encode import write_clip
-from avssl.transforms.views import View
 from avssl.media.prepare import Settings
 from avssl.structs import Batch
 from avssl.train import keep_freed_memory
+from avssl.transforms.views import View
 
 VIEWS = (View("video"), View("audio", recipe="audio"))
 BATCH = 8  # clips that are collated together

@@ -34,7 +34,7 @@ def write_run(folder: Path) -> None:
         "decoder": {"name": "pyav", "version": "1", "ffmpeg": "1"},
         "step": 4,
         "model": {"bank": torch.tensor([0.0, torch.nan])},
-        "optimizer": {"state": {0: {"exp_avg": torch.ones(2)}}, "param_groups": [{"lr": 0.1}]},
+        "optimizer": {"encoders.weight": {"exp_avg": torch.ones(2)}},
     }
     folder.mkdir()
     save_checkpoint(folder / LAST, state)
@@ -50,7 +50,7 @@ def change(folder: Path, what: str) -> None:
         case "bank":
             state["model"]["bank"][0] = -0.0  # equal as a number, not bit for bit
         case "moment":
-            state["optimizer"]["state"][0]["exp_avg"][1] += 1e-7
+            state["optimizer"]["encoders.weight"]["exp_avg"][1] += 1e-7
         case "step":
             state["step"] = 3
         case "missing":
@@ -72,7 +72,7 @@ def change(folder: Path, what: str) -> None:
     [
         ("nothing", None),
         ("bank", "killed: model.bank in last.pt"),
-        ("moment", "killed: optimizer.state.0.exp_avg in last.pt"),
+        ("moment", "killed: optimizer.encoders.weight.exp_avg in last.pt"),
         ("step", "killed: step in last.pt"),
         ("missing", "killed: model.bank in last.pt"),
         ("export", "killed: encoders.safetensors"),

@@ -13,7 +13,7 @@ import torch
 import torch.multiprocessing as multiprocessing
 
 from avssl import distributed
-from avssl.data.dataset import ClipDataset, apply_views
+from avssl.data.dataset import ClipDataset
 from avssl.data.manifest import Manifest, read_manifest
 from avssl.data.sampling import Key
 from avssl.evaluate.features import ClipVectors, Rows, clip_vectors
@@ -24,6 +24,7 @@ from avssl.media.decode import read_frames
 from avssl.pretrained import load_run, untrained, with_data
 from avssl.train import train
 from avssl.transforms.video import centre_crop, spread_crops
+from avssl.transforms.views import Spread, View, apply_views
 from tests.test_train import config
 
 
@@ -57,20 +58,20 @@ def test_crops_are_spread_over_the_long_side() -> None:
 
 def test_crops_of_a_clip_come_out_of_one_opened_file(run: Path, clip_set: Manifest) -> None:
     data = with_data(load_run(run), num_workers=0).data
-    views = ["video", "video.1", "video.2", "audio"]
+    views = [*(View(f"crop {i}", when=Spread(i, 3)) for i in range(3)), View("audio", recipe="audio")]
     sample = ClipDataset(clip_set, data, views, num_eval_clips=2)[Key(0, 1, 1)]
     width, height = (int(clip_set.column(name)[1]) for name in ("width", "height"))
     for view, crop in zip(views, spread_crops(width=width, height=height, num=3), strict=False):
         wanted = read_frames(
             clip_set.path(1),
-            start=sample.start["video"],
+            start=sample.start["crop 0"],
             duration=data.num_frames / data.fps,
             fps=data.fps,
             crop=tuple(crop),
             size=(data.size, data.size),
         )
-        assert np.array_equal(sample.video[view], wanted.data)
-        assert sample.start[view] == sample.start["video"]
+        assert np.array_equal(sample.video[view.name], wanted.data)
+        assert sample.start[view.name] == sample.start["crop 0"]
 
 
 def test_vectors_are_the_encoders_outputs_and_nothing_of_them_moves(run: Path, clip_set: Manifest) -> None:
@@ -144,11 +145,11 @@ def test_a_stopped_computation_leaves_nothing_that_is_taken_for_whole(
     whole = clip_vectors(towers, clip_set, rows, num_clips=1)
     calls = []
 
-    def stops(batch: object, data: object) -> object:
+    def stops(batch: object, *rest: object) -> object:
         calls.append(batch)
         if len(calls) == 3:
             raise KeyboardInterrupt
-        return apply_views(batch, data)
+        return apply_views(batch, *rest)
 
     monkeypatch.setattr("avssl.evaluate.features.apply_views", stops)
     with pytest.raises(KeyboardInterrupt):

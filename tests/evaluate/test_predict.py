@@ -7,13 +7,15 @@ import pytest
 import torch
 
 from avssl.data.check import manifest_of_file
-from avssl.data.dataset import ClipDataset, apply_views, collate
+from avssl.data.dataset import ClipDataset, collate
 from avssl.data.manifest import Manifest
 from avssl.data.sampling import Key
 from avssl.evaluate.predict import predict
 from avssl.methods import build_method
+from avssl.methods.avid import AVID
 from avssl.models.heads import Classifier, describe_maps, side_by_side
 from avssl.pretrained import Pretrained, run_of
+from avssl.transforms.views import apply_views
 from tests.methods.tiny import everything
 from tests.test_train import config
 
@@ -28,8 +30,8 @@ def towers(clip_set: Manifest) -> Pretrained:
 
 def vectors_of(towers: Pretrained, path: Path, *, num_clips: int) -> dict[str, dict[str, torch.Tensor]]:
     """{video, audio: {map: (C, d)}, both: {pool: (C, d)}}."""
-    dataset = ClipDataset(manifest_of_file(path), towers.data, ("video", "audio"), num_eval_clips=num_clips)
-    batch = apply_views(collate([dataset[Key(0, 0, clip)] for clip in range(num_clips)]), towers.data)
+    dataset = ClipDataset(manifest_of_file(path), towers.data, AVID.views, num_eval_clips=num_clips)
+    batch = apply_views(collate([dataset[Key(0, 0, clip)] for clip in range(num_clips)]), AVID.views, towers.data)
     seen = {"video": batch.video["video"], "audio": batch.audio["audio"]}
     maps = {side: describe_maps(towers.encoders[side].forward_features(x)) for side, x in seen.items()}
     return maps | {"both": {"pool": side_by_side(maps["video"]["pool"], maps["audio"]["pool"])}}

@@ -16,6 +16,7 @@ from avssl.media import decoders
 from avssl.media.decode import AudioWindow, VideoWindow, read_clip, read_frames, read_samples
 from avssl.media.decoders import DecoderMissingError, describe, in_words
 from avssl.media.reader import DecodeError, Limits, Reader
+from avssl.methods.avid import AVID
 from avssl.train import train
 from tests.media.test_decode import CASES, case, decode_in_order, make, numbers, picture
 from tests.test_train import config
@@ -243,7 +244,7 @@ def test_wrong_settings_are_refused(clips: Path, clip_set: Manifest, tmp_path: P
     with pytest.raises(
         ConfigError, match=r"data\.cache_gigabytes=0\.5 keeps .* set data\.decoder=pyav, or data\.cache"
     ):
-        ClipDataset(clip_set, settings.data, ("video",))
+        ClipDataset(clip_set, settings.data, AVID.views[:1])
 
 
 def test_a_run_says_what_decoded_it(clip_set: Manifest, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

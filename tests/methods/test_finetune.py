@@ -67,7 +67,7 @@ def test_the_loss_is_cross_entropy_over_what_is_labelled_and_there(modality: str
     torch.testing.assert_close(done.loss, F.cross_entropy(logits[kept], TARGET[kept]))
     right = (logits[kept].argmax(dim=1) == TARGET[kept]).float().mean()
     torch.testing.assert_close(done.logs["accuracy"], right)
-    assert done.memo[modality].ids.tolist() == [0, 1, -1, 3, -1, 5]
+    assert done.embeddings[modality].ids.tolist() == [0, 1, -1, 3, -1, 5]
     nothing = method(batch([-1, -1]), at(9))
     assert nothing.loss.item() == 0
     nothing.loss.backward()
@@ -100,8 +100,8 @@ def test_the_encoder_rests_while_the_classifier_warms_up() -> None:
     for epoch in (0, 1):
         assert {name.split(".")[0] for name in step(epoch)} == {"classifier"}
         assert method.encoders["video"].training
-    assert method.rests
-    assert not build(warmup_epochs=0).rests
+    assert method.find_unused_parameters
+    assert not build(warmup_epochs=0).find_unused_parameters
     assert not [p for p in method.encoders.parameters() if p in optimizer.state]  # Adam has seen no zeros
     moved = step(2)
     assert all(name in moved for name, _ in method.named_parameters())

@@ -7,7 +7,7 @@ from torch import nn
 
 from avssl.methods.infonce import InfoNCE, InfoNCEOptions
 from avssl.structs import Instances, Progress
-from tests.methods.tiny import LinearTower, everything, vector_batch
+from tests.methods.tiny import LinearTower, encode, everything, vector_batch
 
 START = Progress(epoch=0, step=0, num_steps=1)
 
@@ -20,9 +20,8 @@ def build(num: int = 20, *, temperature: float = 0.1) -> InfoNCE:
 
 
 def embeddings(method: InfoNCE, batch) -> dict[str, torch.Tensor]:
-    return {
-        view: F.normalize(method.heads[view](method.encode(batch)[view]), dim=1).detach() for view in ("video", "audio")
-    }
+    ask = encode(method, batch)
+    return {view: F.normalize(method.heads[view](ask(view)), dim=1).detach() for view in ("video", "audio")}
 
 
 def test_loss_is_symmetric_cross_entropy() -> None:

@@ -26,7 +26,9 @@ def trained(case: str, **other: int) -> dict[str, torch.Tensor]:
     method = build(case, **other).eval()
     model = method
     if world_size > 1:
-        model = DistributedDataParallel(method, broadcast_buffers=False, find_unused_parameters=method.rests)
+        model = DistributedDataParallel(
+            method, broadcast_buffers=False, find_unused_parameters=method.find_unused_parameters
+        )
     optimizer = torch.optim.SGD([p for p in method.parameters() if p.requires_grad], lr=0.01)
     rows = NUM // world_size
     result = {}
@@ -44,7 +46,7 @@ def trained(case: str, **other: int) -> dict[str, torch.Tensor]:
         }
         result[f"without gradient {number}"] = torch.tensor(sum(p.grad is None for p in method.parameters()))
         optimizer.step()
-        method.after_step(done)
+        method.after_step(done, progress(number))
     distributed.check_equal(shared_buffers(method), "buffers")
     return result | {f"state {name}": value for name, value in method.state_dict().items()}
 

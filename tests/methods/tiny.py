@@ -5,6 +5,7 @@ from torch import nn
 
 from avssl.methods.avid import AVID, AVIDOptions
 from avssl.methods.avid_cma import AVIDCMA, AVIDCMAOptions
+from avssl.methods.base import Encode, Method
 from avssl.structs import Batch, Instances
 
 DIM = 8
@@ -23,6 +24,11 @@ def tiny_method(options: AVIDOptions, instances: Instances, *, seed: int = 0) ->
     towers = nn.ModuleDict({"video": LinearTower(), "audio": LinearTower()})
     method_class = AVIDCMA if isinstance(options, AVIDCMAOptions) else AVID
     return method_class(options, towers, instances=instances, seed=seed)
+
+
+def encode(method: Method, batch: Batch) -> Encode:
+    """The encoders of a method on a batch, as its loss gets them."""
+    return Encode(method.encoders, method.views, batch)
 
 
 def everything(num: int) -> Instances:

@@ -11,7 +11,7 @@ from torch import nn
 from avssl.config import ModelConfig
 from avssl.models import ENCODERS, build_encoder
 from avssl.models.guard import GuardedConv3d
-from avssl.models.heads import ProjectionHead
+from avssl.models.heads import mlp
 
 GOLDEN = np.load(Path(__file__).parents[1] / "fixtures" / "avid_model.npz")
 MAPS = ["conv1", "conv2x", "conv3x", "conv4x", "conv5x", "pool"]
@@ -41,8 +41,8 @@ def avid_modules():
     return {
         "video_model": build_encoder("video", ModelConfig()),
         "audio_model": build_encoder("audio", ModelConfig()),
-        "video_proj": ProjectionHead(512),
-        "audio_proj": ProjectionHead(512),
+        "video_proj": mlp([512, 512, 512, 128]),
+        "audio_proj": mlp([512, 512, 512, 128]),
     }
 
 
