@@ -31,7 +31,7 @@ def options_of(config: Config, part: str | None = None) -> object:
     given = dict(config.method if part is None else config.method["parts"][part])
     given.pop("weight", None)
     name = given.pop("name", part)
-    return merge_options(METHODS[name][1], given, where=name)
+    return merge_options(METHODS[name].Options, given, where=name)
 
 
 def header(path: Path) -> str:

@@ -68,11 +68,11 @@ def instances(missing: str, share: float) -> Instances:
 
 def build(recipe: str, given: Instances) -> Method:
     name, options, _ = RECIPES[recipe]
-    method_class, options_class = METHODS[name]
-    small = {option: value for option, value in SMALL.items() if option in options_class.model_fields}
+    method_class = METHODS[name]
+    small = {option: value for option, value in SMALL.items() if option in method_class.Options.model_fields}
     torch.manual_seed(0)
     towers = nn.ModuleDict({side: LinearTower() for side in SIDES})
-    return method_class(options_class(**small | options), towers, instances=given, seed=0)
+    return method_class(method_class.Options(**small | options), towers, instances=given, seed=0)
 
 
 def drawn_batch(given: Instances, step: int) -> Batch:
@@ -81,7 +81,7 @@ def drawn_batch(given: Instances, step: int) -> Batch:
 
 
 def test_every_method_is_asked() -> None:
-    both = {name for name, (method, _) in METHODS.items() if set(method.modalities) == set(SIDES)}
+    both = {name for name, method in METHODS.items() if set(method.modalities) == set(SIDES)}
     assert {name for name, _, _ in RECIPES.values()} == both - {"joint"}  # its parts do as they do alone
 
 

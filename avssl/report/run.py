@@ -202,7 +202,7 @@ def _config_parts(config: Config) -> list[str]:
     given = config.model_dump(mode="json") | {"method": method_options(config, only_given=True)}
     defaults = Config.model_construct(data=DataConfig.model_construct(), run=RunConfig.model_construct())
     usual = defaults.model_dump(mode="json")
-    usual["method"] = METHODS[config.method["name"]][1].model_construct().model_dump(mode="json")
+    usual["method"] = METHODS[config.method["name"]].Options.model_construct().model_dump(mode="json")
     lines = [(name, str(value), str(before)) for name, value, before in _differing(given, usual, "")]
     return [
         table("What differs from the defaults", ("key", "value", "default"), lines),

@@ -91,7 +91,7 @@ def test_an_ablation_changes_options_that_exist(name: str) -> None:
     method, changed = digits.ABLATIONS[name]
     recipe, other = (load(ROOT / "configs" / "digits" / f"{method}.yaml", list(lines)) for lines in ((), changed))
     given = {option: value for option, value in other.method.items() if option != "name"}
-    merge_options(METHODS[method][1], given, where="test")  # an unknown option raises
+    merge_options(METHODS[method].Options, given, where="test")  # an unknown option raises
     assert (other == recipe) == (not changed)
 
 
