@@ -17,9 +17,9 @@ from avssl.data.manifest import Manifest, read_manifest, write_manifest
 from avssl.data.quarantine import Entry, add_to_quarantine, read_quarantine
 from avssl.train import train
 from avssl.workers import run_jobs
-from tests.clips import make_set
-from tests.media.test_inspect import FRAMES, clip, remux
-from tests.test_train import config
+from tests.support.clips import make_set
+from tests.support.noise import FRAMES, clip, remux
+from tests.support.runs import config
 
 Call = Callable[..., int]
 

@@ -20,7 +20,8 @@ from avssl.data.quarantine import Entry, add_to_quarantine, quarantine_path, rea
 from avssl.data.sampling import Key
 from avssl.files import WriteError
 from avssl.train import train
-from tests.clips import TINY, make_set
+from tests.support.clips import make_set
+from tests.support.runs import TINY
 
 ROOT = Path(__file__).parents[1]
 CONFIG = ROOT / "configs" / "toy" / "avid.yaml"

@@ -25,7 +25,7 @@ from avssl.data.tracks import read_tracks
 from avssl.media.encode import write_clip
 from avssl.mining.tracking import Options
 from avssl.workers import run_jobs
-from tests.clips import make_sound
+from tests.support.clips import make_sound
 
 Call = Callable[..., int]
 NAMES = ("a_moves.mp4", "b_pans.mp4", "c_still.mp4", "d_moves.mp4", "e_sound.mp3", "f_text.mp4", "g_moves.mp4")

@@ -24,7 +24,7 @@ from avssl.media.decode import read_frames
 from avssl.pretrained import load_run, untrained, with_data
 from avssl.train import train
 from avssl.transforms.video import centre_crop, spread_crops
-from tests.test_train import config
+from tests.support.runs import config
 
 
 @pytest.fixture(scope="module")

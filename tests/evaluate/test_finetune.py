@@ -15,9 +15,7 @@ from avssl.data.manifest import Manifest
 from avssl.evaluate.finetune import train_classifier
 from avssl.pretrained import load, load_run
 from avssl.train import train
-from tests.test_train import config
-from tests.test_wrong_use import Call
-from tests.test_wrong_use import call as call  # a fixture
+from tests.support.runs import Call, config
 
 QUICK = (
     *("optim.epochs=2", "optim.milestones=[]", "method.warmup_epochs=1", "data.clips_per_video=2", "data.batch_size=4"),

@@ -14,8 +14,8 @@ from avssl.evaluate.predict import predict
 from avssl.methods import build_method
 from avssl.models.heads import Classifier, describe_maps, side_by_side
 from avssl.pretrained import Pretrained, run_of
-from tests.methods.tiny import everything
-from tests.test_train import config
+from tests.support.runs import config
+from tests.support.tiny import everything
 
 CLASSES = ("walk", "run", "fly")
 

@@ -16,8 +16,8 @@ from avssl.media.decode import AudioWindow, VideoWindow, read_clip, read_frames,
 from avssl.media.decoders import DecoderMissingError, describe, in_words
 from avssl.media.reader import DecodeError, Limits, Reader
 from avssl.train import train
-from tests.media.test_decode import CASES, case, decode_in_order, make, numbers, picture
-from tests.test_train import config
+from tests.support.numbered import CASES, case, decode_in_order, make, numbers, picture
+from tests.support.runs import config
 
 REFUSED = {"avi", "ts", "mpg"}  # endings of CASES
 
