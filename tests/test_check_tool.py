@@ -151,8 +151,8 @@ def test_a_clean_set_gives_0_and_the_recorded_root_stays(tmp_path: Path, call: C
     "arguments, message",
     [
         (["none.parquet"], r"none\.parquet does not exist"),
-        (["{}", "--timeout", "0"], r"--timeout 0 must be seconds above 0"),
-        (["{}", "--clip-seconds", "nan"], r"--clip-seconds nan must be seconds above 0"),
+        (["{}", "--timeout", "0"], r"--timeout 0 must be above 0"),
+        (["{}", "--clip-seconds", "nan"], r"--clip-seconds nan must be above 0"),
         (["{}", "--json", "/dev/null/x"], r"/dev/null/x cannot be written"),
     ],
 )

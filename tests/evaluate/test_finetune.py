@@ -187,4 +187,4 @@ def test_what_cannot_be_told(run: Path, clip_set: Manifest, call: Call, tmp_path
     assert f"not told: {silent}: the classifier looks at sound, which this file lacks" in done.err
     assert "not told: " + str(tmp_path / "text.mp4") in done.err
     assert done.out.startswith(str(clip_set.path(0)))
-    call("tools/predict.py", tmp_path / "a", silent, "--top", 0).refused("--top 0: expected at least 1")
+    call("tools/predict.py", tmp_path / "a", silent, "--top", 0).refused("--top 0 must be at least 1")
