@@ -21,6 +21,7 @@ from tests.support.clips import make_set
 from tests.support.noise import FRAMES, clip, remux
 from tests.support.runs import config
 
+pytestmark = pytest.mark.slow
 Call = Callable[..., int]
 
 

@@ -19,6 +19,7 @@ from avssl.train import train
 from avssl.weights import CARD
 from tests.support.runs import config
 
+pytestmark = pytest.mark.slow
 Call = Callable[..., int]
 
 

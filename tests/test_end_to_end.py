@@ -18,6 +18,8 @@ from avssl.retrieval.write import write_store
 from avssl.train import train
 from tests.support.runs import config
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def run(clip_set: Manifest, tmp_path_factory: pytest.TempPathFactory) -> Path:

@@ -15,6 +15,7 @@ from avssl.train import train
 from tests.support.clips import make_sound
 from tests.support.runs import SMALL, Call, config
 
+pytestmark = pytest.mark.slow
 FACTS = {
     *("protocol", "weights", "weights_hash", "manifest", "manifest_hash", "splits", "asked_hash", "shared", "classes"),
     *("several_labels", "settings", "data", "training", "scores", "random", "clips", "errors", "seconds", "versions"),

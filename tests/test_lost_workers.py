@@ -23,6 +23,7 @@ from avssl.train import train
 from tests.support.clips import make_set
 from tests.support.runs import TINY
 
+pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parents[1]
 CONFIG = ROOT / "configs" / "toy" / "avid.yaml"
 DEADLY = "train/0/004.mp4"

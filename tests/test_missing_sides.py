@@ -37,6 +37,7 @@ from tests.support.contract import batch_of
 from tests.support.runs import CMA, Call, config
 from tests.support.tiny import LinearTower, vector_batch
 
+pytestmark = pytest.mark.slow
 SIDES = ("video", "audio")
 OTHER = {"video": "audio", "audio": "video"}
 NUM = 40

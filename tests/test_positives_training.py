@@ -32,6 +32,7 @@ from avssl.train import train, train_step, training_clips, usable_instances
 from tests.support.clips import SECONDS
 from tests.support.runs import TINY, Call, Waits, equal_models
 
+pytestmark = pytest.mark.slow
 DATA = [line for line in TINY if not line.startswith("method.")]
 HEAD = {"hidden_dim": 16, "embedding_dim": 8}
 CMA = HEAD | {"num_negatives": 4, "num_positives": 2, "num_negatives_within": 3, "mine_every": 1, "mine_from_epoch": 1}

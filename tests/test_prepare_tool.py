@@ -23,6 +23,7 @@ from avssl.media.encode import write_clip
 from avssl.media.prepare import read_record
 from avssl.media.probe import Probe, content_key, probe
 
+pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parents[1]
 SCRIPT = ROOT / "tools" / "prepare.py"
 RATE = 8000

@@ -24,6 +24,8 @@ from avssl.train import train
 from avssl.weights import CARD, CONFIG, MEMORY, WeightsError
 from tests.support.runs import config
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def run(clip_set: Manifest, tmp_path_factory: pytest.TempPathFactory) -> Run:

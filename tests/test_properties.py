@@ -37,6 +37,7 @@ from avssl.train import train
 from tests.support.runs import CMA, config, free_port
 from tests.support.tiny import tiny_method, vector_batch
 
+pytestmark = pytest.mark.slow
 examples = settings(
     derandomize=True, deadline=None, database=None, suppress_health_check=list(HealthCheck), max_examples=60
 )

@@ -22,6 +22,7 @@ from avssl.data.tracks import write_tracks
 from tests.support.clips import make_clip, make_set
 from tests.support.runs import TINY
 
+pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parents[1]
 ONE_EPOCH = [*TINY, "optim.epochs=1", "optim.warmup_epochs=0"]
 NUM_TRAIN, NUM_TEST = 24, 12

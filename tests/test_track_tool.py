@@ -29,6 +29,7 @@ from avssl.mining.tracking import Options
 from avssl.workers import run_jobs
 from tests.support.clips import make_sound
 
+pytestmark = pytest.mark.slow
 Call = Callable[..., int]
 NAMES = ("a_moves.mp4", "b_pans.mp4", "c_still.mp4", "d_moves.mp4", "e_sound.mp3", "f_text.mp4", "g_moves.mp4")
 

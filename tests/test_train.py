@@ -24,6 +24,8 @@ from avssl.pretrained import load_run
 from avssl.train import TrainingError, train
 from tests.support.runs import CMA, TINY, config, equal_models
 
+pytestmark = pytest.mark.slow
+
 
 def command(repository: Path, manifest: Manifest, folder: Path, *overrides: str) -> list[str]:
     (folder.parent / "empty.yaml").write_text("{}\n")

@@ -20,6 +20,8 @@ from avssl.train import train
 from tests.support.clips import make_clip, make_set
 from tests.support.runs import CMA, TINY, Call, Outcome, config, equal_models
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def train_call(call: Call, clip_set: Manifest, tmp_path: Path) -> Call:

@@ -14,6 +14,7 @@ from avssl.methods import METHODS
 from tests.support.clips import make_clip, make_digits
 from tests.support.runs import TINY
 
+pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parents[2]
 OPTIONS = {
     "avid": ["method.num_negatives=8"],

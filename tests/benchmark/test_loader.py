@@ -23,6 +23,7 @@ from avssl.data.manifest import Manifest, read_manifest
 from avssl.media.decode import AudioWindow, VideoWindow, read_clip
 from tests.support.clips import make_set
 
+pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parents[2]
 TOOL = ROOT / "tools" / "benchmark.py"
 

@@ -16,6 +16,7 @@ from avssl.data.tracks import write_tracks
 from tests.support.clips import make_set
 from tests.support.runs import TINY
 
+pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parents[2]
 HEAD = ["hidden_dim: 16"]
 AGREEMENT = [*HEAD, "num_negatives: 8", "num_positives: 2", "num_negatives_within: 4"]

@@ -26,6 +26,8 @@ from avssl.train import train
 from avssl.transforms.video import centre_crop, spread_crops
 from tests.support.runs import config
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def run(clip_set: Manifest, tmp_path_factory: pytest.TempPathFactory) -> Path:

@@ -17,6 +17,7 @@ from avssl.pretrained import load, load_run
 from avssl.train import train
 from tests.support.runs import Call, config
 
+pytestmark = pytest.mark.slow
 QUICK = (
     *("optim.epochs=2", "optim.milestones=[]", "method.warmup_epochs=1", "data.clips_per_video=2", "data.batch_size=4"),
     *("data.num_workers=0", "optim.lr=3e-3", "run.num_threads=1"),

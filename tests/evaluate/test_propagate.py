@@ -26,6 +26,7 @@ from avssl.train import train
 from tests.support.clips import write_davis
 from tests.support.runs import config
 
+pytestmark = pytest.mark.slow
 CPU = torch.device("cpu")
 
 

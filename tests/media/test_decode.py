@@ -24,6 +24,8 @@ from tests.support.numbered import (
     tone,
 )
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.mark.parametrize("name", CASES)
 def test_every_frame_is_the_right_one(tmp_path, name):

@@ -19,6 +19,7 @@ from avssl.train import train
 from tests.support.numbered import CASES, case, decode_in_order, make, numbers, picture
 from tests.support.runs import config
 
+pytestmark = pytest.mark.slow
 REFUSED = {"avi", "ts", "mpg"}  # endings of CASES
 
 

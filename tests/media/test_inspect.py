@@ -13,6 +13,7 @@ from avssl.media.probe import probe
 from tests.support.noise import FPS, FRAMES, SECONDS, clip, remux, tone
 from tests.support.numbered import CASES, SHARED, WEBM, make, needs_shared
 
+pytestmark = pytest.mark.slow
 FACTS = ("video_start", "video_end", "audio_start", "audio_end", "duration", "fps")
 
 

@@ -31,6 +31,7 @@ from tests.support.numbered import (
     tone,
 )
 
+pytestmark = pytest.mark.slow
 SIZE = 32, 48
 
 

@@ -14,6 +14,7 @@ from avssl.media.preview import NUM_MELS, NUM_STEPS, _answer, playable, poster, 
 from avssl.media.reader import DecodeError, Reader, to_mono
 from tests.support.clips import make_sound
 
+pytestmark = pytest.mark.slow
 FPS, RATE = 20, 48_000
 
 

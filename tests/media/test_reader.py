@@ -12,6 +12,8 @@ from avssl.media.encode import write_clip
 from avssl.media.reader import DecodeError, Limits, Reader, to_mono
 from tests.support.numbered import CASES, decode_in_order, make
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def openings(monkeypatch: pytest.MonkeyPatch) -> list[str]:

@@ -21,6 +21,7 @@ from avssl.structs import Batch, Instances, Progress
 from avssl.train import train, usable_instances
 from tests.support.runs import config, equal_models
 
+pytestmark = pytest.mark.slow
 ROWS = 6
 TARGET = torch.tensor([0, 2, 1, -1, 0, 2])
 

@@ -23,6 +23,7 @@ from avssl.sessions import SESSIONS, read_sessions
 from avssl.train import train
 from tests.support.runs import CMA, SMALL, TINY, Call, config
 
+pytestmark = pytest.mark.slow
 SECTIONS = ["What ran", "Configuration", "Clips", "Training", "Agreement sets", "Neighbours", "Evaluation"]
 VOID = {"meta", "img", "br"}
 

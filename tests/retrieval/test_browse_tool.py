@@ -21,6 +21,7 @@ import pytest
 from tests.support.clips import make_clip
 from tests.support.stores import random_vectors, write
 
+pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parents[2]
 
 

@@ -25,6 +25,8 @@ from avssl.retrieval.previews import PreviewError, Previews
 from avssl.workers import Lost
 from tests.support.clips import make_clip, make_sound
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def clips(tmp_path_factory: pytest.TempPathFactory) -> Path:
