@@ -20,7 +20,7 @@ from avssl.methods import build_method
 from avssl.methods.avid import AVIDOptions
 from avssl.methods.avid_cma import AVIDCMAOptions
 from avssl.methods.base import Method
-from tests.methods.tiny import everything, tiny_method
+from tests.support.tiny import everything, tiny_method
 
 STATE = {
     "config": "run: {}",

@@ -17,8 +17,9 @@ from avssl.data.manifest import Manifest
 from avssl.pretrained import load
 from avssl.train import train
 from avssl.weights import CARD
-from tests.test_train import config
+from tests.support.runs import config
 
+pytestmark = pytest.mark.slow
 Call = Callable[..., int]
 
 

@@ -12,7 +12,7 @@ from avssl import distributed
 from avssl.methods.avid import AVIDOptions
 from avssl.methods.avid_cma import AVIDCMAOptions
 from avssl.structs import Instances, Progress
-from tests.methods.tiny import tiny_method, vector_batch
+from tests.support.tiny import tiny_method, vector_batch
 
 pytestmark = pytest.mark.processes
 NUM, ROWS, STEPS = 40, 16, 4

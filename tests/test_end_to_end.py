@@ -16,7 +16,9 @@ from avssl.retrieval.search import WAYS, find_row, pairs_of, query_of_row, searc
 from avssl.retrieval.store import StoreError, read_store
 from avssl.retrieval.write import write_store
 from avssl.train import train
-from tests.test_train import config
+from tests.support.runs import config
+
+pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")

@@ -12,12 +12,10 @@ from avssl.data.check import build_table
 from avssl.data.manifest import Manifest, read_manifest, write_manifest
 from avssl.evaluate.table import compare, shown
 from avssl.train import train
-from tests.clips import make_sound
-from tests.test_train import config
-from tests.test_wrong_use import Call
-from tests.test_wrong_use import call as call  # a fixture
+from tests.support.clips import make_sound
+from tests.support.runs import SMALL, Call, config
 
-SMALL = ("--num-workers", "0", "--num-clips", "1", "--num-crops", "1")
+pytestmark = pytest.mark.slow
 FACTS = {
     *("protocol", "weights", "weights_hash", "manifest", "manifest_hash", "splits", "asked_hash", "shared", "classes"),
     *("several_labels", "settings", "data", "training", "scores", "random", "clips", "errors", "seconds", "versions"),

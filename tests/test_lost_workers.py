@@ -21,8 +21,10 @@ from avssl.data.sampling import Key
 from avssl.files import WriteError
 from avssl.methods.avid import AVID
 from avssl.train import train
-from tests.clips import TINY, make_set
+from tests.support.clips import make_set
+from tests.support.runs import TINY
 
+pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parents[1]
 CONFIG = ROOT / "configs" / "toy" / "avid.yaml"
 DEADLY = "train/0/004.mp4"

@@ -33,13 +33,12 @@ from avssl.retrieval.store import Store, StoreError, read_store
 from avssl.retrieval.write import write_store
 from avssl.structs import Batch, Embedded, Instances, Progress, Step
 from avssl.train import train
-from tests.clips import make_clip, make_set, make_sound
-from tests.methods.tiny import LinearTower, encode, vector_batch
-from tests.test_methods_contract import batch_of
-from tests.test_train import CMA, config
-from tests.test_wrong_use import Call
-from tests.test_wrong_use import call as call  # a fixture
+from tests.support.clips import make_clip, make_set, make_sound
+from tests.support.contract import batch_of
+from tests.support.runs import CMA, Call, config
+from tests.support.tiny import LinearTower, encode, vector_batch
 
+pytestmark = pytest.mark.slow
 SIDES = ("video", "audio")
 OTHER = {"video": "audio", "audio": "video"}
 NUM = 40

@@ -29,12 +29,10 @@ from avssl.retrieval.write import write_store
 from avssl.structs import Instances, Progress
 from avssl.train import train, train_step, training_clips, usable_instances
 from avssl.transforms.views import apply_views
-from tests.clips import SECONDS, TINY
-from tests.test_train import equal_models
-from tests.test_train_step import Waits
-from tests.test_wrong_use import Call
-from tests.test_wrong_use import call as call  # a fixture
+from tests.support.clips import SECONDS
+from tests.support.runs import TINY, Call, Waits, equal_models
 
+pytestmark = pytest.mark.slow
 DATA = [line for line in TINY if not line.startswith("method.")]
 HEAD = {"hidden_dim": 16, "embedding_dim": 8}
 CMA = HEAD | {"num_negatives": 4, "num_positives": 2, "num_negatives_within": 3, "mine_every": 1, "mine_from_epoch": 1}

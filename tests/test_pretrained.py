@@ -22,7 +22,9 @@ from avssl.retrieval.store import StoreError
 from avssl.retrieval.write import write_store
 from avssl.train import train
 from avssl.weights import CARD, CONFIG, MEMORY, WeightsError
-from tests.test_train import config
+from tests.support.runs import config
+
+pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")

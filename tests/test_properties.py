@@ -10,7 +10,6 @@ Letters as in structs.py: N instances, B rows, K negatives, P positives, D dimen
 import collections
 import dataclasses
 import os
-import socket
 from pathlib import Path
 from unittest import mock
 
@@ -35,9 +34,10 @@ from avssl.mining.agreement import RULES, minable, mine_agreement
 from avssl.objectives.negatives import Bank, Queue, draw_negatives
 from avssl.structs import Batch, Embedded, Instances, Progress, Step
 from avssl.train import train
-from tests.methods.tiny import tiny_method, vector_batch
-from tests.test_train import CMA, config
+from tests.support.runs import CMA, config, free_port
+from tests.support.tiny import tiny_method, vector_batch
 
+pytestmark = pytest.mark.slow
 examples = settings(
     derandomize=True, deadline=None, database=None, suppress_health_check=list(HealthCheck), max_examples=60
 )
@@ -431,12 +431,6 @@ def in_process(rank: int, given: list[Case], ports: dict[int, int], folder: str)
             if rank == 0:
                 torch.save(results, Path(folder) / f"{world_size}.pt")
             distributed.shut_down()
-
-
-def free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return listener.getsockname()[1]
 
 
 @pytest.mark.processes

@@ -19,8 +19,10 @@ import pytest
 
 from avssl.data.manifest import read_manifest
 from avssl.data.tracks import write_tracks
-from tests.clips import TINY, make_clip, make_set
+from tests.support.clips import make_clip, make_set
+from tests.support.runs import TINY
 
+pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parents[1]
 ONE_EPOCH = [*TINY, "optim.epochs=1", "optim.warmup_epochs=0"]
 NUM_TRAIN, NUM_TEST = 24, 12

@@ -17,25 +17,14 @@ import torch
 from torch import nn
 
 from avssl.checkpoint import CheckpointError, load_checkpoint
-from avssl.config import Config, ConfigError, from_dict, loads, with_overrides
+from avssl.config import ConfigError, loads
 from avssl.data.manifest import Manifest, read_manifest
 from avssl.logs import read_log
 from avssl.pretrained import load_run
 from avssl.train import TrainingError, train
-from tests.clips import TINY
+from tests.support.runs import CMA, TINY, config, equal_models
 
-CMA = [
-    "method.name=avid_cma",
-    "method.num_positives=2",
-    "method.num_negatives_within=4",
-    "method.mine_every=1",
-    "method.mine_from_epoch=1",
-]
-
-
-def config(manifest: Manifest, folder: Path, *overrides: str) -> Config:
-    lines = [f"data.manifest={manifest.root / 'manifest.parquet'}", f"run.dir={folder}", *TINY, *overrides]
-    return from_dict(with_overrides({}, lines), source="test")
+pytestmark = pytest.mark.slow
 
 
 def command(repository: Path, manifest: Manifest, folder: Path, *overrides: str) -> list[str]:
@@ -44,17 +33,6 @@ def command(repository: Path, manifest: Manifest, folder: Path, *overrides: str)
         sys.executable, str(repository / "tools" / "train.py"), str(folder.parent / "empty.yaml"),
         f"data.manifest={manifest.root / 'manifest.parquet'}", f"run.dir={folder}", *TINY, *overrides,
     ]  # fmt: skip
-
-
-def equal_models(one: Path, two: Path) -> bool:
-    a, b = load_checkpoint(one), load_checkpoint(two)
-    same = all(
-        torch.equal(a["model"][name], b["model"][name])
-        for name in a["model"]
-        if not torch.isnan(a["model"][name]).any()
-    )
-    moments = [[state[key] for state in x["optimizer"].values() for key in ("exp_avg", "exp_avg_sq")] for x in (a, b)]
-    return same and a["step"] == b["step"] and all(torch.equal(x, y) for x, y in zip(*moments, strict=True))
 
 
 @pytest.mark.parametrize("extra", [[], CMA], ids=["avid", "avid_cma"])
@@ -168,7 +146,7 @@ def test_what_a_run_belongs_to_is_checked_before_any_work(clip_set: Manifest, tm
         train(config(clip_set, tmp_path / "new", "data.split=val"))
     with pytest.raises(ConfigError, match=r"unknown key temprature in method avid: did you mean temperature\?"):
         train(config(clip_set, tmp_path / "new", "method.temprature=1"))
-    from tests.clips import make_set
+    from tests.support.clips import make_set
 
     other = make_set(tmp_path / "other", num_train=8, num_test=0)
     with pytest.raises(CheckpointError, match="belongs to another manifest"):

@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from avssl.config import Config
 from avssl.data.dataset import ClipDataset, collate
@@ -22,30 +21,7 @@ from avssl.methods.base import Method
 from avssl.optim import build_optimizer
 from avssl.structs import Batch, Progress
 from avssl.train import FiniteCheck, GradientNorms, TrainingError, to_channels_last, train_step, usable_instances
-from tests.test_train import CMA, config
-
-WAITING = {  # operations of aten whose result, or its shape, the host must read
-    "_local_scalar_dense", "item", "is_nonzero", "equal", "nonzero", "masked_select", "_unique", "_unique2",
-    "unique_dim", "unique_consecutive", "repeat_interleave", "bincount", "histc",
-}  # fmt: skip
-
-
-class Waits(TorchDispatchMode):
-    """Records every operation that would make the host wait if its tensors were on a GPU."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.seen: list[str] = []
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        name = func.overloadpacket.__name__
-        marked = name.startswith("index") and any(
-            index is not None and index.dtype in (torch.bool, torch.uint8)
-            for index in (args[1] if isinstance(args[1], list | tuple) else [])
-        )
-        if name in WAITING or marked:
-            self.seen.append(name)
-        return func(*args, **(kwargs or {}))
+from tests.support.runs import CMA, Waits, config
 
 
 @pytest.mark.parametrize(

@@ -3,15 +3,12 @@
 Tools run in this process, as importing torch anew for each call would take longer than the call.
 """
 
-import importlib.util
 import os
 import re
 import resource
 import shutil
 import subprocess
-import sys
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -20,46 +17,10 @@ from avssl.checkpoint import load_checkpoint
 from avssl.data.manifest import Manifest, read_manifest
 from avssl.logs import read_log
 from avssl.train import train
-from tests.clips import TINY, make_clip, make_set
-from tests.test_train import CMA, config, equal_models
+from tests.support.clips import make_clip, make_set
+from tests.support.runs import CMA, TINY, Call, Outcome, config, equal_models
 
-
-@dataclass(frozen=True)
-class Outcome:
-    code: int
-    out: str
-    err: str
-
-    def refused(self, message: str, *, code: int = 2) -> None:
-        """The call ended with this code and one sentence that matches."""
-        assert self.code == code, self.err
-        assert "Traceback" not in self.err
-        sentences = [line for line in re.split(r"[\r\n]", self.err) if "error: " in line]
-        assert len(sentences) == 1, self.err
-        assert re.search(message, sentences[0]), sentences[0]
-        assert self.err.rstrip().endswith(sentences[0].rstrip()), self.err  # nothing follows: it is one line
-
-
-Call = Callable[..., Outcome]
-
-
-@pytest.fixture
-def call(repository: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Call:
-    def call(script: str, *arguments: object) -> Outcome:
-        spec = importlib.util.spec_from_file_location(f"called_{Path(script).stem}", repository / script)
-        module = importlib.util.module_from_spec(spec)
-        monkeypatch.setitem(sys.modules, spec.name, module)
-        monkeypatch.setattr(sys, "argv", [script, *map(str, arguments)])
-        spec.loader.exec_module(module)
-        capsys.readouterr()
-        try:
-            code = module.main()
-        except SystemExit as stop:  # argparse
-            code = stop.code
-        printed = capsys.readouterr()
-        return Outcome(code, printed.out, printed.err)
-
-    return call
+pytestmark = pytest.mark.slow
 
 
 @pytest.fixture

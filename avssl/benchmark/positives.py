@@ -23,6 +23,7 @@ from avssl.benchmark.digits import remembered, table_of
 from avssl.benchmark.scenes import make_scene
 from avssl.checkpoint import LAST
 from avssl.config import Config, load
+from avssl.data.find_tracks import track_manifest
 from avssl.data.manifest import Manifest, read_manifest
 from avssl.evaluate.features import Extracted, extract
 from avssl.evaluate.probe import labelled_rows, probe
@@ -31,7 +32,6 @@ from avssl.methods import build_method, method_options
 from avssl.mining.tracking import Options
 from avssl.pretrained import Run, load_run, run_of, with_data
 from avssl.structs import Instances
-from avssl.track import track_manifest
 from avssl.train import train
 
 EPOCHS, CLIPS_PER_VIDEO, BATCH_SIZE = 4, 4, 32  # the budget of every row: on 600 clips, epochs of 75 steps
@@ -121,7 +121,14 @@ def mine_tracks(toy: Manifest, out: Path, *, say: Callable[[str], None]) -> None
     """Write the tracks of the clips to train on, as tools/track.py does, unless they are there."""
     if not out.exists():
         say(f"track {out}")
-        track_manifest(toy, out, Options(), split="train", num_workers=os.cpu_count() or 1, timeout_seconds=300.0)
+        track_manifest(
+            toy,
+            out,
+            dataclasses.asdict(Options()),
+            split="train",
+            num_workers=os.cpu_count() or 1,
+            timeout_seconds=300.0,
+        )
 
 
 def run_row(

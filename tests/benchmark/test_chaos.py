@@ -11,6 +11,8 @@ import torch
 from avssl.benchmark.chaos import compare_runs, run_chaos
 from avssl.checkpoint import ENCODERS, LAST, save_checkpoint
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.mark.processes
 def test_three_kills_change_nothing(repository: Path) -> None:

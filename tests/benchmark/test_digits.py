@@ -11,8 +11,10 @@ import pytest
 from avssl.benchmark import digits
 from avssl.config import load, merge_options
 from avssl.methods import METHODS
-from tests.clips import TINY, make_clip, make_digits
+from tests.support.clips import make_clip, make_digits
+from tests.support.runs import TINY
 
+pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parents[2]
 OPTIONS = {
     "avid": ["method.num_negatives=8"],

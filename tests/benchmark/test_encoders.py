@@ -10,6 +10,7 @@ import pytest
 from avssl.benchmark.encoders import USUAL_SIZE, as_markdown, benchmark_encoders
 from avssl.models import ENCODERS
 
+pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parents[2]
 TOOL = ROOT / "tools" / "benchmark.py"
 

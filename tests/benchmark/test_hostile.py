@@ -21,6 +21,8 @@ from avssl.media.encode import write_clip
 from avssl.media.probe import probe
 from avssl.media.reader import DecodeError
 
+pytestmark = pytest.mark.slow
+
 
 def test_damaged_copies_are_read_rightly_or_refused(tmp_path: Path) -> None:
     awkward = tmp_path / "awkward"

@@ -10,6 +10,7 @@ import torch
 
 from avssl.benchmark.joint import benchmark_joint
 
+pytestmark = pytest.mark.slow
 TOOL = Path(__file__).parents[2] / "tools" / "benchmark.py"
 TINY = [
     *("data.num_frames=2", "data.size=32", "data.patch_size=32", "data.audio_seconds=0.5"),

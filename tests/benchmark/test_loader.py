@@ -21,8 +21,9 @@ from avssl.benchmark.loader import (
 from avssl.config import DataConfig
 from avssl.data.manifest import Manifest, read_manifest
 from avssl.media.decode import AudioWindow, VideoWindow, read_clip
-from tests.clips import make_set
+from tests.support.clips import make_set
 
+pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parents[2]
 TOOL = ROOT / "tools" / "benchmark.py"
 

@@ -17,6 +17,7 @@ from avssl.benchmark.mining import (
     make_banks,
 )
 
+pytestmark = pytest.mark.slow
 TOOL = Path(__file__).parents[2] / "tools" / "benchmark.py"
 
 

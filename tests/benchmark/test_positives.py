@@ -13,8 +13,10 @@ from avssl.benchmark import positives
 from avssl.benchmark.positives import PARTS_OF_JOINT, ROWS, against_parts, config_of, settings_of, tables, untrained_run
 from avssl.data.manifest import Manifest
 from avssl.data.tracks import write_tracks
-from tests.clips import TINY, make_set
+from tests.support.clips import make_set
+from tests.support.runs import TINY
 
+pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parents[2]
 HEAD = ["hidden_dim: 16"]
 AGREEMENT = [*HEAD, "num_negatives: 8", "num_positives: 2", "num_negatives_within: 4"]

@@ -5,8 +5,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from avssl.retrieval.search import WAYS
 
+pytestmark = pytest.mark.slow
 TOOL = Path(__file__).parents[2] / "tools" / "benchmark.py"
 
 

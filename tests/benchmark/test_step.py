@@ -10,6 +10,7 @@ import pytest
 from avssl.benchmark.step import benchmark_step
 from avssl.config import ConfigError
 
+pytestmark = pytest.mark.slow
 TOOL = Path(__file__).parents[2] / "tools" / "benchmark.py"
 TINY = [
     *("data.num_frames=2", "data.size=32", "data.audio_seconds=0.5", "method.num_negatives=8", "method.hidden_dim=16"),

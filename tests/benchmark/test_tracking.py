@@ -9,6 +9,7 @@ import pytest
 
 from avssl.benchmark.tracking import benchmark_tracking
 
+pytestmark = pytest.mark.slow
 TOOL = Path(__file__).parents[2] / "tools" / "benchmark.py"
 
 

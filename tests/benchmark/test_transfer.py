@@ -11,8 +11,10 @@ import pytest
 
 from avssl.benchmark import transfer
 from avssl.benchmark.transfer import Set
-from tests.clips import TINY, make_clip, make_digits, make_set
+from tests.support.clips import make_clip, make_digits, make_set
+from tests.support.runs import TINY
 
+pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parents[2]
 SMALL = [line for line in TINY if not line.startswith(("method.", "data.batch_size"))]
 SMALL += ["data.batch_size=2", "optim.epochs=1", "data.cache_gigabytes=0"]

@@ -26,7 +26,7 @@ from tests.browser.conftest import (
     SOUND_ONLY,
     Site,
 )  # fmt: skip
-from tests.clips import make_clip, make_sound
+from tests.support.clips import make_clip, make_sound
 
 pytestmark = [
     pytest.mark.browser,

@@ -11,7 +11,7 @@ import pytest
 
 from avssl.data.manifest import ManifestError, read_manifest
 from avssl.media.encode import write_clip
-from tests.clips import make_sound
+from tests.support.clips import make_sound
 
 SCRIPT = Path(__file__).resolve().parents[2] / "datasets" / "folder.py"
 

@@ -16,8 +16,9 @@ import pytest
 
 from avssl.data.manifest import Manifest, read_manifest
 from avssl.media.encode import write_clip
-from tests.clips import make_clip, make_sound
+from tests.support.clips import make_clip, make_sound
 
+pytestmark = pytest.mark.slow
 FOLDER = Path(__file__).parents[2] / "datasets"
 RECIPES = ("ave", "audioset", "esc50", "hmdb51", "kinetics", "ucf101", "vggsound")
 FILMS = (  # names as they are in HMDB51

@@ -25,7 +25,9 @@ from avssl.pretrained import load_run, untrained, with_data
 from avssl.train import train
 from avssl.transforms.video import centre_crop, spread_crops
 from avssl.transforms.views import Spread, View, apply_views
-from tests.test_train import config
+from tests.support.runs import config
+
+pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")

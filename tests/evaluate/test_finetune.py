@@ -15,10 +15,9 @@ from avssl.data.manifest import Manifest
 from avssl.evaluate.finetune import train_classifier
 from avssl.pretrained import load, load_run
 from avssl.train import train
-from tests.test_train import config
-from tests.test_wrong_use import Call
-from tests.test_wrong_use import call as call  # a fixture
+from tests.support.runs import Call, config
 
+pytestmark = pytest.mark.slow
 QUICK = (
     *("optim.epochs=2", "optim.milestones=[]", "method.warmup_epochs=1", "data.clips_per_video=2", "data.batch_size=4"),
     *("data.num_workers=0", "optim.lr=3e-3", "run.num_threads=1"),
@@ -189,4 +188,4 @@ def test_what_cannot_be_told(run: Path, clip_set: Manifest, call: Call, tmp_path
     assert f"not told: {silent}: the classifier looks at sound, which this file lacks" in done.err
     assert "not told: " + str(tmp_path / "text.mp4") in done.err
     assert done.out.startswith(str(clip_set.path(0)))
-    call("tools/predict.py", tmp_path / "a", silent, "--top", 0).refused("--top 0: expected at least 1")
+    call("tools/predict.py", tmp_path / "a", silent, "--top", 0).refused("--top 0 must be at least 1")

@@ -16,7 +16,7 @@ from avssl.evaluate.partition import cluster, figure_interval, purity
 from avssl.evaluate.protocols import Options
 from avssl.evaluate.retrieval import chance_gallery_recall, gallery_hits
 from avssl.evaluate.splits import Split
-from tests.evaluate.test_splits import manifest_of, rows_of
+from tests.support.clips import manifest_of, rows_of
 
 CPU = torch.device("cpu")
 NUM, NUM_TRAIN = 60, 40

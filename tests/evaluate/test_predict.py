@@ -16,8 +16,8 @@ from avssl.methods.avid import AVID
 from avssl.models.heads import Classifier, describe_maps, side_by_side
 from avssl.pretrained import Pretrained, run_of
 from avssl.transforms.views import apply_views
-from tests.methods.tiny import everything
-from tests.test_train import config
+from tests.support.runs import config
+from tests.support.tiny import everything
 
 CLASSES = ("walk", "run", "fly")
 

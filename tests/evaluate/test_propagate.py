@@ -23,9 +23,10 @@ from avssl.evaluate.propagate import frame_features, propagate_mask, score_propa
 from avssl.models import ENCODERS
 from avssl.pretrained import load_run
 from avssl.train import train
-from tests.evaluate.test_davis import write_davis
-from tests.test_train import config
+from tests.support.clips import write_davis
+from tests.support.runs import config
 
+pytestmark = pytest.mark.slow
 CPU = torch.device("cpu")
 
 

@@ -1,28 +1,13 @@
 """Which rows are learned from and which are asked about."""
 
-from pathlib import Path
-
 import numpy as np
 import pyarrow as pa
 import pytest
 
-from avssl.data.check import join_facts
 from avssl.data.manifest import Manifest
 from avssl.evaluate.harness import Labels
 from avssl.evaluate.splits import read_splits
-
-FACTS = {"status": "ok", "has_audio": True}
-
-
-def manifest_of(rows: list[dict]) -> Manifest:
-    known = {name: None for name in ("size", "content_key", "duration", "fps", "width", "height", "rotation")}
-    known |= {name: None for name in ("video_start", "video_end", "audio_start", "audio_end", "sample_rate", "reason")}
-    facts = {row["path"]: known | FACTS | {"status": row.pop("status", "ok")} for row in rows}
-    return Manifest(join_facts(rows, facts), Path("/clips"))
-
-
-def rows_of(num: int, **columns: list) -> list[dict]:
-    return [{"path": f"{i:02d}.mp4"} | {name: values[i] for name, values in columns.items()} for i in range(num)]
+from tests.support.clips import manifest_of, rows_of
 
 
 def test_official_splits_come_before_the_column_split() -> None:

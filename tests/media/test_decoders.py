@@ -18,9 +18,10 @@ from avssl.media.decoders import DecoderMissingError, describe, in_words
 from avssl.media.reader import DecodeError, Limits, Reader
 from avssl.methods.avid import AVID
 from avssl.train import train
-from tests.media.test_decode import CASES, case, decode_in_order, make, numbers, picture
-from tests.test_train import config
+from tests.support.numbered import CASES, case, decode_in_order, make, numbers, picture
+from tests.support.runs import config
 
+pytestmark = pytest.mark.slow
 REFUSED = {"avi", "ts", "mpg"}  # endings of CASES
 
 

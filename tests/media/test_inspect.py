@@ -6,40 +6,15 @@ from fractions import Fraction
 from pathlib import Path
 
 import av
-import numpy as np
 import pytest
 
-from avssl.media.encode import write_clip
 from avssl.media.inspect import inspect
 from avssl.media.probe import probe
-from tests.media.test_decode import CASES, WEBM, make
+from tests.support.noise import FPS, FRAMES, SECONDS, clip, remux, tone
+from tests.support.numbered import CASES, SHARED, WEBM, make, needs_shared
 
-SHARED = Path(__file__).resolve().parents[2].parent / "shared" / "media"
-needs_shared = pytest.mark.skipif(not SHARED.is_dir(), reason="the shared folder of real clips is not here")
-FPS, SECONDS = 25, 4
-FRAMES = np.random.default_rng(0).integers(0, 255, (FPS * SECONDS, 48, 64, 3), dtype=np.uint8)
+pytestmark = pytest.mark.slow
 FACTS = ("video_start", "video_end", "audio_start", "audio_end", "duration", "fps")
-
-
-def tone(rate: int) -> np.ndarray:
-    return (0.3 * np.sin(np.arange(SECONDS * rate) / 8)).astype(np.float32)
-
-
-def clip(path: Path, *, frames: np.ndarray = FRAMES, rate: int = 16000, gain: float = 1.0, **options) -> Path:
-    options = {"samples": gain * tone(rate), "gop": 12} | options
-    write_clip(path, frames, fps=FPS, sample_rate=rate, **options)
-    return path
-
-
-def remux(source: Path, target: Path, **options: str) -> Path:
-    """The same packets in another container."""
-    with av.open(str(source)) as old, av.open(str(target), "w", options=options) as new:
-        streams = {stream.index: new.add_stream_from_template(stream) for stream in old.streams}
-        for packet in old.demux():
-            if packet.dts is not None:
-                packet.stream = streams[packet.stream.index]
-                new.mux(packet)
-    return target
 
 
 def pictures(path: Path) -> list[bytes]:

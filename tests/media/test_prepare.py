@@ -18,9 +18,20 @@ from avssl.media.encode import write_clip
 from avssl.media.prepare import Settings, prepare_clip, read_record
 from avssl.media.probe import content_key, probe
 from avssl.media.reader import Reader
-from tests.media.test_decode import CASES, ONSET, case, decode_in_order, lag_seconds, make, numbers, tone
-from tests.media.test_probe import SHARED, needs_shared
+from tests.support.numbered import (
+    CASES,
+    ONSET,
+    SHARED,
+    case,
+    decode_in_order,
+    lag_seconds,
+    make,
+    needs_shared,
+    numbers,
+    tone,
+)
 
+pytestmark = pytest.mark.slow
 SIZE = 32, 48
 
 

@@ -12,8 +12,9 @@ from PIL import Image
 from avssl.media.encode import write_clip
 from avssl.media.preview import NUM_MELS, NUM_STEPS, _answer, playable, poster, preview, spectrogram
 from avssl.media.reader import DecodeError, Reader, to_mono
-from tests.clips import make_sound
+from tests.support.clips import make_sound
 
+pytestmark = pytest.mark.slow
 FPS, RATE = 20, 48_000
 
 

@@ -2,7 +2,6 @@
 
 import subprocess
 import sys
-from pathlib import Path
 
 import av
 import numpy as np
@@ -13,9 +12,8 @@ from avssl.media.decode import AudioWindow, VideoWindow, read_clip
 from avssl.media.encode import write_clip
 from avssl.media.probe import Probe, content_key, probe
 from avssl.media.reader import DecodeError
+from tests.support.numbered import SHARED, needs_shared
 
-SHARED = Path(__file__).resolve().parents[2].parent / "shared" / "media"
-needs_shared = pytest.mark.skipif(not SHARED.is_dir(), reason="the shared folder of real clips is not here")
 FRAMES = np.full((30, 32, 48, 3), 90, dtype=np.uint8)
 TONE = (0.3 * np.sin(np.arange(2 * 16000) / 8)).astype(np.float32)
 

@@ -10,7 +10,9 @@ import pytest
 from avssl.media.decode import AudioWindow, VideoWindow, read_clip, read_frames
 from avssl.media.encode import write_clip
 from avssl.media.reader import DecodeError, Limits, Reader, to_mono
-from tests.media.test_decode import CASES, decode_in_order, make
+from tests.support.numbered import CASES, decode_in_order, make
+
+pytestmark = pytest.mark.slow
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from avssl.methods.avid import AVID, AVIDOptions
 from avssl.methods.avid_cma import AVIDCMAOptions
 from avssl.structs import Embedded, Instances, Progress
-from tests.methods.tiny import encode, everything, tiny_method, vector_batch
+from tests.support.tiny import encode, everything, tiny_method, vector_batch
 
 FIXTURES = Path(__file__).parents[1] / "fixtures"
 OPTIONS = {"embedding_dim": 8, "hidden_dim": 16, "num_negatives": 12}

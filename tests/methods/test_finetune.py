@@ -18,8 +18,9 @@ from avssl.methods.finetune import Finetune
 from avssl.pretrained import load_run
 from avssl.structs import Batch, Instances, Progress
 from avssl.train import train, usable_instances
-from tests.test_train import config, equal_models
+from tests.support.runs import config, equal_models
 
+pytestmark = pytest.mark.slow
 ROWS = 6
 TARGET = torch.tensor([0, 2, 1, -1, 0, 2])
 

@@ -7,7 +7,7 @@ from torch import nn
 
 from avssl.methods.infonce import InfoNCE, InfoNCEOptions
 from avssl.structs import Instances, Progress
-from tests.methods.tiny import LinearTower, encode, everything, vector_batch
+from tests.support.tiny import LinearTower, encode, everything, vector_batch
 
 START = Progress(epoch=0, step=0, num_steps=1)
 

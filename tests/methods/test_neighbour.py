@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from avssl.methods.neighbour import Neighbour, NeighbourOptions
 from avssl.structs import Embedded, Instances, Progress, Step
-from tests.methods.tiny import LinearTower, everything, vector_batch
+from tests.support.tiny import LinearTower, everything, vector_batch
 
 FIXTURES = Path(__file__).parents[1] / "fixtures"
 START = Progress(epoch=0, step=0, num_steps=10)

@@ -13,8 +13,8 @@ from torch.nn.parallel import DistributedDataParallel
 
 from avssl import distributed
 from avssl.train import shared_buffers
-from tests.test_methods_contract import CASES, NUM, batch_of, build, progress
-from tests.test_properties import free_port
+from tests.support.contract import CASES, NUM, batch_of, build, progress
+from tests.support.runs import free_port
 
 STEPS = 3
 RESTING, RESTS, WARM_UP = "finetune, warming up", ("finetune",), {"warmup_epochs": 1}

@@ -4,7 +4,7 @@ import pytest
 
 from avssl.config import from_dict
 from avssl.methods import build_method
-from tests.methods.tiny import everything
+from tests.support.tiny import everything
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ from avssl.config import ModelConfig, from_dict, with_overrides
 from avssl.models import build_encoder
 from avssl.pretrained import load_run
 from avssl.train import train
-from tests.clips import TINY
+from tests.support.runs import TINY
 
 VIDEO = torch.randn(1, 3, 4, 32, 32, generator=torch.Generator().manual_seed(1))
 SMALL = {"video_depth": 10, "video_width": 0.125, "audio_width": 0.125}

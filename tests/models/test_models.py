@@ -13,6 +13,7 @@ from avssl.models import ENCODERS, build_encoder
 from avssl.models.guard import GuardedConv3d
 from avssl.models.heads import mlp
 
+pytestmark = pytest.mark.slow
 GOLDEN = np.load(Path(__file__).parents[1] / "fixtures" / "avid_model.npz")
 MAPS = ["conv1", "conv2x", "conv3x", "conv4x", "conv5x", "pool"]
 TOKEN_MAPS = ["patches", "stage1", "stage2", "stage3", "stage4", "pool"]

@@ -9,7 +9,7 @@ from avssl.config import DataConfig, PolicyConfig
 from avssl.data.manifest import Manifest, read_manifest
 from avssl.data.quarantine import Entry, add_to_quarantine
 from avssl.report.dataset import MAX_REASONS, NUM_NAMED, dataset_parts
-from tests.clips import make_set
+from tests.support.clips import make_set
 
 FIRST = 5  # row of the first training clip: those of the test come before
 

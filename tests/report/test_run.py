@@ -20,12 +20,9 @@ from avssl.pretrained import load_run
 from avssl.report.clips import Vectors, reference_clips, vectors_of_memories
 from avssl.sessions import SESSIONS, read_sessions
 from avssl.train import train
-from tests.clips import TINY
-from tests.test_evaluate_tool import SMALL
-from tests.test_train import CMA, config
-from tests.test_wrong_use import Call
-from tests.test_wrong_use import call as call  # a fixture
+from tests.support.runs import CMA, SMALL, TINY, Call, config
 
+pytestmark = pytest.mark.slow
 SECTIONS = ["What ran", "Configuration", "Clips", "Training", "Agreement sets", "Neighbours", "Evaluation"]
 VOID = {"meta", "img", "br"}
 

@@ -28,8 +28,9 @@ from avssl.retrieval.store import Store, StoreError, read_store
 from avssl.retrieval.uploads import LOCK, MAX_AT_ONCE, PREFIX, Uploads, remove_leftovers
 from avssl.retrieval.write import write_store
 from avssl.train import train
-from tests.clips import TINY, make_clip, make_set, make_sound
-from tests.retrieval.stores import random_vectors, write
+from tests.support.clips import make_clip, make_set, make_sound
+from tests.support.runs import TINY
+from tests.support.stores import random_vectors, write
 
 MAX_BYTES, MAX_SECONDS = 200_000, 5.0
 

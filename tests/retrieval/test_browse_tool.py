@@ -18,9 +18,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.clips import make_clip
-from tests.retrieval.stores import random_vectors, write
+from tests.support.clips import make_clip
+from tests.support.stores import random_vectors, write
 
+pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parents[2]
 
 

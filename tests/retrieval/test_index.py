@@ -12,7 +12,7 @@ from avssl.retrieval import index as module
 from avssl.retrieval.index import NeighbourIndex, open_index
 from avssl.retrieval.search import WAYS, answer_sides, contrast, query_of_row, rank
 from avssl.retrieval.store import Store, read_store
-from tests.retrieval.stores import random_vectors, write
+from tests.support.stores import random_vectors, write
 
 NUM, DIM = 6000, 16
 

@@ -9,7 +9,7 @@ import pytest
 
 from avssl.retrieval import map as module
 from avssl.retrieval.map import draw_map, open_map
-from tests.retrieval.stores import random_vectors, write
+from tests.support.stores import random_vectors, write
 
 
 def test_pca_places_follow_the_two_largest_directions(tmp_path: Path) -> None:

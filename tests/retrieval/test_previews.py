@@ -23,7 +23,9 @@ from PIL import Image
 from avssl.retrieval import previews
 from avssl.retrieval.previews import PreviewError, Previews
 from avssl.workers import Lost
-from tests.clips import make_clip, make_sound
+from tests.support.clips import make_clip, make_sound
+
+pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")

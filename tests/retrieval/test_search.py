@@ -18,7 +18,7 @@ from avssl.retrieval.search import (
     ways_of,
 )
 from avssl.retrieval.store import Store
-from tests.retrieval.stores import random_vectors, write
+from tests.support.stores import random_vectors, write
 
 NUM, DIM = 90, 6
 

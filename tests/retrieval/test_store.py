@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from avssl.retrieval.store import StoreError, read_store
-from tests.retrieval.stores import random_vectors, write
+from tests.support.stores import random_vectors, write
 
 
 @pytest.fixture(autouse=True)

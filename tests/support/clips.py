@@ -5,8 +5,9 @@ from pathlib import Path
 
 import av
 import numpy as np
+from PIL import Image
 
-from avssl.data.check import build_table
+from avssl.data.check import build_table, join_facts
 from avssl.data.manifest import Manifest, read_manifest, write_manifest
 from avssl.media.encode import write_clip
 
@@ -82,10 +83,23 @@ def make_digits(folder: Path) -> Path:
     return folder
 
 
-TINY = [  # sizes at which a step takes a fraction of a second
-    *("data.clips_per_video=2", "data.batch_size=4", "data.num_workers=0", "data.num_frames=2", "data.fps=5"),
-    *("data.size=32", "data.audio_seconds=0.5", "data.sample_rate=8000", "data.max_offset_seconds=0.1"),
-    *("data.spectrogram=log_mel", "data.n_fft=256", "data.num_mels=24", "data.hop_seconds=0.01"),
-    *("model.video_depth=10", "model.video_width=0.125", "model.audio_width=0.125"),
-    *("method.num_negatives=8", "method.hidden_dim=16", "optim.epochs=2", "run.log_every=1", "run.num_threads=1"),
-]
+def manifest_of(rows: list[dict]) -> Manifest:
+    known = {name: None for name in ("size", "content_key", "duration", "fps", "width", "height", "rotation")}
+    known |= {name: None for name in ("video_start", "video_end", "audio_start", "audio_end", "sample_rate", "reason")}
+    facts = {row["path"]: known | {"has_audio": True, "status": row.pop("status", "ok")} for row in rows}
+    return Manifest(join_facts(rows, facts), Path("/clips"))
+
+
+def rows_of(num: int, **columns: list) -> list[dict]:
+    return [{"path": f"{i:02d}.mp4"} | {name: values[i] for name, values in columns.items()} for i in range(num)]
+
+
+def write_davis(folder: Path, name: str, frames: np.ndarray, masks: np.ndarray) -> None:
+    """frames (T, H, W, 3) uint8, masks (T, H, W) uint8, as DAVIS stores them."""
+    for kind in ("JPEGImages", "Annotations"):
+        (folder / kind / "480p" / name).mkdir(parents=True)
+    for i, (frame, mask) in enumerate(zip(frames, masks, strict=True)):
+        Image.fromarray(frame).save(folder / "JPEGImages" / "480p" / name / f"{i:05d}.jpg", quality=95)
+        picture = Image.fromarray(mask, mode="P")
+        picture.putpalette(np.random.default_rng(0).integers(256, size=768).tolist())  # 256 colours, as in DAVIS
+        picture.save(folder / "Annotations" / "480p" / name / f"{i:05d}.png")

@@ -1,0 +1,79 @@
+"""Make a folder of weights that `avssl.load` reads: of a run, or of a published checkpoint.
+
+    python tools/convert.py runs/mine/avid --to weights/mine
+    python tools/convert.py checkpoint.pth.tar --to weights/avid
+    python tools/convert.py torchvision:r2plus1d_18 --to weights/r2plus1d_18 --onnx
+
+Published: AVID-CMA, GDT, SeLaVi, XDC, SlowFast's Slow R50 (self-supervised too), torchvision, pytorchvideo. The layout
+is recognised, and refused where it is none of these or an entry does not fit (docs/weights.md). Nothing is downloaded:
+torchvision:NAME is taken from where torchvision has downloaded it to.
+Exit code: 0 done, 1 an ONNX file differs from torch (none is left), 2 wrong call.
+"""
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from avssl.checkpoint import LAST
+from avssl.cli.common import add_json, new_parser, run
+from avssl.convert import convert
+from avssl.files import answer
+from avssl.pretrained import export, load, load_run
+from avssl.to_onnx import OnnxError, export_onnx
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = new_parser(__name__, __doc__)
+    parser.add_argument("source", help="folder of a run, file of a checkpoint, or torchvision:NAME")
+    parser.add_argument("--to", type=Path, required=True, help="folder for the weights")
+    parser.add_argument("--encoder", help="of a published checkpoint's video tower (default: the one that fits)")
+    parser.add_argument(
+        "--trust-pickle", action="store_true", help="read an old pickle, which RUNS WHATEVER CODE IS IN THE FILE"
+    )
+    parser.add_argument("--onnx", action="store_true", help="write the encoders as ONNX too, checked against torch")
+    add_json(parser)
+    return run(_convert, parser.parse_args(arguments), failures=(OnnxError,))
+
+
+def _convert(given: argparse.Namespace) -> int:
+    result = _write(given)
+    if given.onnx:
+        result["onnx"] = export_onnx(load(given.to), given.to)
+    answer(result, _in_words(result), to=given.json)
+    return 0
+
+
+def _write(given: argparse.Namespace) -> dict[str, Any]:
+    """Write the folder; what there is to tell of it."""
+    path = Path(given.source)
+    if path.is_dir() or path.name == LAST:
+        if given.encoder or given.trust_pickle:
+            raise ValueError(f"{path} is a run: --encoder and --trust-pickle are for published checkpoints")
+        towers, told = load_run(path), {}
+        export(towers, given.to, facts=towers.facts)
+    else:
+        converted = convert(given.source, encoder=given.encoder, trust_pickle=given.trust_pickle)
+        towers, report = converted.towers, converted.report
+        told = {"layout": towers.facts["layout"], **vars(report), "memory": towers.facts["memory"]}
+        export(towers, given.to, facts=towers.facts, memory=converted.memory)
+    encoders = {modality: getattr(towers.model, modality) for modality in towers.encoders}
+    return {"to": str(given.to), "encoders": encoders, "weights_hash": towers.weights_hash, **told}
+
+
+def _in_words(result: dict[str, Any]) -> str:
+    encoders = " and ".join(f"{name} ({modality})" for modality, name in result["encoders"].items())
+    lines = [f"{encoders} -> {result['to']}"]
+    if "layout" in result:
+        counts = {name: len(result[name]) for name in ("matched", "missing", "unexpected", "left_out")}
+        lines.append(
+            f"{result['layout']}: {counts['matched']} entries matched, {counts['missing']} missing, "
+            f"{counts['unexpected']} unexpected, {counts['left_out']} known ones left out"
+        )
+        beginnings = sorted({name.split(".")[0] for name in result["left_out"]})
+        lines += [f"left out: {', '.join(beginnings)}"] if beginnings else []
+        lines += [f"memory.safetensors: {', '.join(result['memory'])}"] if result["memory"] else []
+    lines += [
+        f"{modality}.onnx differs from torch by {difference:.1e} of the largest output"
+        for modality, difference in result.get("onnx", {}).items()
+    ]
+    return "\n".join(lines)

@@ -1,0 +1,82 @@
+"""Make training copies of a folder of clips: small pictures that decode fast, mono sound, the times of the source.
+
+    python tools/prepare.py SRC DST
+    python tools/prepare.py SRC DST --short-side 256 --fps 16 --jobs 8
+    python tools/prepare.py SRC DST --dry-run
+
+DST gets the same tree and manifest.parquet. With SRC/manifest.parquet (or --manifest) its rows are carried over one by
+one, so that ids stay the same; without, rows, labels and splits are those that datasets/folder.py would find. A clip
+that cannot be prepared keeps its row, with the reason, and is listed in DST/not_prepared.csv.
+
+Killed at any moment and started again, the command continues: finished copies are kept, unless their source or the
+settings changed. Exit code: 0 all prepared, 1 some could not be prepared (or interrupted: 130), 2 wrong call.
+"""
+
+import argparse
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+from avssl.cli.common import add_json, check_above_0, check_at_least, name_unread, new_parser, run
+from avssl.data.prepare import FAILURES, GIGABYTE, check_folders, list_clips, look, prepare
+from avssl.files import answer
+from avssl.media.prepare import Settings
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = new_parser(__name__, __doc__)
+    default = Settings()
+    parser.add_argument("source", metavar="SRC", type=Path, help="folder of clips")
+    parser.add_argument("target", metavar="DST", type=Path, help="folder of the copies, new or of a call before")
+    parser.add_argument("--manifest", type=Path, help="manifest of SRC (default: SRC/manifest.parquet, if there)")
+    parser.add_argument("--short-side", type=int, default=default.short_side, help="pixels (default: %(default)s)")
+    parser.add_argument("--gop", type=int, default=default.gop, help="frames from keyframe to keyframe (%(default)s)")
+    parser.add_argument("--fps", type=float, help="constant rate (default: every frame keeps its own time)")
+    parser.add_argument("--sample-rate", type=int, default=default.sample_rate, help="Hz (default: %(default)s)")
+    parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="processes (default: one per core)")
+    parser.add_argument("--timeout", type=float, default=600.0, help="seconds per clip (default: 600)")
+    parser.add_argument("--dry-run", action="store_true", help="say what would be done, write nothing")
+    add_json(parser)
+    return run(
+        _prepare,
+        parser.parse_args(arguments),
+        fixable=(ValueError, OSError),
+        interrupted="finished copies are kept, and the same command continues",
+    )
+
+
+def _prepare(given: argparse.Namespace) -> int:
+    check_at_least(given, 1, "jobs")
+    check_above_0(given, "timeout")
+    settings = Settings(given.short_side, given.gop, given.fps, given.sample_rate)
+    check_folders(given.source, given.target)
+    listing = list_clips(given.source, given.manifest)
+    work = look if given.dry_run else prepare
+    summary = work(given.source, given.target, listing, settings, num_workers=given.jobs, timeout_seconds=given.timeout)
+    answer(summary, describe_look(summary) if given.dry_run else describe(summary, given.target), to=given.json)
+    if given.dry_run:
+        return 0
+    print(f"next: python tools/train.py configs/... data.manifest={summary['manifest']}", file=sys.stderr)
+    return 1 if summary["not_prepared"] else 0
+
+
+def describe(summary: dict[str, Any], target: Path) -> str:
+    """What was done, in words."""
+    prepared = summary["written"] + summary["kept"]
+    lines = [
+        f"{prepared} of {summary['files']} clips prepared ({summary['written']} now, {summary['kept']} before), "
+        f"{summary['without_sound']} of them without sound; {summary['source_bytes'] / GIGABYTE:.2f} GB became "
+        f"{summary['bytes'] / GIGABYTE:.2f} GB -> {summary['manifest']}"
+    ]
+    lines += name_unread(summary["not_prepared"], "could not be prepared", all_in=f"see {target / FAILURES}")
+    return "\n".join(lines)
+
+
+def describe_look(summary: dict[str, Any]) -> str:
+    """What would be done, in words."""
+    return (
+        f"{summary['files']} clips, {summary['hours']:.2f} hours, {summary['source_bytes'] / GIGABYTE:.2f} GB: "
+        f"{summary['todo']} to prepare, {summary['done']} prepared before ({summary['done_bytes'] / GIGABYTE:.2f} GB); "
+        "nothing was written"
+    )

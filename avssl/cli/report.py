@@ -1,0 +1,45 @@
+"""Write the page of a run: what ran, on which clips, how it went, neighbours, and evaluations.
+
+    python tools/report.py runs/mine
+    python tools/report.py runs/mine --manifest moved/manifest.parquet --root moved --out page.html
+    python tools/report.py runs/infonce --embeddings embeddings/ --evaluations results/knn.json
+
+One HTML file without a network, RUN/report.html by default; tools/train.py writes it at the end of a training too,
+and a run that was stopped gets it here. Results of tools/evaluate.py --json that lie in RUN or RUN/evaluations are
+shown. Exit code: 0 done, 2 wrong call.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+from avssl.cli.common import new_parser, run
+from avssl.report.run import write_run_report
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = new_parser(__name__, __doc__)
+    parser.add_argument("run", type=Path, metavar="RUN", help="folder of a run")
+    parser.add_argument("--out", type=Path, help="HTML file to write (default: RUN/report.html)")
+    parser.add_argument("--manifest", type=Path, help="the run's manifest, when it was moved")
+    parser.add_argument("--root", type=Path, help="folder of its clips, when they were moved")
+    parser.add_argument("--embeddings", type=Path, help="folder of tools/extract.py to look for neighbours in")
+    parser.add_argument(
+        "--evaluations", type=Path, nargs="+", default=[], metavar="JSON", help="further results of tools/evaluate.py"
+    )
+    return run(_report, parser.parse_args(arguments))
+
+
+def _report(given: argparse.Namespace) -> int:
+    path, missing = write_run_report(
+        given.run,
+        out=given.out,
+        manifest=given.manifest,
+        root=given.root,
+        embeddings=given.embeddings,
+        evaluations=given.evaluations,
+    )
+    for sentence in missing:
+        print(f"note: {sentence}", file=sys.stderr)
+    print(f"report: {path}")
+    return 0
