@@ -22,6 +22,7 @@ import av.stream
 import numpy as np
 from av.codec.context import Flags2
 
+from avssl.media.audio import to_mono
 from avssl.media.probe import (
     SILENCE,
     Probe,
@@ -32,7 +33,7 @@ from avssl.media.probe import (
     without_picture,
     without_sound,
 )
-from avssl.media.reader import MAX_FRUITLESS, MAX_RESUMED, DecodeError, Reader, frame_duration, to_mono
+from avssl.media.reader import MAX_FRUITLESS, MAX_RESUMED, DecodeError, Reader, frame_duration
 from avssl.workers import serve
 
 CUT_SECONDS = 0.2  # headers of whole files claim up to 0.05 s that is not there (rounding, filling of the last packet)

@@ -62,8 +62,9 @@ import numpy as np
 from av.video.reformatter import ColorRange, Colorspace, Interpolation, VideoReformatter
 
 from avssl.files import WriteError, whole_file
+from avssl.media.audio import mono_frame, resample_stream, without_gaps
 from avssl.media.probe import PLAUSIBLE_FPS, Probe, content_key, probe
-from avssl.media.reader import TIME_TOLERANCE, DecodeError, Reader, frame_duration, to_mono
+from avssl.media.reader import TIME_TOLERANCE, DecodeError, Reader, frame_duration
 from avssl.workers import serve
 
 EXTENSION = ".mp4"
@@ -72,10 +73,7 @@ CLOCK = 90_000  # ticks per second of the pictures
 MOVIE_CLOCK = 360_000  # ticks of the starts of tracks: the least common multiple of CLOCK and 24 kHz
 ENCODER = {"preset": "veryfast", "tune": "fastdecode", "crf": "20", "mbtree": "0"}
 PACKET_SECONDS = 1.0  # of sound: what lies together in the file
-MAX_GAP_SECONDS = 600.0  # of sound, filled with zeros
 RECORD = "avssl.prepare "  # begins the comment of a copy
-BLOCK_FRAMES, BLOCK_SECONDS = 32, (1.0, 10.0)  # sound whose place is found together: at least, at most
-JUMP_SECONDS = 5e-4  # sound further than this from where it should follow is placed anew
 AUDIO_TOLERANCE = 1e-3  # seconds; the first timestamp of a track with coarse ticks is rounded, the median of many not
 FULL = {errno.ENOSPC, errno.EDQUOT, errno.EROFS}  # after these no other copy can be written either
 
@@ -414,97 +412,10 @@ def _sound_packets(
         return
     rate = settings.sample_rate
     stream = container.add_stream("pcm_s16le", rate=rate, layout="mono")
-    pieces = resampled(blocks_of(itertools.chain([first], frames)), rate, shift)
+    pieces = resample_stream(itertools.chain([first], frames), rate, shift)
     for position, samples in _in_packets(without_gaps(pieces, rate, reader.path), round(PACKET_SECONDS * rate)):
-        frame = av.AudioFrame.from_ndarray(samples[None], format="s16", layout="mono")
-        frame.sample_rate, frame.time_base, frame.pts = rate, Fraction(1, rate), position
-        yield from stream.encode(frame)
+        yield from stream.encode(mono_frame(samples, rate, position))
     yield from stream.encode(None)
-
-
-@dataclass(frozen=True)
-class Block:
-    """Mono sound without a gap: (n,) float32 whose first sample is at second `start`."""
-
-    start: float
-    sample_rate: int
-    values: np.ndarray
-
-
-def blocks_of(frames: Iterable[tuple[float, av.AudioFrame]]) -> Iterator[Block]:
-    """Join frames to a second or more; the median of what they say is where the block begins, as in decode.py."""
-    values, anchors, length, rate = [], [], 0, 0  # anchors: seconds at which each frame says that the block begins
-
-    def block() -> Block:
-        return Block(float(np.median(anchors)), rate, np.concatenate(values))
-
-    for seconds, frame in frames:
-        if values:
-            tolerance = 1 / rate + max(float(frame.time_base), 5e-4)  # timestamps are rounded to ticks
-            apart = frame.sample_rate != rate or abs(seconds - length / rate - anchors[0]) > tolerance
-            at_least, at_most = BLOCK_SECONDS
-            full = length > at_most * rate or (len(values) >= BLOCK_FRAMES and length > at_least * rate)
-            if apart or full:
-                yield block()
-                values, anchors, length = [], [], 0
-        rate = frame.sample_rate
-        anchors.append(seconds - length / rate)
-        values.append(to_mono(frame))
-        length += frame.samples
-    if values:
-        yield block()
-
-
-def resampled(blocks: Iterable[Block], rate: int, shift: float) -> Iterator[tuple[int, np.ndarray]]:
-    """Pieces of sound at `rate`: (position of the first sample, (n,) int16).
-
-    Blocks that follow each other run through one resampler. One that lies elsewhere than it should follow, after a
-    gap or because two clocks drift apart, begins anew at its own time.
-    """
-    resampler, begin, end, position, source_rate, fed = None, 0.0, 0.0, 0, 0, 0
-    for block in blocks:
-        if resampler is None or block.sample_rate != source_rate or abs(block.start - end) > JUMP_SECONDS:
-            if resampler is not None:
-                yield from _pieces(resampler.resample(None), position)
-            resampler = av.AudioResampler(format="fltp", layout="mono", rate=rate)
-            begin, source_rate, fed = block.start, block.sample_rate, 0
-            position = max(0, round((begin + shift) * rate))  # the median may lie a little before the first frame
-        frame = av.AudioFrame.from_ndarray(block.values[None], format="fltp", layout="mono")
-        frame.sample_rate, frame.time_base, frame.pts = source_rate, Fraction(1, source_rate), fed
-        for piece in _pieces(resampler.resample(frame), position):
-            yield piece
-            position += len(piece[1])
-        fed += len(block.values)
-        end = begin + fed / source_rate
-    if resampler is not None:
-        yield from _pieces(resampler.resample(None), position)
-
-
-def _pieces(frames: list[av.AudioFrame], position: int) -> Iterator[tuple[int, np.ndarray]]:
-    for frame in frames:
-        samples = np.clip(np.rint(frame.to_ndarray()[0] * 32768), -32768, 32767).astype(np.int16)
-        yield position, samples
-        position += len(samples)
-
-
-def without_gaps(pieces: Iterable[tuple[int, np.ndarray]], rate: int, path: Path) -> Iterator[tuple[int, np.ndarray]]:
-    """The same pieces one right after another: gaps become zeros, and where pieces overlap, the earlier one counts.
-
-    Raises:
-        DecodeError: a gap is longer than MAX_GAP_SECONDS.
-    """
-    end = None
-    for position, samples in pieces:
-        end = position if end is None else end
-        if position - end > MAX_GAP_SECONDS * rate:
-            raise DecodeError(path, f"its sound has a gap of {(position - end) / rate:.0f} seconds")
-        while position > end:
-            zeros = np.zeros(min(position - end, rate), dtype=np.int16)
-            yield end, zeros
-            end += len(zeros)
-        fresh = samples[end - position :]
-        yield end, fresh
-        end += len(fresh)
 
 
 def _in_packets(pieces: Iterable[tuple[int, np.ndarray]], size: int) -> Iterator[tuple[int, np.ndarray]]:

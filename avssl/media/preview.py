@@ -17,7 +17,6 @@ import itertools
 import math
 import time
 from collections.abc import Iterable, Iterator
-from fractions import Fraction
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -29,7 +28,8 @@ import numpy as np
 from PIL import Image
 
 from avssl.files import WriteError, whole_file
-from avssl.media.prepare import FULL, Resizer, blocks_of, encode_pictures, resampled, without_gaps
+from avssl.media.audio import mono_frame, resample_stream, without_gaps
+from avssl.media.prepare import FULL, Resizer, encode_pictures
 from avssl.media.reader import TIME_TOLERANCE, DecodeError, Reader, Track, error_text, frame_duration, is_cover
 from avssl.workers import serve
 
@@ -367,10 +367,8 @@ def _sound_packets(
     stream.codec_context.thread_count = 1
     position = 0
     for samples in pieces:
-        frame = av.AudioFrame.from_ndarray(samples[None], format="s16", layout="mono")
-        frame.sample_rate, frame.time_base, frame.pts = rate, Fraction(1, rate), position
+        yield from stream.encode(mono_frame(samples, rate, position))
         position += len(samples)
-        yield from stream.encode(frame)
         if time.monotonic() > limit:
             break
     yield from stream.encode(None)
@@ -383,7 +381,7 @@ def _sound(
     before and between is silence."""
     inside = itertools.takewhile(lambda each: each[0] < end, frames)
     inside = itertools.dropwhile(lambda each: each[0] + each[1].samples / each[1].sample_rate <= start, inside)
-    placed = _from_zero(resampled(blocks_of(inside), rate, LEAD_SECONDS - start), LEAD_SECONDS * rate)
+    placed = _from_zero(resample_stream(inside, rate, LEAD_SECONDS - start), LEAD_SECONDS * rate)
     last = round((end - start) * rate)
     for position, samples in without_gaps(itertools.chain([(0, np.zeros(0, np.int16))], placed), rate, path):
         if position >= last:

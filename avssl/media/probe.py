@@ -18,7 +18,8 @@ import av
 import av.stream
 import numpy as np
 
-from avssl.media.reader import EMPTY, MISSING, DecodeError, Reader, file_problem, frame_duration, is_cover, to_mono
+from avssl.media.audio import to_mono
+from avssl.media.reader import EMPTY, MISSING, DecodeError, Reader, file_problem, frame_duration, is_cover
 from avssl.workers import serve
 
 SILENCE = 1 / 32768  # a peak up to one step of 16-bit sound is digital silence
