@@ -21,8 +21,8 @@ import pyarrow as pa
 from tqdm import tqdm
 
 from avssl.data.check import FACTS, join_facts
-from avssl.data.layout import find_clips, label_clips
 from avssl.data.manifest import SCHEMA, read_manifest, write_manifest
+from avssl.data.recipes.layout import find_clips, label_clips
 from avssl.files import check_writable, whole_file
 from avssl.media.prepare import EXTENSION, Prepared, Settings
 from avssl.media.probe import Probe

@@ -18,9 +18,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from avssl.data.check import build_table
-from avssl.data.download import DownloadError
 from avssl.data.manifest import ManifestError, write_manifest
-from avssl.data.youtube import forget_parts_of_cut_clips
+from avssl.data.recipes.download import DownloadError
+from avssl.data.recipes.youtube import forget_parts_of_cut_clips
 from avssl.files import WriteError, check_writable
 
 MAX_NAMED = 20  # files named one by one in the summary; the manifest names all

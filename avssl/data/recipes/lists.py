@@ -10,8 +10,8 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from avssl.data.layout import CLIPS, find_clips
 from avssl.data.manifest import ManifestError
+from avssl.data.recipes.layout import CLIPS, find_clips
 
 
 def find_inside(
