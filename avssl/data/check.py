@@ -1,8 +1,5 @@
 """Finding out in worker processes what files hold: `build_table` probes those of a new manifest, `inspect_manifest`
 decodes those of an old one wholly, and `with_findings` writes down what it found.
-
-What lives here: joining the facts with what is known of each row. What does not: the facts themselves (media/probe.py,
-media/inspect.py), which of them matter (policy.py), the pool (workers.py) and how files are found (datasets/*.py).
 """
 
 import collections

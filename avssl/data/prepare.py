@@ -1,8 +1,5 @@
 """From a folder of clips to a folder of training copies and its manifest.
 
-What lives here: which clips there are, what their copies are called, the pool, and the manifest. What does not: one
-copy (media/prepare.py) and the words of the command (tools/prepare.py).
-
 Names: the copy of a/b.avi is a/b.mp4. Where two clips would get the same name (also if only upper and lower case
 differ), each of them keeps its whole name: a/b.avi.mp4 and a/b.mkv.mp4.
 """

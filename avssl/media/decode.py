@@ -3,9 +3,6 @@
 Time is the container's clock: pts x time_base, never shifted. The frame at second t is the last one with
 pts <= t + 1e-4; before the first frame, the first. Sound is placed by its timestamps on the same clock.
 
-What lives here: `read_clip` (any number of windows out of one opened container) and its short forms `read_frames` and
-`read_samples`. What does not: which seconds are wanted (data/sampling.py), whether a file is worth reading (probe.py).
-
 Letters: T frames, H x W pixels, n samples.
 """
 

@@ -1,8 +1,4 @@
-"""Writing clips: RGB frames and samples into a file, the same bytes for the same input.
-
-What lives here: `write_clip`, for the toy set and for the tests, which need every awkward kind of clip. What does not:
-reading (decode.py) and finding out what a file holds (probe.py).
-"""
+"""Writing clips: RGB frames and samples into a file, the same bytes for the same input."""
 
 from fractions import Fraction
 from pathlib import Path

@@ -8,9 +8,6 @@ that nobody wants are decoded on the way by the library, and never converted.
 Sound is PyAV's with every decoder. decord's knows no timestamps and decodes whole files. torchcodec's decodes from the
 beginning of a file on for every window, strings together what lies on both sides of a gap, and mixes channels louder
 than the plain mean.
-
-What lives here: the index, and what is refused because of it. What does not: one library's calls (decord_reader.py,
-torchcodec_reader.py).
 """
 
 import bisect

@@ -1,9 +1,6 @@
 """Decoding a clip wholly, pictures and sound from beginning to end: what is missing, damaged or unusual in it.
 
-    python -m avssl.media.inspect      (a worker: one JSON string, the path, per line in; one JSON object per line out)
-
-What lives here: `inspect`. It imports av and numpy only, as probe.py does. What does not: the pool of workers
-(workers.py), and what of this matters to a run (data/policy.py).
+python -m avssl.media.inspect      (a worker: one JSON string, the path, per line in; one JSON object per line out)
 """
 
 import hashlib

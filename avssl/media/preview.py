@@ -2,10 +2,6 @@
 
     python -m avssl.media.preview        (a worker: one JSON job per line in, one JSON answer per line out)
 
-What lives here: the poster, the spectrogram and the preview of one clip, whether browsers play its file as it is, and
-the worker. It imports av, numpy and PIL only. What does not: where the results are kept (retrieval/previews.py) and the
-page.
-
 A clip is a file or a part of one, (start, end) in seconds on the container's clock. A job is a mapping of kind, source
 and part (None = the whole file), with target unless the kind is "playable"; the answer is a mapping with "reason": a
 sentence in plain words why it could not be done, empty if it was.
@@ -18,7 +14,7 @@ import math
 import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import av
 import av.container
@@ -29,12 +25,11 @@ from PIL import Image
 
 from avssl.files import WriteError, whole_file
 from avssl.media.audio import mono_frame, resample_stream, without_gaps
-from avssl.media.prepare import FULL, Resizer, encode_pictures
+from avssl.media.prepare import FULL, Resizer, encode_pictures, peek
 from avssl.media.reader import TIME_TOLERANCE, DecodeError, Reader, Track, error_text, frame_duration, is_cover
 from avssl.workers import serve
 
 VERSION = 1  # of what is written below: another one makes everything anew
-T = TypeVar("T")
 Part = tuple[float, float] | None  # seconds; None = the whole file
 
 POSTER_SIDE, JPEG_QUALITY = 256, 80
@@ -134,7 +129,7 @@ def spectrogram(source: str | Path, target: str | Path, part: Part = None) -> No
     """
     with Reader(source) as reader:
         _require(reader, "audio", "sound")
-        first, sound = _peek(reader.frames_from("audio", part[0] if part else -math.inf))
+        first, sound = peek(reader.frames_from("audio", part[0] if part else -math.inf))
         if first is None:
             raise DecodeError(source, "the sound track cannot be decoded")
         start = part[0] if part else first[0]
@@ -276,7 +271,7 @@ def _write(source: str | Path, target: Path, part: Part, kinds: list[Track]) -> 
         readers = {kind: stack.enter_context(Reader(source)) for kind in kinds}
         frames, firsts = {}, []
         for kind, reader in readers.items():
-            first, frames[kind] = _peek(reader.frames_from(kind, part[0] if part else -math.inf))
+            first, frames[kind] = peek(reader.frames_from(kind, part[0] if part else -math.inf))
             firsts += [] if first is None else [first[0]]
         if not firsts:
             raise DecodeError(source, "neither pictures nor sound can be decoded")
@@ -292,7 +287,7 @@ def _write(source: str | Path, target: Path, part: Part, kinds: list[Track]) -> 
             tracks.append(_sound_packets(container, readers["audio"], frames["audio"], start, end, limit))
         # each adds its stream before its first packet, and merging asks all for one before it gives any
         packets = heapq.merge(*tracks, key=lambda packet: packet.dts * packet.time_base)
-        first, packets = _peek(packets)
+        first, packets = peek(packets)
         if first is None:
             raise DecodeError(source, "there is neither a picture nor sound in this part of the file")
         for packet in packets:
@@ -308,7 +303,7 @@ def _picture_packets(
     end: float,
     limit: float,
 ) -> Iterator[av.Packet]:
-    first, timed = _peek(_thinned(_until(frames, start, end, limit), reader))
+    first, timed = peek(_thinned(_until(frames, start, end, limit), reader))
     if first is None:
         return
     rate = min(reader.video.average_rate or PREVIEW_FPS, PREVIEW_FPS)
@@ -355,11 +350,11 @@ def _sound_packets(
     end: float,
     limit: float,
 ) -> Iterator[av.Packet]:
-    first, frames = _peek(frames)
+    first, frames = peek(frames)
     if first is None or first[0] >= end:
         return
     rate = 48_000 if first[1].sample_rate % 11_025 else 44_100
-    first, pieces = _peek(_sound(reader.path, frames, rate, start, end))
+    first, pieces = peek(_sound(reader.path, frames, rate, start, end))
     if first is None:
         return
     stream = container.add_stream("aac", rate=rate, layout="mono")
@@ -396,13 +391,6 @@ def _from_zero(pieces: Iterable[tuple[int, np.ndarray]], zero: int) -> Iterator[
         position -= zero
         if position + len(samples) > 0:
             yield max(position, 0), samples[max(-position, 0) :]
-
-
-def _peek(items: Iterable[T]) -> tuple[T | None, Iterator[T]]:
-    """The first one, if there is any, and an iterator over all of them, the first one included."""
-    items = iter(items)
-    first = list(itertools.islice(items, 1))
-    return (first[0] if first else None), itertools.chain(first, items)
 
 
 def _answer(job: dict[str, Any]) -> dict[str, Any]:

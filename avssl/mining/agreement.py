@@ -1,8 +1,5 @@
 """Agreement mining: for each clip, the k others that are most similar in sight and sound (AVID-CMA, section 3.3).
 
-What lives here: the exact search for the sets, and how often a set's members share the class of their row. What does
-not: the loss that uses the sets (methods/avid_cma.py).
-
 The definition is dense: similarity(i, j) = min, max or one of the two cosines, the k largest without i, ties to the
 smaller id. A cosine here is the inner product accumulated in float64 and rounded to float32, so that it does not depend
 on block sizes, threads or on how a candidate was found. Computing that for all pairs is slow on a CPU, so rows are

@@ -2,10 +2,6 @@
 
     python -m avssl.mining.tracking      (a worker: one JSON job per line in; one JSON object per line out)
 
-What lives here: the rule of Wang & Gupta, "Unsupervised Learning of Visual Representations using Videos" (ICCV 2015),
-section 3: take out the camera's motion, pick the box with the most moving points, follow it with KCF; and the checks
-that a track must pass. What does not: the table on disk (data/tracks.py), and the pool (track.py).
-
 Differs from Wang & Gupta:
   * Their points are SURF points with the motion of improved dense trajectories; ours are all pixels, with dense flow
     (DIS), of which those count where the picture changes more than the camera explains: elsewhere flow is made up. Of

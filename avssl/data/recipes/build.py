@@ -1,8 +1,4 @@
-"""What the scripts of datasets/ share: their options, the way from files to a manifest, and its summary.
-
-What lives here: `recipe_parser`, `run_recipe`. What does not: the layout of a set (datasets/*.py), reading lists and
-finding the files that they name (lists.py, youtube.py), fetching (download.py).
-"""
+"""What the scripts of datasets/ share: their options, the way from files to a manifest, and its summary."""
 
 import argparse
 import collections

@@ -1,8 +1,4 @@
-"""Fetching what the owner of a set offers for download: a list, or an archive that is unpacked.
-
-What lives here: `fetch_file`, `fetch_zip`. What does not: which addresses (datasets/*.py). Nothing else of avssl uses
-the network.
-"""
+"""Fetching what the owner of a set offers for download: a list, or an archive that is unpacked."""
 
 import http.client
 import shutil

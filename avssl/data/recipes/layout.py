@@ -1,8 +1,4 @@
-"""Clips of a folder, with the labels and splits that its layout says.
-
-What lives here: `find_clips` and `label_clips`, for datasets/folder.py and for preparing a folder that has no manifest.
-What does not: probing the files (check.py).
-"""
+"""Clips of a folder, with the labels and splits that its layout says."""
 
 import os
 from pathlib import Path, PurePosixPath

@@ -1,8 +1,4 @@
-"""Lists that a set comes with, and the files that they name.
-
-What lives here: reading lists, with errors that name what is missing, and finding files by the names in them. What does
-not: what a list means (datasets/*.py), clips named by YouTube ids (youtube.py).
-"""
+"""Lists that a set comes with, and the files that they name."""
 
 import csv
 import math

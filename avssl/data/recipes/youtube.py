@@ -1,7 +1,4 @@
-"""Clips that a list refers to by YouTube id and seconds, found among files that crawlers named.
-
-What lives here: which file is which listed clip. What does not: reading the lists (datasets/*.py).
-"""
+"""Clips that a list refers to by YouTube id and seconds, found among files that crawlers named."""
 
 import re
 from collections.abc import Iterable, Sequence
