@@ -59,7 +59,6 @@ def cases(manifest: Manifest, clip_seconds: float) -> dict[str, np.ndarray]:
     A row that cannot be read is in no further case; one of sound only is in none that is about pictures.
 
     Args:
-        manifest: of N rows.
         clip_seconds: the longer of a clip's two windows, of picture and of sound.
 
     Returns:

@@ -76,9 +76,8 @@ def name_copies(clips: Sequence[str]) -> dict[str, str]:
     names = {clip: str(PurePosixPath(clip).with_suffix(EXTENSION)) for clip in clips}
     while True:
         claims = collections.Counter(name.casefold() for name in names.values())
-        clashes = [
-            clip for clip, name in names.items() if claims[name.casefold()] > 1 and name != clip + EXTENSION
-        ]  # a name that was lengthened may meet another one
+        # a name that was lengthened may meet another one
+        clashes = [clip for clip, name in names.items() if claims[name.casefold()] > 1 and name != clip + EXTENSION]
         if not clashes:
             return names
         names |= {clip: clip + EXTENSION for clip in clashes}
@@ -122,9 +121,6 @@ def prepare(
     Args:
         source: folder of the clips.
         target: folder of the copies; made if missing.
-        listing: of `list_clips`.
-        settings: of every copy.
-        num_workers: processes.
         timeout_seconds: per clip.
 
     Returns:
@@ -170,9 +166,8 @@ def _make_copies(
     clips = list(names)
     jobs = _jobs(source, target, names, settings, look_only=False)
     done: dict[str, Prepared] = {}
-    with contextlib.closing(
-        run_jobs(MODULE, jobs, num_workers=num_workers, timeout_seconds=timeout_seconds)
-    ) as answers:
+    pool = run_jobs(MODULE, jobs, num_workers=num_workers, timeout_seconds=timeout_seconds)
+    with contextlib.closing(pool) as answers:
         for i, answer in _with_progress(answers, [_size(source / clip) for clip in clips]):
             if isinstance(answer, Lost):
                 answer = Prepared("failed", "", 0.0, Probe(status=answer.status, reason=answer.reason))
@@ -203,15 +198,8 @@ def _with_progress(
 def _jobs(
     source: Path, target: Path, names: dict[str, str], settings: Settings, *, look_only: bool
 ) -> list[dict[str, Any]]:
-    return [
-        {
-            "source": str(source / clip),
-            "target": str(target / name),
-            "settings": asdict(settings),
-            "look_only": look_only,
-        }
-        for clip, name in names.items()
-    ]
+    shared = {"settings": asdict(settings), "look_only": look_only}
+    return [{"source": str(source / clip), "target": str(target / name)} | shared for clip, name in names.items()]
 
 
 def _table(listing: Listing, names: dict[str, str], done: dict[str, Prepared]) -> pa.Table:
@@ -255,10 +243,9 @@ def _alone(target: Path) -> Iterator[None]:
 
 
 def _remove_unfinished(target: Path) -> None:
-    for folder, _, files in os.walk(target):
-        for name in files:
-            if name.startswith(".") and name.endswith(".partial"):
-                (Path(folder) / name).unlink(missing_ok=True)
+    for path in list(target.rglob(".*.partial")):
+        if path.is_file():
+            path.unlink(missing_ok=True)
 
 
 def _size(path: Path) -> int:
