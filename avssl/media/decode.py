@@ -151,7 +151,7 @@ def read_clip(
     opener: Callable[[str | Path], Source] | None = None,
     limits: Limits = LIMITS,
 ) -> tuple[list[Frames], list[Samples]]:
-    """Read any number of windows out of one opened file.
+    """Read any number of windows out of one opened file, results in the order asked for.
 
     A window of frames that runs past the end of the last frame repeats its own frames from the first onwards; one that
     starts past the end repeats the last frame. Sound is mixed to mono by the plain mean of all channels, resampled, and
@@ -160,14 +160,9 @@ def read_clip(
 
     Args:
         path: a file of this machine; nothing is fetched over a network.
-        video: windows of frames, in any order.
-        audio: windows of sound, in any order.
         decoder: the library that decodes the pictures; sound is PyAV's with each of them.
         opener: gives the file instead, such as `ClipCache.open`, which remembers what was decoded.
         limits: what the file may ask for.
-
-    Returns:
-        One `Frames` per video window and one `Samples` per audio window, in the order asked for.
 
     Raises:
         DecodeError: the file cannot be opened, frames are asked for and none can be decoded, or it asks for more than
@@ -297,10 +292,9 @@ class _Pictures:
         _, _, crop_height, crop_width = self.window.crop or WHOLE
         size = self.window.size or (max(1, round(crop_height * height)), max(1, round(crop_width * width)))
         if 3 * self.window.num_frames * math.prod(size) > self.max_bytes:
+            pictures = f"{self.window.num_frames} pictures of {size[1]}x{size[0]} pixels"
             raise DecodeError(
-                self.path,
-                f"{self.window.num_frames} pictures of {size[1]}x{size[0]} pixels are more than max_bytes="
-                f"{self.max_bytes}: ask for fewer or smaller ones",
+                self.path, f"{pictures} are more than max_bytes={self.max_bytes}: ask for fewer or smaller ones"
             )
         self.data = np.empty((self.window.num_frames, *size, 3), dtype=np.uint8)
 

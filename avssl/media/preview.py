@@ -40,10 +40,9 @@ NUM_STEPS, NUM_MELS = 256, 64  # width and height in pixels
 WINDOW = 1024  # samples of one Fourier transform
 STRIDE = 256  # samples, at most, from one transform to the next
 RANGE_DB = 70.0  # from the darkest to the brightest colour
-COLOURS = [  # dark to bright in even steps of lightness (magma of matplotlib)
-    *((0, 0, 4), (28, 16, 68), (79, 18, 123), (129, 37, 129), (181, 54, 122)),
-    *((229, 80, 100), (251, 135, 97), (254, 194, 135), (252, 253, 191)),
-]
+COLORS = (  # dark to bright in even steps of lightness (magma of matplotlib), as hex RGB
+    "000004 1c1044 4f127b 812581 b5367a e55064 fb8761 fec287 fcfdbf"
+)
 
 PREVIEW_SECONDS = 60.0
 PREVIEW_SIDE = 320  # pixels of the shorter side, at most
@@ -180,8 +179,9 @@ def _levels(decibel: np.ndarray) -> np.ndarray:
 
 def _palette() -> np.ndarray:
     """(256, 3) uint8 RGB."""
-    stops = np.linspace(0, 255, len(COLOURS))
-    return np.stack([np.interp(np.arange(256), stops, part) for part in np.transpose(COLOURS)], axis=1).astype(np.uint8)
+    colors = [tuple(bytes.fromhex(color)) for color in COLORS.split()]
+    stops = np.linspace(0, 255, len(colors))
+    return np.stack([np.interp(np.arange(256), stops, part) for part in np.transpose(colors)], axis=1).astype(np.uint8)
 
 
 def playable(source: str | Path) -> str | None:
@@ -282,7 +282,8 @@ def _write(source: str | Path, target: Path, part: Part, kinds: list[Track]) -> 
         container = stack.enter_context(av.open(str(target), "w", format="mp4", options={"movflags": "+faststart"}))
         tracks = []
         if "video" in kinds:
-            tracks.append(_picture_packets(container, readers["video"], frames["video"], start, end, limit))
+            shown = _until(frames["video"], start, end, limit)
+            tracks.append(_picture_packets(container, readers["video"], shown, start))
         if "audio" in kinds:
             tracks.append(_sound_packets(container, readers["audio"], frames["audio"], start, end, limit))
         # each adds its stream before its first packet, and merging asks all for one before it gives any
@@ -296,14 +297,9 @@ def _write(source: str | Path, target: Path, part: Part, kinds: list[Track]) -> 
 
 
 def _picture_packets(
-    container: av.container.OutputContainer,
-    reader: Reader,
-    frames: Iterator[tuple[float, av.VideoFrame]],
-    start: float,
-    end: float,
-    limit: float,
+    container: av.container.OutputContainer, reader: Reader, frames: Iterator[tuple[float, av.VideoFrame]], start: float
 ) -> Iterator[av.Packet]:
-    first, timed = peek(_thinned(_until(frames, start, end, limit), reader))
+    first, timed = peek(_thinned(frames, reader))
     if first is None:
         return
     rate = min(reader.video.average_rate or PREVIEW_FPS, PREVIEW_FPS)

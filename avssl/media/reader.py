@@ -92,21 +92,13 @@ class HasRate(Protocol):
 
 @dataclass(frozen=True)
 class LazyFrame:
-    """A picture whose second is known, and that is decoded when it is wanted (indexed.py).
+    """A picture whose second is known, and that is decoded when it is wanted (indexed.py)."""
 
-    Args:
-        decode: gives it as RGB, as it is stored.
-        duration: in ticks, 0 = not known.
-        time_base: seconds of a tick.
-        rotation: degrees counterclockwise by which it is to be turned.
-        narrow: name of the kind of pixels that the file stores, if it stores fewer colours than pixels.
-    """
-
-    decode: Callable[[], av.VideoFrame]
-    duration: int
-    time_base: Fraction
-    rotation: int
-    narrow: str | None
+    decode: Callable[[], av.VideoFrame]  # as RGB, as it is stored
+    duration: int  # ticks, 0 = not known
+    time_base: Fraction  # seconds of a tick
+    rotation: int  # degrees counterclockwise by which it is to be turned
+    narrow: str | None  # name of the kind of pixels that the file stores, if it stores fewer colors than pixels
 
 
 class Source(Protocol):
@@ -177,23 +169,16 @@ class Reader:
         self._pass = _Pass(self.container, streams, from_beginning=True)
 
     def _check_limits(self) -> None:
-        if self.video is not None and max(self.video.width, self.video.height) > MAX_SIDE:
-            raise DecodeError(
-                self.path, f"a picture of {self.video.width}x{self.video.height} is longer than {MAX_SIDE}"
-            )
-        if self.video is not None and self.video.width * self.video.height > self.limits.max_pixels:
-            raise DecodeError(
-                self.path,
-                f"a picture of {self.video.width}x{self.video.height} pixels is larger than data.max_pixels="
-                f"{self.limits.max_pixels}: raise it if the file is sound",
-            )
+        width, height = (0, 0) if self.video is None else (self.video.width, self.video.height)
         seconds = (self.container.duration or 0) / av.time_base
+        if max(width, height) > MAX_SIDE:
+            raise DecodeError(self.path, f"a picture of {width}x{height} is longer than {MAX_SIDE}")
+        if width * height > self.limits.max_pixels:
+            limit = f"data.max_pixels={self.limits.max_pixels}: raise it if the file is sound"
+            raise DecodeError(self.path, f"a picture of {width}x{height} pixels is larger than {limit}")
         if seconds > self.limits.max_seconds:
-            raise DecodeError(
-                self.path,
-                f"it claims to last {seconds:.0f} seconds, more than data.max_seconds={self.limits.max_seconds:.0f}: "
-                "raise it if the file is sound",
-            )
+            limit = f"data.max_seconds={self.limits.max_seconds:.0f}: raise it if the file is sound"
+            raise DecodeError(self.path, f"it claims to last {seconds:.0f} seconds, more than {limit}")
 
     def frames_from(
         self, kind: Track, seconds: float, wanted: Sequence[float] | None = None
@@ -204,8 +189,7 @@ class Reader:
         Both tracks can be read one after the other from the beginning without opening the file twice.
 
         Args:
-            kind: "video" or "audio", a stream that exists.
-            seconds: where to begin.
+            kind: of a stream that exists.
             wanted: seconds in rising order of the pictures that will be looked at: others may be missing, except the
                 first and the last of the file. None = all.
         """
@@ -243,13 +227,8 @@ class Reader:
         return self._decode(getattr(self, kind), wanted, skip_to=seconds)
 
     def end_seconds(self, kind: str) -> float | None:
-        """When the last packet of a track ends, by the packets that are there and not by what the header claims.
-
-        Args:
-            kind: "video" or "audio", a stream that exists.
-
-        Raises:
-            DecodeError: a packet is encrypted.
+        """When the last packet of a track ends, by the packets that are there and not by what the header claims. Raises
+        DecodeError: a packet is encrypted.
         """
         stream = getattr(self, kind)
         claimed = None
@@ -301,10 +280,8 @@ class Reader:
     def _decode(
         self, stream: av.stream.Stream, wanted: Sequence[float] | None, *, skip_to: float | None = None
     ) -> Iterator[tuple[float, av.VideoFrame | av.AudioFrame]]:
-        """What decodes from here on, without frames whose time does not rise.
-
-        Args:
-            skip_to: packets that are not needed for this second and what follows are not decoded.
+        """What decodes from here on, without frames whose time does not rise; packets that are not needed for second
+        `skip_to` and what follows are not decoded.
         """
         packets = self._pass.packets(stream)
         if skip_to is not None:
