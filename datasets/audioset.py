@@ -16,12 +16,12 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-from avssl.data.download import fetch_file
-from avssl.data.layout import CLIPS, SOUNDS, find_clips
-from avssl.data.lists import read_cells, read_csv, read_seconds
 from avssl.data.manifest import ManifestError
-from avssl.data.recipes import Found, recipe_parser, run_recipe
-from avssl.data.youtube import Listed, match_clips
+from avssl.data.recipes.build import Found, recipe_parser, run_recipe
+from avssl.data.recipes.download import fetch_file
+from avssl.data.recipes.layout import CLIPS, SOUNDS, find_clips
+from avssl.data.recipes.lists import read_cells, read_csv, read_seconds
+from avssl.data.recipes.youtube import Listed, match_clips
 
 ADDRESS = "https://storage.googleapis.com/us_audioset/youtube_corpus/v1/csv"
 CLASSES = "class_labels_indices.csv"

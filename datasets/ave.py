@@ -12,9 +12,9 @@ import sys
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from avssl.data.lists import find_inside, read_lines, read_seconds
 from avssl.data.manifest import ManifestError
-from avssl.data.recipes import Found, recipe_parser, run_recipe
+from avssl.data.recipes.build import Found, recipe_parser, run_recipe
+from avssl.data.recipes.lists import find_inside, read_lines, read_seconds
 
 HEADER = "Category&VideoID&Quality&StartTime&EndTime"
 EXPECTED = {"clips": 4_143, "classes": 28, "split train": 3_339, "split val": 402, "split test": 402}

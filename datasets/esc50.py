@@ -13,11 +13,11 @@ import sys
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from avssl.data.download import fetch_zip
-from avssl.data.layout import SOUNDS
-from avssl.data.lists import find_inside, match_files, read_csv
 from avssl.data.manifest import ManifestError
-from avssl.data.recipes import Found, recipe_parser, run_recipe
+from avssl.data.recipes.build import Found, recipe_parser, run_recipe
+from avssl.data.recipes.download import fetch_zip
+from avssl.data.recipes.layout import SOUNDS
+from avssl.data.recipes.lists import find_inside, match_files, read_csv
 
 ADDRESS = "https://github.com/karolpiczak/ESC-50/archive/refs/heads/master.zip"
 FOLDS = ("1", "2", "3", "4", "5")

@@ -18,10 +18,10 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from avssl.data.layout import CLIPS, SOUNDS, find_clips, label_clips
-from avssl.data.lists import read_seconds
 from avssl.data.manifest import ManifestError
-from avssl.data.recipes import Found, recipe_parser, run_recipe
+from avssl.data.recipes.build import Found, recipe_parser, run_recipe
+from avssl.data.recipes.layout import CLIPS, SOUNDS, find_clips, label_clips
+from avssl.data.recipes.lists import read_seconds
 
 LAYOUT = f"clips end in {' '.join(sorted(CLIPS))}; --sounds takes sound alone"
 

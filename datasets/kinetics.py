@@ -20,11 +20,11 @@ import sys
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from avssl.data.layout import find_clips
-from avssl.data.lists import read_cells, read_csv, read_seconds
 from avssl.data.manifest import ManifestError
-from avssl.data.recipes import Found, recipe_parser, run_recipe
-from avssl.data.youtube import Listed, match_clips, youtube_id
+from avssl.data.recipes.build import Found, recipe_parser, run_recipe
+from avssl.data.recipes.layout import find_clips
+from avssl.data.recipes.lists import read_cells, read_csv, read_seconds
+from avssl.data.recipes.youtube import Listed, match_clips, youtube_id
 
 EXPECTED = {
     400: {"classes": 400, "split train": 246_534, "split val": 19_906, "split test": 39_805},

@@ -13,9 +13,9 @@ import sys
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from avssl.data.lists import check_classes, find_inside, match_files, read_lines
 from avssl.data.manifest import ManifestError
-from avssl.data.recipes import Found, recipe_parser, run_recipe
+from avssl.data.recipes.build import Found, recipe_parser, run_recipe
+from avssl.data.recipes.lists import check_classes, find_inside, match_files, read_lines
 
 EXPECTED = {
     "clips": 13_320,

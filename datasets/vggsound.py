@@ -13,12 +13,12 @@ import argparse
 import sys
 from pathlib import Path
 
-from avssl.data.download import fetch_file
-from avssl.data.layout import CLIPS, SOUNDS, find_clips
-from avssl.data.lists import read_cells, read_seconds
 from avssl.data.manifest import ManifestError
-from avssl.data.recipes import Found, recipe_parser, run_recipe
-from avssl.data.youtube import Listed, match_clips
+from avssl.data.recipes.build import Found, recipe_parser, run_recipe
+from avssl.data.recipes.download import fetch_file
+from avssl.data.recipes.layout import CLIPS, SOUNDS, find_clips
+from avssl.data.recipes.lists import read_cells, read_seconds
+from avssl.data.recipes.youtube import Listed, match_clips
 
 ADDRESS = "https://raw.githubusercontent.com/hche11/VGGSound/master/data/vggsound.csv"
 EXPECTED = {"clips": 199_467, "classes": 309, "split train": 183_971, "split test": 15_496}

@@ -31,8 +31,9 @@ import av
 import numpy as np
 
 from avssl.benchmark.damage import FPS, SIZE, Clip, Ear, read_numbers
+from avssl.media.audio import to_mono
 from avssl.media.decode import Frames, Samples
-from avssl.media.reader import OPEN_SECONDS, SAMPLE_RATES, TIME_TOLERANCE, frame_duration, to_mono
+from avssl.media.reader import OPEN_SECONDS, SAMPLE_RATES, TIME_TOLERANCE, frame_duration
 
 SAME_TIME = 0.003  # seconds: two ticks of a Matroska clock
 SAME_SOUND = 0.005  # seconds by which sound may be off

@@ -8,6 +8,7 @@ What lives here: the rows, and what is measured of a run. What does not: the set
 (configs/toy/), the picture (positives_picture.py).
 """
 
+import dataclasses
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence

@@ -1,15 +1,12 @@
 """Finding out in worker processes what files hold: `build_table` probes those of a new manifest, `inspect_manifest`
 decodes those of an old one wholly, and `with_findings` writes down what it found.
-
-What lives here: joining the facts with what is known of each row. What does not: the facts themselves (media/probe.py,
-media/inspect.py), which of them matter (policy.py), the pool (workers.py) and how files are found (datasets/*.py).
 """
 
 import collections
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -23,6 +20,7 @@ from avssl.media.inspect import Inspection
 from avssl.media.probe import Probe
 from avssl.workers import Lost, run_jobs
 
+T = TypeVar("T", bound=Probe)
 FACTS = tuple(asdict(Probe()))
 FIXED = ("size", "content_key")  # facts that belong to the instance: a checked manifest keeps them
 TIMES = ("duration", "video_start", "video_end", "audio_start", "audio_end")
@@ -52,13 +50,11 @@ def build_table(
         num_workers: processes.
         timeout_seconds: per file; a file that takes longer gets the status timeout.
     """
-    root = Path(root)
     paths = sorted({row["path"] for row in rows})
-    facts = {}
-    probed = probe_files([root / path for path in paths], num_workers=num_workers, timeout_seconds=timeout_seconds)
-    for i, probe in tqdm(probed, total=len(paths), desc="probing", unit="clip"):
-        facts[paths[i]] = asdict(probe)
-    return join_facts(rows, facts)
+    files = [Path(root) / path for path in paths]
+    probed = probe_files(files, num_workers=num_workers, timeout_seconds=timeout_seconds)
+    probed = tqdm(probed, total=len(paths), desc="probing", unit="clip")
+    return join_facts(rows, {paths[i]: asdict(probe) for i, probe in probed})
 
 
 def manifest_of_file(path: Path) -> Manifest:
@@ -74,12 +70,7 @@ def manifest_of_file(path: Path) -> Manifest:
 
 
 def join_facts(rows: Sequence[Mapping[str, Any]], facts: Mapping[str, Mapping[str, Any]]) -> pa.Table:
-    """The table of a manifest.
-
-    Args:
-        rows: see `build_table`.
-        facts: of each path, the fields of a `Probe`.
-    """
+    """The table of a manifest from rows as in `build_table` and the fields of a `Probe` of each path."""
     columns: dict[str, list] = {name: [] for name in SCHEMA.names}
     further = {name: None for row in rows for name in row if name in FACTS or name not in SCHEMA.names}
     for row in rows:
@@ -97,27 +88,24 @@ def probe_files(
     paths: Sequence[str | Path], *, num_workers: int, timeout_seconds: float
 ) -> Iterator[tuple[int, Probe]]:
     """Yield (position in `paths`, facts) as they come; see `run_jobs` for the rest."""
-    jobs = [str(path) for path in paths]
-    answers = run_jobs("avssl.media.probe", jobs, num_workers=num_workers, timeout_seconds=timeout_seconds)
-    for i, answer in answers:
-        yield i, Probe(status=answer.status, reason=answer.reason) if isinstance(answer, Lost) else Probe(**answer)
+    return _ask_workers("avssl.media.probe", Probe, paths, num_workers, timeout_seconds)
 
 
 def inspect_manifest(manifest: Manifest, *, num_workers: int, timeout_seconds: float) -> dict[str, Inspection]:
-    """Decode all files of a manifest wholly, each file once, with a progress bar: {path: what was found}.
-
-    Args:
-        num_workers: processes.
-        timeout_seconds: per file; a file that takes longer gets the status timeout.
-    """
+    """Decode all files of a manifest wholly, each file once, with a progress bar: {path: what was found}. Workers and
+    timeout as in `build_table`."""
     paths = sorted(set(manifest.column("path")))
-    jobs = [str(manifest.root / path) for path in paths]
-    answers = run_jobs("avssl.media.inspect", jobs, num_workers=num_workers, timeout_seconds=timeout_seconds)
-    found = {}
-    for i, answer in tqdm(answers, total=len(paths), desc="checking", unit="clip"):
-        is_lost = isinstance(answer, Lost)
-        found[paths[i]] = Inspection(status=answer.status, reason=answer.reason) if is_lost else Inspection(**answer)
-    return found
+    files = [manifest.root / path for path in paths]
+    found = _ask_workers("avssl.media.inspect", Inspection, files, num_workers, timeout_seconds)
+    return {paths[i]: each for i, each in tqdm(found, total=len(paths), desc="checking", unit="clip")}
+
+
+def _ask_workers(
+    module: str, kind: type[T], paths: Sequence[str | Path], num_workers: int, timeout_seconds: float
+) -> Iterator[tuple[int, T]]:
+    jobs = [str(path) for path in paths]
+    for i, answer in run_jobs(module, jobs, num_workers=num_workers, timeout_seconds=timeout_seconds):
+        yield i, kind(status=answer.status, reason=answer.reason) if isinstance(answer, Lost) else kind(**answer)
 
 
 def with_findings(table: pa.Table, found: Mapping[str, Inspection]) -> pa.Table:
@@ -125,10 +113,6 @@ def with_findings(table: pa.Table, found: Mapping[str, Inspection]) -> pa.Table:
 
     The same instances in the same order. A file that is another than the recorded one gets the status exchanged, and a
     quarantined row stays so.
-
-    Args:
-        table: of a manifest.
-        found: of every path in it.
     """
     rows = table.to_pylist()
     first: dict[tuple, str] = {}  # (digest, start, end) -> path of the first row
@@ -153,7 +137,6 @@ def fix_manifest(path: str | Path, manifest: Manifest, found: Mapping[str, Inspe
     decode leave the quarantine list; of the others the manifest itself now tells.
 
     Args:
-        path: of the manifest.
         manifest: as it was read before the files were inspected.
         found: of every path in it.
 
@@ -176,8 +159,7 @@ def report(manifest: Manifest, found: Mapping[str, Inspection], *, clip_seconds:
     """What is the matter with the files of a manifest, as plain data.
 
     Args:
-        manifest: any; what was found counts, not what it says.
-        found: of every path in it.
+        found: of every path in the manifest; it counts, not what the manifest says.
         clip_seconds: files shorter than this are short.
 
     Returns:
@@ -211,10 +193,14 @@ def describe(summary: Mapping[str, Any]) -> str:
         entries = [entry for entry in summary["problems"] if case in entry["cases"]]
         if entries:
             lines.append(f"{len(entries)} {title}:")
-            lines += [f"  {entry['path']}{_detail(case, entry)}" for entry in entries[:MAX_NAMED]]
-        if len(entries) > MAX_NAMED:
-            lines.append(f"  and {len(entries) - MAX_NAMED} more: --json names all")
+            lines += name_some([f"{entry['path']}{_detail(case, entry)}" for entry in entries], "--json names all")
     return "\n".join(lines)
+
+
+def name_some(names: Sequence[str], where: str) -> list[str]:
+    """Up to MAX_NAMED indented lines, and how many more there are and where to look them up."""
+    lines = [f"  {name}" for name in names[:MAX_NAMED]]
+    return lines + ([f"  and {len(names) - MAX_NAMED} more: {where}"] if len(names) > MAX_NAMED else [])
 
 
 def _detail(case: str, entry: Mapping[str, Any]) -> str:
@@ -238,9 +224,8 @@ def _facts(row: Mapping[str, Any], found: Inspection) -> dict[str, Any]:
         return {"status": found.status, "reason": found.reason}
     if found.content_key != row["content_key"]:
         return {"status": "exchanged", "reason": EXCHANGED}
-    facts = {name: value for name, value in asdict(found).items() if name in FINDINGS or name in FACTS}
-    for name in FIXED:
-        del facts[name]
+    kept = (set(FINDINGS) | set(FACTS)) - set(FIXED)
+    facts = {name: value for name, value in asdict(found).items() if name in kept}
     for name in TIMES:
         if None not in (row[name], facts[name]) and abs(row[name] - facts[name]) < SAME_SECONDS:
             facts[name] = row[name]

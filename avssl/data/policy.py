@@ -1,8 +1,5 @@
 """What a clip may lack, and which clips a run trains on in spite of it.
 
-What lives here: pure functions of the manifest. What does not: how the facts are found (media/probe.py,
-media/inspect.py), and how what is missing is marked in a batch (dataset.py).
-
 Every row is judged by its own part of the file (start, end). cut_off, damaged, variable_rate and duplicate are known
 only after `python tools/check.py MANIFEST --fix-manifest`.
 
@@ -63,7 +60,6 @@ def cases(manifest: Manifest, clip_seconds: float) -> dict[str, np.ndarray]:
     A row that cannot be read is in no further case; one of sound only is in none that is about pictures.
 
     Args:
-        manifest: of N rows.
         clip_seconds: the longer of a clip's two windows, of picture and of sound.
 
     Returns:

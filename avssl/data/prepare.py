@@ -1,8 +1,5 @@
 """From a folder of clips to a folder of training copies and its manifest.
 
-What lives here: which clips there are, what their copies are called, the pool, and the manifest. What does not: one
-copy (media/prepare.py) and the words of the command (tools/prepare.py).
-
 Names: the copy of a/b.avi is a/b.mp4. Where two clips would get the same name (also if only upper and lower case
 differ), each of them keeps its whole name: a/b.avi.mp4 and a/b.mkv.mp4.
 """
@@ -21,8 +18,8 @@ import pyarrow as pa
 from tqdm import tqdm
 
 from avssl.data.check import FACTS, join_facts
-from avssl.data.layout import find_clips, label_clips
 from avssl.data.manifest import SCHEMA, read_manifest, write_manifest
+from avssl.data.recipes.layout import find_clips, label_clips
 from avssl.files import check_writable, whole_file
 from avssl.media.prepare import EXTENSION, Prepared, Settings
 from avssl.media.probe import Probe
@@ -79,9 +76,8 @@ def name_copies(clips: Sequence[str]) -> dict[str, str]:
     names = {clip: str(PurePosixPath(clip).with_suffix(EXTENSION)) for clip in clips}
     while True:
         claims = collections.Counter(name.casefold() for name in names.values())
-        clashes = [
-            clip for clip, name in names.items() if claims[name.casefold()] > 1 and name != clip + EXTENSION
-        ]  # a name that was lengthened may meet another one
+        # a name that was lengthened may meet another one
+        clashes = [clip for clip, name in names.items() if claims[name.casefold()] > 1 and name != clip + EXTENSION]
         if not clashes:
             return names
         names |= {clip: clip + EXTENSION for clip in clashes}
@@ -125,9 +121,6 @@ def prepare(
     Args:
         source: folder of the clips.
         target: folder of the copies; made if missing.
-        listing: of `list_clips`.
-        settings: of every copy.
-        num_workers: processes.
         timeout_seconds: per clip.
 
     Returns:
@@ -173,9 +166,8 @@ def _make_copies(
     clips = list(names)
     jobs = _jobs(source, target, names, settings, look_only=False)
     done: dict[str, Prepared] = {}
-    with contextlib.closing(
-        run_jobs(MODULE, jobs, num_workers=num_workers, timeout_seconds=timeout_seconds)
-    ) as answers:
+    pool = run_jobs(MODULE, jobs, num_workers=num_workers, timeout_seconds=timeout_seconds)
+    with contextlib.closing(pool) as answers:
         for i, answer in _with_progress(answers, [_size(source / clip) for clip in clips]):
             if isinstance(answer, Lost):
                 answer = Prepared("failed", "", 0.0, Probe(status=answer.status, reason=answer.reason))
@@ -206,15 +198,8 @@ def _with_progress(
 def _jobs(
     source: Path, target: Path, names: dict[str, str], settings: Settings, *, look_only: bool
 ) -> list[dict[str, Any]]:
-    return [
-        {
-            "source": str(source / clip),
-            "target": str(target / name),
-            "settings": asdict(settings),
-            "look_only": look_only,
-        }
-        for clip, name in names.items()
-    ]
+    shared = {"settings": asdict(settings), "look_only": look_only}
+    return [{"source": str(source / clip), "target": str(target / name)} | shared for clip, name in names.items()]
 
 
 def _table(listing: Listing, names: dict[str, str], done: dict[str, Prepared]) -> pa.Table:
@@ -258,10 +243,9 @@ def _alone(target: Path) -> Iterator[None]:
 
 
 def _remove_unfinished(target: Path) -> None:
-    for folder, _, files in os.walk(target):
-        for name in files:
-            if name.startswith(".") and name.endswith(".partial"):
-                (Path(folder) / name).unlink(missing_ok=True)
+    for path in list(target.rglob(".*.partial")):
+        if path.is_file():
+            path.unlink(missing_ok=True)
 
 
 def _size(path: Path) -> int:

@@ -46,11 +46,7 @@ def read_quarantine(manifest: str | Path) -> list[Entry]:
 
 
 def add_to_quarantine(manifest: str | Path, entry: Entry) -> None:
-    """Append one entry.
-
-    Raises:
-        WriteError: the list cannot be written to.
-    """
+    """Append one entry. Raises WriteError."""
     path = quarantine_path(manifest)
     line = json.dumps(asdict(entry) | {"time": datetime.now(UTC).isoformat(timespec="seconds")})
     try:
@@ -65,17 +61,7 @@ def add_to_quarantine(manifest: str | Path, entry: Entry) -> None:
 
 
 def release(manifest: str | Path, paths: Collection[str]) -> list[str]:
-    """Take files off the list.
-
-    Args:
-        paths: as in the manifest.
-
-    Returns:
-        Those that were on it, sorted.
-
-    Raises:
-        WriteError: the list cannot be written.
-    """
+    """Take files off the list, and return those that were on it, sorted. Raises WriteError."""
     entries = read_quarantine(manifest)
     kept = [entry for entry in entries if entry.path not in paths]
     if len(kept) < len(entries):

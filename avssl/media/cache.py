@@ -17,23 +17,22 @@ import av
 
 from avssl.media.reader import LIMITS, Limits, Reader, Track
 
-DecodedFrames = list[tuple[float, av.VideoFrame | av.AudioFrame]]
-
 
 @dataclass(frozen=True)
 class DecodedTrack:
     """What is asked of a stream whose file is closed."""
 
     average_rate: Fraction | None
+    frames: list[tuple[float, av.VideoFrame | av.AudioFrame]]
 
 
+@dataclass(frozen=True)
 class DecodedFile:
     """A whole file, decoded; it answers as a `Reader` does."""
 
-    def __init__(self, path: Path, tracks: dict[Track, DecodedTrack], frames: dict[Track, DecodedFrames]) -> None:
-        self.path = path
-        self.video, self.audio = tracks.get("video"), tracks.get("audio")
-        self._frames = frames
+    path: Path
+    video: DecodedTrack | None = None
+    audio: DecodedTrack | None = None
 
     def __enter__(self) -> Self:
         return self
@@ -44,10 +43,8 @@ class DecodedFile:
     def frames_from(
         self, kind: Track, seconds: float, wanted: Sequence[float] | None = None
     ) -> Iterator[tuple[float, av.VideoFrame | av.AudioFrame]]:
-        """Decoded frames with their seconds, in rising time; the first lies at or before `seconds` unless it is the
-        first of the file. All of them, whatever is `wanted`.
-        """
-        frames = self._frames[kind]
+        """As `Reader.frames_from`: all frames, whatever is `wanted`."""
+        frames = getattr(self, kind).frames
         first = bisect.bisect_right(frames, seconds, key=lambda each: each[0]) - 1
         yield from frames[max(first, 0) :]
 
@@ -77,19 +74,17 @@ class ClipCache:
     def _keep(self, path: Path) -> None:
         """Decode a file wholly; one that does not fit any more closes the cache."""
         tracks: dict[Track, DecodedTrack] = {}
-        frames: dict[Track, DecodedFrames] = {}
         num_bytes = 0
         with Reader(path, limits=self.limits) as reader:
             for kind in ("video", "audio"):
                 if getattr(reader, kind) is None:
                     continue
-                tracks[kind] = DecodedTrack(reader.video.average_rate if kind == "video" else None)
-                frames[kind] = []
+                tracks[kind] = DecodedTrack(reader.video.average_rate if kind == "video" else None, [])
                 for seconds, frame in reader.frames_from(kind, float("-inf")):
                     num_bytes += sum(plane.buffer_size for plane in frame.planes)
                     if self.num_bytes + num_bytes > self.max_bytes:
                         self.full = True
                         return
-                    frames[kind].append((seconds, frame))
+                    tracks[kind].frames.append((seconds, frame))
         self.num_bytes += num_bytes
-        self._files[path] = DecodedFile(path, tracks, frames)
+        self._files[path] = DecodedFile(path, **tracks)

@@ -3,9 +3,6 @@
 Time is the container's clock: pts x time_base, never shifted. The frame at second t is the last one with
 pts <= t + 1e-4; before the first frame, the first. Sound is placed by its timestamps on the same clock.
 
-What lives here: `read_clip` (any number of windows out of one opened container) and its short forms `read_frames` and
-`read_samples`. What does not: which seconds are wanted (data/sampling.py), whether a file is worth reading (probe.py).
-
 Letters: T frames, H x W pixels, n samples.
 """
 
@@ -13,7 +10,6 @@ import itertools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from fractions import Fraction
 from pathlib import Path
 
 import av
@@ -21,6 +17,7 @@ import cv2
 import numpy as np
 from av.video.reformatter import Interpolation, VideoReformatter
 
+from avssl.media.audio import Grid, resample
 from avssl.media.decoders import Decoder, open_source
 from avssl.media.reader import (
     LIMITS,
@@ -32,7 +29,6 @@ from avssl.media.reader import (
     Source,
     error_text,
     frame_duration,
-    to_mono,
 )
 from avssl.windows import AudioWindow, VideoWindow
 
@@ -95,7 +91,7 @@ def read_clip(
     opener: Callable[[str | Path], Source] | None = None,
     limits: Limits = LIMITS,
 ) -> tuple[list[Frames], list[Samples]]:
-    """Read any number of windows out of one opened file.
+    """Read any number of windows out of one opened file, results in the order asked for.
 
     A window of frames that runs past the end of the last frame repeats its own frames from the first onwards; one that
     starts past the end repeats the last frame. Sound is mixed to mono by the plain mean of all channels, resampled, and
@@ -104,14 +100,9 @@ def read_clip(
 
     Args:
         path: a file of this machine; nothing is fetched over a network.
-        video: windows of frames, in any order.
-        audio: windows of sound, in any order.
         decoder: the library that decodes the pictures; sound is PyAV's with each of them.
         opener: gives the file instead, such as `ClipCache.open`, which remembers what was decoded.
         limits: what the file may ask for.
-
-    Returns:
-        One `Frames` per video window and one `Samples` per audio window, in the order asked for.
 
     Raises:
         DecodeError: the file cannot be opened, frames are asked for and none can be decoded, or it asks for more than
@@ -241,10 +232,9 @@ class _Pictures:
         _, _, crop_height, crop_width = self.window.crop or WHOLE
         size = self.window.size or (max(1, round(crop_height * height)), max(1, round(crop_width * width)))
         if 3 * self.window.num_frames * math.prod(size) > self.max_bytes:
+            pictures = f"{self.window.num_frames} pictures of {size[1]}x{size[0]} pixels"
             raise DecodeError(
-                self.path,
-                f"{self.window.num_frames} pictures of {size[1]}x{size[0]} pixels are more than max_bytes="
-                f"{self.max_bytes}: ask for fewer or smaller ones",
+                self.path, f"{pictures} are more than max_bytes={self.max_bytes}: ask for fewer or smaller ones"
             )
         self.data = np.empty((self.window.num_frames, *size, 3), dtype=np.uint8)
 
@@ -271,69 +261,16 @@ def _read_audio(reader: Source, start: float, window: AudioWindow) -> Samples:
         if seconds > start + window.duration + LEAD_SECONDS:
             break
         if grid is None:
-            grid = _Grid(start - LEAD_SECONDS, window.duration + 2 * LEAD_SECONDS, frame.sample_rate)
+            grid = Grid(start - LEAD_SECONDS, window.duration + 2 * LEAD_SECONDS, frame.sample_rate)
         if frame.sample_rate == grid.sample_rate:
             grid.add(seconds, frame)
     if grid is None:
         return Samples(data, start, padded=True)
     grid.place()
-    resampled = _resample(grid.values, grid.sample_rate, window.sample_rate)
+    resampled = resample(grid.values, grid.sample_rate, window.sample_rate)
     skip = round(LEAD_SECONDS * window.sample_rate)
     heard = resampled[skip : skip + window.num_samples]
     np.clip(heard, -1, 1, out=data[: len(heard)])
     lead = round(LEAD_SECONDS * grid.sample_rate)
     missing = np.count_nonzero(~grid.filled[lead : lead + round(window.duration * grid.sample_rate)])
     return Samples(data, start, padded=bool(missing > 0.002 * grid.sample_rate))  # 2 ms: two ticks of Matroska
-
-
-class _Grid:
-    """Mono sound on a grid of the source's own rate; value i stands at (first + i) / sample_rate seconds."""
-
-    def __init__(self, start: float, duration: float, sample_rate: int) -> None:
-        self.sample_rate = sample_rate
-        self.first = round(start * sample_rate)
-        self.values = np.zeros(math.ceil(duration * sample_rate) + 1, dtype=np.float32)
-        self.filled = np.zeros(len(self.values), dtype=bool)
-        self._run: list[av.AudioFrame] = []  # of one format, without a gap between them
-        self._format: tuple[str, int] | None = None
-        self._length = 0  # samples of the run
-        self._anchors: list[float] = []  # where each frame of the run says that it begins
-
-    def add(self, seconds: float, frame: av.AudioFrame) -> None:
-        anchor = seconds * self.sample_rate - self.first
-        format = (frame.format.name, frame.layout.nb_channels)
-        if self._run and (format != self._format or abs(anchor - self._length - self._anchors[0]) > self._tolerance):
-            self.place()
-        if not self._run:
-            # timestamps are rounded to ticks (1 ms in Matroska), so a difference of one tick is no gap; but one tick of
-            # MP3 in AVI is a packet
-            ticks = max(float(frame.time_base), 5e-4) * self.sample_rate
-            self._format, self._tolerance = format, 1 + min(ticks, frame.samples / 2)
-        self._anchors.append(anchor - self._length)
-        self._run.append(frame)
-        self._length += frame.samples
-
-    def place(self) -> None:
-        """Put the run where the median of its frames says: one alone is rounded, the first after a seek twice."""
-        if not self._run:
-            return
-        begin = round(float(np.median(self._anchors)))
-        ends = begin + np.cumsum([frame.samples for frame in self._run])
-        inside = [i for i, end in enumerate(ends) if end > 0 and end - self._run[i].samples < len(self.values)]
-        if inside:
-            begin = int(ends[inside[0]]) - self._run[inside[0]].samples
-            low, high = max(begin, 0), min(int(ends[inside[-1]]), len(self.values))
-            self.values[low:high] = to_mono(*(self._run[i] for i in inside))[low - begin : high - begin]
-            self.filled[low:high] = True
-        self._run, self._length, self._anchors = [], 0, []
-
-
-def _resample(values: np.ndarray, source_rate: int, target_rate: int) -> np.ndarray:
-    """(n,) float32 at one rate -> (m,) at another; value 0 stays at the same second."""
-    if source_rate == target_rate:
-        return values
-    frame = av.AudioFrame.from_ndarray(values[None], format="fltp", layout="mono")
-    frame.sample_rate, frame.time_base, frame.pts = source_rate, Fraction(1, source_rate), 0
-    resampler = av.AudioResampler(format="fltp", layout="mono", rate=target_rate)
-    parts = resampler.resample(frame) + resampler.resample(None)
-    return np.concatenate([part.to_ndarray()[0] for part in parts])

@@ -1,8 +1,4 @@
-"""Writing clips: RGB frames and samples into a file, the same bytes for the same input.
-
-What lives here: `write_clip`, for the toy set and for the tests, which need every awkward kind of clip. What does not:
-reading (decode.py) and finding out what a file holds (probe.py).
-"""
+"""Writing clips: RGB frames and samples into a file, the same bytes for the same input."""
 
 from fractions import Fraction
 from pathlib import Path
@@ -42,8 +38,7 @@ def write_clip(
         fps: frames per second; give a Fraction for rates such as 24000/1001.
         samples: (n,) or (n, channels) float32 in [-1, 1], channels 1, 2 or 6 (5.1); None = no sound track.
         sample_rate: of `samples` in Hz.
-        video_codec: name of an encoder of FFmpeg.
-        audio_codec: name of an encoder of FFmpeg.
+        video_codec, audio_codec: names of encoders of FFmpeg.
         crf: quality of x264 (0 lossless to 51); ignored by codecs that do not know it.
         gop: largest distance of keyframes in frames.
         b_frames: largest number of consecutive B-frames.

@@ -2,21 +2,17 @@
 file come from PyAV.
 
 decord and torchcodec address frames by number, so the packets of a file are gone through once, undecoded, and sorted by
-time: that is where the seconds stand that a number is shown. Both libraries do the same when they open a file. Frames
-that nobody wants are decoded on the way by the library, and never converted.
+time, as both libraries do. Frames that nobody wants are decoded on the way by the library, and never converted.
 
-Sound is PyAV's with every decoder. decord's knows no timestamps and decodes whole files. torchcodec's decodes from the
-beginning of a file on for every window, strings together what lies on both sides of a gap, and mixes channels louder
-than the plain mean.
-
-What lives here: the index, and what is refused because of it. What does not: one library's calls (decord_reader.py,
-torchcodec_reader.py).
+Sound is PyAV's: decord's knows no timestamps and decodes whole files; torchcodec's decodes from the beginning for every
+window, strings together what lies on both sides of a gap, and mixes channels louder than the plain mean.
 """
 
 import bisect
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
+from functools import partial
 from pathlib import Path
 from typing import ClassVar, Self
 
@@ -34,27 +30,16 @@ SHOWN = 0x10  # bit of the first byte of a VP8 frame
 
 @dataclass(frozen=True)
 class Index:
-    """The frames of a video track in the order they are shown; none of them decoded.
+    """The frames of a video track in the order they are shown; none of them decoded. Letter: T frames."""
 
-    Args:
-        ticks: (T,) int64 when each is shown, strictly rising.
-        seconds: the same on the container's clock.
-        durations: of each in ticks, 0 where the file does not say.
-        keyframes: whether decoding can begin there.
-        decoded_at: (T,) int64 its number in the order of decoding.
-        time_base: seconds of a tick.
-        first: the first frame, decoded by PyAV: what kind of pixels they are, and how they are turned.
-        narrow: see `LazyFrame`.
-    """
-
-    ticks: np.ndarray
-    seconds: list[float]
-    durations: list[int]
-    keyframes: list[bool]
-    decoded_at: np.ndarray
-    time_base: Fraction
-    first: av.VideoFrame
-    narrow: str | None
+    ticks: np.ndarray  # (T,) int64 when each is shown, strictly rising
+    seconds: list[float]  # the same on the container's clock
+    durations: list[int]  # of each in ticks, 0 where the file does not say
+    keyframes: list[bool]  # whether decoding can begin there
+    decoded_at: np.ndarray  # (T,) int64 its number in the order of decoding
+    time_base: Fraction  # seconds of a tick
+    first: av.VideoFrame  # decoded by PyAV: what kind of pixels they are, and how they are turned
+    narrow: str | None  # see `LazyFrame`
 
     def __len__(self) -> int:
         return len(self.seconds)
@@ -63,14 +48,11 @@ class Index:
 class IndexedReader:
     """One opened file, see `Source`: a subclass gives the pictures.
 
-    Attributes:
-        name: of the library, as in data.decoder.
-
     Raises:
         DecodeError: as `Reader`. When pictures are asked for: the library would give wrong ones, or none.
     """
 
-    name: ClassVar[str]
+    name: ClassVar[str]  # of the library, as in data.decoder
 
     def __init__(self, path: str | Path, *, limits: Limits = LIMITS) -> None:
         self.path = Path(path)
@@ -104,27 +86,16 @@ class IndexedReader:
             self._open()
         index = self.index
         for number in range(max(bisect.bisect_right(index.seconds, seconds) - 1, 0), len(index)):
-            yield (
-                index.seconds[number],
-                LazyFrame(
-                    lambda number=number: self._decode(number),
-                    duration=index.durations[number],
-                    time_base=index.time_base,
-                    rotation=index.first.rotation,
-                    narrow=index.narrow,
-                ),
-            )
+            decode = partial(self._decode, number)
+            lazy = LazyFrame(decode, index.durations[number], index.time_base, index.first.rotation, index.narrow)
+            yield index.seconds[number], lazy
 
     def refused(self, reason: str) -> DecodeError:
         """The error that names the file, the reason and the way out."""
         return DecodeError(self.path, f"{reason}: set data.decoder=pyav")
 
     def _open(self) -> None:
-        """Open the file with the library, as `index` says that it is.
-
-        Raises:
-            DecodeError: the library would give wrong pictures, or does not open the file.
-        """
+        """Open the file with the library. Raises DecodeError: it does not open, or would give wrong pictures."""
         raise NotImplementedError
 
     def _picture(self, number: int) -> np.ndarray:

@@ -1,9 +1,6 @@
 """Decoding a clip wholly, pictures and sound from beginning to end: what is missing, damaged or unusual in it.
 
-    python -m avssl.media.inspect      (a worker: one JSON string, the path, per line in; one JSON object per line out)
-
-What lives here: `inspect`. It imports av and numpy only, as probe.py does. What does not: the pool of workers
-(workers.py), and what of this matters to a run (data/policy.py).
+python -m avssl.media.inspect      (a worker: one JSON string, the path, per line in; one JSON object per line out)
 """
 
 import hashlib
@@ -22,23 +19,13 @@ import av.stream
 import numpy as np
 from av.codec.context import Flags2
 
-from avssl.media.probe import (
-    SILENCE,
-    Probe,
-    counted_rate,
-    examine,
-    shape,
-    stated_rate,
-    without_picture,
-    without_sound,
-)
-from avssl.media.reader import MAX_FRUITLESS, MAX_RESUMED, DecodeError, Reader, frame_duration, to_mono
+from avssl.media.audio import to_mono
+from avssl.media.probe import SILENCE, Probe, counted_rate, examine, shape, stated_rate, without_picture, without_sound
+from avssl.media.reader import MAX_FRUITLESS, MAX_RESUMED, DecodeError, Reader, frame_duration
 from avssl.workers import serve
 
 CUT_SECONDS = 0.2  # headers of whole files claim up to 0.05 s that is not there (rounding, filling of the last packet)
-UNEVEN = (
-    0.25  # share of the usual distance of two frames by which another may differ: clocks of 1 ms round 60 per second
-)
+UNEVEN = 0.25  # share of the usual distance of frames by which one may differ: clocks of 1 ms round 60 per second
 UNEVEN_SHARE = 0.01  # of the distances; a single odd one in a long clip is no variable rate
 BROADCAST = ("mpegts", "mpeg")  # cut out of a stream anywhere: the first pictures miss what they are built on
 
@@ -182,17 +169,19 @@ def _look(reader: Reader) -> dict:
     others_end = _decode(reader, tracks)
     if picture is not None and not picture.starts:
         raise DecodeError(reader.path, "no frame of the video track can be decoded")
-    cut_off_at, claimed_end = _find_cut(reader, tracks, others_end)
+    ends = [(end, claimed) for end, claimed in _claims(reader, tracks, others_end) if end < claimed - CUT_SECONDS]
+    cut_off_at, claimed_end = min(ends, default=(None, None))
     damaged_at = min((second for track in tracks if (second := track.first_damage()) is not None), default=None)
     if cut_off_at is not None and damaged_at is not None and damaged_at > cut_off_at - CUT_SECONDS:
         cut_off_at, damaged_at = min(cut_off_at, damaged_at), None  # the packet that was cut through
+    digests = b"".join(track.digest.digest() for track in tracks if track.starts)
     facts = without_sound(reader) if sound is None else sound.facts()
     facts |= without_picture(reader) if picture is None else picture.facts(damaged_at)
     return facts | {
         "cut_off_at": cut_off_at,
         "claimed_end": claimed_end,
         "damaged_at": damaged_at,
-        "digest": _join(track.digest.digest() for track in tracks if track.starts),
+        "digest": hashlib.blake2b(digests, digest_size=16).hexdigest() if digests else "",
     }
 
 
@@ -259,12 +248,6 @@ def _packets(container: av.container.InputContainer) -> Iterator[av.Packet | Non
             yield None
 
 
-def _find_cut(reader: Reader, tracks: list[_Track], others_end: float) -> tuple[float | None, float | None]:
-    """The second at which what can be decoded ends and the one that the header claims, if that is later."""
-    ends = [(end, claimed) for end, claimed in _claims(reader, tracks, others_end) if end < claimed - CUT_SECONDS]
-    return min(ends, default=(None, None))
-
-
 def _claims(reader: Reader, tracks: list[_Track], others_end: float) -> list[tuple[float, float]]:
     """(true end, claimed end) of each track, or of the file where its header speaks of the whole only. What FFmpeg
     estimates for headers that say nothing is no claim."""
@@ -272,12 +255,8 @@ def _claims(reader: Reader, tracks: list[_Track], others_end: float) -> list[tup
     tracks = [track for track in tracks if track.starts]
     name = container.format.name
     if name.startswith("mov,"):
-        stated = [(track, track.stream.start_time or 0, track.stream.duration) for track in tracks]
-        return [
-            (track.end, float((start + duration) * track.stream.time_base))
-            for track, start, duration in stated
-            if duration
-        ]
+        stated = [(track.end, track.stream) for track in tracks if track.stream.duration]
+        return [(end, float(((each.start_time or 0) + each.duration) * each.time_base)) for end, each in stated]
     if name == "avi":  # FFmpeg corrects the durations of a cut AVI, but not the number of frames
         pictures = [track for track in tracks if track.stream is reader.video and track.stream.average_rate]
         return [(track.end, float(track.stream.frames / track.stream.average_rate)) for track in pictures]
@@ -306,11 +285,6 @@ def _digest(frame: av.VideoFrame) -> bytes:
         rows = np.frombuffer(plane, np.uint8, count=plane.height * plane.line_size).reshape(plane.height, -1)
         digests.append(zlib.crc32(np.ascontiguousarray(rows[:, :num_bytes])))  # without the filling of the rows
     return struct.pack(f"<{len(digests)}I", *digests)
-
-
-def _join(digests: Iterator[bytes]) -> str:
-    joined = b"".join(digests)
-    return hashlib.blake2b(joined, digest_size=16).hexdigest() if joined else ""
 
 
 if __name__ == "__main__":

@@ -2,39 +2,23 @@
 
     python -m avssl.media.prepare        (a worker: one JSON job per line in, one JSON answer per line out)
 
-What lives here: `prepare_clip`, the record inside each copy that tells what it was made of, and the worker. It imports
-av and numpy only. What does not: which clips there are, the pool and the manifest (data/prepare.py).
-
-A copy is an MP4 with H.264 pictures and PCM sound, a second of which lies together. Chosen by measuring, on 25 November
-2026 on one core of an AMD EPYC, with 8 frames at 112 x 112 over 0.5 s and 2 s of sound read by `read_clip` from random
-places of four real clips (10 s, 340 x 256, 30 fps, a keyframe every 150 frames, 517 kB each). The figures move by 5 %
-from run to run; to compare sounds, pictures were made by medium, fastdecode, crf 20 (351 kB):
+A copy is an MP4 with H.264 pictures and PCM sound, a second of which lies together: chosen by measuring `read_clip` (8
+frames at 112 x 112 and 2 s of sound from random places of four real clips of 10 s, 340 x 256, on one core):
 
     the clips as they were                                                        36 clips/s    517 kB
-    MP4: H.264 + FLAC, 2,304 samples a packet (what FFmpeg chooses by itself)    189           610
     MP4: H.264 + FLAC, 6,000 samples a packet, compression level 0               215           623
     MP4 or MOV: H.264 + PCM, through FFmpeg (1,024 samples a packet)             173-180       836
-    Matroska: H.264 + PCM or FLAC                                                191, 174      836, 628
-    NUT: H.264 + PCM, 12,000 samples a packet                                    243           832
+    Matroska (its clock ticks in milliseconds): H.264 + PCM or FLAC              191, 174      836, 628
+    NUT (hardly any other program opens it): H.264 + PCM                         243           832
     MP4: H.264; int16 samples in a file beside it, mapped into memory            315           831
 
-The memory map showed what decoding sound costs, but two files can part. So the reader takes PCM of MP4 and MOV from the
-places that the index names (reader.py): on the clips of `tools/benchmark.py loader --make` that made the whole loader
-6.2 times as fast as plain PyAV where FLAC gave 5.2, in the same run. The price is a third more bytes.
-Matroska is out, its clock ticks in milliseconds; NUT too, as hardly any other program opens it.
-
-Pictures alone (the same windows, no sound; veryfast and medium are presets of x264, PSNR of the luma):
+Two files can part, so the reader takes PCM of MP4 and MOV from the places that the index names (quirks.py), which is as
+fast. Pictures alone (presets of x264, PSNR of the luma):
 
     medium, crf 23, gop 12                            233 clips/s   237 kB   37.7 dB   0.49 s to make
     the same, gop 8 / 24 / 1                          245 / 214 / 197   270 / 205 / 549 kB
-    the same, without deblocking                      253           238      37.5
-    the same, CAVLC instead of CABAC                  300           249      37.6
-    the same, profile baseline                        316           244      37.5      0.44
-    the same, tune fastdecode (both, no weights)      326           250      37.4      0.47
-    medium, fastdecode, crf 20, mbtree=0              331           325      39.2      0.47
+    the same, tune fastdecode                         326           250      37.4      0.47
     veryfast, fastdecode, crf 20, mbtree=0            322           337      38.8      0.29            <- chosen
-
-Without mbtree=0 x264 does not always write the same bytes (encode.py).
 
 Times: pictures tick at 90 kHz and sound at its rate, so every frame keeps its second to 6 microseconds. MP4 holds no
 negative times: a clip that begins before 0 is moved as a whole, pictures and sound alike, so that it begins at 0; the
@@ -53,7 +37,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, replace
 from fractions import Fraction
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import av
 import av.container
@@ -62,20 +46,19 @@ import numpy as np
 from av.video.reformatter import ColorRange, Colorspace, Interpolation, VideoReformatter
 
 from avssl.files import WriteError, whole_file
+from avssl.media.audio import mono_frame, resample_stream, without_gaps
 from avssl.media.probe import PLAUSIBLE_FPS, Probe, content_key, probe
-from avssl.media.reader import TIME_TOLERANCE, DecodeError, Reader, frame_duration, to_mono
+from avssl.media.reader import TIME_TOLERANCE, DecodeError, Reader, frame_duration
 from avssl.workers import serve
 
+T = TypeVar("T")
 EXTENSION = ".mp4"
 VERSION = 2  # of what is written below: another one makes all copies anew
 CLOCK = 90_000  # ticks per second of the pictures
 MOVIE_CLOCK = 360_000  # ticks of the starts of tracks: the least common multiple of CLOCK and 24 kHz
 ENCODER = {"preset": "veryfast", "tune": "fastdecode", "crf": "20", "mbtree": "0"}
 PACKET_SECONDS = 1.0  # of sound: what lies together in the file
-MAX_GAP_SECONDS = 600.0  # of sound, filled with zeros
 RECORD = "avssl.prepare "  # begins the comment of a copy
-BLOCK_FRAMES, BLOCK_SECONDS = 32, (1.0, 10.0)  # sound whose place is found together: at least, at most
-JUMP_SECONDS = 5e-4  # sound further than this from where it should follow is placed anew
 AUDIO_TOLERANCE = 1e-3  # seconds; the first timestamp of a track with coarse ticks is rounded, the median of many not
 FULL = {errno.ENOSPC, errno.EDQUOT, errno.EROFS}  # after these no other copy can be written either
 
@@ -162,12 +145,14 @@ def prepare_clip(source: str | Path, target: str | Path, settings: Settings) -> 
         return _failed(found, found.reason)
     if found.status == "no_video" and found.audio_start is None:
         return _failed(found, "neither pictures nor sound can be read")
-    record = Record(found.content_key, _described(settings), max(0.0, -_first_second(found)), found.reason)
+    starts = [start for start in (found.video_start, found.audio_start) if start is not None]
+    shift = max(0.0, -min(starts))
+    record = Record(found.content_key, _described(settings), shift, found.reason)
     try:
         with whole_file(target) as temporary, _own_name(temporary) as unfinished:
             _write(source, unfinished, settings, record)
             facts = _facts(unfinished, record)
-            _check_copy(source, found, facts, record.shift)
+            _check_copy(source, found, facts, shift)
     except DecodeError as error:
         return _failed(found, error.reason)
     except (av.error.FFmpegError, WriteError) as error:
@@ -179,7 +164,7 @@ def prepare_clip(source: str | Path, target: str | Path, settings: Settings) -> 
         return _failed(found, "its times cannot be stored")
     except MemoryError:
         return _failed(found, "it needs more memory than a worker may take")
-    return Prepared("written", found.content_key, record.shift, facts)
+    return Prepared("written", found.content_key, shift, facts)
 
 
 def read_record(target: str | Path) -> Record | None:
@@ -198,13 +183,8 @@ def _described(settings: Settings) -> dict[str, Any]:
 
 def _is_of(record: Record, source: str | Path, settings: Settings) -> bool:
     """Whether a copy was made of this file as it is now, with these settings."""
-    return (
-        record.settings == _described(settings) and Path(source).is_file() and record.source_key == content_key(source)
-    )
-
-
-def _first_second(found: Probe) -> float:
-    return min(start for start in (found.video_start, found.audio_start) if start is not None)
+    same_settings = record.settings == _described(settings)
+    return same_settings and Path(source).is_file() and record.source_key == content_key(source)
 
 
 def _facts(target: Path, record: Record) -> Probe:
@@ -228,6 +208,13 @@ def _check_copy(source: str | Path, found: Probe, facts: Probe, shift: float) ->
 def _failed(found: Probe, reason: str) -> Prepared:
     status = found.status if found.status not in ("ok", "no_video") else "unreadable"
     return Prepared("failed", found.content_key, 0.0, Probe(status=status, reason=reason))
+
+
+def peek(items: Iterable[T]) -> tuple[T | None, Iterator[T]]:
+    """The first one, if there is any, and an iterator over all of them, the first one included."""
+    items = iter(items)
+    first = list(itertools.islice(items, 1))
+    return (first[0] if first else None), itertools.chain(first, items)
 
 
 @contextlib.contextmanager
@@ -263,22 +250,14 @@ def _write(source: str | Path, target: Path, settings: Settings, record: Record)
 def _picture_packets(
     container: av.container.OutputContainer, reader: Reader, settings: Settings, shift: float
 ) -> Iterator[av.Packet]:
-    frames = reader.frames_from("video", -math.inf)
-    first = next(frames, None)
+    first, frames = peek(reader.frames_from("video", -math.inf))
     if first is None:
         return
-    timed = (
-        (seconds, frame_duration(frame, reader.video), frame) for seconds, frame in itertools.chain([first], frames)
-    )
-    yield from encode_pictures(
-        container,
-        timed if settings.fps is None else _at_rate(timed, settings.fps),
-        Resizer(first[1], settings.short_side),
-        rate=settings.fps or reader.video.average_rate,
-        gop=settings.gop,
-        options=ENCODER,
-        shift=shift,
-    )
+    timed = ((seconds, frame_duration(frame, reader.video), frame) for seconds, frame in frames)
+    timed = timed if settings.fps is None else _at_rate(timed, settings.fps)
+    rate = settings.fps or reader.video.average_rate
+    resize = Resizer(first[1], settings.short_side)
+    yield from encode_pictures(container, timed, resize, rate=rate, gop=settings.gop, options=ENCODER, shift=shift)
 
 
 def encode_pictures(
@@ -302,8 +281,7 @@ def encode_pictures(
         options: of x264, without B-frames.
         shift: seconds added to all times, which must not be below 0 then.
     """
-    timed = iter(timed)
-    first = next(timed, None)
+    first, timed = peek(timed)
     if first is None:
         return
     colorspace = resize(first[2]).colorspace
@@ -319,7 +297,7 @@ def encode_pictures(
 
     durations = deque()  # of frames inside the encoder, which knows none
     previous = -1
-    for seconds, duration, frame in itertools.chain([first], timed):
+    for seconds, duration, frame in timed:
         tick = round((seconds + shift) * CLOCK)
         if tick <= previous:  # closer than 11 microseconds to the one before
             continue
@@ -408,103 +386,15 @@ def _turn(frame: av.VideoFrame, turns: int) -> av.VideoFrame:
 def _sound_packets(
     container: av.container.OutputContainer, reader: Reader, settings: Settings, shift: float
 ) -> Iterator[av.Packet]:
-    frames = reader.frames_from("audio", -math.inf)
-    first = next(frames, None)
+    first, frames = peek(reader.frames_from("audio", -math.inf))
     if first is None:
         return
     rate = settings.sample_rate
     stream = container.add_stream("pcm_s16le", rate=rate, layout="mono")
-    pieces = resampled(blocks_of(itertools.chain([first], frames)), rate, shift)
+    pieces = resample_stream(frames, rate, shift)
     for position, samples in _in_packets(without_gaps(pieces, rate, reader.path), round(PACKET_SECONDS * rate)):
-        frame = av.AudioFrame.from_ndarray(samples[None], format="s16", layout="mono")
-        frame.sample_rate, frame.time_base, frame.pts = rate, Fraction(1, rate), position
-        yield from stream.encode(frame)
+        yield from stream.encode(mono_frame(samples, rate, position))
     yield from stream.encode(None)
-
-
-@dataclass(frozen=True)
-class Block:
-    """Mono sound without a gap: (n,) float32 whose first sample is at second `start`."""
-
-    start: float
-    sample_rate: int
-    values: np.ndarray
-
-
-def blocks_of(frames: Iterable[tuple[float, av.AudioFrame]]) -> Iterator[Block]:
-    """Join frames to a second or more; the median of what they say is where the block begins, as in decode.py."""
-    values, anchors, length, rate = [], [], 0, 0  # anchors: seconds at which each frame says that the block begins
-
-    def block() -> Block:
-        return Block(float(np.median(anchors)), rate, np.concatenate(values))
-
-    for seconds, frame in frames:
-        if values:
-            tolerance = 1 / rate + max(float(frame.time_base), 5e-4)  # timestamps are rounded to ticks
-            apart = frame.sample_rate != rate or abs(seconds - length / rate - anchors[0]) > tolerance
-            at_least, at_most = BLOCK_SECONDS
-            full = length > at_most * rate or (len(values) >= BLOCK_FRAMES and length > at_least * rate)
-            if apart or full:
-                yield block()
-                values, anchors, length = [], [], 0
-        rate = frame.sample_rate
-        anchors.append(seconds - length / rate)
-        values.append(to_mono(frame))
-        length += frame.samples
-    if values:
-        yield block()
-
-
-def resampled(blocks: Iterable[Block], rate: int, shift: float) -> Iterator[tuple[int, np.ndarray]]:
-    """Pieces of sound at `rate`: (position of the first sample, (n,) int16).
-
-    Blocks that follow each other run through one resampler. One that lies elsewhere than it should follow, after a
-    gap or because two clocks drift apart, begins anew at its own time.
-    """
-    resampler, begin, end, position, source_rate, fed = None, 0.0, 0.0, 0, 0, 0
-    for block in blocks:
-        if resampler is None or block.sample_rate != source_rate or abs(block.start - end) > JUMP_SECONDS:
-            if resampler is not None:
-                yield from _pieces(resampler.resample(None), position)
-            resampler = av.AudioResampler(format="fltp", layout="mono", rate=rate)
-            begin, source_rate, fed = block.start, block.sample_rate, 0
-            position = max(0, round((begin + shift) * rate))  # the median may lie a little before the first frame
-        frame = av.AudioFrame.from_ndarray(block.values[None], format="fltp", layout="mono")
-        frame.sample_rate, frame.time_base, frame.pts = source_rate, Fraction(1, source_rate), fed
-        for piece in _pieces(resampler.resample(frame), position):
-            yield piece
-            position += len(piece[1])
-        fed += len(block.values)
-        end = begin + fed / source_rate
-    if resampler is not None:
-        yield from _pieces(resampler.resample(None), position)
-
-
-def _pieces(frames: list[av.AudioFrame], position: int) -> Iterator[tuple[int, np.ndarray]]:
-    for frame in frames:
-        samples = np.clip(np.rint(frame.to_ndarray()[0] * 32768), -32768, 32767).astype(np.int16)
-        yield position, samples
-        position += len(samples)
-
-
-def without_gaps(pieces: Iterable[tuple[int, np.ndarray]], rate: int, path: Path) -> Iterator[tuple[int, np.ndarray]]:
-    """The same pieces one right after another: gaps become zeros, and where pieces overlap, the earlier one counts.
-
-    Raises:
-        DecodeError: a gap is longer than MAX_GAP_SECONDS.
-    """
-    end = None
-    for position, samples in pieces:
-        end = position if end is None else end
-        if position - end > MAX_GAP_SECONDS * rate:
-            raise DecodeError(path, f"its sound has a gap of {(position - end) / rate:.0f} seconds")
-        while position > end:
-            zeros = np.zeros(min(position - end, rate), dtype=np.int16)
-            yield end, zeros
-            end += len(zeros)
-        fresh = samples[end - position :]
-        yield end, fresh
-        end += len(fresh)
 
 
 def _in_packets(pieces: Iterable[tuple[int, np.ndarray]], size: int) -> Iterator[tuple[int, np.ndarray]]:

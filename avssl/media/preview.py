@@ -2,10 +2,6 @@
 
     python -m avssl.media.preview        (a worker: one JSON job per line in, one JSON answer per line out)
 
-What lives here: the poster, the spectrogram and the preview of one clip, whether browsers play its file as it is, and
-the worker. It imports av, numpy and PIL only. What does not: where the results are kept (retrieval/previews.py) and the
-page.
-
 A clip is a file or a part of one, (start, end) in seconds on the container's clock. A job is a mapping of kind, source
 and part (None = the whole file), with target unless the kind is "playable"; the answer is a mapping with "reason": a
 sentence in plain words why it could not be done, empty if it was.
@@ -17,9 +13,8 @@ import itertools
 import math
 import time
 from collections.abc import Iterable, Iterator
-from fractions import Fraction
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import av
 import av.container
@@ -29,12 +24,12 @@ import numpy as np
 from PIL import Image
 
 from avssl.files import WriteError, whole_file
-from avssl.media.prepare import FULL, Resizer, blocks_of, encode_pictures, resampled, without_gaps
+from avssl.media.audio import mono_frame, resample_stream, without_gaps
+from avssl.media.prepare import FULL, Resizer, encode_pictures, peek
 from avssl.media.reader import TIME_TOLERANCE, DecodeError, Reader, Track, error_text, frame_duration, is_cover
 from avssl.workers import serve
 
 VERSION = 1  # of what is written below: another one makes everything anew
-T = TypeVar("T")
 Part = tuple[float, float] | None  # seconds; None = the whole file
 
 POSTER_SIDE, JPEG_QUALITY = 256, 80
@@ -45,10 +40,9 @@ NUM_STEPS, NUM_MELS = 256, 64  # width and height in pixels
 WINDOW = 1024  # samples of one Fourier transform
 STRIDE = 256  # samples, at most, from one transform to the next
 RANGE_DB = 70.0  # from the darkest to the brightest colour
-COLOURS = [  # dark to bright in even steps of lightness (magma of matplotlib)
-    *((0, 0, 4), (28, 16, 68), (79, 18, 123), (129, 37, 129), (181, 54, 122)),
-    *((229, 80, 100), (251, 135, 97), (254, 194, 135), (252, 253, 191)),
-]
+COLORS = (  # dark to bright in even steps of lightness (magma of matplotlib), as hex RGB
+    "000004 1c1044 4f127b 812581 b5367a e55064 fb8761 fec287 fcfdbf"
+)
 
 PREVIEW_SECONDS = 60.0
 PREVIEW_SIDE = 320  # pixels of the shorter side, at most
@@ -134,7 +128,7 @@ def spectrogram(source: str | Path, target: str | Path, part: Part = None) -> No
     """
     with Reader(source) as reader:
         _require(reader, "audio", "sound")
-        first, sound = _peek(reader.frames_from("audio", part[0] if part else -math.inf))
+        first, sound = peek(reader.frames_from("audio", part[0] if part else -math.inf))
         if first is None:
             raise DecodeError(source, "the sound track cannot be decoded")
         start = part[0] if part else first[0]
@@ -185,8 +179,9 @@ def _levels(decibel: np.ndarray) -> np.ndarray:
 
 def _palette() -> np.ndarray:
     """(256, 3) uint8 RGB."""
-    stops = np.linspace(0, 255, len(COLOURS))
-    return np.stack([np.interp(np.arange(256), stops, part) for part in np.transpose(COLOURS)], axis=1).astype(np.uint8)
+    colors = [tuple(bytes.fromhex(color)) for color in COLORS.split()]
+    stops = np.linspace(0, 255, len(colors))
+    return np.stack([np.interp(np.arange(256), stops, part) for part in np.transpose(colors)], axis=1).astype(np.uint8)
 
 
 def playable(source: str | Path) -> str | None:
@@ -276,7 +271,7 @@ def _write(source: str | Path, target: Path, part: Part, kinds: list[Track]) -> 
         readers = {kind: stack.enter_context(Reader(source)) for kind in kinds}
         frames, firsts = {}, []
         for kind, reader in readers.items():
-            first, frames[kind] = _peek(reader.frames_from(kind, part[0] if part else -math.inf))
+            first, frames[kind] = peek(reader.frames_from(kind, part[0] if part else -math.inf))
             firsts += [] if first is None else [first[0]]
         if not firsts:
             raise DecodeError(source, "neither pictures nor sound can be decoded")
@@ -287,12 +282,13 @@ def _write(source: str | Path, target: Path, part: Part, kinds: list[Track]) -> 
         container = stack.enter_context(av.open(str(target), "w", format="mp4", options={"movflags": "+faststart"}))
         tracks = []
         if "video" in kinds:
-            tracks.append(_picture_packets(container, readers["video"], frames["video"], start, end, limit))
+            shown = _until(frames["video"], start, end, limit)
+            tracks.append(_picture_packets(container, readers["video"], shown, start))
         if "audio" in kinds:
             tracks.append(_sound_packets(container, readers["audio"], frames["audio"], start, end, limit))
         # each adds its stream before its first packet, and merging asks all for one before it gives any
         packets = heapq.merge(*tracks, key=lambda packet: packet.dts * packet.time_base)
-        first, packets = _peek(packets)
+        first, packets = peek(packets)
         if first is None:
             raise DecodeError(source, "there is neither a picture nor sound in this part of the file")
         for packet in packets:
@@ -301,14 +297,9 @@ def _write(source: str | Path, target: Path, part: Part, kinds: list[Track]) -> 
 
 
 def _picture_packets(
-    container: av.container.OutputContainer,
-    reader: Reader,
-    frames: Iterator[tuple[float, av.VideoFrame]],
-    start: float,
-    end: float,
-    limit: float,
+    container: av.container.OutputContainer, reader: Reader, frames: Iterator[tuple[float, av.VideoFrame]], start: float
 ) -> Iterator[av.Packet]:
-    first, timed = _peek(_thinned(_until(frames, start, end, limit), reader))
+    first, timed = peek(_thinned(frames, reader))
     if first is None:
         return
     rate = min(reader.video.average_rate or PREVIEW_FPS, PREVIEW_FPS)
@@ -355,11 +346,11 @@ def _sound_packets(
     end: float,
     limit: float,
 ) -> Iterator[av.Packet]:
-    first, frames = _peek(frames)
+    first, frames = peek(frames)
     if first is None or first[0] >= end:
         return
     rate = 48_000 if first[1].sample_rate % 11_025 else 44_100
-    first, pieces = _peek(_sound(reader.path, frames, rate, start, end))
+    first, pieces = peek(_sound(reader.path, frames, rate, start, end))
     if first is None:
         return
     stream = container.add_stream("aac", rate=rate, layout="mono")
@@ -367,10 +358,8 @@ def _sound_packets(
     stream.codec_context.thread_count = 1
     position = 0
     for samples in pieces:
-        frame = av.AudioFrame.from_ndarray(samples[None], format="s16", layout="mono")
-        frame.sample_rate, frame.time_base, frame.pts = rate, Fraction(1, rate), position
+        yield from stream.encode(mono_frame(samples, rate, position))
         position += len(samples)
-        yield from stream.encode(frame)
         if time.monotonic() > limit:
             break
     yield from stream.encode(None)
@@ -383,7 +372,7 @@ def _sound(
     before and between is silence."""
     inside = itertools.takewhile(lambda each: each[0] < end, frames)
     inside = itertools.dropwhile(lambda each: each[0] + each[1].samples / each[1].sample_rate <= start, inside)
-    placed = _from_zero(resampled(blocks_of(inside), rate, LEAD_SECONDS - start), LEAD_SECONDS * rate)
+    placed = _from_zero(resample_stream(inside, rate, LEAD_SECONDS - start), LEAD_SECONDS * rate)
     last = round((end - start) * rate)
     for position, samples in without_gaps(itertools.chain([(0, np.zeros(0, np.int16))], placed), rate, path):
         if position >= last:
@@ -398,13 +387,6 @@ def _from_zero(pieces: Iterable[tuple[int, np.ndarray]], zero: int) -> Iterator[
         position -= zero
         if position + len(samples) > 0:
             yield max(position, 0), samples[max(-position, 0) :]
-
-
-def _peek(items: Iterable[T]) -> tuple[T | None, Iterator[T]]:
-    """The first one, if there is any, and an iterator over all of them, the first one included."""
-    items = iter(items)
-    first = list(itertools.islice(items, 1))
-    return (first[0] if first else None), itertools.chain(first, items)
 
 
 def _answer(job: dict[str, Any]) -> dict[str, Any]:

@@ -1,9 +1,6 @@
 """What a file holds and whether it can be read: the facts of one row of the manifest.
 
-    python -m avssl.media.probe        (a worker: one JSON string, the path, per line in; one JSON object per line out)
-
-What lives here: `probe`. It imports av and numpy only, so that a worker starts fast and a file that brings one down
-costs little. What does not: the pool of workers and its time limit (workers.py).
+python -m avssl.media.probe        (a worker: one JSON string, the path, per line in; one JSON object per line out)
 """
 
 import hashlib
@@ -18,7 +15,8 @@ import av
 import av.stream
 import numpy as np
 
-from avssl.media.reader import EMPTY, MISSING, DecodeError, Reader, file_problem, frame_duration, is_cover, to_mono
+from avssl.media.audio import to_mono
+from avssl.media.reader import EMPTY, MISSING, DecodeError, Reader, file_problem, frame_duration, is_cover
 from avssl.workers import serve
 
 SILENCE = 1 / 32768  # a peak up to one step of 16-bit sound is digital silence

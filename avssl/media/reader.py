@@ -1,14 +1,9 @@
 """One opened file: decoded frames with their seconds in rising time, also where its index or its packets are damaged.
 
-What lives here: opening local files (and nothing else) with PyAV, seeking, decoding, and what a file may ask for
-(`Limits`). What does not: windows and what is made of the frames (decode.py).
-
 Time is the container's clock: pts x time_base, never shifted.
 """
 
-import bisect
 import collections
-import heapq
 import math
 import os
 import stat
@@ -19,12 +14,11 @@ from pathlib import Path
 from typing import Literal, Protocol, Self
 
 import av
-import av.audio.stream
 import av.container
 import av.format
 import av.stream
-import av.video.stream
-import numpy as np
+
+from avssl.media import quirks
 
 Track = Literal["video", "audio"]
 TIME_TOLERANCE = 1e-4  # seconds; timestamps are rounded to the ticks of the container
@@ -34,15 +28,7 @@ TAIL_SECONDS = 1.0  # how much of the end is looked at to see that it is there
 MAX_RESUMED = 3  # times that reading goes on behind a damaged place
 MAX_FRUITLESS = 10_000  # packets in a row that bring nothing new before a damaged file counts as ended
 MAX_KEPT_BYTES = 32 << 20  # packets of the other track that are kept, rather than opening the file again for them
-PCM_SECONDS = 1.0  # of plain sound read at a time
-PCM_TAGS = ("sowt", "ipcm", "lpcm")  # of little-endian samples in MOV and MP4
-LOOK_AHEAD = 20  # packets: H.264 shows a picture at most 16 later than it decodes it
 MAX_SIDE = 32_766  # pixels: what OpenCV can cut from
-# Formats whose packets mostly have no time of their own. FFmpeg counts on from the last one that has, and after a seek
-# counts a frame or two too few: an MPEG program stream, where a packet ends in the middle of a picture.
-COUNTED = frozenset({"mpeg"})
-AVI_CHUNK_HEADER = 8  # bytes between the place that an index names and that of the packet
-AVI_REORDER = 2  # frames looked ahead to put the times of an AVI in order
 OPEN_SECONDS = 60.0  # limit for one read of the file system, not for decoding
 SAMPLE_RATES = (100, 768_000)  # Hz; a rate outside is a damaged number, and memory is taken by it
 MISSING, EMPTY = "the file does not exist", "the file is empty"
@@ -106,21 +92,13 @@ class HasRate(Protocol):
 
 @dataclass(frozen=True)
 class LazyFrame:
-    """A picture whose second is known, and that is decoded when it is wanted (indexed.py).
+    """A picture whose second is known, and that is decoded when it is wanted (indexed.py)."""
 
-    Args:
-        decode: gives it as RGB, as it is stored.
-        duration: in ticks, 0 = not known.
-        time_base: seconds of a tick.
-        rotation: degrees counterclockwise by which it is to be turned.
-        narrow: name of the kind of pixels that the file stores, if it stores fewer colours than pixels.
-    """
-
-    decode: Callable[[], av.VideoFrame]
-    duration: int
-    time_base: Fraction
-    rotation: int
-    narrow: str | None
+    decode: Callable[[], av.VideoFrame]  # as RGB, as it is stored
+    duration: int  # ticks, 0 = not known
+    time_base: Fraction  # seconds of a tick
+    rotation: int  # degrees counterclockwise by which it is to be turned
+    narrow: str | None  # name of the kind of pixels that the file stores, if it stores fewer colors than pixels
 
 
 class Source(Protocol):
@@ -191,23 +169,16 @@ class Reader:
         self._pass = _Pass(self.container, streams, from_beginning=True)
 
     def _check_limits(self) -> None:
-        if self.video is not None and max(self.video.width, self.video.height) > MAX_SIDE:
-            raise DecodeError(
-                self.path, f"a picture of {self.video.width}x{self.video.height} is longer than {MAX_SIDE}"
-            )
-        if self.video is not None and self.video.width * self.video.height > self.limits.max_pixels:
-            raise DecodeError(
-                self.path,
-                f"a picture of {self.video.width}x{self.video.height} pixels is larger than data.max_pixels="
-                f"{self.limits.max_pixels}: raise it if the file is sound",
-            )
+        width, height = (0, 0) if self.video is None else (self.video.width, self.video.height)
         seconds = (self.container.duration or 0) / av.time_base
+        if max(width, height) > MAX_SIDE:
+            raise DecodeError(self.path, f"a picture of {width}x{height} is longer than {MAX_SIDE}")
+        if width * height > self.limits.max_pixels:
+            limit = f"data.max_pixels={self.limits.max_pixels}: raise it if the file is sound"
+            raise DecodeError(self.path, f"a picture of {width}x{height} pixels is larger than {limit}")
         if seconds > self.limits.max_seconds:
-            raise DecodeError(
-                self.path,
-                f"it claims to last {seconds:.0f} seconds, more than data.max_seconds={self.limits.max_seconds:.0f}: "
-                "raise it if the file is sound",
-            )
+            limit = f"data.max_seconds={self.limits.max_seconds:.0f}: raise it if the file is sound"
+            raise DecodeError(self.path, f"it claims to last {seconds:.0f} seconds, more than {limit}")
 
     def frames_from(
         self, kind: Track, seconds: float, wanted: Sequence[float] | None = None
@@ -218,18 +189,17 @@ class Reader:
         Both tracks can be read one after the other from the beginning without opening the file twice.
 
         Args:
-            kind: "video" or "audio", a stream that exists.
-            seconds: where to begin.
+            kind: of a stream that exists.
             wanted: seconds in rising order of the pictures that will be looked at: others may be missing, except the
                 first and the last of the file. None = all.
         """
         stream = getattr(self, kind)
-        if kind == "audio" and self._is_plain_pcm(stream):
-            yield from self._pcm_from(stream, seconds)
+        if kind == "audio" and quirks.is_plain_pcm(self.container, stream):
+            yield from quirks.read_pcm(self.path, stream, seconds)
             return
         first = -math.inf if stream.start_time is None else float(stream.start_time * stream.time_base)
         can_begin = self._pass.from_beginning and self._pass.holds(stream)
-        must_count = self._must_count()
+        must_count = quirks.must_count(self.container, self.video)
         if first > -math.inf and seconds > first + (MERGE_SECONDS if can_begin and not must_count else 0.0):
             for back in (None,) if must_count else BACK_SECONDS:
                 try:
@@ -245,47 +215,6 @@ class Reader:
         self._restart(getattr(self, kind))
         yield from self._decode(getattr(self, kind), wanted)
 
-    def _is_plain_pcm(self, stream: av.audio.stream.AudioStream) -> bool:
-        """Whether the sound lies in the file as it is, at places that the index names, and ticks are samples."""
-        context = stream.codec_context
-        is_pcm = context.name == "pcm_s16le" and context.codec_tag in PCM_TAGS and context.channels
-        in_mov = self.container.format.name.startswith("mov")
-        entries = stream.index_entries
-        if not (is_pcm and in_mov and stream.time_base == Fraction(1, context.sample_rate) and len(entries)):
-            return False
-        # an edit list can hide sound at both ends, which decoding leaves out
-        is_whole = not entries[0].is_discard and not entries[len(entries) - 1].is_discard
-        return is_whole and entries[0].timestamp == stream.start_time
-
-    def _pcm_from(self, stream: av.audio.stream.AudioStream, seconds: float) -> Iterator[tuple[float, av.AudioFrame]]:
-        """As `frames_from`, read without demuxer and decoder, which give 1,024 samples at a time. What follows one
-        another in the file and in time becomes one frame.
-        """
-        context, rate, entries = stream.codec_context, stream.codec_context.sample_rate, stream.index_entries
-        sample_bytes = 2 * context.channels
-        begin = min(max(seconds, entries[0].timestamp / rate), entries[len(entries) - 1].timestamp / rate)
-        number = max(0, entries.search_timestamp(math.floor(begin * rate), backward=True))
-        entry = entries[number]
-        with open(self.path, "rb", buffering=0) as file:
-            while entry is not None:
-                position, tick, size = entry.pos, entry.timestamp, 0
-                while (
-                    entry is not None
-                    and entry.pos == position + size
-                    and entry.timestamp == tick + size // sample_bytes
-                    and size < PCM_SECONDS * rate * sample_bytes
-                ):
-                    size, number = size + entry.size, number + 1
-                    entry = entries[number] if number < len(entries) else None
-                file.seek(position)
-                found = file.read(size)
-                samples = np.frombuffer(found[: len(found) // sample_bytes * sample_bytes], dtype="<i2")
-                if not len(samples):  # the file is cut
-                    return
-                frame = av.AudioFrame.from_ndarray(samples[None], format="s16", layout=context.layout)
-                frame.sample_rate, frame.time_base, frame.pts = rate, stream.time_base, tick
-                yield tick / rate, frame
-
     def _begin(
         self, kind: Track, seconds: float, back: float | None, wanted: Sequence[float] | None
     ) -> Iterator[tuple[float, av.VideoFrame | av.AudioFrame]]:
@@ -298,13 +227,8 @@ class Reader:
         return self._decode(getattr(self, kind), wanted, skip_to=seconds)
 
     def end_seconds(self, kind: str) -> float | None:
-        """When the last packet of a track ends, by the packets that are there and not by what the header claims.
-
-        Args:
-            kind: "video" or "audio", a stream that exists.
-
-        Raises:
-            DecodeError: a packet is encrypted.
+        """When the last packet of a track ends, by the packets that are there and not by what the header claims. Raises
+        DecodeError: a packet is encrypted.
         """
         stream = getattr(self, kind)
         claimed = None
@@ -356,23 +280,21 @@ class Reader:
     def _decode(
         self, stream: av.stream.Stream, wanted: Sequence[float] | None, *, skip_to: float | None = None
     ) -> Iterator[tuple[float, av.VideoFrame | av.AudioFrame]]:
-        """What decodes from here on, without frames whose time does not rise.
-
-        Args:
-            skip_to: packets that are not needed for this second and what follows are not decoded.
+        """What decodes from here on, without frames whose time does not rise; packets that are not needed for second
+        `skip_to` and what follows are not decoded.
         """
         packets = self._pass.packets(stream)
         if skip_to is not None:
-            packets = _from_keyframe(packets, skip_to)
+            packets = quirks.from_keyframe(packets, skip_to, max_bytes=MAX_KEPT_BYTES)
         if stream.type == "video":
             stream.codec_context.skip_frame = "DEFAULT"
-            if wanted is not None and self._can_leave_out(stream):
-                packets = _leave_out(packets, stream, wanted)
-        if self.container.format.name == "avi" and not self._must_count():
-            packets = _by_index(packets, stream)
+            if wanted is not None and quirks.can_skip(self.container, stream):
+                packets = quirks.skip_unwanted(packets, stream, [each + TIME_TOLERANCE for each in wanted])
+        if self.container.format.name == "avi" and not quirks.must_count(self.container, self.video):
+            packets = quirks.times_of_index(packets, stream)
         decoded = self._timed(packets, stream)
         if stream.type == "video" and self.container.format.name == "avi":
-            decoded = _sort_times(decoded)
+            decoded = quirks.sort_times(decoded)
         latest, fruitless = -math.inf, 0
         for seconds, frame in decoded:
             if seconds > latest:
@@ -382,19 +304,6 @@ class Reader:
                 fruitless += 1
                 if fruitless > MAX_FRUITLESS:
                     return
-
-    def _must_count(self) -> bool:
-        """Whether times are right only from the beginning on: after a seek FFmpeg would count from a wrong one."""
-        if self.container.format.name == "avi" and self.video is not None:
-            entries = self.video.index_entries  # the clock: number by number, a few of them for an empty packet
-            return len(entries) > 0 and entries[len(entries) - 1].timestamp + 1 < self.video.frames
-        return self.container.format.name in COUNTED
-
-    def _can_leave_out(self, stream: av.stream.Stream) -> bool:
-        """Whether packets say when they are shown, and there can be pictures that no other is built on."""
-        context = stream.codec_context
-        has_times = self.container.format.name.startswith(("mov", "matroska"))
-        return has_times and context.name == "h264" and context.has_b_frames
 
     def _timed(
         self, packets: Iterator[av.Packet], stream: av.stream.Stream
@@ -419,74 +328,6 @@ class Reader:
             fruitless = 0 if decoded else fruitless + 1
             if fruitless > MAX_FRUITLESS:
                 return
-
-
-def _leave_out(
-    packets: Iterator[av.Packet], stream: av.video.stream.VideoStream, wanted: Sequence[float]
-) -> Iterator[av.Packet]:
-    """The same packets; before each, the decoder is told whether it may leave out its picture, which it then does if no
-    other picture is built on it.
-
-    A picture is shown until the next one is. Packets come in the order of decoding, so the next one is known only some
-    packets later.
-    """
-    ticks_per_second = 1 / float(stream.time_base)
-    wanted_ticks = [(seconds + TIME_TOLERANCE) * ticks_per_second for seconds in wanted]
-    shown: list[int] = []  # ticks, rising, of what has been decoded or stands ahead
-    ahead: collections.deque[av.Packet] = collections.deque()
-    ended = False
-    while True:
-        while not ended and len(ahead) < LOOK_AHEAD:
-            packet = next(packets, None)
-            if packet is None:
-                ended = True
-                break
-            ahead.append(packet)
-            if packet.pts is not None:
-                bisect.insort(shown, packet.pts)
-        if not ahead:
-            return
-        packet = ahead.popleft()
-        stream.codec_context.skip_frame = "DEFAULT"
-        if packet.pts is not None:
-            following = bisect.bisect_right(shown, packet.pts)
-            place = bisect.bisect_left(wanted_ticks, packet.pts)  # first wanted second not before this picture
-            is_edge = following == len(shown) or shown[0] == packet.pts
-            if not is_edge and (place == len(wanted_ticks) or wanted_ticks[place] >= shown[following]):
-                stream.codec_context.skip_frame = "NONREF"
-        yield packet
-
-
-def _by_index(packets: Iterator[av.Packet], stream: av.stream.Stream) -> Iterator[av.Packet]:
-    """The packets of an AVI with the times of its index. FFmpeg counts them from where it began to read, so that each
-    one that it loses in a damaged place moves all that follow, and picture and sound apart.
-    """
-    entries = stream.index_entries
-    for packet in packets:
-        if packet.pos is not None and packet.dts is not None and len(entries):
-            place = bisect.bisect_left(entries, packet.pos - AVI_CHUNK_HEADER, key=lambda entry: entry.pos)
-            entry = entries[min(place, len(entries) - 1)]
-            if entry.pos == packet.pos - AVI_CHUNK_HEADER and entry.timestamp != packet.dts:
-                packet.pts = None if packet.pts is None else packet.pts + entry.timestamp - packet.dts
-                packet.dts = entry.timestamp
-        yield packet
-
-
-def _from_keyframe(packets: Iterator[av.Packet], seconds: float) -> Iterator[av.Packet]:
-    """The packets from the last keyframe at or before a second on, without a seek."""
-    kept: list[av.Packet] = []
-    latest, num_bytes = -math.inf, 0
-    for packet in packets:
-        shown = -math.inf if packet.pts is None else float(packet.pts * packet.time_base)
-        if packet.is_keyframe and latest < shown <= seconds:
-            kept, latest, num_bytes = [], shown, 0
-        kept.append(packet)
-        num_bytes += packet.size
-        is_behind = packet.dts is not None and float(packet.dts * packet.time_base) > seconds
-        if is_behind or num_bytes > MAX_KEPT_BYTES:
-            break
-    yield from kept
-    yield from packets
 
 
 class _Pass:
@@ -532,23 +373,6 @@ def frame_duration(frame: av.VideoFrame | LazyFrame | av.AudioFrame, stream: Has
     return float(1 / stream.average_rate) if stream.average_rate else 1 / 25
 
 
-def to_mono(*frames: av.AudioFrame) -> np.ndarray:
-    """Decoded sound that follows one another, of one format -> (n,) float32: the plain mean of its channels, full scale
-    = 1.
-    """
-    values = np.concatenate([frame.to_ndarray() for frame in frames], axis=1)  # (channels, n), or (1, n * channels)
-    num_channels = frames[0].layout.nb_channels
-    if not frames[0].format.is_planar:
-        values = values.reshape(-1, num_channels).T
-    kind, itemsize = values.dtype.kind, values.dtype.itemsize
-    scale = np.float32({"i": 2.0 ** (1 - 8 * itemsize), "u": 1 / 128}.get(kind, 1.0))
-    mono = values[0] * scale if num_channels == 1 else (values.mean(axis=0, dtype=np.float64) * scale)  # (n,)
-    mono = mono.astype(np.float32, copy=False)
-    if kind == "f":
-        return np.nan_to_num(mono, copy=False, posinf=1.0, neginf=-1.0)  # only damaged sound has such values
-    return mono - 1 if kind == "u" else mono
-
-
 def is_cover(stream: av.stream.Stream) -> bool:
     """Whether a video stream is only the cover picture of a song."""
     return av.stream.Disposition.attached_pic in stream.disposition
@@ -557,22 +381,6 @@ def is_cover(stream: av.stream.Stream) -> bool:
 def error_text(error: Exception) -> str:
     """What went wrong in FFmpeg's words."""
     return getattr(error, "strerror", None) or str(error)
-
-
-def _sort_times(decoded: Iterator[tuple[float, av.VideoFrame]]) -> Iterator[tuple[float, av.VideoFrame]]:
-    """Give frames, which come in the order of display, their times in rising order.
-
-    AVI stores no times of display: FFmpeg guesses them from the order of decoding, and swaps some when two B-frames
-    follow each other (1, 2, 4, 3, 5, 7, 6).
-    """
-    frames, times = collections.deque(), []
-    for seconds, frame in decoded:
-        frames.append(frame)
-        heapq.heappush(times, seconds)
-        if len(frames) > AVI_REORDER:
-            yield heapq.heappop(times), frames.popleft()
-    while frames:
-        yield heapq.heappop(times), frames.popleft()
 
 
 def _demux(container: av.container.InputContainer, streams: Sequence[av.stream.Stream]) -> Iterator[av.Packet]:

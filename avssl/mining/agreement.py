@@ -1,11 +1,8 @@
 """Agreement mining: for each clip, the k others that are most similar in sight and sound (AVID-CMA, section 3.3).
 
-What lives here: the exact search for the sets, and how often a set's members share the class of their row. What does
-not: the loss that uses the sets (methods/avid_cma.py).
-
 The definition is dense: similarity(i, j) = min, max or one of the two cosines, the k largest without i, ties to the
-smaller id. A cosine here is the inner product accumulated in float64 and rounded to float32, so that it does not depend
-on block sizes, threads or on how a candidate was found. Computing that for all pairs is slow on a CPU, so rows are
+smaller id. A cosine here is the inner product accumulated in float64 and rounded to float32, so that it depends neither
+on block sizes, threads nor on how a candidate was found. Computing that for all pairs is slow on a CPU, so rows are
 searched at falling speed and rising precision, and a row leaves as soon as its set is proven:
 
     all pairs are scored in a fast type, the best `depth` per row are kept and scored again by the definition. If each
@@ -13,13 +10,14 @@ searched at falling speed and rising precision, and a row leaves as soon as its 
     of the kept ones is larger than that bound, the set is the one of the definition.
 
 e is no estimate: |<x, y> - <x', y'>| <= |x| |y - y'| + |x - x'| |y'| for rounded vectors x', y' (Cauchy-Schwarz; the
-rounding |x - x'| is measured), plus the rounding of the sum and of the stored result. bfloat16 products, four times
-faster than float32 on a CPU that has them, prove nearly all rows of a trained bank; what is left is asked deeper, then
-in float32, and finally by the definition itself, which needs no proof.
+rounding |x - x'| is measured), plus the rounding of the sum and of the stored result. bfloat16 products prove nearly
+all rows of a trained bank; what is left is asked deeper, then in float32, and finally by the definition itself.
 
 Differs from DESIGN section 6 (one FAISS search for the upper bound w v + (1 - w) a): the same proof per row, but the
-bound is the rounded agreement itself instead of a mixture of the two cosines. It is tighter (no w to choose, a depth of
-about 1.5k instead of 4k on a trained bank) and cheaper; `tools/benchmark.py mining` measures both.
+bound is the rounded agreement itself. It is tighter (no w to choose, a depth of about 1.5k instead of 4k on a trained
+bank) and cheaper; `tools/benchmark.py mining` measures both.
+
+Letters: N rows, D dimensions, R rows of a block, M candidates.
 """
 
 from __future__ import annotations
@@ -50,19 +48,12 @@ _UNIT_TOLERANCE = 1e-3
 
 @dataclass(frozen=True)
 class AgreementSets:
-    """The sets of all N rows.
+    """The sets of all N rows."""
 
-    ids: (N, k) int64, ascending; a row never contains itself; -1 where a row has no set because it is not valid.
-    score: (N, k) float32, the similarity of each id; 0 where the id is -1.
-    exact: (N,) bool, the set is the one of the dense definition. Always true with this search, which ends with the
-        definition itself.
-    passes: (N,) uint8, how many searches it took to prove that: 1 = the first, fast one; 0 = the row has no set.
-    """
-
-    ids: Tensor
-    score: Tensor
-    exact: Tensor
-    passes: Tensor
+    ids: Tensor  # (N, k) int64, ascending; a row never contains itself; -1 where a row is not valid and has no set
+    score: Tensor  # (N, k) float32, the similarity of each id; 0 where the id is -1
+    exact: Tensor  # (N,) bool, the set is that of the definition; always true, as this search ends with that itself
+    passes: Tensor  # (N,) uint8, searches that it took to prove that: 1 = the first, fast one; 0 = the row has no set
 
 
 @torch.no_grad()
@@ -110,35 +101,26 @@ def mine_agreement(
             f"k is {k}, but each of the {len(rows)} usable rows has only {max(len(rows) - 1, 0)} others: lower k "
             "(method.num_positives, --k), or mine more clips with picture and sound"
         )
-    spaces = {"video": [video], "audio": [audio]}.get(rule, [video, audio])
-    banks = [space[rows].double() for space in spaces]  # the definition's vectors, each (n, D)
+    # the definition's vectors, each (n, D)
+    banks = [space[rows].double() for space in _spaces(video, audio, rule).values()]
     ids, score, passes = _search(banks, rule, k=k, generator=generator)
     sets.ids[rows], sets.score[rows], sets.passes[rows] = rows[ids], score, passes
     return sets
 
 
 def minable(*, video: Tensor, audio: Tensor, rule: Rule) -> Tensor:
-    """Rows that a rule can mine: with both sides for consensus and union, else with the side it looks at.
-
-    Args:
-        video: (N,) bool, rows with a vector of the picture.
-        audio: (N,) bool, rows with one of the sound.
-
-    Returns:
-        (N,) bool, `valid` of `mine_agreement`.
+    """`valid` of `mine_agreement`, (N,) bool: rows with both modalities for consensus and union, else with the one that
+    the rule looks at; `video` and `audio` (N,) bool say which rows have a vector.
     """
     return {"video": video, "audio": audio}.get(rule, video & audio)
 
 
 def agreement_precision(ids: Tensor, targets: Tensor) -> float:
-    """How often a member of a set shares the class of its row.
+    """How often a member of a set shares the class of its row: share of the labelled pairs, NaN if there is none.
 
     Args:
         ids: (N, k) int64 sets, -1 = empty.
         targets: (N,) int64 classes; negative = unlabelled, left out as row and as member.
-
-    Returns:
-        Share in [0, 1] over all labelled pairs; NaN if there is none.
     """
     targets = targets.to(ids.device)
     labelled = (ids >= 0) & (targets >= 0)[:, None] & (targets[ids.clamp(min=0)] >= 0)
@@ -147,13 +129,8 @@ def agreement_precision(ids: Tensor, targets: Tensor) -> float:
 
 
 def overlap(before: Tensor, after: Tensor) -> float:
-    """How much of the sets was in them before: the mean share of a row's members, over rows that have a set both times.
-
-    Args:
-        before, after: (N, k) int64 sets, each row ascending, -1 = the row has none.
-
-    Returns:
-        Share in [0, 1]; NaN when no row has a set both times.
+    """How much of the sets was in them before: the mean share of a row's members, over rows that have a set both times
+    (NaN if there are none); both (N, k) int64, each row ascending, -1 = the row has none.
     """
     both = (before >= 0).all(dim=1) & (after >= 0).all(dim=1)
     before, after = before[both].contiguous(), after[both].contiguous()
@@ -162,19 +139,18 @@ def overlap(before: Tensor, after: Tensor) -> float:
 
 
 def chance_precision(targets: Tensor, valid: Tensor | None = None) -> float:
-    """What `agreement_precision` would be for sets drawn at random, without self, from the labelled valid rows.
-
-    Args:
-        targets: (N,) int64 classes; negative = unlabelled.
-        valid: (N,) bool rows that sets are drawn from. None: all rows.
-
-    Returns:
-        Share in [0, 1]; NaN with fewer than two labelled rows.
+    """What `agreement_precision` would be for sets drawn at random, without self, from the labelled rows, or those of
+    them that are `valid` (N,) bool; NaN with fewer than two.
     """
     usable = targets >= 0 if valid is None else (targets >= 0) & valid.to(targets.device)
     count = targets[usable].bincount().double()
     pairs = count.sum() * (count.sum() - 1)
     return ((count * (count - 1)).sum() / pairs).item()
+
+
+def _spaces(video: Tensor, audio: Tensor, rule: Rule) -> dict[str, Tensor]:
+    """What a rule looks at."""
+    return {"video": {"video": video}, "audio": {"audio": audio}}.get(rule, {"video": video, "audio": audio})
 
 
 def _check(video: Tensor, audio: Tensor, *, k: int, rule: str, valid: Tensor | None) -> None:
@@ -191,9 +167,7 @@ def _check(video: Tensor, audio: Tensor, *, k: int, rule: str, valid: Tensor | N
         raise ValueError(
             f"valid is {valid.dtype} {tuple(valid.shape)}, expected torch.bool ({len(video)},) as in video"
         )
-    for name, bank in (("video", video), ("audio", audio)):
-        if rule in ("video", "audio") and rule != name:
-            continue
+    for name, bank in _spaces(video, audio, rule).items():
         length = torch.linalg.vector_norm(bank.float(), dim=1)  # (N,); NaN and infinity fail the comparison below
         wrong = ~((length - 1).abs() <= _UNIT_TOLERANCE)
         if valid is not None:
@@ -209,14 +183,8 @@ def _check(video: Tensor, audio: Tensor, *, k: int, rule: str, valid: Tensor | N
 def _search(
     banks: list[Tensor], rule: Rule, *, k: int, generator: torch.Generator | None
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The sets of n rows that are all valid.
-
-    Args:
-        banks: one or two (n, D) float64.
-        k: at most n - 1.
-
-    Returns:
-        ids (n, k) ascending, their scores (n, k), and passes (n,) uint8.
+    """Sets of n > k rows that are all valid, by one or two banks (n, D) float64: ids (n, k) ascending, scores (n, k),
+    passes (n,) uint8.
     """
     num_rows, device = len(banks[0]), banks[0].device
     ids = torch.zeros(num_rows, k, dtype=torch.int64, device=device)
@@ -282,8 +250,8 @@ def _choose_depth(fast: _Rounded, *, k: int, deepest: int, generator: torch.Gene
 def _map_blocks(function: Callable[[Tensor], T], blocks: Sequence[Tensor]) -> list[T]:
     """[function(block) for block in blocks]; on the CPU each thread takes whole blocks.
 
-    A block takes some thirty short operations. If each of them were split over the threads, all threads would wait for
-    the slowest one thirty times, which is several times slower as soon as another process wants a core.
+    If each of the thirty short operations of a block were split over the threads, all would wait for the slowest
+    thirty times: several times slower as soon as another process wants a core.
     """
     num_threads = torch.get_num_threads()
     if num_threads == 1 or len(blocks) < 2 or blocks[0].device.type != "cpu":

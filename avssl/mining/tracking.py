@@ -2,11 +2,8 @@
 
     python -m avssl.mining.tracking      (a worker: one JSON job per line in; one JSON object per line out)
 
-What lives here: the rule of Wang & Gupta, "Unsupervised Learning of Visual Representations using Videos" (ICCV 2015),
-section 3: take out the camera's motion, pick the box with the most moving points, follow it with KCF; and the checks
-that a track must pass. What does not: the table on disk (data/tracks.py), and the pool (track.py).
-
-Differs from Wang & Gupta:
+Source: Wang & Gupta, "Unsupervised Learning of Visual Representations using Videos" (ICCV 2015), section 3: take out
+the camera's motion, pick the box with the most moving points, follow it with KCF. Differs from Wang & Gupta:
   * Their points are SURF points with the motion of improved dense trajectories; ours are all pixels, with dense flow
     (DIS), of which those count where the picture changes more than the camera explains: elsewhere flow is made up. Of
     all pixels a thing covers a smaller share than of the points on edges and corners, so the least share that must
@@ -46,16 +43,7 @@ LOST = "lost"  # by the tracker, before half a track
 LEFT = "left the picture"
 HARDLY_MOVES = "hardly moves"  # beside the camera
 INCONSISTENT = "not found backwards"  # followed back from its last frame it arrives elsewhere
-REASONS = (
-    TOO_SHORT,
-    NO_MOTION,
-    TOO_MUCH_MOTION,
-    NO_REGION,
-    LOST,
-    LEFT,
-    HARDLY_MOVES,
-    INCONSISTENT,
-)
+REASONS = (TOO_SHORT, NO_MOTION, TOO_MUCH_MOTION, NO_REGION, LOST, LEFT, HARDLY_MOVES, INCONSISTENT)
 
 MOVING_SPEED = 0.5 * 30 / 448  # short sides per second: 0.5 pixels a frame at 448 x 600 pixels and 30 frames a second
 MOVING_PIXELS = 0.4  # of the file, per pair of frames at least: dense flow is not more exact
@@ -116,36 +104,29 @@ class Options:
 
 @dataclass(frozen=True)
 class FoundTrack:
-    """One followed box: times (T,) seconds; boxes (T, 4) top, left, height, width as fractions of the upright picture,
-    inside it; confidence (T,) in [0, 1]: correlation of the patch's grey values with those of the first patch."""
+    """One followed box."""
 
-    times: np.ndarray
-    boxes: np.ndarray
-    confidence: np.ndarray
+    times: np.ndarray  # (T,) seconds
+    boxes: np.ndarray  # (T, 4) top, left, height, width as fractions of the upright picture, inside it
+    confidence: np.ndarray  # (T,) in [0, 1]: correlation of the patch's gray values with those of the first patch
 
 
 @dataclass(frozen=True)
 class Found:
-    """What a clip holds: tracks, best first; why there are none, or ""; why each followed box was dropped."""
+    """What a clip holds."""
 
-    tracks: list[FoundTrack]
-    reason: str
-    drops: list[str] = field(default_factory=list)
+    tracks: list[FoundTrack]  # best first
+    reason: str  # why there are none, or ""
+    drops: list[str] = field(default_factory=list)  # why each followed box was dropped
 
 
 @dataclass(frozen=True)
 class Motion:
-    """Between two frames.
+    """Between two frames."""
 
-    Args:
-        camera: (3, 3), takes a pixel of the first to where the camera's motion alone would put it in the second.
-        own: (H, W, 2) x, y pixels by which the flow differs from that.
-        moving: (H, W) bool, where this is more than noise.
-    """
-
-    camera: np.ndarray
-    own: np.ndarray
-    moving: np.ndarray
+    camera: np.ndarray  # (3, 3), takes a pixel of the first to where the camera alone would put it in the second
+    own: np.ndarray  # (H, W, 2) x, y pixels by which the flow differs from that
+    moving: np.ndarray  # (H, W) bool, where this is more than noise
 
 
 @dataclass(frozen=True)
@@ -159,25 +140,15 @@ class Start:
 
 
 def track_clip(path: str, *, start: float, end: float, size: tuple[int, int], options: Options) -> Found:
-    """Read a clip and find its tracks.
+    """Read a clip, which lasts from second `start` to `end`, and find its tracks. Raises DecodeError.
 
     Args:
-        path: the file.
-        start: second at which the clip begins.
-        end: second at which it ends.
         size: height and width of the upright picture, in pixels.
-        options: how to search.
-
-    Raises:
-        DecodeError: the file cannot be read.
     """
     scale = options.short_side / min(size)
-    window = VideoWindow(
-        start,
-        max(min(end - start, options.max_seconds), 1 / options.fps),
-        options.fps,
-        size=(round(size[0] * scale), round(size[1] * scale)),
-    )
+    seconds = max(min(end - start, options.max_seconds), 1 / options.fps)
+    height, width = (round(side * scale) for side in size)
+    window = VideoWindow(start, seconds, options.fps, size=(height, width))
     (frames,), _ = read_clip(path, video=[window])
     # a file with fewer frames than asked for repeats them, and starts again where it ends
     new = frames.times > np.maximum.accumulate(np.concatenate([[-np.inf], frames.times[:-1]]))

@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from avssl.media.audio import to_mono
 from avssl.media.encode import write_clip
 from avssl.media.preview import NUM_MELS, NUM_STEPS, _answer, playable, poster, preview, spectrogram
-from avssl.media.reader import DecodeError, Reader, to_mono
+from avssl.media.reader import DecodeError, Reader
 from tests.support.clips import make_sound
 
 pytestmark = pytest.mark.slow

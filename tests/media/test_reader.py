@@ -7,9 +7,11 @@ import av
 import numpy as np
 import pytest
 
+from avssl.media import quirks
+from avssl.media.audio import to_mono
 from avssl.media.decode import AudioWindow, VideoWindow, read_clip, read_frames
 from avssl.media.encode import write_clip
-from avssl.media.reader import DecodeError, Limits, Reader, to_mono
+from avssl.media.reader import DecodeError, Limits, Reader
 from tests.support.numbered import CASES, decode_in_order, make
 
 pytestmark = pytest.mark.slow
@@ -74,8 +76,8 @@ def heard(
     """Sound from some second on, by the index or by demuxer and decoder; pieces joined where they follow each other."""
     with monkeypatch.context() as patched, Reader(path) as reader:
         if not plain:
-            patched.setattr(Reader, "_is_plain_pcm", lambda self, stream: False)
-        assert plain == bool(reader._is_plain_pcm(reader.audio))
+            patched.setattr(quirks, "is_plain_pcm", lambda container, stream: False)
+        assert plain == bool(quirks.is_plain_pcm(reader.container, reader.audio))
         rate, pieces = reader.audio.codec_context.sample_rate, []
         for start, frame in reader.frames_from("audio", seconds):
             values = to_mono(frame)

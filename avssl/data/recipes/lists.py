@@ -1,8 +1,4 @@
-"""Lists that a set comes with, and the files that they name.
-
-What lives here: reading lists, with errors that name what is missing, and finding files by the names in them. What does
-not: what a list means (datasets/*.py), clips named by YouTube ids (youtube.py).
-"""
+"""Lists that a set comes with, and the files that they name."""
 
 import csv
 import math
@@ -10,18 +6,14 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from avssl.data.layout import CLIPS, find_clips
 from avssl.data.manifest import ManifestError
+from avssl.data.recipes.layout import CLIPS, find_clips
 
 
 def find_inside(
     root: Path, folder: str, *, endings: frozenset[str] = CLIPS, way_out: str
 ) -> tuple[list[str], list[str]]:
-    """Files of one folder of ROOT as `find_clips` gives them, relative to ROOT.
-
-    Raises:
-        ManifestError: there is no such folder.
-    """
+    """Files of one folder of ROOT as `find_clips` gives them, relative to ROOT. Raises ManifestError: there is none."""
     if not (root / folder).is_dir():
         raise ManifestError(f"{root / folder} is not a folder: {way_out}")
     clips, others = find_clips(root / folder, endings=endings)
@@ -35,7 +27,6 @@ def match_files(
 
     Args:
         clips: {name in the list: columns of its row}.
-        paths: of all files.
         key: what a name in the list and the path of its file have in common.
 
     Returns:
@@ -52,11 +43,7 @@ def match_files(
 
 
 def check_classes(folder: Path, labels: Iterable[str], clips: Iterable[str], *, way_out: str) -> None:
-    """Every class must have a folder with a clip; upper and lower case are the same.
-
-    Raises:
-        ManifestError: one has none; the first is named.
-    """
+    """Raises ManifestError: a class has no folder with a clip; upper and lower case are the same."""
     known = {PurePosixPath(path).parent.name.lower() for path in clips}
     for label in sorted(labels):
         if label.lower() not in known:
@@ -64,11 +51,7 @@ def check_classes(folder: Path, labels: Iterable[str], clips: Iterable[str], *, 
 
 
 def read_lines(path: Path, *, way_out: str) -> list[str]:
-    """Lines of a list, without empty ones; what is not UTF-8 in it is replaced.
-
-    Raises:
-        ManifestError: the file cannot be read.
-    """
+    """Lines of a list, without empty ones; what is not UTF-8 is replaced. Raises ManifestError: it cannot be read."""
     try:
         text = path.read_text(encoding="utf-8-sig", errors="replace")
     except OSError as error:
@@ -77,11 +60,7 @@ def read_lines(path: Path, *, way_out: str) -> list[str]:
 
 
 def read_cells(path: Path, *, way_out: str) -> Iterator[list[str]]:
-    """Cells of each line of a CSV, without lines that begin with #.
-
-    Raises:
-        ManifestError: the file cannot be read.
-    """
+    """Cells of each line of a CSV, without lines that begin with #. Raises ManifestError: it cannot be read."""
     lines = (line for line in read_lines(path, way_out=way_out) if not line.startswith("#"))
     try:
         yield from csv.reader(lines, skipinitialspace=True)
@@ -109,11 +88,7 @@ def read_csv(path: Path, columns: Sequence[str], *, way_out: str) -> list[dict[s
 
 
 def read_seconds(text: str, *, where: str) -> float:
-    """A cell of a list as seconds.
-
-    Raises:
-        ManifestError: it is no number.
-    """
+    """A cell of a list as seconds. Raises ManifestError: it is no number."""
     try:
         seconds = float(text)
     except ValueError:

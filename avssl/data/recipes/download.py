@@ -1,8 +1,4 @@
-"""Fetching what the owner of a set offers for download: a list, or an archive that is unpacked.
-
-What lives here: `fetch_file`, `fetch_zip`. What does not: which addresses (datasets/*.py). Nothing else of avssl uses
-the network.
-"""
+"""Fetching what the owner of a set offers for download: a list, or an archive that is unpacked."""
 
 import http.client
 import shutil
@@ -32,7 +28,14 @@ def fetch_file(address: str, path: Path) -> None:
         return
     print(f"fetching {address}", file=sys.stderr)
     with whole_file(path) as temporary:
-        _fetch(address, temporary, path)
+        try:
+            with urllib.request.urlopen(address, timeout=SECONDS) as answer, open(temporary, "wb") as file:
+                shutil.copyfileobj(answer, file)
+                expected = answer.headers.get("Content-Length")
+        except (urllib.error.URLError, http.client.HTTPException, ConnectionError, TimeoutError) as error:
+            raise DownloadError(f"{address} cannot be fetched ({error}): fetch it by other means to {path}") from error
+        if expected is not None and temporary.stat().st_size != int(expected):
+            raise DownloadError(f"{address} broke off at {temporary.stat().st_size} of {expected} bytes: try again")
 
 
 def fetch_zip(address: str, folder: Path) -> None:
@@ -40,7 +43,6 @@ def fetch_zip(address: str, folder: Path) -> None:
 
     Args:
         address: of a zip file that holds a folder of the same name as `folder`.
-        folder: to be made.
 
     Raises:
         DownloadError: it cannot be fetched, is damaged, or holds a file outside of its folder.
@@ -63,14 +65,3 @@ def fetch_zip(address: str, folder: Path) -> None:
     finally:
         shutil.rmtree(unpacked, ignore_errors=True)
     archive.unlink()
-
-
-def _fetch(address: str, temporary: Path, path: Path) -> None:
-    try:
-        with urllib.request.urlopen(address, timeout=SECONDS) as answer, open(temporary, "wb") as file:
-            shutil.copyfileobj(answer, file)
-            expected = answer.headers.get("Content-Length")
-    except (urllib.error.URLError, http.client.HTTPException, ConnectionError, TimeoutError) as error:
-        raise DownloadError(f"{address} cannot be fetched ({error}): fetch it by other means to {path}") from error
-    if expected is not None and temporary.stat().st_size != int(expected):
-        raise DownloadError(f"{address} broke off at {temporary.stat().st_size} of {expected} bytes: try again")

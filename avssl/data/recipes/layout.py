@@ -1,27 +1,13 @@
-"""Clips of a folder, with the labels and splits that its layout says.
-
-What lives here: `find_clips` and `label_clips`, for datasets/folder.py and for preparing a folder that has no manifest.
-What does not: probing the files (check.py).
-"""
+"""Clips of a folder, with the labels and splits that its layout says."""
 
 import os
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-CLIPS = frozenset(
-    f".{name}"
-    for name in (
-        *("mp4", "m4v", "mov", "qt", "mkv", "webm", "avi", "divx", "mpg", "mpeg", "m2v", "vob", "ts", "mts", "m2ts"),
-        *("flv", "f4v", "wmv", "asf", "3gp", "3g2", "ogv"),
-    )
-)
-SOUNDS = frozenset(
-    f".{name}"
-    for name in (
-        *("mp3", "wav", "flac", "m4a", "m4b", "aac", "ogg", "oga", "opus", "mka", "weba", "wma", "aif", "aiff", "ac3"),
-        *("amr", "au", "mp2", "w64", "caf"),
-    )
-)
+VIDEO_NAMES = "mp4 m4v mov qt mkv webm avi divx mpg mpeg m2v vob ts mts m2ts flv f4v wmv asf 3gp 3g2 ogv"
+AUDIO_NAMES = "mp3 wav flac m4a m4b aac ogg oga opus mka weba wma aif aiff ac3 amr au mp2 w64 caf"
+CLIPS = frozenset(f".{name}" for name in VIDEO_NAMES.split())
+SOUNDS = frozenset(f".{name}" for name in AUDIO_NAMES.split())
 SPLITS = frozenset({"train", "val", "validation", "test"})
 
 

@@ -3,7 +3,7 @@
 import pyarrow as pa
 import pytest
 
-from avssl.data.youtube import Listed, forget_parts_of_cut_clips, match_clips, youtube_id
+from avssl.data.recipes.youtube import Listed, forget_parts_of_cut_clips, match_clips, youtube_id
 
 ID = "-_a1B2c3D4e"
 

@@ -1,7 +1,4 @@
-"""Clips that a list refers to by YouTube id and seconds, found among files that crawlers named.
-
-What lives here: which file is which listed clip. What does not: reading the lists (datasets/*.py).
-"""
+"""Clips that a list refers to by YouTube id and seconds, found among files that crawlers named."""
 
 import re
 from collections.abc import Iterable, Sequence
@@ -45,10 +42,6 @@ def match_clips(listed: Iterable[Listed], paths: Sequence[str]) -> tuple[list[di
     is the whole video, and the row gets the seconds of the list. A clip that is listed twice is one row, as first
     listed; of two files for one clip the first is taken.
 
-    Args:
-        listed: in any order.
-        paths: of all files.
-
     Returns:
         Rows sorted by path and start, with the id as group; listed clips without a file, as <id>_<start>; files that
         were not taken.
@@ -75,10 +68,8 @@ def match_clips(listed: Iterable[Listed], paths: Sequence[str]) -> tuple[list[di
 
 
 def forget_parts_of_cut_clips(table: pa.Table) -> pa.Table:
-    """The table of a manifest with null start and end where the file cannot be the whole video.
-
-    Some crawlers cut the clip and name it by the id only. Such a file is no longer than the clip, and the listed part
-    would lie beyond its end.
+    """The table of a manifest with null start and end where the file cannot be the whole video: some crawlers cut the
+    clip and name it by the id only. Such a file is no longer than the clip, and the listed part lies beyond its end.
     """
     columns = {name: table.column(name).to_pylist() for name in ("start", "end")}
     ends = zip(table.column("video_end").to_pylist(), table.column("audio_end").to_pylist(), strict=True)

@@ -1,8 +1,4 @@
-"""What the scripts of datasets/ share: their options, the way from files to a manifest, and its summary.
-
-What lives here: `recipe_parser`, `run_recipe`. What does not: the layout of a set (datasets/*.py), reading lists and
-finding the files that they name (lists.py, youtube.py), fetching (download.py).
-"""
+"""What the scripts of datasets/ share: their options, the way from files to a manifest, and its summary."""
 
 import argparse
 import collections
@@ -17,13 +13,11 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from avssl.data.check import build_table
-from avssl.data.download import DownloadError
+from avssl.data.check import build_table, name_some
 from avssl.data.manifest import ManifestError, write_manifest
-from avssl.data.youtube import forget_parts_of_cut_clips
+from avssl.data.recipes.download import DownloadError
+from avssl.data.recipes.youtube import forget_parts_of_cut_clips
 from avssl.files import WriteError, check_writable
-
-MAX_NAMED = 20  # files named one by one in the summary; the manifest names all
 
 
 @dataclass(frozen=True)
@@ -53,8 +47,7 @@ def recipe_parser(
     """The options that every script has.
 
     Args:
-        script: as it is called, such as datasets/folder.py.
-        doc: its docstring.
+        script: as it is called, such as datasets/folder.py; `doc` is its docstring.
         lists: what is in the folder of --lists; None = there is no such option.
         download: what --download fetches; None = there is no such option.
     """
@@ -83,8 +76,7 @@ def run_recipe(
     """Find the clips, probe them, write the manifest and say what it holds.
 
     Args:
-        parser: from `recipe_parser`.
-        given: what it parsed.
+        given: what `parser` of `recipe_parser` parsed.
         find: looks for the clips; its ManifestError names the first missing thing.
         layout: what is expected where, told when nothing is usable.
         source: named then instead of ROOT.
@@ -159,14 +151,11 @@ def describe(summary: Mapping[str, Any]) -> str:
         rows = summary[name]
         if rows:
             lines.append(f"{len(rows)} {title}:")
-            lines += [f"  {row['path']}: {row['reason']}" for row in rows[:MAX_NAMED]]
-        if len(rows) > MAX_NAMED:
-            lines.append(f"  and {len(rows) - MAX_NAMED} more: see the columns status and reason of the manifest")
+            where = "see the columns status and reason of the manifest"
+            lines += name_some([f"{row['path']}: {row['reason']}" for row in rows], where)
     if summary["absent"]:
         lines.append(f"{len(summary['absent'])} listed clips have no file and are no rows:")
-        lines += [f"  {name}" for name in summary["absent"][:MAX_NAMED]]
-    if len(summary["absent"]) > MAX_NAMED:
-        lines.append(f"  and {len(summary['absent']) - MAX_NAMED} more: --json names all")
+        lines += name_some(summary["absent"], "--json names all")
     if summary["other_files"]:
         lines.append(f"{len(summary['other_files'])} other files passed over, such as {summary['other_files'][0]!r}")
     return "\n".join(lines)

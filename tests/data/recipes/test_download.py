@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from avssl.data.download import DownloadError, fetch_file, fetch_zip
+from avssl.data.recipes.download import DownloadError, fetch_file, fetch_zip
 
 ADDRESS = "https://example.org/set.zip"
 
