@@ -137,7 +137,7 @@ class RunConfig:
     device: str = "auto"  # auto | cpu | cuda
     precision: str = "float32"  # float32 | bfloat16 (autocast)
     channels_last: bool = True
-    compile: bool = False  # torch.compile the encoders: minutes at the start; tools/benchmark.py step says if it pays
+    compile: bool = False  # torch.compile the encoders: minutes at the start; tools/benchmarks/step.py says if it pays
     sync_batchnorm: bool = False  # needs a GPU; AVID keeps BatchNorm per rank
     num_threads: int | None = None  # torch threads of the main process on CPU; null = the cores that the workers leave
     log_every: int = 20  # steps between reports

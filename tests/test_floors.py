@@ -13,7 +13,7 @@ FLOORS = [
     {"media", "transforms", "models", "objectives"},
     {"data", "mining"},
     {"methods"},
-    {"optim", "checkpoint", "train", "evaluate", "retrieval", "benchmark", "report", "demo", "track"}
+    {"optim", "checkpoint", "train", "evaluate", "retrieval", "report", "track"}
     | {"sessions", "pretrained", "weights", "model_card", "convert", "to_onnx"},
 ]
 ALLOWED_BESIDE = {0, 4}  # on these floors parts may import one another (without cycles)

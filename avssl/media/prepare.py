@@ -19,7 +19,7 @@ from run to run; to compare sounds, pictures were made by medium, fastdecode, cr
     MP4: H.264; int16 samples in a file beside it, mapped into memory            315           831
 
 The memory map showed what decoding sound costs, but two files can part. So the reader takes PCM of MP4 and MOV from the
-places that the index names (reader.py): on the clips of `tools/benchmark.py loader --make` that made the whole loader
+places that the index names (reader.py): on the clips of `tools/benchmarks/loader.py --make` that made the whole loader
 6.2 times as fast as plain PyAV where FLAC gave 5.2, in the same run. The price is a third more bytes.
 Matroska is out, its clock ticks in milliseconds; NUT too, as hardly any other program opens it.
 

@@ -19,7 +19,7 @@ in float32, and finally by the definition itself, which needs no proof.
 
 Differs from DESIGN section 6 (one FAISS search for the upper bound w v + (1 - w) a): the same proof per row, but the
 bound is the rounded agreement itself instead of a mixture of the two cosines. It is tighter (no w to choose, a depth of
-about 1.5k instead of 4k on a trained bank) and cheaper; `tools/benchmark.py mining` measures both.
+about 1.5k instead of 4k on a trained bank) and cheaper; `tools/benchmarks/mining.py` measures both.
 """
 
 from __future__ import annotations
