@@ -1,7 +1,7 @@
 """Kill a small run at random moments, resume it each time, and compare it with an uninterrupted run bit for bit.
 
-    python tests/rigs/chaos.py
-    python tests/rigs/chaos.py --kills 3 --seed 1 --json
+    python -m tests.rigs.chaos
+    python -m tests.rigs.chaos --kills 3 --seed 1 --json
 
 Linux; needs no data: the set is made on the spot. Exit code: 0 equal, 1 different (or an attempt failed by itself), 2
 wrong call.
@@ -32,23 +32,19 @@ from itertools import cycle, islice
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from avssl import train as training
 from avssl.checkpoint import ENCODERS, LAST, CheckpointError, load_checkpoint
-from avssl.config import Config, from_dict
-from avssl.data.check import build_table
-from avssl.data.manifest import write_manifest
+from avssl.config import Config, load
 from avssl.logs import RunLog
-from avssl.media.encode import write_clip
 from avssl.methods.avid_cma import AVIDCMA
+from tests.clips import TINY, make_set
 
 PHASES = ("start-up", "training", "checkpoint", "export", "mining", "complete")
 AIMS = ("any", "checkpoint", "mining", "training", "checkpoint", "any", "mining", "export", "start-up")  # in turn
 NOT_COMPARED = {"clips_per_second", "data_wait"}  # what time decides
-NUM_CLIPS, CLIP_SECONDS, FPS, SAMPLE_RATE, PIXELS = 12, 1.2, 10, 8000, 48
 PHASE_SECONDS = {"start-up": 0.2, "training": 0.1, "checkpoint": 0.04, "export": 0.02, "mining": 0.001}  # about
 ATTEMPT_SECONDS = 300.0  # an attempt that takes longer hangs
 
@@ -79,7 +75,7 @@ def run_chaos(folder: Path, *, num_kills: int, seed: int) -> dict[str, Any]:
         raise ValueError(f"{folder} is not empty: give a new folder")
     since, draw = time.perf_counter(), random.Random(seed)
     folder.mkdir(parents=True, exist_ok=True)
-    _Attempt(folder, partial(make_set, folder / "clips")).wait()
+    _Attempt(folder, partial(make_set, folder / "clips", num_train=12, num_test=0)).wait()
     started = time.perf_counter()
     _Attempt(folder, partial(training.train, small_run(folder, "whole"))).wait()
     duration = time.perf_counter() - started
@@ -153,53 +149,13 @@ def compare_runs(whole: Path, killed: Path) -> list[str]:
     return [f"{killed.name}: {difference}" for difference in [*differences, *left]]
 
 
-def make_set(folder: Path) -> None:
-    """Noise with a tone in each clip, the last clip without sound, and manifest.parquet."""
-    rng = np.random.default_rng(0)
-    folder.mkdir(parents=True)
-    seconds = np.arange(round(SAMPLE_RATE * CLIP_SECONDS)) / SAMPLE_RATE
-    for number in range(NUM_CLIPS):
-        frames = rng.integers(0, 255, (round(FPS * CLIP_SECONDS), PIXELS, PIXELS, 3), dtype=np.uint8)
-        tone = 0.4 * np.sin(2 * np.pi * (300 + 200 * number) * seconds).astype(np.float32)
-        sound = {"samples": tone, "sample_rate": SAMPLE_RATE} if number < NUM_CLIPS - 1 else {}
-        write_clip(folder / f"{number:02d}.mp4", frames, fps=FPS, **sound)
-    rows = [{"path": f"{number:02d}.mp4"} for number in range(NUM_CLIPS)]
-    write_manifest(folder / "manifest.parquet", build_table(folder, rows, num_workers=1), root=folder)
-
-
 def small_run(folder: Path, name: str) -> Config:
     """AVID-CMA that mines before every epoch and saves every 2 of its 24 steps, with one worker."""
-    given = {
-        "data": {
-            "manifest": str(folder / "clips" / "manifest.parquet"),
-            "split": None,
-            "clips_per_video": 2,
-            "batch_size": 4,
-            "num_workers": 1,
-            "num_frames": 2,
-            "fps": 5,
-            "size": 32,
-            "audio_seconds": 0.5,
-            "sample_rate": SAMPLE_RATE,
-            "max_offset_seconds": 0.1,
-            "spectrogram": "log_mel",
-            "n_fft": 256,
-            "num_mels": 24,
-        },
-        "model": {"video_depth": 10, "video_width": 0.125, "audio_width": 0.125},
-        "method": {
-            "name": "avid_cma",
-            "num_negatives": 8,
-            "num_negatives_within": 4,
-            "hidden_dim": 16,
-            "num_positives": 2,
-            "mine_every": 1,
-            "mine_from_epoch": 1,
-        },
-        "optim": {"epochs": 4},
-        "run": {"dir": str(folder / name), "device": "cpu", "num_threads": 1, "log_every": 1, "checkpoint_every": 2},
-    }
-    return from_dict(given, source="chaos")
+    (folder / "defaults.yaml").write_text("{}\n")
+    own = [f"data.manifest={folder / 'clips' / 'manifest.parquet'}", f"run.dir={folder / name}"]
+    own += ["data.num_workers=1", "optim.epochs=4", "run.device=cpu", "run.checkpoint_every=2"]
+    own += ["method.name=avid_cma", "method.num_negatives_within=4", "method.num_positives=2"]
+    return load(folder / "defaults.yaml", [*TINY, *own, "method.mine_every=1", "method.mine_from_epoch=1"])
 
 
 class _Attempt:

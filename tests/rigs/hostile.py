@@ -177,27 +177,19 @@ def main() -> int:
     parser.add_argument("--keep", type=Path, metavar="FOLDER", help="gets a copy of each file that failed")
     parser.add_argument("--json", nargs="?", const="-", metavar="PATH", help="the result as JSON (default: stdout)")
     given = parser.parse_args()
-    if given.workers < 1:
-        parser.error(f"--workers {given.workers} must be at least 1")
-    if not 0 < given.timeout < math.inf:
-        parser.error(f"--timeout {given.timeout:g} must be seconds above 0")
+    if given.workers < 1 or not 0 < given.timeout < math.inf:
+        parser.error(f"--workers {given.workers} must be at least 1, --timeout {given.timeout:g} seconds above 0")
     if given.damaged < 0 or given.seed < 0:
         parser.error(f"--damaged {given.damaged} and --seed {given.seed} must not be negative")
     if given.awkward is not None and not given.awkward.is_dir():
         parser.error(f"--awkward {given.awkward} is no folder")
+    how = {"number": given.damaged, "seed": given.seed, "awkward": given.awkward, "keep": given.keep}
+    how |= {"num_workers": given.workers, "timeout_seconds": given.timeout}
     try:
         if given.json and given.json != "-":
             check_writable(given.json)
         with tempfile.TemporaryDirectory() as temporary:
-            summary = run_hostile(
-                Path(temporary),
-                number=given.damaged,
-                seed=given.seed,
-                awkward=given.awkward,
-                num_workers=given.workers,
-                timeout_seconds=given.timeout,
-                keep=given.keep,
-            )
+            summary = run_hostile(Path(temporary), **how)
     except (ValueError, OSError) as error:
         parser.error(str(error))
     print(describe(summary), file=sys.stderr if given.json == "-" else sys.stdout)

@@ -17,8 +17,8 @@ def test_three_kills_change_nothing(repository: Path) -> None:
     """In a process of its own: the tool forks, which this one, with torch's threads, may not. Other moments each time,
     though the seed is fixed: processes run as fast as the machine lets them.
     """
-    command = [sys.executable, str(repository / "tests" / "rigs" / "chaos.py"), "--kills", "3", "--json"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    command = [sys.executable, "-m", "tests.rigs.chaos", "--kills", "3", "--json"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, cwd=repository)
     assert done.returncode == 0, done.stdout + done.stderr[-3000:]
     result = json.loads(done.stdout)
     assert result["equal"]

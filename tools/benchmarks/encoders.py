@@ -46,7 +46,7 @@ def benchmark_encoders(*, names: Sequence[str], batch_size: int, num_steps: int)
     """Measure encoders one after another, with torch's current number of threads.
 
     Args:
-        names: keys of ENCODERS; none = all.
+        names: keys of ENCODERS.
         batch_size: clips of a training step.
         num_steps: steps that are counted, behind one that is not.
 
@@ -62,7 +62,7 @@ def benchmark_encoders(*, names: Sequence[str], batch_size: int, num_steps: int)
         if name not in ENCODERS:
             near = difflib.get_close_matches(name, ENCODERS, n=3) or list(ENCODERS)
             raise ValueError(f"{name} is not an encoder: did you mean {' or '.join(near)}?")
-    rows = [measure_encoder(name, batch_size=batch_size, num_steps=num_steps) for name in names or ENCODERS]
+    rows = [measure_encoder(name, batch_size=batch_size, num_steps=num_steps) for name in names]
     return {"encoders": rows, "batch_size": batch_size, "num_steps": num_steps, "threads": torch.get_num_threads()}
 
 
@@ -123,15 +123,11 @@ def _step(encoder: Encoder, x: torch.Tensor) -> None:
 
 def main() -> int:
     parser = stopwatch.command(__doc__)
-    parser.add_argument("--names", nargs="+", default=[], help="encoders; all if not given")
-    parser.add_argument("--batch", type=int, default=2, help="clips per step (default: 2)")
-    parser.add_argument("--steps", type=int, default=1, help="steps that are counted (default: 1)")
-    return stopwatch.run(
-        parser,
-        lambda given: benchmark_encoders(names=given.names, batch_size=given.batch, num_steps=given.steps),
-        plan=lambda given: f"{', '.join(given.names or ENCODERS)}: 1 + {given.steps} steps of {given.batch} clips each",
-        text=as_markdown,
-    )
+    parser.add_argument("--names", nargs="+", default=list(ENCODERS), help="encoders (default: all)")
+    parser.add_argument("--batch", dest="batch_size", type=int, default=2, help="clips per step (default: 2)")
+    parser.add_argument("--steps", dest="num_steps", type=int, default=1, help="steps that are counted (default: 1)")
+    plan = "1 + {num_steps} steps of {batch_size} clips of each of {names}"
+    return stopwatch.run(parser, benchmark_encoders, plan=plan, text=as_markdown)
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ from statistics import median
 
 import stopwatch
 import torch
-from step import NUM_WARM, build_large, check_counts, command, load_batches, make_config, now, plan
+from step import NUM_WARM, build_large, check_counts, command, load_batches, make_config, now
 
 from avssl import distributed
 from avssl.config import Config
@@ -124,13 +124,8 @@ def _tower_passes(method: Method, batch: Batch, config: Config) -> dict[str, int
 
 
 def main() -> int:
-    return stopwatch.run(
-        command(__doc__),
-        lambda given: benchmark_joint(
-            overrides=given.overrides, batch_size=given.batch, num_steps=given.steps, seed=given.seed
-        ),
-        plan=lambda given: plan(given, "by joint and by each of its parts in turns"),
-    )
+    plan = "2 + {num_steps} steps of {batch_size} clips by joint and by each of its parts in turns {overrides}"
+    return stopwatch.run(command(__doc__), benchmark_joint, plan=plan)
 
 
 if __name__ == "__main__":

@@ -13,7 +13,6 @@ else. raw and prepared = `ClipDataset` and `collate`: drawing, decoding, croppin
 clips themselves and from their training copies (tools/prepare.py).
 """
 
-import argparse
 import dataclasses
 import functools
 import math
@@ -198,8 +197,9 @@ def benchmark_loader(
         return [Key(turn, int(rows[i % len(rows)]), i // len(rows)) for i in range(num_clips)]
 
     def plainly(turn: int) -> None:
-        for window in [_window(sets["raw"], key) for key in keys(turn)]:
-            read_plainly(window, data)
+        dataset = sets["raw"]
+        for key in keys(turn):
+            read_plainly(Window(dataset.root / dataset.paths[key.id], *dataset.starts(key)), data)
 
     def loaded(name: str) -> Callable[[int], None]:
         return lambda turn: _load(sets[name], keys(turn))
@@ -228,11 +228,6 @@ def benchmark_loader(
         "waiting": {name: max(0.0, 1 - each["2"] / step_rate) for name, each in workers.items()},
         "clips": len(rows),
     }
-
-
-def _window(dataset: ClipDataset, key: Key) -> Window:
-    video, audio = dataset.starts(key)
-    return Window(dataset.root / dataset.paths[key.id], video, audio)
 
 
 def _load(dataset: ClipDataset, keys: Sequence[Key]) -> None:
@@ -349,34 +344,18 @@ def _resident_megabytes(pid: int) -> float:
     return pages * os.sysconf("SC_PAGE_SIZE") / 1e6
 
 
-def measure(given: argparse.Namespace) -> dict[str, Any]:
-    overrides = [f"data.manifest={given.manifest}", "run.dir=none", "data.size=112", *given.overrides]
-    data = load(ROOT / "configs" / "kinetics" / "avid.yaml", overrides).data
-    prepared = given.prepared
-    if given.make:
-        make_clips(given.manifest, num_clips=given.clips)
-        prepared = prepared or make_copies(given.manifest)
-    raw = read_manifest(given.manifest)
-    if given.soak:
-        return measure_memory(raw, data=data, num_clips=given.soak)
-    return benchmark_loader(
-        raw,
-        read_manifest(prepared) if prepared else None,
-        data=data,
-        num_clips=given.clips,
-        num_rounds=given.rounds,
-        step_rate=given.step_rate,
-    )
-
-
-def plan(given: argparse.Namespace) -> str:
-    if given.soak:
-        return f"the memory of one worker that loads {given.soak} windows of {given.manifest}"
-    made = f", {given.clips} clips made first if there are none" if given.make else ""
-    return (
-        f"1 + {given.rounds} turns of {given.clips} windows of {given.manifest}{made}, by plain PyAV and our loader, "
-        f"then 1 and 2 workers for about {WORKER_SECONDS:g} s each"
-    )
+def measure(
+    manifest: Path, overrides: list[str], prepared: Path | None, make: bool, num_soaked: int | None, **how: Any
+) -> dict[str, Any]:
+    given = [f"data.manifest={manifest}", "run.dir=none", "data.size=112", *overrides]
+    data = load(ROOT / "configs" / "kinetics" / "avid.yaml", given).data
+    if make:
+        make_clips(manifest, num_clips=how["num_clips"])
+        prepared = prepared or make_copies(manifest)
+    raw = read_manifest(manifest)
+    if num_soaked:
+        return measure_memory(raw, data=data, num_clips=num_soaked)
+    return benchmark_loader(raw, read_manifest(prepared) if prepared else None, data=data, **how)
 
 
 def main() -> int:
@@ -386,10 +365,14 @@ def main() -> int:
     parser.add_argument("overrides", nargs="*", metavar="data.key=value", help="lengths and rates (default: 8 at 112)")
     parser.add_argument("--prepared", type=Path, help="manifest of their training copies")
     parser.add_argument("--make", action="store_true", help="make clips there, and copies in FOLDER_prepared")
-    parser.add_argument("--clips", type=int, default=48, help="windows per turn; with --make also clips (default: 48)")
-    parser.add_argument("--rounds", type=int, default=5, help="turns that are counted (default: 5)")
+    parser.add_argument("--clips", dest="num_clips", type=int, default=48, help="windows per turn; --make: clips too")
+    parser.add_argument("--rounds", dest="num_rounds", type=int, default=5, help="turns that are counted (default: 5)")
     parser.add_argument("--step-rate", type=float, default=100.0, help="clips/s of a training step (default: 100)")
-    parser.add_argument("--soak", type=int, metavar="N", help="instead load N windows in one worker, watch its memory")
+    parser.add_argument("--soak", dest="num_soaked", type=int, metavar="N", help="instead load N windows in one worker")
+    plan = (
+        "1 + {num_rounds} turns of {num_clips} windows of {manifest} by plain PyAV and us, then 1 and 2 workers "
+        "(--make: {make}); with --soak only one worker: {num_soaked} windows"
+    )
     return stopwatch.run(parser, measure, plan=plan)
 
 

@@ -6,11 +6,10 @@ the same sets; for several N also how the seconds grow with N.
     python tools/benchmarks/mining.py --n 5000 20000 50000 100000
 """
 
-import argparse
 import sys
 import time
 from collections.abc import Sequence
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import faiss
 import numpy as np
@@ -90,7 +89,7 @@ def fused_seconds(video: Tensor, audio: Tensor, *, k: int) -> float:
     return (time.perf_counter() - start) * len(fused) / len(queries)
 
 
-def benchmark_mining(*, num_rows: int, dim: int, k: int, data: Data, seed: int) -> dict[str, float | int | str]:
+def benchmark_mining(*, num_rows: int, dim: int, k: int, data: Data, seed: int) -> dict[str, Any]:
     """Time the dense search and ours on the same banks, with torch's current number of threads.
 
     Returns:
@@ -135,9 +134,7 @@ def benchmark_mining(*, num_rows: int, dim: int, k: int, data: Data, seed: int) 
     }
 
 
-def benchmark_mining_growth(
-    *, sizes: Sequence[int], dim: int, k: int, data: Data, seed: int
-) -> dict[str, float | int | str | list[dict[str, float]]]:
+def benchmark_mining_growth(*, sizes: Sequence[int], dim: int, k: int, data: Data, seed: int) -> dict[str, Any]:
     """Time both searches for several numbers of instances and fit seconds = constant * N ** exponent.
 
     Args:
@@ -173,11 +170,10 @@ def fit_exponent(sizes: Sequence[int], seconds: Sequence[float]) -> float:
     return float(np.polyfit(np.log(sizes), np.log(seconds), deg=1)[0])
 
 
-def measure(given: argparse.Namespace) -> dict[str, object]:
-    settings = {"dim": given.dim, "k": given.k, "data": given.data, "seed": given.seed}
-    if len(given.n) == 1:
-        return benchmark_mining(num_rows=given.n[0], **settings)
-    return benchmark_mining_growth(sizes=given.n, **settings)
+def measure(sizes: Sequence[int], **settings: Any) -> dict[str, Any]:
+    if len(sizes) == 1:
+        return benchmark_mining(num_rows=sizes[0], **settings)
+    return benchmark_mining_growth(sizes=sizes, **settings)
 
 
 def _agreement(video: Tensor, audio: Tensor, ids: Tensor) -> Tensor:
@@ -191,15 +187,11 @@ def _agreement(video: Tensor, audio: Tensor, ids: Tensor) -> Tensor:
 
 def main() -> int:
     parser = stopwatch.command(__doc__, seed=0)
-    parser.add_argument("--n", type=int, nargs="+", default=[50_000], help="instances; several: how time grows")
+    parser.add_argument("--n", dest="sizes", type=int, nargs="+", default=[50_000], help="instances; several: growth")
     parser.add_argument("--dim", type=int, default=128, help="embedding dimension (default: 128)")
     parser.add_argument("--k", type=int, default=32, help="positives per instance (default: 32)")
     parser.add_argument("--data", choices=DATA, default="clustered", help="shape of the synthetic banks")
-
-    def plan(given: argparse.Namespace) -> str:
-        sizes = " and ".join(f"{num:,}" for num in given.n)
-        return f"the dense search, ours and fused FAISS on {given.data} banks of {sizes} x {given.dim}, k = {given.k}"
-
+    plan = "the dense search, ours and fused FAISS on {data} banks of {sizes} x {dim}, k = {k}"
     return stopwatch.run(parser, measure, plan=plan)
 
 

@@ -7,7 +7,6 @@ fast it starts and answers each way, with its index and exactly, and what many c
 Letters: R rows of a shard, D dimensions.
 """
 
-import argparse
 import http.client
 import json
 import random
@@ -275,33 +274,22 @@ def load(server: Server, *, num_rows: int, num_clients: int, seconds: float, see
     }
 
 
-def measure(given: argparse.Namespace) -> dict[str, Any]:
+def measure(**settings: Any) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
-        return benchmark_search(
-            Path(folder),
-            num_rows=given.n,
-            dim=given.dim,
-            num_queries=given.queries,
-            num_clients=given.clients,
-            seconds=given.seconds,
-            seed=given.seed,
-        )
+        return benchmark_search(Path(folder), **settings)
 
 
 def main() -> int:
     parser = stopwatch.command(__doc__, seed=0)
-    parser.add_argument("--n", type=int, default=1_000_000, help="clips (default: 1,000,000)")
+    parser.add_argument("--n", dest="num_rows", type=int, default=1_000_000, help="clips (default: 1,000,000)")
     parser.add_argument("--dim", type=int, default=128, help="embedding dimension (default: 128)")
-    parser.add_argument("--queries", type=int, default=100, help="of each way (default: 100)")
-    parser.add_argument("--clients", type=int, default=50, help="that ask at once (default: 50)")
+    parser.add_argument("--queries", dest="num_queries", type=int, default=100, help="of each way (default: 100)")
+    parser.add_argument("--clients", dest="num_clients", type=int, default=50, help="that ask at once (default: 50)")
     parser.add_argument("--seconds", type=float, default=60.0, help="for how long (default: 60)")
-
-    def plan(given: argparse.Namespace) -> str:
-        return (
-            f"the browser with {given.n:,} clips of {given.dim} dimensions: two starts, {given.queries} queries each "
-            f"by {', '.join(WAYS)}, with the index and exactly, then {given.clients} clients for {given.seconds:g} s"
-        )
-
+    plan = (
+        "{num_rows} clips of {dim} dimensions: two starts, {num_queries} queries each way by the index "
+        "and exactly, then {num_clients} clients for {seconds} s"
+    )
     return stopwatch.run(parser, measure, plan=plan)
 
 

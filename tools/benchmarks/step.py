@@ -256,33 +256,17 @@ def build_large(config: Config, device: torch.device) -> Method:
 def command(doc: str) -> argparse.ArgumentParser:
     """The parser of a comparison of steps."""
     parser = stopwatch.command(doc, seed=0)
-    parser.add_argument(
-        "overrides", nargs="*", metavar="section.key=value", help="of the configuration that is trained"
-    )
-    parser.add_argument("--batch", type=int, default=8, help="clips per step (default: 8)")
-    parser.add_argument("--steps", type=int, default=5, help="steps of each that are counted (default: 5)")
+    parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="of the training")
+    parser.add_argument("--batch", dest="batch_size", type=int, default=8, help="clips per step (default: 8)")
+    parser.add_argument("--steps", dest="num_steps", type=int, default=5, help="that are counted (default: 5)")
     return parser
-
-
-def plan(given: argparse.Namespace, kinds: str) -> str:
-    changed = f", with {' '.join(given.overrides)}" if given.overrides else ""
-    return f"{NUM_WARM} + {given.steps} steps of {given.batch} made clips {kinds}{changed}"
 
 
 def main() -> int:
     parser = command(__doc__)
-    parser.add_argument("--compile", action="store_true", help="torch.compile the encoders (ours)")
-    return stopwatch.run(
-        parser,
-        lambda given: benchmark_step(
-            overrides=given.overrides,
-            batch_size=given.batch,
-            num_steps=given.steps,
-            compiled=given.compile,
-            seed=given.seed,
-        ),
-        plan=lambda given: plan(given, "in float32, in float32 with freed memory kept, and as we train"),
-    )
+    parser.add_argument("--compile", dest="compiled", action="store_true", help="torch.compile the encoders (ours)")
+    plan = "2 + {num_steps} steps of {batch_size} clips in float32, with freed memory kept, and as we train {overrides}"
+    return stopwatch.run(parser, benchmark_step, plan=plan)
 
 
 if __name__ == "__main__":

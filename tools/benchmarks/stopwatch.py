@@ -25,37 +25,38 @@ def command(doc: str, *, seed: int | None = None) -> argparse.ArgumentParser:
 
 def run(
     parser: argparse.ArgumentParser,
-    measure: Callable[[argparse.Namespace], Result],
+    measure: Callable[..., Result],
     *,
-    plan: Callable[[argparse.Namespace], str],
+    plan: str,
     text: Callable[[Result], str] | None = None,
 ) -> int:
     """Parse, measure, print.
 
     Args:
-        measure: arguments -> result. A ValueError of it is a wrong call.
-        plan: arguments -> what --dry-run says.
+        measure: options of the command, by their names -> result. A ValueError of it is a wrong call.
+        plan: what --dry-run says, with the options in braces.
         text: result -> what is printed without --json; None = `as_lines`.
 
     Returns:
         Exit code: 0 done, 2 wrong call.
     """
-    arguments = parser.parse_args()
-    if arguments.dry_run:
-        print(f"would measure {plan(arguments)}")
+    options = vars(parser.parse_args())
+    threads, json, dry_run = (options.pop(name) for name in ("threads", "json", "dry_run"))
+    if dry_run:
+        print("would measure", plan.format(**options))
         return 0
     try:
-        if arguments.json not in (None, "-"):
-            check_writable(arguments.json)
-        if arguments.threads is not None:
-            if arguments.threads < 1:
-                raise ValueError(f"--threads is {arguments.threads}, expected at least 1")
-            torch.set_num_threads(arguments.threads)
-        result = measure(arguments)
+        if json not in (None, "-"):
+            check_writable(json)
+        if threads is not None:
+            if threads < 1:
+                raise ValueError(f"--threads is {threads}, expected at least 1")
+            torch.set_num_threads(threads)
+        result = measure(**options)
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    answer(result, (text or as_lines)(result), to=arguments.json)
+    answer(result, (text or as_lines)(result), to=json)
     return 0
 
 

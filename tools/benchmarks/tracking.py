@@ -88,14 +88,11 @@ def _overlaps(scene: Scene, track: FoundTrack) -> np.ndarray:
 
 
 def main() -> int:
-    parser = stopwatch.command(__doc__, seed=1000)
-    parser.add_argument("--scenes", type=int, default=40, help="scenes that are made (default: 40)")
+    parser = stopwatch.command(__doc__)
+    parser.add_argument("--scenes", dest="num_scenes", type=int, default=40, help="that are made (default: 40)")
     parser.add_argument("--tracker", choices=TRACKERS, default="kcf")
-    return stopwatch.run(
-        parser,
-        lambda given: benchmark_tracking(num_scenes=given.scenes, first_seed=given.seed, tracker=given.tracker),
-        plan=lambda given: f"{given.tracker} in {given.scenes} scenes from seed {given.seed} on",
-    )
+    parser.add_argument("--seed", dest="first_seed", type=int, default=1000, help="of the first scene (default: 1000)")
+    return stopwatch.run(parser, benchmark_tracking, plan="{tracker} in {num_scenes} scenes from seed {first_seed} on")
 
 
 if __name__ == "__main__":
