@@ -121,22 +121,28 @@ class Ear:
             sample_rate: of it.
             near: look only within 5 ms of this second, which is fast. None = everywhere.
         """
-        tone, loudness = self._whole(sample_rate), np.linalg.norm(heard)
-        if loudness < 0.05 * np.sqrt(len(heard)):
+        tone = self._whole(sample_rate)
+        if np.linalg.norm(heard) < 0.05 * np.sqrt(len(heard)):
             return None
         reach = round(0.005 * sample_rate)
         low = 0 if near is None else max(round(near * sample_rate) - reach, 0)
         high = len(tone) if near is None else min(round(near * sample_rate) + reach + len(heard), len(tone))
         if high - low < len(heard):
             return None
-        part = tone[low:high]
-        size = 1 << (len(part) + len(heard) - 1).bit_length()
-        found = np.fft.irfft(np.fft.rfft(part, size) * np.conj(np.fft.rfft(heard, size)), size)
-        found = found[: len(part) - len(heard) + 1]  # by how many samples `heard` is moved to the right
-        energy = np.cumsum(np.concatenate([[0.0], part.astype(np.float64) ** 2]))
-        alike = found / loudness / np.sqrt(np.maximum(energy[len(heard) :] - energy[: len(found)], 1e-9))
+        alike = likeness(tone[low:high], heard, least=1e-9)
         best = int(np.argmax(alike))
         return (low + best) / sample_rate if alike[best] > self.ALIKE else None
+
+
+def likeness(whole: np.ndarray, piece: np.ndarray, *, least: float) -> np.ndarray:
+    """Cosine of a piece (n,) with every part of `whole` (m,) as long as it, a part's energy taken as at least `least`:
+    (m - n + 1,)."""
+    size = 1 << (len(whole) + len(piece) - 1).bit_length()
+    found = np.fft.irfft(np.fft.rfft(whole, size) * np.conj(np.fft.rfft(piece, size)), size)
+    found = found[: len(whole) - len(piece) + 1]  # by how many samples `piece` is moved to the right
+    energy = np.cumsum(np.concatenate([[0.0], whole.astype(np.float64) ** 2]))
+    energy = energy[len(piece) :] - energy[: len(found)]
+    return found / np.linalg.norm(piece) / np.sqrt(np.maximum(energy, least))
 
 
 # ---- ways to damage a file: bytes, generator, another file of the same container -> bytes

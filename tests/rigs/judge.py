@@ -40,7 +40,7 @@ from avssl.media.decode import AudioWindow, Frames, Samples, VideoWindow, read_c
 from avssl.media.probe import Probe, probe
 from avssl.media.reader import OPEN_SECONDS, SAMPLE_RATES, TIME_TOLERANCE, DecodeError, frame_duration, to_mono
 from avssl.workers import serve
-from tests.rigs.damage import FPS, SIZE, Clip, Ear, read_numbers
+from tests.rigs.damage import FPS, SIZE, Clip, Ear, likeness, read_numbers
 
 SAME_TIME = 0.003  # seconds: two ticks of a Matroska clock
 SAME_SOUND = 0.005  # seconds by which sound may be off
@@ -346,12 +346,7 @@ class Likeness:
         wide, rate = plainly
         # at the rate of the plain decode, by straight lines: good enough to find a lag
         piece = np.interp(np.arange(round(PIECE_SECONDS * rate)) / rate, np.arange(len(heard)) / sample_rate, heard)
-        size = 1 << (len(wide) + len(piece)).bit_length()
-        found = np.fft.irfft(np.fft.rfft(wide, size) * np.conj(np.fft.rfft(piece, size)), size)
-        found = found[: len(wide) - len(piece) + 1]
-        energy = np.cumsum(np.concatenate([[0.0], wide.astype(np.float64) ** 2]))
-        energy = energy[len(piece) :] - energy[: len(found)]
-        alike = found / np.linalg.norm(piece) / np.sqrt(np.maximum(energy, 1e-6 * len(piece)))
+        alike = likeness(wide, piece, least=1e-6 * len(piece))
         middle, reach = round(PIECE_SECONDS * rate), max(1, round(SAME_SOUND * rate))
         there, best = alike[middle - reach : middle + reach + 1].max(), int(alike.argmax())
         if there > Ear.ALIKE:

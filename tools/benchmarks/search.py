@@ -13,11 +13,11 @@ import random
 import subprocess
 import sys
 import tempfile
-import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -201,44 +201,39 @@ def _percentiles(server: Server, paths: Sequence[str]) -> dict[str, float]:
     return {"median_ms": float(np.median(took[1:])), "p95_ms": float(np.quantile(took[1:], 0.95))}
 
 
-@dataclass
-class _Client:
-    """Asks what a page asks, without a pause."""
+def _visit(server: Server, num_rows: int, seed: int, until: float) -> tuple[list[float], list[str]]:
+    """Ask what a page asks, without a pause: milliseconds of each answer, and errors."""
+    took, errors = [], []
+    generator, connection = random.Random(seed), server.connect()
+    while time.perf_counter() < until:
+        path, headers = _question(generator, num_rows)
+        since = time.perf_counter()
+        try:
+            _get(connection, path, headers)
+            took.append(1000 * (time.perf_counter() - since))
+        except (OSError, ValueError, http.client.HTTPException) as error:
+            errors.append(repr(error))
+            connection.close()
+            connection = server.connect()
+    connection.close()
+    return took, errors
 
-    server: Server
-    num_rows: int
-    seed: int
-    until: float
-    took: list[float] = field(default_factory=list)
-    errors: list[str] = field(default_factory=list)
 
-    def run(self) -> None:
-        generator, connection = random.Random(self.seed), self.server.connect()
-        while time.perf_counter() < self.until:
-            path, headers = self._next(generator)
-            since = time.perf_counter()
-            try:
-                _get(connection, path, headers)
-                self.took.append(1000 * (time.perf_counter() - since))
-            except (OSError, ValueError, http.client.HTTPException) as error:
-                self.errors.append(repr(error))
-                connection.close()
-                connection = self.server.connect()
-        connection.close()
-
-    def _next(self, generator: random.Random) -> tuple[str, dict[str, str]]:
-        clip, way = generator.randrange(self.num_rows), generator.choice(WAYS)
-        choices: list[Callable[[], tuple[str, dict[str, str]]]] = [
-            lambda: (f"/api/neighbours?query={clip}&by={way}", {}),
-            lambda: (f"/api/neighbours?query={clip}&by={way}&label=class%20{clip % NUM_CLASSES:03d}", {}),
-            lambda: (f"/api/agreement?query={clip}", {}),
-            lambda: (f"/api/clips?name=clips/{clip % NUM_FILES}&offset={clip // NUM_FILES}", {}),
-            lambda: (f"/poster/{clip}", {}),
-            lambda: (f"/spectrogram/{clip}", {}),
-            lambda: (f"/media/{clip}", {"range": f"bytes={generator.randrange(1000)}-"}),
-            lambda: ("/", {}),
-        ]
-        return generator.choice(choices)()
+def _question(generator: random.Random, num_rows: int) -> tuple[str, dict[str, str]]:
+    """Path and headers."""
+    clip, way = generator.randrange(num_rows), generator.choice(WAYS)
+    paths = [
+        f"/api/neighbours?query={clip}&by={way}",
+        f"/api/neighbours?query={clip}&by={way}&label=class%20{clip % NUM_CLASSES:03d}",
+        f"/api/agreement?query={clip}",
+        f"/api/clips?name=clips/{clip % NUM_FILES}&offset={clip // NUM_FILES}",
+        f"/poster/{clip}",
+        f"/spectrogram/{clip}",
+        f"/media/{clip}",
+        "/",
+    ]
+    path = generator.choice(paths)
+    return path, {"range": f"bytes={generator.randrange(1000)}-"} if path.startswith("/media/") else {}
 
 
 def load(server: Server, *, num_rows: int, num_clients: int, seconds: float, seed: int) -> dict[str, Any]:
@@ -249,16 +244,11 @@ def load(server: Server, *, num_rows: int, num_clients: int, seconds: float, see
         what the server held of memory (MB) and open files after the first third and at the end.
     """
     since = time.perf_counter()
-    clients = [_Client(server, num_rows, seed + number, since + seconds) for number in range(num_clients)]
-    threads = [threading.Thread(target=client.run) for client in clients]
-    for thread in threads:
-        thread.start()
-    time.sleep(seconds / 3)
-    before = server.held()
-    for thread in threads:
-        thread.join()
-    took = [each for client in clients for each in client.took]
-    errors = [each for client in clients for each in client.errors]
+    with ThreadPoolExecutor(num_clients) as pool:
+        clients = [pool.submit(_visit, server, num_rows, seed + i, since + seconds) for i in range(num_clients)]
+        time.sleep(seconds / 3)
+        before = server.held()
+    took, errors = ([each for client in clients for each in client.result()[i]] for i in range(2))
     time.sleep(1)  # the last connections are closed
     return {
         "clients": num_clients,

@@ -19,14 +19,10 @@ from typing import Any
 
 import experiment
 import torch
-from experiment import ROOT, say
+from experiment import ROOT, features_of, linear_accuracy, probed, recall_of, rows_of, say
 
 from avssl.config import Config, load
 from avssl.data.manifest import Manifest, read_manifest
-from avssl.evaluate.classify import linear_predict
-from avssl.evaluate.features import extract
-from avssl.evaluate.probe import labelled_rows, probe
-from avssl.evaluate.retrieval import recall_figures
 from avssl.evaluate.shortcut import shortcut_features
 from avssl.files import whole_file
 from avssl.mining.agreement import RULES, agreement_precision, chance_precision, minable, mine_agreement
@@ -153,45 +149,28 @@ def probe_toy(runs: dict[str, Path], toy: Manifest) -> tuple[dict[str, float], d
     """Linear probes on the toy classes, retrieval across modalities on the test split, and the probes' single
     modalities.
     """
-    rows = {split: labelled_rows(toy, split, path=toy.root) for split in ("train", "test")}
-    targets = {split: toy.targets()[ids] for split, ids in rows.items()}
-    shortcut = {split: shortcut_features(toy, ids, progress=f"shortcut {split}") for split, ids in rows.items()}
-    predicted, _ = linear_predict(shortcut["train"], targets["train"], shortcut["test"])
-    probes = {"chance": 0.0, "shortcut": float((predicted == targets["test"]).mean())}
+    shortcut = {split: shortcut_features(toy, ids, progress=f"shortcut {split}") for split, ids in rows_of(toy).items()}
+    probes = {"chance": 0.0, "shortcut": linear_accuracy(toy, shortcut)}
     by_modality, found = {}, {}
     for name, run, trained in (
         ("random", runs["avid"], False),
         ("avid", runs["avid"], True),
         ("avid_cma", runs["avid_cma"], True),
     ):
-        loaded = load_run(run, trained=trained)
-        found = {
-            split: extract(loaded, toy, ids, num_clips=NUM_CLIPS, progress=f"{name} {split}")
-            for split, ids in rows.items()
-        }
-        result = probe("linear", (toy, found["train"]), (toy, found["test"]))
+        found = features_of(load_run(run, trained=trained), toy, num_clips=NUM_CLIPS, progress=name)
+        result = probed("linear", toy, found)
         probes |= {"chance": result["chance"], name: result["accuracy"]["both"]}
         by_modality[name] = result["accuracy"]
-    test = found["test"]
-    test = test.take(test.has("both"))
-    return (
-        probes,
-        recall_figures(test.embedding["video"], test.embedding["audio"], toy.targets()[test.ids]),
-        by_modality,
-    )
+    return probes, recall_of(found["test"], toy), by_modality
 
 
 def probe_transfer(run: Path, actions: Manifest) -> dict[str, float]:
     """Linear probes on the silent action clips: pictures only."""
-    rows = {split: labelled_rows(actions, split, path=actions.root) for split in ("train", "test")}
     figures = {}
     for name, trained in (("random", False), ("avid_cma", True)):
         loaded = load_run(run, trained=trained)
-        sides = [
-            (actions, extract(loaded, actions, ids, num_clips=NUM_CLIPS, progress=f"{name} actions {split}"))
-            for split, ids in rows.items()
-        ]
-        result = probe("linear", *sides)
+        found = features_of(loaded, actions, num_clips=NUM_CLIPS, progress=f"{name} actions")
+        result = probed("linear", actions, found)
         figures |= {"chance": result["chance"], name: result["accuracy"]["video"]}
     return figures
 

@@ -23,15 +23,12 @@ import cv2
 import experiment
 import numpy as np
 import torch
-from experiment import ROOT, remembered, table_of, train_timed
+from experiment import ROOT, features_of, linear_accuracy, probed, recall_of, remembered, rows_of, table_of, train_timed
 from tqdm import tqdm
 
 from avssl.config import Config, load
 from avssl.data.manifest import Manifest, read_manifest
-from avssl.evaluate.classify import linear_predict
-from avssl.evaluate.features import Extracted, extract
-from avssl.evaluate.probe import labelled_rows, probe
-from avssl.evaluate.retrieval import recall_figures
+from avssl.evaluate.features import Extracted
 from avssl.media.decode import AudioWindow, VideoWindow, read_clip
 from avssl.mining.agreement import RULES, agreement_precision, mine_agreement
 from avssl.pretrained import Run, load_run
@@ -227,16 +224,12 @@ def measure(run: Run, manifest: Manifest, *, num_positives: int) -> dict[str, An
         positives with a picture of the same class {rule} among all training clips' embeddings; recall: as
         `recall_figures`, of the test clips' embeddings.
     """
-    rows = {split: labelled_rows(manifest, split, path=manifest.root) for split in ("train", "test")}
-    found = {
-        split: extract(run, manifest, ids, num_clips=NUM_CLIPS, progress=f"features {split}")
-        for split, ids in rows.items()
-    }
+    found = features_of(run, manifest, num_clips=NUM_CLIPS)
     own_sound = ~manifest.column("foreign")[found["train"].ids].astype(bool)
-    sides = ((manifest, found["train"].take(own_sound)), (manifest, found["test"]))
+    asked = found | {"train": found["train"].take(own_sound)}
     return {
-        "linear": probe("linear", *sides)["accuracy"],
-        "knn": probe("knn", *sides)["accuracy"],
+        "linear": probed("linear", manifest, asked)["accuracy"],
+        "knn": probed("knn", manifest, asked)["accuracy"],
         "precision": mined_precision(found["train"], manifest, k=num_positives),
         "recall": recall_of(found["test"], manifest),
     }
@@ -252,26 +245,16 @@ def mined_precision(found: Extracted, manifest: Manifest, *, k: int) -> dict[str
     }
 
 
-def recall_of(found: Extracted, manifest: Manifest) -> dict[str, float]:
-    """Recall across modalities among the clips with picture and sound."""
-    found = found.take(found.has("both"))
-    return recall_figures(found.embedding["video"], found.embedding["audio"], manifest.targets()[found.ids])
-
-
 def handmade_accuracy(manifest: Manifest) -> dict[str, float]:
     """Linear probes on features that nothing learned: the pixels of one frame, a coarse log-mel spectrogram."""
-    rows = {split: labelled_rows(manifest, split, path=manifest.root) for split in ("train", "test")}
-    features = {split: handmade_features(manifest, ids) for split, ids in rows.items()}
-    targets = {split: manifest.targets()[ids] for split, ids in rows.items()}
-    accuracy = {}
-    for name in MODALITIES:
-        train, test = (
-            np.concatenate([features[split][m] for m in ("video", "audio") if name in (m, "both")], axis=1)
-            for split in ("train", "test")
-        )
-        predicted, _ = linear_predict(train, targets["train"], test)
-        accuracy[name] = float((predicted == targets["test"]).mean())
-    return accuracy
+    features = {split: handmade_features(manifest, ids) for split, ids in rows_of(manifest).items()}
+    both = {
+        split: found | {"both": np.concatenate([found["video"], found["audio"]], axis=1)}
+        for split, found in features.items()
+    }
+    return {
+        name: linear_accuracy(manifest, {split: found[name] for split, found in both.items()}) for name in MODALITIES
+    }
 
 
 def handmade_features(manifest: Manifest, ids: np.ndarray) -> dict[str, np.ndarray]:

@@ -4,7 +4,7 @@ import argparse
 import json
 import sys
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,13 @@ import numpy as np
 
 from avssl.checkpoint import LAST
 from avssl.config import Config
+from avssl.data.manifest import Manifest
+from avssl.evaluate.classify import linear_predict
+from avssl.evaluate.features import Extracted, extract
+from avssl.evaluate.probe import labelled_rows, probe
+from avssl.evaluate.retrieval import recall_figures
 from avssl.files import answer, check_writable, whole_file
+from avssl.pretrained import Run
 from avssl.train import TrainingError, train
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -104,6 +110,37 @@ def remembered(path: Path, work: Callable[[], dict[str, Any]]) -> dict[str, Any]
         with whole_file(path) as temporary:
             temporary.write_text(json.dumps(work(), indent=1) + "\n")
     return json.loads(path.read_text())
+
+
+def rows_of(manifest: Manifest) -> dict[str, np.ndarray]:
+    """Rows of the clips with a label: {train, test}."""
+    return {split: labelled_rows(manifest, split, path=manifest.root) for split in ("train", "test")}
+
+
+def features_of(run: Run, manifest: Manifest, *, num_clips: int, progress: str = "features") -> dict[str, Extracted]:
+    """Of `rows_of`, averaged over so many clips of a video."""
+    return {
+        split: extract(run, manifest, rows, num_clips=num_clips, progress=f"{progress} {split}")
+        for split, rows in rows_of(manifest).items()
+    }
+
+
+def probed(kind: str, manifest: Manifest, found: Mapping[str, Extracted]) -> dict[str, Any]:
+    """`probe`, learned on train and asked on test."""
+    return probe(kind, (manifest, found["train"]), (manifest, found["test"]))
+
+
+def linear_accuracy(manifest: Manifest, features: Mapping[str, np.ndarray]) -> float:
+    """Of a linear probe on other features {train, test} of `rows_of`: (n, D)."""
+    targets = {split: manifest.targets()[rows] for split, rows in rows_of(manifest).items()}
+    predicted, _ = linear_predict(features["train"], targets["train"], features["test"])
+    return float((predicted == targets["test"]).mean())
+
+
+def recall_of(found: Extracted, manifest: Manifest) -> dict[str, float]:
+    """Recall across modalities among the clips with picture and sound."""
+    found = found.take(found.has("both"))
+    return recall_figures(found.embedding["video"], found.embedding["audio"], manifest.targets()[found.ids])
 
 
 def table_of(results: Sequence[dict[str, Any]], rows: dict[str, str], columns: dict[str, tuple[str, str]]) -> str:

@@ -22,13 +22,11 @@ from typing import Any
 import experiment
 import numpy as np
 import torch
-from experiment import ROOT, SECONDS, remembered, say, table_of, train_timed
+from experiment import ROOT, SECONDS, features_of, probed, remembered, say, table_of, train_timed
 
 from avssl import distributed
 from avssl.config import Config, load
 from avssl.data.manifest import Manifest, read_manifest
-from avssl.evaluate.features import Extracted, extract
-from avssl.evaluate.probe import labelled_rows, probe
 from avssl.evaluate.propagate import score_propagation
 from avssl.evaluate.scenes import make_scene
 from avssl.methods import build_method
@@ -213,7 +211,10 @@ def measure(run: Run, sets: Mapping[str, Manifest], *, frames: bool) -> dict[str
     run = with_data(run, size=min(SIZE, run.data.size))  # walk is trained on cells of larger pictures
     run = with_data(run, num_frames=1) if frames else run
     num_clips = NUM_FRAMES if frames else NUM_CLIPS
-    classes, motions = (linear_probe(run, sets[name], num_clips=num_clips) for name in ("toy", "toy_actions"))
+    classes, motions = (
+        probed("linear", clips, features_of(run, clips, num_clips=num_clips))
+        for clips in (sets["toy"], sets["toy_actions"])
+    )
     names = [str(seed) for seed in range(NUM_SCENES)]
     scores = score_propagation(run, names, read_scene, size=SCENE_SIZE, progress="masks")["scores"]
     return {
@@ -224,16 +225,6 @@ def measure(run: Run, sets: Mapping[str, Manifest], *, frames: bool) -> dict[str
         | {"still_jf": scores["still"]["jf"]},
         "measure_seconds": time.perf_counter() - since,
     }
-
-
-def linear_probe(run: Run, manifest: Manifest, *, num_clips: int) -> dict[str, Any]:
-    """A linear probe, learned on split train and asked on split test."""
-
-    def features(split: str) -> tuple[Manifest, Extracted]:
-        rows = labelled_rows(manifest, split, path=manifest.root)
-        return manifest, extract(run, manifest, rows, num_clips=num_clips, progress=f"features {split}")
-
-    return probe("linear", features("train"), features("test"))
 
 
 def read_scene(seed: str) -> tuple[np.ndarray, np.ndarray]:
