@@ -10,7 +10,6 @@ import numpy as np
 import pyarrow as pa
 import pytest
 from loader import (
-    Window,
     benchmark_loader,
     make_clips,
     make_copies,
@@ -41,7 +40,7 @@ def data() -> DataConfig:
 
 def test_plain_reading_gives_the_same_pictures_and_sound(manifest: Path, data: DataConfig) -> None:
     path = read_manifest(manifest).path(0)
-    pictures, sound = read_plainly(Window(path, 0.33, 0.2), data)
+    pictures, sound = read_plainly(path, 0.33, 0.2, data)
     (frames,), (samples,) = read_clip(path, video=[VideoWindow(0.33, 0.5, 8)], audio=[AudioWindow(0.2, 0.5, 8000)])
     np.testing.assert_array_equal(np.stack(pictures), frames.data)
     assert sound.shape[1] >= len(samples.data)

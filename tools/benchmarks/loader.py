@@ -23,7 +23,6 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
 from multiprocessing.reduction import ForkingPickler
 from pathlib import Path
 from typing import Any
@@ -121,22 +120,13 @@ def _moving_pictures(rng: np.random.Generator) -> np.ndarray:
     return frames
 
 
-@dataclass(frozen=True)
-class Window:
-    """Where a clip's picture and sound begin, in seconds."""
-
-    path: Path
-    video: float
-    audio: float
-
-
-def read_plainly(window: Window, data: DataConfig) -> tuple[list[np.ndarray], np.ndarray]:
+def read_plainly(path: Path, start: float, sound_start: float, data: DataConfig) -> tuple[list[np.ndarray], np.ndarray]:
     """What a careful user of PyAV writes: the wanted pictures (T) of (H, W, 3), and the sound (1, n)."""
-    wanted = window.video + np.arange(data.num_frames) / data.fps
-    with av.open(str(window.path)) as container:
+    wanted = start + np.arange(data.num_frames) / data.fps
+    with av.open(str(path)) as container:
         video, audio = container.streams.video[0], container.streams.audio[0]
         video.codec_context.thread_count = audio.codec_context.thread_count = 1
-        container.seek(int(window.video / video.time_base), stream=video)
+        container.seek(int(start / video.time_base), stream=video)
         pictures, previous = [], None
         for frame in container.decode(video):
             while len(pictures) < len(wanted) and wanted[len(pictures)] < frame.time:
@@ -144,11 +134,11 @@ def read_plainly(window: Window, data: DataConfig) -> tuple[list[np.ndarray], np
             if len(pictures) == len(wanted):
                 break
             previous = frame
-        container.seek(int(window.audio / audio.time_base), stream=audio)
+        container.seek(int(sound_start / audio.time_base), stream=audio)
         resampler = av.AudioResampler(format="fltp", layout="mono", rate=data.sample_rate)
         parts = []
         for frame in container.decode(audio):
-            if frame.time > window.audio + data.audio_seconds:
+            if frame.time > sound_start + data.audio_seconds:
                 break
             parts += resampler.resample(frame)
         parts += resampler.resample(None)
@@ -199,7 +189,7 @@ def benchmark_loader(
     def plainly(turn: int) -> None:
         dataset = sets["raw"]
         for key in keys(turn):
-            read_plainly(Window(dataset.root / dataset.paths[key.id], *dataset.starts(key)), data)
+            read_plainly(dataset.root / dataset.paths[key.id], *dataset.starts(key), data)
 
     def loaded(name: str) -> Callable[[int], None]:
         return lambda turn: _load(sets[name], keys(turn))

@@ -308,14 +308,8 @@ def main() -> int:
     parser.add_argument("--out", type=Path, required=True, help="PNG to write")
     parser.add_argument("--id", type=int, help="row of the manifest (default: drawn by --seed)")
     parser.add_argument("--seed", type=int, default=0, help="of the draw (default: 0)")
-    parser.add_argument(
-        "--max-seconds", type=float, help="to a neighbour that is a positive (default: the run's max_seconds)"
-    )
-    return experiment.run(
-        parser,
-        draw,
-        plan=lambda given: [f"draw a clip of {given.run} with a track of {given.tracks}: {given.out}"],
-    )
+    parser.add_argument("--max-seconds", type=float, help="to a neighbour that is a positive (default: the run's)")
+    return experiment.run(parser, draw, plan=lambda given: [f"draw a clip of {given.run}: {given.out}"])
 
 
 def draw(given: argparse.Namespace) -> tuple[dict[str, Any], str]:
