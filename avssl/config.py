@@ -189,7 +189,7 @@ class RunConfig(Options):
     device: Literal["auto", "cpu", "cuda"] = "auto"
     precision: Literal["float32", "bfloat16"] = "float32"  # bfloat16 by autocast
     channels_last: bool = True
-    compile: bool = False  # torch.compile the encoders: minutes at the start; tools/benchmark.py step says if it pays
+    compile: bool = False  # torch.compile the encoders: minutes at the start; tools/benchmarks/step.py says if it pays
     sync_batchnorm: bool = False  # needs a GPU; AVID keeps BatchNorm per rank
     num_threads: Count | None = (
         None  # torch threads of the main process on CPU; null = the cores that the workers leave

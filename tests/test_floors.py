@@ -14,7 +14,7 @@ FLOORS = [
     {"media", "transforms", "models", "objectives"},
     {"data", "mining"},
     {"methods"},
-    {"optim", "checkpoint", "train", "evaluate", "retrieval", "benchmark", "report", "demo"}
+    {"optim", "checkpoint", "train", "evaluate", "retrieval", "report"}
     | {"sessions", "pretrained", "weights", "model_card", "convert", "to_onnx"},
     {"cli"},
     {"__main__"},

@@ -189,34 +189,28 @@ KNOWN = {
     "tools/evaluate.py --table": Miniature([], check_accuracy),
     "tools/convert.py": Miniature([], check_weights),
     "tools/predict.py": Miniature(["--num-clips", "1"], check_predicted),
-    "tools/benchmark.py": Miniature(["--n", "600", "--k", "4", "--threads", "1"], check_benchmark),
-    "tools/demo.py": Miniature([*ONE_EPOCH, "--num-train", str(NUM_TRAIN), "--num-test", str(NUM_TEST)], check_demo),
+    "tools/benchmarks/mining.py": Miniature(["--n", "600", "--k", "4", "--threads", "1"], check_benchmark),
+    "tools/experiments/demo.py": Miniature(
+        [*ONE_EPOCH, "--num-train", str(NUM_TRAIN), "--num-test", str(NUM_TEST)], check_demo
+    ),
 }
+DRY = ("tools/experiments/", "tools/benchmarks/")  # here with --dry-run, unless in KNOWN; tests/tools runs them
 OWN_TESTS = {  # run in miniature by a test of their own; here only their options are looked at
-    ("tools/digits.py",): "tests/benchmark/test_digits.py",
-    ("tools/natural.py",): "tests/benchmark/test_digits.py",
-    ("tools/chaos.py",): "tests/benchmark/test_chaos.py",
+    ("tests/rigs/chaos.py",): "tests/rigs/test_chaos.py",
     ("tools/check.py",): "tests/test_check_tool.py",
-    ("tools/hostile.py",): "tests/benchmark/test_hostile.py",
-    ("tools/positives.py",): "tests/benchmark/test_positives.py",
-    ("tools/transfer.py",): "tests/benchmark/test_transfer.py",
+    ("tests/rigs/hostile.py",): "tests/rigs/test_hostile.py",
     ("tools/track.py", "clips/manifest.parquet"): "tests/test_track_tool.py",
     ("tools/evaluate.py", "runs/mine/avid_cma", "propagate"): "tests/evaluate/test_propagate.py",
-    ("tools/benchmark.py", "joint"): "tests/benchmark/test_joint.py",
-    ("tools/benchmark.py", "tracking"): "tests/benchmark/test_tracking.py",
-    ("tools/benchmark.py", "loader"): "tests/benchmark/test_loader.py",
-    ("tools/benchmark.py", "step"): "tests/benchmark/test_step.py",
-    ("tools/benchmark.py", "mining", "--n"): "tests/benchmark/test_mining.py",
-    ("tools/benchmark.py", "search"): "tests/benchmark/test_search.py",
     ("tools/browse.py",): "tests/retrieval/test_browse_tool.py",
 }
 NOT_RUN = ("make", "torchrun")  # make: the issue exempts it; torchrun: tests/test_train.py starts several processes
 
 
 def readme_commands() -> list[list[str]]:
-    """The words of every command in the README's bash blocks, in order."""
+    """The words of every command in the README's bash blocks, in order; `-m tests.rigs.x` as `tests/rigs/x.py`."""
     blocks = re.findall(r"^```bash\n(.*?)^```", (ROOT / "README.md").read_text(), re.MULTILINE | re.DOTALL)
-    lines = "".join(blocks).replace("\\\n", " ").splitlines()
+    text = re.sub(r"-m tests\.rigs\.(\w+)", r"tests/rigs/\1.py", "".join(blocks))
+    lines = text.replace("\\\n", " ").splitlines()
     return [words for line in lines if (words := shlex.split(line, comments=True))]
 
 
@@ -226,7 +220,8 @@ def test_readme_has_commands_only_where_they_are_run() -> None:
     commands = readme_commands()
     assert {words[0] for words in commands} == {"python", *NOT_RUN}
     known = {key.split()[0] for key in KNOWN}
-    assert {words[1] for words in commands if words[0] == "python"} == {*known, *(key[0] for key in OWN_TESTS)}
+    called = {words[1] for words in commands if words[0] == "python" and not is_dry(words)}
+    assert called == {*known, *(key[0] for key in OWN_TESTS)}
     for words in commands:
         if words[0] == "torchrun":
             assert [word for word in words if word.endswith((".py", ".yaml"))] == [
@@ -240,6 +235,19 @@ def own_test(words: list[str]) -> tuple[str, ...] | None:
     return next((key for key in OWN_TESTS if tuple(words[1 : 1 + len(key)]) == key), None)
 
 
+def is_dry(words: list[str]) -> bool:
+    """Whether a command measures or compares at length; that of mining without sizes is run at a small one."""
+    return words[0] == "python" and words[1].startswith(DRY) and (words[1] not in KNOWN or "--n" in words)
+
+
+def test_experiments_and_benchmarks_say_what_they_would_do(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for words in filter(is_dry, readme_commands()):
+        assert call(words[1], [*words[2:], "--dry-run"], monkeypatch) == 0
+        assert all(line.startswith("would ") for line in capsys.readouterr().out.splitlines()), words
+
+
 def test_commands_with_tests_of_their_own_use_options_that_exist(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -247,10 +255,9 @@ def test_commands_with_tests_of_their_own_use_options_that_exist(
     assert {key for _, key in found} == set(OWN_TESTS)
     for words, key in found:
         text, name = (ROOT / OWN_TESTS[key]).read_text(), Path(key[-1]).name
-        assert f'"{name}"' in text or f'"{name.removesuffix(".py")}"' in text
-        subcommand = [word for word in words[2:3] if key[0] == "tools/benchmark.py"]
+        assert re.search(rf'[".]({re.escape(name)}|{re.escape(name.removesuffix(".py"))})"', text)
         with pytest.raises(SystemExit):
-            call(key[0], [*subcommand, "--help"], monkeypatch)
+            call(key[0], ["--help"], monkeypatch)
         printed = capsys.readouterr().out
         assert all(word in printed for word in words if word.startswith("--")), words
 
@@ -291,7 +298,7 @@ def test_commands_of_the_readme(
 
     monkeypatch.setattr(subprocess, "run", run_small)
     for words in readme_commands():
-        if words[0] in NOT_RUN or own_test(words):
+        if words[0] in NOT_RUN or own_test(words) or is_dry(words):
             continue
         script = words[1]
         assert script in KNOWN, f"the README runs {script}, which this test does not know: add it to KNOWN"

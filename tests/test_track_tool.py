@@ -18,12 +18,12 @@ import cv2
 import numpy as np
 import pytest
 
-from avssl.benchmark.scenes import make_scene
 from avssl.cli.track import LINE, SHEET_HEIGHT
 from avssl.data import find_tracks
 from avssl.data.check import build_table
 from avssl.data.manifest import Manifest, read_manifest, write_manifest
 from avssl.data.tracks import read_tracks
+from avssl.evaluate.scenes import make_scene
 from avssl.media.encode import write_clip
 from avssl.mining.tracking import Options
 from avssl.workers import run_jobs

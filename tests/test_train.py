@@ -1,4 +1,4 @@
-"""The loop: a stopped run continues bit-equal (killed ones: benchmark/test_chaos.py), what is wrong is said before or
+"""The loop: a stopped run continues bit-equal (killed ones: rigs/test_chaos.py), what is wrong is said before or
 while it happens, and two processes train as one.
 """
 

@@ -331,7 +331,7 @@ def test_what_cannot_be_written_is_told_before_the_work(
     call("tools/evaluate.py", *evaluated).refused(message)
     call("datasets/folder.py", clip_set.root, "--out", out).refused(message)
     call("datasets/toy.py", out, "--train", 2, "--test", 2).refused(message)
-    call("tools/benchmark.py", "mining", "--n", 50, "--k", 2, "--json", out).refused(message)
+    call("tools/benchmarks/mining.py", "--n", 50, "--k", 2, "--json", out).refused(message)
     assert contents(small_disk) == before
 
 

@@ -27,7 +27,6 @@ from pathlib import Path
 from typing import Any
 
 from avssl import distributed
-from avssl.benchmark.scenes import make_scene
 from avssl.checkpoint import LAST
 from avssl.cli.common import add_json, new_parser, run
 from avssl.data.manifest import read_manifest
@@ -36,6 +35,7 @@ from avssl.evaluate.heads import Head
 from avssl.evaluate.measure import Asked, measure_finetuned, measure_frozen
 from avssl.evaluate.propagate import SIZE, score_propagation
 from avssl.evaluate.protocols import Options
+from avssl.evaluate.scenes import make_scene
 from avssl.evaluate.splits import read_splits
 from avssl.evaluate.table import compare, read_result
 from avssl.files import WriteError, answer, check_writable

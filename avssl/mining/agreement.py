@@ -15,7 +15,7 @@ all rows of a trained bank; what is left is asked deeper, then in float32, and f
 
 Differs from DESIGN section 6 (one FAISS search for the upper bound w v + (1 - w) a): the same proof per row, but the
 bound is the rounded agreement itself. It is tighter (no w to choose, a depth of about 1.5k instead of 4k on a trained
-bank) and cheaper; `tools/benchmark.py mining` measures both.
+bank) and cheaper; `tools/benchmarks/mining.py` measures both.
 
 Letters: N rows, D dimensions, R rows of a block, M candidates.
 """

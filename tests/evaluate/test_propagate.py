@@ -15,11 +15,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from avssl.benchmark.scenes import make_scene
 from avssl.config import DataConfig
 from avssl.data.manifest import Manifest
 from avssl.evaluate.masks import score_masks
 from avssl.evaluate.propagate import frame_features, propagate_mask, score_propagation
+from avssl.evaluate.scenes import make_scene
 from avssl.models import ENCODERS
 from avssl.pretrained import load_run
 from avssl.train import train

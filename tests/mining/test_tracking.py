@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from avssl.benchmark.scenes import Scene, draw_texture, make_scene
+from avssl.evaluate.scenes import Scene, draw_texture, make_scene
 from avssl.media.encode import write_clip
 from avssl.media.reader import DecodeError
 from avssl.mining import tracking

@@ -181,7 +181,7 @@ def test_clips_that_moved_are_found_by_root(embeddings: Path, tmp_path: Path) ->
 
 
 def test_many_visitors_at_once(embeddings: Path) -> None:
-    """50 at a time; for a minute and a million clips: tools/benchmark.py search."""
+    """50 at a time; for a minute and a million clips: tools/benchmarks/search.py."""
     failed: list[tuple[str, int | str]] = []
     with browser(embeddings, "--port", 0) as (process, address):
 

@@ -1,0 +1,210 @@
+"""Make the toy set, train AVID, then AVID-CMA on it, mine, retrieve, probe, transfer, and say what came out: what
+`make demo` runs.
+
+    python tools/experiments/demo.py --out runs/demo
+
+Writes OUT/summary.json, OUT/report.html, the two runs and their embeddings, and ends with the command that shows these
+in the browser. Every stage is what a user calls for clips of his own. A stopped demo continues where it was.
+Exit code: 0 done, 1 stopped or failed while training, 2 wrong call.
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import experiment
+import torch
+from experiment import ROOT, features_of, linear_accuracy, probed, recall_of, rows_of, say
+
+from avssl.config import Config, load
+from avssl.data.manifest import Manifest, read_manifest
+from avssl.evaluate.shortcut import shortcut_features
+from avssl.files import whole_file
+from avssl.mining.agreement import RULES, agreement_precision, chance_precision, minable, mine_agreement
+from avssl.pretrained import load_run
+from avssl.report.clips import SEED, clips_html, reference_clips, vectors_of_memories
+from avssl.report.curves import Chart, charts_html
+from avssl.report.history import read_history
+from avssl.report.page import Section, heading, note, page, table
+from avssl.retrieval.write import write_store
+from avssl.sessions import machine
+from avssl.train import train
+
+NUM_CLIPS = 3  # clips averaged per video wherever features are taken
+
+
+def run_demo(arguments: argparse.Namespace) -> tuple[dict[str, Any], str] | None:
+    """Make the set, train and measure: the summary and its text; None when a training was asked to stop."""
+    out, data = arguments.out, data_of(arguments)
+    make = [sys.executable, str(ROOT / "datasets" / "toy.py"), str(data)]
+    make += ["--train", str(arguments.num_train), "--test", str(arguments.num_test)]
+    if subprocess.run(make).returncode:
+        raise ValueError(f"the toy set could not be made in {data}: see the line above")
+    since = time.perf_counter()
+    toy, actions = (read_manifest(data / name / "manifest.parquet") for name in ("toy", "toy_actions"))
+    configs = configs_of(arguments)
+    runs = {name: Path(config.run.dir) for name, config in configs.items()}
+    for name, config in configs.items():
+        say(f"train {name}")
+        if not train(config):
+            return None
+
+    say("mine")
+    config = load_run(runs["avid_cma"]).config
+    precision = agreement_of(runs["avid_cma"], toy, k=int(config.method["num_positives"]))
+    say("extract and probe")
+    probes, retrieval, notes = probe_toy(runs, toy)
+    transfer = probe_transfer(runs["avid_cma"], actions)
+    say("extract what the browser shows")
+    for name, folder in runs.items():
+        path = data / "toy" / "manifest.parquet"
+        write_store(embeddings_of(out, name), load_run(folder), toy, manifest_path=path, num_clips=NUM_CLIPS)
+    summary = {
+        "agreement_precision": precision,
+        "probe": probes,
+        "transfer": transfer,
+        "retrieval": retrieval,
+        "probe_by_modality": notes,
+        "seconds": time.perf_counter() - since,
+        "command": "make demo" if out == Path("runs/demo") else " ".join(["python", *sys.argv]),
+        "machine": f"{machine()}, torch {torch.__version__}",
+        "seed": config.run.seed,
+    }
+    (out / "summary.json").write_text(json.dumps(summary, indent=1) + "\n")
+    say("write the report")
+    with whole_file(out / "report.html") as temporary:
+        temporary.write_text(demo_page(summary, runs, toy), encoding="utf-8")
+    return summary, json.dumps(summary, indent=1)
+
+
+def data_of(arguments: argparse.Namespace) -> Path:
+    return arguments.data or arguments.out / "data"
+
+
+def configs_of(arguments: argparse.Namespace) -> dict[str, Config]:
+    """Both trainings, the second from the first."""
+    manifest, configs = data_of(arguments) / "toy" / "manifest.parquet", {}
+    for name in ("avid", "avid_cma"):
+        own = [f"data.manifest={manifest}", f"run.dir={arguments.out / name}"]
+        own += [f"model.init={arguments.out / 'avid'}"] if name == "avid_cma" else []
+        configs[name] = load(ROOT / "configs" / "toy" / f"{name}.yaml", [*arguments.overrides, *own])
+    return configs
+
+
+def embeddings_of(out: Path, name: str) -> Path:
+    """Where the embeddings of one of the demo's runs lie."""
+    return out / "embeddings" / name
+
+
+def demo_page(summary: dict[str, Any], runs: dict[str, Path], toy: Manifest) -> str:
+    """The page of the demo: what came out, both trainings side by side, and neighbours by the memories of AVID-CMA."""
+    lines = {
+        name: read_history(folder / "log.jsonl", batch_size=load_run(folder).config.data.batch_size).lines
+        for name, folder in runs.items()
+    }
+    charts = [
+        Chart(title, {name: own[figure] for name, own in lines.items() if figure in own})
+        for title, figure in (
+            ("Loss", "loss"),
+            ("Effective rank of the pictures", "video_rank"),
+            ("Effective rank of the sounds", "audio_rank"),
+        )
+    ]
+    results = [table(caption, (), list(figures.items())) for caption, figures in tables(summary).items()]
+    vectors = vectors_of_memories(load_run(runs["avid_cma"]).method)
+    clips = [note(f"Drawn at random (seed {SEED}), with clips that are near in {vectors.source}.")]
+    for name, shown in reference_clips(vectors, toy.targets()).items():
+        clips += [heading(name), clips_html(toy, shown)]
+    lead = [
+        note(f"{summary['command']}; {summary['machine']}; {summary['seconds']:.0f} s; seed {summary['seed']}."),
+        note(
+            "Made clips: 12 classes, pairs of which look alike and sound different or sound alike and look "
+            "different; every tenth clip carries a foreign sound."
+        ),
+    ]
+    sections = [Section("Results", results), Section("Training", [charts_html(charts)]), Section("Neighbours", clips)]
+    return page("avssl on the toy set", sections, lead=lead)
+
+
+def agreement_of(run: Path, manifest: Manifest, *, k: int) -> dict[str, float]:
+    """How often a positive mined from the memories of a run shares the class, by rule."""
+    banks = load_run(run).method.banks
+    valid = minable(video=banks["video"].valid, audio=banks["audio"].valid, rule="consensus")  # for every rule alike
+    targets = torch.from_numpy(manifest.targets())
+    precision = {
+        rule: agreement_precision(
+            mine_agreement(banks["video"].z, banks["audio"].z, k=k, rule=rule, valid=valid).ids.cpu(), targets
+        )
+        for rule in RULES
+    }
+    return precision | {"chance": chance_precision(targets, valid.cpu())}
+
+
+def probe_toy(runs: dict[str, Path], toy: Manifest) -> tuple[dict[str, float], dict[str, float], dict[str, Any]]:
+    """Linear probes on the toy classes, retrieval across modalities on the test split, and the probes' single
+    modalities.
+    """
+    shortcut = {split: shortcut_features(toy, ids, progress=f"shortcut {split}") for split, ids in rows_of(toy).items()}
+    probes = {"chance": 0.0, "shortcut": linear_accuracy(toy, shortcut)}
+    by_modality, found = {}, {}
+    for name, run, trained in (
+        ("random", runs["avid"], False),
+        ("avid", runs["avid"], True),
+        ("avid_cma", runs["avid_cma"], True),
+    ):
+        found = features_of(load_run(run, trained=trained), toy, num_clips=NUM_CLIPS, progress=name)
+        result = probed("linear", toy, found)
+        probes |= {"chance": result["chance"], name: result["accuracy"]["both"]}
+        by_modality[name] = result["accuracy"]
+    return probes, recall_of(found["test"], toy), by_modality
+
+
+def probe_transfer(run: Path, actions: Manifest) -> dict[str, float]:
+    """Linear probes on the silent action clips: pictures only."""
+    figures = {}
+    for name, trained in (("random", False), ("avid_cma", True)):
+        loaded = load_run(run, trained=trained)
+        found = features_of(loaded, actions, num_clips=NUM_CLIPS, progress=f"{name} actions")
+        result = probed("linear", actions, found)
+        figures |= {"chance": result["chance"], name: result["accuracy"]["video"]}
+    return figures
+
+
+def tables(summary: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """The summary under headings a reader understands."""
+    return {
+        "Positives of the same class, by rule": summary["agreement_precision"],
+        "Linear probe on the 12 classes, picture and sound": summary["probe"],
+        "Transfer to the silent action clips, picture only": summary["transfer"],
+        "Retrieval across modalities": summary["retrieval"],
+    }
+
+
+def plan(arguments: argparse.Namespace) -> Iterator[str]:
+    yield f"make {arguments.num_train} + {arguments.num_test} toy clips and the action clips in {data_of(arguments)}"
+    yield from map(experiment.describe, configs_of(arguments).values())
+    yield f"mine, probe and retrieve: {arguments.out / 'summary.json'}, {arguments.out / 'report.html'}"
+
+
+def main() -> int:
+    parser = experiment.takes_overrides(experiment.command(__doc__), out="runs/demo")
+    parser.add_argument("--data", type=Path, help="folder of the toy set (default: OUT/data)")
+    parser.add_argument("--num-train", type=int, default=600, help="training clips of the toy set (default: 600)")
+    parser.add_argument("--num-test", type=int, default=200, help="test clips of the toy set (default: 200)")
+    code, arguments = experiment.run(parser, run_demo, plan=plan), parser.parse_intermixed_args()
+    if code == 0 and not arguments.dry_run:
+        print(f"report: {arguments.out / 'report.html'}", file=sys.stderr)
+        python = Path(sys.executable)
+        shown = python.relative_to(Path.cwd()) if python.is_relative_to(Path.cwd()) else python
+        browsed = " ".join(str(embeddings_of(arguments.out, name)) for name in ("avid_cma", "avid"))
+        print(f"see and hear it:\n  {shown} tools/browse.py {browsed} --open", file=sys.stderr)
+    return code
+
+
+if __name__ == "__main__":
+    sys.exit(main())

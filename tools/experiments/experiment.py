@@ -1,0 +1,162 @@
+"""What the experiments share: options, --dry-run, work that is done once and kept, a table of means over seeds."""
+
+import argparse
+import json
+import sys
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from avssl.checkpoint import LAST
+from avssl.config import Config
+from avssl.data.manifest import Manifest
+from avssl.evaluate.classify import linear_predict
+from avssl.evaluate.features import Extracted, extract
+from avssl.evaluate.probe import labelled_rows, probe
+from avssl.evaluate.retrieval import recall_figures
+from avssl.files import answer, check_writable, whole_file
+from avssl.pretrained import Run
+from avssl.train import TrainingError, train
+
+ROOT = Path(__file__).resolve().parents[2]
+SECONDS = "seconds.json"  # in the folder of a run
+
+
+def command(doc: str, **positional: str) -> argparse.ArgumentParser:
+    """A parser with the given positional arguments {name: help}, --json and --dry-run."""
+    parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+    for name, help in positional.items():
+        parser.add_argument(name, type=Path, help=help)
+    parser.add_argument("--json", nargs="?", const="-", help="print the result as JSON, or write it to a file")
+    parser.add_argument("--dry-run", action="store_true", help="only say what would be done")
+    return parser
+
+
+def takes_overrides(parser: argparse.ArgumentParser, *, out: str) -> argparse.ArgumentParser:
+    """Add overrides for every training, and --out."""
+    parser.add_argument("overrides", nargs="*", help="section.key=value for every training, such as optim.epochs=2")
+    parser.add_argument("--out", type=Path, default=Path(out), help=f"folder of the runs (default: {out})")
+    return parser
+
+
+def run(
+    parser: argparse.ArgumentParser,
+    work: Callable[[argparse.Namespace], tuple[Any, str] | None],
+    *,
+    plan: Callable[[argparse.Namespace], Iterable[str]],
+) -> int:
+    """Parse, work, print.
+
+    Args:
+        work: arguments -> the result and its text, or None when a training was asked to stop. A ValueError of it is a
+            wrong call.
+        plan: arguments -> the lines of --dry-run; nothing may be read but the recipes.
+
+    Returns:
+        Exit code: 0 done, 1 stopped or failed while training, 2 wrong call.
+    """
+    arguments = parser.parse_intermixed_args()
+    try:
+        if arguments.dry_run:
+            print("\n".join(f"would {line}" for line in plan(arguments)))
+            return 0
+        if arguments.json not in (None, "-"):
+            check_writable(arguments.json)
+        found = work(arguments)
+    except ValueError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except TrainingError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    if found is None:
+        return 1
+    answer(*found, to=arguments.json)
+    return 0
+
+
+def say(text: str) -> None:
+    print(f"== {text}", file=sys.stderr)
+
+
+def describe(config: Config) -> str:
+    """A training in a line of --dry-run."""
+    data, epochs = config.data, config.optim.epochs
+    return (
+        f"train {config.method['name']}, {epochs} epochs of {data.clips_per_video} clips a video, batches of "
+        f"{data.batch_size} x {data.num_frames} x {data.size} x {data.size}: {config.run.dir}"
+    )
+
+
+def train_timed(config: Config) -> bool:
+    """Train, or continue; False when asked to stop. `{"train_seconds"}` is kept in SECONDS, empty for a run that was
+    stopped in between."""
+    folder, since = Path(config.run.dir), time.perf_counter()
+    resumed = (folder / LAST).exists()
+    say(f"{'continue' if resumed else 'train'} {folder}")
+    if not train(config):
+        return False
+    seconds = {} if resumed else {"train_seconds": time.perf_counter() - since}
+    remembered(folder / SECONDS, lambda: seconds)
+    return True
+
+
+def remembered(path: Path, work: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """The result of long work, done once and kept as JSON."""
+    if not path.exists():
+        with whole_file(path) as temporary:
+            temporary.write_text(json.dumps(work(), indent=1) + "\n")
+    return json.loads(path.read_text())
+
+
+def rows_of(manifest: Manifest) -> dict[str, np.ndarray]:
+    """Rows of the clips with a label: {train, test}."""
+    return {split: labelled_rows(manifest, split, path=manifest.root) for split in ("train", "test")}
+
+
+def features_of(run: Run, manifest: Manifest, *, num_clips: int, progress: str = "features") -> dict[str, Extracted]:
+    """Of `rows_of`, averaged over so many clips of a video."""
+    return {
+        split: extract(run, manifest, rows, num_clips=num_clips, progress=f"{progress} {split}")
+        for split, rows in rows_of(manifest).items()
+    }
+
+
+def probed(kind: str, manifest: Manifest, found: Mapping[str, Extracted]) -> dict[str, Any]:
+    """`probe`, learned on train and asked on test."""
+    return probe(kind, (manifest, found["train"]), (manifest, found["test"]))
+
+
+def linear_accuracy(manifest: Manifest, features: Mapping[str, np.ndarray]) -> float:
+    """Of a linear probe on other features {train, test} of `rows_of`: (n, D)."""
+    targets = {split: manifest.targets()[rows] for split, rows in rows_of(manifest).items()}
+    predicted, _ = linear_predict(features["train"], targets["train"], features["test"])
+    return float((predicted == targets["test"]).mean())
+
+
+def recall_of(found: Extracted, manifest: Manifest) -> dict[str, float]:
+    """Recall across modalities among the clips with picture and sound."""
+    found = found.take(found.has("both"))
+    return recall_figures(found.embedding["video"], found.embedding["audio"], manifest.targets()[found.ids])
+
+
+def table_of(results: Sequence[dict[str, Any]], rows: dict[str, str], columns: dict[str, tuple[str, str]]) -> str:
+    """A Markdown table of means and standard deviations over seeds.
+
+    Args:
+        results: one per seed, {key of a row: {group: {figure: value}}}.
+        rows: {heading: key of the result}.
+        columns: {heading: (group, figure)}.
+    """
+    lines = [f"| | {' | '.join(columns)} |", "|---|" + "---|" * len(columns)]
+    for heading, key in rows.items():
+        cells = []
+        for group, name in columns.values():
+            values = [result[key][group][name] for result in results if name in result[key].get(group, {})]
+            spread = f" ± {np.std(values, ddof=1):.3f}" if len(values) > 1 else ""
+            cells.append(f"{np.mean(values):.3f}{spread}" if values else "")
+        lines.append(f"| {heading} | {' | '.join(cells)} |")
+    return "\n".join(lines)
