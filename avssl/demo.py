@@ -20,7 +20,6 @@ from avssl.evaluate.retrieval import recall_figures
 from avssl.evaluate.shortcut import shortcut_features
 from avssl.files import whole_file
 from avssl.mining.agreement import RULES, agreement_precision, chance_precision, minable, mine_agreement
-from avssl.pretrained import load_run
 from avssl.report.clips import SEED, clips_html, reference_clips, vectors_of_memories
 from avssl.report.curves import Chart, charts_html
 from avssl.report.history import read_history
@@ -28,6 +27,7 @@ from avssl.report.page import Section, heading, note, page, table
 from avssl.retrieval.write import write_store
 from avssl.sessions import machine
 from avssl.train import train
+from avssl.weights.load import load_run
 
 NUM_CLIPS = 3  # clips averaged per video wherever features are taken
 

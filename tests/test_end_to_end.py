@@ -11,11 +11,11 @@ import torch
 from avssl.data.manifest import Manifest, read_manifest
 from avssl.evaluate.features import Extracted, extract
 from avssl.evaluate.probe import labelled_rows, probe
-from avssl.pretrained import load_run, with_data
 from avssl.retrieval.search import WAYS, find_row, pairs_of, query_of_row, search
 from avssl.retrieval.store import StoreError, read_store
 from avssl.retrieval.write import write_store
 from avssl.train import train
+from avssl.weights.load import load_run, with_data
 from tests.test_train import config
 
 

@@ -14,7 +14,7 @@ FLOORS = [
     {"data", "mining"},
     {"methods"},
     {"optim", "checkpoint", "train", "evaluate", "retrieval", "benchmark", "report", "demo", "track"}
-    | {"sessions", "pretrained", "weights", "model_card", "convert", "to_onnx"},
+    | {"sessions", "weights"},
 ]
 ALLOWED_BESIDE = {0, 4}  # on these floors parts may import one another (without cycles)
 

@@ -26,12 +26,12 @@ from avssl.methods import METHODS, build_method
 from avssl.methods.base import Method
 from avssl.mining.agreement import minable
 from avssl.objectives.contrast import nce, similarity
-from avssl.pretrained import load_run
 from avssl.retrieval.search import find_row, query_of_row, search
 from avssl.retrieval.store import Store, StoreError, read_store
 from avssl.retrieval.write import write_store
 from avssl.structs import Batch, Embedded, Instances, Progress, Step
 from avssl.train import train
+from avssl.weights.load import load_run
 from tests.clips import make_clip, make_set, make_sound
 from tests.methods.tiny import LinearTower, vector_batch
 from tests.test_methods_contract import batch_of

@@ -24,11 +24,11 @@ from avssl.logs import read_log
 from avssl.media.decode import read_frames
 from avssl.methods import build_method
 from avssl.optim import build_optimizer
-from avssl.pretrained import load_run
 from avssl.retrieval.search import query_of_row, search
 from avssl.retrieval.write import write_store
 from avssl.structs import Instances, Progress
 from avssl.train import train, train_step, training_clips, usable_instances
+from avssl.weights.load import load_run
 from tests.clips import SECONDS, TINY
 from tests.test_train import equal_models
 from tests.test_train_step import Waits

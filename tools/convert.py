@@ -16,10 +16,11 @@ from pathlib import Path
 from typing import Any
 
 from avssl.checkpoint import LAST
-from avssl.convert import convert
 from avssl.files import answer, check_writable
-from avssl.pretrained import export, load, load_run
-from avssl.to_onnx import OnnxError, export_onnx
+from avssl.weights.export import export
+from avssl.weights.load import load, load_run
+from avssl.weights.onnx import OnnxError, export_onnx
+from avssl.weights.published import convert
 
 
 def main() -> int:
@@ -58,10 +59,9 @@ def _write(arguments: argparse.Namespace) -> dict[str, Any]:
         towers, told = load_run(path), {}
         export(towers, arguments.to, facts=towers.facts)
     else:
-        converted = convert(arguments.source, encoder=arguments.encoder, trust_pickle=arguments.trust_pickle)
-        towers, report = converted.towers, converted.report
-        told = {"layout": towers.facts["layout"], **vars(report), "memory": towers.facts["memory"]}
-        export(towers, arguments.to, facts=towers.facts, memory=converted.memory)
+        towers, found = convert(arguments.source, encoder=arguments.encoder, trust_pickle=arguments.trust_pickle)
+        told = {"layout": found.layout, **vars(found.report), "memory": towers.facts["memory"]}
+        export(towers, arguments.to, facts=towers.facts, memory=found.memory)
     encoders = {modality: getattr(towers.model, modality) for modality in towers.encoders}
     return {"to": str(arguments.to), "encoders": encoders, "weights_hash": towers.weights_hash, **told}
 

@@ -14,8 +14,8 @@ from pathlib import Path
 
 from avssl import distributed
 from avssl.data.manifest import read_manifest
-from avssl.pretrained import load, with_data
 from avssl.retrieval.write import write_store
+from avssl.weights.load import load, with_data
 
 
 def main() -> int:

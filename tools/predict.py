@@ -15,7 +15,7 @@ from pathlib import Path
 
 from avssl.evaluate.predict import predict
 from avssl.files import answer, check_writable
-from avssl.pretrained import load, with_data
+from avssl.weights.load import load, with_data
 
 
 def main() -> int:

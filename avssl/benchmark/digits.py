@@ -32,9 +32,9 @@ from avssl.evaluate.retrieval import recall_figures
 from avssl.files import whole_file
 from avssl.media.decode import AudioWindow, VideoWindow, read_clip
 from avssl.mining.agreement import RULES, agreement_precision, mine_agreement
-from avssl.pretrained import Run, load_run
 from avssl.train import train
 from avssl.transforms.audio import log_mel
+from avssl.weights.load import Run, load_run
 
 NUM_CLIPS = 2  # clips averaged per video wherever features are taken
 SAMPLE_RATE = 16_000

@@ -17,8 +17,8 @@ from avssl.data.manifest import SCHEMA, Manifest, read_manifest, write_manifest
 from avssl.evaluate.bootstrap import bootstrap_interval
 from avssl.evaluate.classify import grouped_predict
 from avssl.evaluate.features import extract
-from avssl.pretrained import load_run
 from avssl.train import train
+from avssl.weights.load import load_run
 
 WINDOW_SECONDS = 0.96  # what the towers see at once
 TRAIN_SECONDS = 1.5  # a training instance: room for the window to be drawn in, and no overlap with the next

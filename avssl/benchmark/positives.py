@@ -30,10 +30,10 @@ from avssl.evaluate.probe import labelled_rows, probe
 from avssl.evaluate.propagate import score_propagation
 from avssl.methods import build_method
 from avssl.mining.tracking import Options
-from avssl.pretrained import Run, load_run, run_of, with_data
 from avssl.structs import Instances
 from avssl.track import track_manifest
 from avssl.train import train
+from avssl.weights.load import Run, load_run, run_of, with_data
 
 EPOCHS, CLIPS_PER_VIDEO, BATCH_SIZE = 4, 4, 32  # the budget of every row: on 600 clips, epochs of 75 steps
 SIZE = 48  # pixels of the pictures that every row is asked about

@@ -21,7 +21,7 @@ from avssl.evaluate.protocols import Options
 from avssl.evaluate.splits import read_splits
 from avssl.evaluate.table import read_result, shown
 from avssl.files import whole_file
-from avssl.pretrained import load_run, with_data
+from avssl.weights.load import load_run, with_data
 
 METHODS = {"avid": "AVID", "avid_cma": "AVID-CMA"}  # of the pretraining, the second from the first
 FROZEN = ("linear", "knn", "retrieval", "fewlabels")

@@ -31,9 +31,9 @@ from avssl.data.manifest import Manifest
 from avssl.data.sampling import Key
 from avssl.files import WriteError
 from avssl.models.heads import describe_maps, side_by_side
-from avssl.pretrained import Pretrained
 from avssl.structs import MODALITIES
 from avssl.transforms.views import numbered
+from avssl.weights.load import Pretrained
 
 BATCH_CLIPS = 32  # clips that go through the towers together
 VIEWED = (  # what of the data section an evaluation view depends on

@@ -19,8 +19,8 @@ from avssl.config import ConfigError, from_dict
 from avssl.data.manifest import Manifest, read_manifest, write_manifest
 from avssl.files import whole_file
 from avssl.methods import is_supervised
-from avssl.pretrained import Pretrained, Run, load_run
 from avssl.train import train
+from avssl.weights.load import Pretrained, Run, load_run
 
 RECIPE = {  # AVID on UCF101: 5 epochs of the classifier alone, then 16; clips and towers are those of the pretraining
     "data": {"clips_per_video": 5, "batch_size": 32, "split": "train"},

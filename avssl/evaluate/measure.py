@@ -32,7 +32,7 @@ from avssl.evaluate.heads import Head, head_scores
 from avssl.evaluate.protocols import Options, Outcome
 from avssl.evaluate.splits import Split
 from avssl.media.decoders import in_words
-from avssl.pretrained import Pretrained, Run, untrained
+from avssl.weights.load import Pretrained, Run, untrained
 
 PARTS = ("encoders", "heads")  # of towers
 NO_MATTER = ("manifest", "root", "num_workers", "worker_timeout_seconds", "cache_gigabytes")  # of a data section

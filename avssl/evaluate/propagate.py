@@ -21,8 +21,8 @@ from avssl.config import DataConfig
 from avssl.evaluate.bootstrap import bootstrap_interval
 from avssl.evaluate.masks import score_masks
 from avssl.models.heads import Encoder
-from avssl.pretrained import Pretrained
 from avssl.transforms.video import normalise_
+from avssl.weights.load import Pretrained
 
 SIZE = 240  # pixels of the frames' short side
 LARGEST = 2160  # of them

@@ -20,11 +20,11 @@ from avssl.evaluate.features import Extracted, extract
 from avssl.media.decode import AudioWindow, VideoWindow, read_clip
 from avssl.media.reader import DecodeError
 from avssl.methods.base import Method
-from avssl.pretrained import Pretrained
 from avssl.report.page import picture, plt, png, text
 from avssl.retrieval.store import StoreError, read_store
 from avssl.structs import MODALITIES
 from avssl.transforms.audio import log_mel
+from avssl.weights.load import Pretrained
 
 SEED = 0  # draws the references
 MAX_EXTRACTED = 200  # clips that a report looks at when a run keeps no memories: some seconds on a CPU

@@ -18,7 +18,6 @@ from avssl.data.manifest import Manifest, ManifestError, read_manifest
 from avssl.data.sampling import num_steps_per_epoch
 from avssl.files import whole_file
 from avssl.methods import METHODS
-from avssl.pretrained import Run, load_run, with_data
 from avssl.report.clips import (
     SEED,
     Vectors,
@@ -33,6 +32,7 @@ from avssl.report.evaluation import evaluation_parts, find_results
 from avssl.report.history import History, read_history, refresh_parts, training_parts
 from avssl.report.page import Section, details, heading, note, page, table, text, warning
 from avssl.sessions import read_sessions
+from avssl.weights.load import Run, load_run, with_data
 
 REPORT = "report.html"
 MAX_UNREADABLE = 10  # files named that could not be read while training

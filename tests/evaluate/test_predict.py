@@ -13,7 +13,7 @@ from avssl.data.sampling import Key
 from avssl.evaluate.predict import predict
 from avssl.methods import build_method
 from avssl.models.heads import Classifier, describe_maps, side_by_side
-from avssl.pretrained import Pretrained, run_of
+from avssl.weights.load import Pretrained, run_of
 from tests.methods.tiny import everything
 from tests.test_train import config
 

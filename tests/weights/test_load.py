@@ -17,11 +17,11 @@ from avssl.evaluate.features import extract
 from avssl.media.decode import VideoWindow, read_clip
 from avssl.models import build_encoder
 from avssl.models.heads import Classifier
-from avssl.pretrained import Pretrained, Run, export, load, load_run, towers_of, with_data
 from avssl.retrieval.store import StoreError
 from avssl.retrieval.write import write_store
 from avssl.train import train
-from avssl.weights import CARD, CONFIG, MEMORY, WeightsError
+from avssl.weights.export import CARD, MEMORY, export
+from avssl.weights.load import CONFIG, Pretrained, Run, WeightsError, load, load_run, towers_of, with_data
 from tests.test_train import config
 
 

@@ -1,24 +1,25 @@
-"""Trained towers, ready to be asked: everything that looks at frozen features starts here.
+"""Trained encoders, ready to be asked: everything that looks at frozen features starts here.
 
     model = load("weights/avid")
     features = model.encode("clip.mp4")
-
-What lives here: reading a run, and writing and reading a folder of exported weights. What does not: what is asked of
-them (evaluate/, retrieval/), how foreign checkpoints become such a folder (convert.py).
 
 Letters: B batch, C clips of a file, T frames, H x W pixels, n samples, S spectrogram steps, F frequency bins.
 """
 
 import copy
 import dataclasses
+import hashlib
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
+import safetensors.torch
 import torch
 from torch import Tensor, nn
 
+import avssl
 from avssl import distributed
 from avssl.checkpoint import ENCODERS, LAST, load_checkpoint, load_model
 from avssl.config import Config, DataConfig, ModelConfig, loads, merge_options, without_weights
@@ -27,15 +28,19 @@ from avssl.data.dataset import ClipDataset, apply_views, collate
 from avssl.data.sampling import Key
 from avssl.methods import build_method
 from avssl.methods.base import Method
-from avssl.model_card import write_card
 from avssl.models import build_encoder
 from avssl.models.heads import Classifier, ProjectionHead
 from avssl.structs import Instances
 from avssl.train import to_channels_last
 from avssl.transforms.views import evaluate_view
-from avssl.weights import CONFIG, WeightsError, read_weights, write_weights
 
-PRIVATE = ("manifest", "root", "policy")  # of the data section: where clips lay, and what training did without some
+FORMAT = 1  # of config.json
+CONFIG = "config.json"
+SECTIONS = ("data", "model", "heads", "classifier", "facts")  # of config.json
+
+
+class WeightsError(ValueError):
+    """A folder of weights that cannot be used: the message names it and the fix."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -169,7 +174,7 @@ def run_of(
 
 def untrained(towers: Pretrained, *, seed: int = 0) -> Pretrained:
     """The same towers and heads with random weights: the baseline that asks what training has brought."""
-    model = _without_files(towers.model)
+    model = without_files(towers.model)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         encoders = nn.ModuleDict({modality: build_encoder(modality, model) for modality in towers.encoders})
@@ -217,34 +222,19 @@ def with_data(towers: Towers, **changes: int | float | str) -> Towers:
     return dataclasses.replace(towers, data=dataclasses.replace(towers.data, **changes))
 
 
-def export(
-    towers: Pretrained, folder: str | Path, *, facts: Mapping[str, Any], memory: Mapping[str, Tensor] | None = None
-) -> None:
-    """Write towers as a folder of weights, which `load` reads anywhere: no path of this machine is in it.
-
-    Args:
-        facts: where the weights come from, as JSON has them; see `write_card`.
-        memory: further tensors to put beside them; nothing here reads them.
-
-    Raises:
-        WeightsError: the folder is a run's, or a head is of a kind that cannot be built again.
-        WriteError: the folder cannot be written to.
-    """
-    folder = Path(folder)
-    sections = {
-        "data": {name: value for name, value in dataclasses.asdict(towers.data).items() if name not in PRIVATE},
-        "model": dataclasses.asdict(_without_files(towers.model)),
-        "heads": {modality: _head_sizes(head) for modality, head in towers.heads.items()},
-        "classifier": None if towers.classifier is None else _classifier_sizes(towers.classifier),
-        "facts": dict(facts),
-    }
-    state = _parts(towers.encoders, towers.heads, towers.classifier).state_dict()
-    card = write_card(sections, towers.encoders, folder=folder.name)
-    write_weights(folder, state, sections, card=card, memory=memory or {})
-
-
 def _load_export(folder: Path, device: torch.device | None) -> Pretrained:
-    config, state = read_weights(folder)
+    config = _read_config(folder / CONFIG)
+    try:
+        content = (folder / ENCODERS).read_bytes()
+    except OSError as error:
+        raise WeightsError(
+            f"{folder / ENCODERS} cannot be read ({error.strerror}): it belongs beside {folder / CONFIG}"
+        ) from error
+    if hashlib.sha256(content).hexdigest() != config["sha256"]:
+        raise WeightsError(
+            f"{folder / ENCODERS} is damaged, or not the one that {CONFIG} beside it was written for: export again"
+        )
+    state = safetensors.torch.load(content)
     try:
         data = merge_options(DataConfig, config["data"] | {"manifest": ""}, where=str(folder / CONFIG))
         model = merge_options(ModelConfig, config["model"], where=str(folder / CONFIG))
@@ -252,7 +242,7 @@ def _load_export(folder: Path, device: torch.device | None) -> Pretrained:
         encoders = nn.ModuleDict({side: build_encoder(side, model) for side in sides})
         heads = nn.ModuleDict({side: ProjectionHead(**sizes) for side, sizes in config["heads"].items()})
         classifier = None if config["classifier"] is None else Classifier(**config["classifier"])
-        _parts(encoders, heads, classifier).load_state_dict(state)
+        parts_of(encoders, heads, classifier).load_state_dict(state)
     except (RuntimeError, TypeError) as error:
         why = " ".join(str(error).split()[:40])
         raise WeightsError(
@@ -270,31 +260,32 @@ def _load_export(folder: Path, device: torch.device | None) -> Pretrained:
     )
 
 
-def _parts(encoders: nn.ModuleDict, heads: nn.ModuleDict, classifier: Classifier | None) -> nn.ModuleDict:
+def _read_config(path: Path) -> dict[str, Any]:
+    try:
+        config = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise WeightsError(f"{path} cannot be read ({error}): export again") from error
+    if not isinstance(config, dict) or not isinstance(config.get("format"), int) or "avssl" not in config:
+        raise WeightsError(f"{path} is not of avssl: give a folder that tools/convert.py wrote")
+    if config["format"] > FORMAT:
+        raise WeightsError(
+            f"{path} was written by avssl {config['avssl']}, in format {config['format']}; this is avssl "
+            f"{avssl.__version__}, which reads up to {FORMAT}: update it"
+        )
+    lacking = {"sha256", *SECTIONS} - config.keys()
+    if lacking:
+        raise WeightsError(f"{path} lacks {', '.join(sorted(lacking))}: export again")
+    return config
+
+
+def parts_of(encoders: nn.ModuleDict, heads: nn.ModuleDict, classifier: Classifier | None) -> nn.ModuleDict:
     """Whose entries a file of weights holds: video.*, audio.*, heads.* and classifier.*"""
     parts = {**encoders, "heads": heads}
     return nn.ModuleDict(parts if classifier is None else parts | {"classifier": classifier})
 
 
-def _without_files(model: ModelConfig) -> ModelConfig:
+def without_files(model: ModelConfig) -> ModelConfig:
     return dataclasses.replace(model, video_weights=None, audio_weights=None, init=None)
-
-
-def _head_sizes(head: nn.Module) -> dict[str, int | bool]:
-    """The arguments that build a head again."""
-    if not isinstance(head, ProjectionHead):
-        raise WeightsError(f"a head of {type(head).__name__} cannot be exported: only a ProjectionHead can")
-    return {name: getattr(head, name) for name in ("in_dim", "hidden_dim", "out_dim", "batch_norm")}
-
-
-def _classifier_sizes(classifier: Classifier) -> dict[str, Any]:
-    return {
-        "in_dim": classifier.in_dim,
-        "classes": list(classifier.classes),
-        "modality": classifier.modality,
-        "stage": classifier.stage,
-        "batch_norm": classifier.norm is not None,
-    }
 
 
 def _facts(config: Config, state: Mapping[str, Any], num_clips: int) -> dict[str, Any]:
