@@ -9,15 +9,17 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from avssl.config import load
 from avssl.data.manifest import Manifest, read_manifest
 from avssl.evaluate.classify import linear_predict
-from avssl.evaluate.features import extract
-from avssl.evaluate.probe import labelled_rows, probe
+from avssl.evaluate.features import clip_vectors
+from avssl.evaluate.harness import accuracies
 from avssl.evaluate.retrieval import recall_figures
 from avssl.evaluate.shortcut import shortcut_features
+from avssl.evaluate.splits import read_splits
 from avssl.files import whole_file
 from avssl.mining.agreement import RULES, agreement_precision, chance_precision, minable, mine_agreement
 from avssl.report.clips import SEED, clips_html, reference_clips, vectors_of_memories
@@ -139,27 +141,27 @@ def probe_toy(runs: dict[str, Path], toy: Manifest) -> tuple[dict[str, float], d
     """Linear probes on the toy classes, retrieval across modalities on the test split, and the probes' single
     modalities.
     """
-    rows = {split: labelled_rows(toy, split, path=toy.root) for split in ("train", "test")}
+    (split,) = read_splits(toy)
+    rows = {"train": split.train, "test": split.test}
     targets = {split: toy.targets()[ids] for split, ids in rows.items()}
     shortcut = {split: shortcut_features(toy, ids, progress=f"shortcut {split}") for split, ids in rows.items()}
     predicted, _ = linear_predict(shortcut["train"], targets["train"], shortcut["test"])
     probes = {"chance": 0.0, "shortcut": float((predicted == targets["test"]).mean())}
-    by_modality, found = {}, {}
+    by_modality = {}
     for name, run, trained in (
         ("random", runs["avid"], False),
         ("avid", runs["avid"], True),
         ("avid_cma", runs["avid_cma"], True),
     ):
         loaded = load_run(run, trained=trained)
-        found = {
-            split: extract(loaded, toy, ids, num_clips=NUM_CLIPS, progress=f"{name} {split}")
-            for split, ids in rows.items()
-        }
-        result = probe("linear", (toy, found["train"]), (toy, found["test"]))
-        probes |= {"chance": result["chance"], name: result["accuracy"]["both"]}
-        by_modality[name] = result["accuracy"]
-    test = found["test"]
-    test = test.take(test.has("both"))
+        vectors = clip_vectors(
+            loaded, toy, np.union1d(split.train, split.test), num_clips=NUM_CLIPS, progress=f"features {name}"
+        )
+        result = accuracies("logistic", vectors, toy, split)
+        probes |= {"chance": result["both"]["chance"], name: result["both"]["mean"]}
+        by_modality[name] = {modality: figure["mean"] for modality, figure in result.items()}
+    test = vectors.videos()
+    test = test.take(np.isin(test.ids, split.test) & test.has("both"))
     return (
         probes,
         recall_figures(test.embedding["video"], test.embedding["audio"], toy.targets()[test.ids]),
@@ -169,16 +171,14 @@ def probe_toy(runs: dict[str, Path], toy: Manifest) -> tuple[dict[str, float], d
 
 def probe_transfer(run: Path, actions: Manifest) -> dict[str, float]:
     """Linear probes on the silent action clips: pictures only."""
-    rows = {split: labelled_rows(actions, split, path=actions.root) for split in ("train", "test")}
+    (split,) = read_splits(actions)
     figures = {}
     for name, trained in (("random", False), ("avid_cma", True)):
         loaded = load_run(run, trained=trained)
-        sides = [
-            (actions, extract(loaded, actions, ids, num_clips=NUM_CLIPS, progress=f"{name} actions {split}"))
-            for split, ids in rows.items()
-        ]
-        result = probe("linear", *sides)
-        figures |= {"chance": result["chance"], name: result["accuracy"]["video"]}
+        rows = np.union1d(split.train, split.test)
+        vectors = clip_vectors(loaded, actions, rows, num_clips=NUM_CLIPS, progress=f"features of actions {name}")
+        result = accuracies("logistic", vectors, actions, split)["video"]
+        figures |= {"chance": result["chance"], name: result["mean"]}
     return figures
 
 

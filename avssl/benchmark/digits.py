@@ -9,6 +9,7 @@ What lives here: the settings, and what is measured of a run. What does not: the
 (configs/digits/).
 """
 
+import dataclasses
 import json
 import re
 import time
@@ -26,9 +27,10 @@ from avssl.checkpoint import LAST
 from avssl.config import Config, load
 from avssl.data.manifest import Manifest, read_manifest
 from avssl.evaluate.classify import linear_predict
-from avssl.evaluate.features import Extracted, extract
-from avssl.evaluate.probe import labelled_rows, probe
+from avssl.evaluate.features import Extracted, clip_vectors
+from avssl.evaluate.harness import accuracies
 from avssl.evaluate.retrieval import recall_figures
+from avssl.evaluate.splits import read_splits
 from avssl.files import whole_file
 from avssl.media.decode import AudioWindow, VideoWindow, read_clip
 from avssl.mining.agreement import RULES, agreement_precision, mine_agreement
@@ -216,18 +218,19 @@ def measure(run: Run, manifest: Manifest, *, num_positives: int) -> dict[str, An
         positives with a picture of the same class {rule} among all training clips' embeddings; recall: as
         `recall_figures`, of the test clips' embeddings.
     """
-    rows = {split: labelled_rows(manifest, split, path=manifest.root) for split in ("train", "test")}
-    found = {
-        split: extract(run, manifest, ids, num_clips=NUM_CLIPS, progress=f"features {split}")
-        for split, ids in rows.items()
-    }
-    own_sound = ~manifest.column("foreign")[found["train"].ids].astype(bool)
-    sides = ((manifest, found["train"].take(own_sound)), (manifest, found["test"]))
+    (split,) = read_splits(manifest)
+    rows = np.union1d(split.train, split.test)
+    vectors = clip_vectors(run, manifest, rows, num_clips=NUM_CLIPS, progress="features")
+    own_sound = ~manifest.column("foreign").astype(bool)
+    learned = dataclasses.replace(split, train=split.train[own_sound[split.train]])
+    linear, knn = (accuracies(protocol, vectors, manifest, learned) for protocol in ("logistic", "knn"))
+    found = vectors.videos()
+    train, test = (found.take(np.isin(found.ids, ids)) for ids in (split.train, split.test))
     return {
-        "linear": probe("linear", *sides)["accuracy"],
-        "knn": probe("knn", *sides)["accuracy"],
-        "precision": mined_precision(found["train"], manifest, k=num_positives),
-        "recall": recall_of(found["test"], manifest),
+        "linear": {modality: figure["mean"] for modality, figure in linear.items()},
+        "knn": {modality: figure["mean"] for modality, figure in knn.items()},
+        "precision": mined_precision(train, manifest, k=num_positives),
+        "recall": recall_of(test, manifest),
     }
 
 
@@ -249,7 +252,8 @@ def recall_of(found: Extracted, manifest: Manifest) -> dict[str, float]:
 
 def handmade_accuracy(manifest: Manifest) -> dict[str, float]:
     """Linear probes on features that nothing learned: the pixels of one frame, a coarse log-mel spectrogram."""
-    rows = {split: labelled_rows(manifest, split, path=manifest.root) for split in ("train", "test")}
+    (split,) = read_splits(manifest)
+    rows = {"train": split.train, "test": split.test}
     features = {split: handmade_features(manifest, ids) for split, ids in rows.items()}
     targets = {split: manifest.targets()[ids] for split, ids in rows.items()}
     accuracy = {}

@@ -25,9 +25,10 @@ from avssl.benchmark.scenes import make_scene
 from avssl.checkpoint import LAST
 from avssl.config import Config, load
 from avssl.data.manifest import Manifest, read_manifest
-from avssl.evaluate.features import Extracted, extract
-from avssl.evaluate.probe import labelled_rows, probe
+from avssl.evaluate.features import clip_vectors
+from avssl.evaluate.harness import accuracies
 from avssl.evaluate.propagate import score_propagation
+from avssl.evaluate.splits import read_splits
 from avssl.methods import build_method
 from avssl.mining.tracking import Options
 from avssl.structs import Instances
@@ -228,23 +229,21 @@ def measure(run: Run, sets: Mapping[str, Manifest], *, frames: bool) -> dict[str
     names = [str(seed) for seed in range(NUM_SCENES)]
     scores = score_propagation(run, names, read_scene, size=SCENE_SIZE, progress="masks")["scores"]
     return {
-        "linear": classes["accuracy"],
-        "transfer": {"video": motions["accuracy"]["video"]},
-        "chance": {"linear": classes["chance"], "transfer": motions["chance"]},
+        "linear": {modality: figure["mean"] for modality, figure in classes.items()},
+        "transfer": {"video": motions["video"]["mean"]},
+        "chance": {"linear": classes["video"]["chance"], "transfer": motions["video"]["chance"]},
         "propagation": {name: scores["propagated"][name] for name in ("j", "f", "jf")}
         | {"still_jf": scores["still"]["jf"]},
         "measure_seconds": time.perf_counter() - since,
     }
 
 
-def linear_probe(run: Run, manifest: Manifest, *, num_clips: int) -> dict[str, Any]:
-    """A linear probe, learned on split train and asked on split test."""
-
-    def features(split: str) -> tuple[Manifest, Extracted]:
-        rows = labelled_rows(manifest, split, path=manifest.root)
-        return manifest, extract(run, manifest, rows, num_clips=num_clips, progress=f"features {split}")
-
-    return probe("linear", features("train"), features("test"))
+def linear_probe(run: Run, manifest: Manifest, *, num_clips: int) -> dict[str, dict[str, Any]]:
+    """A linear probe, learned on split train and asked on split test: as `accuracies`."""
+    (split,) = read_splits(manifest)
+    rows = np.union1d(split.train, split.test)
+    vectors = clip_vectors(run, manifest, rows, num_clips=num_clips, progress="features")
+    return accuracies("logistic", vectors, manifest, split)
 
 
 def read_scene(seed: str) -> tuple[np.ndarray, np.ndarray]:

@@ -53,7 +53,6 @@ class Extracted:
     embedding: dict[str, np.ndarray]  # {video, audio: (n, D) float32 unit length}: outputs of the heads
     features: dict[str, np.ndarray]  # {video, audio: (n, dim) float32}: outputs of the trunks
     errors: dict[int, str]  # {id: reason}
-    towers: tuple[str, ...] = MODALITIES  # that the run has; the other side counts as lacking in every video
 
     def take(self, keep: np.ndarray) -> "Extracted":
         """Only the videos marked in `keep` (n,) bool."""
@@ -69,11 +68,6 @@ class Extracted:
     def has(self, side: Literal["video", "audio", "both"]) -> np.ndarray:
         """(n,) bool: videos that have this side."""
         return _has(self, side)
-
-    def both(self) -> np.ndarray:
-        """Trunk features of picture and sound side by side, each of unit length so that neither outweighs the other:
-        (n, dim_video + dim_audio)."""
-        return side_by_side(*(torch.from_numpy(self.features[name]) for name in MODALITIES)).numpy()
 
 
 def extract(
@@ -163,7 +157,17 @@ class ClipVectors:
             else {},
             features=of_sides({side: maps["pool"][keep].mean(axis=1) for side, maps in self.vectors.items()}),
             errors=self.errors,
-            towers=names,
+        )
+
+    def averaged(self) -> "ClipVectors":
+        """The mean over the views of each video, as its only view."""
+        return dataclasses.replace(
+            self,
+            vectors={
+                side: {name: each.mean(axis=1, keepdims=True) for name, each in maps.items()}
+                for side, maps in self.vectors.items()
+            },
+            embedding={side: each.mean(axis=1, keepdims=True) for side, each in self.embedding.items()},
         )
 
 

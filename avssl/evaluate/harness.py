@@ -9,7 +9,7 @@ Letters: N rows of the manifest, n training videos of a split, m videos that are
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -147,6 +147,28 @@ def figures(parts: Sequence[Answers], labels: Labels, *, skip_unreadable: bool) 
             figure["draw_spread"] = float(draws.mean(axis=0).std(ddof=1)) if draws.shape[1] > 1 else 0.0
         result[way] = figure
     return result
+
+
+def accuracies(
+    protocol: Literal["knn", "logistic"], vectors: ClipVectors, manifest: Manifest, split: Split
+) -> dict[str, dict[str, Any]]:
+    """Weighted kNN, or logistic regression with all labels, on outputs averaged over the clips of a video: the figure
+    of each modality (see `figures`) over the videos that have an answer.
+
+    Args:
+        vectors: of all rows of the split at least, sorted by row.
+
+    Raises:
+        ValueError: as `answer`.
+    """
+    labels = Labels(manifest, [split])
+    name, ending, options = {
+        "knn": ("knn", "", Options()),
+        "logistic": ("fewlabels", " 100%", Options(shares=(1.0,), draws=1)),
+    }[protocol]
+    part = answer(name, vectors.averaged(), labels, split, options, device=torch.device("cpu"))
+    found = figures([part], labels, skip_unreadable=True)
+    return {way: found[f"{way}{ending}"] for way in _modalities(vectors) if f"{way}{ending}" in found}
 
 
 class _Seen:

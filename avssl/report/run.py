@@ -1,6 +1,6 @@
 """The report of a run: what ran, on which clips, how the training went, what is near what, and what it is worth.
 
-The command is `python tools/report.py RUN`. What lives here: collecting the sections. What does not: how each is made.
+python tools/report.py RUN
 """
 
 import dataclasses
@@ -30,7 +30,7 @@ from avssl.report.clips import (
 from avssl.report.dataset import dataset_parts
 from avssl.report.evaluation import evaluation_parts, find_results
 from avssl.report.history import History, read_history, refresh_parts, training_parts
-from avssl.report.page import Section, details, heading, note, page, table, text, warning
+from avssl.report.page import Section, heading, html, note, page, paragraph, table, warning
 from avssl.sessions import read_sessions
 from avssl.weights.load import Run, load_run, with_data
 
@@ -120,10 +120,8 @@ def _lead(seen: Shown) -> str:
     state, config = seen.state, seen.run.config
     total = _total_steps(state, config)
     stand = "complete" if state["step"] >= total else f"not complete, {state['step']:,} of {total:,} steps"
-    return (
-        f"<p>Run of avssl with method {text(config.method['name'])}, {stand}. "
-        f"Page of {datetime.now(UTC).strftime('%d %B %Y, %H:%M')} UTC.</p>"
-    )
+    now = datetime.now(UTC).strftime("%d %B %Y, %H:%M")
+    return paragraph(f"Run of avssl with method {config.method['name']}, {stand}. Page of {now} UTC.")
 
 
 def _total_steps(state: Mapping[str, Any], config: Config) -> int:
@@ -205,7 +203,7 @@ def _config_parts(config: Config) -> list[str]:
     lines = [(name, str(value), str(before)) for name, value, before in _differing(given, usual, "")]
     return [
         table("What differs from the defaults", ("key", "value", "default"), lines),
-        details("The whole configuration", f"<pre>{text(dumps(config))}</pre>"),
+        html.details("The whole configuration", dumps(config)),
     ]
 
 
