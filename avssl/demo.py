@@ -17,7 +17,7 @@ from avssl.data.manifest import Manifest, read_manifest
 from avssl.evaluate.classify import linear_predict
 from avssl.evaluate.features import clip_vectors
 from avssl.evaluate.harness import accuracies
-from avssl.evaluate.retrieval import recall_figures
+from avssl.evaluate.metrics import recall_figures
 from avssl.evaluate.shortcut import shortcut_features
 from avssl.evaluate.splits import read_splits
 from avssl.files import whole_file

@@ -29,7 +29,7 @@ from avssl.data.manifest import Manifest, read_manifest
 from avssl.evaluate.classify import linear_predict
 from avssl.evaluate.features import Extracted, clip_vectors
 from avssl.evaluate.harness import accuracies
-from avssl.evaluate.retrieval import recall_figures
+from avssl.evaluate.metrics import recall_figures
 from avssl.evaluate.splits import read_splits
 from avssl.files import whole_file
 from avssl.media.decode import AudioWindow, VideoWindow, read_clip

@@ -14,9 +14,9 @@ import pyarrow as pa
 
 from avssl.config import load
 from avssl.data.manifest import SCHEMA, Manifest, read_manifest, write_manifest
-from avssl.evaluate.bootstrap import bootstrap_interval
 from avssl.evaluate.classify import grouped_predict
 from avssl.evaluate.features import extract
+from avssl.evaluate.metrics import bootstrap_interval
 from avssl.train import train
 from avssl.weights.load import load_run
 

@@ -18,8 +18,8 @@ from torch import Tensor
 from tqdm import tqdm
 
 from avssl.config import DataConfig
-from avssl.evaluate.bootstrap import bootstrap_interval
 from avssl.evaluate.masks import score_masks
+from avssl.evaluate.metrics import bootstrap_interval
 from avssl.models.heads import Encoder
 from avssl.transforms.video import normalise_
 from avssl.weights.load import Pretrained

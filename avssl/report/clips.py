@@ -59,8 +59,8 @@ class ShownClip:
 def vectors_of_memories(method: Method) -> Vectors | None:
     """The memories that a method, or the first of its parts that has some, keeps of all clips; None = none does."""
     for part in (method, *getattr(method, "parts", {}).values()):
-        banks = {side: bank for side, bank in getattr(part, "banks", {}).items() if side in MODALITIES}
-        banks = {side: bank for side, bank in banks.items() if bank.valid.any()}
+        banks = getattr(part, "banks", {})
+        banks = {side: bank for side, bank in banks.items() if side in MODALITIES and bank.valid.any()}
         if banks:
             return Vectors(
                 ids=np.arange(len(next(iter(banks.values())).z)),

@@ -85,6 +85,8 @@ def write_run_report(
     history = read_history(folder / "log.jsonl", batch_size=config.data.batch_size)
     seen = Shown(run, state, history, found, missing)
     results, others = find_results(folder, run.weights_hash, named=evaluations)
+    command = ["python", "tools/evaluate.py", folder, "knn", "--dataset", "MANIFEST", "--json", folder / "knn.json"]
+    none = f"No results yet. Measure, then write this page again: {shlex.join(map(str, command))}"
     sections = [
         Section("What ran", _run_parts(seen, folder)),
         Section("Configuration", _config_parts(config)),
@@ -92,12 +94,14 @@ def write_run_report(
         Section("Training", training_parts(history)),
         Section("Agreement sets", refresh_parts(history, has_labels=found is not None and bool(found.class_names))),
         Section("Neighbours", _neighbour_parts(seen, embeddings)),
-        Section("Evaluation", [*_evaluation_parts(results, folder), *(note(other) for other in others)]),
+        Section("Evaluation", [*(evaluation_parts(results) or [note(none)]), *(note(other) for other in others)]),
     ]
-    path = out or folder / REPORT
-    title = f"{config.method['name']}: {folder.resolve().name}"
+    path, name, total = out or folder / REPORT, config.method["name"], _total_steps(state, config)
+    stand = "complete" if state["step"] >= total else f"not complete, {state['step']:,} of {total:,} steps"
+    now = datetime.now(UTC).strftime("%d %B %Y, %H:%M")
+    lead = [paragraph(f"Run of avssl with method {name}, {stand}. Page of {now} UTC.")]
     with whole_file(path) as temporary:
-        temporary.write_text(page(title, sections, lead=[_lead(seen)]), encoding="utf-8")
+        temporary.write_text(page(f"{name}: {folder.resolve().name}", sections, lead=lead), encoding="utf-8")
     return path, [missing] if missing else []
 
 
@@ -114,14 +118,6 @@ def _manifest_of(
             raise
         return None, f"no clips are shown, as the manifest cannot be used: {error}; say --manifest and --root"
     return found, ""
-
-
-def _lead(seen: Shown) -> str:
-    state, config = seen.state, seen.run.config
-    total = _total_steps(state, config)
-    stand = "complete" if state["step"] >= total else f"not complete, {state['step']:,} of {total:,} steps"
-    now = datetime.now(UTC).strftime("%d %B %Y, %H:%M")
-    return paragraph(f"Run of avssl with method {config.method['name']}, {stand}. Page of {now} UTC.")
 
 
 def _total_steps(state: Mapping[str, Any], config: Config) -> int:
@@ -149,44 +145,33 @@ def _run_parts(seen: Shown, folder: Path) -> list[str]:
         ("Started from", ", ".join(weights) or "random weights"),
         ("Manifest", f"{config.data.manifest} (hash {state['manifest_hash'][:12]})"),
         ("Weights now", f"hash {seen.run.weights_hash[:12]}"),
-        *(_session_facts(sessions[0]) if len(sessions) == 1 else ()),
+        *(
+            (name.capitalize(), value)
+            for each in sessions
+            if len(sessions) == 1
+            for name, value in _facts(each).items()
+        ),
     ]
     if not sessions:
         decoder = state["decoder"]
         facts.append(("Decoder", f"{decoder['name']} {decoder['version']} (FFmpeg {decoder['ffmpeg']})"))
     parts = [table("The run", (), facts)]
-    if len(sessions) > 1:
-        parts += [_session_table(sessions)]
+    if len(sessions) > 1:  # every start with its machine: a run may move
+        lines = [(each["first_step"], *_facts(each).values()) for each in sessions[-MAX_SESSIONS:]]
+        many = f", the last {MAX_SESSIONS} of {len(sessions)}" if len(sessions) > MAX_SESSIONS else ""
+        parts.append(table(f"Starts of the run{many}", ("from step", *_facts(sessions[0])), lines))
     return parts
 
 
-def _session_facts(session: Mapping[str, Any]) -> list[tuple[str, str]]:
-    return [
-        ("Started", _when(session)),
-        ("Command", session["command"]),
-        ("Machine", session["machine"]),
-        ("Processes", session["processes"]),
-        ("Versions", _versions(session)),
-    ]
-
-
-def _session_table(sessions: Sequence[Mapping[str, Any]]) -> str:
-    """Every start with its machine: a run may move."""
-    lines = [
-        (each["first_step"], _when(each), each["machine"], each["processes"], _versions(each), each["command"])
-        for each in sessions[-MAX_SESSIONS:]
-    ]
-    many = f", the last {MAX_SESSIONS} of {len(sessions)}" if len(sessions) > MAX_SESSIONS else ""
-    headings = ("from step", "started", "machine", "processes", "versions", "command")
-    return table(f"Starts of the run{many}", headings, lines)
-
-
-def _when(session: Mapping[str, Any]) -> str:
-    return datetime.fromisoformat(session["started"]).strftime("%d %B %Y, %H:%M UTC")
-
-
-def _versions(session: Mapping[str, Any]) -> str:
-    return ", ".join(f"{name} {version}" for name, version in session["versions"].items())
+def _facts(session: Mapping[str, Any]) -> dict[str, str]:
+    """What there is to say of a start of the run."""
+    return {
+        "started": datetime.fromisoformat(session["started"]).strftime("%d %B %Y, %H:%M UTC"),
+        "machine": session["machine"],
+        "processes": session["processes"],
+        "versions": ", ".join(f"{name} {version}" for name, version in session["versions"].items()),
+        "command": session["command"],
+    }
 
 
 def _duration(seconds: float) -> str:
@@ -221,14 +206,15 @@ def _differing(given: Mapping[str, Any], usual: Mapping[str, Any], prefix: str) 
 
 def _clip_parts(seen: Shown) -> list[str]:
     lost = seen.history.unreadable
-    parts = [warning(seen.missing.capitalize() + ".")] if seen.manifest is None else []
-    if seen.manifest is not None:
+    if seen.manifest is None:
+        parts = [warning(seen.missing.capitalize() + ".")]
+    else:
         num_trained = int(seen.state["instances"]["valid"].sum())
-        parts += dataset_parts(seen.manifest, seen.run.config.data, num_trained=num_trained)
+        parts = dataset_parts(seen.manifest, seen.run.config.data, num_trained=num_trained)
     if lost:
-        lines = [(reason, times) for reason, times in lost.most_common(MAX_UNREADABLE)]
         more = f", {MAX_UNREADABLE} of {len(lost)}" if len(lost) > MAX_UNREADABLE else ""
-        parts.append(table(f"Could not be read while training{more}", ("file and reason", "times"), lines))
+        caption, lines = f"Could not be read while training{more}", lost.most_common(MAX_UNREADABLE)
+        parts.append(table(caption, ("file and reason", "times"), lines))
     return parts
 
 
@@ -268,12 +254,3 @@ def _vectors(seen: Shown, manifest: Manifest, embeddings: Path | None) -> tuple[
         return vectors_of_some(with_data(seen.run, num_workers=0), manifest, rows), ""
     except ValueError as error:
         return None, f"No neighbours, as no clips could be looked at: {error}"
-
-
-def _evaluation_parts(results: Sequence[Mapping[str, Any]], folder: Path) -> list[str]:
-    if results:
-        return evaluation_parts(results)
-    command = shlex.join(
-        ["python", "tools/evaluate.py", str(folder), "knn", "--dataset", "MANIFEST", "--json", str(folder / "knn.json")]
-    )
-    return [note(f"No results yet. Measure, then write this page again: {command}")]
