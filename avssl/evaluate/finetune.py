@@ -1,8 +1,4 @@
-"""Fine-tuning as training runs: one for each split, resumable like any other.
-
-What lives here: the recipe and the run. What does not: the method (methods/finetune.py), what the tuned network is
-asked (measure.py).
-"""
+"""Fine-tuning as training runs: one for each split, resumable like any other."""
 
 import dataclasses
 from collections.abc import Sequence

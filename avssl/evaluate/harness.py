@@ -56,7 +56,7 @@ def answer(
     device: torch.device,
     **more: Any,
 ) -> Answers:
-    """Ask one of PROTOCOLS, or retrieval, about one split, in every modality that both of its sides have.
+    """Ask one of PROTOCOLS, or retrieval, about one split, in every modality that test and training videos have.
 
     Args:
         vectors: of all rows of the split at least, sorted by row.
@@ -121,8 +121,8 @@ def figures(parts: Sequence[Answers], labels: Labels, *, skip_unreadable: bool) 
     result = {}
     for way in dict.fromkeys(way for part in parts for way in part.outcomes):
         is_partition = any(way in part.outcomes and part.outcomes[way].clusters is not None for part in parts)
-        seen = [_Seen(part, way, labels, skip=skip_unreadable or is_partition) for part in parts]
-        seen = [each for each in seen if len(each.rows)]
+        all_seen = [_Seen(part, way, skip=skip_unreadable or is_partition) for part in parts]
+        seen = [each for each in all_seen if len(each.rows)]
         outcomes = [each.outcome for each in seen if each.outcome is not None]
         if is_partition:
             figure = _partition_figure(way.rpartition(" ")[2], seen, labels)
@@ -130,7 +130,7 @@ def figures(parts: Sequence[Answers], labels: Labels, *, skip_unreadable: bool) 
             figure = summarise([each.values for each in seen], [labels.groups[each.rows] for each in seen])
             figure["chance"] = float(np.mean([each.chance(labels) for each in seen]))
         figure["num"] = sum(len(each.rows) for each in seen)
-        figure["unanswered"] = sum(each.num_unanswered for each in (_Seen(p, way, labels, skip=False) for p in parts))
+        figure["unanswered"] = sum(each.num_unanswered for each in all_seen)
         if outcomes[0].predicted is not None:
             figure["confusion"] = sum(each.confusion(labels) for each in seen).tolist()
         if any(outcome.chosen for outcome in outcomes):
@@ -165,7 +165,7 @@ def accuracies(
 class _Seen:
     """One way in one split, over the videos that count."""
 
-    def __init__(self, part: Answers, way: str, labels: Labels, *, skip: bool) -> None:
+    def __init__(self, part: Answers, way: str, *, skip: bool) -> None:
         self.outcome = part.outcomes.get(way)
         answered = part.answered.get(way, np.zeros(len(part.split.test), dtype=bool))
         keep = answered if skip else np.ones(len(part.split.test), dtype=bool)

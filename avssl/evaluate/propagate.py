@@ -1,8 +1,5 @@
 """Label propagation: how far features alone carry the mask of a clip's first frame. Nothing is trained.
 
-What lives here: features of frames, propagation, the score of a set of clips. What does not: J and F (masks.py), where
-clips come from (davis.py, benchmark/scenes.py).
-
 Letters: T frames, H x W pixels, h x w cells of a map, C = h w, D channels, L labels (the ground and the things),
 P cells within reach, S source frames, k neighbours.
 """

@@ -40,6 +40,12 @@ REFRESH = {  # of a refresh, after mining/: heading
     "precision": "precision",
     "chance": "chance",
 }
+REFRESH_CHARTS = {  # title: lines
+    "Members of the same class": {"precision": "precision", "chance": "chance"},
+    "Shares of rows": {"exact": REFRESH["exact"], "rows_with_set": REFRESH["rows_with_set"]},
+    "Overlap with the sets before": {"overlap": ""},
+    "Mean score": {"score": ""},
+}
 
 
 @dataclass
@@ -88,7 +94,7 @@ def training_parts(history: History) -> list[str]:
     if shares:
         named = {SHARES[name]: line for name, line in shares.items()}
         charts.append(Chart("Share of clips that lack something", named))
-    told = {OF_METHODS[name.rpartition("/")[2]]: line for name, line in lines.items() if _is_of_method(name)}
+    told = {OF_METHODS[part]: line for name, line in lines.items() if (part := name.rpartition("/")[2]) in OF_METHODS}
     if told:
         charts.append(Chart("Shares of what was trained on", told))
     rows = [
@@ -109,10 +115,11 @@ def training_parts(history: History) -> list[str]:
 def _loss_charts(lines: Mapping[str, Line]) -> list[Chart]:
     """The loss, then its parts: those of one method together."""
     groups: dict[str, dict[str, Line]] = {}
-    for name in lines:
-        if not _is_general(name):
-            method, _, part = name.rpartition("/")
-            groups.setdefault(method, {})[part] = lines[name]
+    for name, line in lines.items():
+        method, _, part = name.rpartition("/")
+        others = name in ("loss", *SPEED, *SHARES) or part in OF_METHODS or "mining/" in name
+        if not others and not name.endswith(("_std", "_rank")):
+            groups.setdefault(method, {})[part] = line
     charts = [Chart("Loss", {"": lines["loss"]})] if "loss" in lines else []
     for method, own in groups.items():
         charts += _charts(f"Parts of the loss{f' of {method}' if method else ''}", own)
@@ -126,17 +133,6 @@ def _charts(title: str, lines: Mapping[str, Line], **more: Any) -> list[Chart]:
         Chart(title, {name: lines[name] for name in names[first : first + len(DASHES)]}, **more)
         for first in range(0, len(names), len(DASHES))
     ]
-
-
-def _is_general(name: str) -> bool:
-    """Whether a figure is no part of the loss."""
-    if name.endswith(("_std", "_rank")) or "mining/" in name or _is_of_method(name):
-        return True
-    return name == "loss" or name in SPEED or name in SHARES
-
-
-def _is_of_method(name: str) -> bool:
-    return name.rpartition("/")[2] in OF_METHODS
 
 
 def collapse_parts(lines: Mapping[str, Line]) -> list[str]:
@@ -184,16 +180,10 @@ def refresh_parts(history: History, *, has_labels: bool) -> list[str]:
             caption += f" ({len(kept)} of {len(history.refreshes)} refreshes)"
         parts.append(table(caption, ("step", "epoch", *(REFRESH[name] for name in given)), rows))
         charts = [
-            Chart(title, {REFRESH[name]: line for name in names if (line := history.lines.get(f"{prefix}/{name}"))})
-            for title, names in (
-                ("Members of the same class", ("precision", "chance")),
-                ("Shares of rows", ("exact", "rows_with_set")),
+            Chart(
+                title, {words: line for name, words in names.items() if (line := history.lines.get(f"{prefix}/{name}"))}
             )
-        ]
-        charts += [
-            Chart(title, {"": history.lines[f"{prefix}/{name}"]})
-            for title, name in (("Overlap with the sets before", "overlap"), ("Mean score", "score"))
-            if f"{prefix}/{name}" in history.lines
+            for title, names in REFRESH_CHARTS.items()
         ]
         if len(own) > 1:
             parts.append(charts_html([chart for chart in charts if chart.lines]))

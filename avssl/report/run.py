@@ -10,6 +10,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from avssl.checkpoint import CheckpointError, check_manifest, load_checkpoint
@@ -20,7 +21,6 @@ from avssl.files import whole_file
 from avssl.methods import METHODS
 from avssl.report.clips import (
     SEED,
-    Vectors,
     clips_html,
     reference_clips,
     vectors_of_memories,
@@ -145,13 +145,9 @@ def _run_parts(seen: Shown, folder: Path) -> list[str]:
         ("Started from", ", ".join(weights) or "random weights"),
         ("Manifest", f"{config.data.manifest} (hash {state['manifest_hash'][:12]})"),
         ("Weights now", f"hash {seen.run.weights_hash[:12]}"),
-        *(
-            (name.capitalize(), value)
-            for each in sessions
-            if len(sessions) == 1
-            for name, value in _facts(each).items()
-        ),
     ]
+    if len(sessions) == 1:
+        facts += [(name.capitalize(), value) for name, value in _facts(sessions[0]).items()]
     if not sessions:
         decoder = state["decoder"]
         facts.append(("Decoder", f"{decoder['name']} {decoder['version']} (FFmpeg {decoder['ffmpeg']})"))
@@ -219,12 +215,18 @@ def _clip_parts(seen: Shown) -> list[str]:
 
 
 def _neighbour_parts(seen: Shown, embeddings: Path | None) -> list[str]:
+    """Neighbors in the embeddings that were named, in the run's memory bank, or in some clips extracted now."""
     manifest = seen.manifest
     if manifest is None:
         return [note("No clips, as there is no manifest: see above.")]
-    vectors, why = _vectors(seen, manifest, embeddings)
-    if vectors is None:
-        return [note(why)]
+    if embeddings is not None:
+        vectors = vectors_of_store(embeddings, manifest_hash=manifest.hash)
+    elif (vectors := vectors_of_memories(seen.run.method)) is None:
+        rows = np.flatnonzero(seen.state["instances"]["valid"].numpy() & manifest.usable())
+        try:  # within this process: these clips take less time than to start another
+            vectors = vectors_of_some(with_data(seen.run, num_workers=0), manifest, rows)
+        except ValueError as error:
+            return [note(f"No neighbours, as no clips could be looked at: {error}")]
     vectors = vectors.at(manifest.usable())
     shown = reference_clips(vectors, manifest.targets())
     if not shown:
@@ -239,18 +241,3 @@ def _neighbour_parts(seen: Shown, embeddings: Path | None) -> list[str]:
     for name, clips in shown.items():
         parts += [heading(name), clips_html(manifest, clips)]
     return parts
-
-
-def _vectors(seen: Shown, manifest: Manifest, embeddings: Path | None) -> tuple[Vectors | None, str]:
-    """Where neighbours are looked for: in what was named, in the run's memories, or in some clips looked at now."""
-    if embeddings is not None:
-        return vectors_of_store(embeddings, manifest_hash=manifest.hash), ""
-    memories = vectors_of_memories(seen.run.method)
-    if memories is not None:
-        return memories, ""
-    rows = torch.nonzero(seen.state["instances"]["valid"]).squeeze(1).numpy()
-    rows = rows[manifest.usable()[rows]]
-    try:  # within this process: these clips take less time than to start another
-        return vectors_of_some(with_data(seen.run, num_workers=0), manifest, rows), ""
-    except ValueError as error:
-        return None, f"No neighbours, as no clips could be looked at: {error}"
