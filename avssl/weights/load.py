@@ -116,7 +116,7 @@ def load(path: str | Path, *, device: torch.device | None = None) -> Pretrained:
 
     Raises:
         CheckpointError: there is neither, or the run's checkpoint is damaged.
-        WeightsError: the exported weights are damaged, of a later version, or no export of avssl.
+        WeightsError: the exported weights are damaged, of a later version, or not of avssl.
     """
     path = Path(path)
     folder = path.parent if path.name == ENCODERS else path
@@ -144,8 +144,7 @@ def load_run(path: str | Path, *, device: torch.device | None = None, trained: b
     if trained:
         load_model(method, state, path=path)
     run = run_of(method, config, path=path, manifest_hash=state["manifest_hash"], device=device)
-    num_clips = int(state["instances"]["valid"].sum())
-    return dataclasses.replace(run, facts=_facts(config, state, num_clips)) if trained else run
+    return dataclasses.replace(run, facts=_facts(config, state)) if trained else run
 
 
 def run_of(
@@ -223,17 +222,13 @@ def with_data(towers: Towers, **changes: int | float | str) -> Towers:
 
 
 def _load_export(folder: Path, device: torch.device | None) -> Pretrained:
-    config = _read_config(folder / CONFIG)
+    config, path = _read_config(folder / CONFIG), folder / ENCODERS
     try:
-        content = (folder / ENCODERS).read_bytes()
+        content = path.read_bytes()
     except OSError as error:
-        raise WeightsError(
-            f"{folder / ENCODERS} cannot be read ({error.strerror}): it belongs beside {folder / CONFIG}"
-        ) from error
+        raise WeightsError(f"{path} cannot be read ({error.strerror}): it belongs beside {folder / CONFIG}") from error
     if hashlib.sha256(content).hexdigest() != config["sha256"]:
-        raise WeightsError(
-            f"{folder / ENCODERS} is damaged, or not the one that {CONFIG} beside it was written for: export again"
-        )
+        raise WeightsError(f"{path} is damaged, or not the one that {CONFIG} beside it was written for: export again")
     state = safetensors.torch.load(content)
     try:
         data = merge_options(DataConfig, config["data"] | {"manifest": ""}, where=str(folder / CONFIG))
@@ -248,16 +243,8 @@ def _load_export(folder: Path, device: torch.device | None) -> Pretrained:
         raise WeightsError(
             f"{CONFIG} and {ENCODERS} in {folder} do not belong together ({why}): export again"
         ) from error
-    return towers_of(
-        encoders,
-        heads,
-        path=folder / ENCODERS,
-        data=data,
-        model=model,
-        device=device,
-        classifier=classifier,
-        facts=config["facts"],
-    )
+    about = {"path": path, "data": data, "model": model, "facts": config["facts"]}
+    return towers_of(encoders, heads, device=device, classifier=classifier, **about)
 
 
 def _read_config(path: Path) -> dict[str, Any]:
@@ -288,7 +275,7 @@ def without_files(model: ModelConfig) -> ModelConfig:
     return dataclasses.replace(model, video_weights=None, audio_weights=None, init=None)
 
 
-def _facts(config: Config, state: Mapping[str, Any], num_clips: int) -> dict[str, Any]:
+def _facts(config: Config, state: Mapping[str, Any]) -> dict[str, Any]:
     """What there is to say of a run. Of files only their names."""
     files = (config.model.video_weights, config.model.audio_weights, config.model.init)
     return {
@@ -300,7 +287,7 @@ def _facts(config: Config, state: Mapping[str, Any], num_clips: int) -> dict[str
         "optim": dataclasses.asdict(config.optim),
         "manifest_hash": state["manifest_hash"],
         "split": config.data.split,
-        "num_clips": num_clips,
+        "num_clips": int(state["instances"]["valid"].sum()),
         "starts_from": [Path(name).name for name in files if name],
     }
 

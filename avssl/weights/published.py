@@ -89,11 +89,7 @@ def convert(source: str, *, encoder: str | None = None, trust_pickle: bool = Fal
 
 
 def import_published(
-    weights: Mapping[str, Tensor],
-    *,
-    path: str,
-    encoder: str | None = None,
-    extras: Mapping[str, Any] | None = None,
+    weights: Mapping[str, Tensor], *, path: str, encoder: str | None = None, extras: Mapping[str, Any] | None = None
 ) -> Imported:
     """Fill our encoders with the entries of a published checkpoint: each of them, and no other.
 
@@ -151,13 +147,10 @@ def read_memory(extras: Mapping[str, Any]) -> dict[str, Tensor]:
     Source: AVID-CMA, criterions/avid.py (view1_mem, view2_mem, avg_exp_score: -1 until it is set).
     """
     criterion = extras.get("train_criterion")
-    criterion = criterion if isinstance(criterion, dict) else {}
-    memory = {}
-    for name, value in criterion.items():
-        for ending, ours in (("view1_mem", "banks.video.z"), ("view2_mem", "banks.audio.z")):
-            if name.endswith(ending):
-                memory[ours] = value
-    scores = [value.float().mean() for name, value in criterion.items() if name.endswith("avg_exp_score")]
+    entries = criterion.items() if isinstance(criterion, dict) else ()
+    banks = {"view1_mem": "banks.video.z", "view2_mem": "banks.audio.z"}
+    memory = {ours: value for name, value in entries for ending, ours in banks.items() if name.endswith(ending)}
+    scores = [value.float().mean() for name, value in entries if name.endswith("avg_exp_score")]
     if scores and torch.stack(scores).mean() > 0:
         memory["log_z"] = torch.stack(scores).mean().log()
     return memory
