@@ -11,12 +11,12 @@ import torch
 import torchvision
 
 import avssl
-from avssl import to_onnx
 from avssl.checkpoint import ENCODERS
 from avssl.data.manifest import Manifest
-from avssl.pretrained import load
 from avssl.train import train
-from avssl.weights import CARD
+from avssl.weights import onnx
+from avssl.weights.export import CARD
+from avssl.weights.load import load
 from tests.support.runs import config
 
 pytestmark = pytest.mark.slow
@@ -67,7 +67,7 @@ def test_an_onnx_file_that_differs_is_not_left(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture,
 ) -> None:
-    monkeypatch.setattr(to_onnx, "_export", lambda encoder, clips, path: path.write_bytes(b"network") / 100)
+    monkeypatch.setattr(onnx, "_export", lambda encoder, clips, path: path.write_bytes(b"network") / 100)
     assert not train(config(clip_set, tmp_path / "run", "run.max_steps=1"))
     assert call(tmp_path / "run", "--to", tmp_path / "w", "--onnx") == 1
     assert "the video encoder differs by 7.0e-02 of its largest output in onnxruntime" in capsys.readouterr().err

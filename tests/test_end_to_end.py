@@ -9,13 +9,14 @@ import pytest
 import torch
 
 from avssl.data.manifest import Manifest, read_manifest
-from avssl.evaluate.features import Extracted, extract
-from avssl.evaluate.probe import labelled_rows, probe
-from avssl.pretrained import load_run, with_data
+from avssl.evaluate.features import Extracted, clip_vectors, extract
+from avssl.evaluate.harness import accuracies
+from avssl.evaluate.splits import read_splits
 from avssl.retrieval.search import WAYS, find_row, pairs_of, query_of_row, search
 from avssl.retrieval.store import StoreError, read_store
 from avssl.retrieval.write import write_store
 from avssl.train import train
+from avssl.weights.load import load_run, with_data
 from tests.support.runs import config
 
 pytestmark = pytest.mark.slow
@@ -50,19 +51,17 @@ def test_random_weights_are_the_same_towers_untrained(run: Path, clip_set: Manif
     assert random.weights_hash == load_run(run, trained=False).weights_hash
 
 
-@pytest.mark.parametrize("protocol", ["knn", "linear"])
-def test_evaluation_reports_what_has_sound_and_what_has_not(run: Path, clip_set: Manifest, protocol: str) -> None:
-    sides = []
-    for split in ("train", "test"):
-        rows = labelled_rows(clip_set, split, path=run)
-        sides.append((clip_set, extract(load_run(run), clip_set, rows, num_clips=1)))
-    result = probe(protocol, *sides)
-    assert (result["num_train"], result["num_test"], result["num_classes"], result["chance"]) == (12, 6, 2, 0.5)
-    assert set(result["accuracy"]) == {"video", "audio", "both"}
-    if protocol == "linear":  # with 12 videos, all of them are among the 20 nearest
-        assert result["accuracy"]["audio"] > 0.9  # two tones: any working audio path tells them apart
-    with pytest.raises(ValueError, match="no usable labelled clip in split val"):
-        labelled_rows(clip_set, "val", path=run)
+@pytest.mark.parametrize("protocol", ["knn", "logistic"])
+def test_accuracies_of_every_modality(run: Path, clip_set: Manifest, protocol: str) -> None:
+    (split,) = read_splits(clip_set)
+    assert (len(split.train), len(split.test)) == (12, 6)
+    found = accuracies(protocol, clip_vectors(load_run(run), clip_set, np.arange(18), num_clips=1), clip_set, split)
+    assert set(found) == {"video", "audio", "both"}
+    assert (found["video"]["num"], found["video"]["chance"]) == (6, 0.5)
+    if protocol == "logistic":  # with 12 videos, all of them are among the 20 nearest
+        assert found["audio"]["mean"] > 0.9  # two tones: any working audio path tells them apart
+    with pytest.raises(ValueError, match="no labelled clip has split=val"):
+        read_splits(clip_set, test_split="val")
 
 
 def test_store_is_written_once_continued_and_searched(

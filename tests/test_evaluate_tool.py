@@ -33,7 +33,7 @@ def run(clip_set: Manifest, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("avssl.evaluate.heads.MIN_STEPS", 20)
-    monkeypatch.setattr("avssl.evaluate.partition.NUM_RESAMPLES", 20)
+    monkeypatch.setattr("avssl.evaluate.metrics.NUM_PARTITION_RESAMPLES", 20)
 
 
 @pytest.mark.parametrize("protocol", ["knn", "linear", "svm", "fewlabels", "partition", "retrieval"])

@@ -14,8 +14,7 @@ FLOORS = [
     {"media", "transforms", "models", "objectives"},
     {"data", "mining"},
     {"methods"},
-    {"optim", "checkpoint", "train", "evaluate", "retrieval", "report"}
-    | {"sessions", "pretrained", "weights", "model_card", "convert", "to_onnx"},
+    {"optim", "checkpoint", "train", "evaluate", "retrieval", "report", "sessions", "weights"},
     {"cli"},
     {"__main__"},
 ]

@@ -19,20 +19,21 @@ from avssl.data.check import build_table
 from avssl.data.dataset import ClipDataset, collate
 from avssl.data.manifest import Manifest
 from avssl.data.sampling import Key
-from avssl.evaluate.features import Extracted, extract
-from avssl.evaluate.probe import labelled_rows, probe
+from avssl.evaluate.features import ClipVectors, clip_vectors
+from avssl.evaluate.harness import accuracies, lacking
+from avssl.evaluate.splits import Split, read_splits
 from avssl.logs import read_log
 from avssl.methods import METHODS, build_method
 from avssl.methods.avid import AVID
 from avssl.methods.base import Method
 from avssl.mining.agreement import minable
 from avssl.objectives.contrast import nce, similarity
-from avssl.pretrained import load_run
 from avssl.retrieval.search import find_row, query_of_row, search
 from avssl.retrieval.store import Store, StoreError, read_store
 from avssl.retrieval.write import write_store
 from avssl.structs import Batch, Embedded, Instances, Progress, Step
 from avssl.train import train
+from avssl.weights.load import load_run
 from tests.support.clips import make_clip, make_set, make_sound
 from tests.support.contract import batch_of
 from tests.support.runs import CMA, Call, config
@@ -358,26 +359,29 @@ def test_embeddings_of_an_earlier_version_are_told(store: Store, run: Path, mixe
         read_store(tmp_path / "e")
 
 
-def sides_of(run: Path, manifest: Manifest) -> list[tuple[Manifest, Extracted]]:
-    loaded = load_run(run)
-    rows = [labelled_rows(manifest, split, path=run) for split in ("train", "test")]
-    return [(manifest, extract(loaded, manifest, ids, num_clips=1)) for ids in rows]
+def vectors_of(run: Path, manifest: Manifest) -> tuple[ClipVectors, Split]:
+    (split,) = read_splits(manifest)
+    return clip_vectors(load_run(run), manifest, np.arange(len(manifest)), num_clips=1), split
 
 
 def test_evaluation_skips_and_counts_what_has_not_the_side(run: Path, mixed: Manifest) -> None:
-    sides = sides_of(run, mixed)
-    result = probe("knn", *sides)
-    assert set(result["accuracy"]) == {"video", "audio", "both"}
-    assert (result["num_train"], result["num_test"]) == (14, 8)
-    assert result["without_sound"] == {"train": 4, "test": 4}
-    assert result["without_picture"] == {"train": 2, "test": 2}
-    (_, known), (_, asked) = sides
+    vectors, split = vectors_of(run, mixed)
+    result = accuracies("knn", vectors, mixed, split)
+    assert set(result) == {"video", "audio", "both"}
+    counts = [lacking([(vectors, rows)]) for rows in (split.train, split.test)]
+    assert [each["clips"] for each in counts] == [14, 8]
+    assert [each["without_sound"] for each in counts] == [4, 4]
+    assert [each["without_picture"] for each in counts] == [2, 2]
     for name in ("video", "audio", "both"):  # as if the others were not there
-        alone = probe("knn", (mixed, known.take(known.has(name))), (mixed, asked.take(asked.has(name))))
-        assert alone["accuracy"][name] == result["accuracy"][name]
-    mute, blind = known.take(~known.has_audio), asked.take(~asked.has_video)
+        has = vectors.has(name)
+        alone = accuracies(
+            "knn", vectors, mixed, Split("split", *(rows[has[rows]] for rows in (split.train, split.test)))
+        )
+        assert alone[name]["mean"] == result[name]["mean"]
+    mute = split.train[~vectors.has_audio[split.train]]
+    blind = split.test[~vectors.has_video[split.test]]
     with pytest.raises(ValueError, match="no pictures and those of the other no sound"):
-        probe("knn", (mixed, mute), (mixed, blind))
+        accuracies("knn", vectors, mixed, Split("split", mute, blind))
 
 
 def test_tools_take_files_of_sound_alone(
@@ -438,9 +442,9 @@ def test_a_wholly_silent_set_trains_searches_and_is_evaluated_by_its_pictures(
         r"has both picture and sound, which --rule consensus mines: ask for --rule video"
     )
     assert call("tools/mine.py", cma, "--k", 2, "--rule", "video", "--out", sets).code == 0
-    result = probe("knn", *sides_of(cma, silent))
-    assert set(result["accuracy"]) == {"video"}
-    assert result["without_sound"] == {"train": 8, "test": 4}
+    vectors, split = vectors_of(cma, silent)
+    assert set(accuracies("knn", vectors, silent, split)) == {"video"}
+    assert [lacking([(vectors, rows)])["without_sound"] for rows in (split.train, split.test)] == [8, 4]
     found = write_store(tmp_path / "e", load_run(cma), silent, manifest_path=Path("m"), num_clips=1)
     query = query_of_row(found, 0)
     assert len(search(found, query, way="v2v", k=11)) == 11

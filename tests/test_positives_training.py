@@ -17,18 +17,19 @@ from avssl.data.dataset import ClipDataset, collate
 from avssl.data.manifest import Manifest
 from avssl.data.sampling import Key
 from avssl.data.tracks import TracksError, write_tracks
-from avssl.evaluate.features import extract
-from avssl.evaluate.probe import probe
+from avssl.evaluate.features import clip_vectors, extract
+from avssl.evaluate.harness import accuracies, lacking
+from avssl.evaluate.splits import read_splits
 from avssl.logs import read_log
 from avssl.media.decode import read_frames
 from avssl.methods import build_method
 from avssl.optim import build_optimizer
-from avssl.pretrained import load_run
 from avssl.retrieval.search import query_of_row, search
 from avssl.retrieval.write import write_store
 from avssl.structs import Instances, Progress
 from avssl.train import train, train_step, training_clips, usable_instances
 from avssl.transforms.views import apply_views
+from avssl.weights.load import load_run
 from tests.support.clips import SECONDS
 from tests.support.runs import TINY, Call, Waits, equal_models
 
@@ -233,19 +234,18 @@ def test_one_tower_alone_is_evaluated_and_searched_by_pictures(
     assert train(settings("neighbour"))
     run = load_run(tmp_path / "run")
     assert set(run.method.encoders) == {"video"}
-    found = {
-        split: extract(run, clip_set, np.flatnonzero(clip_set.valid(split)), num_clips=1) for split in ("train", "test")
-    }
-    assert found["test"].has_video.all()
-    assert not found["test"].has_audio.any()
-    result = probe("knn", (clip_set, found["train"]), (clip_set, found["test"]))
-    assert set(result["accuracy"]) == {"video"}
+    vectors = clip_vectors(run, clip_set, np.arange(len(clip_set)), num_clips=1)
+    found = vectors.videos()
+    assert found.has_video.all()
+    assert not found.has_audio.any()
+    (split,) = read_splits(clip_set)
+    assert set(accuracies("knn", vectors, clip_set, split)) == {"video"}
+    assert "without_sound" not in lacking([(vectors, split.test)])  # the run hears none, so it leaves none out
     store = write_store(tmp_path / "e", run, clip_set, manifest_path=Path("m"), num_clips=1)
     query = query_of_row(store, 0)
     assert len(search(store, query, way="v2v", k=3)) == 3
     with pytest.raises(ValueError, match="hold 0 other clips"):
         search(store, query, way="v2a", k=1)
-    assert result["without_sound"] == {"train": 0, "test": 0}  # the run hears none, so it leaves none out
 
 
 def test_tools_say_that_a_run_hears_nothing(

@@ -20,8 +20,8 @@ from avssl.checkpoint import CheckpointError, load_checkpoint
 from avssl.config import ConfigError, loads
 from avssl.data.manifest import Manifest, read_manifest
 from avssl.logs import read_log
-from avssl.pretrained import load_run
 from avssl.train import TrainingError, train
+from avssl.weights.load import load_run
 from tests.support.runs import CMA, TINY, config, equal_models
 
 pytestmark = pytest.mark.slow

@@ -16,10 +16,11 @@ from typing import Any
 
 from avssl.checkpoint import LAST
 from avssl.cli.common import add_json, new_parser, run
-from avssl.convert import convert
 from avssl.files import answer
-from avssl.pretrained import export, load, load_run
-from avssl.to_onnx import OnnxError, export_onnx
+from avssl.weights.export import export
+from avssl.weights.load import load, load_run
+from avssl.weights.onnx import OnnxError, export_onnx
+from avssl.weights.published import convert
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -52,10 +53,9 @@ def _write(given: argparse.Namespace) -> dict[str, Any]:
         towers, told = load_run(path), {}
         export(towers, given.to, facts=towers.facts)
     else:
-        converted = convert(given.source, encoder=given.encoder, trust_pickle=given.trust_pickle)
-        towers, report = converted.towers, converted.report
-        told = {"layout": towers.facts["layout"], **vars(report), "memory": towers.facts["memory"]}
-        export(towers, given.to, facts=towers.facts, memory=converted.memory)
+        towers, found = convert(given.source, encoder=given.encoder, trust_pickle=given.trust_pickle)
+        told = {"layout": found.layout, **vars(found.report), "memory": towers.facts["memory"]}
+        export(towers, given.to, facts=towers.facts, memory=found.memory)
     encoders = {modality: getattr(towers.model, modality) for modality in towers.encoders}
     return {"to": str(given.to), "encoders": encoders, "weights_hash": towers.weights_hash, **told}
 

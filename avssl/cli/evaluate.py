@@ -39,9 +39,10 @@ from avssl.evaluate.scenes import make_scene
 from avssl.evaluate.splits import read_splits
 from avssl.evaluate.table import compare, read_result
 from avssl.files import WriteError, answer, check_writable
-from avssl.pretrained import Pretrained, export, load, untrained, with_data
 from avssl.report.evaluation import confusion_png, write_evaluation
 from avssl.train import TrainingError
+from avssl.weights.export import export
+from avssl.weights.load import Pretrained, load, untrained, with_data
 
 FROZEN = {
     "knn": "classes of the nearest neighbours, weighted and plain",

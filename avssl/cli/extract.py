@@ -15,8 +15,8 @@ from avssl import distributed
 from avssl.cli.common import add_json, new_parser, run
 from avssl.data.manifest import read_manifest
 from avssl.files import answer
-from avssl.pretrained import load, with_data
 from avssl.retrieval.write import write_store
+from avssl.weights.load import load, with_data
 
 
 def main(arguments: list[str] | None = None) -> int:

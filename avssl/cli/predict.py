@@ -16,7 +16,7 @@ from pathlib import Path
 from avssl.cli.common import add_json, check_at_least, new_parser, run
 from avssl.evaluate.predict import predict
 from avssl.files import answer
-from avssl.pretrained import load, with_data
+from avssl.weights.load import load, with_data
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -1,15 +1,16 @@
-"""Linear classification on frozen features by scikit-learn: one figure per video, all features in memory.
-
-What lives here: logistic regression, the support vector machine of ESC-50, and few labels. What does not: heads on
-every map of an encoder (heads.py).
+"""Classification and clustering of frozen features, all in memory: nearest neighbors, scikit-learn's models.
 
 Letters: n training videos, m test videos, V views of each, D feature, C classes.
 """
 
 import warnings
 from collections.abc import Iterator
+from contextlib import contextmanager
 
 import numpy as np
+import torch
+import torch.nn.functional as F
+from sklearn.cluster import KMeans
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import GroupKFold
@@ -17,10 +18,47 @@ from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import StandardScaler
 from sklearn.svm import LinearSVC
 from threadpoolctl import threadpool_limits
+from torch import Tensor
 
+QUERIES = 1024  # compared with the training videos at once
 STRENGTHS = (1e-3, 1e-2, 1e-1, 1.0, 10.0)  # C of scikit-learn: inverse of the L2 penalty
 SVM_STRENGTHS = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)
 FOLDS = 3
+NUM_STARTS = 10  # of k-means
+
+
+def knn_predict(
+    train: Tensor, train_targets: Tensor, test: Tensor, *, k: int = 20, temperature: float | None = 0.07
+) -> Tensor:
+    """Votes of the k nearest training videos by cosine.
+
+    Args:
+        train: (n, D) features, any length.
+        train_targets: (n,) int64 classes >= 0.
+        test: (m, D).
+        k: neighbours; all of them when there are fewer.
+        temperature: votes weigh exp(cosine / temperature), up to a factor; None = all the same, and a tie goes to the
+            class with the nearer neighbour.
+
+    Returns:
+        (m,) int64 classes with the most votes.
+
+    Source: Wu et al. 2018 (NPID), section 3.4.
+    """
+    if len(train) == 0:
+        raise ValueError("kNN has no training features: no labelled clip of the train manifest could be read")
+    gallery, num_classes = F.normalize(train.float(), dim=1), int(train_targets.max()) + 1
+    parts = [torch.zeros(0, num_classes)]
+    for query in F.normalize(test.float(), dim=1).split(QUERIES):
+        nearest = (query @ gallery.T).topk(min(k, len(train)), dim=1)  # nearest first
+        if temperature is None:
+            places = torch.arange(nearest.values.shape[1], dtype=torch.float64)
+            weights = (1 + 2.0 ** -(places + 2)).expand_as(nearest.values)  # together less than half a vote more
+        else:
+            weights = ((nearest.values - nearest.values[:, :1]) / temperature).exp()  # less the largest: no overflow
+        votes = torch.zeros(len(query), num_classes, dtype=weights.dtype)  # (q, C)
+        parts.append(votes.scatter_add_(1, train_targets[nearest.indices], weights))
+    return torch.cat(parts).argmax(dim=1)
 
 
 def linear_predict(
@@ -125,6 +163,23 @@ def draw_few(targets: np.ndarray, share: float, *, num_draws: int, seed: int = 0
         yield np.sort(np.concatenate(kept))
 
 
+def cluster(features: np.ndarray, *, num_clusters: int, seed: int = 0) -> np.ndarray:
+    """Cluster of each of n videos: k-means on features (n, D) of unit length, the best of NUM_STARTS starts."""
+    lengths = np.linalg.norm(features, axis=1, keepdims=True)
+    model = KMeans(min(num_clusters, len(features)), n_init=NUM_STARTS, random_state=seed)
+    with _quiet():  # fewer different videos than clusters
+        return model.fit_predict(features / np.maximum(lengths, 1e-12))
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without warnings of models that did not converge: weak penalties need not, to rank the strengths. One thread: the
+    products are small, and threads that wait for each other make a fit up to 20 times slower."""
+    with warnings.catch_warnings(), threadpool_limits(1):
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        yield
+
+
 def _folds(groups: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Positions inside and outside of each of at most FOLDS folds of whole groups; of rows where all are one group."""
     member = np.unique(groups, return_inverse=True)[1]
@@ -137,8 +192,7 @@ def _folds(groups: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
 def _svm(train: np.ndarray, targets: np.ndarray, test: np.ndarray, strength: float, num_classes: int) -> np.ndarray:
     """Mean decision values (m, C) of `test` (m, V, D)."""
     model = make_pipeline(StandardScaler(), LinearSVC(C=strength, random_state=0))
-    with warnings.catch_warnings(), threadpool_limits(1):
-        warnings.simplefilter("ignore", ConvergenceWarning)
+    with _quiet():
         model.fit(train.reshape(-1, train.shape[2]), np.repeat(targets, train.shape[1]))
     found = model.decision_function(test.reshape(-1, test.shape[2]))
     known = model.classes_
@@ -150,7 +204,5 @@ def _svm(train: np.ndarray, targets: np.ndarray, test: np.ndarray, strength: flo
 
 def _fit(features: np.ndarray, targets: np.ndarray, strength: float) -> Pipeline:
     model = make_pipeline(StandardScaler(), LogisticRegression(C=strength, max_iter=300))
-    # One thread: the products are small, and threads that wait for each other make a fit up to 20 times slower.
-    with warnings.catch_warnings(), threadpool_limits(1):
-        warnings.simplefilter("ignore", ConvergenceWarning)  # weak penalties need not converge to rank the strengths
+    with _quiet():
         return model.fit(features.astype(np.float64), targets)

@@ -1,4 +1,4 @@
-"""Frozen features of a trained run: encoders and heads in evaluation mode, several clips of a video averaged.
+"""Outputs of frozen encoders and heads: several clips of a video, apart or averaged, in memory or kept on disk.
 
 Letters: n videos, C clips per video, D feature.
 """
@@ -31,9 +31,9 @@ from avssl.data.manifest import Manifest
 from avssl.data.sampling import Key
 from avssl.files import WriteError
 from avssl.models.heads import describe_maps, side_by_side
-from avssl.pretrained import Pretrained
 from avssl.structs import MODALITIES
 from avssl.transforms.views import Spread, View, apply_views
+from avssl.weights.load import Pretrained
 
 BATCH_CLIPS = 32  # clips that go through the towers together
 VIEWED = (  # what of the data section an evaluation view depends on
@@ -42,10 +42,16 @@ VIEWED = (  # what of the data section an evaluation view depends on
 )
 
 
+def _has(self: "Extracted | ClipVectors", modality: Literal["video", "audio", "both"]) -> np.ndarray:
+    """(n,) bool: videos that have this modality."""
+    has = {"video": self.has_video, "audio": self.has_audio, "both": self.has_video & self.has_audio}
+    return has[modality]
+
+
 @dataclass(frozen=True)
 class Extracted:
-    """What the towers say of n videos. Rows of sound are zeros where `has_audio` is False, rows of pictures where
-    `has_video` is False; videos that could not be read are left out and stand in `errors` instead."""
+    """Outputs for n videos: zeros where a video lacks the modality. Videos that could not be read are left out and
+    stand in `errors` instead."""
 
     ids: np.ndarray  # (n,) int64 rows of the manifest
     has_audio: np.ndarray  # (n,) bool
@@ -53,7 +59,6 @@ class Extracted:
     embedding: dict[str, np.ndarray]  # {video, audio: (n, D) float32 unit length}: outputs of the heads
     features: dict[str, np.ndarray]  # {video, audio: (n, dim) float32}: outputs of the trunks
     errors: dict[int, str]  # {id: reason}
-    towers: tuple[str, ...] = MODALITIES  # that the run has; the other side counts as lacking in every video
 
     def take(self, keep: np.ndarray) -> "Extracted":
         """Only the videos marked in `keep` (n,) bool."""
@@ -66,14 +71,7 @@ class Extracted:
             features={name: value[keep] for name, value in self.features.items()},
         )
 
-    def has(self, side: Literal["video", "audio", "both"]) -> np.ndarray:
-        """(n,) bool: videos that have this side."""
-        return _has(self, side)
-
-    def both(self) -> np.ndarray:
-        """Trunk features of picture and sound side by side, each of unit length so that neither outweighs the other:
-        (n, dim_video + dim_audio)."""
-        return side_by_side(*(torch.from_numpy(self.features[name]) for name in MODALITIES)).numpy()
+    has = _has
 
 
 def extract(
@@ -131,9 +129,7 @@ class ClipVectors:
     embedding: dict[str, np.ndarray]  # {video, audio: (n, V, D) float32 unit length}, where there are heads
     errors: dict[int, str]  # {id: reason}
 
-    def has(self, side: Literal["video", "audio", "both"]) -> np.ndarray:
-        """(n,) bool: videos that have this side."""
-        return _has(self, side)
+    has = _has
 
     def maps(self, side: Literal["video", "audio", "both"], rows: np.ndarray) -> dict[str, "Rows | np.ndarray"]:
         """{map: (m, V, d)} at these positions (m,); of both sides {pool}: pooled outputs side by side, a clip's sound
@@ -146,25 +142,32 @@ class ClipVectors:
 
     def videos(self) -> Extracted:
         """The mean over the views of each video that could be read; the mean of unit vectors is made one again."""
-        keep, names = self.readable, tuple(self.vectors)
+        keep = self.readable
 
-        def of_sides(means: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-            return {side: means.get(side, np.zeros_like(next(iter(means.values())))) for side in MODALITIES}
+        def mean(views: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+            means = {side: each[keep].mean(axis=1) for side, each in views.items()}
+            return {side: means.get(side, np.zeros_like(next(iter(means.values())))) for side in MODALITIES if means}
 
-        embedding = {side: each[keep].mean(axis=1) for side, each in self.embedding.items()}
-        lengths = {side: np.linalg.norm(each, axis=1, keepdims=True) for side, each in embedding.items()}
-        none = np.zeros(int(keep.sum()), dtype=bool)
         return Extracted(
             ids=self.ids[keep],
-            has_audio=self.has_audio[keep] if "audio" in names else none,
-            has_video=self.has_video[keep] if "video" in names else none,
-            embedding=of_sides({side: each / np.maximum(lengths[side], 1e-12) for side, each in embedding.items()})
-            if embedding
-            else {},
-            features=of_sides({side: maps["pool"][keep].mean(axis=1) for side, maps in self.vectors.items()}),
+            has_audio=self.has_audio[keep],
+            has_video=self.has_video[keep],
+            embedding={
+                side: each / np.maximum(np.linalg.norm(each, axis=1, keepdims=True), 1e-12)
+                for side, each in mean(self.embedding).items()
+            },
+            features=mean({side: maps["pool"] for side, maps in self.vectors.items()}),
             errors=self.errors,
-            towers=names,
         )
+
+    def averaged(self) -> "ClipVectors":
+        """The mean over the views of each video, as its only view."""
+
+        def mean(views: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+            return {name: each.mean(axis=1, keepdims=True) for name, each in views.items()}
+
+        vectors = {side: mean(maps) for side, maps in self.vectors.items()}
+        return dataclasses.replace(self, vectors=vectors, embedding=mean(self.embedding))
 
 
 def clip_vectors(
@@ -304,11 +307,6 @@ class _Looks:
         )
 
 
-def _has(found: Extracted | ClipVectors, side: Literal["video", "audio", "both"]) -> np.ndarray:
-    sides = {"video": found.has_video, "audio": found.has_audio}
-    return sides["video"] & sides["audio"] if side == "both" else sides[side]
-
-
 def _kept(looks: _Looks, folder: Path) -> ClipVectors:
     """The same out of `folder`, where each set of vectors has a folder of its own; computed first when it is not there,
     by all processes together. One call at a time computes into a folder, others wait."""
@@ -412,14 +410,9 @@ def _key(looks: _Looks) -> str:
     digest = hashlib.blake2b(json.dumps(facts, sort_keys=True).encode(), digest_size=12)
     digest.update(looks.ids.astype("<i8").tobytes())
     manifest = looks.manifest  # what it says of a file may change, and with it where is looked
-    facts = [
-        manifest.usable(),
-        manifest.has_video,
-        manifest.has_audio,
-        manifest.column("width"),
-        manifest.column("height"),
-    ]
-    for each in (*facts, manifest.bounds("video"), manifest.bounds("audio")):
+    sizes = (manifest.column(name) for name in ("width", "height"))
+    bounds = (manifest.bounds(name) for name in ("video", "audio"))
+    for each in (manifest.usable(), manifest.has_video, manifest.has_audio, *sizes, *bounds):
         digest.update(np.nan_to_num(each[looks.ids].astype("<f8")).tobytes())
     return digest.hexdigest()
 

@@ -1,8 +1,4 @@
-"""Fine-tuning as training runs: one for each split, resumable like any other.
-
-What lives here: the recipe and the run. What does not: the method (methods/finetune.py), what the tuned network is
-asked (measure.py).
-"""
+"""Fine-tuning as training runs: one for each split, resumable like any other."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,8 +11,8 @@ from avssl.config import ConfigError, PolicyConfig, from_dict, merge, read_secti
 from avssl.data.manifest import Manifest, read_manifest, write_manifest
 from avssl.files import whole_file
 from avssl.methods import is_supervised
-from avssl.pretrained import Pretrained, Run, load_run
 from avssl.train import train
+from avssl.weights.load import Pretrained, Run, load_run
 
 RECIPE = {  # AVID on UCF101: 5 epochs of the classifier alone, then 16; clips and towers are those of the pretraining
     "data": {"clips_per_video": 5, "batch_size": 32, "split": "train"},

@@ -1,24 +1,19 @@
 """A protocol on one labelled set: over all of its splits and every modality, with what could not be answered counted.
 
-What lives here: which videos answer and what the others count for, figures over splits, and the result as plain data.
-What does not: the protocols (protocols.py), the vectors (features.py), the splits (splits.py), fine-tuning
-(finetune.py).
-
 Letters: N rows of the manifest, n training videos of a split, m videos that are asked about, C classes.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
 
 from avssl.data.manifest import Manifest
 from avssl.evaluate.features import ClipVectors
-from avssl.evaluate.partition import FIGURES, figure_interval
+from avssl.evaluate.metrics import PARTITION_METRICS, over_splits, partition_interval, summarise
 from avssl.evaluate.protocols import PROTOCOLS, Options, Outcomes, Sides, retrieval
-from avssl.evaluate.scores import summarise
 from avssl.evaluate.splits import Split, groups_of, labels_of
 
 NUM_PERMUTATIONS = 20  # of the classes, for the chance of a partition
@@ -61,7 +56,7 @@ def answer(
     device: torch.device,
     **more: Any,
 ) -> Answers:
-    """Ask one of PROTOCOLS, or retrieval, about one split, in every modality that both of its sides have.
+    """Ask one of PROTOCOLS, or retrieval, about one split, in every modality that test and training videos have.
 
     Args:
         vectors: of all rows of the split at least, sorted by row.
@@ -78,9 +73,8 @@ def answer(
                 f"no {name} clip of {split.name} could be read (first: {first}): is {labels.root} the folder of the "
                 "clips?"
             )
-    pairs = _directions(vectors) if protocol == "retrieval" else {side: (side, side) for side in _modalities(vectors)}
     outcomes, answered = {}, {}
-    for name, (asked, known) in pairs.items():
+    for name, (asked, known) in _pairs(protocol, vectors).items():
         train = places["train"][vectors.has(known)[places["train"]]]
         here = vectors.has(asked)[places["test"]]
         test = places["test"][here]
@@ -127,8 +121,8 @@ def figures(parts: Sequence[Answers], labels: Labels, *, skip_unreadable: bool) 
     result = {}
     for way in dict.fromkeys(way for part in parts for way in part.outcomes):
         is_partition = any(way in part.outcomes and part.outcomes[way].clusters is not None for part in parts)
-        seen = [_Seen(part, way, labels, skip=skip_unreadable or is_partition) for part in parts]
-        seen = [each for each in seen if len(each.rows)]
+        all_seen = [_Seen(part, way, skip=skip_unreadable or is_partition) for part in parts]
+        seen = [each for each in all_seen if len(each.rows)]
         outcomes = [each.outcome for each in seen if each.outcome is not None]
         if is_partition:
             figure = _partition_figure(way.rpartition(" ")[2], seen, labels)
@@ -136,7 +130,7 @@ def figures(parts: Sequence[Answers], labels: Labels, *, skip_unreadable: bool) 
             figure = summarise([each.values for each in seen], [labels.groups[each.rows] for each in seen])
             figure["chance"] = float(np.mean([each.chance(labels) for each in seen]))
         figure["num"] = sum(len(each.rows) for each in seen)
-        figure["unanswered"] = sum(each.num_unanswered for each in (_Seen(p, way, labels, skip=False) for p in parts))
+        figure["unanswered"] = sum(each.num_unanswered for each in all_seen)
         if outcomes[0].predicted is not None:
             figure["confusion"] = sum(each.confusion(labels) for each in seen).tolist()
         if any(outcome.chosen for outcome in outcomes):
@@ -149,10 +143,29 @@ def figures(parts: Sequence[Answers], labels: Labels, *, skip_unreadable: bool) 
     return result
 
 
+def accuracies(
+    protocol: Literal["knn", "logistic"], vectors: ClipVectors, manifest: Manifest, split: Split
+) -> dict[str, dict[str, Any]]:
+    """Weighted kNN, or logistic regression with all labels, on outputs averaged over the clips of a video: the figure
+    of each modality (see `figures`) over the videos that have an answer.
+
+    Args:
+        vectors: of all rows of the split at least, sorted by row.
+
+    Raises:
+        ValueError: as `answer`.
+    """
+    labels = Labels(manifest, [split])
+    name, options = ("knn", Options()) if protocol == "knn" else ("fewlabels", Options(shares=(1.0,), draws=1))
+    part = answer(name, vectors.averaged(), labels, split, options, device=torch.device("cpu"))
+    found = figures([part], labels, skip_unreadable=True)
+    return {way.removesuffix(" 100%"): figure for way, figure in found.items() if not way.endswith(" plain")}
+
+
 class _Seen:
     """One way in one split, over the videos that count."""
 
-    def __init__(self, part: Answers, way: str, labels: Labels, *, skip: bool) -> None:
+    def __init__(self, part: Answers, way: str, *, skip: bool) -> None:
         self.outcome = part.outcomes.get(way)
         answered = part.answered.get(way, np.zeros(len(part.split.test), dtype=bool))
         keep = answered if skip else np.ones(len(part.split.test), dtype=bool)
@@ -208,17 +221,17 @@ def lacking(seen: Sequence[tuple[ClipVectors, np.ndarray]]) -> dict[str, int]:
     return {"clips": len(facts)} | {name: sum(each[name] for each in facts.values()) for name in names}
 
 
-def _modalities(vectors: ClipVectors) -> list[str]:
-    return [*vectors.vectors, *(["both"] if len(vectors.vectors) == 2 else [])]
-
-
-def _directions(vectors: ClipVectors) -> dict[str, tuple[str, str]]:
-    """{direction: (query, gallery)} that the towers can take."""
-    found = {}
-    for name, (query, gallery, by_heads) in DIRECTIONS.items():
-        if {query, gallery} <= set(vectors.embedding if by_heads else vectors.vectors):
-            found[name] = (query, gallery)
-    return found
+def _pairs(protocol: str, vectors: ClipVectors) -> dict[str, tuple[str, str]]:
+    """{modality, or direction of retrieval: what the test videos need, what the training videos need}."""
+    if protocol != "retrieval":
+        return {
+            name: (name, name) for name in (*vectors.vectors, "both") if name != "both" or len(vectors.vectors) == 2
+        }
+    return {
+        name: (query, gallery)
+        for name, (query, gallery, by_heads) in DIRECTIONS.items()
+        if {query, gallery} <= set(vectors.embedding if by_heads else vectors.vectors)
+    }
 
 
 def _comparable(vectors: ClipVectors, name: str, train: np.ndarray, test: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -238,18 +251,15 @@ def _comparable(vectors: ClipVectors, name: str, train: np.ndarray, test: np.nda
 
 def _partition_figure(name: str, seen: Sequence[_Seen], labels: Labels) -> dict[str, Any]:
     """NMI, adjusted Rand index or purity, of the videos that have an answer; chance: of shuffled classes."""
-    rng = np.random.default_rng(0)
+    rng, metric = np.random.default_rng(0), PARTITION_METRICS[name]
     splits, chances = [], []
     for each in seen:
         targets, clusters = labels.targets[each.rows], each.outcome.clusters
-        interval = figure_interval(name, targets, clusters, labels.groups[each.rows])
-        splits.append({"value": float(FIGURES[name](targets, clusters)), "interval": interval})
-        chances.append(np.mean([FIGURES[name](rng.permutation(targets), clusters) for _ in range(NUM_PERMUTATIONS)]))
-    values, intervals = [split["value"] for split in splits], [split["interval"] for split in splits]
-    return {
-        "mean": float(np.mean(values)),
-        "spread": float(np.std(values, ddof=1)) if len(values) > 1 else 0.0,
+        interval = partition_interval(name, targets, clusters, labels.groups[each.rows])
+        splits.append({"value": float(metric(targets, clusters)), "interval": interval})
+        chances.append(np.mean([metric(rng.permutation(targets), clusters) for _ in range(NUM_PERMUTATIONS)]))
+    intervals = [split["interval"] for split in splits]
+    return over_splits(splits) | {
         "interval": None if None in intervals else np.mean(intervals, axis=0).tolist(),
-        "splits": splits,
         "chance": float(np.mean(chances)),
     }

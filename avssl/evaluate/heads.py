@@ -14,7 +14,7 @@ from sklearn.model_selection import GroupShuffleSplit
 from torch import Tensor
 
 from avssl.evaluate.features import Rows
-from avssl.evaluate.scores import Average, video_scores
+from avssl.evaluate.metrics import Average, video_scores
 from avssl.models.heads import Classifier
 
 RATES = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2)  # of Adam, tried on the held-out part

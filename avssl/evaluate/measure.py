@@ -1,8 +1,4 @@
-"""From trained towers and a labelled set to a result that can be kept and compared: plain data.
-
-What lives here: the order of the work, the baseline of random weights, and the facts beside the figures. What does not:
-the figures themselves (harness.py), comparing results (table.py).
-"""
+"""From trained encoders and a labelled set to a result that can be kept and compared: plain data."""
 
 import dataclasses
 import hashlib
@@ -33,7 +29,7 @@ from avssl.evaluate.protocols import Options, Outcome
 from avssl.evaluate.splits import Split
 from avssl.media.decoders import in_words
 from avssl.methods import method_options
-from avssl.pretrained import Pretrained, Run, untrained
+from avssl.weights.load import Pretrained, Run, untrained
 
 PARTS = ("encoders", "heads")  # of towers
 NO_MATTER = ("manifest", "root", "num_workers", "worker_timeout_seconds", "cache_gigabytes")  # of a data section
@@ -43,24 +39,16 @@ VERSIONS = ("torch", "numpy", "scikit-learn", "av")  # noted in a result
 
 @dataclass(frozen=True)
 class Asked:
-    """What is asked, of which clips.
+    """What is asked, of which clips."""
 
-    Args:
-        protocol: one of PROTOCOLS, retrieval or finetune.
-        manifest_path: where the manifest was read from; it stands in the result.
-        num_clips: of each video, spread over it.
-        num_crops: of each clip.
-        skip_unreadable: videos without an answer are left out; otherwise they count as wrong.
-    """
-
-    protocol: str
+    protocol: str  # one of PROTOCOLS, retrieval or finetune
     manifest: Manifest
-    manifest_path: str
+    manifest_path: str  # where it was read from; it stands in the result
     splits: Sequence[Split]
     options: Options
-    num_clips: int = 10
-    num_crops: int = 3
-    skip_unreadable: bool = False
+    num_clips: int = 10  # of each video, spread over it
+    num_crops: int = 3  # of each clip
+    skip_unreadable: bool = False  # leave videos without an answer out; otherwise they count as wrong
 
     @property
     def rows(self) -> np.ndarray:
@@ -157,7 +145,8 @@ def measure_finetuned(
             )
             if run is None:
                 return None
-            seconds.append(_seconds_of(run))
+            kept = run.path.with_name(SECONDS)
+            seconds.append(json.loads(kept.read_text()) if kept.exists() else None)
             vectors = clip_vectors(
                 run,
                 asked.manifest,
@@ -186,11 +175,6 @@ def _train_timed(towers: Pretrained, manifest: Manifest, *, out: Path, **how: An
     if run is not None and not resumed and distributed.is_main():
         (out / SECONDS).write_text(json.dumps(time.perf_counter() - since))
     return run
-
-
-def _seconds_of(run: Run) -> float | None:
-    path = run.path.with_name(SECONDS)
-    return json.loads(path.read_text()) if path.exists() else None
 
 
 def _viewed(towers: Pretrained) -> dict[str, Any]:
@@ -263,8 +247,8 @@ def _several_labels(asked: Asked) -> int:
     """Clips with more than one class, of which the first counts (column labels of sets such as AudioSet)."""
     if "labels" not in asked.manifest.table.column_names:
         return 0
-    labels = asked.manifest.table.column("labels").to_pylist()
-    return sum(len(labels[row] or []) > 1 for row in asked.rows.tolist())
+    labels = asked.manifest.table.column("labels").take(asked.rows).to_pylist()
+    return sum(len(each or []) > 1 for each in labels)
 
 
 def _result(towers: Pretrained, asked: Asked, labels: Labels, found: Mapping[str, Any]) -> dict[str, Any]:

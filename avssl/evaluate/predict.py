@@ -7,7 +7,7 @@ import numpy as np
 from avssl.data.check import manifest_of_file
 from avssl.evaluate.features import clip_vectors
 from avssl.evaluate.heads import head_scores
-from avssl.pretrained import Pretrained
+from avssl.weights.load import Pretrained
 
 
 def predict(towers: Pretrained, path: str | Path, *, num_clips: int = 10, num_crops: int = 3) -> dict[str, float]:

@@ -1,8 +1,5 @@
 """Label propagation: how far features alone carry the mask of a clip's first frame. Nothing is trained.
 
-What lives here: features of frames, propagation, the score of a set of clips. What does not: J and F (masks.py), where
-clips come from (davis.py, scenes.py).
-
 Letters: T frames, H x W pixels, h x w cells of a map, C = h w, D channels, L labels (the ground and the things),
 P cells within reach, S source frames, k neighbours.
 """
@@ -18,11 +15,11 @@ from torch import Tensor
 from tqdm import tqdm
 
 from avssl.config import DataConfig
-from avssl.evaluate.bootstrap import bootstrap_interval
 from avssl.evaluate.masks import score_masks
+from avssl.evaluate.metrics import bootstrap_interval
 from avssl.models.heads import Encoder
-from avssl.pretrained import Pretrained
 from avssl.transforms.video import normalise_
+from avssl.weights.load import Pretrained
 
 SIZE = 240  # pixels of the frames' short side
 LARGEST = 2160  # of them

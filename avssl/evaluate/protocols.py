@@ -1,9 +1,6 @@
-"""The protocols over kept vectors: what each says of the videos that it is asked about.
+"""The protocols over kept vectors of one modality: what each says of the videos that it is asked about.
 
-What lives here: one function per protocol, from the vectors of one modality to outcomes. What does not: which videos
-answer, splits and figures (harness.py), the classifiers themselves.
-
-Letters: n training videos, m videos that are asked about, V views of each, d figures of a map, C classes.
+Letters: n training videos, m videos that are asked about, V views of each, d numbers of a map, C classes.
 """
 
 import math
@@ -13,13 +10,10 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 
-from avssl.evaluate.classify import draw_few, linear_predict, svm_scores
+from avssl.evaluate.classify import cluster, draw_few, knn_predict, linear_predict, svm_scores
 from avssl.evaluate.features import Rows
 from avssl.evaluate.heads import Head, head_scores, train_heads
-from avssl.evaluate.knn import knn_predict
-from avssl.evaluate.partition import FIGURES, cluster
-from avssl.evaluate.retrieval import chance_gallery_recall, gallery_hits
-from avssl.evaluate.scores import Average
+from avssl.evaluate.metrics import PARTITION_METRICS, Average, chance_gallery_recall, gallery_hits
 
 Vectors = np.ndarray | Rows
 KS = (1, 5, 10, 20, 50)  # of retrieval
@@ -71,23 +65,14 @@ class Sides:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What is said of the m videos in one way.
+    """What is said of the m videos in one way."""
 
-    Args:
-        values: (m,) what each counts: 1 right, 0 wrong, or a share of several trials.
-        predicted: (m,) classes, where there is one prediction.
-        chance: of a value; None = the share of the most frequent class.
-        chosen: what was chosen without looking at these videos.
-        draws: the mean of the values for each draw of labels.
-        clusters: (m,), of a partition, whose figures are of all videos together.
-    """
-
-    values: np.ndarray
-    predicted: np.ndarray | None = None
-    chance: float | None = None
-    chosen: Mapping[str, float | str] = field(default_factory=dict)
-    draws: Sequence[float] = ()
-    clusters: np.ndarray | None = None
+    values: np.ndarray  # (m,) what each counts: 1 right, 0 wrong, or a share of several trials
+    predicted: np.ndarray | None = None  # (m,) classes, where there is one prediction
+    chance: float | None = None  # of a value; None = the share of the most frequent class
+    chosen: Mapping[str, float | str] = field(default_factory=dict)  # without looking at these videos
+    draws: Sequence[float] = ()  # the mean of the values for each draw of labels
+    clusters: np.ndarray | None = None  # (m,), of a partition, whose metrics are of all videos together
 
 
 Outcomes = dict[str, Outcome]  # {way: ...}
@@ -112,7 +97,7 @@ def linear(sides: Sides, options: Options, *, keep: dict[str, Head] | None = Non
         keep: receives that head, {modality: head}.
     """
     if len(np.unique(sides.train_targets)) < 2:
-        return only_class(sides, [sides.modality])
+        return _only_class(sides, [sides.modality])
     heads = train_heads(
         sides.train,
         sides.train_targets,
@@ -141,7 +126,7 @@ def svm(sides: Sides, options: Options) -> Outcomes:
     if name not in sides.train:
         raise ValueError(f"--map {name} is not a map of the {sides.modality} encoder: choose {', '.join(sides.train)}")
     if len(np.unique(sides.train_targets)) < 2:
-        return only_class(sides, [sides.modality])
+        return _only_class(sides, [sides.modality])
     scores, strength = svm_scores(
         np.asarray(sides.train[name]),
         sides.train_targets,
@@ -155,18 +140,16 @@ def svm(sides: Sides, options: Options) -> Outcomes:
 def fewlabels(sides: Sides, options: Options) -> Outcomes:
     """Logistic regression on the pooled outputs, from a small share of the labels."""
     if len(np.unique(sides.train_targets)) < 2:
-        return only_class(sides, [f"{sides.modality} {share:.0%}" for share in options.shares])
+        return _only_class(sides, [f"{sides.modality} {share:.0%}" for share in options.shares])
     train, test = sides.means()
     found = {}
     for share in options.shares:
-        trials, num = [], 0
+        trials = []
         for rows in draw_few(sides.train_targets, share, num_draws=options.draws, seed=options.seed):
-            known = {"train": train[rows], "train_targets": sides.train_targets[rows]}
-            predicted, _ = linear_predict(**known, test=test, groups=sides.train_groups[rows])
+            predicted, _ = linear_predict(train[rows], sides.train_targets[rows], test, groups=sides.train_groups[rows])
             trials.append(predicted == sides.test_targets)
-            num = len(rows)
         found[f"{sides.modality} {share:.0%}"] = Outcome(
-            values=np.mean(trials, axis=0), chosen={"labels": num}, draws=[float(each.mean()) for each in trials]
+            values=np.mean(trials, axis=0), chosen={"labels": len(rows)}, draws=[float(each.mean()) for each in trials]
         )
     return found
 
@@ -176,17 +159,14 @@ def partition(sides: Sides, options: Options) -> Outcomes:
     _, test = sides.means()
     clusters = cluster(test, num_clusters=len(sides.classes), seed=options.seed)
     empty = np.zeros(len(test))
-    return {f"{sides.modality} {name}": Outcome(values=empty, clusters=clusters) for name in FIGURES}
+    return {f"{sides.modality} {name}": Outcome(values=empty, clusters=clusters) for name in PARTITION_METRICS}
 
 
 def retrieval(
     name: str, query: np.ndarray, query_targets: np.ndarray, gallery: np.ndarray, targets: np.ndarray
 ) -> Outcomes:
-    """Recall of classes: queries (m, D) are the videos asked about, the gallery (n, D) the training videos.
-
-    Args:
-        name: of the direction, such as "video to audio".
-    """
+    """Recall of classes in one direction, such as "video to audio": queries (m, D) are the videos asked about, the
+    gallery (n, D) the training videos."""
     hits = gallery_hits(query, query_targets, gallery, targets, ks=KS)
     return {
         f"{name} R@{k}": Outcome(
@@ -200,7 +180,7 @@ def _classified(predicted: np.ndarray, sides: Sides, **facts: Mapping[str, float
     return Outcome(values=(predicted == sides.test_targets).astype(float), predicted=predicted, **facts)
 
 
-def only_class(sides: Sides, ways: Sequence[str]) -> Outcomes:
+def _only_class(sides: Sides, ways: Sequence[str]) -> Outcomes:
     """What any classifier says that was shown one class alone."""
     predicted = np.full(len(sides.test_targets), sides.train_targets[0])
     chosen = {"only_class": sides.classes[sides.train_targets[0]]}

@@ -1,7 +1,6 @@
 """Which rows a protocol learns from and which it is asked about: the splits of a manifest, or folds made of it.
 
-Both sides include rows whose file cannot be read: what they count for is the protocol's affair, and nothing takes their
-place.
+Both include rows whose file cannot be read: what they count for is the protocol's affair, and nothing replaces them.
 """
 
 import re
@@ -89,10 +88,8 @@ def _folds(manifest: Manifest, labelled: np.ndarray, labels: np.ndarray, folds: 
     rows = np.flatnonzero(labelled)
     groups = groups_of(manifest)[rows]
     most = max(np.unique(labels[rows], return_counts=True)[1])
-    for limit, of in (
-        (len(np.unique(groups)), "groups (column group), which are never divided"),
-        (most, "clips of a class"),
-    ):
+    limits = {"groups (column group), which are never divided": len(np.unique(groups)), "clips of a class": most}
+    for of, limit in limits.items():
         if not 2 <= folds <= limit:
             raise ValueError(f"--folds {folds}: expected 2 to {limit}, as there are no more {of}")
     with warnings.catch_warnings():

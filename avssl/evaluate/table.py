@@ -99,8 +99,9 @@ def _lines(group: Sequence[Result]) -> list[str]:
 
 
 def remarks(group: Sequence[Result]) -> list[str]:
-    """What is to be known of a table: what makes its results hard to compare, and what could not be answered."""
-    return [*_differences(group), *_lacking(group)]
+    """What is to be known of a table: what makes its results hard to compare, and what could not be answered; once for
+    all results that it is true of."""
+    return [*_differences(group), *dict.fromkeys(line for result in group for line in _notes(result))]
 
 
 def _differences(group: Sequence[Result]) -> list[str]:
@@ -130,12 +131,8 @@ def _flat(value: Mapping[str, Any]) -> dict[str, Any]:
     return flat
 
 
-def _lacking(group: Sequence[Result]) -> list[str]:
-    """Clips that could not be answered for, and what else is to be known, in words; once for all that it is true of."""
-    return list(dict.fromkeys(line for result in group for line in _notes(result)))
-
-
 def _notes(result: Result) -> list[str]:
+    """Clips that could not be answered for, and what else is to be known, in words."""
     words = {"unreadable": "could not be read", "without_sound": "without sound", "without_picture": "without picture"}
     found = [
         f"{number} of {counts['clips']} {side} clips {words[name]}"

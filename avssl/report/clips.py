@@ -1,8 +1,5 @@
 """Clips shown by a middle frame over a spectrogram, and which of them are near which.
 
-What lives here: the vectors that neighbours are looked for in, drawing reference clips and choosing their neighbours,
-their pictures. What does not: the page around them.
-
 Letters: n clips with vectors, D dimensions, N rows of the manifest.
 """
 
@@ -13,18 +10,19 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
+from matplotlib.figure import Figure
 from torch import Tensor
 
 from avssl.data.manifest import Manifest
-from avssl.evaluate.features import Extracted, extract
+from avssl.evaluate.features import extract
 from avssl.media.decode import AudioWindow, VideoWindow, read_clip
 from avssl.media.reader import DecodeError
 from avssl.methods.base import Method
-from avssl.pretrained import Pretrained
-from avssl.report.page import picture, plt, png, text
+from avssl.report.page import html, png
 from avssl.retrieval.store import StoreError, read_store
 from avssl.structs import MODALITIES
 from avssl.transforms.audio import log_mel
+from avssl.weights.load import Pretrained
 
 SEED = 0  # draws the references
 MAX_EXTRACTED = 200  # clips that a report looks at when a run keeps no memories: some seconds on a CPU
@@ -35,19 +33,12 @@ SIDES = {"video": "picture", "audio": "sound"}
 
 @dataclass(frozen=True)
 class Vectors:
-    """Where neighbours are looked for.
+    """Where neighbours are looked for."""
 
-    Args:
-        ids: (n,) int64 rows of the manifest.
-        z: {side: (n, D) float32 unit vectors}; without a side that the run has no tower for.
-        has: {side: (n,) bool}, which clips have that side; the others' vectors mean nothing.
-        source: in words.
-    """
-
-    ids: np.ndarray
-    z: Mapping[str, Tensor]
-    has: Mapping[str, Tensor]
-    source: str
+    ids: np.ndarray  # (n,) int64 rows of the manifest
+    z: Mapping[str, Tensor]  # {modality: (n, D) float32 unit vectors}, of those that the run has an encoder for
+    has: Mapping[str, Tensor]  # {modality: (n,) bool}: clips that have it; the others' vectors mean nothing
+    source: str  # in words
 
     def at(self, rows: np.ndarray) -> "Vectors":
         """Only the clips whose row is marked in `rows` (N,) bool."""
@@ -68,8 +59,8 @@ class ShownClip:
 def vectors_of_memories(method: Method) -> Vectors | None:
     """The memories that a method, or the first of its parts that has some, keeps of all clips; None = none does."""
     for part in (method, *getattr(method, "parts", {}).values()):
-        banks = {side: bank for side, bank in getattr(part, "banks", {}).items() if side in MODALITIES}
-        banks = {side: bank for side, bank in banks.items() if bank.valid.any()}
+        banks = getattr(part, "banks", {})
+        banks = {side: bank for side, bank in banks.items() if side in MODALITIES and bank.valid.any()}
         if banks:
             return Vectors(
                 ids=np.arange(len(next(iter(banks.values())).z)),
@@ -103,21 +94,17 @@ def vectors_of_some(towers: Pretrained, manifest: Manifest, rows: np.ndarray) ->
     """Extracted now, of at most MAX_EXTRACTED of `rows` (n,), drawn at random: outputs of the heads where every tower
     has one, else of the trunks."""
     drawn = np.sort(np.random.default_rng(SEED).permutation(rows)[:MAX_EXTRACTED])
-    found: Extracted = extract(towers, manifest, drawn, num_clips=1)
+    found = extract(towers, manifest, drawn, num_clips=1)
     by_heads = set(towers.encoders) <= set(towers.heads)
     vectors = found.embedding if by_heads else found.features
     sides = [side for side in towers.encoders if found.has(side).any()]
     what = "outputs of the heads" if by_heads else "outputs of the encoders"
     return Vectors(
         ids=found.ids,
-        z={side: _unit(vectors[side]) for side in sides},
+        z={side: F.normalize(torch.from_numpy(vectors[side]), dim=1) for side in sides},
         has={side: torch.from_numpy(found.has(side)) for side in sides},
         source=f"{what} for one clip of each of {len(found.ids)} videos, extracted for this page",
     )
-
-
-def _unit(vectors: np.ndarray) -> Tensor:
-    return F.normalize(torch.from_numpy(np.asarray(vectors, dtype=np.float32)), dim=1)
 
 
 def reference_clips(vectors: Vectors, targets: np.ndarray, *, num: int = 3) -> dict[str, list[ShownClip]]:
@@ -186,18 +173,17 @@ def _wanted(cosines: Mapping[str, Tensor], free: Tensor) -> list[tuple[str, Tens
 
 def clips_html(manifest: Manifest, clips: Sequence[ShownClip]) -> str:
     """Clips side by side; one that cannot be read says why."""
-    return f'<div class="clips">{"".join(_figure(manifest, clip) for clip in clips)}</div>'
-
-
-def _figure(manifest: Manifest, clip: ShownClip) -> str:
-    path = str(manifest.column("path")[clip.row])
-    label = manifest.column("label")[clip.row]
-    name = Path(path).name if label is None else f"{label} ({Path(path).name})"
-    try:
-        image = picture(clip_png(manifest, clip.row), alt=f"{clip.role}: middle frame and spectrogram of {path}")
-    except (DecodeError, OSError) as error:
-        image = f"<p>{text(error)}</p>"
-    return f"<figure>{image}<figcaption><b>{text(clip.role)}</b>{text(name)}<br>{text(clip.note)}</figcaption></figure>"
+    figures = []
+    for clip in clips:
+        path, label = str(manifest.column("path")[clip.row]), manifest.column("label")[clip.row]
+        name = Path(path).name if label is None else f"{label} ({Path(path).name})"
+        image, error = b"", ""
+        try:
+            image = clip_png(manifest, clip.row)
+        except (DecodeError, OSError) as found:
+            error = str(found)
+        figures.append((clip.role, name, clip.note, image, path, error))
+    return html.clips(figures)
 
 
 def clip_png(manifest: Manifest, row: int) -> bytes:
@@ -214,7 +200,8 @@ def clip_png(manifest: Manifest, row: int) -> bytes:
         video=[VideoWindow(start=(start + end) / 2, duration=0.04, fps=25.0)] if has_video else [],
         audio=[AudioWindow(start=start, duration=max(end - start, 0.1), sample_rate=rate)] if has_audio else [],
     )
-    figure, (above, below) = plt.subplots(2, 1, figsize=(2.6, 3.4), height_ratios=[2, 1.1])
+    figure = Figure(figsize=(2.6, 3.4))
+    above, below = figure.subplots(2, 1, height_ratios=[2, 1.1])
     figure.subplots_adjust(left=0.03, right=0.97, top=0.99, bottom=0.11, hspace=0.04)
     if has_video:
         above.imshow(frames[0].data[0])

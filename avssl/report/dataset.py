@@ -11,7 +11,7 @@ import numpy as np
 from avssl.config import ConfigError, DataConfig
 from avssl.data.manifest import Manifest
 from avssl.data.policy import TITLES, admit, cases
-from avssl.report.page import note, table
+from avssl.report.page import note, paragraph, table
 
 MAX_SPLITS = 6  # columns; the smallest of more are counted together
 NUM_NAMED = 3  # files named of each reason
@@ -27,22 +27,23 @@ def dataset_parts(manifest: Manifest, data: DataConfig, *, num_trained: int) -> 
     found = cases(manifest, max(data.num_frames / data.fps, data.audio_seconds))
     splits = _splits(manifest)
     readable = manifest.has_video & manifest.has_audio
-    kinds = {"all": np.ones(len(manifest), dtype=bool), "with picture and sound": readable}
-    lines: list[tuple[Any, ...]] = [
-        (name, *(int((rows & split).sum()) for split in splits.values()), "", "") for name, rows in kinds.items()
+    kinds = [("all", np.ones(len(manifest), dtype=bool), "", ""), ("with picture and sound", readable, "", "")]
+    kinds += [
+        (TITLES[case], rows, getattr(data.policy, case), _named(manifest, rows))
+        for case, rows in found.items()
+        if rows.any()
     ]
+    lines = [(name, *(int((rows & split).sum()) for split in splits.values()), *more) for name, rows, *more in kinds]
     columns = ("rows", *splits, "data.policy", "such as")
-    for case, rows in found.items():
-        if rows.any():
-            counts = (int((rows & split).sum()) for split in splits.values())
-            lines.append((TITLES[case], *counts, getattr(data.policy, case), _named(manifest, rows)))
     classes = len(manifest.class_names)
     num_labelled = int((manifest.targets() >= 0).sum())
     labels = f"{classes} classes, {num_labelled:,} rows with a label" if classes else "no labels"
-    hours = ", ".join(f"{_hours(manifest, side):.2f} hours of {words}" for side, words in _TRACKS)
+    hours = f"{_hours(manifest, 'video'):.2f} hours of picture, {_hours(manifest, 'audio'):.2f} hours of sound"
     parts = [
-        f"<p>{num_trained:,} clips of data.split={data.split or 'null'} were trained on. "
-        f"The manifest has {len(manifest):,} rows: {hours}; {labels}.</p>",
+        paragraph(
+            f"{num_trained:,} clips of data.split={data.split or 'null'} were trained on. "
+            f"The manifest has {len(manifest):,} rows: {hours}; {labels}."
+        ),
         table("Rows by split and what they lack", columns, lines),
         note("A row can be in several lines. This is what the manifest and its quarantine list say now."),
         note(_policy(manifest, data)),
@@ -53,24 +54,19 @@ def dataset_parts(manifest: Manifest, data: DataConfig, *, num_trained: int) -> 
     return parts
 
 
-_TRACKS = (("video", "picture"), ("audio", "sound"))
-
-
 def _splits(manifest: Manifest) -> dict[str, np.ndarray]:
     """{split: (N,) bool}, the largest first; one column of all rows where there are no splits."""
     column = np.array([split or "no split" for split in manifest.column("split").tolist()])
     names, counts = np.unique(column, return_counts=True)
     ordered = names[np.argsort(-counts, kind="stable")].tolist()
-    if len(ordered) == 1:
-        return {ordered[0]: column == ordered[0]}
     kept = ordered[:MAX_SPLITS]
     splits = {name: column == name for name in kept}
     return splits | ({"other splits": ~np.isin(column, kept)} if len(kept) < len(ordered) else {})
 
 
-def _hours(manifest: Manifest, side: str) -> float:
-    rows = manifest.has_video if side == "video" else manifest.has_audio
-    start, end = manifest.bounds(side)[rows].T
+def _hours(manifest: Manifest, modality: str) -> float:
+    rows = manifest.has_video if modality == "video" else manifest.has_audio
+    start, end = manifest.bounds(modality)[rows].T
     return float(np.nansum(np.maximum(end - start, 0))) / 3600
 
 

@@ -1,18 +1,15 @@
-"""Results of tools/evaluate.py on a page: tables with intervals, chance and random weights, and confusions.
-
-What lives here: finding the results of a run, and their HTML. What does not: measuring (evaluate/), and what is
-compared with what (evaluate/table.py).
-"""
+"""Results of tools/evaluate.py on a page: tables with intervals, chance and random weights, and confusions."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from matplotlib.figure import Figure
 
 from avssl.evaluate.table import Result, grouped, headings, read_result, remarks, rows, title
 from avssl.files import whole_file
-from avssl.report.page import Section, heading, note, page, picture, plt, png, table
+from avssl.report.page import Section, heading, html, note, page, png, table
 
 MAX_NAMED_CLASSES = 60  # more do not fit beside a picture
 
@@ -49,28 +46,22 @@ def evaluation_parts(results: Sequence[Result]) -> list[str]:
     """A table for each protocol and set with what is to be known of it below, then of each result the confusions, where
     there are any.
     """
-    parts = []
+    shown = []
     for group in grouped(results):
         lines = [(way, *cells) for way, cells in rows(group).items()]
-        parts.append(table(title(group[0]), ("features", *headings(group)), lines))
-        parts += [note(remark) for remark in remarks(group)]
+        shown.append(table(title(group[0]), ("features", *headings(group)), lines))
+        shown += [note(remark) for remark in remarks(group)]
     for result in results:
         name = f"{result['protocol']} on {result['manifest']}, {result['weights']}"
-        parts += [heading(name), note(_facts(result))]
+        facts = result["versions"] | {"date": result["date"]}
+        shown += [heading(name), note(", ".join(f"{name} {value}" for name, value in facts.items()))]
         if predicts_classes(result):
-            parts.append(picture(confusion_png(result), alt=f"Confusions: {name}"))
-    return parts
+            shown.append(html.picture(confusion_png(result), f"Confusions: {name}"))
+    return shown
 
 
 def write_evaluation(path: Path, results: Sequence[Result]) -> None:
-    """Write a page of evaluations.
-
-    Args:
-        results: as tools/evaluate.py writes them.
-
-    Raises:
-        WriteError: the file cannot be written.
-    """
+    """Write a page of evaluations. Raises WriteError: the file cannot be written."""
     with whole_file(path) as temporary:
         temporary.write_text(page("Evaluation", [Section("Results", evaluation_parts(results))]), encoding="utf-8")
 
@@ -87,9 +78,8 @@ def confusion_png(result: Mapping[str, Any]) -> bytes:
     found = result["scores"]
     ways = predicts_classes(result)
     classes, size = result["classes"], min(10.0, 3.6 + 0.25 * len(result["classes"]))
-    figure, axes = plt.subplots(
-        len(ways), 2, figsize=(2 * size, size * len(ways)), squeeze=False, layout="constrained", sharey="row"
-    )
+    figure = Figure(figsize=(2 * size, size * len(ways)), layout="constrained")
+    axes = figure.subplots(len(ways), 2, squeeze=False, sharey="row")
     for (left, right), way in zip(axes, ways, strict=True):
         counts = np.asarray(found[way]["confusion"], dtype=float)  # (C, C + 1)
         shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
@@ -105,8 +95,3 @@ def confusion_png(result: Mapping[str, Any]) -> bytes:
         left.set_yticks(places if labelled else [], classes if labelled else [], fontsize=7)
         right.spines[["top", "right"]].set_visible(False)
     return png(figure)
-
-
-def _facts(result: Mapping[str, Any]) -> str:
-    """With which versions and when."""
-    return ", ".join(f"{name} {value}" for name, value in {**result["versions"], "date": result["date"]}.items())

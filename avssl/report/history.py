@@ -1,8 +1,4 @@
-"""A run's log as lines over its steps, and what they say of the training.
-
-What lives here: reading log.jsonl once, which figures stand in one chart, signs of collapse, refreshes of agreement
-sets. What does not: drawing (curves.py).
-"""
+"""A run's log as lines over its steps, and what they say of the training."""
 
 from array import array
 from collections import Counter
@@ -15,7 +11,7 @@ import numpy as np
 
 from avssl.logs import log_lines
 from avssl.report.curves import DASHES, Chart, Line, charts_html
-from avssl.report.page import heading, note, table, warning
+from avssl.report.page import heading, note, paragraph, table, warning
 
 COLLAPSED_STD, COLLAPSED_RANK = 0.1, 2.0  # at or below: reported as a sign of collapse
 MAX_REFRESHES = 40  # lines of the table; of more, evenly spaced ones
@@ -44,25 +40,23 @@ REFRESH = {  # of a refresh, after mining/: heading
     "precision": "precision",
     "chance": "chance",
 }
+REFRESH_CHARTS = {  # title: lines
+    "Members of the same class": {"precision": "precision", "chance": "chance"},
+    "Shares of rows": {"exact": REFRESH["exact"], "rows_with_set": REFRESH["rows_with_set"]},
+    "Overlap with the sets before": {"overlap": ""},
+    "Mean score": {"score": ""},
+}
 
 
 @dataclass
 class History:
-    """What a log tells.
+    """What a log tells."""
 
-    Args:
-        lines: {figure: its steps and values}, without what is not finite.
-        refreshes: of agreement sets, the lines of the log as they are.
-        unreadable: {reason, which names the file: how often}.
-        seconds: of training, by the clips per second that were reported.
-        step, epoch: of the last line; -1 without one.
-    """
-
-    lines: dict[str, Line] = field(default_factory=dict)
-    refreshes: list[dict[str, Any]] = field(default_factory=list)
-    unreadable: Counter = field(default_factory=Counter)
-    seconds: float = 0.0
-    step: int = -1
+    lines: dict[str, Line] = field(default_factory=dict)  # {metric: its steps and values}, without what is not finite
+    refreshes: list[dict[str, Any]] = field(default_factory=list)  # of agreement sets, the lines of the log as they are
+    unreadable: Counter = field(default_factory=Counter)  # {reason, which names the file: how often}
+    seconds: float = 0.0  # of training, by the clips per second that were reported
+    step: int = -1  # of the last line; -1 without one
     epoch: int = -1
 
 
@@ -100,7 +94,7 @@ def training_parts(history: History) -> list[str]:
     if shares:
         named = {SHARES[name]: line for name, line in shares.items()}
         charts.append(Chart("Share of clips that lack something", named))
-    told = {OF_METHODS[name.rpartition("/")[2]]: line for name, line in lines.items() if _is_of_method(name)}
+    told = {OF_METHODS[part]: line for name, line in lines.items() if (part := name.rpartition("/")[2]) in OF_METHODS}
     if told:
         charts.append(Chart("Shares of what was trained on", told))
     rows = [
@@ -119,50 +113,41 @@ def training_parts(history: History) -> list[str]:
 
 
 def _loss_charts(lines: Mapping[str, Line]) -> list[Chart]:
-    """The loss, then its parts: those of one method together, no more in a chart than can be told apart."""
-    own = [name for name in lines if not _is_general(name)]
-    groups: dict[str, list[str]] = {}
-    for name in own:
-        groups.setdefault(name.rpartition("/")[0], []).append(name)
+    """The loss, then its parts: those of one method together."""
+    groups: dict[str, dict[str, Line]] = {}
+    for name, line in lines.items():
+        method, _, part = name.rpartition("/")
+        others = name in ("loss", *SPEED, *SHARES) or part in OF_METHODS or "mining/" in name
+        if not others and not name.endswith(("_std", "_rank")):
+            groups.setdefault(method, {})[part] = line
     charts = [Chart("Loss", {"": lines["loss"]})] if "loss" in lines else []
-    for method, names in groups.items():
-        for first in range(0, len(names), len(DASHES)):
-            some = {name.rpartition("/")[2]: lines[name] for name in names[first : first + len(DASHES)]}
-            charts.append(Chart(f"Parts of the loss{f' of {method}' if method else ''}", some))
+    for method, own in groups.items():
+        charts += _charts(f"Parts of the loss{f' of {method}' if method else ''}", own)
     return charts
 
 
-def _is_general(name: str) -> bool:
-    """Whether a figure is no part of the loss."""
-    if name.endswith(("_std", "_rank")) or "mining/" in name or _is_of_method(name):
-        return True
-    return name == "loss" or name in SPEED or name in SHARES
-
-
-def _is_of_method(name: str) -> bool:
-    return name.rpartition("/")[2] in OF_METHODS
+def _charts(title: str, lines: Mapping[str, Line], **more: Any) -> list[Chart]:
+    """As many charts as it takes to tell the lines apart."""
+    names = list(lines)
+    return [
+        Chart(title, {name: lines[name] for name in names[first : first + len(DASHES)]}, **more)
+        for first in range(0, len(names), len(DASHES))
+    ]
 
 
 def collapse_parts(lines: Mapping[str, Line]) -> list[str]:
     """Charts of the collapse figures, how to read them, and a warning where the last ones are those of a collapse."""
-    found = {ending: {n: line for n, line in lines.items() if n.endswith(ending)} for ending in ("_std", "_rank")}
-    if not any(found.values()):
-        return [note("No figures of collapse: the method keeps no embeddings that tell it.")]
-    charts = []
+    charts, lost = [], []
     for ending, title, limit in (
         ("_std", "Spread of the embeddings", COLLAPSED_STD),
         ("_rank", "Effective rank of the embeddings", COLLAPSED_RANK),
     ):
-        names = list(found[ending])
-        for first in range(0, len(names), len(DASHES)):
-            some = {name.removesuffix(ending): found[ending][name] for name in names[first : first + len(DASHES)]}
-            charts.append(Chart(title, some, limits={f"collapse: below {limit:g}": limit}))
-    lost = [
-        f"{name} is {float(values[-1]):.3g}"
-        for ending, limit in (("_std", COLLAPSED_STD), ("_rank", COLLAPSED_RANK))
-        for name, (_, values) in found[ending].items()
-        if values[-1] <= limit
-    ]
+        found = {name: line for name, line in lines.items() if name.endswith(ending)}
+        lost += [f"{name} is {float(y[-1]):.3g}" for name, (_, y) in found.items() if y[-1] <= limit]
+        own = {name.removesuffix(ending): line for name, line in found.items()}
+        charts += _charts(title, own, limits={f"collapse: below {limit:g}": limit})
+    if not charts:
+        return [note("No figures of collapse: the method keeps no embeddings that tell it.")]
     words = (
         "A collapse is a line that falls to the dotted one and stays there, often while the loss still falls. The "
         "spread is 1 for embeddings all over the sphere and 0 when all are equal. The effective rank is the number of "
@@ -171,7 +156,7 @@ def collapse_parts(lines: Mapping[str, Line]) -> list[str]:
     verdict = "The last figures show no collapse."
     if lost:
         verdict = f"Collapsed by the last figures: {', '.join(lost)}. What was learned on that side is worth little."
-    return [charts_html(charts), warning(verdict) if lost else f"<p>{verdict}</p>", note(words)]
+    return [charts_html(charts), warning(verdict) if lost else paragraph(verdict), note(words)]
 
 
 def refresh_parts(history: History, *, has_labels: bool) -> list[str]:
@@ -195,16 +180,10 @@ def refresh_parts(history: History, *, has_labels: bool) -> list[str]:
             caption += f" ({len(kept)} of {len(history.refreshes)} refreshes)"
         parts.append(table(caption, ("step", "epoch", *(REFRESH[name] for name in given)), rows))
         charts = [
-            Chart(title, {REFRESH[name]: line for name in names if (line := history.lines.get(f"{prefix}/{name}"))})
-            for title, names in (
-                ("Members of the same class", ("precision", "chance")),
-                ("Shares of rows", ("exact", "rows_with_set")),
+            Chart(
+                title, {words: line for name, words in names.items() if (line := history.lines.get(f"{prefix}/{name}"))}
             )
-        ]
-        charts += [
-            Chart(title, {"": history.lines[f"{prefix}/{name}"]})
-            for title, name in (("Overlap with the sets before", "overlap"), ("Mean score", "score"))
-            if f"{prefix}/{name}" in history.lines
+            for title, names in REFRESH_CHARTS.items()
         ]
         if len(own) > 1:
             parts.append(charts_html([chart for chart in charts if chart.lines]))

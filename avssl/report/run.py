@@ -1,6 +1,6 @@
 """The report of a run: what ran, on which clips, how the training went, what is near what, and what it is worth.
 
-The command is `python tools/report.py RUN`. What lives here: collecting the sections. What does not: how each is made.
+python tools/report.py RUN
 """
 
 import dataclasses
@@ -10,6 +10,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from avssl.checkpoint import CheckpointError, check_manifest, load_checkpoint
@@ -18,10 +19,8 @@ from avssl.data.manifest import Manifest, ManifestError, read_manifest
 from avssl.data.sampling import num_steps_per_epoch
 from avssl.files import whole_file
 from avssl.methods import METHODS, method_options
-from avssl.pretrained import Run, load_run, with_data
 from avssl.report.clips import (
     SEED,
-    Vectors,
     clips_html,
     reference_clips,
     vectors_of_memories,
@@ -31,8 +30,9 @@ from avssl.report.clips import (
 from avssl.report.dataset import dataset_parts
 from avssl.report.evaluation import evaluation_parts, find_results
 from avssl.report.history import History, read_history, refresh_parts, training_parts
-from avssl.report.page import Section, details, heading, note, page, table, text, warning
+from avssl.report.page import Section, heading, html, note, page, paragraph, table, warning
 from avssl.sessions import read_sessions
+from avssl.weights.load import Run, load_run, with_data
 
 REPORT = "report.html"
 MAX_UNREADABLE = 10  # files named that could not be read while training
@@ -85,6 +85,8 @@ def write_run_report(
     history = read_history(folder / "log.jsonl", batch_size=config.data.batch_size)
     seen = Shown(run, state, history, found, missing)
     results, others = find_results(folder, run.weights_hash, named=evaluations)
+    command = ["python", "tools/evaluate.py", folder, "knn", "--dataset", "MANIFEST", "--json", folder / "knn.json"]
+    none = f"No results yet. Measure, then write this page again: {shlex.join(map(str, command))}"
     sections = [
         Section("What ran", _run_parts(seen, folder)),
         Section("Configuration", _config_parts(config)),
@@ -92,12 +94,14 @@ def write_run_report(
         Section("Training", training_parts(history)),
         Section("Agreement sets", refresh_parts(history, has_labels=found is not None and bool(found.class_names))),
         Section("Neighbours", _neighbour_parts(seen, embeddings)),
-        Section("Evaluation", [*_evaluation_parts(results, folder), *(note(other) for other in others)]),
+        Section("Evaluation", [*(evaluation_parts(results) or [note(none)]), *(note(other) for other in others)]),
     ]
-    path = out or folder / REPORT
-    title = f"{config.method['name']}: {folder.resolve().name}"
+    path, name, total = out or folder / REPORT, config.method["name"], _total_steps(state, config)
+    stand = "complete" if state["step"] >= total else f"not complete, {state['step']:,} of {total:,} steps"
+    now = datetime.now(UTC).strftime("%d %B %Y, %H:%M")
+    lead = [paragraph(f"Run of avssl with method {name}, {stand}. Page of {now} UTC.")]
     with whole_file(path) as temporary:
-        temporary.write_text(page(title, sections, lead=[_lead(seen)]), encoding="utf-8")
+        temporary.write_text(page(f"{name}: {folder.resolve().name}", sections, lead=lead), encoding="utf-8")
     return path, [missing] if missing else []
 
 
@@ -114,16 +118,6 @@ def _manifest_of(
             raise
         return None, f"no clips are shown, as the manifest cannot be used: {error}; say --manifest and --root"
     return found, ""
-
-
-def _lead(seen: Shown) -> str:
-    state, config = seen.state, seen.run.config
-    total = _total_steps(state, config)
-    stand = "complete" if state["step"] >= total else f"not complete, {state['step']:,} of {total:,} steps"
-    return (
-        f"<p>Run of avssl with method {text(config.method['name'])}, {stand}. "
-        f"Page of {datetime.now(UTC).strftime('%d %B %Y, %H:%M')} UTC.</p>"
-    )
 
 
 def _total_steps(state: Mapping[str, Any], config: Config) -> int:
@@ -151,44 +145,29 @@ def _run_parts(seen: Shown, folder: Path) -> list[str]:
         ("Started from", ", ".join(weights) or "random weights"),
         ("Manifest", f"{config.data.manifest} (hash {state['manifest_hash'][:12]})"),
         ("Weights now", f"hash {seen.run.weights_hash[:12]}"),
-        *(_session_facts(sessions[0]) if len(sessions) == 1 else ()),
     ]
+    if len(sessions) == 1:
+        facts += [(name.capitalize(), value) for name, value in _facts(sessions[0]).items()]
     if not sessions:
         decoder = state["decoder"]
         facts.append(("Decoder", f"{decoder['name']} {decoder['version']} (FFmpeg {decoder['ffmpeg']})"))
     parts = [table("The run", (), facts)]
-    if len(sessions) > 1:
-        parts += [_session_table(sessions)]
+    if len(sessions) > 1:  # every start with its machine: a run may move
+        lines = [(each["first_step"], *_facts(each).values()) for each in sessions[-MAX_SESSIONS:]]
+        many = f", the last {MAX_SESSIONS} of {len(sessions)}" if len(sessions) > MAX_SESSIONS else ""
+        parts.append(table(f"Starts of the run{many}", ("from step", *_facts(sessions[0])), lines))
     return parts
 
 
-def _session_facts(session: Mapping[str, Any]) -> list[tuple[str, str]]:
-    return [
-        ("Started", _when(session)),
-        ("Command", session["command"]),
-        ("Machine", session["machine"]),
-        ("Processes", session["processes"]),
-        ("Versions", _versions(session)),
-    ]
-
-
-def _session_table(sessions: Sequence[Mapping[str, Any]]) -> str:
-    """Every start with its machine: a run may move."""
-    lines = [
-        (each["first_step"], _when(each), each["machine"], each["processes"], _versions(each), each["command"])
-        for each in sessions[-MAX_SESSIONS:]
-    ]
-    many = f", the last {MAX_SESSIONS} of {len(sessions)}" if len(sessions) > MAX_SESSIONS else ""
-    headings = ("from step", "started", "machine", "processes", "versions", "command")
-    return table(f"Starts of the run{many}", headings, lines)
-
-
-def _when(session: Mapping[str, Any]) -> str:
-    return datetime.fromisoformat(session["started"]).strftime("%d %B %Y, %H:%M UTC")
-
-
-def _versions(session: Mapping[str, Any]) -> str:
-    return ", ".join(f"{name} {version}" for name, version in session["versions"].items())
+def _facts(session: Mapping[str, Any]) -> dict[str, str]:
+    """What there is to say of a start of the run."""
+    return {
+        "started": datetime.fromisoformat(session["started"]).strftime("%d %B %Y, %H:%M UTC"),
+        "machine": session["machine"],
+        "processes": session["processes"],
+        "versions": ", ".join(f"{name} {version}" for name, version in session["versions"].items()),
+        "command": session["command"],
+    }
 
 
 def _duration(seconds: float) -> str:
@@ -206,7 +185,7 @@ def _config_parts(config: Config) -> list[str]:
     lines = [(name, str(value), str(before)) for name, value, before in _differing(given, usual, "")]
     return [
         table("What differs from the defaults", ("key", "value", "default"), lines),
-        details("The whole configuration", f"<pre>{text(dumps(config))}</pre>"),
+        html.details("The whole configuration", dumps(config)),
     ]
 
 
@@ -224,24 +203,31 @@ def _differing(given: Mapping[str, Any], usual: Mapping[str, Any], prefix: str) 
 
 def _clip_parts(seen: Shown) -> list[str]:
     lost = seen.history.unreadable
-    parts = [warning(seen.missing.capitalize() + ".")] if seen.manifest is None else []
-    if seen.manifest is not None:
+    if seen.manifest is None:
+        parts = [warning(seen.missing.capitalize() + ".")]
+    else:
         num_trained = int(seen.state["instances"]["valid"].sum())
-        parts += dataset_parts(seen.manifest, seen.run.config.data, num_trained=num_trained)
+        parts = dataset_parts(seen.manifest, seen.run.config.data, num_trained=num_trained)
     if lost:
-        lines = [(reason, times) for reason, times in lost.most_common(MAX_UNREADABLE)]
         more = f", {MAX_UNREADABLE} of {len(lost)}" if len(lost) > MAX_UNREADABLE else ""
-        parts.append(table(f"Could not be read while training{more}", ("file and reason", "times"), lines))
+        caption, lines = f"Could not be read while training{more}", lost.most_common(MAX_UNREADABLE)
+        parts.append(table(caption, ("file and reason", "times"), lines))
     return parts
 
 
 def _neighbour_parts(seen: Shown, embeddings: Path | None) -> list[str]:
+    """Neighbors in the embeddings that were named, in the run's memory bank, or in some clips extracted now."""
     manifest = seen.manifest
     if manifest is None:
         return [note("No clips, as there is no manifest: see above.")]
-    vectors, why = _vectors(seen, manifest, embeddings)
-    if vectors is None:
-        return [note(why)]
+    if embeddings is not None:
+        vectors = vectors_of_store(embeddings, manifest_hash=manifest.hash)
+    elif (vectors := vectors_of_memories(seen.run.method)) is None:
+        rows = np.flatnonzero(seen.state["instances"]["valid"].numpy() & manifest.usable())
+        try:  # within this process: these clips take less time than to start another
+            vectors = vectors_of_some(with_data(seen.run, num_workers=0), manifest, rows)
+        except ValueError as error:
+            return [note(f"No neighbours, as no clips could be looked at: {error}")]
     vectors = vectors.at(manifest.usable())
     shown = reference_clips(vectors, manifest.targets())
     if not shown:
@@ -256,27 +242,3 @@ def _neighbour_parts(seen: Shown, embeddings: Path | None) -> list[str]:
     for name, clips in shown.items():
         parts += [heading(name), clips_html(manifest, clips)]
     return parts
-
-
-def _vectors(seen: Shown, manifest: Manifest, embeddings: Path | None) -> tuple[Vectors | None, str]:
-    """Where neighbours are looked for: in what was named, in the run's memories, or in some clips looked at now."""
-    if embeddings is not None:
-        return vectors_of_store(embeddings, manifest_hash=manifest.hash), ""
-    memories = vectors_of_memories(seen.run.method)
-    if memories is not None:
-        return memories, ""
-    rows = torch.nonzero(seen.state["instances"]["valid"]).squeeze(1).numpy()
-    rows = rows[manifest.usable()[rows]]
-    try:  # within this process: these clips take less time than to start another
-        return vectors_of_some(with_data(seen.run, num_workers=0), manifest, rows), ""
-    except ValueError as error:
-        return None, f"No neighbours, as no clips could be looked at: {error}"
-
-
-def _evaluation_parts(results: Sequence[Mapping[str, Any]], folder: Path) -> list[str]:
-    if results:
-        return evaluation_parts(results)
-    command = shlex.join(
-        ["python", "tools/evaluate.py", str(folder), "knn", "--dataset", "MANIFEST", "--json", str(folder / "knn.json")]
-    )
-    return [note(f"No results yet. Measure, then write this page again: {command}")]

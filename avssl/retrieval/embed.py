@@ -16,8 +16,8 @@ import torch
 from avssl.data.check import manifest_of_file
 from avssl.data.manifest import Manifest
 from avssl.evaluate.features import extract
-from avssl.pretrained import Pretrained, load, with_data
 from avssl.retrieval.store import Meta, StoreError
+from avssl.weights.load import Pretrained, load, with_data
 from avssl.workers import serve
 
 MEMORY_BYTES = 32 << 30  # address space; torch with its libraries maps 6 GB

@@ -16,10 +16,10 @@ from avssl.data.manifest import Manifest
 from avssl.evaluate.features import extract
 from avssl.files import whole_file
 from avssl.media.decoders import in_words
-from avssl.pretrained import Pretrained
 from avssl.retrieval import store
 from avssl.retrieval.store import SCHEMA, Meta, Store, StoreError, read_store, shard_path
 from avssl.structs import MODALITIES
+from avssl.weights.load import Pretrained
 
 
 def write_store(

@@ -13,8 +13,8 @@ from avssl.checkpoint import load_checkpoint
 from avssl.config import ConfigError, loads
 from avssl.data.manifest import Manifest
 from avssl.evaluate.finetune import train_classifier
-from avssl.pretrained import load, load_run
 from avssl.train import train
+from avssl.weights.load import load, load_run
 from tests.support.runs import Call, config
 
 pytestmark = pytest.mark.slow

@@ -8,13 +8,11 @@ import pytest
 import torch
 from sklearn.metrics import adjusted_rand_score, normalized_mutual_info_score
 
-from avssl.evaluate.classify import draw_few, svm_scores
+from avssl.evaluate.classify import cluster, draw_few, knn_predict, svm_scores
 from avssl.evaluate.features import ClipVectors
 from avssl.evaluate.harness import Labels, answer, figures, lacking
-from avssl.evaluate.knn import knn_predict
-from avssl.evaluate.partition import cluster, figure_interval, purity
+from avssl.evaluate.metrics import chance_gallery_recall, gallery_hits, partition_interval, purity
 from avssl.evaluate.protocols import Options
-from avssl.evaluate.retrieval import chance_gallery_recall, gallery_hits
 from avssl.evaluate.splits import Split
 from tests.support.clips import manifest_of, rows_of
 
@@ -137,7 +135,7 @@ def test_a_sound_stands_beside_each_crop_of_its_clip(vectors: ClipVectors) -> No
 
 
 def test_partition_equals_scikit_learn(vectors: ClipVectors, labels: Labels, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("avssl.evaluate.partition.NUM_RESAMPLES", 100)
+    monkeypatch.setattr("avssl.evaluate.metrics.NUM_PARTITION_RESAMPLES", 100)
     found = figures([answer("partition", vectors, labels, SPLIT, Options(), device=CPU)], labels, skip_unreadable=True)
     assert {way: figure["mean"] for way, figure in found.items() if way.startswith("video")} == {
         "video nmi": pytest.approx(1), "video ari": pytest.approx(1), "video purity": 1,
@@ -148,7 +146,7 @@ def test_partition_equals_scikit_learn(vectors: ClipVectors, labels: Labels, mon
     targets, clusters = rng.integers(0, 3, 50), rng.integers(0, 4, 50)
     wanted = sum(np.bincount(targets[clusters == each]).max() for each in range(4)) / 50
     assert purity(targets, clusters) == pytest.approx(wanted)
-    low, high = figure_interval("purity", targets, clusters, np.arange(50))
+    low, high = partition_interval("purity", targets, clusters, np.arange(50))
     assert low < wanted < high + 0.1
     points = np.concatenate([rng.normal(size=(20, 4)) + 9 * np.eye(4)[i] for i in range(3)])
     told = cluster(points, num_clusters=3)

@@ -14,8 +14,8 @@ from avssl.evaluate.predict import predict
 from avssl.methods import build_method
 from avssl.methods.avid import AVID
 from avssl.models.heads import Classifier, describe_maps, side_by_side
-from avssl.pretrained import Pretrained, run_of
 from avssl.transforms.views import apply_views
+from avssl.weights.load import Pretrained, run_of
 from tests.support.runs import config
 from tests.support.tiny import everything
 

@@ -21,8 +21,8 @@ from avssl.evaluate.masks import score_masks
 from avssl.evaluate.propagate import frame_features, propagate_mask, score_propagation
 from avssl.evaluate.scenes import make_scene
 from avssl.models import ENCODERS
-from avssl.pretrained import load_run
 from avssl.train import train
+from avssl.weights.load import load_run
 from tests.support.clips import write_davis
 from tests.support.runs import config
 

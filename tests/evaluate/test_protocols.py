@@ -4,9 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from avssl.evaluate.classify import linear_predict
-from avssl.evaluate.knn import knn_predict
-from avssl.evaluate.retrieval import chance_class_recall, class_recall, instance_recall, recall_figures
+from avssl.evaluate.classify import knn_predict, linear_predict
+from avssl.evaluate.metrics import chance_class_recall, class_recall, instance_recall, recall_figures
 
 
 def unit(x: np.ndarray) -> np.ndarray:

@@ -15,9 +15,9 @@ from avssl.data.manifest import Manifest
 from avssl.logs import read_log
 from avssl.methods import build_method
 from avssl.methods.finetune import Finetune
-from avssl.pretrained import load_run
 from avssl.structs import Batch, Instances, Progress
 from avssl.train import train, usable_instances
+from avssl.weights.load import load_run
 from tests.support.runs import config, equal_models
 
 pytestmark = pytest.mark.slow

@@ -9,8 +9,8 @@ from torch import nn
 
 from avssl.config import ModelConfig, from_dict, with_overrides
 from avssl.models import build_encoder
-from avssl.pretrained import load_run
 from avssl.train import train
+from avssl.weights.load import load_run
 from tests.support.runs import TINY
 
 VIDEO = torch.randn(1, 3, 4, 32, 32, generator=torch.Generator().manual_seed(1))

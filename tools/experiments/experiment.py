@@ -1,12 +1,13 @@
 """What the experiments share: options, --dry-run, work that is done once and kept, a table of means over seeds."""
 
 import argparse
+import dataclasses
 import json
 import sys
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -14,12 +15,13 @@ from avssl.checkpoint import LAST
 from avssl.config import Config
 from avssl.data.manifest import Manifest
 from avssl.evaluate.classify import linear_predict
-from avssl.evaluate.features import Extracted, extract
-from avssl.evaluate.probe import labelled_rows, probe
-from avssl.evaluate.retrieval import recall_figures
+from avssl.evaluate.features import ClipVectors, clip_vectors
+from avssl.evaluate.harness import accuracies
+from avssl.evaluate.metrics import recall_figures
+from avssl.evaluate.splits import read_splits
 from avssl.files import answer, check_writable, whole_file
-from avssl.pretrained import Run
 from avssl.train import TrainingError, train
+from avssl.weights.load import Run
 
 ROOT = Path(__file__).resolve().parents[2]
 SECONDS = "seconds.json"  # in the folder of a run
@@ -114,20 +116,25 @@ def remembered(path: Path, work: Callable[[], dict[str, Any]]) -> dict[str, Any]
 
 def rows_of(manifest: Manifest) -> dict[str, np.ndarray]:
     """Rows of the clips with a label: {train, test}."""
-    return {split: labelled_rows(manifest, split, path=manifest.root) for split in ("train", "test")}
+    (split,) = read_splits(manifest)
+    return {"train": split.train, "test": split.test}
 
 
-def features_of(run: Run, manifest: Manifest, *, num_clips: int, progress: str = "features") -> dict[str, Extracted]:
-    """Of `rows_of`, averaged over so many clips of a video."""
-    return {
-        split: extract(run, manifest, rows, num_clips=num_clips, progress=f"{progress} {split}")
-        for split, rows in rows_of(manifest).items()
-    }
+def features_of(run: Run, manifest: Manifest, *, num_clips: int, progress: str = "features") -> ClipVectors:
+    """Of all of `rows_of`, so many clips of a video."""
+    rows = np.union1d(*rows_of(manifest).values())
+    return clip_vectors(run, manifest, rows, num_clips=num_clips, progress=progress)
 
 
-def probed(kind: str, manifest: Manifest, found: Mapping[str, Extracted]) -> dict[str, Any]:
-    """`probe`, learned on train and asked on test."""
-    return probe(kind, (manifest, found["train"]), (manifest, found["test"]))
+def probed(
+    kind: Literal["linear", "knn"], manifest: Manifest, vectors: ClipVectors, *, train: np.ndarray | None = None
+) -> dict[str, dict[str, float]]:
+    """{accuracy, chance: {modality: on the test rows}}, learned on the training rows, or those of `train`."""
+    (split,) = read_splits(manifest)
+    split = split if train is None else dataclasses.replace(split, train=train)
+    found = accuracies("logistic" if kind == "linear" else "knn", vectors, manifest, split)
+    names = {"accuracy": "mean", "chance": "chance"}
+    return {name: {modality: each[key] for modality, each in found.items()} for name, key in names.items()}
 
 
 def linear_accuracy(manifest: Manifest, features: Mapping[str, np.ndarray]) -> float:
@@ -137,9 +144,10 @@ def linear_accuracy(manifest: Manifest, features: Mapping[str, np.ndarray]) -> f
     return float((predicted == targets["test"]).mean())
 
 
-def recall_of(found: Extracted, manifest: Manifest) -> dict[str, float]:
-    """Recall across modalities among the clips with picture and sound."""
-    found = found.take(found.has("both"))
+def recall_of(vectors: ClipVectors, manifest: Manifest) -> dict[str, float]:
+    """Recall across modalities among the test clips with video and audio."""
+    found = vectors.videos()
+    found = found.take(np.isin(found.ids, rows_of(manifest)["test"]) & found.has("both"))
     return recall_figures(found.embedding["video"], found.embedding["audio"], manifest.targets()[found.ids])
 
 

@@ -26,11 +26,11 @@ from experiment import ROOT
 from avssl.config import load
 from avssl.data.check import build_table
 from avssl.data.manifest import SCHEMA, Manifest, read_manifest, write_manifest
-from avssl.evaluate.bootstrap import bootstrap_interval
 from avssl.evaluate.classify import grouped_predict
 from avssl.evaluate.features import extract
-from avssl.pretrained import load_run
+from avssl.evaluate.metrics import bootstrap_interval
 from avssl.train import train
+from avssl.weights.load import load_run
 
 CONFIGS = ROOT / "configs"
 WINDOW_SECONDS = 0.96  # what the towers see at once

@@ -32,8 +32,8 @@ from avssl.evaluate.propagate import score_propagation
 from avssl.evaluate.scenes import make_scene
 from avssl.methods import build_method, method_options
 from avssl.mining.tracking import Options
-from avssl.pretrained import Run, load_run, run_of, with_data
 from avssl.structs import Instances
+from avssl.weights.load import Run, load_run, run_of, with_data
 
 CONFIGS = ROOT / "configs" / "toy"
 EPOCHS, CLIPS_PER_VIDEO, BATCH_SIZE = 4, 4, 32  # the budget of every row: on 600 clips, epochs of 75 steps
@@ -227,7 +227,7 @@ def measure(run: Run, sets: Mapping[str, Manifest], *, frames: bool) -> dict[str
     return {
         "linear": classes["accuracy"],
         "transfer": {"video": motions["accuracy"]["video"]},
-        "chance": {"linear": classes["chance"], "transfer": motions["chance"]},
+        "chance": {"linear": classes["chance"]["video"], "transfer": motions["chance"]["video"]},
         "propagation": {name: scores["propagated"][name] for name in ("j", "f", "jf")}
         | {"still_jf": scores["still"]["jf"]},
         "measure_seconds": time.perf_counter() - since,

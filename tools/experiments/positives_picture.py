@@ -31,8 +31,8 @@ from avssl.media.decode import AudioWindow, VideoWindow, read_clip
 from avssl.methods.base import Method
 from avssl.methods.neighbour import Neighbour
 from avssl.mining.agreement import minable, mine_agreement
-from avssl.pretrained import Run, load_run
 from avssl.transforms.audio import log_mel
+from avssl.weights.load import Run, load_run
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt

@@ -28,7 +28,7 @@ from avssl.evaluate.measure import Asked, measure_finetuned, measure_frozen
 from avssl.evaluate.protocols import Options
 from avssl.evaluate.splits import read_splits
 from avssl.evaluate.table import read_result, shown
-from avssl.pretrained import load_run, with_data
+from avssl.weights.load import load_run, with_data
 
 CONFIGS = ROOT / "configs"
 METHODS = {"avid": "AVID", "avid_cma": "AVID-CMA"}  # of the pretraining, the second from the first

@@ -1,24 +1,25 @@
-"""Trained towers, ready to be asked: everything that looks at frozen features starts here.
+"""Trained encoders, ready to be asked: everything that looks at frozen features starts here.
 
     model = load("weights/avid")
     features = model.encode("clip.mp4")
-
-What lives here: reading a run, and writing and reading a folder of exported weights. What does not: what is asked of
-them (evaluate/, retrieval/), how foreign checkpoints become such a folder (convert.py).
 
 Letters: B batch, C clips of a file, T frames, H x W pixels, n samples, S spectrogram steps, F frequency bins.
 """
 
 import copy
 import dataclasses
+import hashlib
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
+import safetensors.torch
 import torch
 from torch import Tensor, nn
 
+import avssl
 from avssl import distributed
 from avssl.checkpoint import ENCODERS, LAST, load_checkpoint, load_model
 from avssl.config import Config, DataConfig, ModelConfig, loads, merge_options, without_weights
@@ -27,15 +28,19 @@ from avssl.data.dataset import ClipDataset, collate
 from avssl.data.sampling import Key
 from avssl.methods import build_method, method_options
 from avssl.methods.base import Method
-from avssl.model_card import write_card
 from avssl.models import build_encoder
-from avssl.models.heads import MLP, Classifier, mlp
+from avssl.models.heads import Classifier, mlp
 from avssl.structs import Instances
 from avssl.train import to_channels_last
 from avssl.transforms.views import View, apply_views, evaluate_view
-from avssl.weights import CONFIG, WeightsError, read_weights, write_weights
 
-PRIVATE = ("manifest", "root", "policy")  # of the data section: where clips lay, and what training did without some
+FORMAT = 2  # of config.json
+CONFIG = "config.json"
+SECTIONS = ("data", "model", "heads", "classifier", "facts")  # of config.json
+
+
+class WeightsError(ValueError):
+    """A folder of weights that cannot be used: the message names it and the fix."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,7 +117,7 @@ def load(path: str | Path, *, device: torch.device | None = None) -> Pretrained:
 
     Raises:
         CheckpointError: there is neither, or the run's checkpoint is damaged.
-        WeightsError: the exported weights are damaged, of a later version, or no export of avssl.
+        WeightsError: the exported weights are damaged, of a later version, or not of avssl.
     """
     path = Path(path)
     folder = path.parent if path.name == ENCODERS else path
@@ -140,8 +145,7 @@ def load_run(path: str | Path, *, device: torch.device | None = None, trained: b
     if trained:
         load_model(method, state, path=path)
     run = run_of(method, config, path=path, manifest_hash=state["manifest_hash"], device=device)
-    num_clips = int(state["instances"]["valid"].sum())
-    return dataclasses.replace(run, facts=_facts(config, state, num_clips)) if trained else run
+    return dataclasses.replace(run, facts=_facts(config, state)) if trained else run
 
 
 def run_of(
@@ -170,7 +174,7 @@ def run_of(
 
 def untrained(towers: Pretrained, *, seed: int = 0) -> Pretrained:
     """The same towers and heads with random weights: the baseline that asks what training has brought."""
-    model = _without_files(towers.model)
+    model = without_files(towers.model)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         encoders = nn.ModuleDict({modality: build_encoder(modality, model) for modality in towers.encoders})
@@ -218,34 +222,15 @@ def with_data(towers: Towers, **changes: int | float | str) -> Towers:
     return dataclasses.replace(towers, data=towers.data.replace(**changes))
 
 
-def export(
-    towers: Pretrained, folder: str | Path, *, facts: Mapping[str, Any], memory: Mapping[str, Tensor] | None = None
-) -> None:
-    """Write towers as a folder of weights, which `load` reads anywhere: no path of this machine is in it.
-
-    Args:
-        facts: where the weights come from, as JSON has them; see `write_card`.
-        memory: further tensors to put beside them; nothing here reads them.
-
-    Raises:
-        WeightsError: the folder is a run's, or a head is of a kind that cannot be built again.
-        WriteError: the folder cannot be written to.
-    """
-    folder = Path(folder)
-    sections = {
-        "data": towers.data.model_dump(mode="json", exclude=set(PRIVATE)),
-        "model": _without_files(towers.model).model_dump(),
-        "heads": {modality: _head_arguments(head) for modality, head in towers.heads.items()},
-        "classifier": None if towers.classifier is None else _classifier_sizes(towers.classifier),
-        "facts": dict(facts),
-    }
-    state = _parts(towers.encoders, towers.heads, towers.classifier).state_dict()
-    card = write_card(sections, towers.encoders, folder=folder.name)
-    write_weights(folder, state, sections, card=card, memory=memory or {})
-
-
 def _load_export(folder: Path, device: torch.device | None) -> Pretrained:
-    config, state = read_weights(folder)
+    config, path = _read_config(folder / CONFIG), folder / ENCODERS
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise WeightsError(f"{path} cannot be read ({error.strerror}): it belongs beside {folder / CONFIG}") from error
+    if hashlib.sha256(content).hexdigest() != config["sha256"]:
+        raise WeightsError(f"{path} is damaged, or not the one that {CONFIG} beside it was written for: export again")
+    state = safetensors.torch.load(content)
     try:
         data = merge_options(DataConfig, config["data"] | {"manifest": ""}, where=str(folder / CONFIG))
         model = merge_options(ModelConfig, config["model"], where=str(folder / CONFIG))
@@ -253,52 +238,49 @@ def _load_export(folder: Path, device: torch.device | None) -> Pretrained:
         encoders = nn.ModuleDict({side: build_encoder(side, model) for side in sides})
         heads = nn.ModuleDict({side: mlp(**arguments) for side, arguments in config["heads"].items()})
         classifier = None if config["classifier"] is None else Classifier(**config["classifier"])
-        _parts(encoders, heads, classifier).load_state_dict(state)
+        parts_of(encoders, heads, classifier).load_state_dict(state)
     except (RuntimeError, TypeError) as error:
         why = " ".join(str(error).split()[:40])
         raise WeightsError(
             f"{CONFIG} and {ENCODERS} in {folder} do not belong together ({why}): export again"
         ) from error
-    return towers_of(
-        encoders,
-        heads,
-        path=folder / ENCODERS,
-        data=data,
-        model=model,
-        device=device,
-        classifier=classifier,
-        facts=config["facts"],
-    )
+    about = {"path": path, "data": data, "model": model, "facts": config["facts"]}
+    return towers_of(encoders, heads, device=device, classifier=classifier, **about)
 
 
-def _parts(encoders: nn.ModuleDict, heads: nn.ModuleDict, classifier: Classifier | None) -> nn.ModuleDict:
+def _read_config(path: Path) -> dict[str, Any]:
+    try:
+        config = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise WeightsError(f"{path} cannot be read ({error}): export again") from error
+    if not isinstance(config, dict) or not isinstance(config.get("format"), int) or "avssl" not in config:
+        raise WeightsError(f"{path} is not of avssl: give a folder that tools/convert.py wrote")
+    if config["format"] > FORMAT:
+        raise WeightsError(
+            f"{path} was written by avssl {config['avssl']}, in format {config['format']}; this is avssl "
+            f"{avssl.__version__}, which reads up to {FORMAT}: update it"
+        )
+    if config["format"] < FORMAT:
+        raise WeightsError(
+            f"{path} is of format {config['format']}, which avssl {config['avssl']} reads: export it again"
+        )
+    lacking = {"sha256", *SECTIONS} - config.keys()
+    if lacking:
+        raise WeightsError(f"{path} lacks {', '.join(sorted(lacking))}: export again")
+    return config
+
+
+def parts_of(encoders: nn.ModuleDict, heads: nn.ModuleDict, classifier: Classifier | None) -> nn.ModuleDict:
     """Whose entries a file of weights holds: video.*, audio.*, heads.* and classifier.*"""
     parts = {**encoders, "heads": heads}
     return nn.ModuleDict(parts if classifier is None else parts | {"classifier": classifier})
 
 
-def _without_files(model: ModelConfig) -> ModelConfig:
+def without_files(model: ModelConfig) -> ModelConfig:
     return model.replace(video_weights=None, audio_weights=None, init=None)
 
 
-def _head_arguments(head: nn.Module) -> dict[str, Any]:
-    """The arguments that build a head again."""
-    if not isinstance(head, MLP):
-        raise WeightsError(f"a head of {type(head).__name__} cannot be exported: build it with avssl.models.heads.mlp")
-    return head.arguments
-
-
-def _classifier_sizes(classifier: Classifier) -> dict[str, Any]:
-    return {
-        "in_dim": classifier.in_dim,
-        "classes": list(classifier.classes),
-        "modality": classifier.modality,
-        "stage": classifier.stage,
-        "batch_norm": classifier.norm is not None,
-    }
-
-
-def _facts(config: Config, state: Mapping[str, Any], num_clips: int) -> dict[str, Any]:
+def _facts(config: Config, state: Mapping[str, Any]) -> dict[str, Any]:
     """What there is to say of a run. Of files only their names."""
     files = (config.model.video_weights, config.model.audio_weights, config.model.init)
     return {
@@ -310,7 +292,7 @@ def _facts(config: Config, state: Mapping[str, Any], num_clips: int) -> dict[str
         "optim": config.optim.model_dump(mode="json"),
         "manifest_hash": state["manifest_hash"],
         "split": config.data.split,
-        "num_clips": num_clips,
+        "num_clips": int(state["instances"]["valid"].sum()),
         "starts_from": [Path(name).name for name in files if name],
     }
 

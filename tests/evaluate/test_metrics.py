@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from avssl.evaluate.bootstrap import bootstrap_interval
 from avssl.evaluate.classify import grouped_predict
+from avssl.evaluate.metrics import bootstrap_interval
 
 
 def test_interval_covers_the_mean_about_as_often_as_it_says() -> None:

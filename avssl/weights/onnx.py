@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from avssl.files import whole_file
-from avssl.pretrained import Pretrained
+from avssl.weights.load import Pretrained
 
 TOLERANCE = 1e-3  # largest difference from torch, as a share of the largest output
 

@@ -13,8 +13,8 @@ from pytorchvideo.models import hub
 from torch import Tensor
 
 from avssl.models.importers import read_checkpoint
-from avssl.models.layouts import from_caffe2, from_slowfast
-from avssl.models.published import _shapes, import_published, read_memory, recognise
+from avssl.weights.layouts import from_caffe2, from_slowfast
+from avssl.weights.published import _shapes, import_published, read_memory, recognise
 
 GOLDEN = np.load(Path(__file__).parents[1] / "fixtures" / "avid_model.npz")
 

@@ -17,11 +17,11 @@ from avssl.evaluate.features import extract
 from avssl.media.decode import VideoWindow, read_clip
 from avssl.models import build_encoder
 from avssl.models.heads import Classifier
-from avssl.pretrained import Pretrained, Run, export, load, load_run, towers_of, with_data
 from avssl.retrieval.store import StoreError
 from avssl.retrieval.write import write_store
 from avssl.train import train
-from avssl.weights import CARD, CONFIG, MEMORY, WeightsError
+from avssl.weights.export import CARD, MEMORY, export
+from avssl.weights.load import CONFIG, Pretrained, Run, WeightsError, load, load_run, towers_of, with_data
 from tests.support.runs import config
 
 pytestmark = pytest.mark.slow
@@ -106,7 +106,7 @@ def test_no_path_of_the_machine_is_exported(weights: Path, run: Run, clip_set: M
     card = (weights / CARD).read_text()
     assert 'model = avssl.load("mine")' in card
     assert "from random weights; steps: 1" in card
-    assert "2 frames at 5 a second, the centre crop as 32 x 32" in card
+    assert "2 frames at 5 a second, the center crop as 32 x 32" in card
 
 
 def test_one_tower_with_a_classifier(tmp_path: Path, run: Run) -> None:

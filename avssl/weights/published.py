@@ -1,22 +1,25 @@
-"""Published checkpoints as our encoders and heads, compared entry by entry.
-
-What lives here: recognising a layout, filling the encoders, the report. What does not: the facts (layouts.py), reading
-a file (importers.py), writing what was found (avssl/weights.py).
-"""
+"""Published checkpoints as our encoders and heads, compared entry by entry."""
 
 import functools
+import hashlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
+import torchvision
 from torch import Tensor, nn
 
-from avssl.config import ModelConfig
+from avssl.config import DataConfig, ModelConfig
 from avssl.models import ENCODERS, build_encoder
+from avssl.models.adapters import TORCHVISION
 from avssl.models.heads import Encoder, mlp
-from avssl.models.layouts import CLIPS, LAYOUTS, Layout, Tower
+from avssl.models.importers import read_checkpoint
+from avssl.weights.layouts import CLIPS, LAYOUTS, Layout, Tower
+from avssl.weights.load import Pretrained, towers_of
 
+BY_NAME = "torchvision:"
 MAX_NAMED = 3  # entries named in an error
 
 
@@ -32,7 +35,7 @@ class Report:
 
 @dataclass(frozen=True)
 class Imported:
-    """The towers of a published checkpoint with its weights."""
+    """The encoders of a published checkpoint with its weights."""
 
     layout: str  # key of LAYOUTS
     model: ModelConfig
@@ -43,19 +46,57 @@ class Imported:
     report: Report
 
 
+def convert(source: str, *, encoder: str | None = None, trust_pickle: bool = False) -> tuple[Pretrained, Imported]:
+    """Read a published checkpoint: what an export takes, and how it was found.
+
+    Args:
+        source: a file, or torchvision:NAME for the weights that torchvision has downloaded before.
+        encoder: for video; None = the one that fits.
+        trust_pickle: as for `read_checkpoint`: runs whatever code the file holds.
+
+    Raises:
+        ValueError: the file is missing or cannot be read, or is of no known layout, or does not fit.
+    """
+    if source.startswith(BY_NAME):
+        if encoder:
+            raise ValueError(f"{source} says which encoder it is: leave --encoder out")
+        path, encoder = _downloaded(source.removeprefix(BY_NAME))
+    else:
+        path = Path(source)
+    weights, extras = read_checkpoint(path, named=str(path), trust_pickle=trust_pickle)
+    found = import_published(weights, path=str(path), encoder=encoder, extras=extras)
+    facts = LAYOUTS[found.layout]
+    towers = towers_of(
+        found.encoders,
+        found.heads,
+        path=path,
+        data=DataConfig(manifest="", **found.data),
+        model=found.model,
+        facts={
+            "kind": "published",
+            "layout": found.layout,
+            "title": facts.title,
+            "file": path.name,
+            "sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
+            "paper": facts.paper,
+            "licence": facts.licence,
+            "matched": len(found.report.matched),
+            "left_out": found.report.left_out,
+            "memory": {name: list(value.shape) for name, value in found.memory.items()},
+        },
+    )
+    return towers, found
+
+
 def import_published(
-    weights: Mapping[str, Tensor],
-    *,
-    path: str,
-    encoder: str | None = None,
-    extras: Mapping[str, Any] | None = None,
+    weights: Mapping[str, Tensor], *, path: str, encoder: str | None = None, extras: Mapping[str, Any] | None = None
 ) -> Imported:
     """Fill our encoders with the entries of a published checkpoint: each of them, and no other.
 
     Args:
         weights: by name, without wrapper; a leading `module.` is passed over.
         path: named in errors.
-        encoder: of the video tower; None = the one that fits.
+        encoder: for video; None = the one that fits.
         extras: what lay beside the weights in the file.
 
     Raises:
@@ -106,16 +147,24 @@ def read_memory(extras: Mapping[str, Any]) -> dict[str, Tensor]:
     Source: AVID-CMA, criterions/avid.py (view1_mem, view2_mem, avg_exp_score: -1 until it is set).
     """
     criterion = extras.get("train_criterion")
-    criterion = criterion if isinstance(criterion, dict) else {}
-    memory = {}
-    for name, value in criterion.items():
-        for ending, ours in (("view1_mem", "banks.video.z"), ("view2_mem", "banks.audio.z")):
-            if name.endswith(ending):
-                memory[ours] = value
-    scores = [value.float().mean() for name, value in criterion.items() if name.endswith("avg_exp_score")]
+    entries = criterion.items() if isinstance(criterion, dict) else ()
+    banks = {"view1_mem": "banks.video.z", "view2_mem": "banks.audio.z"}
+    memory = {ours: value for name, value in entries for ending, ours in banks.items() if name.endswith(ending)}
+    scores = [value.float().mean() for name, value in entries if name.endswith("avg_exp_score")]
     if scores and torch.stack(scores).mean() > 0:
         memory["log_z"] = torch.stack(scores).mean().log()
     return memory
+
+
+def _downloaded(name: str) -> tuple[Path, str]:
+    """The file of torchvision's best weights for a network, and our name of it."""
+    if name not in TORCHVISION:
+        raise ValueError(f"{BY_NAME}{name}: expected one of {', '.join(TORCHVISION)}")
+    url = torchvision.models.get_model_weights(name).DEFAULT.url
+    path = Path(torch.hub.get_dir(), "checkpoints", Path(url).name)
+    if not path.exists():
+        raise ValueError(f"{BY_NAME}{name} is not in {path.parent}: nothing is downloaded here, put {url} there")
+    return path, name
 
 
 def _sort(

@@ -1,0 +1,79 @@
+"""A folder of weights that `load` reads anywhere: encoders.safetensors, config.json, a model card, and what may stand
+beside them. No path of this machine is in it.
+"""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+from torch import Tensor, nn
+
+import avssl
+from avssl.checkpoint import ENCODERS, LAST
+from avssl.files import whole_file
+from avssl.models.heads import MLP
+from avssl.weights.card import write_card
+from avssl.weights.load import CONFIG, FORMAT, Pretrained, WeightsError, parts_of, without_files
+
+CARD, MEMORY = "README.md", "memory.safetensors"
+ONNX = ("video.onnx", "audio.onnx")
+PRIVATE = ("manifest", "root", "policy")  # of the data section: where clips lay, and what training did without some
+
+
+def export(
+    towers: Pretrained, folder: str | Path, *, facts: Mapping[str, Any], memory: Mapping[str, Tensor] | None = None
+) -> None:
+    """Write encoders, heads and classifier. Files of an earlier export in the folder are replaced or removed; each is
+    written whole or not at all, config.json last and with the digest of the weights: a folder whose writing was
+    interrupted is refused when it is read.
+
+    Args:
+        facts: where the weights come from, as JSON has them; see `write_card`.
+        memory: further tensors to put beside them; nothing here reads them.
+
+    Raises:
+        WeightsError: the folder is a run's, or a head is of a kind that cannot be built again.
+        WriteError: the folder cannot be written to.
+    """
+    folder, classifier = Path(folder), towers.classifier
+    sections = {
+        "data": towers.data.model_dump(mode="json", exclude=set(PRIVATE)),
+        "model": without_files(towers.model).model_dump(mode="json"),
+        "heads": {modality: _head_arguments(head) for modality, head in towers.heads.items()},
+        "classifier": None,
+        "facts": dict(facts),
+    }
+    if classifier is not None:
+        names = ("in_dim", "classes", "modality", "stage")
+        sections["classifier"] = {name: getattr(classifier, name) for name in names}
+        sections["classifier"]["batch_norm"] = classifier.norm is not None
+    if (folder / LAST).exists():
+        raise WeightsError(f"{folder} is the folder of a run, whose {ENCODERS} stays as it is: give another one")
+    content = _as_bytes(parts_of(towers.encoders, towers.heads, classifier).state_dict())
+    about = {"format": FORMAT, "avssl": avssl.__version__, "sha256": hashlib.sha256(content).hexdigest()}
+    _write(folder / ENCODERS, content)
+    for name in (MEMORY, *ONNX):
+        (folder / name).unlink(missing_ok=True)
+    if memory:
+        _write(folder / MEMORY, _as_bytes(memory))
+    _write(folder / CARD, write_card(sections, towers.encoders, folder=folder.name).encode())
+    _write(folder / CONFIG, (json.dumps(about | sections, indent=1) + "\n").encode())
+
+
+def _head_arguments(head: nn.Module) -> dict[str, Any]:
+    """The arguments that build a head again."""
+    if not isinstance(head, MLP):
+        raise WeightsError(f"a head of {type(head).__name__} cannot be exported: build it with avssl.models.heads.mlp")
+    return head.arguments
+
+
+def _as_bytes(state: Mapping[str, Tensor]) -> bytes:
+    return safetensors.torch.save({name: value.detach().cpu().contiguous() for name, value in state.items()})
+
+
+def _write(path: Path, content: bytes) -> None:
+    with whole_file(path) as temporary:
+        temporary.write_bytes(content)
