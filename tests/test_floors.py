@@ -78,7 +78,7 @@ def test_no_import_cycles() -> None:
         ("avssl.media.inspect", "torch cv2"),
         ("avssl.media.prepare", "torch cv2 pyarrow"),
         ("avssl.media.preview", "torch cv2 pyarrow matplotlib"),
-        ("avssl.retrieval.previews", "torch cv2 pyarrow matplotlib"),
+        ("avssl.browser.previews", "torch cv2 pyarrow matplotlib"),
         ("avssl.media.decode", "torch"),
     ],
 )

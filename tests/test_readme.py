@@ -206,7 +206,7 @@ OWN_TESTS = {  # run in miniature by a test of their own; here only their option
     ("tools/benchmark.py", "step"): "tests/benchmark/test_step.py",
     ("tools/benchmark.py", "mining", "--n"): "tests/benchmark/test_mining.py",
     ("tools/benchmark.py", "search"): "tests/benchmark/test_search.py",
-    ("tools/browse.py",): "tests/retrieval/test_browse_tool.py",
+    ("tools/browse.py",): "tests/browser/test_browse_tool.py",
 }
 NOT_RUN = ("make", "torchrun")  # make: the issue exempts it; torchrun: tests/test_train.py starts several processes
 

@@ -26,12 +26,12 @@ import torch
 import uvicorn
 
 from avssl.files import WriteError, check_writable
-from avssl.retrieval.app import build_app
-from avssl.retrieval.guard import Guard
-from avssl.retrieval.previews import Previews
-from avssl.retrieval.shelves import Shelf
+from avssl.browser.app import build_app
+from avssl.browser.guard import Guard
+from avssl.browser.previews import Previews
+from avssl.browser.catalog import Shelf
 from avssl.retrieval.store import Store, StoreError, read_store
-from avssl.retrieval.uploads import Uploads
+from avssl.browser.uploads import Uploads
 
 
 def main() -> int:

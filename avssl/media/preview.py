@@ -3,7 +3,7 @@
     python -m avssl.media.preview        (a worker: one JSON job per line in, one JSON answer per line out)
 
 What lives here: the poster, the spectrogram and the preview of one clip, whether browsers play its file as it is, and
-the worker. It imports av, numpy and PIL only. What does not: where the results are kept (retrieval/previews.py) and the
+the worker. It imports av, numpy and PIL only. What does not: where the results are kept (browser/previews.py) and the
 page.
 
 A clip is a file or a part of one, (start, end) in seconds on the container's clock. A job is a mapping of kind, source

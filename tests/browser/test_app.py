@@ -17,15 +17,15 @@ from starlette.testclient import TestClient
 from avssl.config import load
 from avssl.data.manifest import Manifest
 from avssl.pretrained import load_run
-from avssl.retrieval import app as module
-from avssl.retrieval import shelves
-from avssl.retrieval.app import build_app
-from avssl.retrieval.guard import Guard
-from avssl.retrieval.previews import Previews
+from avssl.browser import app as module
+from avssl.browser import catalog
+from avssl.browser.app import build_app
+from avssl.browser.guard import Guard
+from avssl.browser.previews import Previews
 from avssl.retrieval.search import WAYS, query_of_row, rank
-from avssl.retrieval.shelves import Shelf
+from avssl.browser.catalog import Shelf
 from avssl.retrieval.store import Store, StoreError, read_store
-from avssl.retrieval.uploads import LOCK, MAX_AT_ONCE, PREFIX, Uploads, remove_leftovers
+from avssl.browser.uploads import LOCK, MAX_AT_ONCE, PREFIX, Uploads, remove_leftovers
 from avssl.retrieval.write import write_store
 from avssl.train import train
 from tests.clips import TINY, make_clip, make_set, make_sound
@@ -59,7 +59,7 @@ def visit(shown: list[Store], folder: Path, **limits: float) -> Iterator[TestCli
         shown_on = [Shelf(store, folder / str(number), print) for number, store in enumerate(shown)]
         server = Guard(build_app(shown_on, previews=previews, uploads=uploads))
         visitor = TestClient(server, base_url="http://127.0.0.1", raise_server_exceptions=False)
-        visitor.uploads, visitor.shelves = uploads, shown_on
+        visitor.uploads, visitor.catalog = uploads, shown_on
         yield visitor
 
 
@@ -431,7 +431,7 @@ def test_a_sender_that_pauses_is_given_up(monkeypatch: pytest.MonkeyPatch) -> No
 
 
 def test_old_uploads_are_forgotten(visitor: TestClient, clips: Manifest, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("avssl.retrieval.uploads.MAX_HELD", 1)
+    monkeypatch.setattr("avssl.browser.uploads.MAX_HELD", 1)
     first, second = (upload(visitor, clips.path(1).read_bytes()).json()["id"] for _ in range(2))
     assert "bring it again" in detail(visitor.get(f"/api/neighbours?query={first}&by=v2v"), 404)
     assert visitor.get(f"/api/neighbours?query={second}&by=v2v").status_code == 200
@@ -446,17 +446,17 @@ def test_a_run_that_was_trained_on_embeds_nothing(stores: list[Store], clips: Ma
 
 
 def test_searches_are_exact_until_the_index_is_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(shelves, "EXACT_BELOW", 10)
+    monkeypatch.setattr(catalog, "EXACT_BELOW", 10)
     store = write(tmp_path / "e", random_vectors(3000, 16))
-    begin, opened = threading.Event(), shelves.open_index
+    begin, opened = threading.Event(), catalog.open_index
 
     def later(*given: object, **named: object) -> object:
         begin.wait(30)
         return opened(*given, **named)
 
-    monkeypatch.setattr(shelves, "open_index", later)
+    monkeypatch.setattr(catalog, "open_index", later)
     for visitor in visit([store], tmp_path / "b"):
-        visitor.shelves[0].prepare()
+        visitor.catalog[0].prepare()
         assert visitor.get("/api/about").json()["stores"][0]["index"]["state"] == "building"
         asked = "/api/neighbours?query=5&by=v2a"
         exact = visitor.get(asked).json()
@@ -473,8 +473,8 @@ def test_searches_are_exact_until_the_index_is_there(tmp_path: Path, monkeypatch
 
 
 def test_a_failing_index_leaves_exact_search(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(shelves, "EXACT_BELOW", 10)
-    monkeypatch.setattr(shelves, "open_index", lambda *given, **named: (_ for _ in ()).throw(MemoryError("too much")))
+    monkeypatch.setattr(catalog, "EXACT_BELOW", 10)
+    monkeypatch.setattr(catalog, "open_index", lambda *given, **named: (_ for _ in ()).throw(MemoryError("too much")))
     said: list[str] = []
     shelf = Shelf(write(tmp_path / "e", random_vectors(50, 4)), tmp_path, said.append)
     shelf.prepare()

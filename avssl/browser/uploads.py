@@ -17,7 +17,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Self
 
-from avssl.retrieval.previews import PreviewError, Previews
+from avssl.browser.previews import PreviewError, Previews
 from avssl.retrieval.search import Query, query_of_vectors
 from avssl.retrieval.store import Store
 from avssl.workers import Lost, Worker

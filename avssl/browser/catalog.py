@@ -15,7 +15,7 @@ import pyarrow.compute as pc
 
 from avssl.data.manifest import OUTSIDE
 from avssl.retrieval.index import EXACT_BELOW, NeighbourIndex, open_index
-from avssl.retrieval.map import Map, Method, open_map
+from avssl.browser.map import Map, Method, open_map
 from avssl.retrieval.search import Query, Ranking, Way, described
 from avssl.retrieval.store import Store, StoreError
 

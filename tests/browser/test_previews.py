@@ -20,8 +20,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from avssl.retrieval import previews
-from avssl.retrieval.previews import PreviewError, Previews
+from avssl.browser import previews
+from avssl.browser.previews import PreviewError, Previews
 from avssl.workers import Lost
 from tests.clips import make_clip, make_sound
 

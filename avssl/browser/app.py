@@ -27,13 +27,13 @@ from fastapi.staticfiles import StaticFiles
 from starlette.requests import ClientDisconnect
 
 from avssl.retrieval.index import NeighbourIndex
-from avssl.retrieval.map import Map, Method, has_umap
-from avssl.retrieval.previews import PreviewError, Previews
+from avssl.browser.map import Map, Method, has_umap
+from avssl.browser.previews import PreviewError, Previews
 from avssl.retrieval.search import Contrast, Ranking, Way, contrast, query_of_row, rank, ways_of
 from avssl.retrieval.search import Query as ClipQuery
-from avssl.retrieval.shelves import Library, NotShownError, Shelf
+from avssl.browser.catalog import Library, NotShownError, Shelf
 from avssl.retrieval.store import Store
-from avssl.retrieval.uploads import BusyError, Upload, UploadError, Uploads
+from avssl.browser.uploads import BusyError, Upload, UploadError, Uploads
 
 STATIC = Path(__file__).parent / "static"
 PAUSE_SECONDS = 15.0  # between two pieces of an upload
