@@ -4,7 +4,6 @@ What lives here: from a file, or torchvision's cache, to towers with the facts o
 checkpoints look like (models/layouts.py), the folder that becomes of them (pretrained.py).
 """
 
-import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,6 +12,7 @@ import torchvision
 from torch import Tensor
 
 from avssl.config import DataConfig
+from avssl.files import digest
 from avssl.models.adapters import TORCHVISION
 from avssl.models.importers import read_checkpoint
 from avssl.models.layouts import LAYOUTS
@@ -62,7 +62,7 @@ def convert(source: str, *, encoder: str | None = None, trust_pickle: bool = Fal
             "layout": found.layout,
             "title": facts.title,
             "file": path.name,
-            "sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
+            "sha256": digest(path.read_bytes(), algorithm="sha256"),
             "paper": facts.paper,
             "licence": facts.licence,
             "matched": len(found.report.matched),

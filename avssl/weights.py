@@ -4,7 +4,6 @@ What lives here: the files, their order and what is wrong with them. What does n
 the card (model_card.py).
 """
 
-import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,7 +14,7 @@ from torch import Tensor
 
 import avssl
 from avssl.checkpoint import ENCODERS, LAST
-from avssl.files import whole_file
+from avssl.files import digest, whole_file
 
 FORMAT = 1  # of config.json
 CONFIG, CARD, MEMORY = "config.json", "README.md", "memory.safetensors"
@@ -47,7 +46,7 @@ def write_weights(
     if (folder / LAST).exists():
         raise WeightsError(f"{folder} is the folder of a run, whose {ENCODERS} stays as it is: give another one")
     content = _as_bytes(state)
-    about = {"format": FORMAT, "avssl": avssl.__version__, "sha256": hashlib.sha256(content).hexdigest()}
+    about = {"format": FORMAT, "avssl": avssl.__version__, "sha256": digest(content, algorithm="sha256")}
     _write(folder / ENCODERS, content)
     for name in (MEMORY, *ONNX):
         (folder / name).unlink(missing_ok=True)
@@ -68,7 +67,7 @@ def read_weights(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
         content = path.read_bytes()
     except OSError as error:
         raise WeightsError(f"{path} cannot be read ({error.strerror}): it belongs beside {folder / CONFIG}") from error
-    if hashlib.sha256(content).hexdigest() != config["sha256"]:
+    if digest(content, algorithm="sha256") != config["sha256"]:
         raise WeightsError(f"{path} is damaged, or not the one that {CONFIG} beside it was written for: export again")
     return config, safetensors.torch.load(content)
 

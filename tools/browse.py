@@ -25,13 +25,13 @@ from pathlib import Path
 import torch
 import uvicorn
 
-from avssl.files import WriteError, check_writable
 from avssl.browser.app import build_app
+from avssl.browser.catalog import Shelf
 from avssl.browser.guard import Guard
 from avssl.browser.previews import Previews
-from avssl.browser.catalog import Shelf
-from avssl.retrieval.store import Store, StoreError, read_store
 from avssl.browser.uploads import Uploads
+from avssl.files import WriteError, check_writable
+from avssl.retrieval.store import Store, StoreError, read_store
 
 
 def main() -> int:

@@ -19,7 +19,6 @@ in the plain decode.
 Letters: T frames, n samples.
 """
 
-import hashlib
 import itertools
 import math
 from collections.abc import Iterator, Sequence
@@ -31,6 +30,7 @@ import av
 import numpy as np
 
 from avssl.benchmark.damage import FPS, SIZE, Clip, Ear, read_numbers
+from avssl.files import digest
 from avssl.media.decode import Frames, Samples
 from avssl.media.reader import OPEN_SECONDS, SAMPLE_RATES, TIME_TOLERANCE, frame_duration, to_mono
 
@@ -196,7 +196,7 @@ def index_digest(path: Path) -> str:
             clocks = [(str(stream.time_base), stream.start_time) for stream in container.streams]
     except av.error.FFmpegError:
         return ""
-    return name + hashlib.blake2b(repr((found, clocks)).encode(), digest_size=16).hexdigest()
+    return name + digest((found, clocks))
 
 
 def truth_of(clip: Clip) -> Truth:

@@ -8,7 +8,6 @@ Only clips of the embeddings are served, by their id: no name that a visitor sen
 """
 
 import asyncio
-import hashlib
 import os
 import threading
 import time
@@ -26,14 +25,15 @@ from fastapi.responses import FileResponse, JSONResponse, Response
 from fastapi.staticfiles import StaticFiles
 from starlette.requests import ClientDisconnect
 
-from avssl.retrieval.index import NeighbourIndex
+from avssl.browser.catalog import Library, NotShownError, Shelf
 from avssl.browser.map import Map, Method, has_umap
 from avssl.browser.previews import PreviewError, Previews
+from avssl.browser.uploads import BusyError, Upload, UploadError, Uploads
+from avssl.files import digest
+from avssl.retrieval.index import NeighbourIndex
 from avssl.retrieval.search import Contrast, Ranking, Way, contrast, query_of_row, rank, ways_of
 from avssl.retrieval.search import Query as ClipQuery
-from avssl.browser.catalog import Library, NotShownError, Shelf
 from avssl.retrieval.store import Store
-from avssl.browser.uploads import BusyError, Upload, UploadError, Uploads
 
 STATIC = Path(__file__).parent / "static"
 PAUSE_SECONDS = 15.0  # between two pieces of an upload
@@ -318,7 +318,7 @@ def answered(ask: Callable[[], Any]) -> Any:
 
 def picture(request: Request, content: bytes, kind: str) -> Response:
     """A small picture, or that the visitor has it already."""
-    tag = f'"{hashlib.blake2b(content, digest_size=12).hexdigest()}"'
+    tag = f'"{digest(content)}"'
     if request.headers.get("if-none-match") == tag:
         return Response(status_code=304, headers={"etag": tag})
     return Response(content, media_type=kind, headers={"etag": tag})

@@ -13,9 +13,9 @@ from typing import Any, Literal, get_args
 import numpy as np
 import pyarrow.compute as pc
 
+from avssl.browser.map import Map, Method, open_map
 from avssl.data.manifest import OUTSIDE
 from avssl.retrieval.index import EXACT_BELOW, NeighbourIndex, open_index
-from avssl.browser.map import Map, Method, open_map
 from avssl.retrieval.search import Query, Ranking, Way, described
 from avssl.retrieval.store import Store, StoreError
 

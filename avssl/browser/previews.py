@@ -5,7 +5,6 @@ picture or a preview is made (media/preview.py) and the server (app.py).
 """
 
 import contextlib
-import hashlib
 import math
 import os
 import queue
@@ -18,6 +17,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Generic, Self, TypeVar
 
+from avssl.files import digest
 from avssl.media.preview import VERSION, Part
 from avssl.media.reader import file_problem
 from avssl.workers import Lost, Worker
@@ -181,7 +181,7 @@ def _key(kind: str, source: Path, part: Part) -> str:
         raise PreviewError(source, f"the file cannot be opened ({error.strerror})") from error
     times = None if part is None else (float(part[0]), float(part[1]))
     facts = (os.fsencode(resolved), found.st_size, found.st_mtime_ns, times, kind, VERSION)
-    return hashlib.blake2b(repr(facts).encode(), digest_size=20).hexdigest()
+    return digest(facts, num_bytes=20)
 
 
 class _Folder:

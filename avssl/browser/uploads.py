@@ -4,7 +4,6 @@ What lives here: one file at a time from its bytes on disk to vectors and pictur
 in memory. What does not: receiving the bytes (app.py), decoding and embedding (embed.py, media/preview.py).
 """
 
-import fcntl
 import re
 import secrets
 import shutil
@@ -12,18 +11,19 @@ import tempfile
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Self
 
 from avssl.browser.previews import PreviewError, Previews
+from avssl.files import LockedError, WriteError, folder_lock
 from avssl.retrieval.search import Query, query_of_vectors
 from avssl.retrieval.store import Store
 from avssl.workers import Lost, Worker
 
 MAX_HELD = 100
-PREFIX, LOCK = "avssl-uploads-", "lock"  # of folders for files that are looked at; who uses one holds its lock
+PREFIX = "avssl-uploads-"  # of folders for files that are looked at; who uses one holds its lock
 MAX_AT_ONCE = 5  # one is embedded, others arrive or wait; further ones are turned away
 TIMEOUT_SECONDS = 60.0  # per file, the loading of the runs included
 
@@ -65,8 +65,8 @@ class Uploads:
         self.stores, self.max_bytes, self.max_seconds = stores, max_bytes, max_seconds
         remove_leftovers()
         self.folder = Path(tempfile.mkdtemp(prefix=PREFIX))
-        self._lock = (self.folder / LOCK).open("w")
-        fcntl.flock(self._lock, fcntl.LOCK_EX)
+        self._lock = ExitStack()
+        self._lock.enter_context(folder_lock(self.folder))
         self._worker = Worker("avssl.retrieval.embed", timeout_seconds)
         self._previews = Previews(self.folder / "previews", max_bytes=64 << 20, num_workers=1)
         self._places = threading.BoundedSemaphore(MAX_AT_ONCE)
@@ -152,10 +152,6 @@ class Uploads:
 
 def remove_leftovers() -> None:
     """Delete what servers have left that were killed."""
-    for folder in Path(tempfile.gettempdir()).glob(f"{PREFIX}*"):
-        try:
-            with (folder / LOCK).open("r+") as lock:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                shutil.rmtree(folder, ignore_errors=True)
-        except OSError:  # somebody else's, or in use
-            continue
+    for lock in Path(tempfile.gettempdir()).glob(f"{PREFIX}*/.lock"):
+        with suppress(LockedError, WriteError), folder_lock(lock.parent):  # in use, or somebody else's
+            shutil.rmtree(lock.parent, ignore_errors=True)

@@ -22,6 +22,7 @@ import av.stream
 import numpy as np
 from av.codec.context import Flags2
 
+from avssl.files import digest
 from avssl.media.probe import (
     SILENCE,
     Probe,
@@ -310,7 +311,7 @@ def _digest(frame: av.VideoFrame) -> bytes:
 
 def _join(digests: Iterator[bytes]) -> str:
     joined = b"".join(digests)
-    return hashlib.blake2b(joined, digest_size=16).hexdigest() if joined else ""
+    return digest(joined) if joined else ""
 
 
 if __name__ == "__main__":

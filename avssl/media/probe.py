@@ -6,7 +6,6 @@ What lives here: `probe`. It imports av and numpy only, so that a worker starts 
 costs little. What does not: the pool of workers and its time limit (workers.py).
 """
 
-import hashlib
 import itertools
 import os
 from collections.abc import Callable, Iterable
@@ -18,6 +17,7 @@ import av
 import av.stream
 import numpy as np
 
+from avssl.files import digest
 from avssl.media.reader import EMPTY, MISSING, DecodeError, Reader, file_problem, frame_duration, is_cover, to_mono
 from avssl.workers import serve
 
@@ -103,14 +103,13 @@ def examine(path: str | Path, look: Callable[[Reader], dict]) -> dict:
 def content_key(path: str | Path) -> str:
     """A fast digest (32 hex digits) of the size and of the first, middle and last 64 KiB: it tells clips apart and
     notices a file that was exchanged, but not a change elsewhere in a big file."""
-    digest = hashlib.blake2b(digest_size=16)
+    blocks = []
     with open(path, "rb") as file:
         size = file.seek(0, os.SEEK_END)
-        digest.update(str(size).encode())
         for offset in (0, (size - BLOCK_BYTES) // 2, size - BLOCK_BYTES):
             file.seek(max(offset, 0))
-            digest.update(file.read(BLOCK_BYTES))
-    return digest.hexdigest()
+            blocks.append(file.read(BLOCK_BYTES))
+    return digest(size, *blocks)
 
 
 def without_picture(reader: Reader) -> dict:

@@ -14,7 +14,6 @@ disk, so that a million clips are there at once.
 What lives here: the files and reading them, without any model. What does not: filling them (write.py).
 """
 
-import hashlib
 import json
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -31,6 +30,7 @@ import pyarrow.parquet as pq
 import torch
 from torch import Tensor
 
+from avssl.files import digest
 from avssl.structs import MODALITIES
 
 SHARD_ROWS = 1024
@@ -165,11 +165,8 @@ class Store:
         """Tells embeddings apart: what they are of, size and time of every file; not where run and clips lie."""
         meta = self.meta
         facts = (meta.weights_hash, meta.manifest_hash, meta.kind, meta.num_clips, meta.split, meta.num_rows)
-        found = hashlib.blake2b(repr(facts).encode(), digest_size=16)
-        for path in sorted(self.folder.glob("shard-*")):
-            entry = path.stat()
-            found.update(f"{path.name} {entry.st_size} {entry.st_mtime_ns}\n".encode())
-        return found.hexdigest()
+        entries = [(path.name, path.stat()) for path in sorted(self.folder.glob("shard-*"))]
+        return digest(facts, *(f"{name} {entry.st_size} {entry.st_mtime_ns}\n" for name, entry in entries))
 
     def part(self, row: int) -> tuple[float | None, float | None]:
         """Seconds at which a clip that is a part of its file starts and ends, as in the manifest."""

@@ -14,18 +14,18 @@ import pytest
 from PIL import Image
 from starlette.testclient import TestClient
 
-from avssl.config import load
-from avssl.data.manifest import Manifest
-from avssl.pretrained import load_run
 from avssl.browser import app as module
 from avssl.browser import catalog
 from avssl.browser.app import build_app
+from avssl.browser.catalog import Shelf
 from avssl.browser.guard import Guard
 from avssl.browser.previews import Previews
+from avssl.browser.uploads import MAX_AT_ONCE, PREFIX, Uploads, remove_leftovers
+from avssl.config import load
+from avssl.data.manifest import Manifest
+from avssl.pretrained import load_run
 from avssl.retrieval.search import WAYS, query_of_row, rank
-from avssl.browser.catalog import Shelf
 from avssl.retrieval.store import Store, StoreError, read_store
-from avssl.browser.uploads import LOCK, MAX_AT_ONCE, PREFIX, Uploads, remove_leftovers
 from avssl.retrieval.write import write_store
 from avssl.train import train
 from tests.clips import TINY, make_clip, make_set, make_sound
@@ -299,7 +299,7 @@ def upload(visitor: TestClient, content: bytes, name: str = "mine.mp4") -> httpx
 
 
 def left_over(visitor: TestClient) -> list[str]:
-    return [path.name for path in visitor.uploads.folder.rglob("*") if path.is_file() and path.name != LOCK]
+    return [path.name for path in visitor.uploads.folder.rglob("*") if path.is_file() and path.name != ".lock"]
 
 
 def test_an_uploaded_clip_finds_what_the_clip_itself_would(
@@ -408,7 +408,7 @@ def test_what_a_killed_server_left_is_removed(
 ) -> None:
     monkeypatch.setattr("tempfile.gettempdir", lambda: str(tmp_path))
     (tmp_path / f"{PREFIX}killed").mkdir()
-    for name in (LOCK, "clip.mp4"):
+    for name in (".lock", "clip.mp4"):
         (tmp_path / f"{PREFIX}killed" / name).write_text("x")
     (tmp_path / f"{PREFIX}used").symlink_to(visitor.uploads.folder)
     remove_leftovers()
