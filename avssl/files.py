@@ -114,7 +114,7 @@ def folder_lock(folder: str | Path, *, file: str = "", wait: bool = False) -> It
         try:
             yield
         finally:
-            path.unlink(missing_ok=True)
+            _remove(path)
 
 
 @contextmanager
@@ -182,8 +182,6 @@ def _to_disk(path: Path) -> None:
         os.close(descriptor)
 
 
-def _remove(temporary: Path) -> None:
-    try:
-        temporary.unlink(missing_ok=True)
-    except OSError:
-        return  # a folder that cannot be written to holds no such file: the first error is the one to tell
+def _remove(path: Path) -> None:
+    with suppress(OSError):  # a folder that cannot be written to holds no such file: the first error is the one to tell
+        path.unlink()

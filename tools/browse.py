@@ -26,7 +26,7 @@ import torch
 import uvicorn
 
 from avssl.browser.app import build_app
-from avssl.browser.catalog import Shelf
+from avssl.browser.catalog import IndexedStore
 from avssl.browser.guard import Guard
 from avssl.browser.previews import Previews
 from avssl.browser.uploads import Uploads
@@ -47,9 +47,9 @@ def main() -> int:
     arguments = parser.parse_args()
     for number in (signal.SIGINT, signal.SIGTERM):  # uvicorn ends its work first, then lets them through
         signal.signal(number, lambda *_: sys.exit(0))
-    shelves: list[Shelf] = []
+    indexed: list[IndexedStore] = []
     with ExitStack() as stack:
-        stack.callback(leave_busy, shelves)  # comes last
+        stack.callback(leave_busy, indexed)  # comes last
         try:
             for name in ("max_upload_mb", "max_upload_seconds", "preview_gb"):
                 if not 0 < getattr(arguments, name) < float("inf"):
@@ -57,7 +57,7 @@ def main() -> int:
             stores = open_stores(arguments.embeddings, arguments.root)
             listening = stack.enter_context(listen(arguments.host, arguments.port))
             folders = [cache_folder(store, stack) for store in stores]
-            shelves += [Shelf(store, folder, say) for store, folder in zip(stores, folders, strict=True)]
+            indexed += [IndexedStore(store, folder, say) for store, folder in zip(stores, folders, strict=True)]
         except ValueError as error:
             print(f"error: {error}", file=sys.stderr)
             return 2
@@ -65,15 +65,15 @@ def main() -> int:
         uploads = stack.enter_context(Uploads(stores, **limits))
         previews = stack.enter_context(Previews(folders[0] / "previews", max_bytes=round(arguments.preview_gb * 2**30)))
         token = None if ipaddress.ip_address(listening.getsockname()[0]).is_loopback else secrets.token_urlsafe(24)
-        for shelf in shelves:
-            shelf.prepare()
+        for each in indexed:
+            each.prepare()
         address = address_of(listening, arguments.host, token)
         print(address, flush=True)
         say("Ctrl-C stops it")
         if arguments.open:
             webbrowser.open(address)
         names = [arguments.host.strip("[]")]
-        app = Guard(build_app(shelves, previews=previews, uploads=uploads), token=token, names=names)
+        app = Guard(build_app(indexed, previews=previews, uploads=uploads), token=token, names=names)
         torch.set_num_threads(1)  # a search is short, and as many run beside one another as there are cores
         quiet = {"log_level": "warning", "access_log": False, "server_header": False}
         uvicorn.Server(uvicorn.Config(app, timeout_graceful_shutdown=3, **quiet)).run(sockets=[listening])
@@ -135,9 +135,9 @@ def address_of(listening: socket.socket, host: str, token: str | None) -> str:
     return f"http://{name}:{listening.getsockname()[1]}/" + (f"?token={token}" if token else "")
 
 
-def leave_busy(shelves: list[Shelf]) -> None:
+def leave_busy(indexed: list[IndexedStore]) -> None:
     """End at once when an index is being built or a map drawn: the threads of FAISS do not survive an orderly end."""
-    if any(shelf.is_busy() for shelf in shelves):
+    if any(each.is_busy() for each in indexed):
         os._exit(0)
 
 

@@ -1,8 +1,4 @@
-"""Files that a visitor of the browser brings: embedded in a process that can be killed, and deleted.
-
-What lives here: one file at a time from its bytes on disk to vectors and pictures, of which the last MAX_HELD are held
-in memory. What does not: receiving the bytes (app.py), decoding and embedding (embed.py, media/preview.py).
-"""
+"""Files that a visitor of the browser brings: embedded in a process that can be killed, and deleted."""
 
 import re
 import secrets
@@ -16,6 +12,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Self
 
+from avssl.browser.catalog import NotShownError
 from avssl.browser.previews import PreviewError, Previews
 from avssl.files import LockedError, WriteError, folder_lock
 from avssl.retrieval.search import Query, query_of_vectors
@@ -106,29 +103,12 @@ class Uploads:
         Raises:
             UploadError: it cannot be read, lasts too long, or took or brought down the process that had it.
         """
-        upload = self._embed(path, name)
-        with self._changing:
-            self._held[upload.id] = upload
-            while len(self._held) > MAX_HELD:
-                self._held.popitem(last=False)
-        return upload
-
-    def get(self, id: str) -> Upload | None:
-        with self._changing:
-            return self._held.get(id)
-
-    def _embed(self, path: Path, name: str) -> Upload:
-        job = {
-            "path": str(path),
-            "max_seconds": self.max_seconds,
-            "stores": [asdict(store.meta) for store in self.stores],
-        }
-        answer = self._worker.ask(job)
-        if isinstance(answer, Lost):
-            raise UploadError(f"{name} could not be embedded: {answer.reason}")
-        if "reason" in answer:
-            raise UploadError(f"{name} could not be embedded: {answer['reason']}")
-        return Upload(
+        stores = [asdict(store.meta) for store in self.stores]
+        answer = self._worker.ask({"path": str(path), "max_seconds": self.max_seconds, "stores": stores})
+        reason = answer.reason if isinstance(answer, Lost) else answer.get("reason")
+        if reason:
+            raise UploadError(f"{name} could not be embedded: {reason}")
+        upload = Upload(
             id=f"u-{secrets.token_hex(8)}",
             name=name,
             has_video=answer["has_video"],
@@ -138,6 +118,18 @@ class Uploads:
             poster=self._picture(self._previews.poster, path),
             spectrogram=self._picture(self._previews.spectrogram, path),
         )
+        with self._changing:
+            self._held[upload.id] = upload
+            while len(self._held) > MAX_HELD:
+                self._held.popitem(last=False)
+        return upload
+
+    def get(self, id: str) -> Upload:
+        """Raises NotShownError: it is not held any more."""
+        with self._changing:
+            if id not in self._held:
+                raise NotShownError("this file is no longer held here: bring it again")
+            return self._held[id]
 
     def _picture(self, make: Callable[[Path], bytes], path: Path) -> bytes | None:
         """A small picture of a file, of which nothing stays on disk."""

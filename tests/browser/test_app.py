@@ -17,7 +17,7 @@ from starlette.testclient import TestClient
 from avssl.browser import app as module
 from avssl.browser import catalog
 from avssl.browser.app import build_app
-from avssl.browser.catalog import Shelf
+from avssl.browser.catalog import IndexedStore
 from avssl.browser.guard import Guard
 from avssl.browser.previews import Previews
 from avssl.browser.uploads import MAX_AT_ONCE, PREFIX, Uploads, remove_leftovers
@@ -56,10 +56,10 @@ def stores(clips: Manifest, tmp_path_factory: pytest.TempPathFactory, repository
 def visit(shown: list[Store], folder: Path, **limits: float) -> Iterator[TestClient]:
     settings = {"max_bytes": MAX_BYTES, "max_seconds": MAX_SECONDS} | limits
     with Uploads(shown, **settings) as uploads, Previews(folder / "previews") as previews:
-        shown_on = [Shelf(store, folder / str(number), print) for number, store in enumerate(shown)]
+        shown_on = [IndexedStore(store, folder / str(number), print) for number, store in enumerate(shown)]
         server = Guard(build_app(shown_on, previews=previews, uploads=uploads))
         visitor = TestClient(server, base_url="http://127.0.0.1", raise_server_exceptions=False)
-        visitor.uploads, visitor.catalog = uploads, shown_on
+        visitor.uploads, visitor.stores = uploads, shown_on
         yield visitor
 
 
@@ -210,7 +210,7 @@ def test_paths_that_leave_the_folder_are_refused_at_the_start(tmp_path: Path) ->
     for path in ("../secret.mp4", "/etc/passwd", "a/../../b.mp4"):
         store = write(tmp_path / "e", random_vectors(2, 4), paths=["fine.mp4", path])
         with pytest.raises(StoreError, match=r"paths that leave their root, such as"):
-            Shelf(store, tmp_path, print)
+            IndexedStore(store, tmp_path, print)
 
 
 def test_a_clip_is_sent_whole_or_in_ranges(visitor: TestClient, clips: Manifest) -> None:
@@ -456,7 +456,7 @@ def test_searches_are_exact_until_the_index_is_there(tmp_path: Path, monkeypatch
 
     monkeypatch.setattr(catalog, "open_index", later)
     for visitor in visit([store], tmp_path / "b"):
-        visitor.catalog[0].prepare()
+        visitor.stores[0].prepare()
         assert visitor.get("/api/about").json()["stores"][0]["index"]["state"] == "building"
         asked = "/api/neighbours?query=5&by=v2a"
         exact = visitor.get(asked).json()
@@ -476,10 +476,10 @@ def test_a_failing_index_leaves_exact_search(tmp_path: Path, monkeypatch: pytest
     monkeypatch.setattr(catalog, "EXACT_BELOW", 10)
     monkeypatch.setattr(catalog, "open_index", lambda *given, **named: (_ for _ in ()).throw(MemoryError("too much")))
     said: list[str] = []
-    shelf = Shelf(write(tmp_path / "e", random_vectors(50, 4)), tmp_path, said.append)
-    shelf.prepare()
-    while shelf.state == "building":
+    indexed = IndexedStore(write(tmp_path / "e", random_vectors(50, 4)), tmp_path, said.append)
+    indexed.prepare()
+    while indexed.state == "building":
         time.sleep(0.01)
-    assert (shelf.state, shelf.index) == ("failed", None)
-    assert "too much" in shelf.why
-    assert said == [shelf.why]
+    assert (indexed.state, indexed.index) == ("failed", None)
+    assert "too much" in indexed.why
+    assert said == [indexed.why]
