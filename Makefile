@@ -23,7 +23,7 @@ test-fast: $(STAMP)
 
 # The neighbour browser's page in a real Chromium (skipped where there is none); screenshots in runs/browser-screenshots.
 test-browser: $(STAMP)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/browser
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m browser tests/browser
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

@@ -6,13 +6,14 @@ With DDP the gradient of a parameter is averaged over ranks; `gather` and `all_r
 send back, which together gives the gradient of the mean of the ranks' losses.
 """
 
-import hashlib
 import os
 from datetime import timedelta
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
+
+from avssl import files
 
 
 def init(device: str = "auto") -> torch.device:
@@ -130,12 +131,11 @@ def any_rank(flag: bool) -> bool:
 
 def digest(tensors: dict[str, Tensor]) -> str:
     """SHA-256 over names, shapes and bytes: equal tensors, equal digest."""
-    sha = hashlib.sha256()
+    parts: list[object] = []
     for name in sorted(tensors):
         value = tensors[name].detach().cpu().contiguous()
-        sha.update(f"{name}{tuple(value.shape)}{value.dtype}".encode())
-        sha.update(value.reshape(-1).view(torch.uint8).numpy().tobytes())
-    return sha.hexdigest()
+        parts += [f"{name}{tuple(value.shape)}{value.dtype}", value.reshape(-1).view(torch.uint8).numpy().data]
+    return files.digest(*parts, algorithm="sha256")
 
 
 def check_equal(tensors: dict[str, Tensor], what: str) -> None:

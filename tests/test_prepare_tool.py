@@ -6,6 +6,7 @@ import json
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -266,7 +267,7 @@ def test_two_at_once_in_one_folder_are_refused(many, tmp_path):
     first = start(many, tmp_path / "new", "--jobs", 1)
     wait_until(lambda: list((tmp_path / "new").glob(".*.partial")))
     second = start(many, tmp_path / "new", "--jobs", 1)
-    assert "another process prepares clips" in second.communicate(timeout=20)[1]
+    assert f"process {first.pid} on {socket.gethostname()} writes to" in second.communicate(timeout=20)[1]
     assert second.returncode == 2
     os.kill(first.pid, signal.SIGKILL)
     first.communicate()

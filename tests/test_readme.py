@@ -201,7 +201,7 @@ OWN_TESTS = {  # run in miniature by a test of their own; here only their option
     ("tests/rigs/hostile.py",): "tests/rigs/test_hostile.py",
     ("tools/track.py", "clips/manifest.parquet"): "tests/test_track_tool.py",
     ("tools/evaluate.py", "runs/mine/avid_cma", "propagate"): "tests/evaluate/test_propagate.py",
-    ("tools/browse.py",): "tests/retrieval/test_browse_tool.py",
+    ("tools/browse.py",): "tests/browser/test_browse_tool.py",
 }
 NOT_RUN = ("make", "torchrun")  # make: the issue exempts it; torchrun: tests/test_train.py starts several processes
 

@@ -25,14 +25,14 @@ from pathlib import Path
 import torch
 import uvicorn
 
+from avssl.browser.app import build_app
+from avssl.browser.catalog import IndexedStore
+from avssl.browser.guard import Guard
+from avssl.browser.previews import Previews
+from avssl.browser.uploads import Uploads
 from avssl.cli.common import check_above_0, new_parser, run
 from avssl.files import WriteError, check_writable
-from avssl.retrieval.app import build_app
-from avssl.retrieval.guard import Guard
-from avssl.retrieval.previews import Previews
-from avssl.retrieval.shelves import Shelf
 from avssl.retrieval.store import Store, StoreError, read_store
-from avssl.retrieval.uploads import Uploads
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -51,27 +51,27 @@ def main(arguments: list[str] | None = None) -> int:
 def _browse(given: argparse.Namespace) -> int:
     for number in (signal.SIGINT, signal.SIGTERM):  # uvicorn ends its work first, then lets them through
         signal.signal(number, lambda *_: sys.exit(0))
-    shelves: list[Shelf] = []
+    indexed: list[IndexedStore] = []
     with ExitStack() as stack:
-        stack.callback(leave_busy, shelves)  # comes last
+        stack.callback(leave_busy, indexed)  # comes last
         check_above_0(given, "max_upload_mb", "max_upload_seconds", "preview_gb")
         stores = open_stores(given.embeddings, given.root)
         listening = stack.enter_context(listen(given.host, given.port))
         folders = [cache_folder(store, stack) for store in stores]
-        shelves += [Shelf(store, folder, say) for store, folder in zip(stores, folders, strict=True)]
+        indexed += [IndexedStore(store, folder, say) for store, folder in zip(stores, folders, strict=True)]
         limits = {"max_bytes": given.max_upload_mb << 20, "max_seconds": given.max_upload_seconds}
         uploads = stack.enter_context(Uploads(stores, **limits))
         previews = stack.enter_context(Previews(folders[0] / "previews", max_bytes=round(given.preview_gb * 2**30)))
         token = None if ipaddress.ip_address(listening.getsockname()[0]).is_loopback else secrets.token_urlsafe(24)
-        for shelf in shelves:
-            shelf.prepare()
+        for each in indexed:
+            each.prepare()
         address = address_of(listening, given.host, token)
         print(address, flush=True)
         say("Ctrl-C stops it")
         if given.open:
             webbrowser.open(address)
         names = [given.host.strip("[]")]
-        app = Guard(build_app(shelves, previews=previews, uploads=uploads), token=token, names=names)
+        app = Guard(build_app(indexed, previews=previews, uploads=uploads), token=token, names=names)
         torch.set_num_threads(1)  # a search is short, and as many run beside one another as there are cores
         quiet = {"log_level": "warning", "access_log": False, "server_header": False}
         uvicorn.Server(uvicorn.Config(app, timeout_graceful_shutdown=3, **quiet)).run(sockets=[listening])
@@ -133,9 +133,9 @@ def address_of(listening: socket.socket, host: str, token: str | None) -> str:
     return f"http://{name}:{listening.getsockname()[1]}/" + (f"?token={token}" if token else "")
 
 
-def leave_busy(shelves: list[Shelf]) -> None:
+def leave_busy(indexed: list[IndexedStore]) -> None:
     """End at once when an index is being built or a map drawn: the threads of FAISS do not survive an orderly end."""
-    if any(shelf.is_busy() for shelf in shelves):
+    if any(each.is_busy() for each in indexed):
         os._exit(0)
 
 

@@ -2,8 +2,6 @@
 
 import collections
 import contextlib
-import fcntl
-import hashlib
 import json
 import os
 from collections.abc import Iterator, Mapping
@@ -14,8 +12,8 @@ import numpy as np
 from tqdm import tqdm
 
 from avssl.data.manifest import Manifest
-from avssl.data.tracks import EMPTY, TracksError, read_tracks, write_tracks
-from avssl.files import WriteError
+from avssl.data.tracks import EMPTY, read_tracks, write_tracks
+from avssl.files import WriteError, digest, folder_lock
 from avssl.workers import Lost, run_jobs
 
 MODULE = "avssl.mining.tracking"  # of the workers
@@ -49,7 +47,8 @@ def track_manifest(
         reason of each clip that could not be read.
 
     Raises:
-        TracksError: `out` is of another manifest or no table of tracks, or another process writes it.
+        TracksError: `out` is of another manifest or no table of tracks.
+        LockedError: another process writes it.
         ValueError: the split has no clips.
         WriteError: `out` or the file beside it cannot be written.
     """
@@ -132,22 +131,17 @@ def _rows(id: int, answer: Mapping[str, Any]) -> list[dict[str, Any]]:
 def _journal(out: Path, manifest_hash: str, options: Mapping[str, Any]) -> Iterator[TextIO]:
     """The file beside `out` with a line for each clip that is done, open for reading and appending by this call alone.
 
-    Its name tells manifest and options, so that a call with others neither uses nor harms it. The lock ends with the
-    process, however that ends.
+    Its name tells manifest and options, so that a call with others neither uses nor harms it.
     """
-    key = hashlib.blake2b(json.dumps([manifest_hash, options]).encode(), digest_size=6).hexdigest()
+    key = digest(json.dumps([manifest_hash, options]), num_bytes=6)
     path = out.with_name(f".{out.name}.{key}.jsonl")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.touch()
-    except OSError as error:
-        raise WriteError(path, error) from error
-    with open(path, "a+", encoding="utf-8") as file:
+    with folder_lock(out.parent, file=out.name):
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise TracksError(f"another process writes {out}: wait for it or end it") from error
-        yield file
+            path.touch()
+        except OSError as error:
+            raise WriteError(path, error) from error
+        with open(path, "a+", encoding="utf-8") as file:
+            yield file
 
 
 def _read_journal(journal: TextIO) -> dict[int, dict[str, Any]]:

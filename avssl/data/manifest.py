@@ -3,7 +3,6 @@
 What lives here: reading, writing and asking it. What does not: finding and probing the files (check.py, datasets/*.py).
 """
 
-import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -16,7 +15,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from avssl.data.quarantine import read_quarantine
-from avssl.files import whole_file
+from avssl.files import digest, whole_file
 
 # A row is a clip or, with start and end, a part of one. Further columns may follow.
 SCHEMA = pa.schema(
@@ -72,15 +71,15 @@ class Manifest:
     @cached_property
     def hash(self) -> str:
         """Digest (32 hex digits) of which instances stand in which order; labels and probed facts do not enter."""
-        digest = hashlib.blake2b(digest_size=16)
+        parts = []
         for name in IDENTITY:
             values = self.table.column(name)
             if pa.types.is_floating(values.type):
-                digest.update(values.to_numpy().astype("<f8").tobytes())  # null is NaN
+                parts.append(values.to_numpy().astype("<f8").tobytes())  # null is NaN
             else:
-                digest.update("\0".join(value or "" for value in values.to_pylist()).encode())
-            digest.update(b"\n")
-        return digest.hexdigest()
+                parts.append("\0".join(value or "" for value in values.to_pylist()))
+            parts.append("\n")
+        return digest(*parts)
 
     def column(self, name: str) -> np.ndarray:
         """One column as (N,) array: text as objects with None, numbers with nulls as float64 with NaN.

@@ -7,8 +7,6 @@ differ), each of them keeps its whole name: a/b.avi.mp4 and a/b.mkv.mp4.
 import collections
 import contextlib
 import csv
-import fcntl
-import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path, PurePosixPath
@@ -20,7 +18,7 @@ from tqdm import tqdm
 from avssl.data.check import FACTS, join_facts
 from avssl.data.manifest import SCHEMA, read_manifest, write_manifest
 from avssl.data.recipes.layout import find_clips, label_clips
-from avssl.files import check_writable, whole_file
+from avssl.files import folder_lock, whole_file
 from avssl.media.prepare import EXTENSION, Prepared, Settings
 from avssl.media.probe import Probe
 from avssl.workers import Lost, run_jobs
@@ -127,12 +125,12 @@ def prepare(
         Counts, bytes, and `not_prepared`: path, status and reason of each clip that has no copy.
 
     Raises:
-        PrepareError: another process works on the same folder, or no copy can be written any more, as on a full disk.
+        LockedError: another process works on the same folder.
+        PrepareError: no copy can be written any more, as on a full disk.
         WriteError: the folder cannot be written to.
     """
     names = name_copies(listing.clips)
-    check_writable(target / str(os.getpid()))  # makes the folder; a name that no other process writes to
-    with _alone(target):
+    with folder_lock(target):
         try:
             done = _make_copies(source, target, names, settings, num_workers, timeout_seconds)
         finally:
@@ -227,19 +225,6 @@ def _write_failures(path: Path, failures: list[dict[str, str]]) -> None:
         writer = csv.DictWriter(file, ["path", "status", "reason"])
         writer.writeheader()
         writer.writerows(failures)
-
-
-@contextlib.contextmanager
-def _alone(target: Path) -> Iterator[None]:
-    """Two processes in one folder would do everything twice; the lock ends with the process, however it ends."""
-    folder = os.open(target, os.O_RDONLY)
-    try:
-        fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        yield
-    except BlockingIOError as error:
-        raise PrepareError(f"another process prepares clips in {target}: wait for it or end it") from error
-    finally:
-        os.close(folder)
 
 
 def _remove_unfinished(target: Path) -> None:

@@ -6,7 +6,6 @@ What lives here: writing, reading and asking it. What does not: finding tracks (
 A row is a track of a clip; a clip without any has one row with track -1, empty lists and the reason.
 """
 
-import hashlib
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -17,7 +16,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from avssl.files import whole_file
+from avssl.files import digest, whole_file
 
 SCHEMA = pa.schema(
     [
@@ -114,10 +113,8 @@ class Tracks:
     @property
     def digest(self) -> str:
         """SHA-256 of the tracks: what a run that is trained on them belongs to."""
-        sha = hashlib.sha256()
-        for values in (self.ids, self.numbers, self.ends, self.times, self.boxes):
-            sha.update(np.ascontiguousarray(values).tobytes())
-        return sha.hexdigest()
+        columns = (self.ids, self.numbers, self.ends, self.times, self.boxes)
+        return digest(*(values.tobytes() for values in columns), algorithm="sha256")
 
 
 def write_tracks(

@@ -5,13 +5,9 @@ Letters: n videos, C clips per video, D feature.
 
 import contextlib
 import dataclasses
-import fcntl
-import hashlib
 import itertools
 import json
 import os
-import shutil
-import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -29,7 +25,7 @@ from avssl.data.dataset import ClipDataset, check_decoder
 from avssl.data.loader import WorkerLost, build_loader, lost_workers_named
 from avssl.data.manifest import Manifest
 from avssl.data.sampling import Key
-from avssl.files import WriteError
+from avssl.files import WriteError, cached_folder, digest
 from avssl.models.heads import describe_maps, side_by_side
 from avssl.structs import MODALITIES
 from avssl.transforms.views import Spread, View, apply_views
@@ -315,44 +311,27 @@ def _kept(looks: _Looks, folder: Path) -> ClipVectors:
     def find() -> Path | None:
         return next((home for home in homes if home.exists() and not _mended(looks, home)), None)
 
-    home = find()
-    if distributed.any_rank(home is None):
-        with _alone(folder):
-            home = find()  # another call may have been faster
-            if distributed.any_rank(home is None):
-                home = homes[-1]
-                _compute(looks, home)
+    if distributed.any_rank(find() is None):
+        filling = cached_folder(homes[-1], is_ready=lambda: find() is not None)
+        with filling if distributed.is_main() else contextlib.nullcontext() as begun:  # rank 0 locks it for all
+            if distributed.any_rank(begun is not None):
+                try:
+                    _compute(looks, homes[-1].with_name(f".{homes[-1].name}.partial"))
+                except OSError as error:
+                    raise WriteError(homes[-1], error) from error
+        distributed.barrier()
+    home = find() or homes[-1]
     arrays = {path.stem: np.load(path, mmap_mode="r") for path in home.glob("*.npy")}
     return looks.arranged(arrays, {row: why for row, (why, _) in _read_errors(home).items()})
 
 
-@contextmanager
-def _alone(folder: Path) -> Iterator[None]:
-    """The first process of a call holds a lock on the folder, which ends with it; what a killed one left is removed."""
-    with contextlib.ExitStack() as stack:
-        if distributed.is_main():
-            with _written(folder):
-                folder.mkdir(parents=True, exist_ok=True)
-                lock = stack.enter_context(open(folder / ".lock", "w"))
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                print(f"waiting: another call computes vectors in {folder}", file=sys.stderr)
-                fcntl.flock(lock, fcntl.LOCK_EX)
-            for begun in folder.glob(".*.partial"):
-                shutil.rmtree(begun, ignore_errors=True)
-        distributed.barrier()
-        yield
-
-
-def _compute(looks: _Looks, home: Path) -> None:
-    begun = home.with_name(f".{home.name}.partial")
+def _compute(looks: _Looks, begun: Path) -> None:
+    """Fill a folder that was begun, all processes together."""
     looking = looks.look(share=distributed.rank(), num_shares=distributed.world_size())
-    with contextlib.closing(looking) as groups, _written(begun):
+    with contextlib.closing(looking) as groups:
         first = []
         if distributed.is_main():
             first = list(itertools.islice(groups, 1))
-            begun.mkdir(parents=True)
             for name, value in (first[0][1] if first else {}).items():
                 _reserve(begun / f"{name}.npy", (len(looks.ids), *value.shape[1:]), value.dtype)
         distributed.barrier()
@@ -363,10 +342,6 @@ def _compute(looks: _Looks, home: Path) -> None:
         for array in arrays.values():
             array.flush()
         distributed.barrier()
-        if distributed.is_main():
-            shutil.rmtree(home, ignore_errors=True)
-            begun.rename(home)
-    distributed.barrier()
 
 
 def _reserve(path: Path, shape: tuple[int, ...], dtype: np.dtype) -> None:
@@ -407,25 +382,13 @@ def _key(looks: _Looks) -> str:
         "decoder": check_decoder(looks.towers.data),
         "views": (looks.num_clips, looks.num_crops, looks.maps),
     }
-    digest = hashlib.blake2b(json.dumps(facts, sort_keys=True).encode(), digest_size=12)
-    digest.update(looks.ids.astype("<i8").tobytes())
     manifest = looks.manifest  # what it says of a file may change, and with it where is looked
-    sizes = (manifest.column(name) for name in ("width", "height"))
-    bounds = (manifest.bounds(name) for name in ("video", "audio"))
-    for each in (manifest.usable(), manifest.has_video, manifest.has_audio, *sizes, *bounds):
-        digest.update(np.nan_to_num(each[looks.ids].astype("<f8")).tobytes())
-    return digest.hexdigest()
-
-
-@contextmanager
-def _written(folder: Path) -> Iterator[None]:
-    """Raises WriteError, and leaves nothing of a folder that was begun."""
-    try:
-        yield
-    except OSError as error:
-        if folder.name.endswith(".partial"):
-            shutil.rmtree(folder, ignore_errors=True)
-        raise WriteError(folder, error) from error
+    columns = [
+        *(manifest.usable(), manifest.has_video, manifest.has_audio, manifest.column("width")),
+        *(manifest.column("height"), manifest.bounds("video"), manifest.bounds("audio")),
+    ]
+    values = [np.nan_to_num(each[looks.ids].astype("<f8")).tobytes() for each in columns]
+    return digest(json.dumps(facts, sort_keys=True), looks.ids.astype("<i8").tobytes(), *values, num_bytes=12)
 
 
 @contextmanager

@@ -1,7 +1,6 @@
 """From trained encoders and a labelled set to a result that can be kept and compared: plain data."""
 
 import dataclasses
-import hashlib
 import importlib.metadata
 import json
 import platform
@@ -27,6 +26,7 @@ from avssl.evaluate.harness import Answers, Labels, answer, figures, lacking
 from avssl.evaluate.heads import Head, head_scores
 from avssl.evaluate.protocols import Options, Outcome
 from avssl.evaluate.splits import Split
+from avssl.files import digest
 from avssl.media.decoders import in_words
 from avssl.methods import method_options
 from avssl.weights.load import Pretrained, Run, untrained
@@ -227,11 +227,9 @@ def _facts_of_clips(asked: Asked, seen: Mapping[str, Sequence[tuple[ClipVectors,
 
 def _digest(asked: Asked, labels: Labels) -> str:
     """Of which clips, under which names, are on which side of which split."""
-    digest = hashlib.blake2b("\0".join(labels.classes).encode(), digest_size=12)
-    for split in asked.splits:
-        for rows in (split.train, split.test):
-            digest.update(np.stack([rows, labels.targets[rows]]).astype("<i8").tobytes() + b"\n")
-    return digest.hexdigest()
+    sides = [rows for split in asked.splits for rows in (split.train, split.test)]
+    tables = [np.stack([rows, labels.targets[rows]]).astype("<i8").tobytes() + b"\n" for rows in sides]
+    return digest("\0".join(labels.classes), *tables, num_bytes=12)
 
 
 def _shared(manifest: Manifest, split: Split, labels: Labels) -> dict[str, int]:

@@ -181,7 +181,7 @@ def _look(reader: Reader) -> dict:
         "cut_off_at": cut_off_at,
         "claimed_end": claimed_end,
         "damaged_at": damaged_at,
-        "digest": hashlib.blake2b(digests, digest_size=16).hexdigest() if digests else "",
+        "digest": digest(digests) if digests else "",
     }
 
 

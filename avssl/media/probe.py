@@ -3,7 +3,6 @@
 python -m avssl.media.probe        (a worker: one JSON string, the path, per line in; one JSON object per line out)
 """
 
-import hashlib
 import itertools
 import os
 from collections.abc import Callable, Iterable
@@ -15,6 +14,7 @@ import av
 import av.stream
 import numpy as np
 
+from avssl.files import digest
 from avssl.media.audio import to_mono
 from avssl.media.reader import EMPTY, MISSING, DecodeError, Reader, file_problem, frame_duration, is_cover
 from avssl.workers import serve
@@ -101,14 +101,13 @@ def examine(path: str | Path, look: Callable[[Reader], dict]) -> dict:
 def content_key(path: str | Path) -> str:
     """A fast digest (32 hex digits) of the size and of the first, middle and last 64 KiB: it tells clips apart and
     notices a file that was exchanged, but not a change elsewhere in a big file."""
-    digest = hashlib.blake2b(digest_size=16)
+    blocks = []
     with open(path, "rb") as file:
         size = file.seek(0, os.SEEK_END)
-        digest.update(str(size).encode())
         for offset in (0, (size - BLOCK_BYTES) // 2, size - BLOCK_BYTES):
             file.seek(max(offset, 0))
-            digest.update(file.read(BLOCK_BYTES))
-    return digest.hexdigest()
+            blocks.append(file.read(BLOCK_BYTES))
+    return digest(size, *blocks)
 
 
 def without_picture(reader: Reader) -> dict:

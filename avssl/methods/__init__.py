@@ -4,7 +4,6 @@ A method of a user's own stands in a file of theirs and is named `path/to/my_met
 """
 
 import difflib
-import hashlib
 import importlib.util
 import math
 import sys
@@ -17,6 +16,7 @@ import torch
 from torch import nn
 
 from avssl.config import Config, ConfigError, Options, merge_options
+from avssl.files import digest
 from avssl.methods.avid import AVID
 from avssl.methods.avid_cma import AVIDCMA
 from avssl.methods.base import Method
@@ -72,7 +72,7 @@ def import_method(name: str) -> None:
     file = Path(path)
     if not file.is_file():
         raise ConfigError(f"method {name}: there is no file {path}")
-    module_name = f"avssl_method_{hashlib.sha256(str(file.resolve()).encode()).hexdigest()[:12]}"
+    module_name = f"avssl_method_{digest(file.resolve(), num_bytes=6)}"
     if module_name not in sys.modules:
         spec = importlib.util.spec_from_file_location(module_name, file)
         module = sys.modules[module_name] = importlib.util.module_from_spec(spec)

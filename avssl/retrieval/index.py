@@ -2,11 +2,8 @@
 
 An inverted file over the pictures, one over the sounds, and one over both side by side: for unit vectors
 min(v, a) <= (v + a) / 2, so an inner product over [v ; a] / sqrt(2) ranks by an upper bound of the agreement. How many
-lists are visited is chosen for each way by measuring: as few as find RECALL_AIM of all the neighbours that it is ever
-asked for (1,000; by agreement 100) of a sample. What it names does not depend on how many are wanted, so that pages
-fit together.
-
-The files lie beside the embeddings and are built again when those change.
+lists are visited is chosen for each way by measuring: as few as find RECALL_AIM of all the neighbors that it is ever
+asked for of a sample. What it names does not depend on how many are wanted, so that pages fit together.
 
 Letters: n clips, m of them, D dimensions.
 """
@@ -20,7 +17,6 @@ from pathlib import Path
 import faiss
 import numpy as np
 import torch
-from torch import Tensor
 
 from avssl.files import WriteError, whole_file
 from avssl.retrieval.search import Query, Way, answer_sides, asked_sides, query_of_row, rank_each, ways_of
@@ -54,40 +50,35 @@ class NeighbourIndex:
         self.spaces = spaces  # {video, audio, both: what FAISS has, ids are positions in the store}
         self.measured = measured
 
+    @staticmethod
+    def max_depth(way: Way) -> int:
+        """As `Narrowing`."""
+        return MAX_DEPTH_BOTH if way == "agreement" else MAX_DEPTH
+
     def candidates(self, query: Query, way: Way) -> np.ndarray | None:
         """As `Narrowing`."""
         faiss.omp_set_num_threads(1)  # of this thread: one search is short, and others run beside it
         space = self.spaces[_space(way)]
         rows = _visit(space, query, way, self.measured.num_visited[way])
-        return rows if len(rows) > max_depth(way) or len(rows) == space.ntotal else None
-
-    def max_depth(self, way: Way) -> int:
-        """As `Narrowing`."""
-        return max_depth(way)
-
-
-def max_depth(way: str) -> int:
-    """Neighbours that an index is asked for at most."""
-    return MAX_DEPTH_BOTH if _space(way) == "both" else MAX_DEPTH
+        return rows if len(rows) > self.max_depth(way) or len(rows) == space.ntotal else None
 
 
 def open_index(store: Store, folder: Path, *, say: Callable[[str], None]) -> NeighbourIndex:
-    """Read the index of these embeddings from a folder, or build it there.
+    """Read the index of these embeddings from a folder, or build it there, again when the embeddings have changed.
 
     Args:
         say: is told what is built, and why, and when it could not be written down.
     """
-    record, why = folder / "index.json", ""
+    record = folder / "index.json"
     if record.exists():
+        why = "the embeddings changed since it was built"
         try:
             measured = Measured(**json.loads(record.read_text()))
             names = {_space(way) for way in measured.num_visited}
             complete = set(measured.num_visited) == set(measured.recall) == set(ways_of(store))
             if measured.state == store.digest() and complete:
-                return NeighbourIndex(
-                    {name: faiss.read_index(str(folder / f"{name}.faiss")) for name in names}, measured
-                )
-            why = "the embeddings changed since it was built"
+                spaces = {name: faiss.read_index(str(folder / f"{name}.faiss")) for name in names}
+                return NeighbourIndex(spaces, measured)
         except (OSError, RuntimeError, TypeError, ValueError) as error:  # RuntimeError: FAISS's only kind
             why = f"it cannot be read ({str(error).splitlines()[0]})"
         say(f"the index in {folder} is built again: {why}")
@@ -106,15 +97,14 @@ def open_index(store: Store, folder: Path, *, say: Callable[[str], None]) -> Nei
 
 def build_index(store: Store, *, say: Callable[[str], None]) -> NeighbourIndex:
     """Build the index of all ways that these embeddings can be asked, and measure it."""
-    since = time.perf_counter()
-    spaces = {}
-    for name in sorted({_space(way) for way in ways_of(store)}):
+    since, ways = time.perf_counter(), ways_of(store)
+    spaces, num_visited, recall = {}, {}, {}
+    for name in sorted({_space(way) for way in ways}):
         rows = np.flatnonzero(store.has_all(_sides(name)))
         say(f"index over {name}, {len(rows):,} clips")
         spaces[name] = _build(store, name, rows)
-    num_visited, recall = {}, {}
-    for way in ways_of(store):
-        num_visited[way], recall[way] = _tune(store, spaces, way)
+    for way in ways:
+        num_visited[way], recall[way] = _tune(store, spaces[_space(way)], way)
     measured = Measured(store.digest(), num_visited, recall, time.perf_counter() - since)
     return NeighbourIndex(spaces, measured)
 
@@ -136,10 +126,9 @@ def _vectors(store: Store, space: str, rows: np.ndarray) -> np.ndarray:
 def _build(store: Store, space: str, rows: np.ndarray) -> faiss.Index:
     """8 bits a number: what is found is scored anew from the embeddings."""
     num_lists = min(len(rows), round(2 * len(rows) ** 0.5))
-    sample = np.sort(
-        np.random.default_rng(0).choice(rows, min(len(rows), TRAINING_PER_LIST * num_lists), replace=False)
-    )
-    training = _vectors(store, space, sample)
+    num_training = min(len(rows), TRAINING_PER_LIST * num_lists)
+    sample = np.random.default_rng(0).choice(rows, num_training, replace=False)
+    training = _vectors(store, space, np.sort(sample))
     index = faiss.index_factory(training.shape[1], f"IVF{num_lists},SQ8", faiss.METRIC_INNER_PRODUCT)
     index.train(training)
     for first in range(0, len(rows), BLOCK_ROWS):
@@ -150,21 +139,21 @@ def _build(store: Store, space: str, rows: np.ndarray) -> faiss.Index:
 
 def _visit(space: faiss.Index, query: Query, way: Way, num_visited: int) -> np.ndarray:
     """(m,) positions of the clips that come first by the index."""
-    is_both = _space(way) == "both"
-    vectors: list[Tensor] = [query.vectors[side] for side in asked_sides(way)]
+    vectors = [query.vectors[side] for side in asked_sides(way)]
     vector = torch.cat(vectors).numpy()[None] / len(vectors) ** 0.5
-    wanted = min(NUM_CANDIDATES_BOTH if is_both else NUM_CANDIDATES, space.ntotal)
+    wanted = min(NUM_CANDIDATES_BOTH if way == "agreement" else NUM_CANDIDATES, space.ntotal)
     _, rows = space.search(vector, wanted, params=faiss.SearchParametersIVF(nprobe=num_visited))
     return rows[0][rows[0] >= 0]
 
 
-def _tune(store: Store, spaces: dict[str, faiss.Index], way: Way) -> tuple[int, float]:
+def _tune(store: Store, space: faiss.Index, way: Way) -> tuple[int, float]:
     """Lists to visit, and the recall with them."""
     usable = np.flatnonzero(store.has_all(asked_sides(way)))
     rows = np.random.default_rng(1).choice(usable, min(SAMPLE_QUERIES, len(usable)), replace=False)
-    queries, space = [query_of_row(store, int(row)) for row in rows], spaces[_space(way)]
+    queries = [query_of_row(store, int(row)) for row in rows]
     groups = [queries[first : first + SAMPLE_TOGETHER] for first in range(0, len(queries), SAMPLE_TOGETHER)]
-    true = [each.rows for group in groups for each in rank_each(store, group, way=way, depth=max_depth(way))]
+    depth = NeighbourIndex.max_depth(way)
+    true = [each.rows for group in groups for each in rank_each(store, group, way=way, depth=depth)]
     num_visited = 1
     while True:
         found = [_visit(space, query, way, num_visited) for query in queries]

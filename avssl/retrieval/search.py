@@ -1,7 +1,4 @@
-"""Finding neighbours in a store: within a modality, across modalities, or by agreement of both.
-
-What lives here: the definition, by looking at every clip, and what is told of a neighbour. What does not: narrowing the
-clips down first, where there are very many (index.py).
+"""Finding neighbors in a store by looking at every clip: within a modality, across modalities, or by agreement.
 
 Letters: n clips, m of them, Q queries, D dimensions.
 """
@@ -26,6 +23,10 @@ WAYS: tuple[Way, ...] = get_args(Way)
 SIDES = {"v": "video", "a": "audio"}
 ROUNDING_ROWS = 64  # clips beyond those asked for that are scored again, since rounding may have put them behind
 LIKE_SHARE, LIKE_CLIPS = 0.05, (50, 1000)  # of the clips are alike in one side: at least, at most
+
+
+class QueryError(ValueError):
+    """A question that these embeddings have no answer to: the message says why, and what to ask instead."""
 
 
 @dataclass(frozen=True)
@@ -56,6 +57,9 @@ class Ranking:
     scores: np.ndarray  # (m,) float32
     exact: bool  # every clip was looked at
 
+    def __getitem__(self, part: slice) -> "Ranking":
+        return Ranking(self.rows[part], self.scores[part], self.exact)
+
 
 @dataclass(frozen=True)
 class Contrast:
@@ -71,38 +75,34 @@ class Narrowing(Protocol):
 
     def candidates(self, query: Query, way: Way) -> np.ndarray | None:
         """(m,) positions in the store, in any order, enough for `max_depth`; None when there are too few."""
-        ...
 
     def max_depth(self, way: Way) -> int:
-        """How many neighbours are taken from the candidates; deeper, every clip is looked at."""
-        ...
+        """How many neighbors are taken from the candidates; deeper, every clip is looked at."""
 
 
 def find_row(store: Store, query: str) -> int | None:
     """Row of a clip given by id, by path relative to the set's folder, or by a path on disk; None when it is not in
     the set.
+
+    Raises:
+        QueryError: no clip has that id.
     """
     if query.isdigit() and not Path(query).exists():
         row = store.row(int(query))
         if row is None:
-            raise ValueError(f"id {query} is not in these embeddings (ids {store.ids.min()} to {store.ids.max()})")
+            raise QueryError(f"id {query} is not in these embeddings (ids {store.ids.min()} to {store.ids.max()})")
         return row
     paths = [query]
     wanted, root = Path(query).resolve(), Path(store.meta.root).resolve()
     if wanted.is_relative_to(root):
         paths.append(wanted.relative_to(root).as_posix())
-    for path in paths:
-        row = pc.index(store.table.column("path"), pa.scalar(path)).as_py()
-        if row >= 0:
-            return row
-    return None
+    rows = [pc.index(store.table.column("path"), pa.scalar(path)).as_py() for path in paths]
+    return next((row for row in rows if row >= 0), None)
 
 
 def query_of_row(store: Store, row: int) -> Query:
-    at = np.array([row])
-    return Query(
-        {side: store.vectors[side].take(at)[0] for side in MODALITIES if store.has[side][row]}, row, store.path(row)
-    )
+    vectors = {side: store.vectors[side].take(np.array([row]))[0] for side in MODALITIES if store.has[side][row]}
+    return Query(vectors, row, store.path(row))
 
 
 def query_of_vectors(vectors: Mapping[str, np.ndarray], name: str) -> Query:
@@ -138,19 +138,15 @@ def answer_sides(way: Way) -> tuple[str, ...]:
 
 
 def search(store: Store, query: Query, *, way: Way, k: int) -> list[Neighbour]:
-    """The k clips nearest to the query, which is left out itself, with every clip looked at.
-
-    Args:
-        way: from which side of the query to which side of the clips; agreement: by the smaller of the video and the
-            audio cosine (AVID-CMA's consensus).
+    """What is told of the k clips nearest to the query.
 
     Raises:
-        ValueError: as `rank`, or k is not between 1 and the number of other clips that have the side.
+        QueryError: as `rank`, or k is not between 1 and the number of other clips that have the side.
     """
     ranking = rank(store, query, way=way, depth=max(k, 1))
     if not 1 <= k <= len(ranking.rows):
-        others = len(choosable(store, query, way))
-        raise ValueError(f"k={k}, but these embeddings hold {others} other clips to choose from: give 1 to {others}")
+        others = len(_choosable(store, query, way))
+        raise QueryError(f"k={k}, but these embeddings hold {others} other clips to choose from: give 1 to {others}")
     return described(store, query, ranking)
 
 
@@ -160,15 +156,17 @@ def rank(
     """The `depth` clips nearest to the query, or as many as there are; the query is left out itself.
 
     Args:
+        way: from which side of the query to which side of the clips; agreement: by the smaller of the video and the
+            audio cosine (AVID-CMA's consensus).
         label: of the clips to choose from; None = all. With a label every clip that has it is looked at.
         index: names the clips to look at; None = all.
 
     Raises:
-        ValueError: the query lacks a side that is asked for, or the features share no space.
+        QueryError: the query lacks a side that is asked for, or the features share no space.
     """
     check_way(store, query, way)
     if index is None or label is not None:
-        return _rank_among(store, query, way, choosable(store, query, way, label=label), depth, exact=True)
+        return _rank_among(store, query, way, _choosable(store, query, way, label=label), depth, exact=True)
     near = index.candidates(query, way)
     if near is None:
         return rank(store, query, way=way, depth=depth)
@@ -188,7 +186,8 @@ def _rank_among(store: Store, query: Query, way: Way, rows: np.ndarray, depth: i
     """The nearest of these rows (m,), which rise."""
     if len(rows) > depth + ROUNDING_ROWS:
         rows = np.sort(_best(rows, _coarse_scores(store, query, way, rows), depth + ROUNDING_ROWS, exact=True).rows)
-    return _best(rows, _scores(store, query, way, rows), depth, exact=exact)
+    scores = [_cosines(store, query.vectors[source], target, rows) for source, target in pairs_of(way)]
+    return _best(rows, np.minimum.reduce(scores), depth, exact=exact)
 
 
 def rank_each(store: Store, queries: Sequence[Query], *, way: Way, depth: int) -> list[Ranking]:
@@ -200,7 +199,7 @@ def rank_each(store: Store, queries: Sequence[Query], *, way: Way, depth: int) -
     scores = np.minimum.reduce(tables)  # (Q, n)
     rankings = []
     for query, row in zip(queries, scores, strict=True):
-        rows = choosable(store, query, way)
+        rows = _choosable(store, query, way)
         rankings.append(_best(rows, row[rows], depth, exact=True))
     return rankings
 
@@ -212,7 +211,7 @@ def contrast(
     side (50 to 1,000 clips), those that lead most over the other side's cosine.
 
     Raises:
-        ValueError: as `rank`.
+        QueryError: as `rank`.
     """
     check_way(store, query, "agreement")
     usable = int(store.has_all(MODALITIES).sum())
@@ -232,22 +231,17 @@ def contrast(
 
 def described(store: Store, query: Query, ranking: Ranking) -> list[Neighbour]:
     """What is told of each clip of a ranking."""
-    cosines = {
-        side: _cosines(store, query.vectors[side], side, ranking.rows) if side in query.vectors else None
-        for side in MODALITIES
-    }
+    cosines = {side: _cosines(store, vector, side, ranking.rows) for side, vector in query.vectors.items()}
     found = []
     for place, row in enumerate(ranking.rows.tolist()):
-        near = {
-            side: float(values[place]) if values is not None and store.has[side][row] else None
-            for side, values in cosines.items()
-        }
+        near = {side: None for side in MODALITIES}
+        near |= {side: float(values[place]) for side, values in cosines.items() if store.has[side][row]}
         score = float(ranking.scores[place])
         found.append(Neighbour(row, int(store.ids[row]), store.path(row), store.label(row), score, **near))
     return found
 
 
-def choosable(store: Store, query: Query, way: Way, *, label: str | None = None) -> np.ndarray:
+def _choosable(store: Store, query: Query, way: Way, *, label: str | None = None) -> np.ndarray:
     """(m,) positions of the other clips that can be an answer, rising."""
     usable = store.has_all(answer_sides(way))
     if label is not None:
@@ -257,23 +251,18 @@ def choosable(store: Store, query: Query, way: Way, *, label: str | None = None)
 
 
 def check_way(store: Store, query: Query, way: Way) -> None:
-    """Raise ValueError when a query cannot be asked this way."""
+    """Raise QueryError when a query cannot be asked this way."""
     if way in ("v2a", "a2v") and store.meta.kind != "embedding":
-        raise ValueError(
+        raise QueryError(
             f"{SIDES[way[0]]} to {SIDES[way[-1]]} needs head outputs, and these are trunk features, which do not share "
             "a space: extract without --features"
         )
     for side in asked_sides(way):
         if side not in query.vectors:
             missing, other = ("sound", "video") if side == "audio" else ("picture", "audio")
-            raise ValueError(
+            raise QueryError(
                 f"{query.name} has no {missing}, so nothing can be found from its {side}: ask from {other} to {other}"
             )
-
-
-def _scores(store: Store, query: Query, way: Way, rows: np.ndarray) -> np.ndarray:
-    """(m,) float32 scores of a few clips, the same however they were found."""
-    return np.minimum.reduce([_cosines(store, query.vectors[source], target, rows) for source, target in pairs_of(way)])
 
 
 def _cosines(store: Store, vector: Tensor, side: str, rows: np.ndarray) -> np.ndarray:

@@ -10,11 +10,8 @@ stop.
 
 A shard counts as written when its parquet file is there: it is renamed into place last. Reading maps the vectors from
 disk, so that a million clips are there at once.
-
-What lives here: the files and reading them, without any model. What does not: filling them (write.py).
 """
 
-import hashlib
 import json
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -31,6 +28,7 @@ import pyarrow.parquet as pq
 import torch
 from torch import Tensor
 
+from avssl.files import digest
 from avssl.structs import MODALITIES
 
 SHARD_ROWS = 1024
@@ -50,12 +48,12 @@ SCHEMA = pa.schema(
 
 
 class StoreError(ValueError):
-    """A folder of embeddings that cannot be used: the message names it and the way out."""
+    """A folder of embeddings that cannot be used: the message names it and the fix."""
 
 
 @dataclass(frozen=True)
 class Meta:
-    """Where the vectors of a folder come from; a folder is continued only by the same."""
+    """Where the vectors of a folder come from; a folder is continued only by the same identity."""
 
     run: str
     weights_hash: str
@@ -69,15 +67,17 @@ class Meta:
     decoder: str = ""  # with its versions; "" in folders from before it was written down
     towers: Sequence[str] = MODALITIES  # that the run has; the other side is zeros
 
+    @property
+    def identity(self) -> dict[str, object]:
+        """What makes embeddings these; not where run and clips lie."""
+        names = ("weights_hash", "manifest_hash", "kind", "num_clips", "split", "num_rows")
+        return {name: getattr(self, name) for name in names}
+
 
 class Vectors:
     """The vectors of one side, mapped from disk and scaled to unit length where they are asked for; (n, D)."""
 
-    def __init__(self, shards: Sequence[Tensor]) -> None:
-        """
-        Args:
-            shards: (rows, D) float16 each, one after another.
-        """
+    def __init__(self, shards: Sequence[Tensor]) -> None:  # (rows, D) float16 each, one after another
         self.shards = [shard for shard in shards if len(shard)]
         self.starts = np.cumsum([0, *(len(shard) for shard in self.shards)])
         self.shape = (int(self.starts[-1]), shards[0].shape[1])
@@ -162,14 +162,10 @@ class Store:
         return self.table.column("label")[row].as_py()
 
     def digest(self) -> str:
-        """Tells embeddings apart: what they are of, size and time of every file; not where run and clips lie."""
-        meta = self.meta
-        facts = (meta.weights_hash, meta.manifest_hash, meta.kind, meta.num_clips, meta.split, meta.num_rows)
-        found = hashlib.blake2b(repr(facts).encode(), digest_size=16)
-        for path in sorted(self.folder.glob("shard-*")):
-            entry = path.stat()
-            found.update(f"{path.name} {entry.st_size} {entry.st_mtime_ns}\n".encode())
-        return found.hexdigest()
+        """Tells embeddings apart: their identity, and size and time of every file."""
+        entries = [(path.name, path.stat()) for path in sorted(self.folder.glob("shard-*"))]
+        files = [f"{name} {entry.st_size} {entry.st_mtime_ns}\n" for name, entry in entries]
+        return digest(tuple(self.meta.identity.values()), *files)
 
     def part(self, row: int) -> tuple[float | None, float | None]:
         """Seconds at which a clip that is a part of its file starts and ends, as in the manifest."""
@@ -189,14 +185,14 @@ def read_store(folder: Path) -> Store:
     except (OSError, TypeError, ValueError) as error:
         raise _damaged(folder, f"meta.json: {error}") from error
     numbers = range(-(-meta.num_rows // SHARD_ROWS))
-    missing = [number for number in numbers if not shard_path(folder, number, "parquet").exists()]
-    if missing:
+    files = [shard_path(folder, number, "parquet") for number in numbers]
+    num_missing = sum(not file.exists() for file in files)
+    if num_missing:
         raise StoreError(
-            f"{folder} is not complete: {len(missing)} of {len(numbers)} shards are missing; run tools/extract.py again"
+            f"{folder} is not complete: {num_missing} of {len(files)} shards are missing; run tools/extract.py again"
         )
-    files = [str(shard_path(folder, number, "parquet")) for number in numbers]
     try:
-        table = pads.dataset(files, schema=SCHEMA).to_table(fragment_readahead=FILES_AT_ONCE)
+        table = pads.dataset(list(map(str, files)), schema=SCHEMA).to_table(fragment_readahead=FILES_AT_ONCE)
     except (pa.ArrowException, OSError) as error:
         raise _damaged(folder, error) from error
     if table.column("has_video").null_count or "start" not in pq.read_schema(files[0]).names:
@@ -211,16 +207,11 @@ def read_store(folder: Path) -> Store:
             side: Vectors(list(pool.map(_mapped, [shard_path(folder, number, f"{side}.npy") for number in numbers])))
             for side in MODALITIES
         }
-    store = Store(
-        folder=folder,
-        meta=meta,
-        table=table.filter(good).drop_columns("error").combine_chunks(),
-        vectors=vectors,
-        errors=dict(zip(*(failed.column(name).to_pylist() for name in ("path", "error")), strict=True)),
-    )
-    if {len(store), *(len(vectors) for vectors in store.vectors.values())} != {len(store)}:
+    table = table.filter(good).drop_columns("error").combine_chunks()
+    if any(len(each) != len(table) for each in vectors.values()):
         raise _damaged(folder, "vectors and clips differ in number")
-    return store
+    errors = dict(zip(failed.column("path").to_pylist(), failed.column("error").to_pylist(), strict=True))
+    return Store(folder, meta, table, vectors, errors)
 
 
 def _mapped(path: Path) -> Tensor:

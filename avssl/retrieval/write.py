@@ -1,4 +1,4 @@
-"""Filling a folder of embeddings, see store.py: by every clip of a manifest, as a trained run sees it."""
+"""Filling a folder of embeddings with every clip of a manifest, as a trained run sees it."""
 
 import io
 import json
@@ -82,14 +82,12 @@ def _claim(folder: Path, meta: Meta) -> None:
     """Write meta.json, or check that the folder belongs to the same run, clips and settings."""
     path = folder / "meta.json"
     if path.exists():
-        before = Meta(**json.loads(path.read_text()))
-        same = ("weights_hash", "manifest_hash", "kind", "num_clips", "split", "num_rows")
-        for name in same:
-            if getattr(before, name) != getattr(meta, name):
+        before = Meta(**json.loads(path.read_text())).identity
+        for name, new in meta.identity.items():
+            old = before[name]
+            if old != new:
                 raise StoreError(
-                    f"{folder} holds embeddings with {name}={getattr(before, name)}, now {getattr(meta, name)}: "
-                    f"give another --out, "
-                    "or delete that folder"
+                    f"{folder} holds embeddings with {name}={old}, now {new}: give another --out, or delete that folder"
                 )
     elif distributed.is_main():
         with whole_file(path) as temporary:

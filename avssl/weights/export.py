@@ -2,7 +2,6 @@
 beside them. No path of this machine is in it.
 """
 
-import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,7 +12,7 @@ from torch import Tensor, nn
 
 import avssl
 from avssl.checkpoint import ENCODERS, LAST
-from avssl.files import whole_file
+from avssl.files import digest, whole_file
 from avssl.models.heads import MLP
 from avssl.weights.card import write_card
 from avssl.weights.load import CONFIG, FORMAT, Pretrained, WeightsError, parts_of, without_files
@@ -53,7 +52,7 @@ def export(
     if (folder / LAST).exists():
         raise WeightsError(f"{folder} is the folder of a run, whose {ENCODERS} stays as it is: give another one")
     content = _as_bytes(parts_of(towers.encoders, towers.heads, classifier).state_dict())
-    about = {"format": FORMAT, "avssl": avssl.__version__, "sha256": hashlib.sha256(content).hexdigest()}
+    about = {"format": FORMAT, "avssl": avssl.__version__, "sha256": digest(content, algorithm="sha256")}
     _write(folder / ENCODERS, content)
     for name in (MEMORY, *ONNX):
         (folder / name).unlink(missing_ok=True)

@@ -8,7 +8,6 @@ Letters: B batch, C clips of a file, T frames, H x W pixels, n samples, S spectr
 
 import copy
 import dataclasses
-import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -26,6 +25,7 @@ from avssl.config import Config, DataConfig, ModelConfig, loads, merge_options, 
 from avssl.data.check import manifest_of_file
 from avssl.data.dataset import ClipDataset, collate
 from avssl.data.sampling import Key
+from avssl.files import digest
 from avssl.methods import build_method, method_options
 from avssl.methods.base import Method
 from avssl.models import build_encoder
@@ -228,7 +228,7 @@ def _load_export(folder: Path, device: torch.device | None) -> Pretrained:
         content = path.read_bytes()
     except OSError as error:
         raise WeightsError(f"{path} cannot be read ({error.strerror}): it belongs beside {folder / CONFIG}") from error
-    if hashlib.sha256(content).hexdigest() != config["sha256"]:
+    if digest(content, algorithm="sha256") != config["sha256"]:
         raise WeightsError(f"{path} is damaged, or not the one that {CONFIG} beside it was written for: export again")
     state = safetensors.torch.load(content)
     try:

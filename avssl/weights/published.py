@@ -1,7 +1,6 @@
 """Published checkpoints as our encoders and heads, compared entry by entry."""
 
 import functools
-import hashlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +11,7 @@ import torchvision
 from torch import Tensor, nn
 
 from avssl.config import DataConfig, ModelConfig
+from avssl.files import digest
 from avssl.models import ENCODERS, build_encoder
 from avssl.models.adapters import TORCHVISION
 from avssl.models.heads import Encoder, mlp
@@ -77,7 +77,7 @@ def convert(source: str, *, encoder: str | None = None, trust_pickle: bool = Fal
             "layout": found.layout,
             "title": facts.title,
             "file": path.name,
-            "sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
+            "sha256": digest(path.read_bytes(), algorithm="sha256"),
             "paper": facts.paper,
             "licence": facts.licence,
             "matched": len(found.report.matched),

@@ -20,7 +20,6 @@ in the plain decode.
 Letters: T frames, n samples.
 """
 
-import hashlib
 import itertools
 import math
 import re
@@ -36,6 +35,7 @@ import av
 import numpy as np
 
 from avssl.data.sampling import draw_windows
+from avssl.files import digest
 from avssl.media.audio import to_mono
 from avssl.media.decode import Frames, Samples, read_clip
 from avssl.media.probe import Probe, probe
@@ -198,7 +198,7 @@ def index_digest(path: Path) -> str:
             clocks = [(str(stream.time_base), stream.start_time) for stream in container.streams]
     except av.error.FFmpegError:
         return ""
-    return name + hashlib.blake2b(repr((found, clocks)).encode(), digest_size=16).hexdigest()
+    return name + digest((found, clocks))
 
 
 def truth_of(clip: Clip) -> Truth:

@@ -40,7 +40,7 @@ def tool(name: str, *arguments: str | Path) -> None:
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     command = [sys.executable, str(ROOT / name), *map(str, arguments)]
     code = subprocess.run(command, env=environment, stdout=subprocess.DEVNULL).returncode
-    if code > 1:  # 1: a run stopped by run.max_steps
+    if code not in (0, 1):  # 1: a run stopped by run.max_steps
         sys.exit(f"{name} ended with {code}")
 
 

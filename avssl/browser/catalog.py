@@ -1,8 +1,4 @@
-"""What the neighbour browser shows: folders of embeddings, each with its index and maps, and the clips that they hold.
-
-What lives here: finding clips by id, label and name across these folders, and what is told of a clip. What does not:
-addresses (app.py), searching (search.py, index.py), drawing maps (map.py).
-"""
+"""What the neighbor browser shows: embeddings, each with its index and maps, and finding clips across them."""
 
 import threading
 from collections import Counter
@@ -13,9 +9,9 @@ from typing import Any, Literal, get_args
 import numpy as np
 import pyarrow.compute as pc
 
+from avssl.browser.map import Map, Method, open_map
 from avssl.data.manifest import OUTSIDE
 from avssl.retrieval.index import EXACT_BELOW, NeighbourIndex, open_index
-from avssl.retrieval.map import Map, Method, open_map
 from avssl.retrieval.search import Query, Ranking, Way, described
 from avssl.retrieval.store import Store, StoreError
 
@@ -26,7 +22,7 @@ class NotShownError(LookupError):
     """What is asked for is not among what is shown: the message names it."""
 
 
-class Shelf:
+class IndexedStore:
     """Embeddings that are shown, with their index, which comes when it is ready.
 
     Args:
@@ -110,62 +106,55 @@ class Shelf:
         return None if self.index is None else min(self.index.measured.recall[way] for way in ways)
 
 
-class Library:
-    """Shelves of the same manifest. A clip is listed once, from the first shelf that holds it."""
+class Catalog:
+    """Embeddings of the same manifest. A clip is listed once, from the first store that holds it."""
 
-    def __init__(self, shelves: Sequence[Shelf]) -> None:
-        self.shelves = shelves
-        self._own = []  # per shelf (n,) bool: its clips that no shelf before it has
+    def __init__(self, stores: Sequence[IndexedStore]) -> None:
+        self.stores = stores
+        self._own = []  # per store (n,) bool: its clips that no store before it has
         before = np.zeros(0, dtype=np.int64)
-        for shelf in shelves:
-            self._own.append(~np.isin(shelf.store.ids, before))
-            before = np.union1d(before, shelf.store.ids)
+        for each in stores:
+            self._own.append(~np.isin(each.store.ids, before))
+            before = np.union1d(before, each.store.ids)
 
-    def shelf(self, number: int) -> Shelf:
+    def __getitem__(self, number: int) -> IndexedStore:
         """Raises NotShownError: there is no such one."""
-        if not 0 <= number < len(self.shelves):
-            raise NotShownError(f"store {number}: there are {len(self.shelves)}, counted from 0")
-        return self.shelves[number]
+        if not 0 <= number < len(self.stores):
+            raise NotShownError(f"store {number}: there are {len(self.stores)}, counted from 0")
+        return self.stores[number]
 
-    def find(self, id: int) -> tuple[Shelf, int]:
-        """The first shelf that holds a clip, and its row there. Raises NotShownError: none does."""
-        for shelf in self.shelves:
-            row = shelf.store.row(id)
-            if row is not None:
-                return shelf, row
-        raise NotShownError(f"clip {id} is not in these embeddings")
+    def find(self, id: int, number: int | None = None) -> tuple[IndexedStore, int]:
+        """The store with this number, or the first that holds a clip, and the clip's row there.
 
-    def find_on(self, shelf: Shelf, id: int) -> int:
-        """The row of a clip on one shelf. Raises NotShownError: it is not there."""
-        known, _ = self.find(id)
-        row = shelf.store.row(id)
-        if row is None:
-            raise NotShownError(f"clip {id} is in {known.store.folder}, but not in {shelf.store.folder}")
-        return row
+        Raises:
+            NotShownError: there is no such store, or it does not hold the clip.
+        """
+        wanted = None if number is None else self[number]
+        holding = [each for each in self.stores if each.store.row(id) is not None]
+        if not holding:
+            raise NotShownError(f"clip {id} is not in these embeddings")
+        if wanted is not None and wanted not in holding:
+            raise NotShownError(f"clip {id} is in {holding[0].store.folder}, but not in {wanted.store.folder}")
+        found = wanted or holding[0]
+        return found, found.store.row(id)
 
     def ids(self, *, label: str, name: str) -> np.ndarray:
-        """(n,) ids of the clips with this label whose path holds this text, rising; empty ones ask for nothing."""
-        found = [
-            shelf.store.ids[own & _selected(shelf.store, label=label, name=name)]
-            for shelf, own in zip(self.shelves, self._own, strict=True)
-        ]
+        """(n,) ids of the clips with this label whose path holds this text in any case, rising; empty ones ask for
+        nothing."""
+        found = []
+        for each, own in zip(self.stores, self._own, strict=True):
+            chosen = own & each.store.with_label(label) if label else own
+            if name:
+                paths = each.store.table.column("path")
+                chosen = chosen & pc.match_substring(paths, name, ignore_case=True).to_numpy()
+            found.append(each.store.ids[chosen])
         return found[0] if len(found) == 1 else np.sort(np.concatenate(found))
 
     def label_counts(self) -> dict[str, int]:
         """{label: clips that have it}, sorted."""
         counts: Counter[str] = Counter()
-        for shelf, own in zip(self.shelves, self._own, strict=True):
-            names, labels = shelf.store.labels
+        for each, own in zip(self.stores, self._own, strict=True):
+            names, labels = each.store.labels
             numbers = np.bincount(labels[own & (labels >= 0)], minlength=len(names)).tolist()
             counts.update({name: number for name, number in zip(names, numbers, strict=True) if number})
         return dict(sorted(counts.items()))
-
-
-def _selected(store: Store, *, label: str, name: str) -> np.ndarray:
-    """(n,) bool: rows with this label whose path holds this text in any case; the empty ones ask for nothing."""
-    chosen = np.ones(len(store), dtype=bool)
-    if label:
-        chosen &= store.with_label(label)
-    if name:
-        chosen &= pc.match_substring(store.table.column("path"), name, ignore_case=True).to_numpy()
-    return chosen

@@ -14,17 +14,17 @@ import pytest
 from PIL import Image
 from starlette.testclient import TestClient
 
+from avssl.browser import app as module
+from avssl.browser import catalog
+from avssl.browser.app import build_app
+from avssl.browser.catalog import IndexedStore
+from avssl.browser.guard import Guard
+from avssl.browser.previews import Previews
+from avssl.browser.uploads import MAX_AT_ONCE, PREFIX, Uploads, remove_leftovers
 from avssl.config import load
 from avssl.data.manifest import Manifest
-from avssl.retrieval import app as module
-from avssl.retrieval import shelves
-from avssl.retrieval.app import build_app
-from avssl.retrieval.guard import Guard
-from avssl.retrieval.previews import Previews
 from avssl.retrieval.search import WAYS, query_of_row, rank
-from avssl.retrieval.shelves import Shelf
 from avssl.retrieval.store import Store, StoreError, read_store
-from avssl.retrieval.uploads import LOCK, MAX_AT_ONCE, PREFIX, Uploads, remove_leftovers
 from avssl.retrieval.write import write_store
 from avssl.train import train
 from avssl.weights.load import load_run
@@ -57,10 +57,10 @@ def stores(clips: Manifest, tmp_path_factory: pytest.TempPathFactory, repository
 def visit(shown: list[Store], folder: Path, **limits: float) -> Iterator[TestClient]:
     settings = {"max_bytes": MAX_BYTES, "max_seconds": MAX_SECONDS} | limits
     with Uploads(shown, **settings) as uploads, Previews(folder / "previews") as previews:
-        shown_on = [Shelf(store, folder / str(number), print) for number, store in enumerate(shown)]
+        shown_on = [IndexedStore(store, folder / str(number), print) for number, store in enumerate(shown)]
         server = Guard(build_app(shown_on, previews=previews, uploads=uploads))
         visitor = TestClient(server, base_url="http://127.0.0.1", raise_server_exceptions=False)
-        visitor.uploads, visitor.shelves = uploads, shown_on
+        visitor.uploads, visitor.stores = uploads, shown_on
         yield visitor
 
 
@@ -211,7 +211,7 @@ def test_paths_that_leave_the_folder_are_refused_at_the_start(tmp_path: Path) ->
     for path in ("../secret.mp4", "/etc/passwd", "a/../../b.mp4"):
         store = write(tmp_path / "e", random_vectors(2, 4), paths=["fine.mp4", path])
         with pytest.raises(StoreError, match=r"paths that leave their root, such as"):
-            Shelf(store, tmp_path, print)
+            IndexedStore(store, tmp_path, print)
 
 
 def test_a_clip_is_sent_whole_or_in_ranges(visitor: TestClient, clips: Manifest) -> None:
@@ -300,7 +300,7 @@ def upload(visitor: TestClient, content: bytes, name: str = "mine.mp4") -> httpx
 
 
 def left_over(visitor: TestClient) -> list[str]:
-    return [path.name for path in visitor.uploads.folder.rglob("*") if path.is_file() and path.name != LOCK]
+    return [path.name for path in visitor.uploads.folder.rglob("*") if path.is_file() and path.name != ".lock"]
 
 
 def test_an_uploaded_clip_finds_what_the_clip_itself_would(
@@ -409,7 +409,7 @@ def test_what_a_killed_server_left_is_removed(
 ) -> None:
     monkeypatch.setattr("tempfile.gettempdir", lambda: str(tmp_path))
     (tmp_path / f"{PREFIX}killed").mkdir()
-    for name in (LOCK, "clip.mp4"):
+    for name in (".lock", "clip.mp4"):
         (tmp_path / f"{PREFIX}killed" / name).write_text("x")
     (tmp_path / f"{PREFIX}used").symlink_to(visitor.uploads.folder)
     remove_leftovers()
@@ -432,7 +432,7 @@ def test_a_sender_that_pauses_is_given_up(monkeypatch: pytest.MonkeyPatch) -> No
 
 
 def test_old_uploads_are_forgotten(visitor: TestClient, clips: Manifest, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("avssl.retrieval.uploads.MAX_HELD", 1)
+    monkeypatch.setattr("avssl.browser.uploads.MAX_HELD", 1)
     first, second = (upload(visitor, clips.path(1).read_bytes()).json()["id"] for _ in range(2))
     assert "bring it again" in detail(visitor.get(f"/api/neighbours?query={first}&by=v2v"), 404)
     assert visitor.get(f"/api/neighbours?query={second}&by=v2v").status_code == 200
@@ -447,17 +447,17 @@ def test_a_run_that_was_trained_on_embeds_nothing(stores: list[Store], clips: Ma
 
 
 def test_searches_are_exact_until_the_index_is_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(shelves, "EXACT_BELOW", 10)
+    monkeypatch.setattr(catalog, "EXACT_BELOW", 10)
     store = write(tmp_path / "e", random_vectors(3000, 16))
-    begin, opened = threading.Event(), shelves.open_index
+    begin, opened = threading.Event(), catalog.open_index
 
     def later(*given: object, **named: object) -> object:
         begin.wait(30)
         return opened(*given, **named)
 
-    monkeypatch.setattr(shelves, "open_index", later)
+    monkeypatch.setattr(catalog, "open_index", later)
     for visitor in visit([store], tmp_path / "b"):
-        visitor.shelves[0].prepare()
+        visitor.stores[0].prepare()
         assert visitor.get("/api/about").json()["stores"][0]["index"]["state"] == "building"
         asked = "/api/neighbours?query=5&by=v2a"
         exact = visitor.get(asked).json()
@@ -474,13 +474,13 @@ def test_searches_are_exact_until_the_index_is_there(tmp_path: Path, monkeypatch
 
 
 def test_a_failing_index_leaves_exact_search(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(shelves, "EXACT_BELOW", 10)
-    monkeypatch.setattr(shelves, "open_index", lambda *given, **named: (_ for _ in ()).throw(MemoryError("too much")))
+    monkeypatch.setattr(catalog, "EXACT_BELOW", 10)
+    monkeypatch.setattr(catalog, "open_index", lambda *given, **named: (_ for _ in ()).throw(MemoryError("too much")))
     said: list[str] = []
-    shelf = Shelf(write(tmp_path / "e", random_vectors(50, 4)), tmp_path, said.append)
-    shelf.prepare()
-    while shelf.state == "building":
+    indexed = IndexedStore(write(tmp_path / "e", random_vectors(50, 4)), tmp_path, said.append)
+    indexed.prepare()
+    while indexed.state == "building":
         time.sleep(0.01)
-    assert (shelf.state, shelf.index) == ("failed", None)
-    assert "too much" in shelf.why
-    assert said == [shelf.why]
+    assert (indexed.state, indexed.index) == ("failed", None)
+    assert "too much" in indexed.why
+    assert said == [indexed.why]

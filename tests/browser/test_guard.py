@@ -8,7 +8,7 @@ from starlette.routing import Route
 from starlette.testclient import TestClient
 from starlette.websockets import WebSocketDisconnect
 
-from avssl.retrieval.guard import HEADERS, Guard
+from avssl.browser.guard import HEADERS, Guard
 
 
 def client(token: str | None = None, base: str = "http://127.0.0.1:8300") -> TestClient:

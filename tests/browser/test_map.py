@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from avssl.retrieval import map as module
-from avssl.retrieval.map import draw_map, open_map
+from avssl.browser import map as module
+from avssl.browser.map import draw_map, open_map
 from tests.support.stores import random_vectors, write
 
 

@@ -20,8 +20,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from avssl.retrieval import previews
-from avssl.retrieval.previews import PreviewError, Previews
+from avssl.browser import previews
+from avssl.browser.previews import PreviewError, Previews
 from avssl.workers import Lost
 from tests.support.clips import make_clip, make_sound
 
@@ -212,7 +212,7 @@ def test_made_once_for_many_threads(workers: FakeWorkers, clips: Path, tmp_path:
         list(threads.map(lambda _: made.media(clips / "0.mkv"), range(40)))
     assert found == [bytes(1000)] * 40
     assert sorted(job["kind"] for job in workers.jobs) == ["playable"] + ["poster"] * 4 + ["preview"]
-    assert not made._alone._locks
+    assert not made._locks
 
 
 def test_kept_for_the_next_server(workers: FakeWorkers, clips: Path, tmp_path: Path) -> None:

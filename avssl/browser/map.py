@@ -1,7 +1,4 @@
-"""A map of embeddings: clips as points in the plane, those of pictures and those of sounds beside each other.
-
-What lives here: the drawn clips, their places by PCA or UMAP, clusters to colour them by, and the file that keeps them
-beside the embeddings. What does not: drawing (static/).
+"""A map of embeddings: clips as points in the plane by PCA or UMAP, in clusters to color them by.
 
 Letters: n drawn clips, D dimensions.
 """
@@ -15,9 +12,9 @@ from typing import Literal
 
 import faiss
 import numpy as np
-import torch
 
 from avssl.files import WriteError, whole_file
+from avssl.retrieval.search import QueryError
 from avssl.retrieval.store import Store
 from avssl.structs import MODALITIES
 
@@ -48,7 +45,7 @@ def open_map(store: Store, folder: Path, *, method: Method, say: Callable[[str],
         say: is told when a map that is there cannot be used, and when one could not be written down.
 
     Raises:
-        ValueError: as `draw_map`.
+        QueryError: as `draw_map`.
     """
     path, state = folder / f"map-{method}.npz", store.digest()
     if path.exists():
@@ -75,10 +72,10 @@ def draw_map(store: Store, *, method: Method) -> Map:
     """Place up to MAX_POINTS clips, drawn at random with a fixed seed.
 
     Raises:
-        ValueError: UMAP is asked for and not installed.
+        QueryError: UMAP is asked for and not installed.
     """
     if method == "umap" and not has_umap():
-        raise ValueError("UMAP is not installed: pip install 'avssl[umap]', or look at the map by PCA")
+        raise QueryError("UMAP is not installed: pip install 'avssl[umap]', or look at the map by PCA")
     num = min(len(store), MAX_POINTS)
     rows = np.sort(np.random.default_rng(0).choice(len(store), num, replace=False))
     vectors = {side: store.vectors[side].take(rows).numpy() for side in MODALITIES}
@@ -135,4 +132,4 @@ def _cluster(vectors: dict[str, np.ndarray]) -> np.ndarray:
     kmeans.train(both)
     _, found = kmeans.index.search(both, 1)
     order = np.argsort(-np.bincount(found[:, 0], minlength=num), kind="stable")
-    return torch.from_numpy(order).argsort()[found[:, 0]].numpy()
+    return np.argsort(order)[found[:, 0]]

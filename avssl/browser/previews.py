@@ -1,11 +1,6 @@
-"""Posters, spectrograms and playable media of clips for a web server: made in worker processes, kept in a folder.
-
-What lives here: `Previews`, which many threads may ask at once, and its folder of bounded size. What does not: how a
-picture or a preview is made (media/preview.py) and the server (app.py).
-"""
+"""Posters, spectrograms and playable media of clips for a web server: made in worker processes, kept in a folder."""
 
 import contextlib
-import hashlib
 import math
 import os
 import queue
@@ -16,8 +11,10 @@ import time
 from collections import OrderedDict
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Generic, Self, TypeVar
+from typing import Any, Self
+from weakref import WeakValueDictionary
 
+from avssl.files import digest
 from avssl.media.preview import VERSION, Part
 from avssl.media.reader import file_problem
 from avssl.workers import Lost, Worker
@@ -31,7 +28,6 @@ RECENT_SECONDS = 60.0  # an entry used since then stays: it may just be sent
 ROOM = 0.9  # when the folder is full, entries are removed until so much of the bound is left
 NUM_REMEMBERED = 10_000  # answers of each kind that are kept in memory
 LOST_SECONDS = 600.0  # a file that took too long or brought a worker down is tried again after this
-T = TypeVar("T")
 
 
 class PreviewError(ValueError):
@@ -44,10 +40,10 @@ class PreviewError(ValueError):
 
 
 class Previews:
-    """Pictures and playable media of clips, made when they are first asked for. Safe to use from many threads.
+    """Pictures and playable media of clips, made when first asked for. Many threads, and processes, may use one folder.
 
     A clip is a file or a part of one, (start, end) in seconds on the container's clock. A file that changes is looked
-    at anew. Several processes may use one folder.
+    at anew.
 
     Args:
         folder: where results are kept; made if it is not there. Files that are not ours stay.
@@ -65,9 +61,10 @@ class Previews:
         self._folder = _Folder(Path(folder).absolute(), max_bytes, max(STALE_SECONDS, 2 * timeout_seconds))
         self._pictures = _Pool(num_workers, timeout_seconds)
         self._transcodes = _Pool(num_workers, timeout_seconds)
-        self._alone = _OneAtATime()
-        self._failures: _Memory[tuple[str, float]] = _Memory()  # by key: reason, until when it holds
-        self._playable: _Memory[str] = _Memory()  # by key: media type; "" = not as it is
+        self._guard = threading.Lock()
+        self._locks: WeakValueDictionary[str, threading.Lock] = WeakValueDictionary()  # by key, while somebody wants it
+        self._failures = _Memory()  # by key: reason, until when it holds
+        self._playable = _Memory()  # by key: media type; "" = not as it is
 
     def __enter__(self) -> Self:
         return self
@@ -107,13 +104,18 @@ class Previews:
         if media_type:
             return source, media_type
         key = _key("preview", source, part)
-        path = self._made("preview", key, source, part, tuple(MEDIA_TYPES))
+        path = self._made("preview", key, source, part, *MEDIA_TYPES)
         return path, MEDIA_TYPES[path.suffix]
+
+    def _lock(self, key: str) -> threading.Lock:
+        """Held while a key is asked for, so that many threads ask once."""
+        with self._guard:
+            return self._locks.setdefault(key, threading.Lock())
 
     def _media_type(self, source: Path) -> str:
         """Of a file that browsers play as it is; empty if they do not."""
         key = _key("playable", source, None)
-        with self._alone(key):
+        with self._lock(key):
             found = self._playable.get(key)
             if found is None:
                 found = self._ask("playable", key, source, None, None)["media_type"] or ""
@@ -124,11 +126,11 @@ class Previews:
         key = _key(kind, source, part)
         while True:
             with contextlib.suppress(FileNotFoundError):  # another server removed it just now
-                return self._made(kind, key, source, part, (suffix,)).read_bytes()
+                return self._made(kind, key, source, part, suffix).read_bytes()
 
-    def _made(self, kind: str, key: str, source: Path, part: Part, suffixes: tuple[str, ...]) -> Path:
-        """The entry of a key, with one of these extensions; made unless it is there."""
-        with self._alone(key):
+    def _made(self, kind: str, key: str, source: Path, part: Part, *suffixes: str) -> Path:
+        """The entry of a key, with one of these extensions (the second: of sound alone); made unless it is there."""
+        with self._lock(key):
             found = self._folder.use(key, suffixes)
             if found is not None:
                 return found
@@ -136,7 +138,7 @@ class Previews:
                 answer = self._ask(kind, key, source, part, target)
                 is_sound = answer["media_type"] == MEDIA_TYPES[".m4a"]
                 try:
-                    return self._folder.add(target, key + (".m4a" if is_sound else suffixes[0]))
+                    return self._folder.add(target, key + suffixes[is_sound])
                 except OSError as error:
                     raise PreviewError(source, f"what was made of it cannot be kept ({error.strerror})") from error
 
@@ -146,26 +148,21 @@ class Previews:
         if time.monotonic() < until:
             raise PreviewError(source, reason)
         pool = self._transcodes if kind == "preview" else self._pictures
-        job = {
-            "kind": kind,
-            "source": str(source.absolute()),
-            "part": None if part is None else [float(seconds) for seconds in part],
-            "target": None if target is None else str(target),
-        }
+        job = {"kind": kind, "source": str(source.absolute()), "part": part and [float(seconds) for seconds in part]}
+        job["target"] = target and str(target)
         try:
             answer = pool.ask(job)
         except (OSError, RuntimeError) as error:
             raise PreviewError(source, f"no process for it could be started ({error})") from error
         if answer is None:
             raise PreviewError(source, "the server is about to end")
-        if isinstance(answer, Lost):
-            self._failures.put(key, (answer.reason, time.monotonic() + LOST_SECONDS))
-            raise PreviewError(source, answer.reason)
-        if answer["reason"]:
-            if not answer.get("again"):
-                self._failures.put(key, (answer["reason"], math.inf))
-            raise PreviewError(source, answer["reason"])
-        return answer
+        is_lost = isinstance(answer, Lost)
+        reason = answer.reason if is_lost else answer["reason"]
+        if not reason:
+            return answer
+        if is_lost or not answer.get("again"):
+            self._failures.put(key, (reason, time.monotonic() + LOST_SECONDS if is_lost else math.inf))
+        raise PreviewError(source, reason)
 
 
 def _key(kind: str, source: Path, part: Part) -> str:
@@ -181,7 +178,7 @@ def _key(kind: str, source: Path, part: Part) -> str:
         raise PreviewError(source, f"the file cannot be opened ({error.strerror})") from error
     times = None if part is None else (float(part[0]), float(part[1]))
     facts = (os.fsencode(resolved), found.st_size, found.st_mtime_ns, times, kind, VERSION)
-    return hashlib.blake2b(repr(facts).encode(), digest_size=20).hexdigest()
+    return digest(facts, num_bytes=20)
 
 
 class _Folder:
@@ -219,7 +216,7 @@ class _Folder:
             except FileNotFoundError:
                 continue
             except OSError:  # somebody else's folder, that can only be read
-                return path
+                pass
             return path
         return None
 
@@ -281,48 +278,25 @@ class _Pool:
             if process is not None:  # its job is given up
                 process.kill()
         for _ in self.workers:
-            worker = self._idle.get()
-            worker.__exit__(None, None, None)
+            self._idle.get().stop()
         self._idle.put(None)
 
 
-class _OneAtATime:
-    """A lock per key, kept as long as somebody holds or waits for it."""
-
-    def __init__(self) -> None:
-        self._guard = threading.Lock()
-        self._locks: dict[str, tuple[threading.Lock, list[int]]] = {}  # by key: its lock, how many want it
-
-    @contextlib.contextmanager
-    def __call__(self, key: str) -> Iterator[None]:
-        with self._guard:
-            lock, num_wanting = self._locks.setdefault(key, (threading.Lock(), [0]))
-            num_wanting[0] += 1
-        try:
-            with lock:
-                yield
-        finally:
-            with self._guard:
-                num_wanting[0] -= 1
-                if not num_wanting[0]:
-                    del self._locks[key]
-
-
-class _Memory(Generic[T]):
+class _Memory:
     """Values by key; what was stored or looked up longest ago is forgotten."""
 
     def __init__(self) -> None:
         self._guard = threading.Lock()
-        self._values: OrderedDict[str, T] = OrderedDict()
+        self._values: OrderedDict[str, Any] = OrderedDict()
 
-    def put(self, key: str, value: T) -> None:
+    def put(self, key: str, value: Any) -> None:
         with self._guard:
             self._values[key] = value
             self._values.move_to_end(key)
             if len(self._values) > NUM_REMEMBERED:
                 self._values.popitem(last=False)
 
-    def get(self, key: str) -> T | None:
+    def get(self, key: str) -> Any | None:
         with self._guard:
             if key in self._values:
                 self._values.move_to_end(key)

@@ -1,10 +1,5 @@
-"""Files that a visitor of the browser brings: embedded in a process that can be killed, and deleted.
+"""Files that a visitor of the browser brings: embedded in a process that can be killed, and deleted."""
 
-What lives here: one file at a time from its bytes on disk to vectors and pictures, of which the last MAX_HELD are held
-in memory. What does not: receiving the bytes (app.py), decoding and embedding (embed.py, media/preview.py).
-"""
-
-import fcntl
 import re
 import secrets
 import shutil
@@ -12,18 +7,20 @@ import tempfile
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Self
 
-from avssl.retrieval.previews import PreviewError, Previews
+from avssl.browser.catalog import NotShownError
+from avssl.browser.previews import PreviewError, Previews
+from avssl.files import LockedError, WriteError, folder_lock
 from avssl.retrieval.search import Query, query_of_vectors
 from avssl.retrieval.store import Store
 from avssl.workers import Lost, Worker
 
 MAX_HELD = 100
-PREFIX, LOCK = "avssl-uploads-", "lock"  # of folders for files that are looked at; who uses one holds its lock
+PREFIX = "avssl-uploads-"  # of folders for files that are looked at; who uses one holds its lock
 MAX_AT_ONCE = 5  # one is embedded, others arrive or wait; further ones are turned away
 TIMEOUT_SECONDS = 60.0  # per file, the loading of the runs included
 
@@ -65,8 +62,8 @@ class Uploads:
         self.stores, self.max_bytes, self.max_seconds = stores, max_bytes, max_seconds
         remove_leftovers()
         self.folder = Path(tempfile.mkdtemp(prefix=PREFIX))
-        self._lock = (self.folder / LOCK).open("w")
-        fcntl.flock(self._lock, fcntl.LOCK_EX)
+        self._lock = ExitStack()
+        self._lock.enter_context(folder_lock(self.folder))
         self._worker = Worker("avssl.retrieval.embed", timeout_seconds)
         self._previews = Previews(self.folder / "previews", max_bytes=64 << 20, num_workers=1)
         self._places = threading.BoundedSemaphore(MAX_AT_ONCE)
@@ -106,29 +103,12 @@ class Uploads:
         Raises:
             UploadError: it cannot be read, lasts too long, or took or brought down the process that had it.
         """
-        upload = self._embed(path, name)
-        with self._changing:
-            self._held[upload.id] = upload
-            while len(self._held) > MAX_HELD:
-                self._held.popitem(last=False)
-        return upload
-
-    def get(self, id: str) -> Upload | None:
-        with self._changing:
-            return self._held.get(id)
-
-    def _embed(self, path: Path, name: str) -> Upload:
-        job = {
-            "path": str(path),
-            "max_seconds": self.max_seconds,
-            "stores": [asdict(store.meta) for store in self.stores],
-        }
-        answer = self._worker.ask(job)
-        if isinstance(answer, Lost):
-            raise UploadError(f"{name} could not be embedded: {answer.reason}")
-        if "reason" in answer:
-            raise UploadError(f"{name} could not be embedded: {answer['reason']}")
-        return Upload(
+        stores = [asdict(store.meta) for store in self.stores]
+        answer = self._worker.ask({"path": str(path), "max_seconds": self.max_seconds, "stores": stores})
+        reason = answer.reason if isinstance(answer, Lost) else answer.get("reason")
+        if reason:
+            raise UploadError(f"{name} could not be embedded: {reason}")
+        upload = Upload(
             id=f"u-{secrets.token_hex(8)}",
             name=name,
             has_video=answer["has_video"],
@@ -138,6 +118,18 @@ class Uploads:
             poster=self._picture(self._previews.poster, path),
             spectrogram=self._picture(self._previews.spectrogram, path),
         )
+        with self._changing:
+            self._held[upload.id] = upload
+            while len(self._held) > MAX_HELD:
+                self._held.popitem(last=False)
+        return upload
+
+    def get(self, id: str) -> Upload:
+        """Raises NotShownError: it is not held any more."""
+        with self._changing:
+            if id not in self._held:
+                raise NotShownError("this file is no longer held here: bring it again")
+            return self._held[id]
 
     def _picture(self, make: Callable[[Path], bytes], path: Path) -> bytes | None:
         """A small picture of a file, of which nothing stays on disk."""
@@ -152,10 +144,6 @@ class Uploads:
 
 def remove_leftovers() -> None:
     """Delete what servers have left that were killed."""
-    for folder in Path(tempfile.gettempdir()).glob(f"{PREFIX}*"):
-        try:
-            with (folder / LOCK).open("r+") as lock:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                shutil.rmtree(folder, ignore_errors=True)
-        except OSError:  # somebody else's, or in use
-            continue
+    for lock in Path(tempfile.gettempdir()).glob(f"{PREFIX}*/.lock"):
+        with suppress(LockedError, WriteError), folder_lock(lock.parent):  # in use, or somebody else's
+            shutil.rmtree(lock.parent, ignore_errors=True)

@@ -1,7 +1,7 @@
-"""Who may ask the neighbour browser's server, and the headers of every answer.
+"""Who may ask the neighbor browser's server, and the headers of every answer.
 
-What lives here: a layer around the server. A page of somewhere else must not read clips through the visitor's browser
-(a name that leads to this machine, a form that is sent here), and nobody else on the network without the token.
+A page of somewhere else must not read clips through the visitor's browser (a name that leads to this machine, a form
+that is sent here), and nobody else on the network without the token.
 """
 
 import asyncio
@@ -87,7 +87,7 @@ class Guard:
         if scope["method"] in ("GET", "HEAD"):
             if from_elsewhere and headers.get("sec-fetch-mode") != "navigate":  # a link to here may be followed
                 return _refuse(403, "only the page of this server may ask for this")
-        elif from_elsewhere or _place(headers.get("origin", f"http://{host}")) != host:
+        elif from_elsewhere or headers.get("origin", f"http://{host}").partition("://")[2] != host:
             return _refuse(403, "only the page of this server may send something here")
         return None if self.token is None else self._without_token(scope, headers)
 
@@ -120,11 +120,6 @@ class Guard:
 
     def _is_right(self, token: str) -> bool:
         return hmac.compare_digest(token.encode(), self.token.encode())
-
-
-def _place(origin: str) -> str:
-    """Host and port of an Origin header."""
-    return origin.partition("://")[2]
 
 
 def _refuse(status: int, why: str) -> Response:
