@@ -19,6 +19,7 @@ import av.stream
 import numpy as np
 from av.codec.context import Flags2
 
+from avssl.files import digest
 from avssl.media.audio import to_mono
 from avssl.media.probe import SILENCE, Probe, counted_rate, examine, shape, stated_rate, without_picture, without_sound
 from avssl.media.reader import MAX_FRUITLESS, MAX_RESUMED, DecodeError, Reader, frame_duration
