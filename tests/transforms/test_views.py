@@ -284,10 +284,9 @@ def test_values_out_of_range_are_refused(name, options, message):
     "change, message", [({"sample_rate": 16000}, "log_mel"), ({"spectrogram": "mfcc"}, "avid, log_mel")]
 )
 def test_spectrograms_that_do_not_exist_are_refused(change, message):
-    data = DataConfig(manifest="", audio_seconds=0.2, **change)
-    x, params = some_batch("audio", data, 1)
+    x, params = some_batch("audio", DataConfig(manifest="", audio_seconds=0.2), 1)
     with pytest.raises(ValueError, match=message):
-        VIEWS["audio"].apply(x, params, data)
+        VIEWS["audio"].apply(x, params, DataConfig(manifest="", audio_seconds=0.2, **change))
 
 
 def test_cut_is_the_crop_that_decoding_makes() -> None:
