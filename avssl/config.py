@@ -210,7 +210,7 @@ class Config(Options):
     @classmethod
     def _as_text(cls, method: dict[str, Any]) -> dict[str, Any]:
         try:
-            return yaml.load(yaml.safe_dump({"name": "avid", **method}), _TextLoader)
+            return yaml.load(yaml.safe_dump({"name": "avid", **method}, sort_keys=False), _TextLoader)
         except yaml.YAMLError:
             raise ValueError(f"method={method}: expected text, numbers, lists and mappings only") from None
 

@@ -43,6 +43,7 @@ def test_file_wins_over_defaults_and_overrides_win_over_the_file(path: Path) -> 
 def test_overrides_are_yaml_and_go_as_deep_as_keys_do(path: Path) -> None:
     config = load(path, ["method.parts={patch: {weight: 1}, near: {}}", "method.parts.patch.weight=2", "data.root="])
     assert config.method["parts"] == {"patch": {"weight": "2"}, "near": {}}
+    assert list(loads(dumps(config)).method["parts"]) == ["patch", "near"]  # heads are drawn in this order
     assert config.data.root is None
     with pytest.raises(
         ConfigError, match=r"^method\.cross\.x: method\.cross=1 is no mapping of keys; set method\.cross"

@@ -344,7 +344,7 @@ def test_tracks_that_do_not_fit_the_manifest_are_refused(clip_set: Manifest, tmp
     [
         ("walk", "data.num_frames=2", r"data\.num_frames=2: a walk there and back needs at least 3 frames"),
         ("walk", "data.patch_size=64", r"data\.patch_size=64 must be at least 1 and at most data\.size=32"),
-        ("neighbour", "data.grey=3", r"data\.grey=3.* must be a probability"),
+        ("neighbour", "data.grey=3", r"data\.grey=3 in .*: expected a number from 0 to 1"),
         ("neighbour", "data.fps=0", r"data\.fps=0 .* expected a number of at least 0\.01"),
     ],
 )
