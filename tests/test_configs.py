@@ -21,6 +21,9 @@ PAPERS = {  # of each method
     "neighbour_cvrl": 'Qian, Meng, Gong, Yang, Wang, Belongie, Cui, "Spatiotemporal Contrastive Video Representation',
     "neighbour_vince": 'Gordon, Ehsani, Fox, Farhadi, "Watching the World Go By: Representation Learning from',
     "neighbour_seco": 'Yao, Zhang, Qiu, Pan, Mei, "SeCo: Exploring Sequence Supervision for Unsupervised',
+    "byol": 'Grill et al., "Bootstrap Your Own Latent',
+    "swav": 'Caron, Misra, Mairal, Goyal, Bojanowski, Joulin, "Unsupervised Learning of Visual Features by',
+    "rotation": 'Jing, Yang, Liu, Tian, "Self-Supervised Spatiotemporal Feature Learning via Video Rotation',
     "patch": 'Wang, Gupta, "Unsupervised Learning of Visual Representations using Videos", ICCV 2015',
     "walk": 'Jabri, Owens, Efros, "Space-Time Correspondence as a Contrastive Random Walk", NeurIPS 2020',
 }
@@ -52,6 +55,9 @@ def test_there_is_a_config_of_every_method_for_every_set() -> None:
         "walk",
         "joint",
         "finetune",
+        "byol",
+        "swav",
+        "rotation",
     }  # a digit that pans has no motion of its own
 
 
@@ -167,7 +173,9 @@ def test_published_neighbour_recipes() -> None:
         "rho_moco": 8, "cvrl": 16, "vince": 1, "seco": 1,
     }  # fmt: skip
     cvrl = recipes["cvrl"].data
-    assert (cvrl.jitter, cvrl.blur, cvrl.solarize, cvrl.grey) == ((0.8, 0.8, 0.8, 0.2), (1.0, 0.1), (0.0, 0.2), 0.2)
+    assert (cvrl.jitter, cvrl.blur, cvrl.solarize, cvrl.grey) == ((0.8, 0.8, 0.8, 0.2), 1.0, 0.0, 0.2)
+    further = told["cvrl"].views()[1].settings(cvrl)
+    assert (further.blur, further.solarize) == (0.1, 0.2)
     moco = recipes["rho_moco"].optim
     assert (moco.lr, moco.weight_decay * moco.lr) == pytest.approx((0.1 * 512 / 64 * 12, 1e-4 * 0.8))
 

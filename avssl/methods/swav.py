@@ -2,7 +2,7 @@
 of the others (Caron et al., NeurIPS 2020).
 """
 
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -16,7 +16,7 @@ from avssl.models.heads import mlp
 from avssl.objectives.clustering import sinkhorn, swapped_prediction
 from avssl.objectives.negatives import Queue
 from avssl.structs import Batch, Instances, Progress, Step
-from avssl.transforms.views import multi_crop
+from avssl.transforms.views import Same, Uniform, multi_crop
 
 
 class SwAVOptions(Options):
@@ -24,6 +24,7 @@ class SwAVOptions(Options):
     num_small: int = Field(6, ge=0)
     # fields of the data section that differ for the small crops
     small: dict[str, Any] = Field({"size": 96, "min_crop_area": 0.05, "max_crop_area": 0.14})
+    interval: Literal["same", "uniform"] = "same"  # of the crops: the same seconds, or anywhere (rho-SwAV)
     num_prototypes: Count = 3000
     hidden_dim: Count = 2048
     embedding_dim: Count = 128
@@ -46,7 +47,8 @@ class SwAV(Method):
     def __init__(self, options: SwAVOptions, encoders: nn.ModuleDict, *, instances: Instances, seed: int) -> None:
         super().__init__(options, encoders, instances=instances, seed=seed)
         check_videos(instances)
-        self.views = multi_crop(options.num_large, options.num_small, small=options.small)
+        when = Same("video") if options.interval == "same" else Uniform()
+        self.views = multi_crop(options.num_large, options.num_small, small=options.small, when=when)
         self.large = [view.name for view in self.views[: options.num_large]]
         dims = [encoders["video"].dim, options.hidden_dim, options.embedding_dim]
         self.heads = nn.ModuleDict({"video": mlp(dims, norm="hidden", bias_hidden=True)})

@@ -188,10 +188,15 @@ def two_views(
     return View("video", changes=first), View("video.1", when=when or Same("video"), changes=second)
 
 
-def multi_crop(num_large: int, num_small: int, *, small: Mapping[str, Any]) -> tuple[View, ...]:
-    """SwAV's crops of the same seconds: large ones video, video.1, ..., then small.0, small.1, ... with changes."""
-    large = [View(f"video.{i}", when=Same("video")) for i in range(1, num_large)]
-    return (View("video"), *large, *(View(f"small.{i}", when=Same("video"), changes=small) for i in range(num_small)))
+def multi_crop(
+    num_large: int, num_small: int, *, small: Mapping[str, Any], when: When | None = None
+) -> tuple[View, ...]:
+    """SwAV's crops: large ones video, video.1, ..., then small.0, small.1, ... with changes; all of the same seconds
+    unless `when` says otherwise of those behind the first.
+    """
+    when = when or Same("video")
+    large = [View(f"video.{i}", when=when) for i in range(1, num_large)]
+    return (View("video"), *large, *(View(f"small.{i}", when=when, changes=small) for i in range(num_small)))
 
 
 def check_views(views: Sequence[View], data: DataConfig, *, evaluation: bool = False) -> None:
