@@ -15,7 +15,7 @@ import pytest
 from avssl.data import check
 from avssl.data.manifest import Manifest, read_manifest, write_manifest
 from avssl.data.quarantine import Entry, add_to_quarantine, read_quarantine
-from avssl.train import train
+from avssl.training.loop import train
 from avssl.workers import run_jobs
 from tests.support.clips import make_set
 from tests.support.noise import FRAMES, clip, remux

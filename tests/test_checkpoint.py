@@ -6,7 +6,12 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from avssl.checkpoint import (
+from avssl.config import dumps, from_dict
+from avssl.methods import build_method
+from avssl.methods.avid import AVIDOptions
+from avssl.methods.avid_cma import AVIDCMAOptions
+from avssl.methods.base import Method
+from avssl.training.checkpoint import (
     CheckpointError,
     check_manifest,
     export_encoders,
@@ -15,11 +20,6 @@ from avssl.checkpoint import (
     load_model,
     save_checkpoint,
 )
-from avssl.config import dumps, from_dict
-from avssl.methods import build_method
-from avssl.methods.avid import AVIDOptions
-from avssl.methods.avid_cma import AVIDCMAOptions
-from avssl.methods.base import Method
 from tests.support.tiny import everything, tiny_method
 
 STATE = {

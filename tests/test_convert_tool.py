@@ -11,9 +11,9 @@ import torch
 import torchvision
 
 import avssl
-from avssl.checkpoint import ENCODERS
 from avssl.data.manifest import Manifest
-from avssl.train import train
+from avssl.training.checkpoint import ENCODERS
+from avssl.training.loop import train
 from avssl.weights import onnx
 from avssl.weights.export import CARD
 from avssl.weights.load import load

@@ -15,7 +15,7 @@ from avssl.evaluate.splits import read_splits
 from avssl.retrieval.search import WAYS, find_row, pairs_of, query_of_row, search
 from avssl.retrieval.store import StoreError, read_store
 from avssl.retrieval.write import write_store
-from avssl.train import train
+from avssl.training.loop import train
 from avssl.weights.load import load_run, with_data
 from tests.support.runs import config
 

@@ -11,7 +11,7 @@ import pytest
 from avssl.data.check import build_table
 from avssl.data.manifest import Manifest, read_manifest, write_manifest
 from avssl.evaluate.table import compare, shown
-from avssl.train import train
+from avssl.training.loop import train
 from tests.support.clips import make_sound
 from tests.support.runs import SMALL, Call, config
 

@@ -20,7 +20,7 @@ from avssl.data.quarantine import Entry, add_to_quarantine, quarantine_path, rea
 from avssl.data.sampling import Key
 from avssl.files import WriteError
 from avssl.methods.avid import AVID
-from avssl.train import train
+from avssl.training.loop import train
 from tests.support.clips import make_set
 from tests.support.runs import TINY
 

@@ -13,7 +13,6 @@ import pytest
 import torch
 from torch import nn
 
-from avssl.checkpoint import load_checkpoint
 from avssl.config import Config, from_dict
 from avssl.data.check import build_table
 from avssl.data.dataset import ClipDataset, collate
@@ -32,7 +31,8 @@ from avssl.retrieval.search import find_row, query_of_row, search
 from avssl.retrieval.store import Store, StoreError, read_store
 from avssl.retrieval.write import write_store
 from avssl.structs import Batch, Embedded, Instances, Progress, Step
-from avssl.train import train
+from avssl.training.checkpoint import load_checkpoint
+from avssl.training.loop import train
 from avssl.weights.load import load_run
 from tests.support.clips import make_clip, make_set, make_sound
 from tests.support.contract import batch_of
@@ -240,7 +240,7 @@ def run(mixed: Manifest, tmp_path_factory: pytest.TempPathFactory) -> Path:
         return Instances(*(torch.from_numpy(each.copy()) for each in rows))
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("avssl.train.usable_instances", everything)
+        patch.setattr("avssl.training.setup.usable_instances", everything)
         assert train(config(mixed, folder, *CMA, "method.within=1"))
     return folder
 

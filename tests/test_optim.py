@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from avssl.config import OptimConfig
-from avssl.optim import (
+from avssl.training.optim import (
     build_optimizer,
     learning_rate,
     load_optimizer_state,

@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 import torch
 
-from avssl.checkpoint import CheckpointError, load_checkpoint
 from avssl.config import Config, ConfigError, from_dict, with_overrides
 from avssl.data import dataset as dataset_module
 from avssl.data.dataset import ClipDataset, collate
@@ -23,11 +22,14 @@ from avssl.evaluate.splits import read_splits
 from avssl.logs import read_log
 from avssl.media.decode import read_frames
 from avssl.methods import build_method
-from avssl.optim import build_optimizer
 from avssl.retrieval.search import query_of_row, search
 from avssl.retrieval.write import write_store
 from avssl.structs import Instances, Progress
-from avssl.train import train, train_step, training_clips, usable_instances
+from avssl.training.checkpoint import CheckpointError, load_checkpoint
+from avssl.training.loop import train
+from avssl.training.optim import build_optimizer
+from avssl.training.setup import training_clips, usable_instances
+from avssl.training.step import train_step
 from avssl.transforms.views import apply_views
 from avssl.weights.load import load_run
 from tests.support.clips import SECONDS

@@ -24,7 +24,6 @@ from hypothesis import strategies as st
 from torch.nn.parallel import DistributedDataParallel
 
 from avssl import distributed
-from avssl.checkpoint import load_checkpoint
 from avssl.data.manifest import IDENTITY, SCHEMA, Manifest
 from avssl.data.sampling import TrainingBatches
 from avssl.methods.avid import AVID, AVIDOptions
@@ -33,7 +32,8 @@ from avssl.mining import agreement
 from avssl.mining.agreement import RULES, minable, mine_agreement
 from avssl.objectives.negatives import Bank, Queue, draw_negatives
 from avssl.structs import Batch, Embedded, Instances, Progress, Step
-from avssl.train import train
+from avssl.training.checkpoint import load_checkpoint
+from avssl.training.loop import train
 from tests.support.runs import CMA, config, free_port
 from tests.support.tiny import tiny_method, vector_batch
 

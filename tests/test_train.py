@@ -16,11 +16,12 @@ import pytest
 import torch
 from torch import nn
 
-from avssl.checkpoint import CheckpointError, load_checkpoint
 from avssl.config import ConfigError, loads
 from avssl.data.manifest import Manifest, read_manifest
 from avssl.logs import read_log
-from avssl.train import TrainingError, train
+from avssl.training.checkpoint import CheckpointError, load_checkpoint
+from avssl.training.loop import train
+from avssl.training.session import TrainingError
 from avssl.weights.load import load_run
 from tests.support.runs import CMA, TINY, config, equal_models
 

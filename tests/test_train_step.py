@@ -18,9 +18,11 @@ from avssl.data.manifest import Manifest
 from avssl.data.sampling import Key
 from avssl.methods import build_method
 from avssl.methods.base import Method
-from avssl.optim import build_optimizer
 from avssl.structs import Batch, Progress
-from avssl.train import FiniteCheck, GradientNorms, TrainingError, to_channels_last, train_step, usable_instances
+from avssl.training.optim import build_optimizer
+from avssl.training.session import TrainingError
+from avssl.training.setup import to_channels_last, usable_instances
+from avssl.training.step import FiniteCheck, GradientNorms, train_step
 from tests.support.runs import CMA, Waits, config
 
 
@@ -118,7 +120,7 @@ def test_channels_last_reaches_a_kernel_of_one_channel() -> None:
 COMPILED = """
 import torch
 from avssl.models.heads import mlp
-from avssl.train import compile_encoders
+from avssl.training.setup import compile_encoders
 method = torch.nn.Module()
 method.views = ("video", "audio")
 method.encoders = torch.nn.ModuleDict({"video": mlp([4, 4, 2])})

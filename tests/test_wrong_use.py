@@ -13,10 +13,10 @@ from pathlib import Path
 
 import pytest
 
-from avssl.checkpoint import load_checkpoint
 from avssl.data.manifest import Manifest, read_manifest
 from avssl.logs import read_log
-from avssl.train import train
+from avssl.training.checkpoint import load_checkpoint
+from avssl.training.loop import train
 from tests.support.clips import make_clip, make_set
 from tests.support.runs import CMA, TINY, Call, Outcome, config, equal_models
 

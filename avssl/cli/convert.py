@@ -14,9 +14,9 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from avssl.checkpoint import LAST
 from avssl.cli.common import add_json, new_parser, run
 from avssl.files import answer
+from avssl.training.checkpoint import LAST
 from avssl.weights.export import export
 from avssl.weights.load import load, load_run
 from avssl.weights.onnx import OnnxError, export_onnx

@@ -27,7 +27,6 @@ from pathlib import Path
 from typing import Any
 
 from avssl import distributed
-from avssl.checkpoint import LAST
 from avssl.cli.common import add_json, new_parser, run
 from avssl.data.manifest import read_manifest
 from avssl.evaluate.davis import davis_names, read_davis
@@ -40,7 +39,8 @@ from avssl.evaluate.splits import read_splits
 from avssl.evaluate.table import compare, read_result
 from avssl.files import WriteError, answer, check_writable
 from avssl.report.evaluation import confusion_png, write_evaluation
-from avssl.train import TrainingError
+from avssl.training.checkpoint import LAST
+from avssl.training.session import TrainingError
 from avssl.weights.export import export
 from avssl.weights.load import Pretrained, load, untrained, with_data
 

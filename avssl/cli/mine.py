@@ -14,12 +14,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 
-from avssl.checkpoint import check_manifest, load_checkpoint
 from avssl.cli.common import add_json, new_parser, run
 from avssl.config import loads
 from avssl.data.manifest import Manifest, read_manifest
 from avssl.files import answer, check_writable, whole_file
 from avssl.mining.agreement import RULES, AgreementSets, agreement_precision, chance_precision, minable, mine_agreement
+from avssl.training.checkpoint import check_manifest, load_checkpoint
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -14,6 +14,7 @@ import sys
 from pathlib import Path
 
 from avssl.cli.common import new_parser, run
+from avssl.methods import import_method
 from avssl.report.run import write_run_report
 
 
@@ -27,10 +28,13 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument(
         "--evaluations", type=Path, nargs="+", default=[], metavar="JSON", help="further results of tools/evaluate.py"
     )
+    parser.add_argument("--plugin", metavar="FILE.py:METHOD", help="method of the run, where it is one of your own")
     return run(_report, parser.parse_args(arguments))
 
 
 def _report(given: argparse.Namespace) -> int:
+    if given.plugin:
+        import_method(given.plugin)
     path, missing = write_run_report(
         given.run,
         out=given.out,

@@ -14,7 +14,8 @@ from pathlib import Path
 from avssl import distributed
 from avssl.cli.common import new_parser, run
 from avssl.config import load
-from avssl.train import TrainingError, train
+from avssl.training.loop import train
+from avssl.training.session import TrainingError
 
 
 def main(arguments: list[str] | None = None) -> int:

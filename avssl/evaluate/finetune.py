@@ -11,7 +11,7 @@ from avssl.config import ConfigError, PolicyConfig, from_dict, merge, read_secti
 from avssl.data.manifest import Manifest, read_manifest, write_manifest
 from avssl.files import whole_file
 from avssl.methods import is_supervised
-from avssl.train import train
+from avssl.training.loop import train
 from avssl.weights.load import Pretrained, Run, load_run
 
 RECIPE = {  # AVID on UCF101: 5 epochs of the classifier alone, then 16; clips and towers are those of the pretraining

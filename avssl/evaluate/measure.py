@@ -17,7 +17,6 @@ from torch import nn
 
 import avssl
 from avssl import distributed
-from avssl.checkpoint import LAST
 from avssl.data.dataset import check_decoder
 from avssl.data.manifest import Manifest
 from avssl.evaluate.features import VIEWED, ClipVectors, clip_vectors
@@ -29,6 +28,7 @@ from avssl.evaluate.splits import Split
 from avssl.files import digest
 from avssl.media.decoders import in_words
 from avssl.methods import method_options
+from avssl.training.checkpoint import LAST
 from avssl.weights.load import Pretrained, Run, untrained
 
 PARTS = ("encoders", "heads")  # of towers

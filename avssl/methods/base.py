@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from avssl.config import Count, Options
-from avssl.models.heads import mlp
+from avssl.models.heads import MLP, mlp
 from avssl.models.momentum import MomentumCopy, cosine_momentum
 from avssl.structs import Batch, Embedded, Instances, Progress, Step
 from avssl.transforms.views import View
@@ -162,6 +162,18 @@ class Method(nn.Module):
     def head(self, modality: str) -> nn.Module | None:
         """The head whose output stands for a clip after training; None where there is none."""
         return dict(self.heads.items()).get(modality)
+
+    def describe_heads(self) -> dict[str, dict[str, Any]]:
+        """{modality: {prefix, arguments}} of the heads in the state_dict, so that they can be built without the method.
+        Heads of a kind that `mlp` does not build are left out.
+        """
+        names = {id(module): f"{name}." for name, module in self.named_modules()}
+        heads = {modality: self.head(modality) for modality in self.encoders}
+        return {
+            modality: {"prefix": names[id(head)], "arguments": head.arguments}
+            for modality, head in heads.items()
+            if isinstance(head, MLP)
+        }
 
     def loss(self, encode: Encode, batch: Batch, progress: Progress) -> Step:
         """The method's loss on this rank's rows: changes no buffer, and called twice it returns the same value."""

@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 import torch
 
-from avssl.checkpoint import CheckpointError, check_manifest, load_checkpoint
 from avssl.config import Config, DataConfig, RunConfig, dumps
 from avssl.data.manifest import Manifest, ManifestError, read_manifest
 from avssl.data.sampling import num_steps_per_epoch
@@ -31,7 +30,8 @@ from avssl.report.dataset import dataset_parts
 from avssl.report.evaluation import evaluation_parts, find_results
 from avssl.report.history import History, read_history, refresh_parts, training_parts
 from avssl.report.page import Section, heading, html, note, page, paragraph, table, warning
-from avssl.sessions import read_sessions
+from avssl.training.checkpoint import CheckpointError, check_manifest, load_checkpoint
+from avssl.training.session import read_sessions
 from avssl.weights.load import Run, load_run, with_data
 
 REPORT = "report.html"

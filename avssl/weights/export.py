@@ -11,9 +11,9 @@ import safetensors.torch
 from torch import Tensor, nn
 
 import avssl
-from avssl.checkpoint import ENCODERS, LAST
 from avssl.files import digest, whole_file
 from avssl.models.heads import MLP
+from avssl.training.checkpoint import ENCODERS, LAST
 from avssl.weights.card import write_card
 from avssl.weights.load import CONFIG, FORMAT, Pretrained, WeightsError, parts_of, without_files
 

@@ -20,18 +20,18 @@ from torch import Tensor, nn
 
 import avssl
 from avssl import distributed
-from avssl.checkpoint import ENCODERS, LAST, load_checkpoint, load_model
 from avssl.config import Config, DataConfig, ModelConfig, loads, merge_options, without_weights
 from avssl.data.check import manifest_of_file
 from avssl.data.dataset import ClipDataset, collate
 from avssl.data.sampling import Key
 from avssl.files import digest
-from avssl.methods import build_method, method_options
+from avssl.methods import METHODS, build_method, method_options
 from avssl.methods.base import Method
 from avssl.models import build_encoder
 from avssl.models.heads import Classifier, mlp
-from avssl.structs import Instances
-from avssl.train import to_channels_last
+from avssl.structs import MODALITIES, Instances
+from avssl.training.checkpoint import ENCODERS, LAST, load_checkpoint, load_model
+from avssl.training.setup import to_channels_last
 from avssl.transforms.views import View, apply_views, evaluate_view
 
 FORMAT = 2  # of config.json
@@ -121,7 +121,31 @@ def load(path: str | Path, *, device: torch.device | None = None) -> Pretrained:
     """
     path = Path(path)
     folder = path.parent if path.name == ENCODERS else path
-    return _load_export(folder, device) if (folder / CONFIG).is_file() else load_run(folder, device=device)
+    if (folder / CONFIG).is_file():
+        return _load_export(folder, device)
+    path = _checkpoint_of(folder)
+    state = load_checkpoint(path)
+    config = loads(state["config"], source=str(path))
+    if config.method["name"] in METHODS:
+        return load_run(path, device=device)
+    # a method of a user's own: its file is not imported because a checkpoint says so, nor is it needed
+    model = without_weights(config).model
+    weights = state["model"]
+    modalities = [m for m in MODALITIES if any(name.startswith(f"encoders.{m}.") for name in weights)]
+    encoders = nn.ModuleDict({modality: build_encoder(modality, model) for modality in modalities})
+    heads = nn.ModuleDict({modality: mlp(**head["arguments"]) for modality, head in state["heads"].items()})
+    for module, prefix in [
+        (encoders, "encoders."),
+        *((heads[m], head["prefix"]) for m, head in state["heads"].items()),
+    ]:
+        own = {name.removeprefix(prefix): value for name, value in weights.items() if name.startswith(prefix)}
+        module.load_state_dict(own)
+    facts = _facts(config, state)
+    return towers_of(encoders, heads, path=path, data=config.data, model=config.model, device=device, facts=facts)
+
+
+def _checkpoint_of(path: Path) -> Path:
+    return path / LAST if path.is_dir() or not path.suffix else path
 
 
 def load_run(path: str | Path, *, device: torch.device | None = None, trained: bool = True) -> Run:
@@ -135,8 +159,7 @@ def load_run(path: str | Path, *, device: torch.device | None = None, trained: b
     Raises:
         CheckpointError: no checkpoint there, or a damaged one.
     """
-    path = Path(path)
-    path = path / LAST if path.is_dir() or not path.suffix else path
+    path = _checkpoint_of(Path(path))
     state = load_checkpoint(path)
     config = loads(state["config"], source=str(path))
     everything = torch.ones_like(state["instances"]["valid"])
@@ -157,6 +180,7 @@ def run_of(
     method = method.to(device).eval()
     heads = {modality: method.head(modality) for modality in method.encoders}
     heads = nn.ModuleDict({modality: head for modality, head in heads.items() if head is not None})
+    classifier = getattr(method, "classifier", None)
     return Run(
         path=path,
         encoders=method.encoders,
@@ -165,7 +189,7 @@ def run_of(
         model=config.model,
         device=device,
         weights_hash=_hash(method.encoders, heads),
-        classifier=getattr(method, "classifier", None),
+        classifier=classifier if isinstance(classifier, Classifier) else None,
         config=config,
         method=method,
         manifest_hash=manifest_hash,
@@ -282,10 +306,11 @@ def without_files(model: ModelConfig) -> ModelConfig:
 
 def _facts(config: Config, state: Mapping[str, Any]) -> dict[str, Any]:
     """What there is to say of a run. Of files only their names."""
+    known = config.method["name"] in METHODS
     files = (config.model.video_weights, config.model.audio_weights, config.model.init)
     return {
         "kind": "run",
-        "method": _without_tracks(method_options(config, only_given=True)),
+        "method": _without_tracks(method_options(config, only_given=True) if known else config.method),
         "steps": int(state["step"]),
         "seed": config.run.seed,
         "precision": config.run.precision,

@@ -16,7 +16,7 @@ from playwright.sync_api import Browser, ConsoleMessage, Page, expect, sync_play
 from avssl.data.check import build_table
 from avssl.data.manifest import read_manifest, write_manifest
 from avssl.retrieval.write import write_store
-from avssl.train import train
+from avssl.training.loop import train
 from avssl.weights.load import load_run
 from tests.support.clips import make_clip, make_sound
 from tests.support.runs import config

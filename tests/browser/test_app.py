@@ -26,7 +26,7 @@ from avssl.data.manifest import Manifest
 from avssl.retrieval.search import WAYS, query_of_row, rank
 from avssl.retrieval.store import Store, StoreError, read_store
 from avssl.retrieval.write import write_store
-from avssl.train import train
+from avssl.training.loop import train
 from avssl.weights.load import load_run
 from tests.support.clips import make_clip, make_set, make_sound
 from tests.support.runs import TINY

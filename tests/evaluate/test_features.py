@@ -21,7 +21,7 @@ from avssl.evaluate.harness import Labels, answer
 from avssl.evaluate.protocols import Options
 from avssl.evaluate.splits import read_splits
 from avssl.media.decode import read_frames
-from avssl.train import train
+from avssl.training.loop import train
 from avssl.transforms.video import centre_crop, spread_crops
 from avssl.transforms.views import Spread, View, apply_views
 from avssl.weights.load import load_run, untrained, with_data

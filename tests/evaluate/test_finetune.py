@@ -9,11 +9,11 @@ import pyarrow as pa
 import pytest
 import torch
 
-from avssl.checkpoint import load_checkpoint
 from avssl.config import ConfigError, loads
 from avssl.data.manifest import Manifest
 from avssl.evaluate.finetune import train_classifier
-from avssl.train import train
+from avssl.training.checkpoint import load_checkpoint
+from avssl.training.loop import train
 from avssl.weights.load import load, load_run
 from tests.support.runs import Call, config
 

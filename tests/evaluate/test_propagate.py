@@ -21,7 +21,7 @@ from avssl.evaluate.masks import score_masks
 from avssl.evaluate.propagate import frame_features, propagate_mask, score_propagation
 from avssl.evaluate.scenes import make_scene
 from avssl.models import ENCODERS
-from avssl.train import train
+from avssl.training.loop import train
 from avssl.weights.load import load_run
 from tests.support.clips import write_davis
 from tests.support.runs import config

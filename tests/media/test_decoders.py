@@ -8,7 +8,6 @@ import av
 import numpy as np
 import pytest
 
-from avssl.checkpoint import load_checkpoint, save_checkpoint
 from avssl.config import ConfigError, DataConfig
 from avssl.data.dataset import ClipDataset
 from avssl.data.manifest import Manifest
@@ -17,7 +16,8 @@ from avssl.media.decode import AudioWindow, VideoWindow, read_clip, read_frames,
 from avssl.media.decoders import DecoderMissingError, describe, in_words
 from avssl.media.reader import DecodeError, Limits, Reader
 from avssl.methods.avid import AVID
-from avssl.train import train
+from avssl.training.checkpoint import load_checkpoint, save_checkpoint
+from avssl.training.loop import train
 from tests.support.numbered import CASES, case, decode_in_order, make, numbers, picture
 from tests.support.runs import config
 

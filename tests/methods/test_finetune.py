@@ -9,14 +9,15 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from avssl.checkpoint import load_checkpoint
 from avssl.config import ConfigError, from_dict
 from avssl.data.manifest import Manifest
 from avssl.logs import read_log
 from avssl.methods import build_method
 from avssl.methods.finetune import Finetune
 from avssl.structs import Batch, Instances, Progress
-from avssl.train import train, usable_instances
+from avssl.training.checkpoint import load_checkpoint
+from avssl.training.loop import train
+from avssl.training.setup import usable_instances
 from avssl.weights.load import load_run
 from tests.support.runs import config, equal_models
 

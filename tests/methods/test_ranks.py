@@ -12,7 +12,7 @@ import torch.multiprocessing as multiprocessing
 from torch.nn.parallel import DistributedDataParallel
 
 from avssl import distributed
-from avssl.train import shared_buffers
+from avssl.training.resume import shared_buffers
 from tests.support.contract import CASES, NUM, batch_of, build, progress
 from tests.support.runs import free_port
 

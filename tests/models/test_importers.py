@@ -9,7 +9,7 @@ from torch import nn
 
 from avssl.config import ModelConfig, from_dict, with_overrides
 from avssl.models import build_encoder
-from avssl.train import train
+from avssl.training.loop import train
 from avssl.weights.load import load_run
 from tests.support.runs import TINY
 

@@ -11,14 +11,14 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from avssl.checkpoint import load_checkpoint
 from avssl.config import Config, from_dict, with_overrides
 from avssl.data.manifest import Manifest, read_manifest, write_manifest
 from avssl.logs import read_log
 from avssl.mining.agreement import agreement_precision, chance_precision
 from avssl.report.clips import Vectors, reference_clips, vectors_of_memories
-from avssl.sessions import SESSIONS, read_sessions
-from avssl.train import train
+from avssl.training.checkpoint import load_checkpoint
+from avssl.training.loop import train
+from avssl.training.session import SESSIONS, read_sessions
 from avssl.weights.load import load_run
 from tests.support.runs import CMA, SMALL, TINY, Call, config
 

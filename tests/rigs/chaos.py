@@ -35,11 +35,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from avssl import train as training
-from avssl.checkpoint import ENCODERS, LAST, CheckpointError, load_checkpoint
 from avssl.config import Config, load
 from avssl.logs import RunLog
 from avssl.methods.avid_cma import AVIDCMA
+from avssl.training import loop
+from avssl.training.checkpoint import ENCODERS, LAST, CheckpointError, load_checkpoint
 from tests.clips import TINY, make_set
 
 PHASES = ("start-up", "training", "checkpoint", "export", "mining", "complete")
@@ -77,7 +77,7 @@ def run_chaos(folder: Path, *, num_kills: int, seed: int) -> dict[str, Any]:
     folder.mkdir(parents=True, exist_ok=True)
     _Attempt(folder, partial(make_set, folder / "clips", num_train=12, num_test=0)).wait()
     started = time.perf_counter()
-    _Attempt(folder, partial(training.train, small_run(folder, "whole"))).wait()
+    _Attempt(folder, partial(loop.train, small_run(folder, "whole"))).wait()
     duration = time.perf_counter() - started
     aims = list(islice(cycle(AIMS), num_kills))
     kills, differences, runs = [], [], 0
@@ -112,7 +112,7 @@ class _Kill:
 def _attempt_to_kill(folder: Path, run: Path, aims: list[str], draw: random.Random, duration: float) -> _Kill | None:
     """Start or resume a run and kill it as the first of `aims` says, which is then used up; None when it completed."""
     before = _saved_step(run)
-    attempt = _Attempt(folder, partial(training.train, small_run(folder, run.name)))
+    attempt = _Attempt(folder, partial(loop.train, small_run(folder, run.name)))
     if aims:
         _kill_at_random(attempt, aims[0], draw, duration)
     if attempt.wait():
@@ -218,8 +218,8 @@ class _Attempt:
 
     def _mark_phases(self) -> None:
         """Wrap what saves, exports, mines and opens the log; this process only."""
-        training.save_checkpoint = self._marked("checkpoint", training.save_checkpoint)
-        training.export_encoders = self._marked("export", training.export_encoders)
+        loop.save_checkpoint = self._marked("checkpoint", loop.save_checkpoint)
+        loop.export_encoders = self._marked("export", loop.export_encoders)
         AVIDCMA.mine = self._marked("mining", AVIDCMA.mine)
         enter = RunLog.__enter__
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from avssl.checkpoint import ENCODERS, LAST, save_checkpoint
+from avssl.training.checkpoint import ENCODERS, LAST, save_checkpoint
 from tests.rigs.chaos import compare_runs, run_chaos
 
 pytestmark = pytest.mark.slow

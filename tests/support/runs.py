@@ -9,9 +9,9 @@ from pathlib import Path
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from avssl.checkpoint import load_checkpoint
 from avssl.config import Config, from_dict, with_overrides
 from avssl.data.manifest import Manifest
+from avssl.training.checkpoint import load_checkpoint
 
 TINY = [  # sizes at which a step takes a fraction of a second
     *("data.clips_per_video=2", "data.batch_size=4", "data.num_workers=0", "data.num_frames=2", "data.fps=5"),

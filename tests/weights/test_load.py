@@ -10,7 +10,6 @@ import pytest
 import torch
 
 import avssl
-from avssl.checkpoint import ENCODERS, LAST, CheckpointError
 from avssl.config import ModelConfig
 from avssl.data.manifest import Manifest
 from avssl.evaluate.features import extract
@@ -19,7 +18,8 @@ from avssl.models import build_encoder
 from avssl.models.heads import Classifier
 from avssl.retrieval.store import StoreError
 from avssl.retrieval.write import write_store
-from avssl.train import train
+from avssl.training.checkpoint import ENCODERS, LAST, CheckpointError
+from avssl.training.loop import train
 from avssl.weights.export import CARD, MEMORY, export
 from avssl.weights.load import CONFIG, Pretrained, Run, WeightsError, load, load_run, towers_of, with_data
 from tests.support.runs import config

@@ -19,7 +19,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from avssl.models import ENCODERS
 from avssl.models.guard import guard_gradients
 from avssl.models.heads import Encoder
-from avssl.train import to_channels_last
+from avssl.training.setup import to_channels_last
 
 USUAL_SIZE = {  # (T, H, W) or (S, F): the published clip, 2 s of sound for the audio encoders
     "r2plus1d_avid": (8, 224, 224),

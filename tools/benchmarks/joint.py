@@ -21,9 +21,10 @@ from avssl.data.manifest import read_manifest
 from avssl.data.tracks import write_tracks
 from avssl.methods.avid_cma import AVIDCMA
 from avssl.methods.base import Method
-from avssl.optim import build_optimizer
 from avssl.structs import Batch, Progress
-from avssl.train import keep_freed_memory, train_step
+from avssl.training.optim import build_optimizer
+from avssl.training.setup import keep_freed_memory
+from avssl.training.step import train_step
 
 SETTINGS = ("data.size=112", "data.patch_size=64", "data.num_workers=0")
 TIMES, BOX = [0.5, 0.7, 0.9, 1.1], [0.2, 0.2, 0.5, 0.5]  # of a made track

@@ -45,7 +45,7 @@ from avssl.media import decode, reader
 from avssl.media.encode import write_clip
 from avssl.media.prepare import Settings
 from avssl.structs import Batch
-from avssl.train import keep_freed_memory
+from avssl.training.setup import keep_freed_memory
 from avssl.transforms.views import View
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -27,16 +27,10 @@ from avssl.data.sampling import TrainingBatches
 from avssl.media.encode import write_clip
 from avssl.methods import build_method
 from avssl.methods.base import Method
-from avssl.optim import build_optimizer
 from avssl.structs import Batch, Instances, Progress
-from avssl.train import (
-    compile_encoders,
-    forward_backward,
-    keep_freed_memory,
-    to_channels_last,
-    train_step,
-    training_clips,
-)
+from avssl.training.optim import build_optimizer
+from avssl.training.setup import compile_encoders, keep_freed_memory, to_channels_last, training_clips
+from avssl.training.step import forward_backward, train_step
 
 _NUM_CLIPS = 16
 _HEIGHT, _WIDTH, _FPS = 128, 160, 16

@@ -31,8 +31,8 @@ from avssl.report.curves import Chart, charts_html
 from avssl.report.history import read_history
 from avssl.report.page import Section, heading, note, page, table
 from avssl.retrieval.write import write_store
-from avssl.sessions import machine
-from avssl.train import train
+from avssl.training.loop import train
+from avssl.training.session import machine
 from avssl.weights.load import load_run
 
 NUM_CLIPS = 3  # clips averaged per video wherever features are taken

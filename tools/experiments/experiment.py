@@ -11,7 +11,6 @@ from typing import Any, Literal
 
 import numpy as np
 
-from avssl.checkpoint import LAST
 from avssl.config import Config
 from avssl.data.manifest import Manifest
 from avssl.evaluate.classify import linear_predict
@@ -20,7 +19,9 @@ from avssl.evaluate.harness import accuracies
 from avssl.evaluate.metrics import recall_figures
 from avssl.evaluate.splits import read_splits
 from avssl.files import answer, check_writable, whole_file
-from avssl.train import TrainingError, train
+from avssl.training.checkpoint import LAST
+from avssl.training.loop import train
+from avssl.training.session import TrainingError
 from avssl.weights.load import Run
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -29,7 +29,7 @@ from avssl.data.manifest import SCHEMA, Manifest, read_manifest, write_manifest
 from avssl.evaluate.classify import grouped_predict
 from avssl.evaluate.features import extract
 from avssl.evaluate.metrics import bootstrap_interval
-from avssl.train import train
+from avssl.training.loop import train
 from avssl.weights.load import load_run
 
 CONFIGS = ROOT / "configs"

@@ -23,7 +23,6 @@ from matplotlib.figure import SubFigure
 from PIL import Image
 from torch import nn
 
-from avssl.checkpoint import CheckpointError
 from avssl.data.manifest import Manifest, read_manifest
 from avssl.data.tracks import Track, read_tracks
 from avssl.files import check_writable, whole_file
@@ -31,6 +30,7 @@ from avssl.media.decode import AudioWindow, VideoWindow, read_clip
 from avssl.methods.base import Method
 from avssl.methods.neighbour import Neighbour
 from avssl.mining.agreement import minable, mine_agreement
+from avssl.training.checkpoint import CheckpointError
 from avssl.transforms.audio import log_mel
 from avssl.weights.load import Run, load_run
 
