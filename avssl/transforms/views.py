@@ -216,7 +216,8 @@ def check_views(views: Sequence[View], data: DataConfig, *, evaluation: bool = F
         names.add(view.name)
         own = view.settings(data)
         clip = Clip(own.size, own.size, video=None, audio=None)
-        view.made.plan(rng, own, clip, Window(0.0, present=False))
+        if not view.made.plan(rng, own, clip, Window(0.0, present=False)).windows:
+            raise ValueError(f"view {view.name}: recipe {view.recipe} plans no window, so its pixels would be black")
 
 
 def apply_views(batch: Batch, views: Sequence[View], data: DataConfig) -> Batch:
