@@ -4,6 +4,8 @@ import numpy as np
 
 from avssl.benchmark.scenes import make_scene
 
+pytestmark = pytest.mark.slow
+
 
 def test_boxes_are_the_extents_of_the_masks() -> None:
     scene = make_scene(1, num_frames=12)
