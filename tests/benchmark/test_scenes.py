@@ -1,6 +1,7 @@
 """Made scenes: their truth is true, and the things in them move by themselves."""
 
 import numpy as np
+import pytest
 
 from avssl.benchmark.scenes import make_scene
 
