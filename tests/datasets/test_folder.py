@@ -13,6 +13,7 @@ from avssl.data.manifest import ManifestError, read_manifest
 from avssl.media.encode import write_clip
 from tests.support.clips import make_sound
 
+pytestmark = pytest.mark.slow
 SCRIPT = Path(__file__).resolve().parents[2] / "datasets" / "folder.py"
 
 

@@ -16,6 +16,7 @@ from sklearn.preprocessing import StandardScaler
 
 from avssl.data.manifest import read_manifest
 
+pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parents[2]
 sys.path.append(str(ROOT / "datasets"))  # the scripts are no package
 toy = importlib.import_module("toy")

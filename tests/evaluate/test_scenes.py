@@ -1,8 +1,11 @@
 """Made scenes: their truth is true, and the things in them move by themselves."""
 
 import numpy as np
+import pytest
 
 from avssl.evaluate.scenes import make_scene
+
+pytestmark = pytest.mark.slow
 
 
 def test_boxes_are_the_extents_of_the_masks() -> None:
