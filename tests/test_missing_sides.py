@@ -308,9 +308,9 @@ def test_nothing_is_read_of_a_row_in_quarantine(mixed: Manifest, tmp_path: Path)
 
 def test_a_run_says_what_its_clips_lack(run: Path, mixed: Manifest) -> None:
     lines = [line for line in read_log(run / "log.jsonl") if "loss" in line]
-    shares = {name: np.mean([line[f"share_{name}"] for line in lines]) for name in ("soundless", "pictureless")}
-    assert shares["soundless"] == pytest.approx(4 / 14, abs=0.02)
-    assert shares["pictureless"] == pytest.approx(2 / 14, abs=0.02)
+    shares = {name: np.mean([line[f"frac_{name}"] for line in lines]) for name in ("no_audio", "no_video")}
+    assert shares["no_audio"] == pytest.approx(4 / 14, abs=0.02)
+    assert shares["no_video"] == pytest.approx(2 / 14, abs=0.02)
     model = load_checkpoint(run)["model"]
     start = load_run(run, trained=False).method.banks
     for side, has in (("video", mixed.has_video), ("audio", mixed.has_audio)):

@@ -92,14 +92,15 @@ def samples_of(manifest: Manifest, settings: Config) -> ClipDataset:
 
 def test_all_views_of_a_sample_come_out_of_one_opened_file(clip_set: Manifest, settings: Callable[..., Config]) -> None:
     clips = samples_of(clip_set, settings("joint"))
-    assert clips.views == ("video", "audio", "video.1", "video.2", "patch", "patch.1", "walk")
+    names = ["video", "audio", "video.1", "video.2", "patch.0.0", "patch.0.1", "walk"]
+    assert [view.name for view in clips.views] == names
     with mock.patch.object(dataset_module, "read_clip", side_effect=dataset_module.read_clip) as reading:
         sample = clips[Key(0, 1, 0)]
     assert reading.call_count == 1
     shapes = {view: value.shape for view, value in sample.video.items()}
     assert shapes == {
         **{view: (3, 32, 32, 3) for view in ("video", "video.1", "video.2", "walk")},
-        **{view: (1, 32, 32, 3) for view in ("patch", "patch.1")},
+        **{view: (1, 32, 32, 3) for view in ("patch.0.0", "patch.0.1")},
     }
     assert sample.start["walk"] == sample.start["video"]
     assert len({sample.start[view] for view in ("video", "video.1", "video.2")}) > 1
@@ -114,7 +115,7 @@ def test_a_patch_is_what_the_track_says(clip_set: Manifest, settings: Callable[.
         assert sorted(sample.target["track"]) == [0, 1]
         for place, number in enumerate(sample.target["track"]):
             track = clips.tracks.of(5)[number]
-            for view in ("patch", "patch.1") if place == 0 else ("patch.2", "patch.3"):
+            for view in (f"patch.{place}.0", f"patch.{place}.1"):
                 frame = int(np.argmin(np.abs(track.times - sample.start[view])))
                 box = tuple(track.boxes[frame])
                 expected = read_frames(
@@ -396,8 +397,9 @@ def test_parts_that_cannot_be_are_refused(clip_set: Manifest, tmp_path: Path, pa
         build_method(chosen, usable_instances(clip_set, chosen))
 
 
-def test_parts_that_place_clips_differently_are_refused(clip_set: Manifest, tmp_path: Path) -> None:
-    parts = {"near": {"name": "neighbour"}, "more": {"name": "neighbour", "num_clips": 3}}
+def test_parts_that_take_tracks_differently_are_refused(clip_set: Manifest, tmp_path: Path, tracks: str) -> None:
+    parts = {"ends": {"name": "patch", "tracks": tracks}, "any": {"name": "patch", "tracks": tracks, "frames": "any"}}
     chosen = config(clip_set, tmp_path, {"name": "joint", "parts": parts})
-    with pytest.raises(ValueError, match=r"part near wants Clips\(num=2.* and part more wants Clips\(num=3"):
-        build_method(chosen, usable_instances(clip_set, chosen))
+    method = build_method(chosen, usable_instances(clip_set, chosen))
+    with pytest.raises(ValueError, match="one sample shows the tracks of one table, taken in one way"):
+        training_clips(clip_set, chosen, method)

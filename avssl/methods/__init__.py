@@ -169,10 +169,7 @@ def _read(given: Mapping[str, Any], *, where: str) -> _Plan:
         near = difflib.get_close_matches(str(name), METHODS, n=3) or list(METHODS)
         raise ConfigError(f"{where}.name={name} is unknown: did you mean {' or '.join(near)}?")
     method = METHODS[name]
-    try:
-        options = merge_options(method.Options, given, where=f"method {name}" if where == "method" else where)
-    except ConfigError as error:  # options do not know that they are a part's
-        raise ConfigError(str(error).replace("method.", f"{where}.")) from None
+    options = merge_options(method.Options, given, where=f"method {name}" if where == "method" else where)
     parts = {}
     if method is Joint:
         if len(options.parts) < 2:

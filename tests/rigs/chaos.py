@@ -40,7 +40,8 @@ from avssl.logs import RunLog
 from avssl.methods.avid_cma import AVIDCMA
 from avssl.training import loop
 from avssl.training.checkpoint import ENCODERS, LAST, CheckpointError, load_checkpoint
-from tests.clips import TINY, make_set
+from tests.support.clips import make_set
+from tests.support.runs import TINY
 
 PHASES = ("start-up", "training", "checkpoint", "export", "mining", "complete")
 AIMS = ("any", "checkpoint", "mining", "training", "checkpoint", "any", "mining", "export", "start-up")  # in turn

@@ -203,12 +203,12 @@ class StepClock:
             method.head(name).register_forward_hook(lambda *_: self.end("heads"))
             self._end_gradients(method.head(name), "heads and loss backward")
         optimizer.register_step_pre_hook(lambda *_: self.end("gradient norms"))
-        optimizer.register_step_post_hook(lambda *_: self.end("optimiser"))
+        optimizer.register_step_post_hook(lambda *_: self.end("optimizer"))
         after_step = method.after_step
 
-        def timed_after_step(step: object) -> None:
-            self.end("optimiser")  # the gradients are freed in between
-            after_step(step)
+        def timed_after_step(*given: object) -> None:
+            self.end("optimizer")  # the gradients are freed in between
+            after_step(*given)
             self.end("bank")
 
         method.after_step = timed_after_step
