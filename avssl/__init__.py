@@ -1,4 +1,4 @@
-"""Audio-visual self-supervised learning from folders of unlabelled clips.
+"""Audio-visual self-supervised learning from folders of unlabeled clips.
 
 model = avssl.load("weights/avid")
 features = model.encode("clip.mp4")

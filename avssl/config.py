@@ -109,7 +109,7 @@ class DataConfig(Options):
     # strengths of brightness, contrast, saturation, hue
     jitter: tuple[NotNegative, NotNegative, NotNegative, Annotated[float, Field(ge=0, le=0.5)]] = (0.4, 0.4, 0.4, 0.2)
     jitter_probability: Probability = 1.0  # of a clip: its colors are jittered
-    grey: Probability = 0.0  # of losing the colors
+    gray: Probability = 0.0  # of losing the colors
     blur: Probability = 0.0  # of a Gaussian of 0.1 to 2 pixels x size / 224
     solarize: Probability = 0.0  # of inverting what is brighter than 0.5
     # colors in [0, 1] are standardized with these, ImageNet's

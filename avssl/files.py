@@ -13,7 +13,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Literal
 
-WAYS_OUT = {
+HINTS = {
     errno.ENOSPC: "free space there or choose another folder",
     errno.EDQUOT: "free space there or choose another folder",
     errno.EACCES: "choose a folder that you may write to",
@@ -27,7 +27,7 @@ class WriteError(ValueError):
 
     def __init__(self, path: Path, error: OSError) -> None:
         reason = os.strerror(error.errno) if error.errno else str(error)
-        super().__init__(f"{path} cannot be written ({reason}): {WAYS_OUT.get(error.errno, 'choose another path')}")
+        super().__init__(f"{path} cannot be written ({reason}): {HINTS.get(error.errno, 'choose another path')}")
 
 
 class LockedError(ValueError):
@@ -35,7 +35,7 @@ class LockedError(ValueError):
 
 
 @contextmanager
-def whole_file(path: str | Path) -> Iterator[Path]:
+def atomic_write(path: str | Path) -> Iterator[Path]:
     """Yield a temporary name; what is written under it reaches the disk and then takes the place of `path`.
 
     Missing folders are made. After an error or a crash at any moment `path` is what it was before.
@@ -162,7 +162,7 @@ def digest(*parts: object, algorithm: Literal["blake2b", "sha256"] = "blake2b", 
     return found.hexdigest()
 
 
-def answer(result: object, text: str, *, to: str | None) -> None:
+def print_result(result: object, text: str, *, to: str | None) -> None:
     """Print what a command found: as text, or with `to` "-" as JSON; another `to` is a file for the JSON besides."""
     print(json.dumps(result) if to == "-" else text)
     if to not in (None, "-"):

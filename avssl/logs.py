@@ -16,7 +16,7 @@ from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
 from avssl import distributed
-from avssl.files import WriteError, whole_file
+from avssl.files import WriteError, atomic_write
 
 
 class RunningMean:
@@ -62,7 +62,7 @@ class RunLog:
             return
         self.path = folder / "log.jsonl"
         kept = [line for line in read_log(self.path) if _came_before(line, first_step)]
-        with whole_file(self.path) as temporary:
+        with atomic_write(self.path) as temporary:
             temporary.write_text("".join(json.dumps(line) + "\n" for line in kept))
         try:
             self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=first_step + 1)
@@ -92,7 +92,7 @@ class RunLog:
         if self.active:
             self._bar.update()
 
-    def say(self, message: str) -> None:
+    def info(self, message: str) -> None:
         """A line for a person, above the progress bar."""
         if self.active:
             tqdm.write(message, file=sys.stderr)
@@ -144,10 +144,10 @@ def _jsonable(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def collapse_figures(z: Tensor) -> dict[str, Tensor]:
+def embedding_metrics(z: Tensor) -> dict[str, Tensor]:
     """Signs of collapse of unit vectors z (n, D): `std`, the mean over dimensions of the standard deviation times
     sqrt(D) (1 for vectors spread over the sphere, 0 when all are equal), and `rank`, the effective rank (Roy &
-    Vetterli 2007) of the centred vectors, between 1 and min(n - 1, D)."""
+    Vetterli 2007) of the centered vectors, between 1 and min(n - 1, D)."""
     z = z.detach().float()
     std = z.std(dim=0, correction=0).mean() * z.shape[1] ** 0.5
     share = torch.linalg.svdvals(z - z.mean(dim=0)).clamp(min=1e-12)

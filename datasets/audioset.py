@@ -45,7 +45,7 @@ def read_segments(path: Path, names: dict[str, str], part: str) -> Iterator[List
     Raises:
         ManifestError: the list cannot be read, a line has another form, or a class has no name.
     """
-    for cells in read_cells(path, way_out=WAY_OUT):
+    for cells in read_cells(path, hint=WAY_OUT):
         if len(cells) != 4:
             raise ManifestError(f"{path}: {','.join(cells)!r} is not id,start,end,labels: {WAY_OUT}")
         id, *times, mids = cells
@@ -71,7 +71,7 @@ def find_rows(given: argparse.Namespace) -> Found:
             fetch_file(f"{ADDRESS}/{name}", lists / name)
     names = {
         row["mid"]: row["display_name"]
-        for row in read_csv(lists / CLASSES, ("index", "mid", "display_name"), way_out=WAY_OUT)
+        for row in read_csv(lists / CLASSES, ("index", "mid", "display_name"), hint=WAY_OUT)
     }
     there = [part for part in SPLITS if (lists / files[part]).is_file()]
     if not there:

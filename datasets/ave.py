@@ -29,7 +29,7 @@ def read_events(path: Path) -> list[tuple[str, str, float, float]]:
         ManifestError: the list is missing, or a line has another form.
     """
     events = []
-    for line in read_lines(path, way_out=WAY_OUT):
+    for line in read_lines(path, hint=WAY_OUT):
         if line.strip() == HEADER:
             continue
         cells = line.strip().split("&")
@@ -46,7 +46,7 @@ def find_rows(root: Path) -> Found:
     Raises:
         ManifestError: names the first missing folder or list, or a class that Annotations.txt does not know.
     """
-    paths, others = find_inside(root, "AVE", way_out=WAY_OUT)
+    paths, others = find_inside(root, "AVE", hint=WAY_OUT)
     files = {PurePosixPath(path).stem: path for path in paths}
     known = {label for _, label, _, _ in read_events(root / "Annotations.txt")}
     rows: dict[tuple[str, float, float], dict[str, Any]] = {}

@@ -33,7 +33,7 @@ def read_meta(path: Path) -> dict[str, dict[str, Any]]:
         ManifestError: the list is missing, lacks a column, or names another fold than 1 to 5.
     """
     clips = {}
-    for row in read_csv(path, ("filename", "fold", "category", "src_file"), way_out=WAY_OUT):
+    for row in read_csv(path, ("filename", "fold", "category", "src_file"), hint=WAY_OUT):
         if row["fold"] not in FOLDS:
             raise ManifestError(f"{path}: {row['filename']} is in fold {row['fold']!r}: expected 1 to 5; {WAY_OUT}")
         splits = {f"split{fold}": "test" if row["fold"] == fold else "train" for fold in FOLDS}
@@ -52,7 +52,7 @@ def find_rows(given: argparse.Namespace) -> Found:
     folder = given.root / "ESC-50-master"
     if given.download:
         fetch_zip(ADDRESS, folder)
-    paths, others = find_inside(given.root, "ESC-50-master/audio", endings=SOUNDS, way_out=WAY_OUT)
+    paths, others = find_inside(given.root, "ESC-50-master/audio", endings=SOUNDS, hint=WAY_OUT)
     clips = read_meta(folder / "meta" / "esc50.csv")
     rows, absent, untaken = match_files(clips, paths, key=lambda name: PurePosixPath(name).name)
     return Found(rows, [*untaken, *others], absent, EXPECTED)

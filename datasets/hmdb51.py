@@ -54,7 +54,7 @@ def read_splits(lists: Path) -> dict[str, dict[str, Any]]:
     for label in sorted(labels):
         for split in (1, 2, 3):
             path = lists / f"{label}_test_split{split}.txt"
-            for line in read_lines(path, way_out=LISTS_WAY_OUT):
+            for line in read_lines(path, hint=LISTS_WAY_OUT):
                 *name, part = line.rsplit(maxsplit=1)
                 if not name or part not in PARTS:
                     raise ManifestError(f"{path}: {line.strip()!r} must be a clip and 0, 1 or 2: {LISTS_WAY_OUT}")
@@ -71,9 +71,9 @@ def find_rows(root: Path, lists: Path) -> Found:
     Raises:
         ManifestError: names the first missing folder, list or class.
     """
-    paths, others = find_inside(root, "hmdb51_org", way_out=CLIPS_WAY_OUT)
+    paths, others = find_inside(root, "hmdb51_org", hint=CLIPS_WAY_OUT)
     clips = read_splits(lists)
-    check_classes(root / "hmdb51_org", {row["label"] for row in clips.values()}, paths, way_out=CLIPS_WAY_OUT)
+    check_classes(root / "hmdb51_org", {row["label"] for row in clips.values()}, paths, hint=CLIPS_WAY_OUT)
     rows, absent, untaken = match_files(clips, paths, key=class_and_name)
     return Found(rows, [*untaken, *others], absent, EXPECTED)
 

@@ -48,7 +48,7 @@ def find_lists(given: argparse.Namespace) -> list[Path]:
     """
     for folder in [given.lists] if given.lists else [given.root / "annotations", given.root]:
         lists = [
-            path for path in sorted(folder.glob("*.csv")) if "youtube_id" in next(read_cells(path, way_out=WAY_OUT), [])
+            path for path in sorted(folder.glob("*.csv")) if "youtube_id" in next(read_cells(path, hint=WAY_OUT), [])
         ]
         if lists:
             return lists
@@ -64,7 +64,7 @@ def read_list(path: Path) -> list[Listed]:
         ManifestError: it lacks a column, or a cell has another form.
     """
     clips = []
-    for row in read_csv(path, COLUMNS, way_out=WAY_OUT):
+    for row in read_csv(path, COLUMNS, hint=WAY_OUT):
         if row["split"] not in SPLITS:
             raise ManifestError(f"{path}, {row['youtube_id']}: split {row['split']!r}: expected {', '.join(SPLITS)}")
         start, end = (

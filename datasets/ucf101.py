@@ -42,7 +42,7 @@ def read_classes(path: Path) -> dict[str, tuple[str, str]]:
         ManifestError: the list is missing, or a line has another form.
     """
     classes = {}
-    for line in read_lines(path, way_out=LISTS_WAY_OUT):
+    for line in read_lines(path, hint=LISTS_WAY_OUT):
         if len(line.split()) != 2:
             raise ManifestError(f"{path}: {line.strip()!r} must be a number and a class: {LISTS_WAY_OUT}")
         number, label = line.split()
@@ -61,7 +61,7 @@ def read_splits(lists: Path) -> dict[str, dict[str, Any]]:
     for split in (1, 2, 3):
         for part in ("train", "test"):
             path = lists / f"{part}list{split:02d}.txt"
-            for line in read_lines(path, way_out=LISTS_WAY_OUT):
+            for line in read_lines(path, hint=LISTS_WAY_OUT):
                 name, *numbers = line.split()  # the lists of test clips have no number
                 label, number = classes.get(name.split("/")[0].lower(), (None, None))
                 if label is None or numbers not in ([], [number]):
@@ -81,9 +81,9 @@ def find_rows(root: Path, lists: Path) -> Found:
     Raises:
         ManifestError: names the first missing folder, list or class.
     """
-    paths, others = find_inside(root, "UCF-101", way_out=CLIPS_WAY_OUT)
+    paths, others = find_inside(root, "UCF-101", hint=CLIPS_WAY_OUT)
     clips = read_splits(lists)
-    check_classes(root / "UCF-101", {row["label"] for row in clips.values()}, paths, way_out=CLIPS_WAY_OUT)
+    check_classes(root / "UCF-101", {row["label"] for row in clips.values()}, paths, hint=CLIPS_WAY_OUT)
     rows, absent, untaken = match_files(clips, paths, key=lambda name: PurePosixPath(name).stem.lower())
     return Found(rows, [*untaken, *others], absent, EXPECTED)
 

@@ -34,7 +34,7 @@ def read_list(path: Path) -> list[Listed]:
         ManifestError: the list is missing, or a line has another form.
     """
     clips = []
-    for cells in read_cells(path, way_out=WAY_OUT):
+    for cells in read_cells(path, hint=WAY_OUT):
         if len(cells) != 4:
             raise ManifestError(f"{path}: {','.join(cells)!r} is not id,start,label,split: {WAY_OUT}")
         id, start, label, split = cells

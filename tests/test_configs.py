@@ -173,7 +173,7 @@ def test_published_neighbour_recipes() -> None:
         "rho_moco": 8, "cvrl": 16, "vince": 1, "seco": 1,
     }  # fmt: skip
     cvrl = recipes["cvrl"].data
-    assert (cvrl.jitter, cvrl.blur, cvrl.solarize, cvrl.grey) == ((0.8, 0.8, 0.8, 0.2), 1.0, 0.0, 0.2)
+    assert (cvrl.jitter, cvrl.blur, cvrl.solarize, cvrl.gray) == ((0.8, 0.8, 0.8, 0.2), 1.0, 0.0, 0.2)
     further = told["cvrl"].views()[1].settings(cvrl)
     assert (further.blur, further.solarize) == (0.1, 0.2)
     moco = recipes["rho_moco"].optim

@@ -60,7 +60,7 @@ def test_accuracies_of_every_modality(run: Path, clip_set: Manifest, protocol: s
     assert (found["video"]["num"], found["video"]["chance"]) == (6, 0.5)
     if protocol == "logistic":  # with 12 videos, all of them are among the 20 nearest
         assert found["audio"]["mean"] > 0.9  # two tones: any working audio path tells them apart
-    with pytest.raises(ValueError, match="no labelled clip has split=val"):
+    with pytest.raises(ValueError, match="no labeled clip has split=val"):
         read_splits(clip_set, test_split="val")
 
 

@@ -111,13 +111,13 @@ def test_results_side_by_side(run: Path, clip_set: Manifest, call: Call, tmp_pat
     assert page.count('src="data:image/png;base64,') == 2
     assert all(word in page for word in ("random init", str(tmp_path / "other"), result_date(paths[0])))
     assert "not comparable" not in done.out
-    relabelled = tmp_path / "m.parquet"
+    relabeled = tmp_path / "m.parquet"
     table = pq.read_table(clip_set.root / "manifest.parquet")
     place = table.column_names.index("label")
     names = pa.array([f"class {label}" for label in table.column("label").to_pylist()])
-    pq.write_table(table.set_column(place, "label", names), relabelled)
-    write_manifest(relabelled, pq.read_table(relabelled), root=clip_set.root)
-    call("tools/evaluate.py", run, "knn", "--dataset", relabelled, *SMALL, "--json", tmp_path / "d.json")
+    pq.write_table(table.set_column(place, "label", names), relabeled)
+    write_manifest(relabeled, pq.read_table(relabeled), root=clip_set.root)
+    call("tools/evaluate.py", run, "knn", "--dataset", relabeled, *SMALL, "--json", tmp_path / "d.json")
     found = call("tools/evaluate.py", "--table", paths[0], tmp_path / "d.json").out
     assert found.count("knn on") == 1  # the same clips
     assert "not comparable, asked_hash differ: clips, their labels or their sides" in found
@@ -153,7 +153,7 @@ def test_names_of_weights_tell_them_apart() -> None:
         (("knn", "--dataset", "ucf101"), r"--dataset ucf101: there is no data/ucf101/manifest.parquet: .*ucf101.py"),
         (("knn", "--dataset", "nowhere.parquet"), "nowhere.parquet does not exist"),
         (("knn", "--dataset", "SET", "--folds", "99"), "--folds 99: expected 2 to 18, as there are no more groups"),
-        (("knn", "--dataset", "SET", "--test-split", "other"), "no labelled clip has split=other"),
+        (("knn", "--dataset", "SET", "--test-split", "other"), "no labeled clip has split=other"),
         (("knn", "--dataset", "SET", "--num-clips", "0"), "num_clips=0 must be at least 1"),
         (("knn", "--dataset", "SET", "--k", "0"), "--k 0"),
         (("knn", "--dataset", "SET", "--temperature", "0"), "--temperature 0"),

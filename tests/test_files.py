@@ -10,12 +10,12 @@ from pathlib import Path
 
 import pytest
 
-from avssl.files import LockedError, WriteError, cached_folder, check_writable, digest, folder_lock, whole_file
+from avssl.files import LockedError, WriteError, atomic_write, cached_folder, check_writable, digest, folder_lock
 
 
 def test_new_content_takes_the_place_of_the_old_and_leaves_nothing_else(tmp_path: Path) -> None:
     for text in ("one", "two"):
-        with whole_file(tmp_path / "new" / "file") as temporary:
+        with atomic_write(tmp_path / "new" / "file") as temporary:
             temporary.write_text(text)
             assert temporary.parent == tmp_path / "new"  # the same file system, or the rename would be a copy
         assert (tmp_path / "new" / "file").read_text() == text
@@ -25,7 +25,7 @@ def test_new_content_takes_the_place_of_the_old_and_leaves_nothing_else(tmp_path
 @pytest.mark.parametrize("error", [KeyboardInterrupt(), ValueError("mine"), OSError(errno.ENOSPC, "full")])
 def test_an_interrupted_write_leaves_the_old_content_only(tmp_path: Path, error: BaseException) -> None:
     def interrupted() -> None:
-        with whole_file(tmp_path / "file") as temporary:
+        with atomic_write(tmp_path / "file") as temporary:
             temporary.write_text("half")
             raise error
 

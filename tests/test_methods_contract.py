@@ -7,7 +7,7 @@ import dataclasses
 import pytest
 import torch
 
-from avssl.logs import collapse_figures
+from avssl.logs import embedding_metrics
 from avssl.methods import METHODS
 from avssl.methods.base import Method
 from avssl.structs import Step
@@ -67,7 +67,7 @@ def test_embeddings_do_not_collapse(trained: tuple[str, Method, list[Step]]) -> 
     name, _, steps = trained
     assert steps[-1].embeddings or name == "rotation"  # which embeds nothing
     for name, value in steps[-1].embeddings.items():
-        figures = collapse_figures(value.z)
+        figures = embedding_metrics(value.z)
         assert figures["std"] > 0.5, name
         assert figures["rank"] > 5, name  # of at most 15
 

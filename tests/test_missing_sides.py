@@ -37,7 +37,7 @@ from avssl.weights.load import load_run
 from tests.support.clips import make_clip, make_set, make_sound
 from tests.support.contract import batch_of
 from tests.support.runs import CMA, Call, config
-from tests.support.tiny import LinearTower, encode, vector_batch
+from tests.support.tiny import LinearEncoder, encode, vector_batch
 
 pytestmark = pytest.mark.slow
 SIDES = ("video", "audio")
@@ -71,7 +71,7 @@ def build(recipe: str, given: Instances) -> Method:
     method_class = METHODS[name]
     small = {option: value for option, value in SMALL.items() if option in method_class.Options.model_fields}
     torch.manual_seed(0)
-    towers = nn.ModuleDict({side: LinearTower() for side in SIDES})
+    towers = nn.ModuleDict({side: LinearEncoder() for side in SIDES})
     return method_class(method_class.Options(**small | options), towers, instances=given, seed=0)
 
 
@@ -158,7 +158,7 @@ def test_a_clip_without_one_side_moves_only_the_terms_of_its_other_side(missing:
     options = method_class.Options(
         num_negatives=12, num_positives=3, embedding_dim=8, within=1.0, positives_cross=1.0, rule=side
     )
-    method = method_class(options, nn.ModuleDict({s: LinearTower() for s in SIDES}), instances=given, seed=0)
+    method = method_class(options, nn.ModuleDict({s: LinearEncoder() for s in SIDES}), instances=given, seed=0)
     method.on_epoch(0)
     ids = torch.arange(12)
     batch = vector_batch(ids, has_audio=given.has_audio[ids], has_video=given.has_video[ids])

@@ -106,7 +106,7 @@ def test_lars_takes_plain_steps_where_a_norm_is_zero() -> None:
 
 
 @pytest.mark.parametrize("name", ["adam", "adamw", "sgd", "lars", "larc"])
-def test_a_restored_optimiser_continues_bit_equal(recorded: dict[str, torch.Tensor], name: str) -> None:
+def test_a_restored_optimizer_continues_bit_equal(recorded: dict[str, torch.Tensor], name: str) -> None:
     parameters = recorded_parameters(recorded)
     optimizer = build_optimizer(named(parameters), OptimConfig(name=name, lr=0.3, weight_decay=0.01))
     for step in range(2):

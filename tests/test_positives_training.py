@@ -162,7 +162,7 @@ def test_stopping_at_every_step_changes_nothing(settings: Callable[..., Config],
         mined = [line for line in read_log(tmp_path / "whole" / "log.jsonl") if "avid_cma/mining/exact" in line]
         assert all({"avid_cma/mining/precision", "avid_cma/mining/chance"} <= line.keys() for line in mined)
     if name in ("patch", "joint"):
-        assert 0 < lines[-1]["patch/share_tracked" if name == "joint" else "share_tracked"] <= 1
+        assert 0 < lines[-1]["patch/frac_tracked" if name == "joint" else "frac_tracked"] <= 1
 
 
 @pytest.mark.parametrize("name", ["neighbour", "patch", "walk", "joint"])
@@ -194,7 +194,7 @@ def test_silent_clips_train_the_parts_that_need_no_sound(clip_set: Manifest, set
     logs = {name: float(value) for name, value in done.logs.items()}
     assert logs["avid_cma/loss"] == 0
     assert min(logs["patch/loss"], logs["walk/loss"]) > 0
-    assert logs["patch/share_tracked"] == 1
+    assert logs["patch/frac_tracked"] == 1
     after = method.state_dict()
     assert not torch.equal(after["encoders.video.conv1.0.weight"], before["encoders.video.conv1.0.weight"])
     assert torch.equal(after["parts.avid_cma.banks.audio.z"], before["parts.avid_cma.banks.audio.z"])
@@ -347,7 +347,7 @@ def test_tracks_that_do_not_fit_the_manifest_are_refused(clip_set: Manifest, tmp
     [
         ("walk", "data.num_frames=2", r"data\.num_frames=2: a walk there and back needs at least 3 frames"),
         ("walk", "data.patch_size=64", r"data\.patch_size=64 must be at least 1 and at most data\.size=32"),
-        ("neighbour", "data.grey=3", r"data\.grey=3 in .*: expected a number from 0 to 1"),
+        ("neighbour", "data.gray=3", r"data\.gray=3 in .*: expected a number from 0 to 1"),
         ("neighbour", "data.fps=0", r"data\.fps=0 .* expected a number of at least 0\.01"),
     ],
 )

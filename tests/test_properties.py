@@ -525,11 +525,11 @@ def test_a_manifests_hash_is_that_of_which_instances_stand_in_which_order(
 
     for other in (others, rows[::-1], rows[1:], [*rows, rows[0]]):
         assert (manifest_hash(rows) == manifest_hash(other)) == (identity(rows) == identity(other))
-    relabelled = [
+    relabeled = [
         row | {name: value for name, value in donor.items() if name not in IDENTITY}
         for row, donor in zip(rows, [*others, *rows], strict=False)
     ]
-    assert manifest_hash(relabelled) == manifest_hash(rows)
+    assert manifest_hash(relabeled) == manifest_hash(rows)
 
 
 def leaves(value: object) -> list[object]:

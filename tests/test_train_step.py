@@ -1,4 +1,4 @@
-"""One optimiser step: nothing in it makes the host wait for a GPU, the check of its figures may look a step later, and
+"""One optimizer step: nothing in it makes the host wait for a GPU, the check of its figures may look a step later, and
 compiled encoders stay the same encoders.
 """
 
@@ -50,10 +50,10 @@ def first_batch(manifest: Manifest, settings: Config, method: Method) -> Batch:
     return collate([dataset[Key(epoch=0, id=int(row), clip=0)] for row in rows])
 
 
-@pytest.mark.parametrize("optimiser", ["adam", "lars"])
+@pytest.mark.parametrize("optimizer", ["adam", "lars"])
 @pytest.mark.parametrize("extra", [["method.within=1"], CMA], ids=["avid", "avid_cma"])
-def test_a_step_never_makes_the_host_wait(clip_set: Manifest, tmp_path: Path, extra: list[str], optimiser: str) -> None:
-    settings = config(clip_set, tmp_path, *extra, f"optim.name={optimiser}", "optim.clip_norm=1.0", "data.flip=1")
+def test_a_step_never_makes_the_host_wait(clip_set: Manifest, tmp_path: Path, extra: list[str], optimizer: str) -> None:
+    settings = config(clip_set, tmp_path, *extra, f"optim.name={optimizer}", "optim.clip_norm=1.0", "data.flip=1")
     method = build_method(settings, usable_instances(clip_set, settings)).train()
     optimizer = build_optimizer(method.named_parameters(), settings.optim)
     check = FiniteCheck(tmp_path, delayed=True)

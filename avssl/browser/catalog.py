@@ -33,13 +33,13 @@ class IndexedStore:
         StoreError: a path leaves the folder of the clips.
     """
 
-    def __init__(self, store: Store, folder: Path, say: Callable[[str], None]) -> None:
+    def __init__(self, store: Store, folder: Path, info: Callable[[str], None]) -> None:
         outside = store.table.filter(pc.match_substring_regex(store.table.column("path"), OUTSIDE))
         if outside.num_rows:
             raise StoreError(
                 f"{store.folder} holds paths that leave their root, such as {outside.column('path')[0].as_py()!r}"
             )
-        self.store, self.folder, self.say = store, folder, say
+        self.store, self.folder, self.info = store, folder, info
         self.index: NeighbourIndex | None = None
         self.state: Literal["exact", "building", "ready", "failed"] = "exact"
         self.why = f"{len(store):,} clips: every search looks at all of them"
@@ -56,21 +56,21 @@ class IndexedStore:
 
     def _open_index(self) -> None:
         try:
-            self.index = open_index(self.store, self.folder, say=self.say)
+            self.index = open_index(self.store, self.folder, info=self.info)
         except Exception as error:  # of whatever kind: the page works without an index, and says so
             self.why = f"no index ({error}): every search looks at all clips"
-            self.say(self.why)
+            self.info(self.why)
             self.state = "failed"
             return
         self.why = f"index of {len(self.store):,} clips"
-        self.say(f"{self.store.folder}: {self.why}, built in {self.index.measured.seconds:.0f} s")
+        self.info(f"{self.store.folder}: {self.why}, built in {self.index.measured.seconds:.0f} s")
         self.state = "ready"
 
     def map(self, method: Method) -> Map:
         """Where clips lie; drawn once, which takes UMAP a minute."""
         with self._drawing[method]:
             if method not in self._maps:
-                self._maps[method] = open_map(self.store, self.folder, method=method, say=self.say)
+                self._maps[method] = open_map(self.store, self.folder, method=method, info=self.info)
             return self._maps[method]
 
     def is_busy(self) -> bool:

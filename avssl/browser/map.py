@@ -13,7 +13,7 @@ from typing import Literal
 import faiss
 import numpy as np
 
-from avssl.files import WriteError, whole_file
+from avssl.files import WriteError, atomic_write
 from avssl.retrieval.search import QueryError
 from avssl.retrieval.store import Store
 from avssl.structs import MODALITIES
@@ -38,7 +38,7 @@ def has_umap() -> bool:
     return importlib.util.find_spec("umap") is not None
 
 
-def open_map(store: Store, folder: Path, *, method: Method, say: Callable[[str], None]) -> Map:
+def open_map(store: Store, folder: Path, *, method: Method, info: Callable[[str], None]) -> Map:
     """Read the map of these embeddings from a folder, or draw it and keep it there.
 
     Args:
@@ -57,14 +57,14 @@ def open_map(store: Store, folder: Path, *, method: Method, say: Callable[[str],
                     return Map(kept["rows"], places, kept["clusters"], str(kept["note"]))
         except (OSError, EOFError, KeyError, ValueError, zipfile.BadZipFile) as error:
             why = f"it cannot be read ({error})"
-        say(f"the map in {path} is drawn again: {why}")
+        info(f"the map in {path} is drawn again: {why}")
     drawn = draw_map(store, method=method)
     try:
-        with whole_file(path) as temporary, temporary.open("wb") as file:
+        with atomic_write(path) as temporary, temporary.open("wb") as file:
             facts = {"state": state, "note": drawn.note, "rows": drawn.rows, "clusters": drawn.clusters}
             np.savez(file, **facts, **drawn.places)
     except WriteError as error:
-        say(f"the map is kept in memory only: {error}")
+        info(f"the map is kept in memory only: {error}")
     return drawn
 
 
@@ -98,13 +98,13 @@ def draw_map(store: Store, *, method: Method) -> Map:
 
 def _pca(vectors: np.ndarray) -> tuple[np.ndarray, float]:
     """(n, 2) first two components, each with its largest weight positive, and their share of the variance."""
-    centred = vectors - vectors.mean(axis=0)
-    _, sizes, components = np.linalg.svd(centred, full_matrices=False)
+    centered = vectors - vectors.mean(axis=0)
+    _, sizes, components = np.linalg.svd(centered, full_matrices=False)
     components = components[:2]
     largest = np.abs(components).argmax(axis=1)
     components = components * np.sign(components[np.arange(len(components)), largest])[:, None]
     found = np.zeros((len(vectors), 2))
-    found[:, : len(components)] = centred @ components.T
+    found[:, : len(components)] = centered @ components.T
     return found, float((sizes[:2] ** 2).sum() / max((sizes**2).sum(), 1e-12))
 
 
@@ -119,7 +119,7 @@ def _umap(vectors: np.ndarray) -> np.ndarray:
 
 
 def _to_unit_square(places: np.ndarray) -> np.ndarray:
-    """The same scale on both axes, centred."""
+    """The same scale on both axes, centered."""
     low, high = places.min(axis=0), places.max(axis=0)
     return (places - (low + high) / 2) / max(float((high - low).max()), 1e-12) + 0.5
 

@@ -24,7 +24,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="avssl",
         usage="avssl COMMAND ...",
-        description="Audio-visual self-supervised learning from folders of unlabelled clips.",
+        description="Audio-visual self-supervised learning from folders of unlabeled clips.",
         epilog="\n".join(["commands:", *(f"  {name:9} {what}" for name, what in COMMANDS.items())])
         + "\n\navssl COMMAND --help tells more; python tools/COMMAND.py is the same.",
         formatter_class=argparse.RawDescriptionHelpFormatter,

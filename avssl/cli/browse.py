@@ -58,7 +58,7 @@ def _browse(given: argparse.Namespace) -> int:
         stores = open_stores(given.embeddings, given.root)
         listening = stack.enter_context(listen(given.host, given.port))
         folders = [cache_folder(store, stack) for store in stores]
-        indexed += [IndexedStore(store, folder, say) for store, folder in zip(stores, folders, strict=True)]
+        indexed += [IndexedStore(store, folder, info) for store, folder in zip(stores, folders, strict=True)]
         limits = {"max_bytes": given.max_upload_mb << 20, "max_seconds": given.max_upload_seconds}
         uploads = stack.enter_context(Uploads(stores, **limits))
         previews = stack.enter_context(Previews(folders[0] / "previews", max_bytes=round(given.preview_gb * 2**30)))
@@ -67,7 +67,7 @@ def _browse(given: argparse.Namespace) -> int:
             each.prepare()
         address = address_of(listening, given.host, token)
         print(address, flush=True)
-        say("Ctrl-C stops it")
+        info("Ctrl-C stops it")
         if given.open:
             webbrowser.open(address)
         names = [given.host.strip("[]")]
@@ -108,12 +108,12 @@ def listen(host: str, port: int) -> socket.socket:
         listening.bind(place)
         listening.listen(128)
     except (OSError, OverflowError) as error:
-        way_out = (
+        hint = (
             "--port 0 finds a free one"
             if isinstance(error, OverflowError) or error.errno == errno.EADDRINUSE
             else ("--host is an address of this machine, such as 127.0.0.1 or 0.0.0.0")
         )
-        raise ValueError(f"--host {host} --port {port} cannot be listened on ({error}): {way_out}") from error
+        raise ValueError(f"--host {host} --port {port} cannot be listened on ({error}): {hint}") from error
     return listening
 
 
@@ -123,7 +123,7 @@ def cache_folder(store: Store, stack: ExitStack) -> Path:
     try:
         check_writable(folder / "writable")
     except WriteError as error:
-        say(f"{error}; index and previews are kept for this time only")
+        info(f"{error}; index and previews are kept for this time only")
         return Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="avssl-browser-")))
     return folder
 
@@ -139,5 +139,5 @@ def leave_busy(indexed: list[IndexedStore]) -> None:
         os._exit(0)
 
 
-def say(text: str) -> None:
+def info(text: str) -> None:
     print(text, file=sys.stderr, flush=True)

@@ -19,7 +19,7 @@ from pathlib import Path
 from avssl.cli.common import add_json, check_above_0, check_at_least, new_parser, run
 from avssl.data.check import describe, fix_manifest, inspect_manifest, report
 from avssl.data.manifest import read_manifest
-from avssl.files import answer, check_writable
+from avssl.files import check_writable, print_result
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -46,7 +46,7 @@ def _check(given: argparse.Namespace) -> int:
             print(f"released from quarantine, it decodes: {path}", file=sys.stderr)
         manifest = read_manifest(given.manifest, root=given.root)
     summary = report(manifest, found, clip_seconds=given.clip_seconds)
-    answer(summary, describe(summary), to=given.json)
+    print_result(summary, describe(summary), to=given.json)
     if summary["problems"]:
         print(
             "next: choose per case what training does, such as data.policy.damaged=skip (error | skip | mask)"

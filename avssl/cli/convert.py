@@ -5,7 +5,7 @@
     python tools/convert.py torchvision:r2plus1d_18 --to weights/r2plus1d_18 --onnx
 
 Published: AVID-CMA, GDT, SeLaVi, XDC, SlowFast's Slow R50 (self-supervised too), torchvision, pytorchvideo. The layout
-is recognised, and refused where it is none of these or an entry does not fit (docs/weights.md). Nothing is downloaded:
+is recognized, and refused where it is none of these or an entry does not fit (docs/weights.md). Nothing is downloaded:
 torchvision:NAME is taken from where torchvision has downloaded it to.
 Exit code: 0 done, 1 an ONNX file differs from torch (none is left), 2 wrong call.
 """
@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from avssl.cli.common import add_json, new_parser, run
-from avssl.files import answer
+from avssl.files import print_result
 from avssl.training.checkpoint import LAST
 from avssl.weights.export import export
 from avssl.weights.load import load, load_run
@@ -40,7 +40,7 @@ def _convert(given: argparse.Namespace) -> int:
     result = _write(given)
     if given.onnx:
         result["onnx"] = export_onnx(load(given.to), given.to)
-    answer(result, _in_words(result), to=given.json)
+    print_result(result, _format_result(result), to=given.json)
     return 0
 
 
@@ -60,7 +60,7 @@ def _write(given: argparse.Namespace) -> dict[str, Any]:
     return {"to": str(given.to), "encoders": encoders, "weights_hash": towers.weights_hash, **told}
 
 
-def _in_words(result: dict[str, Any]) -> str:
+def _format_result(result: dict[str, Any]) -> str:
     encoders = " and ".join(f"{name} ({modality})" for modality, name in result["encoders"].items())
     lines = [f"{encoders} -> {result['to']}"]
     if "layout" in result:

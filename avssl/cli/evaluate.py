@@ -1,4 +1,4 @@
-"""What a trained network is worth: classes told on a labelled set, neighbours, clusters, and masks carried along.
+"""What a trained network is worth: classes told on a labeled set, neighbours, clusters, and masks carried along.
 
     python tools/evaluate.py runs/toy knn --dataset data/toy/manifest.parquet
     python tools/evaluate.py runs/toy linear --dataset toy --json toy_linear.json --picture toy_linear.png
@@ -31,13 +31,13 @@ from avssl.cli.common import add_json, new_parser, run
 from avssl.data.manifest import read_manifest
 from avssl.evaluate.davis import davis_names, read_davis
 from avssl.evaluate.heads import Head
-from avssl.evaluate.measure import Asked, measure_finetuned, measure_frozen
+from avssl.evaluate.measure import EvalSpec, measure_finetuned, measure_frozen
 from avssl.evaluate.propagate import SIZE, score_propagation
 from avssl.evaluate.protocols import Options
 from avssl.evaluate.scenes import make_scene
 from avssl.evaluate.splits import read_splits
 from avssl.evaluate.table import compare, read_result
-from avssl.files import WriteError, answer, check_writable
+from avssl.files import WriteError, check_writable, print_result
 from avssl.report.evaluation import confusion_png, write_evaluation
 from avssl.training.checkpoint import LAST
 from avssl.training.session import TrainingError
@@ -131,12 +131,12 @@ def _table(given: argparse.Namespace) -> int:
     return 0
 
 
-def _asked(given: argparse.Namespace) -> tuple[Pretrained, Asked]:
+def _asked(given: argparse.Namespace) -> tuple[Pretrained, EvalSpec]:
     path = dataset_path(given.dataset)
     manifest = read_manifest(path)
     splits = read_splits(manifest, folds=given.folds, test_split=given.test_split)
     named = {name: getattr(given, name) for name in Options.__dataclass_fields__ if hasattr(given, name)}
-    asked = Asked(
+    asked = EvalSpec(
         protocol=given.protocol,
         manifest=manifest,
         manifest_path=str(path),
@@ -186,7 +186,7 @@ def _frozen(given: argparse.Namespace) -> int:
         export(dataclasses.replace(towers, classifier=best.classifier), save, facts=facts)
         words = f"{best.classifier.modality} {best.classifier.stage}, {best.held_out:.3f} on the held-out training part"
         print(f"saved {save}: the classifier of {words}; next: python tools/predict.py {save} CLIP", file=sys.stderr)
-    return _told(result, given)
+    return _print_result(result, given)
 
 
 def _finetune(given: argparse.Namespace) -> int:
@@ -202,10 +202,10 @@ def _finetune(given: argparse.Namespace) -> int:
     if result is None and distributed.is_main():
         print(f"stopped: the same call continues the runs in {given.out}", file=sys.stderr)
         return 1
-    return _told(result, given)
+    return _print_result(result, given)
 
 
-def _told(result: dict[str, Any] | None, given: argparse.Namespace) -> int:
+def _print_result(result: dict[str, Any] | None, given: argparse.Namespace) -> int:
     """Print and write a result; on one rank only."""
     if result is None:
         return 0
@@ -213,7 +213,7 @@ def _told(result: dict[str, Any] | None, given: argparse.Namespace) -> int:
         print(f"not read: {path}: {reason}", file=sys.stderr)
     if getattr(given, "picture", None):
         given.picture.write_bytes(confusion_png(result))
-    answer(result, compare([result]), to=given.json)
+    print_result(result, compare([result]), to=given.json)
     return 1 if result["errors"] else 0
 
 
@@ -242,11 +242,11 @@ def _propagate(given: argparse.Namespace) -> int:
     result = score_propagation(towers, names, read, map_name=given.map, size=given.size, progress=words)
     for name, reason in result["errors"].items():
         print(f"not read, left out: {name}: {reason}", file=sys.stderr)
-    answer(result, _masks_in_words(result), to=given.json)
+    print_result(result, _format_masks(result), to=given.json)
     return 1 if result["errors"] else 0
 
 
-def _masks_in_words(result: dict[str, Any]) -> str:
+def _format_masks(result: dict[str, Any]) -> str:
     lines = [f"{'':10} {'J':>5} {'F':>6} {'J&F':>6}"]
     for name, kind in ((result["map"], "propagated"), ("first mask", "still")):
         scores = result["scores"][kind]

@@ -14,7 +14,7 @@ from pathlib import Path
 from avssl import distributed
 from avssl.cli.common import add_json, new_parser, run
 from avssl.data.manifest import read_manifest
-from avssl.files import answer
+from avssl.files import print_result
 from avssl.retrieval.write import write_store
 from avssl.weights.load import load, with_data
 
@@ -61,7 +61,7 @@ def _extract(given: argparse.Namespace) -> int:
     sides = f"{summary['with_sound']} with sound" if hears else "by their pictures, as the run hears nothing"
     sides += f" ({summary['sound_only']} of them without picture)" if hears and summary["sound_only"] else ""
     text = f"{summary['clips']} clips, {sides}, {summary['not_read']} not read -> {given.out}"
-    answer(summary, text, to=given.json)
+    print_result(summary, text, to=given.json)
     if given.json != "-":
         source, target = (
             next(side for side in order if store.has[side].any()) for order in (("audio", "video"), ("video", "audio"))

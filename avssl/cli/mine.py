@@ -17,7 +17,7 @@ import torch
 from avssl.cli.common import add_json, new_parser, run
 from avssl.config import loads
 from avssl.data.manifest import Manifest, read_manifest
-from avssl.files import answer, check_writable, whole_file
+from avssl.files import atomic_write, check_writable, print_result
 from avssl.mining.agreement import RULES, AgreementSets, agreement_precision, chance_precision, minable, mine_agreement
 from avssl.training.checkpoint import check_manifest, load_checkpoint
 
@@ -68,7 +68,7 @@ def _mine(given: argparse.Namespace) -> int:
     for rule, value in summary.get("agreement_precision", {}).items():
         rows = f"   of {num_rows[rule]} clips" if rule in found else ""
         lines.append(f"  positives of the same class, {rule:9} {value:.3f}{rows}")
-    answer(summary, "\n".join(lines), to=given.json)
+    print_result(summary, "\n".join(lines), to=given.json)
     return 0
 
 
@@ -105,5 +105,5 @@ def write_sets(path: Path, sets: AgreementSets, manifest: Manifest) -> None:
             "exact": pa.array(sets.exact.tolist(), pa.bool_()),
         }
     )
-    with whole_file(path) as temporary:
+    with atomic_write(path) as temporary:
         pq.write_table(table, temporary)

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from avssl.cli.common import add_json, check_at_least, new_parser, run
 from avssl.evaluate.predict import predict
-from avssl.files import answer
+from avssl.files import print_result
 from avssl.weights.load import load, with_data
 
 
@@ -50,5 +50,5 @@ def _predict(given: argparse.Namespace) -> int:
         lines += [str(path), *(f"{score:6.3f}  {name}" for name, score in best)]
     for path, reason in lost.items():
         print(f"not told: {path}: {reason}", file=sys.stderr)
-    answer(found, "\n".join(lines), to=given.json)
+    print_result(found, "\n".join(lines), to=given.json)
     return 1 if lost else 0

@@ -20,7 +20,7 @@ from typing import Any
 
 from avssl.cli.common import add_json, check_above_0, check_at_least, name_unread, new_parser, run
 from avssl.data.prepare import FAILURES, GIGABYTE, check_folders, list_clips, look, prepare
-from avssl.files import answer
+from avssl.files import print_result
 from avssl.media.prepare import Settings
 
 
@@ -54,7 +54,7 @@ def _prepare(given: argparse.Namespace) -> int:
     listing = list_clips(given.source, given.manifest)
     work = look if given.dry_run else prepare
     summary = work(given.source, given.target, listing, settings, num_workers=given.jobs, timeout_seconds=given.timeout)
-    answer(summary, describe_look(summary) if given.dry_run else describe(summary, given.target), to=given.json)
+    print_result(summary, describe_look(summary) if given.dry_run else describe(summary, given.target), to=given.json)
     if given.dry_run:
         return 0
     print(f"next: python tools/train.py configs/... data.manifest={summary['manifest']}", file=sys.stderr)

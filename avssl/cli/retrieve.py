@@ -13,7 +13,7 @@ import dataclasses
 from pathlib import Path
 
 from avssl.cli.common import add_json, new_parser, run
-from avssl.files import answer
+from avssl.files import print_result
 from avssl.retrieval.embed import embed_file, run_of_store
 from avssl.retrieval.search import Query, find_row, query_of_row, query_of_vectors, search
 from avssl.retrieval.store import Store, StoreError, read_store
@@ -48,7 +48,7 @@ def _retrieve(given: argparse.Namespace) -> int:
     found = search(store, query, way=way, k=given.k)
     lines = [f"{entry.score:6.3f}  {entry.label or '-':20}  {entry.path}" for entry in found]
     result = {"query": query.name, "neighbours": [dataclasses.asdict(entry) for entry in found]}
-    answer(result, "\n".join(["score   label                 path", *lines]), to=given.json)
+    print_result(result, "\n".join(["score   label                 path", *lines]), to=given.json)
     return 0
 
 

@@ -25,7 +25,7 @@ from avssl.cli.common import add_json, check_above_0, check_at_least, name_unrea
 from avssl.data.find_tracks import track_manifest
 from avssl.data.manifest import Manifest, read_manifest
 from avssl.data.tracks import Track, Tracks, read_tracks
-from avssl.files import answer, check_writable, whole_file
+from avssl.files import atomic_write, check_writable, print_result
 from avssl.media.decode import VideoWindow, read_clip
 from avssl.mining.tracking import TRACKERS, Options
 
@@ -75,7 +75,7 @@ def _track(given: argparse.Namespace) -> int:
     if given.show:
         tracks = read_tracks(given.out, manifest_hash=manifest.hash)
         summary["sheets"] = list(map(str, write_sheets(given.out, manifest, tracks, num=given.show)))
-    answer(summary, describe(summary), to=given.json)
+    print_result(summary, describe(summary), to=given.json)
     if not given.show:
         print(
             f"next: look at some of them: python tools/track.py {given.manifest} --out {given.out} --show 20",
@@ -114,7 +114,7 @@ def write_sheets(out: Path, manifest: Manifest, tracks: Tracks, *, num: int) -> 
         width = max(row.shape[1] for row in rows)
         sheet = np.concatenate([np.pad(row, ((0, 0), (0, width - row.shape[1]), (0, 0))) for row in rows])
         path = out.with_name(f"{out.stem}_sheet_{len(paths)}.png")
-        with whole_file(path) as temporary:
+        with atomic_write(path) as temporary:
             temporary.write_bytes(cv2.imencode(".png", sheet[..., ::-1])[1].tobytes())
         paths.append(path)
     return paths

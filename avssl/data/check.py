@@ -15,7 +15,7 @@ from tqdm import tqdm
 from avssl.data.manifest import SCHEMA, Manifest, ManifestError, read_manifest
 from avssl.data.policy import TITLES, cases
 from avssl.data.quarantine import release
-from avssl.files import whole_file
+from avssl.files import atomic_write
 from avssl.media.inspect import Inspection
 from avssl.media.probe import Probe
 from avssl.workers import Lost, run_jobs
@@ -150,7 +150,7 @@ def fix_manifest(path: str | Path, manifest: Manifest, found: Mapping[str, Inspe
     if read_manifest(path, root=manifest.root).hash != manifest.hash:
         raise ManifestError(f"manifest {path} was exchanged while its files were checked: check it again")
     table = with_findings(pq.read_table(path), found)  # as it stands in the file, without the quarantine list
-    with whole_file(path) as temporary:
+    with atomic_write(path) as temporary:
         pq.write_table(table, temporary)
     return release(path, {name for name, inspection in found.items() if inspection.status in ("ok", "no_video")})
 

@@ -87,7 +87,7 @@ def lost_workers_named(dataset: ClipDataset, data: DataConfig) -> Iterator[None]
         else:
             pids = [int(pid) for pid in died.group(1).split(",")]
             ids = [note.id for note in notes if note.id >= 0 and note.pid in pids]
-            reason = f"a worker died ({_how(error)})"
+            reason = f"a worker died ({_exit_reason(error)})"
         raise WorkerLost(reason, ids) from error
     finally:
         _kill(dataset.notes())
@@ -135,7 +135,7 @@ def _kill(notes: Sequence[ClipNote]) -> None:
         signal.signal(signal.SIGCHLD, handler)
 
 
-def _how(error: RuntimeError) -> str:
+def _exit_reason(error: RuntimeError) -> str:
     """The part of torch's sentences that says how it ended."""
     text = f"{error.__cause__} {error}"  # the first knows the signal
     found = re.search(r"killed by signal: [^.]*|exited unexpectedly[^.:]*", text)

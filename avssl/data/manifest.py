@@ -15,7 +15,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from avssl.data.quarantine import read_quarantine
-from avssl.files import digest, whole_file
+from avssl.files import atomic_write, digest
 
 # A row is a clip or, with start and end, a part of one. Further columns may follow.
 SCHEMA = pa.schema(
@@ -223,5 +223,5 @@ def write_manifest(path: str | Path, table: pa.Table, *, root: str | Path) -> No
         table = table.select(schema.names).cast(schema).replace_schema_metadata({ROOT_KEY: recorded.encode()})
     except pa.ArrowInvalid as error:
         raise ManifestError(f"the table for {path} does not fit the columns of a manifest: {error}") from error
-    with whole_file(path) as temporary:
+    with atomic_write(path) as temporary:
         pq.write_table(table, temporary)

@@ -18,7 +18,7 @@ from tqdm import tqdm
 from avssl.data.check import FACTS, join_facts
 from avssl.data.manifest import SCHEMA, read_manifest, write_manifest
 from avssl.data.recipes.layout import find_clips, label_clips
-from avssl.files import folder_lock, whole_file
+from avssl.files import atomic_write, folder_lock
 from avssl.media.prepare import EXTENSION, Prepared, Settings
 from avssl.media.probe import Probe
 from avssl.workers import Lost, run_jobs
@@ -221,7 +221,7 @@ def _write_failures(path: Path, failures: list[dict[str, str]]) -> None:
     if not failures:
         path.unlink(missing_ok=True)  # of a call before
         return
-    with whole_file(path) as temporary, open(temporary, "w", newline="", encoding="utf-8") as file:
+    with atomic_write(path) as temporary, open(temporary, "w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, ["path", "status", "reason"])
         writer.writeheader()
         writer.writerows(failures)

@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
-from avssl.files import WriteError, whole_file
+from avssl.files import WriteError, atomic_write
 
 
 @dataclass(frozen=True)
@@ -65,6 +65,6 @@ def release(manifest: str | Path, paths: Collection[str]) -> list[str]:
     entries = read_quarantine(manifest)
     kept = [entry for entry in entries if entry.path not in paths]
     if len(kept) < len(entries):
-        with whole_file(quarantine_path(manifest)) as temporary:
+        with atomic_write(quarantine_path(manifest)) as temporary:
             temporary.write_text("".join(f"{json.dumps(asdict(entry))}\n" for entry in kept), encoding="utf-8")
     return sorted({entry.path for entry in entries} - {entry.path for entry in kept})

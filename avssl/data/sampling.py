@@ -248,7 +248,7 @@ def spread_windows(
     """Starts of the `clip`-th of `num_clips` windows spread evenly over the picture (one clip: the middle), for
     evaluation.
 
-    The sound window has the same centre as the picture's, moved inside its track. Sound alone is spread over its own.
+    The sound window has the same center as the picture's, moved inside its track. Sound alone is spread over its own.
     """
     if video is None:
         room = max(audio.end - audio_seconds - audio.start, 0.0)

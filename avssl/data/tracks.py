@@ -16,7 +16,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from avssl.files import digest, whole_file
+from avssl.files import atomic_write, digest
 
 SCHEMA = pa.schema(
     [
@@ -95,10 +95,10 @@ class Tracks:
         Args:
             bounds: (N, 2) seconds between which the picture of each row of the manifest lies; NaN = not known.
         """
-        way_out = "write them anew with python tools/track.py MANIFEST --out"
+        hint = "write them anew with python tools/track.py MANIFEST --out"
         if self.ids.max(initial=-1) >= len(bounds):
             raise TracksError(
-                f"tracks {path} are of row {self.ids.max()}, but the manifest has {len(bounds)} rows: {way_out} {path}"
+                f"tracks {path} are of row {self.ids.max()}, but the manifest has {len(bounds)} rows: {hint} {path}"
             )
         rows = np.repeat(self.ids, np.diff(self.ends, prepend=0))  # (n,)
         outside = (self.times < bounds[rows, 0] - SLACK) | (self.times > bounds[rows, 1] + SLACK)
@@ -107,7 +107,7 @@ class Tracks:
             low, high = bounds[rows[first]]
             raise TracksError(
                 f"tracks {path}: a frame at second {self.times[first]:g} of row {rows[first]}, which lasts from "
-                f"{low:g} to {high:g}: {way_out} {path}"
+                f"{low:g} to {high:g}: {hint} {path}"
             )
 
     @property
@@ -134,7 +134,7 @@ def write_tracks(
     ordered = sorted(rows, key=lambda row: (row["id"], row["track"]))
     metadata = {MANIFEST_KEY: manifest_hash.encode(), OPTIONS_KEY: json.dumps(options, sort_keys=True).encode()}
     table = pa.Table.from_pylist(ordered, SCHEMA.with_metadata(metadata))
-    with whole_file(path) as temporary:
+    with atomic_write(path) as temporary:
         pq.write_table(table, temporary)
 
 
@@ -148,20 +148,20 @@ def read_tracks(path: str | Path, *, manifest_hash: str) -> Tracks:
     Raises:
         TracksError: the file is missing, is no table of tracks, is damaged, or belongs to another manifest.
     """
-    way_out = "write it with python tools/track.py MANIFEST --out"
+    hint = "write it with python tools/track.py MANIFEST --out"
     if not Path(path).is_file():
-        raise TracksError(f"tracks {path} do not exist: {way_out} {path}")
+        raise TracksError(f"tracks {path} do not exist: {hint} {path}")
     try:
         table = pq.read_table(path)
     except (pa.ArrowException, OSError) as error:
-        raise TracksError(f"tracks {path} are no parquet file that can be read: {way_out} {path}") from error
+        raise TracksError(f"tracks {path} are no parquet file that can be read: {hint} {path}") from error
     metadata = table.schema.metadata or {}
     if not table.schema.equals(SCHEMA) or not {MANIFEST_KEY, OPTIONS_KEY} <= set(metadata):
-        raise TracksError(f"{path} is no table of tracks: {way_out} and another name")
+        raise TracksError(f"{path} is no table of tracks: {hint} and another name")
     recorded = metadata[MANIFEST_KEY].decode()
     if recorded != manifest_hash:
         raise TracksError(
-            f"tracks {path} belong to another manifest (hash {recorded}, not {manifest_hash}): {way_out} and another "
+            f"tracks {path} belong to another manifest (hash {recorded}, not {manifest_hash}): {hint} and another "
             "name, or name the manifest that they were written from"
         )
     none = np.asarray(table["track"]) < 0
@@ -189,7 +189,7 @@ def read_tracks(path: str | Path, *, manifest_hash: str) -> Tracks:
     if wrong.any():
         raise TracksError(
             f"tracks {path} are damaged, at row {ids[wrong.argmax()]} of the manifest (a track has 2 frames or more, "
-            f"rising times, and boxes inside the picture): {way_out} {path} anew"
+            f"rising times, and boxes inside the picture): {hint} {path} anew"
         )
     return tracks
 

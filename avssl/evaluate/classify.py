@@ -46,7 +46,7 @@ def knn_predict(
     Source: Wu et al. 2018 (NPID), section 3.4.
     """
     if len(train) == 0:
-        raise ValueError("kNN has no training features: no labelled clip of the train manifest could be read")
+        raise ValueError("kNN has no training features: no labeled clip of the train manifest could be read")
     gallery, num_classes = F.normalize(train.float(), dim=1), int(train_targets.max()) + 1
     parts = [torch.zeros(0, num_classes)]
     for query in F.normalize(test.float(), dim=1).split(QUERIES):
@@ -64,7 +64,7 @@ def knn_predict(
 def linear_predict(
     train: np.ndarray, train_targets: np.ndarray, test: np.ndarray, *, groups: np.ndarray | None = None
 ) -> tuple[np.ndarray, float]:
-    """Multinomial logistic regression on standardised features; the L2 penalty is chosen by cross-validation on the
+    """Multinomial logistic regression on standardized features; the L2 penalty is chosen by cross-validation on the
     training features alone.
 
     Args:
@@ -122,7 +122,7 @@ def grouped_predict(features: np.ndarray, targets: np.ndarray, groups: np.ndarra
 def svm_scores(
     train: np.ndarray, train_targets: np.ndarray, test: np.ndarray, *, groups: np.ndarray, num_classes: int
 ) -> tuple[np.ndarray, float]:
-    """Linear support vector machine, one class against the others, on standardised features of single views; the
+    """Linear support vector machine, one class against the others, on standardized features of single views; the
     decision values of a video are the mean over its views. C is chosen inside the training videos.
 
     Args:
@@ -150,7 +150,7 @@ def svm_scores(
 
 
 def draw_few(targets: np.ndarray, share: float, *, num_draws: int, seed: int = 0) -> Iterator[np.ndarray]:
-    """Positions of so few labelled videos: `share` of every class, at least one, in `num_draws` draws.
+    """Positions of so few labeled videos: `share` of every class, at least one, in `num_draws` draws.
 
     Source: the balanced lists of SimCLR (Chen et al. 2020), drawn here by a seed.
     """

@@ -41,7 +41,7 @@ def read_davis(folder: Path, name: str) -> tuple[np.ndarray, np.ndarray]:
     """Frames (T, H, W, 3) uint8 RGB and masks (T, H, W) uint8 of one clip.
 
     Raises:
-        ValueError: a file is missing or damaged, frames and masks do not fit, or a mask holds colours.
+        ValueError: a file is missing or damaged, frames and masks do not fit, or a mask holds colors.
     """
     frames = [_read(path, "RGB") for path in sorted((folder / FRAMES / name).glob("*.jpg"))]
     masks = [_read(path, None) for path in sorted((folder / MASKS / name).glob("*.png"))]
@@ -62,7 +62,7 @@ def read_davis(folder: Path, name: str) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _read(path: Path, mode: str | None) -> np.ndarray:
-    """A picture's pixels; without mode as stored, which for a palette is the number of the colour."""
+    """A picture's pixels; without mode as stored, which for a palette is the number of the color."""
     try:
         with Image.open(path) as picture:
             return np.array(picture.convert(mode) if mode else picture, dtype=np.uint8)

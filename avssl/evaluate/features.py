@@ -199,7 +199,7 @@ def clip_vectors(
     if folder is None:
         groups = looks.look(share=0, num_shares=1)
         return looks.collect(groups, lambda _, rows: np.zeros((len(looks.ids), *rows.shape[1:]), rows.dtype))
-    return _kept(looks, folder)
+    return _cached(looks, folder)
 
 
 @dataclass(frozen=True)
@@ -303,13 +303,13 @@ class _Looks:
         )
 
 
-def _kept(looks: _Looks, folder: Path) -> ClipVectors:
+def _cached(looks: _Looks, folder: Path) -> ClipVectors:
     """The same out of `folder`, where each set of vectors has a folder of its own; computed first when it is not there,
     by all processes together. One call at a time computes into a folder, others wait."""
     homes = [folder / _key(each) for each in (dataclasses.replace(looks, maps=True), looks)]  # all maps do as well
 
     def find() -> Path | None:
-        return next((home for home in homes if home.exists() and not _mended(looks, home)), None)
+        return next((home for home in homes if home.exists() and not _repaired(looks, home)), None)
 
     if distributed.any_rank(find() is None):
         filling = cached_folder(homes[-1], is_ready=lambda: find() is not None)
@@ -352,7 +352,7 @@ def _reserve(path: Path, shape: tuple[int, ...], dtype: np.dtype) -> None:
         os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
 
 
-def _mended(looks: _Looks, home: Path) -> bool:
+def _repaired(looks: _Looks, home: Path) -> bool:
     """Whether a file that could not be read has been changed since."""
     return any(_stamp(looks.manifest.path(row)) != stamp for row, (_, stamp) in _read_errors(home).items())
 

@@ -9,7 +9,7 @@ from safetensors.torch import save
 from avssl import distributed
 from avssl.config import ConfigError, PolicyConfig, from_dict, merge, read_sections, with_overrides
 from avssl.data.manifest import Manifest, read_manifest, write_manifest
-from avssl.files import whole_file
+from avssl.files import atomic_write
 from avssl.methods import is_supervised
 from avssl.training.loop import train
 from avssl.weights.load import Pretrained, Run, load_run
@@ -116,5 +116,5 @@ def _prepare(towers: Pretrained, manifest: Manifest, path: Path, start: Path | N
         write_manifest(path, manifest.table, root=manifest.root)
     if start is not None and not start.exists():
         weights = {name: value.detach().cpu().contiguous() for name, value in towers.encoders.state_dict().items()}
-        with whole_file(start) as temporary:
+        with atomic_write(start) as temporary:
             temporary.write_bytes(save(weights))

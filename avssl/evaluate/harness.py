@@ -1,4 +1,4 @@
-"""A protocol on one labelled set: over all of its splits and every modality, with what could not be answered counted.
+"""A protocol on one labeled set: over all of its splits and every modality, with what could not be answered counted.
 
 Letters: N rows of the manifest, n training videos of a split, m videos that are asked about, C classes.
 """
@@ -12,7 +12,7 @@ import torch
 
 from avssl.data.manifest import Manifest
 from avssl.evaluate.features import ClipVectors
-from avssl.evaluate.metrics import PARTITION_METRICS, over_splits, partition_interval, summarise
+from avssl.evaluate.metrics import PARTITION_METRICS, over_splits, partition_interval, summarize
 from avssl.evaluate.protocols import PROTOCOLS, Options, Outcomes, Sides, retrieval
 from avssl.evaluate.splits import Split, groups_of, labels_of
 
@@ -26,7 +26,7 @@ DIRECTIONS = {  # of retrieval: query, gallery, and whether outputs of the heads
 
 
 @dataclass(frozen=True)
-class Answers:
+class Predictions:
     """What a protocol said of one split in each way, and which videos it was asked about."""
 
     split: Split
@@ -55,7 +55,7 @@ def answer(
     *,
     device: torch.device,
     **more: Any,
-) -> Answers:
+) -> Predictions:
     """Ask one of PROTOCOLS, or retrieval, about one split, in every modality that test and training videos have.
 
     Args:
@@ -103,10 +103,10 @@ def answer(
             f"{split.name}: the clips of one side have no pictures and those of the other no sound, or the weights "
             "have no tower for what both have: choose other splits"
         )
-    return Answers(split, outcomes, answered)
+    return Predictions(split, outcomes, answered)
 
 
-def figures(parts: Sequence[Answers], labels: Labels, *, skip_unreadable: bool) -> dict[str, dict[str, Any]]:
+def figures(parts: Sequence[Predictions], labels: Labels, *, skip_unreadable: bool) -> dict[str, dict[str, Any]]:
     """Each way's figure over the splits.
 
     Args:
@@ -121,13 +121,13 @@ def figures(parts: Sequence[Answers], labels: Labels, *, skip_unreadable: bool) 
     result = {}
     for way in dict.fromkeys(way for part in parts for way in part.outcomes):
         is_partition = any(way in part.outcomes and part.outcomes[way].clusters is not None for part in parts)
-        all_seen = [_Seen(part, way, skip=skip_unreadable or is_partition) for part in parts]
+        all_seen = [SplitScores(part, way, skip=skip_unreadable or is_partition) for part in parts]
         seen = [each for each in all_seen if len(each.rows)]
         outcomes = [each.outcome for each in seen if each.outcome is not None]
         if is_partition:
             figure = _partition_figure(way.rpartition(" ")[2], seen, labels)
         else:
-            figure = summarise([each.values for each in seen], [labels.groups[each.rows] for each in seen])
+            figure = summarize([each.values for each in seen], [labels.groups[each.rows] for each in seen])
             figure["chance"] = float(np.mean([each.chance(labels) for each in seen]))
         figure["num"] = sum(len(each.rows) for each in seen)
         figure["unanswered"] = sum(each.num_unanswered for each in all_seen)
@@ -162,10 +162,10 @@ def accuracies(
     return {way.removesuffix(" 100%"): figure for way, figure in found.items() if not way.endswith(" plain")}
 
 
-class _Seen:
+class SplitScores:
     """One way in one split, over the videos that count."""
 
-    def __init__(self, part: Answers, way: str, *, skip: bool) -> None:
+    def __init__(self, part: Predictions, way: str, *, skip: bool) -> None:
         self.outcome = part.outcomes.get(way)
         answered = part.answered.get(way, np.zeros(len(part.split.test), dtype=bool))
         keep = answered if skip else np.ones(len(part.split.test), dtype=bool)
@@ -249,7 +249,7 @@ def _comparable(vectors: ClipVectors, name: str, train: np.ndarray, test: np.nda
     return tuple(each / np.maximum(np.linalg.norm(each, axis=1, keepdims=True), 1e-12) for each in pair)
 
 
-def _partition_figure(name: str, seen: Sequence[_Seen], labels: Labels) -> dict[str, Any]:
+def _partition_figure(name: str, seen: Sequence[SplitScores], labels: Labels) -> dict[str, Any]:
     """NMI, adjusted Rand index or purity, of the videos that have an answer; chance: of shuffled classes."""
     rng, metric = np.random.default_rng(0), PARTITION_METRICS[name]
     splits, chances = [], []

@@ -59,7 +59,7 @@ def train_heads(
 
     Source: AVID-CMA, eval-action-recg-linear.py: the sum of the losses of independent heads, Adam without weight decay,
     12 epochs, rate x .1 at 6 and 9.
-    Differs from AVID-CMA: features are standardised with the mean and deviation of all training views instead of those
+    Differs from AVID-CMA: features are standardized with the mean and deviation of all training views instead of those
     of a batch, and come from the encoder in evaluation mode (there its BatchNorm drifts); the rate is chosen.
     """
     everything = np.arange(len(targets))

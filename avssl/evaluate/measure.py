@@ -1,4 +1,4 @@
-"""From trained encoders and a labelled set to a result that can be kept and compared: plain data."""
+"""From trained encoders and a labeled set to a result that can be kept and compared: plain data."""
 
 import dataclasses
 import importlib.metadata
@@ -21,12 +21,12 @@ from avssl.data.dataset import check_decoder
 from avssl.data.manifest import Manifest
 from avssl.evaluate.features import VIEWED, ClipVectors, clip_vectors
 from avssl.evaluate.finetune import train_classifier
-from avssl.evaluate.harness import Answers, Labels, answer, figures, lacking
+from avssl.evaluate.harness import Labels, Predictions, answer, figures, lacking
 from avssl.evaluate.heads import Head, head_scores
 from avssl.evaluate.protocols import Options, Outcome
 from avssl.evaluate.splits import Split
 from avssl.files import digest
-from avssl.media.decoders import in_words
+from avssl.media.decoders import format_decoder
 from avssl.methods import method_options
 from avssl.training.checkpoint import LAST
 from avssl.weights.load import Pretrained, Run, untrained
@@ -38,7 +38,7 @@ VERSIONS = ("torch", "numpy", "scikit-learn", "av")  # noted in a result
 
 
 @dataclass(frozen=True)
-class Asked:
+class EvalSpec:
     """What is asked, of which clips."""
 
     protocol: str  # one of PROTOCOLS, retrieval or finetune
@@ -57,14 +57,14 @@ class Asked:
 
 
 def measure_frozen(
-    towers: Pretrained, asked: Asked, *, cache: Path, baseline: bool = True, keep: dict[str, Head] | None = None
+    towers: Pretrained, asked: EvalSpec, *, cache: Path, baseline: bool = True, keep: dict[str, Head] | None = None
 ) -> dict[str, Any] | None:
     """A protocol that leaves the towers as they are. With several processes each looks at its share of the clips.
 
     Args:
         cache: folder where vectors are kept, so that the next protocol finds them.
         baseline: ask towers with random weights too.
-        keep: receives the best linear head of every modality; with several splits those of all labelled clips together.
+        keep: receives the best linear head of every modality; with several splits those of all labeled clips together.
 
     Returns:
         The result; None on ranks other than the first.
@@ -99,7 +99,7 @@ def measure_frozen(
         ]
         found[name] = figures(parts, labels, skip_unreadable=asked.skip_unreadable)
     if keep is not None and len(asked.splits) > 1:
-        everything = Split("all labelled clips", asked.rows, asked.rows)
+        everything = Split("all labeled clips", asked.rows, asked.rows)
         answer("linear", seen["scores"], labels, everything, asked.options, device=towers.device, keep=keep)
     sides = {side: [(seen["scores"], getattr(split, side)) for split in asked.splits] for side in ("train", "test")}
     seconds = {"vectors": looked - since, "protocol": time.perf_counter() - looked}
@@ -109,7 +109,7 @@ def measure_frozen(
 
 def measure_finetuned(
     towers: Pretrained,
-    asked: Asked,
+    asked: EvalSpec,
     *,
     out: Path,
     baseline: bool = True,
@@ -156,7 +156,7 @@ def measure_finetuned(
                 folder=out / "vectors",
                 progress=f"vectors {split.name}",
             )
-            parts.append(_told(run, vectors, split, labels, asked.options))
+            parts.append(_print_result(run, vectors, split, labels, asked.options))
             seen.append((vectors, split.test))
         scores[name] = figures(parts, labels, skip_unreadable=asked.skip_unreadable)
         if name == "scores":
@@ -182,7 +182,7 @@ def _viewed(towers: Pretrained) -> dict[str, Any]:
     return {name: getattr(towers.data, name) for name in VIEWED}
 
 
-def _needed(towers: Pretrained, asked: Asked) -> Pretrained:
+def _needed(towers: Pretrained, asked: EvalSpec) -> Pretrained:
     """Without the tower that none of the clips has anything for."""
     has = {"video": asked.manifest.has_video[asked.rows], "audio": asked.manifest.has_audio[asked.rows]}
     sides = [side for side in towers.encoders if has[side].any()] or list(towers.encoders)
@@ -190,7 +190,7 @@ def _needed(towers: Pretrained, asked: Asked) -> Pretrained:
     return dataclasses.replace(towers, **{name: nn.ModuleDict(each) for name, each in parts.items()})
 
 
-def _told(run: Run, vectors: ClipVectors, split: Split, labels: Labels, options: Options) -> Answers:
+def _print_result(run: Run, vectors: ClipVectors, split: Split, labels: Labels, options: Options) -> Predictions:
     """What a fine-tuned network says of the test videos of its split."""
     classifier = run.classifier
     here = vectors.has(classifier.modality)
@@ -204,7 +204,7 @@ def _told(run: Run, vectors: ClipVectors, split: Split, labels: Labels, options:
     predicted = np.searchsorted(labels.classes, np.array(classifier.classes))[said]
     right = predicted == labels.targets[split.test[here]]
     outcome = Outcome(values=right.astype(float), predicted=predicted)
-    return Answers(split, {classifier.modality: outcome}, {classifier.modality: here})
+    return Predictions(split, {classifier.modality: outcome}, {classifier.modality: here})
 
 
 def _only(manifest: Manifest, split: Split) -> Manifest:
@@ -215,7 +215,7 @@ def _only(manifest: Manifest, split: Split) -> Manifest:
     return Manifest(manifest.table.set_column(place, "split", pa.array(names, pa.string())), manifest.root)
 
 
-def _facts_of_clips(asked: Asked, seen: Mapping[str, Sequence[tuple[ClipVectors, np.ndarray]]]) -> dict[str, Any]:
+def _facts_of_clips(asked: EvalSpec, seen: Mapping[str, Sequence[tuple[ClipVectors, np.ndarray]]]) -> dict[str, Any]:
     """Counts of each side, and {path: reason} of what could not be read."""
     paths = asked.manifest.column("path")
     errors = {row: why for parts in seen.values() for vectors, _ in parts for row, why in vectors.errors.items()}
@@ -225,7 +225,7 @@ def _facts_of_clips(asked: Asked, seen: Mapping[str, Sequence[tuple[ClipVectors,
     }
 
 
-def _digest(asked: Asked, labels: Labels) -> str:
+def _digest(asked: EvalSpec, labels: Labels) -> str:
     """Of which clips, under which names, are on which side of which split."""
     sides = [rows for split in asked.splits for rows in (split.train, split.test)]
     tables = [np.stack([rows, labels.targets[rows]]).astype("<i8").tobytes() + b"\n" for rows in sides]
@@ -241,7 +241,7 @@ def _shared(manifest: Manifest, split: Split, labels: Labels) -> dict[str, int]:
     }
 
 
-def _several_labels(asked: Asked) -> int:
+def _several_labels(asked: EvalSpec) -> int:
     """Clips with more than one class, of which the first counts (column labels of sets such as AudioSet)."""
     if "labels" not in asked.manifest.table.column_names:
         return 0
@@ -249,7 +249,7 @@ def _several_labels(asked: Asked) -> int:
     return sum(len(each or []) > 1 for each in labels)
 
 
-def _result(towers: Pretrained, asked: Asked, labels: Labels, found: Mapping[str, Any]) -> dict[str, Any]:
+def _result(towers: Pretrained, asked: EvalSpec, labels: Labels, found: Mapping[str, Any]) -> dict[str, Any]:
     """Everything that a reader of the figures has to know."""
     return {
         "protocol": asked.protocol,
@@ -272,7 +272,7 @@ def _result(towers: Pretrained, asked: Asked, labels: Labels, found: Mapping[str
         "versions": {
             "avssl": avssl.__version__,
             "python": platform.python_version(),
-            "decoder": in_words(check_decoder(towers.data)),
+            "decoder": format_decoder(check_decoder(towers.data)),
             **{name: importlib.metadata.version(name) for name in VERSIONS},
         },
         "device": str(towers.device),

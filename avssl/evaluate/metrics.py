@@ -50,7 +50,7 @@ def bootstrap_interval(values: np.ndarray, groups: np.ndarray, *, level: float =
     return _percentiles(sums[drawn].sum(axis=1) / counts[drawn].sum(axis=1), level)
 
 
-def summarise(values: Sequence[np.ndarray], groups: Sequence[np.ndarray]) -> dict[str, Any]:
+def summarize(values: Sequence[np.ndarray], groups: Sequence[np.ndarray]) -> dict[str, Any]:
     """A metric over splits, each given by one value per video (s arrays) and the groups of the videos.
 
     Returns:
@@ -184,7 +184,7 @@ def chance_gallery_recall(query_targets: np.ndarray, gallery_targets: np.ndarray
     return float(_chance_of_any(same, len(gallery_targets), k)[query_targets].mean())
 
 
-def recall_figures(video: np.ndarray, audio: np.ndarray, targets: np.ndarray) -> dict[str, float]:
+def recall_metrics(video: np.ndarray, audio: np.ndarray, targets: np.ndarray) -> dict[str, float]:
     """Recall at 1 and 5 in both directions, beside chance.
 
     Args:

@@ -18,7 +18,7 @@ from avssl.config import DataConfig
 from avssl.evaluate.masks import score_masks
 from avssl.evaluate.metrics import bootstrap_interval
 from avssl.models.heads import Encoder
-from avssl.transforms.video import normalise_
+from avssl.transforms.video import normalize_
 from avssl.weights.load import Pretrained
 
 SIZE = 240  # pixels of the frames' short side
@@ -102,7 +102,7 @@ def frame_features(
     Args:
         encoder: on `device`, in evaluation mode.
         frames: (T, H, W, 3) uint8 RGB.
-        data: says how colours are standardised.
+        data: says how colors are standardized.
         size: pixels of the short side that frames are resized to; both sides become multiples of 8.
         map_name: a key of `encoder.feature_dims` but pool; None = the deepest map of at most 8 pixels per cell, or the
             finest where all are coarser.
@@ -126,7 +126,7 @@ def frame_features(
     parts = []
     for batch in torch.from_numpy(small).split(BATCH_FRAMES):
         clips = batch.to(device).permute(0, 3, 1, 2)[:, :, None].float().div_(255)  # (n, 3, 1, height, width)
-        normalise_(clips, mean=data.pixel_mean, std=data.pixel_std)
+        normalize_(clips, mean=data.pixel_mean, std=data.pixel_std)
         maps = encoder.forward_features(clips.repeat_interleave(max(1, encoder.min_size[0]), dim=2))
         map_name = map_name or _fine_map({name: maps[name] for name in names}, height)
         parts.append(F.normalize(maps[map_name].float().mean(dim=2), dim=1))  # (n, D, h, w)

@@ -1,7 +1,7 @@
 """Made clips of which it is known what moves where: textured things on smooth paths before a textured ground that the
 camera shakes and pans.
 
-Ground and things have textures of the same family, so that neither colour nor pattern tells them apart; motion does.
+Ground and things have textures of the same family, so that neither color nor pattern tells them apart; motion does.
 
 Letters: T frames, H x W pixels, K things.
 """
@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 
-OCTAVES = ((60, 26), (22, 20), (8, 16))  # (pixels of a cell, contrast in grey levels) of a texture
+OCTAVES = ((60, 26), (22, 20), (8, 16))  # (pixels of a cell, contrast in gray levels) of a texture
 RADII = (0.10, 0.16)  # of a thing, in the picture's short side
 WAY = (0.45, 0.9)  # how far a thing goes in 40 frames, in the short side, as far as there is room
 SLACK = 8  # pixels around the ground beyond the pan, for the shake
@@ -61,7 +61,7 @@ def make_scene(
     angle = rng.uniform(0, 2 * np.pi)
     pans = np.linspace(0, pan, num_frames)[:, None] * [np.cos(angle), np.sin(angle)]  # (T, 2) x, y
     cameras = shake_camera(rng, num_frames, height, width, shake=shake)  # (T, 3, 3)
-    things = [_draw_thing(rng, min(height, width)) for _ in range(num_objects)]  # (P, P, 3) colours, (P, P) cover
+    things = [_draw_thing(rng, min(height, width)) for _ in range(num_objects)]  # (P, P, 3) colors, (P, P) cover
     paths = [_draw_path(rng, num_frames, height, width) for _ in range(num_objects)]  # (T, 3, 3) each
 
     frames = np.empty((num_frames, height, width, 3), np.uint8)
@@ -69,18 +69,18 @@ def make_scene(
     for i in range(num_frames):
         place = cameras[i] @ _shift(*(pans[i] - margin))
         frames[i] = cv2.warpPerspective(ground, place, (width, height), borderMode=cv2.BORDER_REFLECT)
-        for number, ((colours, cover), path) in enumerate(zip(things, paths, strict=True), 1):
+        for number, ((colors, cover), path) in enumerate(zip(things, paths, strict=True), 1):
             side = len(cover)
             place = cameras[i] @ path[i] @ _shift(-side / 2, -side / 2)
-            colour = cv2.warpPerspective(colours, place, (width, height), borderMode=cv2.BORDER_REFLECT)
+            color = cv2.warpPerspective(colors, place, (width, height), borderMode=cv2.BORDER_REFLECT)
             share = cv2.warpPerspective(cover, place, (width, height))[..., None] / 255.0  # (H, W, 1)
-            frames[i] = np.rint(share * colour + (1 - share) * frames[i])
+            frames[i] = np.rint(share * color + (1 - share) * frames[i])
             masks[i][share[..., 0] > 0.5] = number
     return Scene(frames, masks, _boxes(masks, num_objects))
 
 
 def draw_texture(rng: np.random.Generator, height: int, width: int) -> np.ndarray:
-    """Cloudy texture of three sizes around a random colour -> (height, width, 3) uint8."""
+    """Cloudy texture of three sizes around a random color -> (height, width, 3) uint8."""
     texture = np.broadcast_to(rng.uniform(100, 156, 3), (height, width, 3))
     for pixels, contrast in OCTAVES:
         cells = contrast * rng.standard_normal((-(-height // pixels) + 2, -(-width // pixels) + 2, 3))
@@ -103,7 +103,7 @@ def shake_camera(rng: np.random.Generator, num_frames: int, height: int, width: 
 
 
 def _draw_thing(rng: np.random.Generator, short_side: int) -> tuple[np.ndarray, np.ndarray]:
-    """A polygon or a round blob in its own texture -> colours (P, P, 3) and cover (P, P), both uint8."""
+    """A polygon or a round blob in its own texture -> colors (P, P, 3) and cover (P, P), both uint8."""
     radius = rng.uniform(*RADII) * short_side
     if rng.random() < 0.5:
         angles = np.sort(2 * np.pi * (np.arange(6) + rng.uniform(-0.3, 0.3, 6)) / 6)

@@ -1,4 +1,4 @@
-"""What a classifier can tell without looking or listening: the mean colour and the mean spectrum of whole clips.
+"""What a classifier can tell without looking or listening: the mean color and the mean spectrum of whole clips.
 
 A set on which these features already classify well says little about features that were learned.
 """
@@ -34,7 +34,7 @@ def shortcut_features(
             video=[VideoWindow(start, duration, FPS)],
             audio=[AudioWindow(start, duration, SAMPLE_RATE)] if manifest.has_audio[row] else [],
         )
-        colour = frames[0].data.mean(axis=(0, 1, 2)) / 255
+        color = frames[0].data.mean(axis=(0, 1, 2)) / 255
         spectrum = np.zeros(64)
         if samples:
             sound = torch.from_numpy(samples[0].data)[None]
@@ -43,5 +43,5 @@ def shortcut_features(
                 .mean(dim=0)
                 .numpy()
             )
-        rows.append(np.concatenate([colour, spectrum]))
+        rows.append(np.concatenate([color, spectrum]))
     return np.stack(rows).astype(np.float32)

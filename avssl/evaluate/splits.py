@@ -18,8 +18,8 @@ TEST_SPLITS = ("test", "val", "validation")  # asked about when nothing is said:
 @dataclass(frozen=True)
 class Split:
     name: str
-    train: np.ndarray  # (n,) int64 labelled rows of the manifest
-    test: np.ndarray  # (m,) int64 labelled rows
+    train: np.ndarray  # (n,) int64 labeled rows of the manifest
+    test: np.ndarray  # (m,) int64 labeled rows
 
 
 def read_splits(manifest: Manifest, *, folds: int | None = None, test_split: str | None = None) -> list[Split]:
@@ -33,18 +33,18 @@ def read_splits(manifest: Manifest, *, folds: int | None = None, test_split: str
         ValueError: no labels, fewer than two classes to learn, a side without rows, or fewer groups than folds.
     """
     labels = labels_of(manifest)
-    labelled = labels != ""
-    if not labelled.any():
+    labeled = labels != ""
+    if not labeled.any():
         raise ValueError(
             "no clip of the manifest has a label, and this protocol tells classes apart: put clips into a folder per "
             "class, or give labels with datasets/folder.py --list"
         )
     if folds is not None:
-        splits = _folds(manifest, labelled, labels, folds)
+        splits = _folds(manifest, labeled, labels, folds)
     else:
         found = [name for name in manifest.table.column_names if re.fullmatch(r"split\d+", name)]
         numbered = sorted(found, key=lambda name: int(name.removeprefix("split")))
-        splits = [_named(manifest, name, labelled, test_split) for name in numbered or ["split"]]
+        splits = [_named(manifest, name, labeled, test_split) for name in numbered or ["split"]]
     usable = manifest.usable()
     for split in splits:
         classes = set(labels[split.train[usable[split.train]]].tolist())
@@ -67,25 +67,25 @@ def groups_of(manifest: Manifest) -> np.ndarray:
     return np.array([group or path for group, path in pairs])
 
 
-def _named(manifest: Manifest, column: str, labelled: np.ndarray, test_split: str | None) -> Split:
+def _named(manifest: Manifest, column: str, labeled: np.ndarray, test_split: str | None) -> Split:
     values = manifest.column(column)
-    known = sorted({value for value in values[labelled].tolist() if value})
+    known = sorted({value for value in values[labeled].tolist() if value})
     if test_split == "train":
         raise ValueError("--test-split train: clips that are learned from cannot be asked about")
     asked = test_split or next((name for name in TEST_SPLITS if name in known), TEST_SPLITS[0])
-    sides = {name: np.flatnonzero(labelled & (values == name)) for name in ("train", asked)}
+    sides = {name: np.flatnonzero(labeled & (values == name)) for name in ("train", asked)}
     for name, rows in sides.items():
         if not len(rows):
             raise ValueError(
-                f"no labelled clip has {column}={name} (there {'is' if len(known) == 1 else 'are'} "
+                f"no labeled clip has {column}={name} (there {'is' if len(known) == 1 else 'are'} "
                 f"{', '.join(known) or 'none'}): name the side that is asked about with --test-split, or make folds of "
-                "all labelled clips with --folds 5"
+                "all labeled clips with --folds 5"
             )
     return Split(column, sides["train"], sides[asked])
 
 
-def _folds(manifest: Manifest, labelled: np.ndarray, labels: np.ndarray, folds: int) -> list[Split]:
-    rows = np.flatnonzero(labelled)
+def _folds(manifest: Manifest, labeled: np.ndarray, labels: np.ndarray, folds: int) -> list[Split]:
+    rows = np.flatnonzero(labeled)
     groups = groups_of(manifest)[rows]
     most = max(np.unique(labels[rows], return_counts=True)[1])
     limits = {"groups (column group), which are never divided": len(np.unique(groups)), "clips of a class": most}

@@ -34,7 +34,7 @@ from avssl.windows import AudioWindow, VideoWindow
 
 PREROLL_SECONDS = 0.25  # AAC, Opus and MP3 need the packets before a sample to decode it rightly
 MAX_SHRINK = 1.5  # up to here bilinear interpolation uses every pixel enough not to alias visibly
-MEAN_OF_COLOURS = Interpolation.AREA | Interpolation.ACCURATE_RND | Interpolation.FULL_CHR_H_INP
+MEAN_OF_COLORS = Interpolation.AREA | Interpolation.ACCURATE_RND | Interpolation.FULL_CHR_H_INP
 WHOLE = (0.0, 0.0, 1.0, 1.0)  # the crop that is none
 LEAD_SECONDS = 0.02  # sound resampled around a window, so that its edges are not the resampler's
 
@@ -196,7 +196,7 @@ class _Pictures:
 
         swscale makes RGB and, where the picture shrinks a lot, resizes all of it in the same pass with a filter that
         widens with the factor, so that nothing aliases. The crop is then cut out bilinearly at its exact place: from
-        100 pixels to 80 this is within 0.9 grey levels of Pillow's filter, whole pixels of a resized picture within 4.
+        100 pixels to 80 this is within 0.9 gray levels of Pillow's filter, whole pixels of a resized picture within 4.
         """
         frame = taken.decode() if isinstance(taken, LazyFrame) else taken
         turns = round(taken.rotation / 90) % 4  # quarter turns counterclockwise
@@ -210,9 +210,9 @@ class _Pictures:
         )
         stored = (width, height) if turns % 2 else (height, width)
         if isinstance(taken, LazyFrame) and taken.narrow and stored != (frame.height, frame.width):
-            # Another library has made RGB of it without smoothing its colours, which resizing from the stored pixels
+            # Another library has made RGB of it without smoothing its colors, which resizing from the stored pixels
             # does. Back to those pixels: what comes out then differs from that by half as much.
-            frame = self.narrower.reformat(frame, format=taken.narrow, interpolation=MEAN_OF_COLOURS, threads=1)
+            frame = self.narrower.reformat(frame, format=taken.narrow, interpolation=MEAN_OF_COLORS, threads=1)
         bilinear = Interpolation.BILINEAR
         picture = self.reformatter.reformat(
             frame, height=stored[0], width=stored[1], format="rgb24", interpolation=bilinear, threads=1

@@ -48,7 +48,7 @@ def describe(decoder: Decoder) -> dict[str, str]:
     return {"name": decoder, "version": module.__version__, "ffmpeg": ffmpeg}
 
 
-def in_words(described: dict[str, str]) -> str:
+def format_decoder(described: dict[str, str]) -> str:
     """What `describe` gives, for people: pyav 18.1.0 (FFmpeg 8.1.2)."""
     return f"{described['name']} {described['version']} (FFmpeg {described['ffmpeg']})"
 

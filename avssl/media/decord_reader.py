@@ -45,7 +45,7 @@ class DecordReader(IndexedReader):
         except (decord.DECORDError, decord.DECORDLimitReachedError, RuntimeError, StopIteration) as error:
             raise self.refused(f"decord cannot decode it ({first_line(error)})") from error
         height, width = picture.shape[:2]
-        # where a padded row is as long as one of 4 colours, as with 48 pixels, decord takes it for that
+        # where a padded row is as long as one of 4 colors, as with 48 pixels, decord takes it for that
         return picture.reshape(height, -1)[:, : 3 * width].reshape(height, width, 3)
 
 

@@ -108,7 +108,7 @@ def _check_frames(frames: np.ndarray, times: np.ndarray | None, rotation: int) -
         raise ValueError(f"frames must be (T, H, W, 3) uint8 with T > 0, not {frames.shape} {frames.dtype}")
     if frames.shape[1] % 2 or frames.shape[2] % 2:
         raise ValueError(
-            f"frames are {frames.shape[1]}x{frames.shape[2]}: height and width must be even (4:2:0 colour), crop or pad"
+            f"frames are {frames.shape[1]}x{frames.shape[2]}: height and width must be even (4:2:0 color), crop or pad"
         )
     if times is not None and (np.shape(times) != (len(frames),) or np.any(np.diff(times) <= 0)):
         raise ValueError(f"times must be {len(frames)} strictly rising seconds, one per frame, not {times!r}")

@@ -24,7 +24,7 @@ from av.video.reformatter import ColorRange
 from avssl.media.reader import LIMITS, DecodeError, LazyFrame, Limits, Reader, Track
 
 CONTAINERS = {"mov,mp4,m4a,3gp,3g2,mj2": "MP4 and MOV", "matroska,webm": "Matroska and WebM", "flv": "FLV"}
-MAX_BITS = 10  # of one colour: FFmpeg's versions convert deeper ones differently, by more than 2 grey levels
+MAX_BITS = 10  # of one color: FFmpeg's versions convert deeper ones differently, by more than 2 gray levels
 SHOWN = 0x10  # bit of the first byte of a VP8 frame
 
 
@@ -132,7 +132,7 @@ class IndexedReader:
         if not rows[order[0]][2]:
             raise self.refused(f"the first frame is no keyframe, from where {self.name} counts wrongly")
         if max(part.bits for part in first.format.components) > MAX_BITS:
-            raise self.refused(f"{self.name} gives other colours of {first.format.name} pictures")
+            raise self.refused(f"{self.name} gives other colors of {first.format.name} pictures")
         if first.rotation % 90:
             raise self.refused(f"it is turned by {first.rotation} degrees, which {self.name} does otherwise")
         time_base = self.reader.video.time_base
@@ -161,7 +161,7 @@ def _first_frame(packet: av.Packet) -> av.VideoFrame | None:
 
 
 def _narrow_format(frame: av.VideoFrame) -> str | None:
-    """The kind of 8-bit pixels that stores as few colours as the frame does (4:2:0 or 4:2:2); None = all of them."""
+    """The kind of 8-bit pixels that stores as few colors as the frame does (4:2:0 or 4:2:2); None = all of them."""
     pixels = frame.format
     if pixels.is_rgb or len(pixels.components) < 3:
         return None

@@ -277,8 +277,8 @@ def _varies(starts: list[float], tick: float) -> bool:
 
 
 def _digest(frame: av.VideoFrame) -> bytes:
-    """A fast digest of the pixels; 4 bytes per plane of colour."""
-    if len(frame.planes) != len(frame.format.components):  # several colours in one plane
+    """A fast digest of the pixels; 4 bytes per plane of color."""
+    if len(frame.planes) != len(frame.format.components):  # several colors in one plane
         return zlib.crc32(frame.to_ndarray(format="rgb24")).to_bytes(4)
     digests = []
     for plane, component in zip(frame.planes, frame.format.components, strict=True):

@@ -45,7 +45,7 @@ import av.error
 import numpy as np
 from av.video.reformatter import ColorRange, Colorspace, Interpolation, VideoReformatter
 
-from avssl.files import WriteError, whole_file
+from avssl.files import WriteError, atomic_write
 from avssl.media.audio import mono_frame, resample_stream, without_gaps
 from avssl.media.probe import PLAUSIBLE_FPS, Probe, content_key, probe
 from avssl.media.reader import TIME_TOLERANCE, DecodeError, Reader, frame_duration
@@ -149,7 +149,7 @@ def prepare_clip(source: str | Path, target: str | Path, settings: Settings) -> 
     shift = max(0.0, -min(starts))
     record = Record(found.content_key, _described(settings), shift, found.reason)
     try:
-        with whole_file(target) as temporary, _own_name(temporary) as unfinished:
+        with atomic_write(target) as temporary, _own_name(temporary) as unfinished:
             _write(source, unfinished, settings, record)
             facts = _facts(unfinished, record)
             _check_copy(source, found, facts, shift)

@@ -23,7 +23,7 @@ import av.stream
 import numpy as np
 from PIL import Image
 
-from avssl.files import WriteError, whole_file
+from avssl.files import WriteError, atomic_write
 from avssl.media.audio import mono_frame, resample_stream, without_gaps
 from avssl.media.prepare import FULL, Resizer, encode_pictures, peek
 from avssl.media.reader import TIME_TOLERANCE, DecodeError, Reader, Track, error_text, frame_duration, is_cover
@@ -39,7 +39,7 @@ SPECTROGRAM_RATE = 16_000  # Hz: half of it is the top of the picture
 NUM_STEPS, NUM_MELS = 256, 64  # width and height in pixels
 WINDOW = 1024  # samples of one Fourier transform
 STRIDE = 256  # samples, at most, from one transform to the next
-RANGE_DB = 70.0  # from the darkest to the brightest colour
+RANGE_DB = 70.0  # from the darkest to the brightest color
 COLORS = (  # dark to bright in even steps of lightness (magma of matplotlib), as hex RGB
     "000004 1c1044 4f127b 812581 b5367a e55064 fb8761 fec287 fcfdbf"
 )
@@ -88,7 +88,7 @@ def poster(source: str | Path, target: str | Path, part: Part = None) -> None:
     sides = (frame.width * aspect, frame.height)
     small = Resizer(frame, POSTER_SIDE * min(sides) / max(sides), pixel_aspect=aspect)(frame)
     picture = Image.fromarray(small.to_ndarray(format="rgb24"))
-    with whole_file(target) as temporary:
+    with atomic_write(target) as temporary:
         picture.save(temporary, "JPEG", quality=JPEG_QUALITY)
 
 
@@ -140,7 +140,7 @@ def spectrogram(source: str | Path, target: str | Path, part: Part = None) -> No
     levels = _levels(log_mel(values))  # (NUM_MELS, NUM_STEPS)
     picture = Image.fromarray(levels[::-1].copy(), mode="P")
     picture.putpalette(_palette().tobytes())
-    with whole_file(target) as temporary:
+    with atomic_write(target) as temporary:
         picture.save(temporary, "PNG")
 
 
@@ -148,12 +148,12 @@ def log_mel(samples: np.ndarray) -> np.ndarray:
     """(n,) float32 at 16 kHz -> (NUM_MELS, NUM_STEPS) float32 in dB: every step is the mean power of its share."""
     per_step = max(1, math.ceil(len(samples) / NUM_STEPS / STRIDE))  # transforms
     num = per_step * NUM_STEPS
-    centres = ((np.arange(num) + 0.5) / num * len(samples)).astype(int)  # (num,)
+    centers = ((np.arange(num) + 0.5) / num * len(samples)).astype(int)  # (num,)
     padded = np.pad(samples, WINDOW // 2)
     power = np.empty((num, WINDOW // 2 + 1), np.float32)
     for begin in range(0, num, NUM_STEPS):  # bounded memory
         some = slice(begin, begin + NUM_STEPS)
-        cut = padded[centres[some, None] + np.arange(WINDOW)] * np.hanning(WINDOW)  # (NUM_STEPS, WINDOW)
+        cut = padded[centers[some, None] + np.arange(WINDOW)] * np.hanning(WINDOW)  # (NUM_STEPS, WINDOW)
         power[some] = np.abs(np.fft.rfft(cut)) ** 2
     power = power.reshape(NUM_STEPS, per_step, -1).mean(axis=1)  # (NUM_STEPS, WINDOW / 2 + 1)
     return 10 * np.log10(np.maximum(power @ _mel_bands(), 1e-10)).T
@@ -253,7 +253,7 @@ def preview(source: str | Path, target: str | Path, part: Part = None) -> str:
     reason = ""
     for chosen in (kinds, *([kind] for kind in kinds if len(kinds) > 1)):
         try:
-            with whole_file(target) as temporary:
+            with atomic_write(target) as temporary:
                 return _write(source, temporary, part, chosen)
         except DecodeError as error:
             reason = reason or error.reason

@@ -341,27 +341,27 @@ class _Pass:
         for stream in container.streams:  # nothing is read for the others
             stream.discard = av.stream.Discard.default if stream in streams else av.stream.Discard.all
         self._packets = _demux(container, streams)
-        self._kept: dict[int, collections.deque[av.Packet]] = {each.index: collections.deque() for each in streams}
+        self._cached: dict[int, collections.deque[av.Packet]] = {each.index: collections.deque() for each in streams}
         self._num_bytes = 0
 
     def holds(self, stream: av.stream.Stream) -> bool:
         """Whether `packets` can give all packets of the track from where the pass began."""
-        return stream.index in self._kept
+        return stream.index in self._cached
 
     def packets(self, stream: av.stream.Stream) -> Iterator[av.Packet]:
         """Packets of one track and the empty one that ends it."""
-        kept = self._kept.pop(stream.index)
+        kept = self._cached.pop(stream.index)
         while kept:
             yield kept.popleft()
         for packet in self._packets:
             index = packet.stream.index  # stream_index is 0 in the packets that end the tracks
             if index == stream.index:
                 yield packet
-            elif index in self._kept:
-                self._kept[index].append(packet)
+            elif index in self._cached:
+                self._cached[index].append(packet)
                 self._num_bytes += packet.size
                 if self._num_bytes > MAX_KEPT_BYTES:
-                    self._kept.clear()
+                    self._cached.clear()
 
 
 def frame_duration(frame: av.VideoFrame | LazyFrame | av.AudioFrame, stream: HasRate) -> float:

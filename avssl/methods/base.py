@@ -64,7 +64,7 @@ class Encode:
     def __init__(self, encoders: nn.ModuleDict, views: Sequence[View], batch: Batch) -> None:
         self._encoders, self._batch = encoders, batch
         self._views = {view.name: view for view in views}
-        self._kept: dict[tuple[str, ...], tuple[Tensor, ...]] = {}
+        self._cached: dict[tuple[str, ...], tuple[Tensor, ...]] = {}
         self.asked: set[str] = set()
 
     def __call__(self, view: str, *, stage: str | None = None, x: Tensor | None = None) -> Tensor:
@@ -84,12 +84,12 @@ class Encode:
         """Outputs of views of equal shape that pass as one batch, for BatchNorm over all of them; kept as a group."""
         group = tuple(views)
         self.asked |= set(group)
-        if group not in self._kept:
+        if group not in self._cached:
             inputs = [self._input(view) for view in group]
             out = self._pass(group, inputs[0] if len(inputs) == 1 else torch.cat(inputs), None)
             with torch.enable_grad():
-                self._kept[group] = out.chunk(len(group))
-        return self._kept[group]
+                self._cached[group] = out.chunk(len(group))
+        return self._cached[group]
 
     def _input(self, view: str) -> Tensor:
         if view not in self._views:

@@ -55,7 +55,7 @@ class Patch(Method):
             ignore |= same_instance(patches, columns) & ~same_track
         loss = info_nce(similarity(patches, columns) / self.options.temperature, same_track, ignore=ignore)
         tracked = (batch.target["track"][:, : self.options.num_tracks] >= 0).float().mean()
-        return Step(loss, logs={"share_tracked": tracked}, embeddings={"video": patches.detach()})
+        return Step(loss, logs={"frac_tracked": tracked}, embeddings={"video": patches.detach()})
 
     def embed_patch(self, view: View, encode: Encode, batch: Batch) -> Embedded:
         """Unit vectors of one view (B, D), whose `view` is the number of the track; without one, masked rows."""

@@ -116,16 +116,16 @@ def minable(*, video: Tensor, audio: Tensor, rule: Rule) -> Tensor:
 
 
 def agreement_precision(ids: Tensor, targets: Tensor) -> float:
-    """How often a member of a set shares the class of its row: share of the labelled pairs, NaN if there is none.
+    """How often a member of a set shares the class of its row: share of the labeled pairs, NaN if there is none.
 
     Args:
         ids: (N, k) int64 sets, -1 = empty.
-        targets: (N,) int64 classes; negative = unlabelled, left out as row and as member.
+        targets: (N,) int64 classes; negative = unlabeled, left out as row and as member.
     """
     targets = targets.to(ids.device)
-    labelled = (ids >= 0) & (targets >= 0)[:, None] & (targets[ids.clamp(min=0)] >= 0)
+    labeled = (ids >= 0) & (targets >= 0)[:, None] & (targets[ids.clamp(min=0)] >= 0)
     same = targets[ids.clamp(min=0)] == targets[:, None]
-    return same[labelled].double().mean().item()
+    return same[labeled].double().mean().item()
 
 
 def overlap(before: Tensor, after: Tensor) -> float:
@@ -139,7 +139,7 @@ def overlap(before: Tensor, after: Tensor) -> float:
 
 
 def chance_precision(targets: Tensor, valid: Tensor | None = None) -> float:
-    """What `agreement_precision` would be for sets drawn at random, without self, from the labelled rows, or those of
+    """What `agreement_precision` would be for sets drawn at random, without self, from the labeled rows, or those of
     them that are `valid` (N,) bool; NaN with fewer than two.
     """
     usable = targets >= 0 if valid is None else (targets >= 0) & valid.to(targets.device)
@@ -176,7 +176,7 @@ def _check(video: Tensor, audio: Tensor, *, k: int, rule: str, valid: Tensor | N
             row = int(wrong.nonzero()[0])
             raise ValueError(
                 f"{name} row {row} has length {length[row].item():.6g} ({int(wrong.sum())} such rows), expected unit "
-                "length: normalise the rows or mark those without a vector in `valid`"
+                "length: normalize the rows or mark those without a vector in `valid`"
             )
 
 

@@ -47,7 +47,7 @@ REASONS = (TOO_SHORT, NO_MOTION, TOO_MUCH_MOTION, NO_REGION, LOST, LEFT, HARDLY_
 
 MOVING_SPEED = 0.5 * 30 / 448  # short sides per second: 0.5 pixels a frame at 448 x 600 pixels and 30 frames a second
 MOVING_PIXELS = 0.4  # of the file, per pair of frames at least: dense flow is not more exact
-CHANGE = 3.0  # grey levels that differ at least, in the mean around a moving pixel, from the camera's motion alone
+CHANGE = 3.0  # gray levels that differ at least, in the mean around a moving pixel, from the camera's motion alone
 MOVING_SHARES = (0.01, 0.75)  # of the pixels
 WINDOW = 227 / 448  # side of the box that is searched for most moving points, in short sides
 REGION_SIDES = (0.08, 0.75)  # of a fitted box, in short sides
@@ -166,13 +166,13 @@ def find_tracks(frames: np.ndarray, times: np.ndarray, *, options: Options, enla
     """
     if len(frames) < options.min_frames:
         return Found([], TOO_SHORT)
-    grey = [cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY) for frame in frames]
+    gray = [cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY) for frame in frames]
     flow = cv2.DISOpticalFlow_create(cv2.DISOPTICAL_FLOW_PRESET_MEDIUM)  # boxes fit better than with FAST: IoU .82, .70
 
     def motion(i: int, j: int) -> Motion:
-        return _motion(flow, grey[i], grey[j], abs(times[j] - times[i]), enlarged)
+        return _motion(flow, gray[i], gray[j], abs(times[j] - times[i]), enlarged)
 
-    motions = [motion(i, i + 1) for i in range(len(grey) - 1)]
+    motions = [motion(i, i + 1) for i in range(len(gray) - 1)]
     starts = _starts(motions, motion, options)
     if isinstance(starts, str):
         return Found([], starts)
@@ -190,14 +190,14 @@ def find_tracks(frames: np.ndarray, times: np.ndarray, *, options: Options, enla
         elif not any(_is_same(start.frame, boxes, known.frame, others) for known, others in tracks):
             tracks.append((start, boxes))
     reason = "" if tracks else max(drops, key=REASONS.index)
-    return Found([_as_track(grey, times, start.frame, boxes) for start, boxes in tracks], reason, drops)
+    return Found([_as_track(gray, times, start.frame, boxes) for start, boxes in tracks], reason, drops)
 
 
 # ---- what moves
 
 
 def _motion(flow: cv2.DISOpticalFlow, first: np.ndarray, second: np.ndarray, seconds: float, enlarged: float) -> Motion:
-    """Flow from one grey picture (H, W) to another, with the camera's share taken out."""
+    """Flow from one gray picture (H, W) to another, with the camera's share taken out."""
     height, width = first.shape
     moved = flow.calc(first, second, None)  # (H, W, 2) x, y
     rows, columns = np.mgrid[GRID // 2 : height : GRID, GRID // 2 : width : GRID]
@@ -332,11 +332,11 @@ def _make_tracker(name: Tracker) -> cv2.Tracker:
 
 def _way(boxes: np.ndarray, cameras: list[np.ndarray]) -> float:
     """How far, in pixels, boxes (T, 4) get at most from where the camera alone would have put the first."""
-    centres = (boxes[:, :2] + boxes[:, 2:] / 2).astype(float)
-    place, ways = centres[0], []
-    for camera, centre in zip(cameras, centres[1:], strict=True):
+    centers = (boxes[:, :2] + boxes[:, 2:] / 2).astype(float)
+    place, ways = centers[0], []
+    for camera, center in zip(cameras, centers[1:], strict=True):
         place = cv2.perspectiveTransform(place[None, None], camera)[0, 0]
-        ways.append(np.linalg.norm(centre - place))
+        ways.append(np.linalg.norm(center - place))
     return max(ways)
 
 
@@ -367,12 +367,12 @@ def overlap(a: np.ndarray, b: np.ndarray) -> float:
     return float(common / (a[2:].prod() + b[2:].prod() - common))
 
 
-def _as_track(grey: list[np.ndarray], times: np.ndarray, first: int, boxes: np.ndarray) -> FoundTrack:
+def _as_track(gray: list[np.ndarray], times: np.ndarray, first: int, boxes: np.ndarray) -> FoundTrack:
     """Boxes in pixels -> fractions, with times and confidence."""
-    height, width = grey[0].shape
+    height, width = gray[0].shape
     patches = []
     for i, (left, top, box_width, box_height) in enumerate(boxes):
-        patch = grey[first + i][top : top + box_height, left : left + box_width]
+        patch = gray[first + i][top : top + box_height, left : left + box_width]
         patch = cv2.resize(patch, (PATCH, PATCH), interpolation=cv2.INTER_AREA).astype(np.float64)
         patches.append((patch - patch.mean()) / (patch.std() + 1e-6))
     confidence = np.clip([(patch * patches[0]).mean() for patch in patches], 0, 1)

@@ -138,7 +138,7 @@ class Classifier(nn.Module):
         classes: names, in the order of the outputs.
         modality: whose encoder it stands on; both = the pooled outputs of both, see `side_by_side`.
         stage: name of the map, pool for the encoder's output.
-        batch_norm: normalise the inputs over the batch first, with a scale and a shift of their own.
+        batch_norm: normalize the inputs over the batch first, with a scale and a shift of their own.
     """
 
     def __init__(

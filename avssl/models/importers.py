@@ -37,18 +37,18 @@ def load_weights(encoder: Encoder, path: str | Path) -> None:
     missing = [name for name in own if name not in given]
     unexpected = [name for name in given if name not in own]
     other = [name for name in own if name in given and own[name].shape != given[name].shape]
-    way_out = f"choose the file of this network, or the model.{encoder.modality} that the file belongs to"
+    hint = f"choose the file of this network, or the model.{encoder.modality} that the file belongs to"
     if missing:
-        raise ValueError(f"{option} has no {missing[0]} ({len(missing)} of {len(own)} entries missing): {way_out}")
+        raise ValueError(f"{option} has no {missing[0]} ({len(missing)} of {len(own)} entries missing): {hint}")
     if unexpected:
         raise ValueError(
-            f"{option} has {unexpected[0]}, which the encoder has not ({len(unexpected)} such entries): {way_out}"
+            f"{option} has {unexpected[0]}, which the encoder has not ({len(unexpected)} such entries): {hint}"
         )
     if other:
         name = other[0]
         raise ValueError(
             f"{option}: {name} is {tuple(given[name].shape)}, in the encoder {tuple(own[name].shape)} "
-            f"({len(other)} such entries): {way_out}"
+            f"({len(other)} such entries): {hint}"
         )
     encoder.load_state_dict(given)
 

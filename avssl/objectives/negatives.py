@@ -109,7 +109,7 @@ class Bank(nn.Module):
 
     @torch.no_grad()
     def update(self, new: Embedded, *, momentum: float) -> None:
-        """Move the entries of new (B, D) on all ranks: normalise(momentum * old + (1 - momentum) * new).
+        """Move the entries of new (B, D) on all ranks: normalize(momentum * old + (1 - momentum) * new).
 
         Differs from AVID-CMA: an id that occurs more than once moves by the average of its vectors; there an
         unspecified one wins. Empty places and invalid ids are left alone.

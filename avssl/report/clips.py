@@ -56,7 +56,7 @@ class ShownClip:
     note: str
 
 
-def vectors_of_memories(method: Method) -> Vectors | None:
+def vectors_of_banks(method: Method) -> Vectors | None:
     """The memories that a method, or the first of its parts that has some, keeps of all clips; None = none does."""
     for part in (method, *getattr(method, "parts", {}).values()):
         banks = getattr(part, "banks", {})
@@ -112,7 +112,7 @@ def reference_clips(vectors: Vectors, targets: np.ndarray, *, num: int = 3) -> d
     both sides, by picture alone and by sound alone; where one side is all there is, by that.
 
     Args:
-        targets: (N,) classes, negative = unlabelled.
+        targets: (N,) classes, negative = unlabeled.
 
     Returns:
         {heading: reference and neighbours}; empty with fewer than three clips to choose from.

@@ -115,10 +115,10 @@ def _for_page(source: str, chart: Chart) -> tuple[str, str, Markup]:
     content = re.sub(r"\s*\n\s*", " ", re.sub(r"(\d\.\d\d)\d+", r"\1", content))
     for color, name in VARIABLES.items():
         content = content.replace(color, f"var(--{name})")
-    return re.search(r'viewBox="(.*?)"', source)[1], in_words(chart), Markup(content)
+    return re.search(r'viewBox="(.*?)"', source)[1], format_decoder(chart), Markup(content)
 
 
-def in_words(chart: Chart) -> str:
+def format_decoder(chart: Chart) -> str:
     """What a chart shows, for those who cannot see it."""
     told = [
         f"{name or chart.title.lower()} from {shown(float(values[0]))} at step {int(steps[0])} to "

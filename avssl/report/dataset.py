@@ -36,8 +36,8 @@ def dataset_parts(manifest: Manifest, data: DataConfig, *, num_trained: int) -> 
     lines = [(name, *(int((rows & split).sum()) for split in splits.values()), *more) for name, rows, *more in kinds]
     columns = ("rows", *splits, "data.policy", "such as")
     classes = len(manifest.class_names)
-    num_labelled = int((manifest.targets() >= 0).sum())
-    labels = f"{classes} classes, {num_labelled:,} rows with a label" if classes else "no labels"
+    num_labeled = int((manifest.targets() >= 0).sum())
+    labels = f"{classes} classes, {num_labeled:,} rows with a label" if classes else "no labels"
     hours = f"{_hours(manifest, 'video'):.2f} hours of picture, {_hours(manifest, 'audio'):.2f} hours of sound"
     parts = [
         paragraph(

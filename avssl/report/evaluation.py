@@ -8,7 +8,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from avssl.evaluate.table import Result, grouped, headings, read_result, remarks, rows, title
-from avssl.files import whole_file
+from avssl.files import atomic_write
 from avssl.report.page import Section, heading, html, note, page, png, table
 
 MAX_NAMED_CLASSES = 60  # more do not fit beside a picture
@@ -62,7 +62,7 @@ def evaluation_parts(results: Sequence[Result]) -> list[str]:
 
 def write_evaluation(path: Path, results: Sequence[Result]) -> None:
     """Write a page of evaluations. Raises WriteError: the file cannot be written."""
-    with whole_file(path) as temporary:
+    with atomic_write(path) as temporary:
         temporary.write_text(page("Evaluation", [Section("Results", evaluation_parts(results))]), encoding="utf-8")
 
 
@@ -90,8 +90,8 @@ def confusion_png(result: Mapping[str, Any]) -> bytes:
         right.set_xlim(0, 1)
         left.set_title(f"{way}: class (row) taken for (column)", fontsize=9)
         right.set_title(f"{way}: right of each class (all: {found[way]['mean']:.3f})", fontsize=9)
-        labelled = len(classes) <= MAX_NAMED_CLASSES
-        left.set_xticks(places if labelled else [], classes if labelled else [], rotation=90, fontsize=7)
-        left.set_yticks(places if labelled else [], classes if labelled else [], fontsize=7)
+        labeled = len(classes) <= MAX_NAMED_CLASSES
+        left.set_xticks(places if labeled else [], classes if labeled else [], rotation=90, fontsize=7)
+        left.set_yticks(places if labeled else [], classes if labeled else [], fontsize=7)
         right.spines[["top", "right"]].set_visible(False)
     return png(figure)

@@ -16,15 +16,15 @@ from avssl.report.page import heading, note, paragraph, table, warning
 COLLAPSED_STD, COLLAPSED_RANK = 0.1, 2.0  # at or below: reported as a sign of collapse
 MAX_REFRESHES = 40  # lines of the table; of more, evenly spaced ones
 SHARES = {
-    "share_unreadable": "could not be read",
-    "share_soundless": "without sound",
-    "share_pictureless": "without picture",
-    "share_padded": "shorter than what was asked of them",
+    "frac_unreadable": "could not be read",
+    "frac_no_audio": "without sound",
+    "frac_no_video": "without picture",
+    "frac_padded": "shorter than what was asked of them",
 }
 OF_METHODS = {  # that are no loss
     "accuracy": "classes named right",
     "returned": "walks that returned",
-    "share_tracked": "clips with a track",
+    "frac_tracked": "clips with a track",
 }
 SPEED = {
     "lr": ("Learning rate", ""),

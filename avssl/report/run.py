@@ -16,13 +16,13 @@ import torch
 from avssl.config import Config, DataConfig, RunConfig, dumps
 from avssl.data.manifest import Manifest, ManifestError, read_manifest
 from avssl.data.sampling import num_steps_per_epoch
-from avssl.files import whole_file
+from avssl.files import atomic_write
 from avssl.methods import METHODS, method_options
 from avssl.report.clips import (
     SEED,
     clips_html,
     reference_clips,
-    vectors_of_memories,
+    vectors_of_banks,
     vectors_of_some,
     vectors_of_store,
 )
@@ -100,7 +100,7 @@ def write_run_report(
     stand = "complete" if state["step"] >= total else f"not complete, {state['step']:,} of {total:,} steps"
     now = datetime.now(UTC).strftime("%d %B %Y, %H:%M")
     lead = [paragraph(f"Run of avssl with method {name}, {stand}. Page of {now} UTC.")]
-    with whole_file(path) as temporary:
+    with atomic_write(path) as temporary:
         temporary.write_text(page(f"{name}: {folder.resolve().name}", sections, lead=lead), encoding="utf-8")
     return path, [missing] if missing else []
 
@@ -222,7 +222,7 @@ def _neighbour_parts(seen: Shown, embeddings: Path | None) -> list[str]:
         return [note("No clips, as there is no manifest: see above.")]
     if embeddings is not None:
         vectors = vectors_of_store(embeddings, manifest_hash=manifest.hash)
-    elif (vectors := vectors_of_memories(seen.run.method)) is None:
+    elif (vectors := vectors_of_banks(seen.run.method)) is None:
         rows = np.flatnonzero(seen.state["instances"]["valid"].numpy() & manifest.usable())
         try:  # within this process: these clips take less time than to start another
             vectors = vectors_of_some(with_data(seen.run, num_workers=0), manifest, rows)

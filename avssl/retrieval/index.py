@@ -18,7 +18,7 @@ import faiss
 import numpy as np
 import torch
 
-from avssl.files import WriteError, whole_file
+from avssl.files import WriteError, atomic_write
 from avssl.retrieval.search import Query, Way, answer_sides, asked_sides, query_of_row, rank_each, ways_of
 from avssl.retrieval.store import Store
 from avssl.structs import MODALITIES
@@ -63,7 +63,7 @@ class NeighbourIndex:
         return rows if len(rows) > self.max_depth(way) or len(rows) == space.ntotal else None
 
 
-def open_index(store: Store, folder: Path, *, say: Callable[[str], None]) -> NeighbourIndex:
+def open_index(store: Store, folder: Path, *, info: Callable[[str], None]) -> NeighbourIndex:
     """Read the index of these embeddings from a folder, or build it there, again when the embeddings have changed.
 
     Args:
@@ -81,27 +81,27 @@ def open_index(store: Store, folder: Path, *, say: Callable[[str], None]) -> Nei
                 return NeighbourIndex(spaces, measured)
         except (OSError, RuntimeError, TypeError, ValueError) as error:  # RuntimeError: FAISS's only kind
             why = f"it cannot be read ({str(error).splitlines()[0]})"
-        say(f"the index in {folder} is built again: {why}")
-    index = build_index(store, say=say)
+        info(f"the index in {folder} is built again: {why}")
+    index = build_index(store, info=info)
     try:
         record.unlink(missing_ok=True)  # killed while writing, the files are not taken for those of the record
         for name, space in index.spaces.items():
-            with whole_file(folder / f"{name}.faiss") as temporary:
+            with atomic_write(folder / f"{name}.faiss") as temporary:
                 faiss.write_index(space, str(temporary))
-        with whole_file(record) as temporary:
+        with atomic_write(record) as temporary:
             temporary.write_text(json.dumps(asdict(index.measured)) + "\n")
     except (OSError, WriteError) as error:
-        say(f"the index is kept in memory only: {error}")
+        info(f"the index is kept in memory only: {error}")
     return index
 
 
-def build_index(store: Store, *, say: Callable[[str], None]) -> NeighbourIndex:
+def build_index(store: Store, *, info: Callable[[str], None]) -> NeighbourIndex:
     """Build the index of all ways that these embeddings can be asked, and measure it."""
     since, ways = time.perf_counter(), ways_of(store)
     spaces, num_visited, recall = {}, {}, {}
     for name in sorted({_space(way) for way in ways}):
         rows = np.flatnonzero(store.has_all(_sides(name)))
-        say(f"index over {name}, {len(rows):,} clips")
+        info(f"index over {name}, {len(rows):,} clips")
         spaces[name] = _build(store, name, rows)
     for way in ways:
         num_visited[way], recall[way] = _tune(store, spaces[_space(way)], way)

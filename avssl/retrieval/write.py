@@ -14,8 +14,8 @@ from avssl import distributed
 from avssl.data.dataset import check_decoder
 from avssl.data.manifest import Manifest
 from avssl.evaluate.features import extract
-from avssl.files import whole_file
-from avssl.media.decoders import in_words
+from avssl.files import atomic_write
+from avssl.media.decoders import format_decoder
 from avssl.retrieval import store
 from avssl.retrieval.store import SCHEMA, Meta, Store, StoreError, read_store, shard_path
 from avssl.structs import MODALITIES
@@ -65,7 +65,7 @@ def write_store(
         num_clips=num_clips,
         split=split,
         num_rows=len(ids),
-        decoder=in_words(check_decoder(run.data)),
+        decoder=format_decoder(check_decoder(run.data)),
         towers=list(run.encoders),
     )
     _claim(folder, meta)
@@ -90,7 +90,7 @@ def _claim(folder: Path, meta: Meta) -> None:
                     f"{folder} holds embeddings with {name}={old}, now {new}: give another --out, or delete that folder"
                 )
     elif distributed.is_main():
-        with whole_file(path) as temporary:
+        with atomic_write(path) as temporary:
             temporary.write_text(json.dumps(asdict(meta), indent=1) + "\n")
     distributed.barrier()
 
@@ -116,7 +116,7 @@ def _write_shard(
     for modality in MODALITIES:
         array = io.BytesIO()  # on a full disk np.save itself would say how many bytes it wrote, and not why
         np.save(array, vectors[modality])
-        with whole_file(shard_path(folder, number, f"{modality}.npy")) as temporary:
+        with atomic_write(shard_path(folder, number, f"{modality}.npy")) as temporary:
             temporary.write_bytes(array.getbuffer())
     rows = [*found.ids.tolist(), *found.errors]  # the read ones first, in the order of the vectors
     without = [False] * len(found.errors)
@@ -131,5 +131,5 @@ def _write_shard(
         },
         schema=SCHEMA,
     )
-    with whole_file(shard_path(folder, number, "parquet")) as temporary:
+    with atomic_write(shard_path(folder, number, "parquet")) as temporary:
         pq.write_table(table, temporary)

@@ -15,7 +15,7 @@ from torch import nn
 
 import avssl
 from avssl.config import loads
-from avssl.files import whole_file
+from avssl.files import atomic_write
 from avssl.methods import METHODS
 from avssl.methods.base import Method
 
@@ -34,7 +34,7 @@ def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
     Raises:
         WriteError: the disk is full, or the folder may not be written to; the old file stays.
     """
-    with whole_file(path) as temporary, temporary.open("wb") as file:
+    with atomic_write(path) as temporary, temporary.open("wb") as file:
         try:
             torch.save(_plain({"format": FORMAT, "avssl": avssl.__version__, **state}), file)
         except RuntimeError as error:
@@ -44,7 +44,7 @@ def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
 
 
 def _plain(value: Any) -> Any:
-    """Lists for the tuples in an optimiser's state (Adam's betas): a checkpoint holds no other containers."""
+    """Lists for the tuples in an optimizer's state (Adam's betas): a checkpoint holds no other containers."""
     if isinstance(value, dict):
         return {key: _plain(entry) for key, entry in value.items()}
     return [_plain(entry) for entry in value] if isinstance(value, list | tuple) else value
@@ -57,7 +57,7 @@ def export_encoders(path: Path, method: Method) -> None:
         WriteError: as `save_checkpoint`.
     """
     tensors = {name: value.detach().cpu().contiguous() for name, value in method.encoders.state_dict().items()}
-    with whole_file(path) as temporary:
+    with atomic_write(path) as temporary:
         temporary.write_bytes(save(tensors))  # save_file writes under a random name, which a kill would leave behind
 
 

@@ -50,7 +50,7 @@ def train(config: Config) -> bool:
         StopRequest() as stop,
     ):
         for line in describe(run):
-            log.say(line)
+            log.info(line)
         run.model.train()
         metrics, waited, since, reported = RunningMean(), 0.0, time.perf_counter(), run.first_step
         check = FiniteCheck(run.folder / LAST, delayed=run.device.type == "cuda")
@@ -86,9 +86,9 @@ def train(config: Config) -> bool:
                 check.settle()
                 save(run, step)
             if stopping and step < num_steps:
-                log.say(f"stopped and saved at step {step} of {num_steps}: the same command continues")
+                log.info(f"stopped and saved at step {step} of {num_steps}: the same command continues")
                 return False
-        log.say(f"complete: {num_steps} steps, {run.folder / LAST} and {run.folder / ENCODERS}")
+        log.info(f"complete: {num_steps} steps, {run.folder / LAST} and {run.folder / ENCODERS}")
     return True
 
 

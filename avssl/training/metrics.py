@@ -5,7 +5,7 @@ from collections.abc import Mapping
 import torch
 
 from avssl.data.manifest import Manifest
-from avssl.logs import collapse_figures
+from avssl.logs import embedding_metrics
 from avssl.methods.base import Method
 from avssl.mining.agreement import agreement_precision, chance_precision
 from avssl.structs import Batch, Step
@@ -43,5 +43,5 @@ def collapse_metrics(step: Step) -> dict[str, float]:
         f"{name}_{metric}": float(value)
         for name, z in present.items()
         if len(z) > 1
-        for metric, value in collapse_figures(z).items()
+        for metric, value in embedding_metrics(z).items()
     }

@@ -23,7 +23,7 @@ from avssl.data.dataset import CLOSED
 from avssl.data.loader import WorkerLost
 from avssl.data.manifest import Manifest
 from avssl.data.quarantine import Entry, add_to_quarantine, quarantine_path
-from avssl.files import WriteError, whole_file
+from avssl.files import WriteError, atomic_write
 from avssl.logs import RunLog
 from avssl.structs import Batch
 from avssl.training.checkpoint import load_checkpoint
@@ -57,7 +57,7 @@ class StopRequest:
 def open_folder(folder: Path, config: Config) -> None:
     """Make the run's folder and write its config: the first sign of a folder that cannot be used."""
     try:
-        with whole_file(folder / "config.yaml") as temporary:
+        with atomic_write(folder / "config.yaml") as temporary:
             temporary.write_text(dumps(config))
     except WriteError as error:
         raise ConfigError(f"run.dir={folder}: {error}") from error
@@ -100,7 +100,7 @@ def last_good(last: Path) -> str:
 def check_readable(batch: Batch, log: RunLog, step: int) -> None:
     """Name every file that could not be read; stop when a whole batch is lost."""
     for error in batch.errors:
-        log.say(f"step {step}: not read, left out: {error}")
+        log.info(f"step {step}: not read, left out: {error}")
     if batch.errors:
         log.report(step, {"unreadable": list(batch.errors)})
     closed = [error for error in batch.errors if CLOSED in error]  # a batch of one such clip is no reason to stop
@@ -130,7 +130,7 @@ def note_session(folder: Path, *, first_step: int, decoder: Mapping[str, str], d
         "versions": versions(decoder),
     }
     kept = [each for each in read_sessions(folder) if each["first_step"] < first_step]
-    with whole_file(folder / SESSIONS) as temporary:
+    with atomic_write(folder / SESSIONS) as temporary:
         temporary.write_text("".join(json.dumps(each) + "\n" for each in [*kept, session]))
 
 

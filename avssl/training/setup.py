@@ -21,7 +21,7 @@ from avssl.data.manifest import Manifest, read_manifest
 from avssl.data.policy import admit
 from avssl.data.sampling import TrainingBatches
 from avssl.data.tracks import read_tracks
-from avssl.media.decoders import in_words
+from avssl.media.decoders import format_decoder
 from avssl.methods import build_method, import_methods, is_supervised
 from avssl.methods.base import Method
 from avssl.structs import Batch, Instances
@@ -141,10 +141,10 @@ def usable_instances(manifest: Manifest, config: Config) -> Instances:
     admitted = admit(manifest, config.data)
     valid = admitted.valid
     if not valid.any():
-        way_out = "or set data.split=null to train on every row" if config.data.split else "and at the folder it is of"
+        hint = "or set data.split=null to train on every row" if config.data.split else "and at the folder it is of"
         raise ConfigError(
             f"no usable clip with data.split={config.data.split or 'null'} in {config.data.manifest}: look at its "
-            f"columns split, status and reason ({admitted.describe()}), {way_out}"
+            f"columns split, status and reason ({admitted.describe()}), {hint}"
         )
     instances = Instances(
         valid=torch.from_numpy(valid.copy()),
@@ -256,7 +256,7 @@ def describe(run: Setup) -> list[str]:
     lines = [
         f"{config.method['name']}: {int(instances.valid.sum())} clips ({modalities}) of {instances.num} rows, {classes}"
         f"{run.batches.num_steps} steps of {config.data.batch_size} on {distributed.world_size()} x {run.device.type}, "
-        f"{config.run.precision}, decoded by {in_words(run.decoder)}"
+        f"{config.run.precision}, decoded by {format_decoder(run.decoder)}"
     ]
     if run.before is None:
         admitted = admit(run.manifest, config.data)
@@ -264,8 +264,8 @@ def describe(run: Setup) -> list[str]:
         lines.append(admitted.describe() + (f"; {unlabeled} without a label left out" if unlabeled else ""))
     elif run.before["decoder"] != run.decoder:
         lines.append(
-            f"note: the run was decoded with {in_words(run.before['decoder'])} before, now with "
-            f"{in_words(run.decoder)}: pictures may differ in a bit or two, so going on is not bit-equal to never "
+            f"note: the run was decoded with {format_decoder(run.before['decoder'])} before, now with "
+            f"{format_decoder(run.decoder)}: frames may differ in a bit or two, so going on is not bit-equal to never "
             "having stopped"
         )
     return lines

@@ -26,7 +26,7 @@ class GradientNorms:
 def train_step(
     model: nn.Module, optimizer: torch.optim.Optimizer, batch: Batch, config: Config, progress: Progress
 ) -> tuple[Step, GradientNorms]:
-    """One optimiser step on this rank's batch: views, loss, gradients, clipping, weights, state of the method.
+    """One optimizer step on this rank's batch: views, loss, gradients, clipping, weights, state of the method.
 
     Nothing here makes the host wait for a GPU.
 

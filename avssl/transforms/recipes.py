@@ -111,14 +111,14 @@ class Video:
         """Resized crop, flip, color jitter, gray, blur and solarization; evaluation: the center crop alone.
 
         What no clip of the configuration gets has no parameter and takes nothing from the generator. With the defaults
-        of DataConfig these are `jitter_probability`, `grey`, `blur` and `solarize`: the recipe of AVID.
+        of DataConfig these are `jitter_probability`, `gray`, `blur` and `solarize`: the recipe of AVID.
 
         Returns:
             `crop` (4,) float64: top, left, height, width as fractions of the picture, to be cut out at decoding;
-            flip, jitter, order, and grey, blur, solarize where they are on.
+            flip, jitter, order, and gray, blur, solarize where they are on.
         """
         if rng is None:
-            params = {"crop": video.centre_crop(width=width, height=height)}
+            params = {"crop": video.center_crop(width=width, height=height)}
         else:
             params = {
                 "crop": video.random_crop(
@@ -140,16 +140,16 @@ class Video:
             params["flip"] = np.asarray(rng.random() < data.flip)
             params["jitter"] = video.random_jitter(rng, data.jitter)
             params["order"] = rng.permutation(4)
-            if data.jitter_probability != 1 and not video.happens(rng, data.jitter_probability):
+            if data.jitter_probability != 1 and not video.bernoulli(rng, data.jitter_probability):
                 params["jitter"] = neutral
-        if data.grey:
-            params["grey"] = np.asarray(rng is not None and video.happens(rng, data.grey))
+        if data.gray:
+            params["gray"] = np.asarray(rng is not None and video.bernoulli(rng, data.gray))
         if data.blur:
-            blurred = rng is not None and video.happens(rng, data.blur)
+            blurred = rng is not None and video.bernoulli(rng, data.blur)
             sigma = video.random_sigma(rng, size=data.size) if blurred else 0.0
             params["blur"] = np.asarray(sigma, dtype=np.float32)
         if data.solarize:
-            params["solarize"] = np.asarray(rng is not None and video.happens(rng, data.solarize))
+            params["solarize"] = np.asarray(rng is not None and video.bernoulli(rng, data.solarize))
         return params
 
     def apply(self, x: Tensor, params: Mapping[str, Tensor], data: DataConfig) -> Tensor:
@@ -158,13 +158,13 @@ class Video:
         """
         planes = video.flip_(video.to_planes(x), params["flip"])  # flipped as bytes: a quarter of the memory to move
         clips = video.color_jitter_(planes.float().div_(255), params["jitter"], params["order"])
-        if "grey" in params:
-            video.grey_(clips, params["grey"])
+        if "gray" in params:
+            video.gray_(clips, params["gray"])
         if "blur" in params:
             video.blur_(clips, params["blur"])
         if "solarize" in params:
             video.solarize_(clips, params["solarize"])
-        return video.normalise_(clips, mean=data.pixel_mean, std=data.pixel_std)
+        return video.normalize_(clips, mean=data.pixel_mean, std=data.pixel_std)
 
 
 class Audio:
@@ -187,7 +187,7 @@ class Audio:
         settings = {"sample_rate": data.sample_rate, "n_fft": data.n_fft, "hop_seconds": data.hop_seconds}
         if data.spectrogram == "avid":
             decibel = audio.avid_log_spectrogram(samples, **settings, num_steps=num_steps)
-            return audio.avid_normalise(decibel, sample_rate=data.sample_rate, n_fft=data.n_fft)
+            return audio.avid_normalize(decibel, sample_rate=data.sample_rate, n_fft=data.n_fft)
         return audio.log_mel(samples, **settings, num_mels=data.num_mels, num_steps=num_steps)
 
 
@@ -233,7 +233,7 @@ class Walk(Video):
         cells = np.concatenate([corners, np.full_like(corners, side)], axis=1)  # (N, 4)
         cells = np.broadcast_to(cells, (data.num_frames, *cells.shape))
         if rng is None:
-            return {"crop": video.centre_crop(width=width, height=height), "cells": cells.astype(np.float32)}
+            return {"crop": video.center_crop(width=width, height=height), "cells": cells.astype(np.float32)}
         (least, most), aspect = WALK_CROP_AREA, WALK_CROP_ASPECT
         crop = video.random_crop(rng, width=width, height=height, min_area=least, max_area=most, aspect=aspect)
         shape = (*cells.shape[:2], 1)
@@ -246,8 +246,8 @@ class Walk(Video):
     def apply(self, x: Tensor, params: Mapping[str, Tensor], data: DataConfig) -> Tensor:
         """Normalize, then cut the cells out: (B, T, H, W, 3) uint8 -> (B, T, N, 3, 1, P, P) float32."""
         clips = video.to_planes(x).float().div_(255)  # (B, 3, T, H, W)
-        video.normalise_(clips, mean=data.pixel_mean, std=data.pixel_std)
+        video.normalize_(clips, mean=data.pixel_mean, std=data.pixel_std)
         cells = params["cells"].to(x.device, non_blocking=True)
         frames = clips.transpose(1, 2).flatten(0, 1)  # (B T, 3, H, W)
-        patches = video.cut(frames, cells.flatten(0, 1), size=data.patch_size)  # (B T, N, 3, P, P)
+        patches = video.crop_boxes(frames, cells.flatten(0, 1), size=data.patch_size)  # (B T, N, 3, P, P)
         return patches.unflatten(0, cells.shape[:2]).unsqueeze(4)

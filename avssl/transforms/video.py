@@ -1,4 +1,4 @@
-"""Pictures: the parameters of a crop, of colour jitter and of a blur, and what is done to a whole batch on its device.
+"""Pictures: the parameters of a crop, of color jitter and of a blur, and what is done to a whole batch on its device.
 
 What lives here: drawing (numpy, one clip, in a worker process) and applying (torch, all clips of a batch at once). The
 crop is applied at decoding, so it is only drawn here. What does not: which of them a view uses (views.py).
@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-CENTRE_FRACTION = 0.875  # side of the evaluation crop over the short side of the picture: 224 of 256
+CENTER_FRACTION = 0.875  # side of the evaluation crop over the short side of the picture: 224 of 256
 CROP_TRIES = 10
 BLUR_SIGMA = (0.1, 2.0)  # range in pixels of a crop of BLUR_SIZE
 BLUR_SIZE = 224  # side in pixels of the crops that the published range is meant for
@@ -33,7 +33,7 @@ def random_crop(
 ) -> np.ndarray:
     """Draw the crop of a random resized crop: area uniform, aspect log-uniform, place uniform, whole pixels.
 
-    After 10 draws that do not fit into the picture: the largest centred crop whose aspect is allowed, whatever its
+    After 10 draws that do not fit into the picture: the largest centered crop whose aspect is allowed, whatever its
     area.
 
     Differs from CVRL: TensorFlow's sample_distorted_bounding_box draws the aspect and the height uniformly, so its
@@ -64,7 +64,7 @@ def random_crop(
             top = rng.integers(height - crop_height, endpoint=True)
             left = rng.integers(width - crop_width, endpoint=True)
             return _as_fractions(top, left, crop_height, crop_width, width=width, height=height)
-    return _centred(
+    return _centered(
         min(height, max(1, round(width / aspect[0]))),
         min(width, max(1, round(height * aspect[1]))),
         width=width,
@@ -72,10 +72,10 @@ def random_crop(
     )
 
 
-def centre_crop(*, width: int, height: int) -> np.ndarray:
-    """The evaluation crop: the centred square whose side is 0.875 of the short side, in whole pixels.
+def center_crop(*, width: int, height: int) -> np.ndarray:
+    """The evaluation crop: the centered square whose side is 0.875 of the short side, in whole pixels.
 
-    Equal to resizing the short side to size / 0.875 and cutting the centre of side `size` out.
+    Equal to resizing the short side to size / 0.875 and cutting the center of side `size` out.
 
     Args:
         width: of the upright picture, in pixels.
@@ -88,20 +88,20 @@ def centre_crop(*, width: int, height: int) -> np.ndarray:
         ValueError: the picture is empty.
     """
     _check_picture(width, height)
-    side = max(1, round(CENTRE_FRACTION * min(width, height)))
-    return _centred(side, side, width=width, height=height)
+    side = max(1, round(CENTER_FRACTION * min(width, height)))
+    return _centered(side, side, width=width, height=height)
 
 
 def spread_crops(*, width: int, height: int, num: int) -> np.ndarray:
-    """Evaluation crops of the size of `centre_crop`, spread from end to end over the long side; one alone is that crop.
+    """Evaluation crops of the size of `center_crop`, spread from end to end over the long side; one alone is that crop.
 
     Returns:
         (num, 4) float64: top, left, height, width as fractions of the picture.
 
-    Source: SlowFast's left, centre and right (top, centre and bottom) crops. Differs from SlowFast: squares of 0.875 of
+    Source: SlowFast's left, center and right (top, center and bottom) crops. Differs from SlowFast: squares of 0.875 of
     the short side, like the single crop, not of all of it.
     """
-    top, left, crop_height, crop_width = centre_crop(width=width, height=height)
+    top, left, crop_height, crop_width = center_crop(width=width, height=height)
     crops = np.tile([top, left, crop_height, crop_width], (num, 1))
     if num > 1:
         along, side = (1, crop_width) if width >= height else (0, crop_height)
@@ -110,12 +110,12 @@ def spread_crops(*, width: int, height: int, num: int) -> np.ndarray:
 
 
 def random_jitter(rng: np.random.Generator, strengths: Sequence[float]) -> np.ndarray:
-    """Draw the factors of colour jitter.
+    """Draw the factors of color jitter.
 
     Args:
         rng: where the randomness comes from.
         strengths: of brightness, contrast, saturation (factor in 1 +- strength, at least 0) and hue (in +- strength,
-            in turns of the colour circle).
+            in turns of the color circle).
 
     Returns:
         (4,) float32: brightness, contrast, saturation, hue.
@@ -128,7 +128,7 @@ def random_jitter(rng: np.random.Generator, strengths: Sequence[float]) -> np.nd
     return rng.uniform(low, np.asarray(NEUTRAL_FACTORS) + spread).astype(np.float32)
 
 
-def cut(frames: Tensor, boxes: Tensor, *, size: int) -> Tensor:
+def crop_boxes(frames: Tensor, boxes: Tensor, *, size: int) -> Tensor:
     """Cut boxes out of frames, bilinearly at their exact places.
 
     Args:
@@ -149,7 +149,7 @@ def cut(frames: Tensor, boxes: Tensor, *, size: int) -> Tensor:
     return patches.unflatten(2, (boxes.shape[1], size)).transpose(1, 2)
 
 
-def happens(rng: np.random.Generator, probability: float) -> bool:
+def bernoulli(rng: np.random.Generator, probability: float) -> bool:
     """Draw whether something of this probability happens."""
     return bool(rng.random() < probability)
 
@@ -168,7 +168,7 @@ def random_sigma(rng: np.random.Generator, *, size: int) -> float:
 
 
 def to_planes(frames: Tensor) -> Tensor:
-    """Move the colours of decoded frames in front of time: (B, T, H, W, 3) uint8 -> a new (B, 3, T, H, W) uint8.
+    """Move the colors of decoded frames in front of time: (B, T, H, W, 3) uint8 -> a new (B, 3, T, H, W) uint8.
 
     Raises:
         ValueError: another shape or type.
@@ -199,7 +199,7 @@ def color_jitter_(video: Tensor, factors: Tensor, order: Tensor) -> Tensor:
     """Brightness, contrast, saturation and hue, with own factors and own order for each clip, in place.
 
     Equal to torchvision.transforms.v2.functional applied to each clip alone: values are clamped to [0, 1] after each
-    operation, and contrast is taken around the mean grey of each frame, not of the clip. A clip whose factor is exactly
+    operation, and contrast is taken around the mean gray of each frame, not of the clip. A clip whose factor is exactly
     neutral skips that operation.
 
     Differs from AVID-CMA: floats are not rounded to 8 bits after each operation, as PIL's are.
@@ -224,8 +224,8 @@ def color_jitter_(video: Tensor, factors: Tensor, order: Tensor) -> Tensor:
     return video
 
 
-def grey_(video: Tensor, marked: Tensor) -> Tensor:
-    """Replace the three colours of the marked clips by their grey, in place.
+def gray_(video: Tensor, marked: Tensor) -> Tensor:
+    """Replace the three colors of the marked clips by their gray, in place.
 
     Equal to torchvision.transforms.v2.functional.rgb_to_grayscale with three channels.
 
@@ -237,7 +237,7 @@ def grey_(video: Tensor, marked: Tensor) -> Tensor:
         `video`.
     """
     rows = _rows(marked.numpy(), video.device)
-    return _change_(video, rows, lambda chosen: _grey(chosen).unsqueeze(1).expand_as(chosen))
+    return _change_(video, rows, lambda chosen: _gray(chosen).unsqueeze(1).expand_as(chosen))
 
 
 def blur_(video: Tensor, sigma: Tensor) -> Tensor:
@@ -286,8 +286,8 @@ def solarize_(video: Tensor, marked: Tensor) -> Tensor:
     return _change_(video, rows, lambda chosen: torch.minimum(chosen, 1 - chosen))  # the threshold is the middle
 
 
-def normalise_(video: Tensor, *, mean: Sequence[float], std: Sequence[float]) -> Tensor:
-    """Subtract a mean and divide by a standard deviation per colour, in place: (B, 3, T, H, W) float32 in [0, 1].
+def normalize_(video: Tensor, *, mean: Sequence[float], std: Sequence[float]) -> Tensor:
+    """Subtract a mean and divide by a standard deviation per color, in place: (B, 3, T, H, W) float32 in [0, 1].
 
     Raises:
         ValueError: not three of each, or a deviation that is not positive.
@@ -342,7 +342,7 @@ def _check_picture(width: int, height: int) -> None:
         raise ValueError(f"picture of width={width} and height={height} pixels: expected at least 1 x 1")
 
 
-def _centred(crop_height: int, crop_width: int, *, width: int, height: int) -> np.ndarray:
+def _centered(crop_height: int, crop_width: int, *, width: int, height: int) -> np.ndarray:
     top, left = (height - crop_height) // 2, (width - crop_width) // 2
     return _as_fractions(top, left, crop_height, crop_width, width=width, height=height)
 
@@ -361,28 +361,28 @@ def _brightness_(video: Tensor, factor: Tensor) -> Tensor:
 
 
 def _contrast_(video: Tensor, factor: Tensor) -> Tensor:
-    return _blend_(video, _grey(video).mean(dim=(-2, -1), keepdim=True), factor)  # the mean of each frame: (n, T, 1, 1)
+    return _blend_(video, _gray(video).mean(dim=(-2, -1), keepdim=True), factor)  # the mean of each frame: (n, T, 1, 1)
 
 
 def _saturation_(video: Tensor, factor: Tensor) -> Tensor:
-    return _blend_(video, _grey(video), factor)
+    return _blend_(video, _gray(video), factor)
 
 
 def _blend_(video: Tensor, other: Tensor, factor: Tensor) -> Tensor:
     return video.mul_(factor.unsqueeze(1)).add_((other * (1 - factor)).unsqueeze(1)).clamp_(0, 1)
 
 
-def _grey(video: Tensor) -> Tensor:
+def _gray(video: Tensor) -> Tensor:
     red, green, blue = video.unbind(1)
     return red.mul(0.2989).add_(green, alpha=0.587).add_(blue, alpha=0.114)  # (n, T, H, W)
 
 
 def _hue_(video: Tensor, factor: Tensor) -> Tensor:
-    """Turn the colour circle by `factor` turns.
+    """Turn the color circle by `factor` turns.
 
     With c = max - min of a pixel and its hue h in sixths of a turn, HSV to RGB reads, for the channel whose own hue is
     k = 0, 2, 4 (red, green, blue): min + clamp(2c - c * distance(h, k), 0, c), the distance going round the circle.
-    Everything is kept multiplied by c, so grey pixels (c = 0) need no care and nothing is divided.
+    Everything is kept multiplied by c, so gray pixels (c = 0) need no care and nothing is divided.
     """
     red, green, blue = video.unbind(1)
     high = torch.maximum(torch.maximum(red, green), blue)  # (n, T, H, W)

@@ -21,7 +21,7 @@ def write_card(config: Mapping[str, Any], encoders: nn.ModuleDict, *, folder: st
 
     Args:
         config: what config.json holds. Its facts are of one of two kinds: run (method, steps, seed, precision, optim,
-            manifest_hash, split, num_clips, starts_from) or published (title, file, sha256, paper, licence, matched,
+            manifest_hash, split, num_clips, starts_from) or published (title, file, sha256, paper, license, matched,
             left_out, memory); of any other kind they are listed.
         encoders: {modality: Encoder}.
         folder: its name.

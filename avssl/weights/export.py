@@ -11,7 +11,7 @@ import safetensors.torch
 from torch import Tensor, nn
 
 import avssl
-from avssl.files import digest, whole_file
+from avssl.files import atomic_write, digest
 from avssl.models.heads import MLP
 from avssl.training.checkpoint import ENCODERS, LAST
 from avssl.weights.card import write_card
@@ -74,5 +74,5 @@ def _as_bytes(state: Mapping[str, Tensor]) -> bytes:
 
 
 def _write(path: Path, content: bytes) -> None:
-    with whole_file(path) as temporary:
+    with atomic_write(path) as temporary:
         temporary.write_bytes(content)

@@ -25,7 +25,7 @@ class Layout:
     title: str
     towers: tuple[Tower, ...]
     paper: str  # to cite
-    licence: str  # as the source states it
+    license: str  # as the source states it
     others: tuple[str, ...] = ()  # how the names of known entries that are no part of our encoders begin,
     endings: tuple[str, ...] = ()  # or end
     rename: Callable[[str], str] = str  # its name of an entry, without prefix -> ours
@@ -71,20 +71,20 @@ def from_caffe2(name: str) -> str:
 
 
 KINETICS = {"pixel_mean": [0.43216, 0.394666, 0.37645], "pixel_std": [0.22803, 0.22145, 0.216989]}  # torchvision's
-GREY = {"pixel_mean": [0.45, 0.45, 0.45], "pixel_std": [0.225, 0.225, 0.225]}  # of SlowFast, pytorchvideo, SeLaVi
+GRAY = {"pixel_mean": [0.45, 0.45, 0.45], "pixel_std": [0.225, 0.225, 0.225]}  # of SlowFast, pytorchvideo, SeLaVi
 # encoder: the clips that its published weights were made for, as of DataConfig, whose defaults are AVID's. Source: the
 # documentation of torchvision's weights; frames x stride of SlowFast's and pytorchvideo's model zoos, at 30 a second.
 CLIPS: dict[str, dict[str, Any]] = {
     **{name: {"num_frames": 16, "fps": 15.0, "size": 112} | KINETICS for name in ("r2plus1d_18", "r3d_18", "mc3_18")},
     "s3d": {"num_frames": 128, "fps": 15.0} | KINETICS,
-    "mvit_v2_s": {"num_frames": 16, "fps": 7.5} | GREY,
+    "mvit_v2_s": {"num_frames": 16, "fps": 7.5} | GRAY,
     "swin3d_t": {"num_frames": 32, "fps": 15.0},
-    "x3d_xs": {"num_frames": 4, "fps": 2.5, "size": 160} | GREY,
-    "x3d_s": {"num_frames": 13, "fps": 5.0, "size": 160} | GREY,
-    "x3d_m": {"num_frames": 16, "fps": 6.0} | GREY,
-    "slow_r50": {"num_frames": 8, "fps": 3.75} | GREY,
-    "csn_r101": {"num_frames": 32, "fps": 15.0} | GREY,
-    "r2plus1d_50": {"num_frames": 16, "fps": 7.5} | GREY,
+    "x3d_xs": {"num_frames": 4, "fps": 2.5, "size": 160} | GRAY,
+    "x3d_s": {"num_frames": 13, "fps": 5.0, "size": 160} | GRAY,
+    "x3d_m": {"num_frames": 16, "fps": 6.0} | GRAY,
+    "slow_r50": {"num_frames": 8, "fps": 3.75} | GRAY,
+    "csn_r101": {"num_frames": 32, "fps": 15.0} | GRAY,
+    "r2plus1d_50": {"num_frames": 16, "fps": 7.5} | GRAY,
 }
 SSL = (  # beside the trunk in SlowFast's self-supervised models
     *("head.", "backbone.head.", "backbone_hist.", "queue_x", "ptr", "iter", "memory.", "knn_mem."),
@@ -102,25 +102,25 @@ LAYOUTS = {  # a file is of the first one that fits; pytorchvideo's names are wh
             Tower("audio", ("audio_model.",), ("conv2d_avid",), head="audio_proj."),
         ),
         paper="Morgado, Vasconcelos, Misra, Audio-Visual Instance Discrimination with Cross-Modal Agreement, CVPR 2021",
-        licence="CC BY-NC 4.0 (github.com/facebookresearch/AVID-CMA): not for commercial use",
+        license="CC BY-NC 4.0 (github.com/facebookresearch/AVID-CMA): not for commercial use",
     ),
     "gdt": Layout(
         "GDT, STiCA and SeLaVi: the video tower",
         (Tower("video", ("video_network.base.",), ("r2plus1d_18",)),),
         # their audio tower is a ResNet-9 over 257 log filterbanks, which no view here makes; their heads are not ours
         others=("audio_network.", "text_network.", "video_pooling.", "mlp_v", "mlp_a", "mlp_t"),
-        data={"num_frames": 30, "fps": 30.0} | GREY,
-        paper="SeLaVi: Asano et al., Labelling Unlabelled Videos from Scratch with Multi-Modal Self-Supervision, "
+        data={"num_frames": 30, "fps": 30.0} | GRAY,
+        paper="SeLaVi: Asano et al., Labelling Unlabeled Videos from Scratch with Multi-Modal Self-Supervision, "
         "NeurIPS 2020; GDT: Patrick et al., Multi-Modal Self-Supervision from Generalized Data Transformations, "
         "ICCV 2021",
-        licence="see LICENSE in github.com/facebookresearch/selavi and github.com/facebookresearch/GDT",
+        license="see LICENSE in github.com/facebookresearch/selavi and github.com/facebookresearch/GDT",
     ),
     "torchvision": Layout(
         "torchvision's video networks, and XDC's R(2+1)D-18",
         (Tower("video", ("",), ("r2plus1d_18", "r3d_18", "mc3_18", "s3d", "mvit_v2_s", "swin3d_t")),),
         paper="XDC: Alwassel et al., Self-Supervised Learning by Cross-Modal Audio-Video Clustering, NeurIPS 2020; "
         "torchvision names the paper of each of its networks",
-        licence="XDC: MIT; torchvision: BSD 3-Clause for the code, weights may have terms of their own",
+        license="XDC: MIT; torchvision: BSD 3-Clause for the code, weights may have terms of their own",
     ),
     "pytorchvideo": Layout(
         "pytorchvideo's networks, bare or as the backbone of its BYOL and MemoryBank",
@@ -133,7 +133,7 @@ LAYOUTS = {  # a file is of the first one that fits; pytorchvideo's names are wh
         ),
         others=("backbone.1.", "backbone_mmt.", "predictor.", "mlp.", "memory"),
         paper="pytorchvideo names the paper of each of its networks",
-        licence="Apache 2.0 for the code of github.com/facebookresearch/pytorchvideo, which names none for the weights",
+        license="Apache 2.0 for the code of github.com/facebookresearch/pytorchvideo, which names none for the weights",
     ),
     "slowfast": Layout(
         "SlowFast: Slow R50, supervised or self-supervised (MoCo, BYOL, SimCLR, SwAV over time)",
@@ -141,7 +141,7 @@ LAYOUTS = {  # a file is of the first one that fits; pytorchvideo's names are wh
         others=SSL,
         rename=from_slowfast,
         paper=SLOWFAST_PAPER,
-        licence="Apache 2.0 for the code of github.com/facebookresearch/SlowFast, which names none for the weights",
+        license="Apache 2.0 for the code of github.com/facebookresearch/SlowFast, which names none for the weights",
     ),
     "caffe2": Layout(
         "SlowFast's Slow R50 from Caffe2 (.pkl)",
@@ -150,6 +150,6 @@ LAYOUTS = {  # a file is of the first one that fits; pytorchvideo's names are wh
         endings=("_momentum",),
         rename=from_caffe2,
         paper=SLOWFAST_PAPER,
-        licence="Apache 2.0 for the code of github.com/facebookresearch/SlowFast, which names none for the weights",
+        license="Apache 2.0 for the code of github.com/facebookresearch/SlowFast, which names none for the weights",
     ),
 }

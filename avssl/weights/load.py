@@ -105,7 +105,7 @@ class Run(Pretrained):
     manifest_hash: str
 
 
-Towers = TypeVar("Towers", bound=Pretrained)
+PretrainedT = TypeVar("Towers", bound=Pretrained)
 
 
 def load(path: str | Path, *, device: torch.device | None = None) -> Pretrained:
@@ -141,7 +141,7 @@ def load(path: str | Path, *, device: torch.device | None = None) -> Pretrained:
         own = {name.removeprefix(prefix): value for name, value in weights.items() if name.startswith(prefix)}
         module.load_state_dict(own)
     facts = _facts(config, state)
-    return towers_of(encoders, heads, path=path, data=config.data, model=config.model, device=device, facts=facts)
+    return pretrained_of(encoders, heads, path=path, data=config.data, model=config.model, device=device, facts=facts)
 
 
 def _checkpoint_of(path: Path) -> Path:
@@ -206,10 +206,10 @@ def untrained(towers: Pretrained, *, seed: int = 0) -> Pretrained:
         for module in heads.modules():
             if hasattr(module, "reset_parameters"):
                 module.reset_parameters()
-    return towers_of(encoders, heads, path=towers.path, data=towers.data, model=model, device=towers.device)
+    return pretrained_of(encoders, heads, path=towers.path, data=towers.data, model=model, device=towers.device)
 
 
-def towers_of(
+def pretrained_of(
     encoders: nn.ModuleDict,
     heads: nn.ModuleDict,
     *,
@@ -241,7 +241,7 @@ def _hash(encoders: nn.ModuleDict, heads: nn.ModuleDict) -> str:
     return distributed.digest(nn.ModuleDict({"encoders": encoders, "heads": heads}).state_dict())
 
 
-def with_data(towers: Towers, **changes: int | float | str) -> Towers:
+def with_data(towers: PretrainedT, **changes: int | float | str) -> PretrainedT:
     """The same towers with other values in their data section, such as num_workers."""
     return dataclasses.replace(towers, data=towers.data.replace(**changes))
 
@@ -269,7 +269,7 @@ def _load_export(folder: Path, device: torch.device | None) -> Pretrained:
             f"{CONFIG} and {ENCODERS} in {folder} do not belong together ({why}): export again"
         ) from error
     about = {"path": path, "data": data, "model": model, "facts": config["facts"]}
-    return towers_of(encoders, heads, device=device, classifier=classifier, **about)
+    return pretrained_of(encoders, heads, device=device, classifier=classifier, **about)
 
 
 def _read_config(path: Path) -> dict[str, Any]:

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from avssl.files import whole_file
+from avssl.files import atomic_write
 from avssl.weights.load import Pretrained
 
 TOLERANCE = 1e-3  # largest difference from torch, as a share of the largest output
@@ -36,7 +36,7 @@ def export_onnx(towers: Pretrained, folder: str | Path) -> dict[str, float]:
     """
     folder, differences = Path(folder), {}
     for modality, encoder in towers.encoders.items():
-        with whole_file(folder / f"{modality}.onnx") as temporary:
+        with atomic_write(folder / f"{modality}.onnx") as temporary:
             differences[modality] = difference = _export(encoder, _some_clips(towers, modality), temporary)
             if not difference <= TOLERANCE:
                 raise OnnxError(

@@ -17,7 +17,7 @@ from avssl.models.adapters import TORCHVISION
 from avssl.models.heads import Encoder, mlp
 from avssl.models.importers import read_checkpoint
 from avssl.weights.layouts import CLIPS, LAYOUTS, Layout, Tower
-from avssl.weights.load import Pretrained, towers_of
+from avssl.weights.load import Pretrained, pretrained_of
 
 BY_NAME = "torchvision:"
 MAX_NAMED = 3  # entries named in an error
@@ -66,7 +66,7 @@ def convert(source: str, *, encoder: str | None = None, trust_pickle: bool = Fal
     weights, extras = read_checkpoint(path, named=str(path), trust_pickle=trust_pickle)
     found = import_published(weights, path=str(path), encoder=encoder, extras=extras)
     facts = LAYOUTS[found.layout]
-    towers = towers_of(
+    towers = pretrained_of(
         found.encoders,
         found.heads,
         path=path,
@@ -79,7 +79,7 @@ def convert(source: str, *, encoder: str | None = None, trust_pickle: bool = Fal
             "file": path.name,
             "sha256": digest(path.read_bytes(), algorithm="sha256"),
             "paper": facts.paper,
-            "licence": facts.licence,
+            "license": facts.license,
             "matched": len(found.report.matched),
             "left_out": found.report.left_out,
             "memory": {name: list(value.shape) for name, value in found.memory.items()},
@@ -103,7 +103,7 @@ def import_published(
         ValueError: no layout or more than one encoder fits, or entries are missing, unknown or of another shape.
     """
     given = {name.removeprefix("module."): value for name, value in weights.items()}
-    layout = recognise(given, path=path)
+    layout = recognize(given, path=path)
     facts = LAYOUTS[layout]
     chosen, own, left = _sort(given, facts, encoder=encoder, path=path)
     model = ModelConfig(**chosen)
@@ -129,7 +129,7 @@ def import_published(
     )
 
 
-def recognise(names: Iterable[str], *, path: str) -> str:
+def recognize(names: Iterable[str], *, path: str) -> str:
     """The layout that entries of these names are of. Raises ValueError where there is none, with the known ones."""
     names = set(names)
     for key, layout in LAYOUTS.items():

@@ -60,7 +60,7 @@ def test_hardly_any_clips(tmp_path: Path, num: int) -> None:
 def test_a_map_is_kept_until_the_embeddings_change(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     has = {"video": np.ones(40, dtype=bool), "audio": np.arange(40) % 5 > 0}
     store, said = write(tmp_path / "e", random_vectors(40, 4), has=has), []
-    path, ask = tmp_path / "kept" / "map-pca.npz", {"method": "pca", "say": said.append}
+    path, ask = tmp_path / "kept" / "map-pca.npz", {"method": "pca", "info": said.append}
     drawn = open_map(store, tmp_path / "kept", **ask)
     with monkeypatch.context() as patched:
         patched.setattr(module, "draw_map", None)  # is not called

@@ -421,7 +421,7 @@ STATES = [
     "/?label=1&name=00",
     "/?view=neighbours&query=3&by=a2v&label=0&exact=1&store=1",
     "/?view=neighbours&query=3&by=agreement&compare=1",
-    "/?view=map&colour=cluster&cluster=1",
+    "/?view=map&color=cluster&cluster=1",
     "/?view=map&label=1&store=1",
 ]
 
@@ -716,7 +716,7 @@ def test_map_legend_highlights_in_both(open_page: Open) -> None:
     assert page.locator("#legend button").count() > 1
 
 
-def test_map_of_many_labels_leaves_the_rest_grey(open_page: Open, site: Site) -> None:
+def test_map_of_many_labels_leaves_the_rest_gray(open_page: Open, site: Site) -> None:
     found = ask(site, "/api/map")
     found["label_names"] = [f"label {i:02d}" for i in range(20)]
     found["labels"] = [i % 20 for i in range(len(found["ids"]))]

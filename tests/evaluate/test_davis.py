@@ -12,7 +12,7 @@ from tests.support.clips import write_davis
 
 @pytest.fixture
 def davis(tmp_path: Path) -> Path:
-    """Two clips of 4 frames of one colour each; thing 2 and an undecided column."""
+    """Two clips of 4 frames of one color each; thing 2 and an undecided column."""
     for number, name in enumerate(("cows", "bear")):
         masks = np.zeros((4, 32, 48), dtype=np.uint8)
         masks[:, 8:16, 8:24] = 2

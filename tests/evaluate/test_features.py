@@ -22,7 +22,7 @@ from avssl.evaluate.protocols import Options
 from avssl.evaluate.splits import read_splits
 from avssl.media.decode import read_frames
 from avssl.training.loop import train
-from avssl.transforms.video import centre_crop, spread_crops
+from avssl.transforms.video import center_crop, spread_crops
 from avssl.transforms.views import Spread, View, apply_views
 from avssl.weights.load import load_run, untrained, with_data
 from tests.support.runs import config
@@ -55,7 +55,7 @@ def test_crops_are_spread_over_the_long_side() -> None:
     assert wide[:, 1].tolist() == [0, pytest.approx((1 - 35 / 80) / 2), 1 - 35 / 80]
     assert len(set(wide[:, 0].tolist())) == 1
     np.testing.assert_allclose(tall[:, [1, 0, 3, 2]], wide)
-    assert spread_crops(width=81, height=40, num=1).tolist() == [centre_crop(width=81, height=40).tolist()]
+    assert spread_crops(width=81, height=40, num=1).tolist() == [center_crop(width=81, height=40).tolist()]
 
 
 def test_crops_of_a_clip_come_out_of_one_opened_file(run: Path, clip_set: Manifest) -> None:
@@ -90,9 +90,9 @@ def test_vectors_are_the_encoders_outputs_and_nothing_of_them_moves(run: Path, c
     assert silent.any()
     assert not found.vectors["audio"]["pool"][silent].any()
     assert np.array_equal(found.has_audio, ~silent)
-    centre = clip_vectors(towers, clip_set, rows, num_clips=2)
-    np.testing.assert_allclose(  # the second of three crops is the centre
-        found.vectors["video"]["pool"].reshape(6, 2, 3, -1)[:, :, 1], centre.vectors["video"]["pool"], atol=1e-5
+    center = clip_vectors(towers, clip_set, rows, num_clips=2)
+    np.testing.assert_allclose(  # the second of three crops is the center
+        found.vectors["video"]["pool"].reshape(6, 2, 3, -1)[:, :, 1], center.vectors["video"]["pool"], atol=1e-5
     )
     with torch.inference_mode():
         pool = torch.from_numpy(found.vectors["video"]["pool"])

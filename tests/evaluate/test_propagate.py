@@ -37,13 +37,13 @@ def _one_thread(_few_threads: None) -> None:
 
 
 def moving_squares(num_frames: int = 12, *, side: int = 96) -> tuple[np.ndarray, np.ndarray]:
-    """Two things in colours of their own that cross the picture: frames (T, H, W, 3), masks (T, H, W)."""
+    """Two things in colors of their own that cross the picture: frames (T, H, W, 3), masks (T, H, W)."""
     masks = np.zeros((num_frames, side, side), dtype=np.uint8)
     for t in range(num_frames):
         masks[t, 16:40, 4 * t : 4 * t + 24] = 1
         masks[t, 64 - 2 * t : 88 - 2 * t, 60:84] = 2
-    colours = np.array([(60, 60, 60), (220, 60, 40), (40, 80, 220)], dtype=np.uint8)
-    return colours[masks], masks
+    colors = np.array([(60, 60, 60), (220, 60, 40), (40, 80, 220)], dtype=np.uint8)
+    return colors[masks], masks
 
 
 def pooled(pixels: np.ndarray, cell: int = 4) -> Tensor:
@@ -113,7 +113,7 @@ def test_ideal_features_carry_the_mask() -> None:
     assert (scores > [0.95, 0.95]).all(), scores
 
 
-def test_pixel_colours_follow_things_that_move() -> None:
+def test_pixel_colors_follow_things_that_move() -> None:
     frames, masks = moving_squares()
     still = score_masks(masks, np.broadcast_to(masks[0], masks.shape))
     scores = score_masks(masks, propagate_mask(pooled(frames - 128.0), masks[0]))

@@ -29,9 +29,9 @@ def test_same_seed_same_bytes() -> None:
 def test_things_stay_inside_and_move_while_the_ground_does_not() -> None:
     for seed in range(5):
         scene = make_scene(seed, shake=0, pan=0, num_objects=1)
-        centres = scene.boxes[:, 0, :2] + scene.boxes[:, 0, 2:] / 2
-        assert ((centres > 0.1) & (centres < 0.9)).all()
-        assert np.linalg.norm((centres[-1] - centres[0]) * [240, 320]) > 60
+        centers = scene.boxes[:, 0, :2] + scene.boxes[:, 0, 2:] / 2
+        assert ((centers > 0.1) & (centers < 0.9)).all()
+        assert np.linalg.norm((centers[-1] - centers[0]) * [240, 320]) > 60
         ground = (scene.masks == 0).all(axis=0)
         assert ground.mean() > 0.5
         changed = np.abs(scene.frames.astype(int) - scene.frames[0]).max(axis=(0, 3))  # the edges are half covered

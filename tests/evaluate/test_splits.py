@@ -59,7 +59,7 @@ def test_folds_divide_no_group_and_ask_about_every_clip_once() -> None:
         (
             {"label": list("abab"), "split": [None] * 4},
             {},
-            "no labelled clip has split=train .there are none.*--folds",
+            "no labeled clip has split=train .there are none.*--folds",
         ),
         ({"label": list("abab"), "split": ["train"] * 4}, {}, "split=test .there is train.*--test-split"),
         ({"label": list("aabb"), "split": ["train", "train", "test", "test"]}, {}, r"of split have 1 classes \(a\)"),

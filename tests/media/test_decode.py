@@ -271,15 +271,15 @@ def test_crop_is_a_part_of_the_upright_picture(tmp_path, rotation):
     part = read_frames(path, start=1, duration=0.5, fps=16, crop=crop)
     np.testing.assert_array_equal(part.data, whole.data[:, 16:48, 32:80])
     sized = read_frames(path, start=1, duration=0.5, fps=16, crop=crop, size=(64, 96))
-    centres = sized.data[:, 16::32, 16::32].astype(int)  # of the blocks, twice as large
-    np.testing.assert_allclose(centres, whole.data[:, 24:48:16, 40:80:16], atol=4)
+    centers = sized.data[:, 16::32, 16::32].astype(int)  # of the blocks, twice as large
+    np.testing.assert_allclose(centers, whole.data[:, 24:48:16, 40:80:16], atol=4)
 
 
-def test_colours_keep_their_places(tmp_path):
-    colours = np.array([[255, 0, 0], [0, 255, 0], [0, 0, 255], [255, 255, 0]], dtype=np.uint8)
-    write_clip(tmp_path / "colours.mp4", np.broadcast_to(colours[:, None, None], (4, 32, 32, 3)), fps=4, crf=1)
-    frames = read_frames(tmp_path / "colours.mp4", start=0, duration=1, fps=4)
-    np.testing.assert_allclose(frames.data[:, 16, 16].astype(int), colours, atol=8)
+def test_colors_keep_their_places(tmp_path):
+    colors = np.array([[255, 0, 0], [0, 255, 0], [0, 0, 255], [255, 255, 0]], dtype=np.uint8)
+    write_clip(tmp_path / "colors.mp4", np.broadcast_to(colors[:, None, None], (4, 32, 32, 3)), fps=4, crf=1)
+    frames = read_frames(tmp_path / "colors.mp4", start=0, duration=1, fps=4)
+    np.testing.assert_allclose(frames.data[:, 16, 16].astype(int), colors, atol=8)
 
 
 def test_shrinking_does_not_alias(tmp_path):

@@ -13,7 +13,7 @@ from avssl.data.dataset import ClipDataset
 from avssl.data.manifest import Manifest
 from avssl.media import decoders
 from avssl.media.decode import AudioWindow, VideoWindow, read_clip, read_frames, read_samples
-from avssl.media.decoders import DecoderMissingError, describe, in_words
+from avssl.media.decoders import DecoderMissingError, describe, format_decoder
 from avssl.media.reader import DecodeError, Limits, Reader
 from avssl.methods.avid import AVID
 from avssl.training.checkpoint import load_checkpoint, save_checkpoint
@@ -274,4 +274,4 @@ def test_a_run_trains_with_it(clip_set: Manifest, tmp_path: Path, other: str) ->
     assert state["decoder"]["ffmpeg"][0].isdigit() or state["decoder"]["ffmpeg"] == "unknown"
     with pytest.raises(ConfigError, match=rf"data\.decoder=pyav, but the run in .* was started with {other}"):
         train(config(clip_set, tmp_path / "run"))
-    assert in_words(describe(other)).startswith(f"{other} ")
+    assert format_decoder(describe(other)).startswith(f"{other} ")

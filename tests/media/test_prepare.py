@@ -36,7 +36,7 @@ SIZE = 32, 48
 
 
 def still(path: Path, *, samples: np.ndarray | None = None, rate: int = 24000, **options: object) -> Path:
-    """A grey clip for what the sound of a copy depends on."""
+    """A gray clip for what the sound of a copy depends on."""
     frames = np.full((20, *SIZE, 3), 90, dtype=np.uint8)
     codec = {"audio_codec": "pcm_s16le"} if samples is not None and path.suffix == ".mov" else {}
     write_clip(path, frames, fps=10, samples=samples, sample_rate=rate if samples is not None else None, **codec)
@@ -101,15 +101,15 @@ def test_sizes_are_even_and_never_grow(tmp_path, size, short_side, expected):
 
 @pytest.mark.parametrize("rotation", [0, 90])
 @pytest.mark.parametrize("space, full_range", [(1, False), (1, True), (6, True), (2, False)])
-def test_colours_are_those_of_the_source(tmp_path, space, full_range, rotation):
-    colours = np.array([[255, 0, 0], [0, 255, 0], [0, 0, 255], [200, 180, 20]], dtype=np.uint8)
+def test_colors_are_those_of_the_source(tmp_path, space, full_range, rotation):
+    colors = np.array([[255, 0, 0], [0, 255, 0], [0, 0, 255], [200, 180, 20]], dtype=np.uint8)
     with av.open(str(tmp_path / "clip.mp4"), "w") as container:
         stream = container.add_stream("libx264", rate=4, width=96, height=64, pix_fmt="yuv420p", options={"crf": "5"})
         stream.codec_context.colorspace, stream.codec_context.color_range = space, 1 + full_range
         if rotation:
             stream.set_display_rotation(rotation)
-        for colour in colours:
-            frame = av.VideoFrame.from_ndarray(np.broadcast_to(colour, (64, 96, 3)).copy(), format="rgb24")
+        for color in colors:
+            frame = av.VideoFrame.from_ndarray(np.broadcast_to(color, (64, 96, 3)).copy(), format="rgb24")
             frame = frame.reformat(
                 format="yuv420p", dst_colorspace=1 if space == 1 else 5, dst_color_range=1 + full_range
             )

@@ -1,4 +1,4 @@
-"""Fine-tuning: cross-entropy on labelled rows, an encoder that rests during the warm-up, and runs that continue."""
+"""Fine-tuning: cross-entropy on labeled rows, an encoder that rests during the warm-up, and runs that continue."""
 
 from pathlib import Path
 
@@ -57,7 +57,7 @@ def at(epoch: int, step: int = 0) -> Progress:
 
 
 @pytest.mark.parametrize("modality", ["video", "audio"])
-def test_the_loss_is_cross_entropy_over_what_is_labelled_and_there(modality: str) -> None:
+def test_the_loss_is_cross_entropy_over_what_is_labeled_and_there(modality: str) -> None:
     method = build(modality=modality, warmup_epochs=0).eval()
     assert set(method.encoders) == {modality}
     here = {f"has_{modality}": torch.tensor([True, True, False, True, True, True])}
@@ -157,10 +157,10 @@ def test_a_run_stopped_in_its_warm_up_goes_on_bit_equal_and_knows_its_classes(
     assert saved["target"].tolist() == [int(label) for label in clip_set.column("label")]
 
 
-def test_only_labelled_clips_are_trained_on(
+def test_only_labeled_clips_are_trained_on(
     clip_set: Manifest, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def relabelled(labels: list[str | None], name: str) -> Manifest:
+    def relabeled(labels: list[str | None], name: str) -> Manifest:
         table = pq.read_table(clip_set.root / "manifest.parquet")
         place = table.column_names.index("label")
         pq.write_table(table.set_column(place, "label", pa.array(labels, pa.string())), tmp_path / name)
@@ -169,7 +169,7 @@ def test_only_labelled_clips_are_trained_on(
     train_rows = clip_set.valid("train")
     some = [str(label) if row % 3 else None for row, label in enumerate(clip_set.column("label"))]
     wanted = config(clip_set, tmp_path / "run").replace(method={"name": "finetune"})
-    found = usable_instances(relabelled(some, "some.parquet"), wanted)
+    found = usable_instances(relabeled(some, "some.parquet"), wanted)
     assert found.valid.tolist() == [bool(ok and row % 3) for row, ok in enumerate(train_rows)]
     assert (found.target[found.valid] >= 0).all()
     here = [f"data.manifest={tmp_path / 'some.parquet'}", f"data.root={clip_set.root}", "run.max_steps=1"]
@@ -185,6 +185,6 @@ def test_only_labelled_clips_are_trained_on(
         with pytest.raises(
             ConfigError, match=f"finetune learns labels, and the usable clips .* have {count}: at least"
         ):
-            usable_instances(relabelled(labels, "few.parquet"), wanted)
+            usable_instances(relabeled(labels, "few.parquet"), wanted)
     assert usable_instances(clip_set, config(clip_set, tmp_path / "run")).target is None  # nothing of a label is kept
     assert np.array_equal(clip_set.valid("train"), train_rows)

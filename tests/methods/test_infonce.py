@@ -7,14 +7,14 @@ from torch import nn
 
 from avssl.methods.infonce import InfoNCE, InfoNCEOptions
 from avssl.structs import Instances, Progress
-from tests.support.tiny import LinearTower, encode, everything, vector_batch
+from tests.support.tiny import LinearEncoder, encode, everything, vector_batch
 
 START = Progress(epoch=0, step=0, num_steps=1)
 
 
 def build(num: int = 20, *, temperature: float = 0.1) -> InfoNCE:
     torch.manual_seed(0)
-    towers = nn.ModuleDict({"video": LinearTower(), "audio": LinearTower()})
+    towers = nn.ModuleDict({"video": LinearEncoder(), "audio": LinearEncoder()})
     options = InfoNCEOptions(temperature=temperature, embedding_dim=8, hidden_dim=16)
     return InfoNCE(options, towers, instances=everything(num), seed=0)
 
@@ -59,6 +59,6 @@ def test_two_clips_of_one_video_are_each_others_positives() -> None:
 
 def test_a_set_without_sound_is_refused() -> None:
     silent = Instances(torch.ones(4) > 0, torch.zeros(4) > 0, torch.ones(4) > 0)
-    towers = nn.ModuleDict({"video": LinearTower(), "audio": LinearTower()})
+    towers = nn.ModuleDict({"video": LinearEncoder(), "audio": LinearEncoder()})
     with pytest.raises(ValueError, match="no clip of this split has both picture and sound"):
         InfoNCE(InfoNCEOptions(), towers, instances=silent, seed=0)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from avssl.methods.neighbour import Neighbour, NeighbourOptions
 from avssl.structs import Embedded, Instances, Progress, Step
-from tests.support.tiny import LinearTower, everything, vector_batch
+from tests.support.tiny import LinearEncoder, everything, vector_batch
 
 FIXTURES = Path(__file__).parents[1] / "fixtures"
 START = Progress(epoch=0, step=0, num_steps=10)
@@ -22,7 +22,7 @@ DIM = 16
 
 def build(instances: Instances | None = None, *, seed: int = 0, **options: object) -> Neighbour:
     torch.manual_seed(seed)
-    towers = nn.ModuleDict({"video": LinearTower()})
+    towers = nn.ModuleDict({"video": LinearEncoder()})
     options = {"embedding_dim": DIM, "hidden_dim": 16} | options
     return Neighbour(NeighbourOptions(**options), towers, instances=instances or everything(40), seed=seed)
 
@@ -171,7 +171,7 @@ def batch(ids: list[int], num_clips: int, *, step: int = 0):
     return dataclasses.replace(made, video=video, audio={}, start=start, padded={})
 
 
-def test_the_order_of_state_is_optimiser_then_copy_then_queue() -> None:
+def test_the_order_of_state_is_optimizer_then_copy_then_queue() -> None:
     """The keys of a step come from the copy as it was; the queue gets them after the loss, the copy follows last."""
     method = build(negatives=["queue"], queue_size=8, momentum=0.9)
     first = batch([0, 1], 2)

@@ -97,7 +97,7 @@ def test_refreshes_of_a_joint_run(tmp_path: Path) -> None:
 
 
 def test_parts_of_a_joint_loss_stand_by_method() -> None:
-    names = ("loss", "patch/loss", "patch/share_tracked", "avid/loss", "avid/v2a", "walk/returned", "lr", "data_wait")
+    names = ("loss", "patch/loss", "patch/frac_tracked", "avid/loss", "avid/v2a", "walk/returned", "lr", "data_wait")
     line = (np.array([1, 2]), np.array([1.0, 0.5], dtype=np.float32))
     page = "".join(training_parts(History(lines=dict.fromkeys(names, line))))
     titles = re.findall(r"<figcaption>([^<]*)", page)

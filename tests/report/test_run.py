@@ -15,7 +15,7 @@ from avssl.config import Config, from_dict, with_overrides
 from avssl.data.manifest import Manifest, read_manifest, write_manifest
 from avssl.logs import read_log
 from avssl.mining.agreement import agreement_precision, chance_precision
-from avssl.report.clips import Vectors, reference_clips, vectors_of_memories
+from avssl.report.clips import Vectors, reference_clips, vectors_of_banks
 from avssl.training.checkpoint import load_checkpoint
 from avssl.training.loop import train
 from avssl.training.session import SESSIONS, read_sessions
@@ -311,7 +311,7 @@ def test_references_and_their_neighbours() -> None:
 
 
 def test_memories_are_those_of_the_run(cma: Path) -> None:
-    vectors = vectors_of_memories(load_run(cma).method)
+    vectors = vectors_of_banks(load_run(cma).method)
     model = load_checkpoint(cma)["model"]
     assert torch.equal(vectors.z["video"], model["banks.video.z"])
     assert int(vectors.has["audio"].sum()) == 11

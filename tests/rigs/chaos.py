@@ -134,7 +134,7 @@ def _saved_step(run: Path) -> int:
 
 
 def compare_runs(whole: Path, killed: Path) -> list[str]:
-    """What differs between two complete runs: every entry of the checkpoints (model, optimiser, step) bit for bit, the
+    """What differs between two complete runs: every entry of the checkpoints (model, optimizer, step) bit for bit, the
     exported encoders, the lines of the logs but for speeds, and files left over. Empty when all is equal.
     """
     states = [_flat(load_checkpoint(run)) for run in (whole, killed)]

@@ -46,8 +46,8 @@ def picture(number: int) -> np.ndarray:
 
 def read_numbers(frames: np.ndarray) -> list[int]:
     """The numbers that (T, 64, 96, 3) show; -1 where a picture is damaged beyond reading."""
-    grey = frames.astype(np.float32).mean(axis=-1).reshape(len(frames), ROWS, BLOCK, COLUMNS, BLOCK).mean(axis=(2, 4))
-    bits = (grey > 120).reshape(len(frames), 2, BITS)  # (T, 2, 12)
+    gray = frames.astype(np.float32).mean(axis=-1).reshape(len(frames), ROWS, BLOCK, COLUMNS, BLOCK).mean(axis=(2, 4))
+    bits = (gray > 120).reshape(len(frames), 2, BITS)  # (T, 2, 12)
     values = bits[:, 0] @ (1 << np.arange(BITS))
     return np.where((bits[:, 0] != bits[:, 1]).all(axis=1), values, -1).tolist()
 
@@ -103,7 +103,7 @@ def make_clips(folder: Path, *, seconds: float = 4.0) -> dict[str, list[Clip]]:
 class Ear:
     """Finds out at which second of a clip's tone a piece of sound belongs."""
 
-    ALIKE = 0.9  # from here on a piece counts as recognised
+    ALIKE = 0.9  # from here on a piece counts as recognized
 
     def __init__(self, seconds: float, *, falls: bool) -> None:
         self.seconds = seconds
@@ -114,7 +114,7 @@ class Ear:
         return sweep(round(self.seconds * sample_rate), sample_rate, self.seconds, falls=self.falls)
 
     def locate(self, heard: np.ndarray, sample_rate: int, near: float | None = None) -> float | None:
-        """Second of the tone at which `heard` (n,) begins; None when it is not recognised.
+        """Second of the tone at which `heard` (n,) begins; None when it is not recognized.
 
         Args:
             heard: any sound, shorter than the tone.

@@ -14,7 +14,7 @@ picture at that time, or if three pictures in a row, all different, are off by t
 An AVI has no timestamps at all: its index is its clock, and a copy whose index is damaged has none that could be right.
 The same holds for the part of an MP4 with a damaged index that the plain decode, which breaks off before, never sees.
 
-Sound is heard in pieces of a quarter second: each that is recognised must lie within 5 ms of its time, in the clip or
+Sound is heard in pieces of a quarter second: each that is recognized must lie within 5 ms of its time, in the clip or
 in the plain decode.
 
 Letters: T frames, n samples.
@@ -51,7 +51,7 @@ MAX_RESUMED = 3  # times that the plain decode goes on behind a damaged place
 AVI = "avi"
 RUN = 3  # different pictures in a row that are off by the same time
 MAX_PLAIN_SECONDS = 40.0  # of a long file that the plain decode looks at
-SAME_GREY, OTHER_GREY = 8.0, 20.0  # mean difference of pictures that are, or are not, the same
+SAME_GRAY, OTHER_GRAY = 8.0, 20.0  # mean difference of pictures that are, or are not, the same
 NUM_CLIPS = 6  # read of a file, drawn as training draws them
 READ_FPS, NUM_FRAMES, AUDIO_SECONDS, SAMPLE_RATE, OFFSET_SECONDS = 16, 8, 1.0, 24_000, 0.25
 
@@ -209,7 +209,7 @@ def truth_of(clip: Clip) -> Truth:
     assert numbers == expected, f"{clip.path}: the writer lost pictures"
     heard, rate = plain.heard(1.0, 0.5, last_wins=True)
     found = Ear(clip.seconds, falls=clip.falls).locate(heard, rate)
-    assert found is not None, f"{clip.path}: the tone is not recognised"
+    assert found is not None, f"{clip.path}: the tone is not recognized"
     times = np.sort(plain.times).tolist()
     return Truth(clip.first_number, times, clip.seconds, clip.falls, 1.0 - found, index_digest(clip.path))
 
@@ -316,18 +316,18 @@ class Likeness:
     def __init__(self, plain: Plain) -> None:
         self.counts = Counts()
         self.plain = plain
-        self.grey = plain.frames.astype(np.float32).mean(axis=-1)
+        self.gray = plain.frames.astype(np.float32).mean(axis=-1)
 
     def pictures(self, frames: Frames, wanted: np.ndarray) -> None:
         for seconds, picture in zip(frames.times, frames.data, strict=True):
-            if not len(self.grey) or seconds > self.plain.times.max() + SAME_TIME:
+            if not len(self.gray) or seconds > self.plain.times.max() + SAME_TIME:
                 self.counts.damaged += 1
                 continue
-            off = np.abs(self.grey - picture.astype(np.float32).mean(axis=-1)).mean(axis=(1, 2))  # (T,)
+            off = np.abs(self.gray - picture.astype(np.float32).mean(axis=-1)).mean(axis=(1, 2))  # (T,)
             there = off[np.abs(self.plain.times - seconds) < SAME_TIME].min(initial=math.inf)
-            if there < SAME_GREY or there <= off.min():
+            if there < SAME_GRAY or there <= off.min():
                 self.counts.right += 1
-            elif off.min() < 1 and there > OTHER_GREY:
+            elif off.min() < 1 and there > OTHER_GRAY:
                 other = self.plain.times[off.argmin()]
                 self.counts.wrong.append(f"the picture of {other:.3f} s at {seconds:.3f} s")
             else:

@@ -101,5 +101,5 @@ def write_davis(folder: Path, name: str, frames: np.ndarray, masks: np.ndarray) 
     for i, (frame, mask) in enumerate(zip(frames, masks, strict=True)):
         Image.fromarray(frame).save(folder / "JPEGImages" / "480p" / name / f"{i:05d}.jpg", quality=95)
         picture = Image.fromarray(mask, mode="P")
-        picture.putpalette(np.random.default_rng(0).integers(256, size=768).tolist())  # 256 colours, as in DAVIS
+        picture.putpalette(np.random.default_rng(0).integers(256, size=768).tolist())  # 256 colors, as in DAVIS
         picture.save(folder / "Annotations" / "480p" / name / f"{i:05d}.png")

@@ -24,8 +24,8 @@ def picture(number: int) -> np.ndarray:
 
 def numbers(frames: np.ndarray) -> list[int]:
     """Read the burnt-in numbers of (T, 64, 96, 3)."""
-    grey = frames.astype(float).mean(axis=-1).reshape(len(frames), ROWS, BLOCK, COLUMNS, BLOCK).mean(axis=(2, 4))
-    bits = (grey > 120).astype(int).reshape(len(frames), 24)
+    gray = frames.astype(float).mean(axis=-1).reshape(len(frames), ROWS, BLOCK, COLUMNS, BLOCK).mean(axis=(2, 4))
+    bits = (gray > 120).astype(int).reshape(len(frames), 24)
     assert (bits[:, :12] == 1 - bits[:, 12:]).all(), "a picture is damaged"
     return [int(row @ (1 << np.arange(12))) for row in bits[:, :12]]
 

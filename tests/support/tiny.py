@@ -11,7 +11,7 @@ from avssl.structs import Batch, Instances
 DIM = 8
 
 
-class LinearTower(nn.Linear):
+class LinearEncoder(nn.Linear):
     dim = DIM
 
     def __init__(self) -> None:
@@ -21,7 +21,7 @@ class LinearTower(nn.Linear):
 def tiny_method(options: AVIDOptions, instances: Instances, *, seed: int = 0) -> AVID:
     """AVID or AVID-CMA with linear towers; weights depend on the seed only."""
     torch.manual_seed(seed)
-    towers = nn.ModuleDict({"video": LinearTower(), "audio": LinearTower()})
+    towers = nn.ModuleDict({"video": LinearEncoder(), "audio": LinearEncoder()})
     method_class = AVIDCMA if isinstance(options, AVIDCMAOptions) else AVID
     return method_class(options, towers, instances=instances, seed=seed)
 

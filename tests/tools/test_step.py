@@ -18,7 +18,7 @@ TINY = [
 ]
 PARTS = [
     *("data", "views", "video encoder", "audio encoder", "heads", "loss", "heads and loss backward"),
-    *("audio encoder backward", "video encoder backward", "gradient norms", "optimiser", "bank"),
+    *("audio encoder backward", "video encoder backward", "gradient norms", "optimizer", "bank"),
 ]
 
 

@@ -12,7 +12,7 @@ from torchvision.transforms.v2 import functional
 
 from avssl.config import DataConfig
 from avssl.transforms.recipes import Clip, Window
-from avssl.transforms.video import cut
+from avssl.transforms.video import crop_boxes
 from avssl.transforms.views import RECIPES, Same, View, check_views, clips, multi_crop, two_views
 
 PICTURE = Clip(160, 120, None, None)
@@ -22,7 +22,7 @@ EVERYTHING = {  # as CVRL, but with probabilities at which all cases occur in a 
     "crop_aspect": [0.5, 2.0],
     "jitter": [0.8, 0.8, 0.8, 0.2],
     "jitter_probability": 0.6,
-    "grey": 0.4,
+    "gray": 0.4,
     "blur": 0.5,
     "solarize": 0.5,
 }
@@ -120,7 +120,7 @@ def test_the_defaults_draw_what_they_always_drew(picture, crop, flip, jitter, or
 def test_options_take_their_numbers_after_the_others():
     for seed in range(50):
         default = draw("video", np.random.default_rng(seed), DataConfig(manifest=""))
-        options = {"jitter_probability": 0.5, "grey": 0.5, "blur": 0.5, "solarize": 0.5}
+        options = {"jitter_probability": 0.5, "gray": 0.5, "blur": 0.5, "solarize": 0.5}
         drawn = draw("video", np.random.default_rng(seed), DataConfig(manifest="", **options))
         kept = ["crop", "flip", "order"] + ["jitter"] * (drawn["jitter"].tolist() != [1, 1, 1, 0])
         assert equal({key: default[key] for key in kept}, {key: drawn[key] for key in kept})
@@ -146,7 +146,7 @@ def test_video_is_torchvisions_clip_by_clip(options):
             frames = functional.horizontal_flip(frames)
         for number in params["order"][i].tolist():
             frames = operations[number](frames, params["jitter"][i, number].item())
-        if "grey" in params and params["grey"][i]:
+        if "gray" in params and params["gray"][i]:
             frames = functional.rgb_to_grayscale(frames, num_output_channels=3)
         if "blur" in params and params["blur"][i]:
             frames = functional.gaussian_blur(frames, [5, 3], [params["blur"][i].item()] * 2)
@@ -156,11 +156,11 @@ def test_video_is_torchvisions_clip_by_clip(options):
         torch.testing.assert_close(applied[i], frames.transpose(0, 1), rtol=0, atol=5e-5)
 
 
-OTHER_COLOURS = {"pixel_mean": [0.43, 0.39, 0.38], "pixel_std": [0.23, 0.22, 0.21]}
+OTHER_COLORS = {"pixel_mean": [0.43, 0.39, 0.38], "pixel_std": [0.23, 0.22, 0.21]}
 
 
-@pytest.mark.parametrize("options", [{}, EVERYTHING, OTHER_COLOURS])
-def test_the_evaluation_view_only_normalises(options):
+@pytest.mark.parametrize("options", [{}, EVERYTHING, OTHER_COLORS])
+def test_the_evaluation_view_only_normalizes(options):
     data = DataConfig(manifest="", audio_seconds=0.2, **options)
     x, params = some_batch("video", data, 1, train=False)
     assert params.keys() == some_batch("video", data, 1)[1].keys()
@@ -171,7 +171,7 @@ def test_the_evaluation_view_only_normalises(options):
 
 
 @pytest.mark.parametrize("options", [{"pixel_mean": [0.5]}, {"pixel_std": [0.2, 0.2, 0.0]}])
-def test_colours_that_cannot_be_standardised(options):
+def test_colors_that_cannot_be_standardized(options):
     x, params = some_batch("video", DataConfig(manifest=""), 1, train=False)
     with pytest.raises(ValueError, match=r"pixel_(mean|std)=\[.*\] in DataConfig: expected a list of 3, each a number"):
         RECIPES["video"].apply(x, params, DataConfig(manifest="", **options))
@@ -210,11 +210,11 @@ def test_draws_follow_the_configuration():
 @pytest.mark.parametrize("blur, solarize", [(1.0, 0.3), (0.1, 0.2)])
 def test_probabilities_are_those_of_the_configuration(blur, solarize):
     rng = np.random.default_rng(0)
-    data = DataConfig(manifest="", size=112, jitter_probability=0.8, grey=0.2, blur=blur, solarize=solarize)
+    data = DataConfig(manifest="", size=112, jitter_probability=0.8, gray=0.2, blur=blur, solarize=solarize)
     drawn = [draw("video", rng, data) for _ in range(2000)]
     jittered = np.mean([one["jitter"].tolist() != [1, 1, 1, 0] for one in drawn])
     assert jittered == pytest.approx(0.8, abs=0.03)  # 3 standard deviations are 0.027
-    assert np.mean([one["grey"] for one in drawn]) == pytest.approx(0.2, abs=0.03)
+    assert np.mean([one["gray"] for one in drawn]) == pytest.approx(0.2, abs=0.03)
     assert np.mean([one["solarize"] for one in drawn]) == pytest.approx(solarize, abs=0.03)
     sigma = np.array([one["blur"] for one in drawn])
     assert sigma.dtype == np.float32
@@ -225,13 +225,13 @@ def test_probabilities_are_those_of_the_configuration(blur, solarize):
 
 def test_what_is_off_has_no_parameter():
     rng = np.random.default_rng(0)
-    for key in ("grey", "blur", "solarize"):
+    for key in ("gray", "blur", "solarize"):
         drawn = draw("video", rng, DataConfig(manifest="", **{key: 0.1}))
         assert list(drawn) == ["crop", "flip", "jitter", "order", key]
 
 
 @pytest.mark.parametrize("train", [True, False])
-@pytest.mark.parametrize("options", [{"grey": 0.001}, {"blur": 0.001}, {"solarize": 0.001}])
+@pytest.mark.parametrize("options", [{"gray": 0.001}, {"blur": 0.001}, {"solarize": 0.001}])
 def test_an_option_that_touches_no_clip_changes_no_bit(options, train):
     x, params = some_batch("video", DataConfig(manifest="", **options), 4, train=train)
     assert params[next(iter(options))].sum() == 0
@@ -264,8 +264,8 @@ def test_an_option_that_touches_no_clip_changes_no_bit(options, train):
             {"jitter_probability": -0.5},
             r"jitter_probability=-0\.5 in DataConfig: expected a number from 0 to 1",
         ),
-        ("video", {"grey": 2.0}, r"grey=2\.0 in DataConfig: expected a number from 0 to 1"),
-        ("video", {"grey": float("nan")}, r"grey=nan in DataConfig: expected a finite number from 0 to 1"),
+        ("video", {"gray": 2.0}, r"gray=2\.0 in DataConfig: expected a number from 0 to 1"),
+        ("video", {"gray": float("nan")}, r"gray=nan in DataConfig: expected a finite number from 0 to 1"),
         ("video", {"blur": 1.1}, r"blur=1\.1 in DataConfig: expected a number from 0 to 1"),
         ("video", {"solarize": -0.1}, r"solarize=-0\.1 in DataConfig: expected a number from 0 to 1"),
     ],
@@ -287,7 +287,7 @@ def test_cut_is_the_crop_that_decoding_makes() -> None:
     rng = np.random.default_rng(0)
     frames = torch.from_numpy(rng.random((2, 3, 20, 30), dtype=np.float32))
     boxes = torch.tensor([[[0.1, 0.2, 0.5, 0.4], [0.0, 0.0, 1.0, 1.0]], [[0.5, 0.5, 0.5, 0.5], [0.3, 0.0, 0.2, 0.9]]])
-    patches = cut(frames, boxes, size=8)
+    patches = crop_boxes(frames, boxes, size=8)
     assert patches.shape == (2, 2, 3, 8, 8)
     for i in range(2):
         picture = np.ascontiguousarray(frames[i].permute(1, 2, 0).numpy())

@@ -21,7 +21,7 @@ from avssl.retrieval.write import write_store
 from avssl.training.checkpoint import ENCODERS, LAST, CheckpointError
 from avssl.training.loop import train
 from avssl.weights.export import CARD, MEMORY, export
-from avssl.weights.load import CONFIG, Pretrained, Run, WeightsError, load, load_run, towers_of, with_data
+from avssl.weights.load import CONFIG, Pretrained, Run, WeightsError, load, load_run, pretrained_of, with_data
 from tests.support.runs import config
 
 pytestmark = pytest.mark.slow
@@ -114,7 +114,7 @@ def test_one_tower_with_a_classifier(tmp_path: Path, run: Run) -> None:
     model = ModelConfig(video_depth=10, video_width=0.125)
     encoders = torch.nn.ModuleDict({"video": build_encoder("video", model)})
     classifier = Classifier(64, ["run", "jump"], modality="video", batch_norm=True)
-    towers = towers_of(
+    towers = pretrained_of(
         encoders, torch.nn.ModuleDict(), path=tmp_path, data=run.data, model=model, classifier=classifier
     )
     for memory in ({"log_z": torch.zeros(())}, None):

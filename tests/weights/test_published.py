@@ -1,4 +1,4 @@
-"""Published checkpoints, made here by the names of their originals: what is recognised, taken over and refused."""
+"""Published checkpoints, made here by the names of their originals: what is recognized, taken over and refused."""
 
 import pickle
 import zlib
@@ -14,7 +14,7 @@ from torch import Tensor
 
 from avssl.models.importers import read_checkpoint
 from avssl.weights.layouts import from_caffe2, from_slowfast
-from avssl.weights.published import _shapes, import_published, read_memory, recognise
+from avssl.weights.published import _shapes, import_published, read_memory, recognize
 
 GOLDEN = np.load(Path(__file__).parents[1] / "fixtures" / "avid_model.npz")
 
@@ -125,7 +125,7 @@ def test_gdt_and_selavi_give_their_video_tower() -> None:
 def test_slowfast_names() -> None:
     names = slowfast_names()
     assert {from_slowfast(theirs): theirs for theirs in names.values()} == names
-    assert recognise([*names.values(), "head.projection.weight"], path="SLOW_8x8_R50.pyth") == "slowfast"
+    assert recognize([*names.values(), "head.projection.weight"], path="SLOW_8x8_R50.pyth") == "slowfast"
     state = {theirs: torch.full(_shapes("slow_r50")[ours], i) for i, (ours, theirs) in enumerate(names.items())}
     own = {f"backbone.{name}": value for name, value in state.items()}
     beside = {"backbone_hist.s1.pathway0_stem.conv.weight", "queue_x", "ptr", "backbone.head.projection.weight"}
@@ -176,7 +176,7 @@ def test_pytorchvideo_networks_and_their_byol() -> None:
     with torch.device("meta"):
         names = list(hub.slow_r50(pretrained=False).state_dict())
     own = {name: name for name in names if not name.startswith("blocks.5.")}
-    assert recognise(own, path="w.pyth") == "pytorchvideo"
+    assert recognize(own, path="w.pyth") == "pytorchvideo"
     state = {f"backbone.0.{name}": value for name, value in zeros(own, "slow_r50").items()}
     beside = {"backbone.1.0.weight", "backbone_mmt.0.blocks.0.conv.weight", "predictor.0.weight"}
     found = import_published(state | {name: torch.zeros(1) for name in beside}, path="byol.pyth")

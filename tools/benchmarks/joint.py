@@ -33,7 +33,7 @@ TIMES, BOX = [0.5, 0.7, 0.9, 1.1], [0.2, 0.2, 0.5, 0.5]  # of a made track
 def benchmark_joint(*, overrides: Sequence[str], batch_size: int, num_steps: int, seed: int) -> dict[str, object]:
     """Time whole steps of AVID-CMA, temporal neighbours and tracked patches, alone and joined.
 
-    A step is everything between a loaded batch and the next: views, towers, losses, gradients, optimiser, memories. The
+    A step is everything between a loaded batch and the next: views, towers, losses, gradients, optimizer, memories. The
     four take turns, so that what else the machine does falls on all alike; figures are medians over the turns.
 
     Args:
@@ -60,7 +60,7 @@ def benchmark_joint(*, overrides: Sequence[str], batch_size: int, num_steps: int
         configs = _configs(Path(folder), overrides, batch_size=batch_size, seed=seed)
         loaded = {name: load_batches(config, num=3) for name, config in configs.items()}
     methods = {name: _with_sets(build_large(config, device)) for name, config in configs.items()}
-    passes = {name: _tower_passes(methods[name], loaded[name][0][0].to(device), configs[name]) for name in configs}
+    passes = {name: _encoder_passes(methods[name], loaded[name][0][0].to(device), configs[name]) for name in configs}
     optimizers = {
         name: build_optimizer(method.named_parameters(), configs[name].optim) for name, method in methods.items()
     }
@@ -112,7 +112,7 @@ def _with_sets(method: Method) -> Method:
     return method
 
 
-def _tower_passes(method: Method, batch: Batch, config: Config) -> dict[str, int]:
+def _encoder_passes(method: Method, batch: Batch, config: Config) -> dict[str, int]:
     """How often each encoder is called in a step."""
     calls: Counter[str] = Counter()
     hooks = [

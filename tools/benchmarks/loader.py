@@ -111,11 +111,11 @@ def _moving_pictures(rng: np.random.Generator) -> np.ndarray:
         left = int(margin + 0.9 * margin * np.sin(pan[1] * t + phase[1]))
         frames[i] = scene[top : top + HEIGHT, left : left + WIDTH]
         for k in (0, 1):  # two things that move by themselves
-            centre = (
+            center = (
                 int(WIDTH * (0.5 + 0.4 * np.sin(t + phase[k]))),
                 int(HEIGHT * (0.5 + 0.4 * np.cos(t + phase[k + 2]))),
             )
-            cv2.circle(frames[i], centre, 24, (230 * k, 200, 255 - 230 * k), -1)
+            cv2.circle(frames[i], center, 24, (230 * k, 200, 255 - 230 * k), -1)
         frames[i] = np.clip(frames[i].astype(np.int16) + noise[rng.integers(16)], 0, 255)
     return frames
 

@@ -47,9 +47,9 @@ def make_banks(num_rows: int, dim: int, *, data: Data, seed: int) -> tuple[Tenso
     banks = []
     for space, classes in (("video", looks), ("audio", sounds)):
         own = F.normalize(torch.randn(num_rows, dim, generator=generator), dim=1)
-        centres = F.normalize(torch.randn(_NUM_CLASSES, dim, generator=generator), dim=1)
+        centers = F.normalize(torch.randn(_NUM_CLASSES, dim, generator=generator), dim=1)
         shared = common[space] * F.normalize(torch.randn(dim, generator=generator), dim=0)
-        banks.append(F.normalize(own if data == "uniform" else centres[classes] + 0.9 * own + shared, dim=1))
+        banks.append(F.normalize(own if data == "uniform" else centers[classes] + 0.9 * own + shared, dim=1))
     return banks[0], banks[1]
 
 

@@ -45,7 +45,7 @@ def benchmark_step(
     """Time steps of the trainer on clips made for it, first as the reference, then as we train.
 
     The reference is float32 in torch's default layout and allocation; ours bfloat16 autocast with channels last, and
-    freed memory kept. Everything else is the same code: batches, views, loss, optimiser. A clip/s counts all parts of a
+    freed memory kept. Everything else is the same code: batches, views, loss, optimizer. A clip/s counts all parts of a
     step but `data`, the time to read and decode a batch in the main process: workers do that beside the steps.
 
     Args:
@@ -58,7 +58,7 @@ def benchmark_step(
     Returns:
         reference_clips_per_second, clips_per_second, speedup (their ratio); kept_float32_clips_per_second: the
         reference once more with freed memory kept; seconds and reference_seconds by part; loss_and_bank_share: of a
-        step of ours, everything behind the encoders but the optimiser (heads, loss, their gradients, memories);
+        step of ours, everything behind the encoders but the optimizer (heads, loss, their gradients, memories);
         gradient_error and rounding_error, see there; compile_seconds (only if compiled); batch, threads.
 
     Raises:

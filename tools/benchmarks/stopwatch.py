@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from avssl.files import answer, check_writable
+from avssl.files import check_writable, print_result
 
 Result = dict[str, Any]
 
@@ -56,7 +56,7 @@ def run(
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    answer(result, (text or as_lines)(result), to=json)
+    print_result(result, (text or as_lines)(result), to=json)
     return 0
 
 

@@ -19,14 +19,14 @@ from typing import Any
 
 import experiment
 import torch
-from experiment import ROOT, features_of, linear_accuracy, probed, recall_of, rows_of, say
+from experiment import ROOT, features_of, info, linear_accuracy, probed, recall_of, rows_of
 
 from avssl.config import Config, load
 from avssl.data.manifest import Manifest, read_manifest
 from avssl.evaluate.shortcut import shortcut_features
-from avssl.files import whole_file
+from avssl.files import atomic_write
 from avssl.mining.agreement import RULES, agreement_precision, chance_precision, minable, mine_agreement
-from avssl.report.clips import SEED, clips_html, reference_clips, vectors_of_memories
+from avssl.report.clips import SEED, clips_html, reference_clips, vectors_of_banks
 from avssl.report.curves import Chart, charts_html
 from avssl.report.history import read_history
 from avssl.report.page import Section, heading, note, page, table
@@ -50,17 +50,17 @@ def run_demo(arguments: argparse.Namespace) -> tuple[dict[str, Any], str] | None
     configs = configs_of(arguments)
     runs = {name: Path(config.run.dir) for name, config in configs.items()}
     for name, config in configs.items():
-        say(f"train {name}")
+        info(f"train {name}")
         if not train(config):
             return None
 
-    say("mine")
+    info("mine")
     config = load_run(runs["avid_cma"]).config
     precision = agreement_of(runs["avid_cma"], toy, k=int(config.method["num_positives"]))
-    say("extract and probe")
+    info("extract and probe")
     probes, retrieval, notes = probe_toy(runs, toy)
     transfer = probe_transfer(runs["avid_cma"], actions)
-    say("extract what the browser shows")
+    info("extract what the browser shows")
     for name, folder in runs.items():
         path = data / "toy" / "manifest.parquet"
         write_store(embeddings_of(out, name), load_run(folder), toy, manifest_path=path, num_clips=NUM_CLIPS)
@@ -76,8 +76,8 @@ def run_demo(arguments: argparse.Namespace) -> tuple[dict[str, Any], str] | None
         "seed": config.run.seed,
     }
     (out / "summary.json").write_text(json.dumps(summary, indent=1) + "\n")
-    say("write the report")
-    with whole_file(out / "report.html") as temporary:
+    info("write the report")
+    with atomic_write(out / "report.html") as temporary:
         temporary.write_text(demo_page(summary, runs, toy), encoding="utf-8")
     return summary, json.dumps(summary, indent=1)
 
@@ -116,7 +116,7 @@ def demo_page(summary: dict[str, Any], runs: dict[str, Path], toy: Manifest) -> 
         )
     ]
     results = [table(caption, (), list(figures.items())) for caption, figures in tables(summary).items()]
-    vectors = vectors_of_memories(load_run(runs["avid_cma"]).method)
+    vectors = vectors_of_banks(load_run(runs["avid_cma"]).method)
     clips = [note(f"Drawn at random (seed {SEED}), with clips that are near in {vectors.source}.")]
     for name, shown in reference_clips(vectors, toy.targets()).items():
         clips += [heading(name), clips_html(toy, shown)]

@@ -259,7 +259,7 @@ def handmade_accuracy(manifest: Manifest) -> dict[str, float]:
 
 
 def handmade_features(manifest: Manifest, ids: np.ndarray) -> dict[str, np.ndarray]:
-    """The first frame in grey at 16 x 16 pixels, and 64 log-mel bands averaged over 8 equal parts of the sound:
+    """The first frame in gray at 16 x 16 pixels, and 64 log-mel bands averaged over 8 equal parts of the sound:
     {video: (n, 256), audio: (n, 512)} float32."""
     pictures, sounds = [], []
     for row in tqdm(ids, desc="hand-made features", unit="video", mininterval=1):
@@ -269,8 +269,8 @@ def handmade_features(manifest: Manifest, ids: np.ndarray) -> dict[str, np.ndarr
             video=[VideoWindow(start, 0.04, 25.0)],
             audio=[AudioWindow(start, max(end - start, 0.1), SAMPLE_RATE)],
         )
-        grey = cv2.cvtColor(frames[0].data[0], cv2.COLOR_RGB2GRAY)
-        pictures.append(cv2.resize(grey, (FRAME_SIDE, FRAME_SIDE), interpolation=cv2.INTER_AREA).ravel() / 255)
+        gray = cv2.cvtColor(frames[0].data[0], cv2.COLOR_RGB2GRAY)
+        pictures.append(cv2.resize(gray, (FRAME_SIDE, FRAME_SIDE), interpolation=cv2.INTER_AREA).ravel() / 255)
         sound = torch.from_numpy(samples[0].data)[None]
         bands = log_mel(sound, sample_rate=SAMPLE_RATE, n_fft=512, hop_seconds=0.01, num_mels=64)[0, 0].numpy()
         sounds.append(np.concatenate([part.mean(axis=0) for part in np.array_split(bands, SOUND_PARTS)]))

@@ -16,9 +16,9 @@ from avssl.data.manifest import Manifest
 from avssl.evaluate.classify import linear_predict
 from avssl.evaluate.features import ClipVectors, clip_vectors
 from avssl.evaluate.harness import accuracies
-from avssl.evaluate.metrics import recall_figures
+from avssl.evaluate.metrics import recall_metrics
 from avssl.evaluate.splits import read_splits
-from avssl.files import answer, check_writable, whole_file
+from avssl.files import atomic_write, check_writable, print_result
 from avssl.training.checkpoint import LAST
 from avssl.training.loop import train
 from avssl.training.session import TrainingError
@@ -77,11 +77,11 @@ def run(
         return 1
     if found is None:
         return 1
-    answer(*found, to=arguments.json)
+    print_result(*found, to=arguments.json)
     return 0
 
 
-def say(text: str) -> None:
+def info(text: str) -> None:
     print(f"== {text}", file=sys.stderr)
 
 
@@ -99,7 +99,7 @@ def train_timed(config: Config) -> bool:
     stopped in between."""
     folder, since = Path(config.run.dir), time.perf_counter()
     resumed = (folder / LAST).exists()
-    say(f"{'continue' if resumed else 'train'} {folder}")
+    info(f"{'continue' if resumed else 'train'} {folder}")
     if not train(config):
         return False
     seconds = {} if resumed else {"train_seconds": time.perf_counter() - since}
@@ -110,7 +110,7 @@ def train_timed(config: Config) -> bool:
 def remembered(path: Path, work: Callable[[], dict[str, Any]]) -> dict[str, Any]:
     """The result of long work, done once and kept as JSON."""
     if not path.exists():
-        with whole_file(path) as temporary:
+        with atomic_write(path) as temporary:
             temporary.write_text(json.dumps(work(), indent=1) + "\n")
     return json.loads(path.read_text())
 
@@ -149,7 +149,7 @@ def recall_of(vectors: ClipVectors, manifest: Manifest) -> dict[str, float]:
     """Recall across modalities among the test clips with video and audio."""
     found = vectors.videos()
     found = found.take(np.isin(found.ids, rows_of(manifest)["test"]) & found.has("both"))
-    return recall_figures(found.embedding["video"], found.embedding["audio"], manifest.targets()[found.ids])
+    return recall_metrics(found.embedding["video"], found.embedding["audio"], manifest.targets()[found.ids])
 
 
 def table_of(results: Sequence[dict[str, Any]], rows: dict[str, str], columns: dict[str, tuple[str, str]]) -> str:

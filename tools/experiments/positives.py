@@ -22,7 +22,7 @@ from typing import Any
 import experiment
 import numpy as np
 import torch
-from experiment import ROOT, SECONDS, features_of, probed, remembered, say, table_of, train_timed
+from experiment import ROOT, SECONDS, features_of, info, probed, remembered, table_of, train_timed
 
 from avssl import distributed
 from avssl.config import Config, load
@@ -44,7 +44,7 @@ COMMON = (
     f"data.clips_per_video={CLIPS_PER_VIDEO}",
     f"data.batch_size={BATCH_SIZE}",
     f"data.size={SIZE}",
-    *("data.num_frames=8", "data.fps=8", "data.min_crop_area=0.5", "data.jitter=[0.4,0.4,0.4,0.1]", "data.grey=0.2"),
+    *("data.num_frames=8", "data.fps=8", "data.min_crop_area=0.5", "data.jitter=[0.4,0.4,0.4,0.1]", "data.gray=0.2"),
     *("data.cache_gigabytes=1.5", "data.num_workers=1", "run.num_threads=2"),  # the toy set fits: workers do little
 )
 NUM_CLIPS, NUM_FRAMES = 3, 8  # clips averaged per video, and frames of rows that learn from frames
@@ -122,7 +122,7 @@ def read_sets(data: Path) -> dict[str, Manifest]:
 def mine_tracks(toy: Manifest, out: Path) -> None:
     """Write the tracks of the clips to train on, as tools/track.py does, unless they are there."""
     if not out.exists():
-        say(f"track {out}")
+        info(f"track {out}")
         track_manifest(
             toy,
             out,
@@ -158,7 +158,7 @@ def run_row(
     if not figures.exists():
         if row.trained and not train_timed(config):
             return None
-        say(f"measure {folder}")
+        info(f"measure {folder}")
         run = load_run(folder) if row.trained else untrained_run(config)
         seconds = remembered(folder / SECONDS, dict) if row.trained else {}
         remembered(figures, lambda: measure(run, read_sets(data), frames=row.frames) | seconds | {"settings": settings})

@@ -25,7 +25,7 @@ from torch import nn
 
 from avssl.data.manifest import Manifest, read_manifest
 from avssl.data.tracks import Track, read_tracks
-from avssl.files import check_writable, whole_file
+from avssl.files import atomic_write, check_writable
 from avssl.media.decode import AudioWindow, VideoWindow, read_clip
 from avssl.methods.base import Method
 from avssl.methods.neighbour import Neighbour
@@ -43,7 +43,7 @@ NUM_FRAMES = 3  # of a clip that are shown
 TRACK_FRAMES = 4
 PATCH = 128  # pixels of a shown patch
 MEMBERS = ("nearest", "2nd nearest", "3rd nearest", "4th nearest")  # of an agreement set
-REFERENCE, POSITIVE, OTHER = "#2b5fb3", "#2a8a4a", "#c0392b"  # colours
+REFERENCE, POSITIVE, OTHER = "#2b5fb3", "#2a8a4a", "#c0392b"  # colors
 
 
 @dataclass(frozen=True)
@@ -100,7 +100,7 @@ def draw_positives(
     draw_time(time, manifest, shown)
     draw_track(tracking, manifest, shown)
     draw_agreement(agreement, manifest, shown)
-    with whole_file(out) as temporary:
+    with atomic_write(out) as temporary:
         figure.savefig(temporary, format="png", dpi=DPI)
         with Image.open(temporary) as drawn:
             few = drawn.convert("RGB").quantize(256)  # a third of the bytes, for a little banding
@@ -196,19 +196,19 @@ def draw_time(figure: SubFigure, manifest: Manifest, shown: Shown) -> None:
     is_far = shown.near is not None and apart[2] > shown.near
     far = "too far, no positive" if is_far else "positive too"
     titles = ("clip", f"{apart[1]:.1f} s later: positive", f"{apart[2]:.1f} s later: {far}")
-    colours = (REFERENCE, POSITIVE, OTHER if is_far else POSITIVE)
+    colors = (REFERENCE, POSITIVE, OTHER if is_far else POSITIVE)
     grid = figure.add_gridspec(
         2, 11, height_ratios=[10, 2.2], width_ratios=[1, 1, 1, 0.25] * 2 + [1, 1, 1], **_margins(0.14)
     )
     line = figure.add_subplot(grid[1, :])
-    for number, (start, title, colour) in enumerate(zip(shown.starts, titles, colours, strict=True)):
+    for number, (start, title, color) in enumerate(zip(shown.starts, titles, colors, strict=True)):
         seconds = start + shown.seconds * np.arange(NUM_FRAMES) / NUM_FRAMES
         axes = [figure.add_subplot(grid[0, 4 * number + i]) for i in range(NUM_FRAMES)]
         for axis, second, frame in zip(axes, seconds, _frames(manifest, shown.id, seconds), strict=True):
-            _show(axis, frame, colour)
+            _show(axis, frame, color)
             axis.set_xlabel(f"{second:.1f} s", fontsize=8, labelpad=2)
-        axes[1].set_title(title, fontsize=9.5, color=colour, pad=5)
-        line.barh(2 - number, shown.seconds, left=start, color=colour, height=0.8)
+        axes[1].set_title(title, fontsize=9.5, color=color, pad=5)
+        line.barh(2 - number, shown.seconds, left=start, color=color, height=0.8)
     line.set(xlim=(begin, max(end, shown.starts[2] + shown.seconds)), ylim=(-0.7, 2.7), yticks=[])
     line.tick_params(labelsize=7, length=2, pad=1)
     line.xaxis.set_major_formatter("{x:g} s")
@@ -225,15 +225,15 @@ def draw_track(figure: SubFigure, manifest: Manifest, shown: Shown) -> None:
     for i, (frame, box, second) in enumerate(zip(frames, boxes, times, strict=True)):
         axis = figure.add_subplot(grid[0, i])
         _show(axis, frame, "#999999")
-        colour = REFERENCE if i == 0 else POSITIVE
+        color = REFERENCE if i == 0 else POSITIVE
         top, left, height, width = box * np.tile(frame.shape[:2], 2)
         axis.add_patch(plt.Rectangle((left - 0.5, top - 0.5), width, height, fill=False, edgecolor="white", lw=5))
-        axis.add_patch(plt.Rectangle((left - 0.5, top - 0.5), width, height, fill=False, edgecolor=colour, lw=2.4))
+        axis.add_patch(plt.Rectangle((left - 0.5, top - 0.5), width, height, fill=False, edgecolor=color, lw=2.4))
         axis.set_xlabel(f"{second:.1f} s", fontsize=8, labelpad=2)
-    for place, number, title, colour in ((-2, 0, "first patch", REFERENCE), (-1, -1, "last patch: positive", POSITIVE)):
+    for place, number, title, color in ((-2, 0, "first patch", REFERENCE), (-1, -1, "last patch: positive", POSITIVE)):
         axis = figure.add_subplot(grid[0, place])
-        _show(axis, _cut(frames[number], boxes[number]), colour)
-        axis.set_title(title, fontsize=9.5, color=colour, pad=5)
+        _show(axis, _cut(frames[number], boxes[number]), color)
+        axis.set_title(title, fontsize=9.5, color=color, pad=5)
         axis.set_xlabel(f"{times[number]:.1f} s", fontsize=8, labelpad=2)
 
 
@@ -248,12 +248,12 @@ def draw_agreement(figure: SubFigure, manifest: Manifest, shown: Shown) -> None:
         2, len(ratios), height_ratios=[2.2, 1], width_ratios=ratios, **_margins(0.13, hspace=0.06)
     )
     columns = [i for i, ratio in enumerate(ratios) if ratio == 1]
-    for column, (row, title, words, colour) in zip(columns, cells, strict=True):
+    for column, (row, title, words, color) in zip(columns, cells, strict=True):
         above, below = (figure.add_subplot(grid[i, column]) for i in range(2))
         middle = float(manifest.bounds("video")[row].mean())
-        _show(above, _frames(manifest, row, [middle])[0], colour)
+        _show(above, _frames(manifest, row, [middle])[0], color)
         above.set_anchor("S")
-        above.set_title(title, fontsize=9.5, color=colour, pad=5)
+        above.set_title(title, fontsize=9.5, color=color, pad=5)
         below.imshow(_spectrogram(manifest, row), origin="lower", aspect="auto", cmap="magma")
         below.set(xticks=[], yticks=[])
         below.set_xlabel(words, fontsize=8.5, labelpad=4)
@@ -270,11 +270,11 @@ def _margins(bottom: float, *, hspace: float = 0.3) -> dict[str, float]:
     return {"left": 0.03, "right": 0.988, "top": 0.84, "bottom": bottom, "wspace": 0.08, "hspace": hspace}
 
 
-def _show(axis: Axes, picture: np.ndarray, colour: str) -> None:
+def _show(axis: Axes, picture: np.ndarray, color: str) -> None:
     axis.imshow(picture, interpolation="bilinear")
     axis.set(xticks=[], yticks=[])
     for spine in axis.spines.values():
-        spine.set(color=colour, linewidth=2)
+        spine.set(color=color, linewidth=2)
 
 
 def _cosines(like: Like) -> str:

@@ -20,11 +20,11 @@ from typing import Any
 import digits
 import experiment
 import natural
-from experiment import ROOT, remembered, say, train_timed
+from experiment import ROOT, info, remembered, train_timed
 
 from avssl.config import Config, load
 from avssl.data.manifest import read_manifest
-from avssl.evaluate.measure import Asked, measure_finetuned, measure_frozen
+from avssl.evaluate.measure import EvalSpec, measure_finetuned, measure_frozen
 from avssl.evaluate.protocols import Options
 from avssl.evaluate.splits import read_splits
 from avssl.evaluate.table import read_result, shown
@@ -92,7 +92,7 @@ def run_transfer(arguments: argparse.Namespace) -> tuple[dict[str, dict[str, dic
         for protocol in how.protocols:
             path = arguments.out / name / f"{protocol}_{method}.json"
             if not path.exists():
-                say(f"{name}: {protocol}, {METHODS[method]}")
+                info(f"{name}: {protocol}, {METHODS[method]}")
                 result = _ask(protocol, how, manifests[name], Path(config.run.dir), method, path, arguments.tuned)
                 if result is None:
                     return None
@@ -139,7 +139,7 @@ def _ask(
     protocol: str, how: Set, path: Path, folder: Path, method: str, result: Path, tuned: Sequence[str]
 ) -> dict[str, Any] | None:
     manifest = read_manifest(path)
-    asked = Asked(
+    asked = EvalSpec(
         protocol=protocol,
         manifest=manifest,
         manifest_path=str(path),

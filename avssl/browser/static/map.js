@@ -8,8 +8,8 @@ import { currentState, go, parseState } from "/static/state.js";
 const SIDES = ["video", "audio"];
 const MARGIN = 16; // pixels around the points
 const NEAR = 18; // pixels from the pointer within which a point is meant
-const NUM_COLOURS = 12; // of style.css: --point-0 ...; further labels are grey
-const SHAPES = ["circle", "square", "triangle"]; // colours alone do not tell all labels apart for every eye
+const NUM_COLORS = 12; // of style.css: --point-0 ...; further labels are gray
+const SHAPES = ["circle", "square", "triangle"]; // colors alone do not tell all labels apart for every eye
 const PREVIEW_MILLISECONDS = 100;
 
 const byId = (id) => document.getElementById(id);
@@ -54,16 +54,16 @@ function showChoices(state, about) {
     button.setAttribute("aria-disabled", String(lacking));
     button.title = lacking ? "UMAP is not installed where the server runs: pip install 'avssl[umap]'" : "";
   }
-  for (const button of byId("map-colour").children) {
-    button.setAttribute("aria-pressed", String(button.dataset.colour === state.colour));
+  for (const button of byId("map-color").children) {
+    button.setAttribute("aria-pressed", String(button.dataset.color === state.color));
   }
 }
 
 // -- Legend --
 
-/** Groups in the order of their size, the largest first, as these get the colours. */
+/** Groups in the order of their size, the largest first, as these get the colors. */
 function makeGroups(state) {
-  const byLabel = state.colour === "label";
+  const byLabel = state.color === "label";
   const of = byLabel ? map.labels : map.clusters;
   const names = byLabel ? map.label_names : Array.from({ length: map.num_clusters }, (_, i) => `cluster ${i + 1}`);
   const counts = names.map(() => 0);
@@ -74,13 +74,13 @@ function makeGroups(state) {
     name: names[number],
     count: counts[number],
     key: byLabel ? names[number] : String(number),
-    style: place < NUM_COLOURS ? place : null,
+    style: place < NUM_COLORS ? place : null,
   }));
 }
 
 function showLegend(state) {
   groups = makeGroups(state);
-  const byLabel = state.colour === "label";
+  const byLabel = state.color === "label";
   const lit = byLabel ? state.label : state.cluster;
   byId("legend-title").textContent = byLabel ? "Labels" : "Clusters";
   const focused = byId("legend").contains(document.activeElement) ? document.activeElement.dataset.key : null;
@@ -103,7 +103,7 @@ function highlight({ target }) {
   const key = target.closest("button")?.dataset.key;
   if (key === undefined) return;
   const state = currentState();
-  const field = state.colour === "label" ? "label" : "cluster";
+  const field = state.color === "label" ? "label" : "cluster";
   go({ [field]: state[field] === key ? "" : key });
 }
 
@@ -138,18 +138,18 @@ function drawPoints(side) {
   const pen = canvas.getContext("2d");
   pen.scale(ratio, ratio);
   const state = currentState();
-  const byLabel = state.colour === "label";
+  const byLabel = state.color === "label";
   const groupOf = byLabel ? map.labels : map.clusters;
   const members = new Map([[-1, []]]); // number of the group -> its points
   groupOf.forEach((number, i) => (members.get(number) ?? members.set(number, []).get(number)).push(i));
   const lit = byLabel ? state.label : state.cluster;
-  const layers = [...groups].reverse(); // the grey ones below, the lit one above all
+  const layers = [...groups].reverse(); // the gray ones below, the lit one above all
   layers.sort((a, b) => (a.key === lit) - (b.key === lit));
-  drawGroup(pen, side, members.get(-1), { colour: "--point-rest", faint: lit !== "" });
+  drawGroup(pen, side, members.get(-1), { color: "--point-rest", faint: lit !== "" });
   for (const group of layers) {
     const isLit = group.key === lit;
     drawGroup(pen, side, members.get(group.number) ?? [], {
-      colour: group.style === null ? (isLit ? "--accent" : "--point-rest") : `--point-${group.style}`,
+      color: group.style === null ? (isLit ? "--accent" : "--point-rest") : `--point-${group.style}`,
       shape: SHAPES[(group.style ?? 0) % 3],
       faint: lit !== "" && !isLit,
       size: isLit ? 4.5 : 3,
@@ -157,8 +157,8 @@ function drawPoints(side) {
   }
 }
 
-function drawGroup(pen, side, members, { colour, shape = "circle", faint = false, size = 3 }) {
-  pen.fillStyle = colourOf(colour);
+function drawGroup(pen, side, members, { color, shape = "circle", faint = false, size = 3 }) {
+  pen.fillStyle = colorOf(color);
   pen.globalAlpha = faint ? 0.15 : 0.8;
   pen.beginPath();
   for (const i of members) {
@@ -192,16 +192,16 @@ function drawMarks(side) {
   const place = chosen < 0 ? null : placeOf(side, chosen);
   if (!place) return;
   pen.scale(devicePixelRatio, devicePixelRatio);
-  for (const [width, colour] of [[5, "--ground"], [2.5, "--text"]]) {
+  for (const [width, color] of [[5, "--ground"], [2.5, "--text"]]) {
     pen.beginPath();
     pen.arc(...place, 8, 0, 2 * Math.PI);
     pen.lineWidth = width;
-    pen.strokeStyle = colourOf(colour);
+    pen.strokeStyle = colorOf(color);
     pen.stroke();
   }
 }
 
-function colourOf(name) {
+function colorOf(name) {
   return getComputedStyle(document.documentElement).getPropertyValue(name);
 }
 
@@ -295,8 +295,8 @@ byId("legend").addEventListener("click", highlight);
 byId("map-method").addEventListener("click", ({ target }) => {
   if (target.dataset.method && target.getAttribute("aria-disabled") !== "true") go({ map: target.dataset.method });
 });
-byId("map-colour").addEventListener("click", ({ target }) => {
-  if (target.dataset.colour) go({ colour: target.dataset.colour });
+byId("map-color").addEventListener("click", ({ target }) => {
+  if (target.dataset.color) go({ color: target.dataset.color });
 });
 const resized = new ResizeObserver(drawAll);
 SIDES.forEach((side) => resized.observe(canvases[side]));

@@ -13,11 +13,11 @@ const DEFAULTS = {
   store: 0,
   compare: false, // the answers of both runs side by side
   map: "pca",
-  colour: "label",
+  color: "label",
   cluster: "", // the cluster that is highlighted on the map
 };
 
-const ALLOWED = { view: VIEWS, by: ["", ...WAYS], map: ["pca", "umap"], colour: ["label", "cluster"] };
+const ALLOWED = { view: VIEWS, by: ["", ...WAYS], map: ["pca", "umap"], color: ["label", "cluster"] };
 
 /** The state that a query string such as "?view=neighbours&query=12&by=v2a" holds; what it does not say is default. */
 export function parseState(search) {

@@ -105,7 +105,7 @@ def run_recipe(
         write_manifest(given.out, table, root=given.root)
     except (ManifestError, DownloadError, WriteError, OSError) as error:
         parser.error(str(error))
-    summary = summarise(table, found, given.out)
+    summary = summarize(table, found, given.out)
     print(describe(summary), file=sys.stderr if given.json == "-" else sys.stdout)
     if given.json == "-":
         print(json.dumps(summary))
@@ -114,7 +114,7 @@ def run_recipe(
     return _advise(given, summary, nothing, has_sound=found.has_sound)
 
 
-def summarise(table: pa.Table, found: Found, out: Path) -> dict[str, Any]:
+def summarize(table: pa.Table, found: Found, out: Path) -> dict[str, Any]:
     """Counts by status and of what is expected, and by name every refused and every soundless file, every file of sound
     alone and every listed clip without a file."""
     facts = table.select(["path", "status", "has_audio", "reason"]).to_pylist()

@@ -8,7 +8,7 @@ import urllib.request
 import zipfile
 from pathlib import Path, PurePosixPath
 
-from avssl.files import whole_file
+from avssl.files import atomic_write
 
 SECONDS = 60  # without an answer
 
@@ -27,7 +27,7 @@ def fetch_file(address: str, path: Path) -> None:
     if path.exists():
         return
     print(f"fetching {address}", file=sys.stderr)
-    with whole_file(path) as temporary:
+    with atomic_write(path) as temporary:
         try:
             with urllib.request.urlopen(address, timeout=SECONDS) as answer, open(temporary, "wb") as file:
                 shutil.copyfileobj(answer, file)

@@ -10,12 +10,10 @@ from avssl.data.manifest import ManifestError
 from avssl.data.recipes.layout import CLIPS, find_clips
 
 
-def find_inside(
-    root: Path, folder: str, *, endings: frozenset[str] = CLIPS, way_out: str
-) -> tuple[list[str], list[str]]:
+def find_inside(root: Path, folder: str, *, endings: frozenset[str] = CLIPS, hint: str) -> tuple[list[str], list[str]]:
     """Files of one folder of ROOT as `find_clips` gives them, relative to ROOT. Raises ManifestError: there is none."""
     if not (root / folder).is_dir():
-        raise ManifestError(f"{root / folder} is not a folder: {way_out}")
+        raise ManifestError(f"{root / folder} is not a folder: {hint}")
     clips, others = find_clips(root / folder, endings=endings)
     return [f"{folder}/{path}" for path in clips], [f"{folder}/{path}" for path in others]
 
@@ -42,47 +40,47 @@ def match_files(
     )
 
 
-def check_classes(folder: Path, labels: Iterable[str], clips: Iterable[str], *, way_out: str) -> None:
+def check_classes(folder: Path, labels: Iterable[str], clips: Iterable[str], *, hint: str) -> None:
     """Raises ManifestError: a class has no folder with a clip; upper and lower case are the same."""
     known = {PurePosixPath(path).parent.name.lower() for path in clips}
     for label in sorted(labels):
         if label.lower() not in known:
-            raise ManifestError(f"{folder / label} does not exist or holds no clip: {way_out}")
+            raise ManifestError(f"{folder / label} does not exist or holds no clip: {hint}")
 
 
-def read_lines(path: Path, *, way_out: str) -> list[str]:
+def read_lines(path: Path, *, hint: str) -> list[str]:
     """Lines of a list, without empty ones; what is not UTF-8 is replaced. Raises ManifestError: it cannot be read."""
     try:
         text = path.read_text(encoding="utf-8-sig", errors="replace")
     except OSError as error:
-        raise ManifestError(f"{path} cannot be read ({error.strerror}): {way_out}") from error
+        raise ManifestError(f"{path} cannot be read ({error.strerror}): {hint}") from error
     return [line for line in text.split("\n") if line.strip()]
 
 
-def read_cells(path: Path, *, way_out: str) -> Iterator[list[str]]:
+def read_cells(path: Path, *, hint: str) -> Iterator[list[str]]:
     """Cells of each line of a CSV, without lines that begin with #. Raises ManifestError: it cannot be read."""
-    lines = (line for line in read_lines(path, way_out=way_out) if not line.startswith("#"))
+    lines = (line for line in read_lines(path, hint=hint) if not line.startswith("#"))
     try:
         yield from csv.reader(lines, skipinitialspace=True)
     except csv.Error as error:
-        raise ManifestError(f"{path} cannot be read as CSV ({error}): {way_out}") from error
+        raise ManifestError(f"{path} cannot be read as CSV ({error}): {hint}") from error
 
 
-def read_csv(path: Path, columns: Sequence[str], *, way_out: str) -> list[dict[str, str]]:
+def read_csv(path: Path, columns: Sequence[str], *, hint: str) -> list[dict[str, str]]:
     """Rows of a CSV whose first line names the columns.
 
     Raises:
         ManifestError: the file cannot be read, lacks a column, or a line has more or fewer cells.
     """
-    lines = read_cells(path, way_out=way_out)
+    lines = read_cells(path, hint=hint)
     names = next(lines, [])
     for name in columns:
         if name not in names:
-            raise ManifestError(f"{path} has no column {name}: its first line must name {','.join(columns)}; {way_out}")
+            raise ManifestError(f"{path} has no column {name}: its first line must name {','.join(columns)}; {hint}")
     rows = []
     for cells in lines:
         if len(cells) != len(names):
-            raise ManifestError(f"{path}: {','.join(cells)!r} has not as many cells as the first line: {way_out}")
+            raise ManifestError(f"{path}: {','.join(cells)!r} has not as many cells as the first line: {hint}")
         rows.append(dict(zip(names, cells, strict=True)))
     return rows
 
