@@ -10,11 +10,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from avssl import distributed
 from avssl.config import Count, NotNegative, Positive, Probability
 from avssl.methods.base import Encode, HeadOptions, Method, build_heads, check_pairs
 from avssl.objectives.contrast import log_mean_exp, nce, similarity
-from avssl.objectives.negatives import Bank, draw_negatives
+from avssl.objectives.negatives import Bank
 from avssl.objectives.positives import same_instance
 from avssl.structs import Batch, Embedded, Instances, Progress, Step
 from avssl.transforms.views import View
@@ -114,15 +113,9 @@ class AVID(Method):
         Each bank draws from the clips it holds, with the same random numbers: when all clips have both modalities the
         ids are the same for both, as in AVID-CMA.
         """
+        num, avoid = self.options.num_negatives, self.avoid(ids)
         return {
-            modality: draw_negatives(
-                bank.valid_ids,
-                self.options.num_negatives,
-                avoid=self.avoid(ids),
-                generator=self.generator(progress),
-                first_row=distributed.rank() * len(ids),
-                num_rows=distributed.world_size() * len(ids),
-            )
+            modality: bank.draw(num, avoid=avoid, generator=self.generator(progress))
             for modality, bank in self.banks.items()
         }
 

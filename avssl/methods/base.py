@@ -4,7 +4,7 @@ A method writes `loss`; where state moves it also writes `after_step` and `on_ep
 """
 
 import contextlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any, ClassVar, Literal
 
 import numpy as np
@@ -182,12 +182,7 @@ class Method(nn.Module):
     def forward(self, batch: Batch, progress: Progress) -> Step:
         encode = Encode(self.encoders, self.views, batch)
         step = self.loss(encode, batch, progress)
-        forgotten = [view.name for view in self.views if view.name not in encode.asked]
-        if forgotten and not self.find_unused_parameters:
-            raise RuntimeError(
-                f"{type(self).__name__} declares the views {', '.join(forgotten)} and never encodes them: leave them "
-                "out of `views`, or set find_unused_parameters"
-            )
+        check_asked(self, encode.asked)
         return step
 
     def modality_of(self, view: str) -> Literal["video", "audio"]:
@@ -256,6 +251,16 @@ class Method(nn.Module):
         """
         key = np.random.SeedSequence((self.seed, progress.step, progress.part)).generate_state(1, np.uint64)[0]
         return torch.Generator().manual_seed(int(key >> np.uint64(1)))
+
+
+def check_asked(method: Method, asked: Collection[str]) -> None:
+    """Raise RuntimeError unless a loss has encoded every view that its method declares: DDP waits for gradients."""
+    forgotten = [view.name for view in method.views if view.name not in asked]
+    if forgotten and not method.find_unused_parameters:
+        raise RuntimeError(
+            f"{type(method).__name__} declares the views {', '.join(forgotten)} and never encodes them: leave them out "
+            "of `views`, or set find_unused_parameters"
+        )
 
 
 def check_pairs(instances: Instances) -> None:

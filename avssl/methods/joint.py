@@ -10,7 +10,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from avssl.config import Options
-from avssl.methods.base import Encode, Method
+from avssl.methods.base import Encode, Method, check_asked
 from avssl.structs import Batch, Instances, Progress, Step
 from avssl.transforms.views import Same, View
 
@@ -68,7 +68,9 @@ class Joint(Method):
         total, logs, memo, embeddings = 0.0, {}, {}, {}
         for name, part in self.parts.items():
             names = self.names[name]
-            step = part.loss(PartEncode(encode, names), _renamed(batch, names), progress)
+            own = PartEncode(encode, names)
+            step = part.loss(own, _renamed(batch, names), progress)
+            check_asked(part, own.asked)
             total = total + self.weights[name] * step.loss
             logs |= {f"{name}/loss": step.loss.detach()}
             logs |= {f"{name}/{key}": value for key, value in step.logs.items()}
@@ -104,11 +106,14 @@ class PartEncode:
 
     def __init__(self, encode: Encode, names: Mapping[str, str]) -> None:
         self._encode, self._names = encode, names
+        self.asked: set[str] = set()
 
     def __call__(self, view: str, *, stage: str | None = None, x: Tensor | None = None) -> Tensor:
+        self.asked.add(view)
         return self._encode(self._names[view], stage=stage, x=x)
 
     def together(self, views: tuple[str, ...]) -> tuple[Tensor, ...]:
+        self.asked |= set(views)
         return self._encode.together([self._names[view] for view in views])
 
 

@@ -11,11 +11,10 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from avssl import distributed
 from avssl.config import Count, NotNegative, Positive, Probability
 from avssl.methods.base import Encode, HeadOptions, Method, build_heads, check_videos
 from avssl.objectives.contrast import info_nce, similarity
-from avssl.objectives.negatives import Bank, Queue, draw_negatives, in_batch
+from avssl.objectives.negatives import Bank, Queue, in_batch
 from avssl.objectives.positives import neighbour, same_crop, same_instance
 from avssl.structs import Batch, Embedded, Instances, Progress, Step
 from avssl.transforms.views import Beyond, OtherHalf, Same, Uniform, View, Within, clips
@@ -162,7 +161,10 @@ class Neighbour(Method):
             others = ~same_instance(queries, columns) & (columns.ids >= 0)
             tables.append((columns, torch.zeros_like(others), others))
         if "bank" in options.negatives:
-            columns = self.bank.lookup(self.draw(queries.ids, progress))  # (Q, K, D)
+            drawn = self.bank.draw(
+                options.num_negatives, avoid=queries.ids[:, None], generator=self.generator(progress)
+            )
+            columns = self.bank.lookup(drawn)  # (Q, K, D)
             tables.append((columns, torch.zeros_like(columns.ids, dtype=torch.bool), columns.ids >= 0))
         logits = torch.cat([similarity(queries, columns) for columns, _, _ in tables], dim=1) / options.temperature
         positive = torch.cat([positive for _, positive, _ in tables], dim=1)
@@ -198,17 +200,6 @@ class Neighbour(Method):
         only = torch.eye(each, dtype=torch.bool, device=far.device).repeat(len(far), 1) & far.repeat_interleave(each, 0)
         positive = positive.repeat_interleave(each, dim=0) & only.any(dim=1, keepdim=True)
         return info_nce(rows, positive, ignore=~positive & ~only)
-
-    def draw(self, ids: Tensor, progress: Progress) -> Tensor:
-        """Ids (Q, K) of other videos in the bank."""
-        return draw_negatives(
-            self.bank.valid_ids,
-            self.options.num_negatives,
-            avoid=ids[:, None],
-            generator=self.generator(progress),
-            first_row=distributed.rank() * len(ids),
-            num_rows=distributed.world_size() * len(ids),
-        )
 
     @torch.no_grad()
     def after_step(self, step: Step, progress: Progress) -> None:

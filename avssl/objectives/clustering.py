@@ -1,6 +1,6 @@
 """Online clustering: codes that fill prototypes evenly, and the loss that predicts one crop's code from another (SwAV).
 
-Letters: B samples per rank, K prototypes.
+Letters: B samples per rank, K prototypes, D embedding, L vectors of a queue, W ranks.
 """
 
 from collections.abc import Mapping
@@ -11,10 +11,33 @@ from torch import Tensor
 
 from avssl import distributed
 from avssl.objectives.contrast import mean_over_rows
+from avssl.objectives.negatives import Queue
+
+
+def prototype_scores(z: Tensor, prototypes: Tensor) -> Tensor:
+    """Cosines of unit vectors (B, D) with unit prototypes (K, D) -> (B, K) float32."""
+    with torch.autocast(z.device.type, enabled=False):
+        return z.float() @ prototypes.float().T
 
 
 @torch.no_grad()
-def sinkhorn(scores: Tensor, *, epsilon: float, num_iterations: int, valid: Tensor | None = None) -> Tensor:
+def queue_scores(queue: Queue, prototypes: Tensor) -> tuple[Tensor, Tensor]:
+    """This rank's share of a queue as `sinkhorn` takes it: scores (L / W, K), and which rows count (none before the
+    queue is full).
+    """
+    own = slice(distributed.rank(), None, distributed.world_size())
+    return prototype_scores(queue.z[own], prototypes), (queue.ids[own] >= 0) & (queue.ids >= 0).all()
+
+
+@torch.no_grad()
+def sinkhorn(
+    scores: Tensor,
+    *,
+    epsilon: float,
+    num_iterations: int,
+    valid: Tensor | None = None,
+    earlier: tuple[Tensor, Tensor] | None = None,
+) -> Tensor:
     """Codes of the samples of all ranks: each sums to 1, and the prototypes share the samples about evenly.
 
     Args:
@@ -22,21 +45,24 @@ def sinkhorn(scores: Tensor, *, epsilon: float, num_iterations: int, valid: Tens
         epsilon: smoothness; smaller = harder codes.
         num_iterations: of normalizing the prototypes' sums, then the samples'.
         valid: (B,) bool, rows that count; the codes of the others are 0. None = all.
+        earlier: scores (L, K) and valid (L,) of earlier samples, which fill the prototypes too and get no code.
 
     Returns:
         (B, K) float32, without gradient.
 
     Source: Caron et al. 2020 (SwAV), eq. 3 and appendix A; equal to the authors' distributed_sinkhorn.
     """
-    scores = scores.float()
+    scores, num_rows = scores.float(), len(scores)
     valid = torch.ones_like(scores[:, 0], dtype=torch.bool) if valid is None else valid
+    if earlier is not None:
+        scores, valid = torch.cat([earlier[0], scores]), torch.cat([earlier[1], valid])
     highest = distributed.gather(scores.masked_fill(~valid[:, None], -torch.inf).amax()[None]).amax()
     codes = torch.exp((scores - highest) / epsilon).masked_fill(~valid[:, None], 0.0)
     tiny = torch.finfo(codes.dtype).tiny
     for _ in range(num_iterations):
         codes = codes / distributed.all_reduce(codes.sum(dim=0)).clamp(min=tiny) / codes.shape[1]  # prototypes to 1 / K
         codes = codes / codes.sum(dim=1, keepdim=True).clamp(min=tiny)  # samples to 1
-    return codes
+    return codes[-num_rows:]
 
 
 def swapped_prediction(

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from avssl import distributed
 from avssl.structs import Embedded
 
 
@@ -106,6 +107,16 @@ class Bank(nn.Module):
             view=torch.full_like(ids, self.view),
             start=torch.zeros_like(ids, dtype=torch.float64),
         )
+
+    def draw(self, num: int, *, avoid: Tensor, generator: torch.Generator) -> Tensor:
+        """Negatives (B, num) for the B rows of this rank, by `draw_negatives` from one stream over all ranks.
+
+        Args:
+            avoid: (B, P) ids that a row must not draw.
+        """
+        rank, world_size = distributed.rank(), distributed.world_size()
+        rows = {"first_row": rank * len(avoid), "num_rows": world_size * len(avoid)}
+        return draw_negatives(self.valid_ids, num, avoid=avoid, generator=generator, **rows)
 
     @torch.no_grad()
     def update(self, new: Embedded, *, momentum: float) -> None:

@@ -117,27 +117,20 @@ class Video:
             `crop` (4,) float64: top, left, height, width as fractions of the picture, to be cut out at decoding;
             flip, jitter, order, and gray, blur, solarize where they are on.
         """
-        if rng is None:
-            params = {"crop": video.center_crop(width=width, height=height)}
-        else:
-            params = {
-                "crop": video.random_crop(
-                    rng,
-                    width=width,
-                    height=height,
-                    min_area=data.min_crop_area,
-                    max_area=data.max_crop_area,
-                    aspect=data.crop_aspect,
-                )
-            }
-        return params | self.draw_colors(rng, data)
-
-    def draw_colors(self, rng: np.random.Generator | None, data: DataConfig) -> dict[str, np.ndarray]:
-        """All that `draw` gives but the crop."""
         neutral = np.asarray(video.NEUTRAL_FACTORS, dtype=np.float32)
-        params = {"flip": np.asarray(False), "jitter": neutral, "order": np.arange(4)}
-        if rng is not None:
-            params["flip"] = np.asarray(rng.random() < data.flip)
+        if rng is None:
+            crop = video.center_crop(width=width, height=height)
+            params = {"crop": crop, "flip": np.asarray(False), "jitter": neutral, "order": np.arange(4)}
+        else:
+            crop = video.random_crop(
+                rng,
+                width=width,
+                height=height,
+                min_area=data.min_crop_area,
+                max_area=data.max_crop_area,
+                aspect=data.crop_aspect,
+            )
+            params = {"crop": crop, "flip": np.asarray(rng.random() < data.flip)}
             params["jitter"] = video.random_jitter(rng, data.jitter)
             params["order"] = rng.permutation(4)
             if data.jitter_probability != 1 and not video.bernoulli(rng, data.jitter_probability):
@@ -201,7 +194,9 @@ class Patch(Video):
         data = _as_patch(data)
         size = (data.size, data.size)
         frame = VideoWindow(window.start, self.seconds(data), data.fps, crop=window.box, size=size)
-        return Plan((frame,), (1, *size, 3), self.draw_colors(rng, data))
+        params = self.draw(rng, data, width=clip.width, height=clip.height)
+        del params["crop"]  # what is cut out is the box of the track
+        return Plan((frame,), (1, *size, 3), params)
 
 
 @functools.cache

@@ -153,7 +153,8 @@ def test_own_video_in_the_queue_is_left_out() -> None:
 
 def test_negatives_of_the_bank_are_other_videos() -> None:
     method = build(everything(12), negatives=["bank"], num_negatives=200)
-    drawn = method.draw(torch.tensor([3, 3, 5]), START)
+    avoid = torch.tensor([[3], [3], [5]])
+    drawn = method.bank.draw(200, avoid=avoid, generator=method.generator(START))
     assert drawn.shape == (3, 200)
     assert not (drawn == torch.tensor([[3], [3], [5]])).any()
     assert set(drawn[0].tolist()) == set(range(12)) - {3}
