@@ -119,6 +119,7 @@ def test_channels_last_reaches_a_kernel_of_one_channel() -> None:
 
 COMPILED = """
 import torch
+from torch._dynamo.utils import counters
 from avssl.models.heads import mlp
 from avssl.training.setup import compile_encoders
 method = torch.nn.Module()
@@ -130,6 +131,14 @@ expected = method.encoders["video"](x)
 compile_encoders(method, torch.device("cpu"))
 assert list(method.state_dict()) == names
 torch.testing.assert_close(method.encoders["video"](x), expected)
+before = counters["stats"]["unique_graphs"]
+method.encoders["video"](torch.ones(3, 4))
+assert counters["stats"]["unique_graphs"] == before + 1  # another shape is compiled, not run eagerly
+torch._dynamo.config.recompile_limit = 2
+try:
+    method.encoders["video"](torch.ones(5, 4))
+except torch._dynamo.exc.FailOnRecompileLimitHit:
+    print("refused")
 """
 
 
@@ -142,6 +151,7 @@ def test_compiled_encoders_keep_their_names_and_a_missing_compiler_is_said(tmp_p
     done = subprocess.run([sys.executable, "-c", COMPILED], env=environment, capture_output=True, text=True)
     if compiler == "g++":
         assert done.returncode == 0, done.stderr
+        assert done.stdout == "refused\n"  # more shapes than views, which would silently fall back to eager
     else:
         assert "ConfigError: run.compile=true, but torch.compile fails here" in done.stderr
         assert "install a C++ compiler" in done.stderr

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from avssl.config import Count, NotNegative, Positive, Probability
 from avssl.methods.base import Encode, HeadOptions, Method, build_heads, check_videos
-from avssl.objectives.contrast import info_nce, similarity
+from avssl.objectives.contrast import info_nce, info_nce_pairs, similarity
 from avssl.objectives.negatives import Bank, Queue, in_batch
 from avssl.objectives.positives import neighbour, same_crop, same_instance
 from avssl.structs import Batch, Embedded, Instances, Progress, Step
@@ -44,31 +44,39 @@ class NeighbourOptions(HeadOptions):
 
     @model_validator(mode="after")
     def _check_together(self) -> Self:
-        if self.num_queries is not None and self.num_queries >= self.num_clips:
-            raise ValueError(
-                f"num_queries={self.num_queries} of num_clips={self.num_clips}: expected 1 to "
-                f"{self.num_clips - 1}, or null for clips that are both"
-            )
-        if self.min_far_seconds is not None and (self.max_seconds is None or self.min_far_seconds < self.max_seconds):
-            raise ValueError(
-                f"min_far_seconds={self.min_far_seconds} with max_seconds={self.max_seconds}: far begins where "
-                "near ends or later: set max_seconds at most as large"
-            )
-        if self.interval == "radii" and self.max_seconds is None:
-            raise ValueError("interval=radii draws clips within max_seconds: set it")
-        if self.num_far and (self.interval != "radii" or self.num_far > self.num_clips - 2):
-            raise ValueError(
-                f"num_far={self.num_far} needs interval=radii and, beside the first clip and a near one, "
-                f"num_clips of at least {self.num_far + 2}"
-            )
-        if self.interval == "halves" and self.num_clips < 3:
-            raise ValueError(
-                f"interval=halves with num_clips={self.num_clips} has no clip in the other half: expected at least 3"
-            )
-        if self.momentum_schedule == "cosine" and self.momentum is None:
-            raise ValueError("momentum_schedule=cosine needs momentum: set it, such as 0.994")
-        if self.far == "negative" and self.max_seconds is None:
-            raise ValueError("far=negative needs max_seconds: with null every clip of a video is near")
+        least, far, near = self.num_far + 2, self.min_far_seconds, self.max_seconds
+        for wrong, message in (
+            (
+                self.num_queries is not None and self.num_queries >= self.num_clips,
+                f"num_queries={self.num_queries} of num_clips={self.num_clips}: expected 1 to {self.num_clips - 1}, or "
+                "null for clips that are both",
+            ),
+            (
+                far is not None and (near is None or far < near),
+                f"min_far_seconds={far} with max_seconds={near}: far begins where near ends or later: set max_seconds "
+                "at most as large",
+            ),
+            (self.interval == "radii" and near is None, "interval=radii draws clips within max_seconds: set it"),
+            (
+                self.num_far and (self.interval != "radii" or self.num_clips < least),
+                f"num_far={self.num_far} needs interval=radii and, beside the first clip and a near one, num_clips of "
+                f"at least {least}",
+            ),
+            (
+                self.interval == "halves" and self.num_clips < 3,
+                f"interval=halves with num_clips={self.num_clips} has no clip in the other half: expected at least 3",
+            ),
+            (
+                self.momentum_schedule == "cosine" and self.momentum is None,
+                "momentum_schedule=cosine needs momentum: set it, such as 0.994",
+            ),
+            (
+                self.far == "negative" and near is None,
+                "far=negative needs max_seconds: with null every clip of a video is near",
+            ),
+        ):
+            if wrong:
+                raise ValueError(message)
         return self
 
     @property
@@ -195,11 +203,7 @@ class Neighbour(Method):
         near = neighbour(queries, own, max_seconds=options.intra_seconds)
         positive = near & ~same_crop(queries, own)
         far = same_instance(queries, own) & ~near
-        each = logits.shape[1]  # a row for every far clip, with that one as its only negative
-        rows = logits.repeat_interleave(each, dim=0)  # (B n m, m)
-        only = torch.eye(each, dtype=torch.bool, device=far.device).repeat(len(far), 1) & far.repeat_interleave(each, 0)
-        positive = positive.repeat_interleave(each, dim=0) & only.any(dim=1, keepdim=True)
-        return info_nce(rows, positive, ignore=~positive & ~only)
+        return info_nce_pairs(logits, positive, far)
 
     @torch.no_grad()
     def after_step(self, step: Step, progress: Progress) -> None:
