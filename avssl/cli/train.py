@@ -14,6 +14,7 @@ from pathlib import Path
 from avssl import distributed
 from avssl.cli.common import new_parser, run
 from avssl.config import load
+from avssl.methods import import_methods
 from avssl.train import TrainingError, train
 
 
@@ -27,6 +28,7 @@ def main(arguments: list[str] | None = None) -> int:
 def _train(given: argparse.Namespace) -> int:
     try:
         config = load(given.config, given.overrides)
+        import_methods(config)
         complete = train(config)
         is_main = distributed.is_main()
     finally:
