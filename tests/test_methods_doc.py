@@ -91,7 +91,7 @@ def test_its_loss_is_that_of_the_paper(clip_set: Manifest, tmp_path: Path, name:
 
 
 def test_its_projector_is_the_published_one(clip_set: Manifest, tmp_path: Path, name: str) -> None:
-    """METHODS 7.7: no bias below a norm, the last norm without scale and shift, 2048-512-2048 with a bias at the end."""
+    """No bias below a norm, the last norm without scale and shift, a predictor of 2048-512-2048 with a bias."""
     chosen = configured(clip_set, tmp_path / "run", name).replace(method={"name": name})
     import_methods(chosen)
     every = torch.ones(NUM, dtype=torch.bool)
