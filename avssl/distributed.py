@@ -35,7 +35,7 @@ def init(device: str = "auto") -> torch.device:
         store, rank, world_size = next(dist.rendezvous("env://", timeout=timeout))
         if os.environ.get("LOCAL_WORLD_SIZE") == os.environ["WORLD_SIZE"]:
             # torchrun's store outlives a restart, and the addresses in it are those of the dead processes
-            # (pytorch/pytorch#135712). On several machines the counts may differ: there the README has a setting.
+            # (pytorch/pytorch#135712). On several machines the counts may differ: docs/robustness.md has a setting.
             store = dist.PrefixStore(f"restart {os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", store)
         dist.init_process_group(backend, store=store, rank=rank, world_size=world_size, timeout=timeout)
     return chosen
