@@ -8,12 +8,12 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
-from avssl.train import train
 
 from avssl.config import Config
 from avssl.data.manifest import Manifest
 from avssl.methods import METHODS, build_method, import_methods
 from avssl.structs import Instances
+from avssl.training.loop import train
 from avssl.weights.load import load_run
 from tests.support.contract import NUM, batch_of, progress
 from tests.support.runs import TINY, config
