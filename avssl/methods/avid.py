@@ -68,8 +68,8 @@ class AVID(Method):
         self.register_load_state_dict_post_hook(AVID._ask_log_z_again)
 
     def loss(self, encode: Encode, batch: Batch, progress: Progress) -> Step:
-        video = self.embed("video", self.heads["video"](encode("video")), batch)  # (B, D)
-        audio = self.embed("audio", self.heads["audio"](encode("audio")), batch)  # (B, D)
+        video = self.embed("video", self.project(encode, "video"), batch)  # (B, D)
+        audio = self.embed("audio", self.project(encode, "audio"), batch)  # (B, D)
         return self.contrast(video, audio, batch.ids, self.draw(batch.ids, progress))
 
     def terms(self, video: Embedded, audio: Embedded, ids: Tensor) -> list[Term]:

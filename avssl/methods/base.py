@@ -97,13 +97,16 @@ class Encode:
         return getattr(self._batch, self._views[view].modality)[view]
 
     def _pass(self, views: Sequence[str], x: Tensor, stage: str | None) -> Tensor:
-        modality = self._views[views[0]].modality
-        encoder = self._encoders[modality]
-        seen_later = {view.name for view in self._views.values() if _is_exported(view)}
-        of_modality = {view.name for view in self._views.values() if view.modality == modality}
-        moves = seen_later >= set(views) or not seen_later & of_modality
-        with torch.enable_grad(), contextlib.nullcontext() if moves else _still_statistics(encoder):
+        encoder = self._encoders[self._views[views[0]].modality]
+        with torch.enable_grad(), self.statistics(encoder, views):
             return encode_each(encoder, x, stage)
+
+    def statistics(self, network: nn.Module, views: Sequence[str]) -> contextlib.AbstractContextManager[None]:
+        """Inside, running statistics of BatchNorm in `network` move only if these views may move them."""
+        modality = self._views[views[0]].modality
+        exported = {view.name for view in self._views.values() if view.modality == modality and _is_exported(view)}
+        moves = exported >= set(views) or not exported
+        return contextlib.nullcontext() if moves else _still_statistics(network)
 
 
 def _is_exported(view: View) -> bool:
@@ -199,6 +202,13 @@ class Method(nn.Module):
         return Embedded(
             z=F.normalize(raw.float(), dim=1), ids=ids, view=torch.full_like(ids, number), start=batch.start[view]
         )
+
+    def project(self, encode: Encode, view: str) -> Tensor:
+        """The head's output for a view (B, D); running statistics of BatchNorm move as those of the encoder do."""
+        head = self.heads[self.modality_of(view)]
+        features = encode(view)
+        with encode.statistics(head, [view]):
+            return head(features)
 
     def follow(
         self, networks: Mapping[str, nn.Module], *, momentum: float, schedule: Literal["constant", "cosine"]

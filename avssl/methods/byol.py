@@ -43,7 +43,7 @@ class BYOL(Method):
         self.follow(networks, momentum=options.momentum, schedule=options.momentum_schedule)
 
     def loss(self, encode: Encode, batch: Batch, progress: Progress) -> Step:
-        z1, z2 = (self.heads["video"](encode(view.name)) for view in self.views)  # (B, D)
+        z1, z2 = (self.project(encode, view.name) for view in self.views)  # (B, D)
         p1, p2 = self.predictor(z1), self.predictor(z2)  # (B, D)
         t1, t2 = (self.target["head"](self.encode_target(view.name, batch)) for view in self.views)  # (B, D)
         present = self.present(batch, "video")  # (B,)

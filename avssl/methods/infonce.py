@@ -34,8 +34,8 @@ class InfoNCE(Method):
         self.heads = build_heads(encoders, options, self.modalities)
 
     def loss(self, encode: Encode, batch: Batch, progress: Progress) -> Step:
-        video = self.embed("video", self.heads["video"](encode("video")), batch)  # (B, D)
-        audio = self.embed("audio", self.heads["audio"](encode("audio")), batch)  # (B, D)
+        video = self.embed("video", self.project(encode, "video"), batch)  # (B, D)
+        audio = self.embed("audio", self.project(encode, "audio"), batch)  # (B, D)
         logs = {"v2a": self.contrast(video, in_batch(audio)), "a2v": self.contrast(audio, in_batch(video))}
         return Step(
             loss=(logs["v2a"] + logs["a2v"]) / 2,

@@ -2,7 +2,8 @@
 and every part keeps its own heads, memory banks and queues.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from typing import Any
 
@@ -111,6 +112,9 @@ class PartEncode:
     def __call__(self, view: str, *, stage: str | None = None, x: Tensor | None = None) -> Tensor:
         self.asked.add(view)
         return self._encode(self._names[view], stage=stage, x=x)
+
+    def statistics(self, network: nn.Module, views: Sequence[str]) -> AbstractContextManager[None]:
+        return self._encode.statistics(network, [self._names[view] for view in views])
 
     def together(self, views: tuple[str, ...]) -> tuple[Tensor, ...]:
         self.asked |= set(views)

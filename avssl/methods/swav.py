@@ -56,14 +56,13 @@ class SwAV(Method):
         options, present = self.options, self.present(batch, "video")  # (B,)
         prototypes = self.prototypes.detach() if progress.step < options.freeze_steps else self.prototypes  # (K, D)
         names = [view.name for view in self.views]
-        embedded = {name: self.embed(name, self.heads["video"](encode(name)), batch) for name in names}
+        embedded = {name: self.embed(name, self.project(encode, name), batch) for name in names}
         scores = {name: prototype_scores(x.z, prototypes) for name, x in embedded.items()}  # (B, K)
-        codes = {}
-        for i, name in enumerate(names[: options.num_large]):
-            uses_queue = self.queues and progress.epoch >= options.queue_from_epoch
-            earlier = queue_scores(self.queues[i], prototypes) if uses_queue else None
-            how = {"epsilon": options.epsilon, "num_iterations": options.num_iterations}
-            codes[name] = sinkhorn(scores[name], valid=present, earlier=earlier, **how)  # (B, K)
+        uses_queue = len(self.queues) > 0 and progress.epoch >= options.queue_from_epoch
+        earlier = [queue_scores(queue, prototypes) if uses_queue else None for queue in self.queues]
+        earlier = earlier or [None] * options.num_large
+        how = {"epsilon": options.epsilon, "num_iterations": options.num_iterations, "valid": present}
+        codes = {name: sinkhorn(scores[name], earlier=each, **how) for name, each in zip(names, earlier, strict=False)}
         loss = swapped_prediction(scores, codes, temperature=options.temperature, valid=present)
         memo = {name: embedded[name].detach() for name in codes}
         return Step(loss, memo=memo, embeddings={"video": memo["video"]})

@@ -55,3 +55,10 @@ def test_a_full_queue_fills_the_codes() -> None:
         codes[name] = sinkhorn(filled, epsilon=0.05, num_iterations=3)[-NUM:]
     expected = swapped_prediction(scores, codes, temperature=0.1)
     torch.testing.assert_close(method(batch, with_queue).loss.detach(), expected)
+
+
+def test_only_large_crops_move_the_running_statistics() -> None:
+    method = build("swav").train()
+    method(batch_of(method, 0), Progress(0, 0, 10))
+    norms = [m for part in (method.encoders, method.heads) for m in part.modules() if hasattr(m, "running_mean")]
+    assert {int(norm.num_batches_tracked) for norm in norms} == {2}
