@@ -73,9 +73,9 @@ class PolicyConfig(Options):
     no_audio: Policy = "mask"  # no sound track
     silent: Policy = "mask"  # a sound track of digital silence
     short: Policy = "mask"  # shorter than the run's clips
-    late_start: Policy = "mask"  # the picture starts later than the sound
+    late_start: Policy = "mask"  # the video starts later than the audio
     rotated: Policy = "mask"  # turned by metadata; frames are read upright
-    unequal_length: Policy = "mask"  # sound and picture
+    unequal_length: Policy = "mask"  # video and audio
     # known after python tools/check.py --fix-manifest only
     cut_off: Policy = "mask"  # ends earlier than its header says
     damaged: Policy = "mask"  # does not decode everywhere
@@ -94,16 +94,16 @@ class DataConfig(Options):
     batch_size: Count = 256  # clips per optimizer step over all ranks and accumulated parts
     num_workers: int = Field(2, ge=0)  # decoding processes per rank; 0 = decode in the main process
     worker_timeout_seconds: Positive = 120.0  # a worker silent for longer stops the run with an error
-    max_pixels: Count = 2**25  # of one stored picture (8K); a file that asks for more is refused by name
+    max_pixels: Count = 2**25  # of one stored frame (8K); a file that asks for more is refused by name
     max_seconds: Positive = 360_000.0  # that a file claims to last; likewise
-    decoder: Literal["pyav", "decord", "torchcodec"] = "pyav"  # of the pictures; the others have to be installed
+    decoder: Literal["pyav", "decord", "torchcodec"] = "pyav"  # of the frames; the others have to be installed
     cache_gigabytes: NotNegative = 0.0  # decoded clips that each worker keeps in memory: for sets that fit whole
     # video view
     num_frames: Count = 8
     fps: float = Field(16.0, ge=0.01)
     size: Count = 224  # side of the square crop in pixels
-    min_crop_area: Area = 0.08  # random resized crop: smallest share of the picture; 1 = whole picture
-    max_crop_area: Area = 1.0  # largest share of the picture
+    min_crop_area: Area = 0.08  # random resized crop: smallest fraction of the frame; 1 = whole frame
+    max_crop_area: Area = 1.0  # largest fraction of the frame
     crop_aspect: tuple[Positive, Positive] = (3 / 4, 4 / 3)  # smallest and largest width over height
     flip: Probability = 0.5  # of a horizontal flip
     # strengths of brightness, contrast, saturation, hue
@@ -121,7 +121,7 @@ class DataConfig(Options):
     # audio view
     audio_seconds: Positive = 2.0
     sample_rate: Count = 24000
-    max_offset_seconds: NotNegative = 0.5  # how far the sound window may start before or end after the picture's
+    max_offset_seconds: NotNegative = 0.5  # how far the sound window may start before or end after the video's
     volume_jitter: Share = 0.1  # gain drawn from 1 +- this
     spectrogram: Literal["avid", "log_mel"] = "avid"
     n_fft: Count = 512  # avid: half the window in samples; log_mel: the window in samples
@@ -358,7 +358,7 @@ def _yaml_problem(error: yaml.YAMLError, *, has_lines: bool) -> str:
     place = f" in line {error.problem_mark.line + 1}" if has_lines and error.problem_mark else ""
     if isinstance(error, yaml.constructor.ConstructorError) and "tag" in (error.problem or ""):
         return f"{error.problem}{place}: write plain values, tags are not executed"
-    return f"{error.problem}{place}: mend the YAML there"
+    return f"{error.problem}{place}: fix the YAML there"
 
 
 @functools.cache
@@ -424,7 +424,7 @@ def _problem(options: type[Options], given: Mapping[str, Any], error: Validation
 
 
 def _expected(annotation: Any, limits: Sequence[Any] = ()) -> str:
-    """What an annotation admits, in words."""
+    """What an annotation admits, for a person."""
     origin, inner = get_origin(annotation), get_args(annotation)
     if origin is Annotated:
         return _expected(inner[0], [limit for each in inner[1:] for limit in getattr(each, "metadata", ())])

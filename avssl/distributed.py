@@ -147,5 +147,5 @@ def check_equal(tensors: dict[str, Tensor], what: str) -> None:
     if len(set(digests)) > 1:
         raise RuntimeError(
             f"{what} differ between ranks (digests {[str(d)[:8] for d in digests]}): training on would mix different "
-            "memories; resume from the last checkpoint and report this"
+            "memory banks; resume from the last checkpoint and report this"
         )

@@ -20,7 +20,7 @@ from avssl.files import WriteError, atomic_write
 
 
 class RunningMean:
-    """Means of named figures since the last `pop`, over ranks too. Values stay on their device until then."""
+    """Means of named metrics since the last `pop`, over ranks too. Values stay on their device until then."""
 
     def __init__(self) -> None:
         self._sums: dict[str, Tensor] = {}
@@ -44,7 +44,7 @@ class RunningMean:
 
 
 class RunLog:
-    """Where a run's figures go. On ranks other than 0 every call does nothing.
+    """Where a run's metrics go. On ranks other than 0 every call does nothing.
 
     Args:
         folder: of the run.
@@ -72,21 +72,21 @@ class RunLog:
             total=num_steps, initial=first_step, unit="step", dynamic_ncols=True, file=sys.stderr, mininterval=1
         )
 
-    def report(self, step: int, figures: Mapping[str, Any]) -> None:
-        """Write one line of figures for a step (a number that is not finite as null)."""
+    def report(self, step: int, metrics: Mapping[str, Any]) -> None:
+        """Write one line of metrics for a step (a number that is not finite as null)."""
         if not self.active:
             return
-        line = {"step": step, **figures}
+        line = {"step": step, **metrics}
         try:
             with self.path.open("a") as file:
                 file.write(json.dumps({name: _jsonable(value) for name, value in line.items()}) + "\n")
-            for name, value in figures.items():
+            for name, value in metrics.items():
                 if isinstance(value, int | float):
                     self._board.add_scalar(name, value, step)
         except OSError as error:
             raise WriteError(self.path, error) from error
-        if "loss" in figures:
-            self._bar.set_postfix_str(f"loss {figures['loss']:.3f}, {figures.get('clips_per_second', 0):.0f} clips/s")
+        if "loss" in metrics:
+            self._bar.set_postfix_str(f"loss {metrics['loss']:.3f}, {metrics.get('clips_per_second', 0):.0f} clips/s")
 
     def advance(self) -> None:
         if self.active:
@@ -134,7 +134,7 @@ def log_lines(path: Path) -> Iterator[dict[str, Any]]:
 def _came_before(line: Mapping[str, Any], first_step: int) -> bool:
     """Whether a line was written before its run was saved at `first_step`.
 
-    A step's figures, with its loss, come before the save; those of mining and reading for the next step, which carry
+    A step's metrics, with its loss, come before the save; those of mining and reading for the next step, which carry
     the same number of steps done, come after it.
     """
     return line["step"] < first_step or (line["step"] == first_step and "loss" in line)

@@ -22,7 +22,7 @@ SMALL_BYTES = 65536  # tensors up to here go from process to process by value
 
 @dataclass(frozen=True)
 class Sample:
-    """One clip as a worker process hands it over: numpy only, uint8 pictures and raw samples."""
+    """One clip as a worker process hands it over: numpy only, uint8 frames and raw samples."""
 
     id: int  # row of the manifest
     video: dict[str, np.ndarray]  # {view: (T, H, W, 3) uint8}
@@ -46,7 +46,7 @@ class Batch:
     ids: Tensor  # (B,) int64, rows of the manifest
     start: dict[str, Tensor]  # {view: (B,) float64 seconds}
     has_audio: Tensor  # (B,) bool; the sound of the other rows is zeros
-    has_video: Tensor  # (B,) bool; the picture of the other rows is zeros
+    has_video: Tensor  # (B,) bool; the frames of the other rows are zeros
     params: dict[str, dict[str, Tensor]]  # {view: {parameter: (B, ...)}}, always on the CPU
     padded: dict[str, Tensor]  # {view: (B,) bool}
     target: dict[str, Tensor] = field(default_factory=dict)
@@ -117,7 +117,7 @@ class Embedded:
     """Unit vectors that remember where they come from.
 
     Queries are (Q, D); shared columns (M, D); own columns per query (Q, M, D). `ids`, `view` and `start` have z's shape
-    without its last axis. An id of -1 is an empty place: it matches nothing.
+    without its last axis. An id of -1 is a masked row: it matches nothing.
     """
 
     z: Tensor  # (..., D) unit length
@@ -237,5 +237,5 @@ class Instances:
 
     @property
     def paired(self) -> Tensor:
-        """(N,) bool: admitted rows that have picture and sound."""
+        """(N,) bool: admitted rows that have video and audio."""
         return self.valid & self.has_video & self.has_audio

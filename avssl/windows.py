@@ -26,7 +26,7 @@ class VideoWindow:
         start: second of the first frame.
         duration: seconds; round(duration * fps) frames are read, frame i at start + i / fps.
         fps: frames per second that come out, whatever the rate of the file.
-        crop: (top, left, height, width) as fractions of the upright picture; None = all of it. Rotation metadata is
+        crop: (top, left, height, width) as fractions of the upright frame; None = all of it. Rotation metadata is
             applied, mirroring and pixels that are not square are not.
         size: (height, width) in pixels that come out; None = the pixels of the file.
     """
@@ -44,7 +44,7 @@ class VideoWindow:
             inside = min(top, left) >= 0 and min(height, width) > 0 and max(top + height, left + width) <= 1 + 1e-6
             if not inside:
                 raise ValueError(
-                    f"crop={self.crop} must be (top, left, height, width), fractions of the picture that stay in [0, 1]"
+                    f"crop={self.crop} must be (top, left, height, width), fractions of the frame that stay in [0, 1]"
                 )
         if self.size is not None and min(self.size) < 1:
             raise ValueError(f"size={self.size} must be (height, width) in pixels, at least 1 each")

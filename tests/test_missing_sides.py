@@ -424,7 +424,7 @@ def test_a_wholly_silent_set_trains_searches_and_is_evaluated_by_its_pictures(
         return tmp_path / name
 
     for refused in ([], CMA):
-        with pytest.raises(ValueError, match=r"no clip of this split has both picture and sound.*method\.within=1"):
+        with pytest.raises(ValueError, match=r"no clip of this split has both video and audio.*method\.within=1"):
             train(config(silent, tmp_path / "refused", *refused))
     spread = "method.head_batch_norm=true"
     avid = trained("avid", "method.within=1", "optim.epochs=2", spread)

@@ -109,7 +109,7 @@ def read_only(folder: Path) -> None:
         (["data.root=none"], r"the folder of its clips does not exist: none; name the right one as root"),
         (["model.init=none"], r"checkpoint none does not exist: give the folder of a run"),
         (["optim.lr"], r"override 'optim\.lr' is not of the form section\.key=value"),
-        (["optim.lr=[1, 2"], r"override 'optim\.lr=\[1, 2' cannot be read: .*mend the YAML"),
+        (["optim.lr=[1, 2"], r"override 'optim\.lr=\[1, 2' cannot be read: .*fix the YAML"),
     ],
 )
 def test_a_wrong_config_is_refused_before_anything_is_written(
@@ -123,7 +123,7 @@ def test_a_wrong_config_is_refused_before_anything_is_written(
 def test_more_positives_than_clips_are_refused(train_call: Call, tmp_path: Path, num_positives: int) -> None:
     done = train_call(tmp_path / "new", *CMA, f"method.num_positives={num_positives}")
     done.refused(
-        rf"method\.num_positives={num_positives}, but 11 usable clips have both picture and sound: expected 1 to 9"
+        rf"method\.num_positives={num_positives}, but 11 usable clips have both video and audio: expected 1 to 9"
     )
     assert not (tmp_path / "new").exists()
 
@@ -163,8 +163,8 @@ def test_tags_in_yaml_are_not_executed(
     "text, message",
     [
         (b"- data\n- model\n", "must be a mapping of sections"),
-        (b"optim: {lr: 1}\noptim: {lr: 2}\n", "found duplicate key optim in line 2: mend the YAML there"),
-        (b"optim:\n\tlr: 1\n", "in line 2: mend the YAML there"),
+        (b"optim: {lr: 1}\noptim: {lr: 2}\n", "found duplicate key optim in line 2: fix the YAML there"),
+        (b"optim:\n\tlr: 1\n", "in line 2: fix the YAML there"),
         (b"optim: \xff\n", "cannot be read: 'utf-8' codec .*expected a text file in UTF-8 with YAML"),
         (b"optim: {lr: '${nothing}'}\n", r"optim\.lr=\$\{nothing\} in .*: expected a number of at least 0"),
     ],
@@ -206,7 +206,7 @@ def test_a_folder_without_sound_is_told_and_not_trained_on(train_call: Call, cal
     assert re.search("no usable clip of .*silent has sound, .*: train on clips with sound", made.err)
     assert "next: python tools/train.py" not in made.err
     done = train_call(tmp_path / "new", f"data.manifest={manifest}", "data.split=null")
-    done.refused("no clip of this split has both picture and sound, .*: check the manifest's summary")
+    done.refused("no clip of this split has both video and audio, .*: check the manifest's summary")
     assert not (tmp_path / "new").exists()
 
 

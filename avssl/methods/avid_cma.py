@@ -121,23 +121,23 @@ class AVIDCMA(AVID):
         """Raise ValueError unless there are sets to mine, and negatives beside them."""
         options = self.options
         num_usable = int(minable(**instances.usable, rule=options.rule).sum())
-        sides = {"video": "pictures", "audio": "sound"}.get(options.rule, "both picture and sound")
+        needed = options.rule if options.rule in ("video", "audio") else "both video and audio"
         if num_usable == 0:
             others = [rule for rule in ("video", "audio") if instances.usable[rule].any()]
             raise ValueError(
-                f"no clip of this split has {sides}, which method.rule={options.rule} mines: check the manifest's "
+                f"no clip of this split has {needed}, which method.rule={options.rule} mines: check the manifest's "
                 "summary (status, has_audio) and data.split"
-                + (f", or mine one side alone with method.rule={others[0]} and method.within=1" if others else "")
+                + (f", or mine one modality alone with method.rule={others[0]} and method.within=1" if others else "")
             )
         if not 1 <= options.num_positives <= num_usable - 2:
             raise ValueError(
-                f"method.num_positives={options.num_positives}, but {num_usable} usable clips have {sides}: expected 1 "
-                f"to {num_usable - 2}, so that each clip has negatives too; lower it or train on more clips"
+                f"method.num_positives={options.num_positives}, but {num_usable} usable clips have {needed}: expected "
+                f"1 to {num_usable - 2}, so that each clip has negatives too; lower it or train on more clips"
             )
         if options.mine_from_epoch > 0 and not (options.cross or options.within):
             raise ValueError(
                 f"method.cross=0 and method.within=0 leave nothing to learn from before sets are mined in epoch "
                 f"{options.mine_from_epoch}: set one of them to 1, or method.mine_from_epoch=0"
             )
-        if not options.positives_within:  # sets within one side train clips without pairs, all else of AVID needs them
+        if not options.positives_within:  # such sets train clips without pairs, all else needs pairs
             super().check_clips(instances)

@@ -277,7 +277,7 @@ def check_pairs(instances: Instances) -> None:
     """Raise ValueError unless some clip has both video and audio."""
     if not instances.paired.any():
         raise ValueError(
-            "no clip of this split has both picture and sound, and the method learns from their pairing: check the "
+            "no clip of this split has both video and audio, and the method learns from their pairing: check the "
             "manifest's summary (status, has_audio) and data.split, or learn within one modality with method.name=avid "
             "and method.within=1"
         )
@@ -288,6 +288,6 @@ def check_videos(instances: Instances, *, least: int = 2) -> None:
     num_usable = int(instances.usable["video"].sum())
     if num_usable < least:
         raise ValueError(
-            f"this split has {num_usable} usable clips with pictures: train on at least {least} (the manifest's "
+            f"this split has {num_usable} usable clips with video: train on at least {least} (the manifest's "
             "columns split, status and has_video say which are usable)"
         )

@@ -15,7 +15,7 @@ from avssl.transforms.views import View
 
 class WalkOptions(HeadOptions):
     temperature: Positive = 0.05
-    dropout: Share = 0.1  # share of links that are cut
+    dropout: Share = 0.1  # fraction of links that are cut
 
 
 class Walk(Method):

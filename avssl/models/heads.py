@@ -1,6 +1,6 @@
-"""The parts that both towers share: what an encoder is, how channel counts scale, and the projection head on top.
+"""What all encoders share: what an encoder is, how channel counts scale, and the projection head on top.
 
-The towers themselves live in the other files of this folder; they are built by name in `avssl.models.build_encoder`.
+The encoders themselves live in the other files of this folder; they are built by name in `avssl.models.build_encoder`.
 After training a classifier may stand on an encoder, or on one of its maps.
 """
 
@@ -13,18 +13,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-MAP_SIZE = 9216  # most figures of a map that a classifier looks at
+MAP_SIZE = 9216  # most numbers of a map that a classifier looks at
 MAPS = ("conv1", "conv2x", "conv3x", "conv4x", "conv5x", "pool")  # of trunks with a stem and four stages
 
 
 class Encoder(nn.Module):
     """A trunk that turns a batch of inputs into one vector per clip, and can hand out its intermediate maps.
 
-    A subclass calls `__init__` with the figures below and writes `forward_features`, which begins with `check_input`.
+    A subclass calls `__init__` with the numbers below and writes `forward_features`, which begins with `check_input`.
 
     Args:
         modality: "video" or "audio".
-        layout: the expected shape in words, such as "(B, 3, T, H, W)".
+        layout: the expected shape as text, such as "(B, 3, T, H, W)".
         in_channels: channels on axis 1.
         min_size: smallest length of each axis after the channels, in pixels, frames or bins.
         feature_dims: channels of every map that `forward_features` returns, in order; "pool" is the output.
@@ -66,7 +66,7 @@ class Encoder(nn.Module):
         if any(size < least for size, least in zip(x.shape[2:], self.min_size, strict=True)):
             raise ValueError(
                 f"{where}: too small, expected at least {self.min_size} on the last axes of {self.layout}: "
-                "use larger pictures or longer sound"
+                "use larger frames or longer audio"
             )
 
 
@@ -134,7 +134,7 @@ class Classifier(nn.Module):
     """A linear classifier on what `describe_maps` makes of an encoder's maps.
 
     Args:
-        in_dim: figures per clip.
+        in_dim: numbers per clip.
         classes: names, in the order of the outputs.
         modality: whose encoder it stands on; both = the pooled outputs of both, see `side_by_side`.
         stage: name of the map, pool for the encoder's output.

@@ -17,7 +17,7 @@ from torch import Tensor
 from avssl.models.heads import Encoder
 
 WRAPPERS = ("model_state", "state_dict", "model", "blobs")  # pytorchvideo; lightning, MoCo; AVID-CMA, avssl; Caffe2
-OWNERS = ("{}.", "{}_model.", "encoders.{}.")  # before a tower's names: encoders.safetensors; AVID-CMA; last.pt
+OWNERS = ("{}.", "{}_model.", "encoders.{}.")  # before an encoder's names: encoders.safetensors; AVID-CMA; last.pt
 
 
 def load_weights(encoder: Encoder, path: str | Path) -> None:
@@ -25,7 +25,7 @@ def load_weights(encoder: Encoder, path: str | Path) -> None:
 
     Args:
         path: .safetensors, or anything that `torch.load(weights_only=True)` reads (.pt, .pth, .pyth). Wrappers around
-            the weights, a leading `module.`, the other tower and the library's classifier are passed over.
+            the weights, a leading `module.`, the other encoder and the library's classifier are passed over.
 
     Raises:
         ValueError: the file is missing or cannot be read, or it lacks an entry, has one too many, or has one of

@@ -46,7 +46,7 @@ class MomentumCopy(nn.Module):
 
 
 def cosine_momentum(start: float, done: float) -> float:
-    """A momentum that rises from `start` to 1 by half a cosine over a run of which the share `done` is done.
+    """A momentum that rises from `start` to 1 by half a cosine over a run of which the fraction `done` is done.
 
     Source: Grill et al. 2020 (BYOL), section 3.2; as in SlowFast and MoCo v3.
     """

@@ -22,7 +22,7 @@ def prototype_scores(z: Tensor, prototypes: Tensor) -> Tensor:
 
 @torch.no_grad()
 def queue_scores(queue: Queue, prototypes: Tensor) -> tuple[Tensor, Tensor]:
-    """This rank's share of a queue as `sinkhorn` takes it: scores (L / W, K), and which rows count (none before the
+    """This rank's part of a queue as `sinkhorn` takes it: scores (L / W, K), and which rows count (none before the
     queue is full).
     """
     own = slice(distributed.rank(), None, distributed.world_size())

@@ -25,7 +25,7 @@ FORMAT = 2  # of a checkpoint
 
 
 class CheckpointError(ValueError):
-    """A checkpoint that cannot be used: the message names the file and the way out."""
+    """A checkpoint that cannot be used: the message names the file and the fix."""
 
 
 def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
@@ -92,7 +92,7 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
 
 
 def check_manifest(state: dict[str, Any], manifest_hash: str, *, path: str | Path, manifest: str | Path) -> None:
-    """Refuse a checkpoint of another manifest: its memories belong to other clips.
+    """Refuse a checkpoint of another manifest: its memory banks belong to other clips.
 
     Raises:
         CheckpointError
@@ -101,7 +101,7 @@ def check_manifest(state: dict[str, Any], manifest_hash: str, *, path: str | Pat
         raise CheckpointError(
             f"checkpoint {path} belongs to another manifest than {manifest} (hash {state['manifest_hash'][:12]} "
             f"against "
-            f"{manifest_hash[:12]}): rows are instances, so its memories would belong to other clips; use the "
+            f"{manifest_hash[:12]}): rows are instances, so its memory banks would belong to other clips; use the "
             f"manifest it was "
             "trained on, or start a run of your own without it"
         )
@@ -138,7 +138,7 @@ def load_initial(method: nn.Module, state: dict[str, Any], *, path: str | Path) 
     parts = {
         name: part for name, part in getattr(method, "parts", {}).items() if given.keys() <= part.state_dict().keys()
     }
-    if parts:  # the same method first: what a run of patches has, every method with a head for pictures has too
+    if parts:  # the same method first: what a run of patches has, every method with a head for video has too
         kind = METHODS.get(loads(state["config"]).method["name"], Method)
         name, method = min(parts.items(), key=lambda part: not isinstance(part[1], kind))
         prefix = f"parts.{name}."

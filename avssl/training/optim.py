@@ -73,7 +73,7 @@ class LARS(torch.optim.Optimizer):
     Args:
         parameters: what is to be optimized, or groups of it.
         lr: rate, outside the momentum buffer: a new rate acts at once.
-        momentum: share of the buffer that is kept.
+        momentum: fraction of the buffer that is kept.
         weight_decay: coupled with the gradient.
         is_larc: as SwAV has it.
 

@@ -141,7 +141,7 @@ def read_sessions(folder: Path) -> list[dict[str, Any]]:
 
 
 def versions(decoder: Mapping[str, str]) -> dict[str, str]:
-    """Of what the figures of a run depend on."""
+    """Of what the numbers of a run depend on."""
     faiss = [name for name in ("faiss-gpu", "faiss-cpu") if _installed(name)]
     return {
         "avssl": avssl.__version__,
@@ -154,7 +154,7 @@ def versions(decoder: Mapping[str, str]) -> dict[str, str]:
 
 
 def machine() -> str:
-    """Cores, processor and GPU of this machine, in words."""
+    """Cores, processor and GPU of this machine."""
     gpu = f", {torch.cuda.get_device_name()}" if torch.cuda.is_available() else ""
     return f"{os.cpu_count()} cores of {_processor()}{gpu}, {platform.system()}"
 

@@ -201,8 +201,8 @@ def keep_freed_memory() -> None:
 def to_channels_last(module: nn.Module, *, enabled: bool = True) -> None:
     """Lay convolution weights out with channels last, where the fast kernels of CPUs and GPUs want them.
 
-    By moving the axis: asked for a memory format, torch leaves a kernel of one channel (the first of an audio tower) as
-    it is, and that layer's output, the largest of all, comes out with channels first.
+    By moving the axis: asked for a memory format, torch leaves a kernel of one channel (the first for audio) as it is,
+    and that layer's output, the largest of all, comes out with channels first.
     """
     for parameter in module.parameters():
         if enabled and parameter.dim() in (4, 5):
@@ -251,7 +251,7 @@ def describe(run: Setup) -> list[str]:
     config, instances = run.config, run.instances
     with_sound = int(instances.usable["audio"].sum())
     sound_only = int((instances.usable["audio"] & ~instances.has_video).sum())
-    modalities = f"{with_sound} with sound" + (f", {sound_only} of them without picture" if sound_only else "")
+    modalities = f"{with_sound} with audio" + (f", {sound_only} of them without video" if sound_only else "")
     classes = f"{len(instances.classes)} classes, " if instances.classes else ""
     lines = [
         f"{config.method['name']}: {int(instances.valid.sum())} clips ({modalities}) of {instances.num} rows, {classes}"

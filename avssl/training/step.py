@@ -83,19 +83,19 @@ class FiniteCheck:
         self._waiting: tuple[int, list[str], torch.Tensor, torch.cuda.Event | None] | None = None
 
     def add(self, step: int, loss: torch.Tensor, norms: GradientNorms) -> None:
-        """Note a step's figures, and look at those noted before (not delayed: at these).
+        """Note a step's loss and norms, and look at those noted before (not delayed: at these).
 
         Raises:
             TrainingError: as `settle`.
         """
         self.settle()
-        figures = torch.cat([torch.stack([loss.float(), norms.total]), norms.each])  # (2 + P,)
+        numbers = torch.cat([torch.stack([loss.float(), norms.total]), norms.each])  # (2 + P,)
         arrived = None
-        if figures.device.type == "cuda":
-            figures = torch.empty_like(figures, device="cpu", pin_memory=True).copy_(figures, non_blocking=True)
+        if numbers.device.type == "cuda":
+            numbers = torch.empty_like(numbers, device="cpu", pin_memory=True).copy_(numbers, non_blocking=True)
             arrived = torch.cuda.Event()
             arrived.record()
-        self._waiting = (step, norms.names, figures, arrived)
+        self._waiting = (step, norms.names, numbers, arrived)
         if not self.delayed:
             self.settle()
 
@@ -103,14 +103,14 @@ class FiniteCheck:
         """Look at what was noted.
 
         Raises:
-            TrainingError: a figure is not finite; names the step and the first parameter.
+            TrainingError: a number is not finite; names the step and the first parameter.
         """
         if self._waiting is None:
             return
-        (step, names, figures, arrived), self._waiting = self._waiting, None
+        (step, names, numbers, arrived), self._waiting = self._waiting, None
         if arrived is not None:
             arrived.synchronize()
-        loss, total, *each = figures.tolist()
+        loss, total, *each = numbers.tolist()
         if math.isfinite(loss) and math.isfinite(total):
             return
         bad = [name for name, norm in zip(names, each, strict=True) if not math.isfinite(norm)]

@@ -25,7 +25,7 @@ WALK_PATCH_AREA, WALK_PATCH_ASPECT = (0.7, 0.9), (3 / 4, 4 / 3)  # of what is cu
 class Clip:
     """What is known of a clip before its file is opened."""
 
-    width: int  # pixels of the upright picture
+    width: int  # pixels of the upright frame
     height: int
     video: Span | None  # seconds of the frames; None = the clip has none
     audio: Span | None  # likewise
@@ -114,7 +114,7 @@ class Video:
         of DataConfig these are `jitter_probability`, `gray`, `blur` and `solarize`: the recipe of AVID.
 
         Returns:
-            `crop` (4,) float64: top, left, height, width as fractions of the picture, to be cut out at decoding;
+            `crop` (4,) float64: top, left, height, width as fractions of the frame, to be cut out at decoding;
             flip, jitter, order, and gray, blur, solarize where they are on.
         """
         neutral = np.asarray(video.NEUTRAL_FACTORS, dtype=np.float32)

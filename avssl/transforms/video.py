@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-CENTER_FRACTION = 0.875  # side of the evaluation crop over the short side of the picture: 224 of 256
+CENTER_FRACTION = 0.875  # side of the evaluation crop over the short side of the frame: 224 of 256
 CROP_TRIES = 10
 BLUR_SIGMA = (0.1, 2.0)  # range in pixels of a crop of BLUR_SIZE
 BLUR_SIZE = 224  # side in pixels of the crops that the published range is meant for
@@ -33,7 +33,7 @@ def random_crop(
 ) -> np.ndarray:
     """Draw the crop of a random resized crop: area uniform, aspect log-uniform, place uniform, whole pixels.
 
-    After 10 draws that do not fit into the picture: the largest centered crop whose aspect is allowed, whatever its
+    After 10 draws that do not fit into the frame: the largest centered crop whose aspect is allowed, whatever its
     area.
 
     Differs from CVRL: TensorFlow's sample_distorted_bounding_box draws the aspect and the height uniformly, so its
@@ -41,17 +41,17 @@ def random_crop(
 
     Args:
         rng: where the randomness comes from.
-        width: of the upright picture, in pixels.
+        width: of the upright frame, in pixels.
         height: likewise.
-        min_area: smallest share of the picture, in (0, 1].
-        max_area: largest share of the picture, in [min_area, 1].
+        min_area: smallest fraction of the frame, in (0, 1].
+        max_area: largest fraction of the frame, in [min_area, 1].
         aspect: smallest and largest width over height, in pixels.
 
     Returns:
-        (4,) float64: top, left, height, width as fractions of the picture.
+        (4,) float64: top, left, height, width as fractions of the frame.
 
     Raises:
-        ValueError: the picture is empty.
+        ValueError: the frame is empty.
 
     Source: torchvision RandomResizedCrop.get_params.
     """
@@ -78,14 +78,14 @@ def center_crop(*, width: int, height: int) -> np.ndarray:
     Equal to resizing the short side to size / 0.875 and cutting the center of side `size` out.
 
     Args:
-        width: of the upright picture, in pixels.
+        width: of the upright frame, in pixels.
         height: likewise.
 
     Returns:
-        (4,) float64: top, left, height, width as fractions of the picture.
+        (4,) float64: top, left, height, width as fractions of the frame.
 
     Raises:
-        ValueError: the picture is empty.
+        ValueError: the frame is empty.
     """
     _check_picture(width, height)
     side = max(1, round(CENTER_FRACTION * min(width, height)))
@@ -96,7 +96,7 @@ def spread_crops(*, width: int, height: int, num: int) -> np.ndarray:
     """Evaluation crops of the size of `center_crop`, spread from end to end over the long side; one alone is that crop.
 
     Returns:
-        (num, 4) float64: top, left, height, width as fractions of the picture.
+        (num, 4) float64: top, left, height, width as fractions of the frame.
 
     Source: SlowFast's left, center and right (top, center and bottom) crops. Differs from SlowFast: squares of 0.875 of
     the short side, like the single crop, not of all of it.
@@ -158,7 +158,7 @@ def random_sigma(rng: np.random.Generator, *, size: int) -> float:
     """Draw the standard deviation of a blur in pixels, uniform in [0.1, 2] for a crop of 224 pixels.
 
     Differs from SimCLR and CVRL: they scale the kernel by the size of the crop, but not this range; here a small crop
-    is blurred as the large one of the same picture is.
+    is blurred as the large one of the same frame is.
 
     Args:
         rng: where the randomness comes from.
@@ -339,7 +339,7 @@ def _blurring(sigma: Tensor, size: int) -> Tensor:
 
 def _check_picture(width: int, height: int) -> None:
     if width < 1 or height < 1:
-        raise ValueError(f"picture of width={width} and height={height} pixels: expected at least 1 x 1")
+        raise ValueError(f"frame of width={width} and height={height} pixels: expected at least 1 x 1")
 
 
 def _centered(crop_height: int, crop_width: int, *, width: int, height: int) -> np.ndarray:

@@ -228,11 +228,11 @@ def test_state_round_trip() -> None:
 
 def test_errors_name_the_value() -> None:
     silent = Instances(torch.ones(4) > 0, torch.zeros(4) > 0, torch.ones(4) > 0)
-    with pytest.raises(ValueError, match="no clip of this split has both picture and sound"):
+    with pytest.raises(ValueError, match="no clip of this split has both video and audio"):
         tiny_method(AVIDOptions(), silent)
     with pytest.raises(ValueError, match=r"rule=both in AVIDCMAOptions: expected one of consensus"):
         AVIDCMAOptions(rule="both")
     with pytest.raises(
-        ValueError, match=r"num_positives=3, but 4 usable clips have both picture and sound: expected 1 to 2"
+        ValueError, match=r"num_positives=3, but 4 usable clips have both video and audio: expected 1 to 2"
     ):
         tiny_method(AVIDCMAOptions(**CMA), everything(4))

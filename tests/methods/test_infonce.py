@@ -60,5 +60,5 @@ def test_two_clips_of_one_video_are_each_others_positives() -> None:
 def test_a_set_without_sound_is_refused() -> None:
     silent = Instances(torch.ones(4) > 0, torch.zeros(4) > 0, torch.ones(4) > 0)
     towers = nn.ModuleDict({"video": LinearEncoder(), "audio": LinearEncoder()})
-    with pytest.raises(ValueError, match="no clip of this split has both picture and sound"):
+    with pytest.raises(ValueError, match="no clip of this split has both video and audio"):
         InfoNCE(InfoNCEOptions(), towers, instances=silent, seed=0)

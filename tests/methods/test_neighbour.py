@@ -284,5 +284,5 @@ def test_settings_that_cannot_work_are_refused(options: dict[str, object], messa
 
 def test_one_usable_clip_is_refused() -> None:
     lonely = Instances(torch.arange(4) == 1, torch.ones(4) > 0, torch.ones(4) > 0)
-    with pytest.raises(ValueError, match="1 usable clips with pictures"):
+    with pytest.raises(ValueError, match="1 usable clips with video"):
         build(lonely)

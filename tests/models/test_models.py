@@ -158,7 +158,7 @@ def test_every_encoder_takes_its_smallest_input(name):
         if least > 1:
             size = [*encoder.min_size]
             size[axis] -= 1
-            with pytest.raises(ValueError, match=r"too small, expected at least .* use larger pictures or longer"):
+            with pytest.raises(ValueError, match=r"too small, expected at least .* use larger frames or longer"):
                 encoder(torch.zeros(2, encoder.in_channels, *size))
 
 
