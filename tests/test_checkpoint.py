@@ -82,6 +82,25 @@ def test_code_in_a_checkpoint_is_not_run(tmp_path: Path, monkeypatch: pytest.Mon
     assert not (tmp_path / "executed").exists()
 
 
+@pytest.mark.parametrize(
+    "other, message",
+    [
+        (
+            {},
+            r"is of format 1, which avssl 0\.1\.0 reads; this is avssl .* with format 2: use that version, or train anew",
+        ),
+        ({"format": 3, "avssl": "0.9.1"}, r"is of format 3, which avssl 0\.9\.1 reads"),
+    ],
+)
+def test_another_format_is_refused_by_the_version_that_reads_it(tmp_path: Path, other: dict, message: str) -> None:
+    torch.save({**STATE, **other}, tmp_path / "last.pt")
+    with pytest.raises(CheckpointError, match=message) as error:
+        load_checkpoint(tmp_path)
+    assert "\n" not in str(error.value)
+    save_checkpoint(tmp_path / "last.pt", STATE)
+    assert load_checkpoint(tmp_path)["format"] == 2
+
+
 def test_weights_of_another_version_are_refused() -> None:
     avid = tiny_method(AVIDOptions(**OPTIONS), everything(20))
     state = {"model": {name: value for name, value in avid.state_dict().items() if name != "log_z"}}
