@@ -87,7 +87,7 @@ def test_code_in_a_checkpoint_is_not_run(tmp_path: Path, monkeypatch: pytest.Mon
     [
         (
             {},
-            r"is of format 1, which avssl 0\.1\.0 reads; this is avssl .* with format 2: use that version, or train anew",
+            r"is of format 1, which avssl 0\.1\.0 reads; this is avssl .* with format 2: use that version",
         ),
         ({"format": 3, "avssl": "0.9.1"}, r"is of format 3, which avssl 0\.9\.1 reads"),
     ],
