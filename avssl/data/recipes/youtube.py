@@ -67,7 +67,7 @@ def match_clips(listed: Iterable[Listed], paths: Sequence[str]) -> tuple[list[di
     return [rows[key] for key in sorted(rows)], absent, [path for path in paths if path not in taken]
 
 
-def forget_parts_of_cut_clips(table: pa.Table) -> pa.Table:
+def clear_parts_of_cut_clips(table: pa.Table) -> pa.Table:
     """The table of a manifest with null start and end where the file cannot be the whole video: some crawlers cut the
     clip and name it by the id only. Such a file is no longer than the clip, and the listed part lies beyond its end.
     """
