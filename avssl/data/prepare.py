@@ -97,7 +97,7 @@ def look(
 ) -> dict[str, Any]:
     """What `prepare` would do; nothing is written."""
     names = name_copies(listing.clips)
-    jobs = _jobs(source, target, names, settings, look_only=True)
+    jobs = _jobs(source, target, names, settings, dry_run=True)
     answers = run_jobs(MODULE, jobs, num_workers=num_workers, timeout_seconds=timeout_seconds)
     seen = dict(tqdm(answers, total=len(jobs), desc="looking", unit="clip"))
     done = [clip for i, clip in enumerate(names) if not isinstance(seen[i], Lost) and seen[i]["done"]]
@@ -162,7 +162,7 @@ def _make_copies(
     """What became of each clip, in the order of `names`."""
     _remove_unfinished(target)
     clips = list(names)
-    jobs = _jobs(source, target, names, settings, look_only=False)
+    jobs = _jobs(source, target, names, settings, dry_run=False)
     done: dict[str, Prepared] = {}
     pool = run_jobs(MODULE, jobs, num_workers=num_workers, timeout_seconds=timeout_seconds)
     with contextlib.closing(pool) as answers:
@@ -194,9 +194,9 @@ def _with_progress(
 
 
 def _jobs(
-    source: Path, target: Path, names: dict[str, str], settings: Settings, *, look_only: bool
+    source: Path, target: Path, names: dict[str, str], settings: Settings, *, dry_run: bool
 ) -> list[dict[str, Any]]:
-    shared = {"settings": asdict(settings), "look_only": look_only}
+    shared = {"settings": asdict(settings), "dry_run": dry_run}
     return [{"source": str(source / clip), "target": str(target / name)} | shared for clip, name in names.items()]
 
 
