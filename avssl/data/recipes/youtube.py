@@ -1,4 +1,4 @@
-"""Clips that a list refers to by YouTube id and seconds, found among files that crawlers named."""
+"""Clips listed by YouTube id and seconds, found among files as crawlers name them."""
 
 import re
 from collections.abc import Iterable, Sequence
@@ -10,7 +10,7 @@ import pyarrow as pa
 
 # <id>, <id>_<start>, <id>_<start>_<end>: seconds, padded or not, or milliseconds
 NAME = re.compile(r"(?P<id>[\w-]{11})(_(?P<start>\d+(\.\d+)?)(_\d+(\.\d+)?)?)?", re.ASCII)
-TOLERANCE = 1.0  # seconds by which crawlers cut clips too long or too short
+TOLERANCE = 1.0  # seconds by which crawlers cut clips too long or short
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,7 +30,7 @@ class Listed:
 
 
 def youtube_id(path: str) -> str | None:
-    """The id that the name of a file begins with, if it is a crawler's name."""
+    """The id at the beginning of a file name, if it has a crawler's form."""
     found = NAME.fullmatch(PurePosixPath(path).stem)
     return found["id"] if found else None
 
