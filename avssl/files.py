@@ -37,10 +37,7 @@ class LockedError(ValueError):
 @contextmanager
 def atomic_write(path: str | Path) -> Iterator[Path]:
     """Yield a temporary name, which then replaces `path`; missing folders are made. An error or a crash at any moment
-    leaves `path` unchanged.
-
-    Raises:
-        WriteError: the system refuses to write (an OSError inside the block counts).
+    leaves `path` unchanged. Raises WriteError: the system refuses to write (an OSError inside the block counts).
     """
     path = Path(path)
     temporary = path.with_name(f".{path.name}.partial")

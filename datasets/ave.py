@@ -24,11 +24,7 @@ HINT = "ROOT must be what AVE_Dataset.zip unpacks to (https://github.com/YapengT
 
 
 def read_events(path: Path) -> list[tuple[str, str, float, float]]:
-    """(YouTube id, class, start, end) of each line.
-
-    Raises:
-        ManifestError: the list is missing, or a line has another form.
-    """
+    """(YouTube id, class, start, end) of each line. Raises ManifestError."""
     events = []
     for line in read_lines(path, hint=HINT):
         if line.strip() == HEADER:
@@ -42,11 +38,7 @@ def read_events(path: Path) -> list[tuple[str, str, float, float]]:
 
 
 def find_rows(given: argparse.Namespace) -> Found:
-    """The events of the three lists whose clips are there.
-
-    Raises:
-        ManifestError: names the first missing folder or list, or a class that Annotations.txt does not know.
-    """
+    """The events of the three lists whose clips are there. Raises ManifestError."""
     root = given.root
     paths, others = find_inside(root, "AVE", hint=HINT)
     files = {PurePosixPath(path).stem: path for path in paths}

@@ -27,11 +27,7 @@ HINT = f"unpack {ADDRESS} in ROOT, or call with --download"
 
 
 def read_meta(path: Path) -> dict[str, dict[str, Any]]:
-    """{file name: its columns} of esc50.csv.
-
-    Raises:
-        ManifestError: the list is missing, lacks a column, or names another fold than 1 to 5.
-    """
+    """{file name: its columns} of esc50.csv. Raises ManifestError."""
     clips = {}
     for row in read_csv(path, ("filename", "fold", "category", "src_file"), hint=HINT):
         if row["fold"] not in FOLDS:

@@ -28,11 +28,7 @@ LAYOUT = f"clips end in {' '.join(sorted(CLIPS))}; --sounds takes audio files"
 
 
 def read_list(path: Path, root: Path) -> list[dict[str, Any]]:
-    """Rows of a CSV, sorted; empty cells are None.
-
-    Raises:
-        ManifestError: no such file, no column path, a path outside ROOT, a row twice, a start or end that is no number.
-    """
+    """Rows of a CSV, sorted; empty cells are None. Raises ManifestError."""
     try:
         with open(path, newline="", encoding="utf-8-sig") as file:
             reader = csv.DictReader(file)

@@ -43,11 +43,7 @@ def class_and_name(path: str) -> str:
 
 
 def read_splits(lists: Path) -> dict[str, dict[str, Any]]:
-    """{<class>/<clip>: its columns} of the three splits of all classes.
-
-    Raises:
-        ManifestError: a list is missing, or a line has another form.
-    """
+    """{<class>/<clip>: its columns} of the three splits of all classes. Raises ManifestError."""
     labels = {path.name.rpartition("_test_split")[0] for path in lists.glob("*_test_split[123].txt")}
     if not labels:
         raise ManifestError(f"{lists} holds no list such as brush_hair_test_split1.txt: {LISTS_HINT}")

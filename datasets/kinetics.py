@@ -56,11 +56,7 @@ def find_lists(given: argparse.Namespace) -> list[Path]:
 
 
 def read_list(path: Path) -> list[Listed]:
-    """The clips of one list.
-
-    Raises:
-        ManifestError: it lacks a column, or a cell has another form.
-    """
+    """The clips of one list. Raises ManifestError: it lacks a column, or a cell has another form."""
     clips = []
     for row in read_csv(path, COLUMNS, hint=HINT):
         if row["split"] not in SPLITS:
@@ -74,11 +70,7 @@ def read_list(path: Path) -> list[Listed]:
 
 
 def label_folders(paths: list[str]) -> list[dict[str, Any]]:
-    """Rows of clips whose folders say split and class.
-
-    Raises:
-        ManifestError: a clip lies in no class folder.
-    """
+    """Rows of clips whose folders say split and class. Raises ManifestError: a clip lies in no class folder."""
     rows = []
     for path in paths:
         *folders, _ = PurePosixPath(path).parts

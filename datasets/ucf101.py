@@ -37,11 +37,7 @@ LISTS_HINT = (
 
 
 def read_classes(path: Path) -> dict[str, tuple[str, str]]:
-    """{class in lower case: (class, its number from 1)} of classInd.txt.
-
-    Raises:
-        ManifestError: the list is missing, or a line has another form.
-    """
+    """{class in lower case: (class, its number from 1)} of classInd.txt. Raises ManifestError."""
     classes = {}
     for line in read_lines(path, hint=LISTS_HINT):
         if len(line.split()) != 2:
@@ -52,11 +48,7 @@ def read_classes(path: Path) -> dict[str, tuple[str, str]]:
 
 
 def read_splits(lists: Path) -> dict[str, dict[str, Any]]:
-    """{clip as it is listed: its columns} of the three splits.
-
-    Raises:
-        ManifestError: a list is missing, or its class is not that of classInd.txt.
-    """
+    """{clip as it is listed: its columns} of the three splits. Raises ManifestError."""
     classes = read_classes(lists / "classInd.txt")
     clips: dict[str, dict[str, Any]] = {}
     for split in (1, 2, 3):

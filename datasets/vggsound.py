@@ -28,11 +28,7 @@ HINT = f"put {ADDRESS} in ROOT, call with --download, or name its folder as --li
 
 
 def read_list(path: Path) -> list[Listed]:
-    """The clips of vggsound.csv.
-
-    Raises:
-        ManifestError: the list is missing, or a line has another form.
-    """
+    """The clips of vggsound.csv. Raises ManifestError: the list is missing, or a line has another form."""
     clips = []
     for cells in read_cells(path, hint=HINT):
         if len(cells) != 4:
