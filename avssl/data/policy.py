@@ -34,17 +34,11 @@ TITLES = {
 
 @dataclass(frozen=True)
 class Admitted:
-    """Rows that a run trains on.
+    """Rows that a run trains on."""
 
-    Args:
-        valid: (N,) bool, rows of the split that are trained on.
-        skipped: {case: number of rows of the split left out}; a row can be in several cases.
-        masked: {case: number of rows in it that are trained on}.
-    """
-
-    valid: np.ndarray
-    skipped: dict[str, int]
-    masked: dict[str, int]
+    valid: np.ndarray  # (N,) bool, rows of the split that are trained on
+    skipped: dict[str, int]  # {case: number of rows of the split left out}; a row can be in several cases
+    masked: dict[str, int]  # {case: number of rows in it that are trained on}
 
     def describe(self) -> str:
         """One line of text."""

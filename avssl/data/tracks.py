@@ -37,19 +37,12 @@ class TracksError(ValueError):
 
 @dataclass(frozen=True)
 class Track:
-    """One tracked patch.
+    """One tracked patch."""
 
-    Args:
-        times: (T,) float64 rising seconds of the container's clock.
-        boxes: (T, 4) float64 top, left, height, width as fractions of the upright frame, inside it.
-        confidence: (T,) float64 in [0, 1]: correlation with the first patch.
-        number: among the tracks of its clip, from 0.
-    """
-
-    times: np.ndarray
-    boxes: np.ndarray
-    confidence: np.ndarray
-    number: int
+    times: np.ndarray  # (T,) float64 rising seconds of the container's clock
+    boxes: np.ndarray  # (T, 4) float64 top, left, height, width as fractions of the upright frame, inside it
+    confidence: np.ndarray  # (T,) float64 in [0, 1]: correlation with the first patch
+    number: int  # among the tracks of its clip, from 0
 
 
 @dataclass(frozen=True)

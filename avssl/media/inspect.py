@@ -30,21 +30,14 @@ BROADCAST = ("mpegts", "mpeg")  # cut out of a stream anywhere: the first frames
 
 @dataclass(frozen=True)
 class Inspection(Probe):
-    """Facts of one file after decoding all of it: those of `Probe`, with times of decoded content, and
+    """Facts of one file after decoding all of it: those of `Probe`, with times of decoded content, and damage."""
 
-    Args:
-        cut_off_at: second at which decodable content ends, if the header claims more, else None.
-        claimed_end: second at which it ends by the header; None unless cut off.
-        damaged_at: second of the first damage that a decoder noticed, or None; PCM and VP8 notice none.
-        variable_rate: the distance of the frames varies; None without frames.
-        digest: of all decoded video and audio, the same in any container; "" = nothing could be decoded.
-    """
-
-    cut_off_at: float | None = None
-    claimed_end: float | None = None
+    cut_off_at: float | None = None  # second at which decodable content ends, if the header claims more, else None
+    claimed_end: float | None = None  # second at which it ends by the header; None unless cut off
+    # second of the first damage that a decoder noticed, or None; PCM and VP8 notice none
     damaged_at: float | None = None
-    variable_rate: bool | None = None
-    digest: str = ""
+    variable_rate: bool | None = None  # the distance of the frames varies; None without frames
+    digest: str = ""  # of all decoded video and audio, the same in any container; "" = nothing could be decoded
 
 
 def inspect(path: str | Path) -> Inspection:

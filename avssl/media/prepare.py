@@ -51,19 +51,12 @@ FULL = {errno.ENOSPC, errno.EDQUOT, errno.EROFS}  # no other file can be written
 
 @dataclass(frozen=True)
 class Settings:
-    """How copies are made.
+    """How copies are made."""
 
-    Args:
-        short_side: pixels of the shorter side of the upright frame, at most; both sides become even.
-        gop: largest distance of keyframes in frames.
-        fps: frames per second; None = every frame keeps its own time.
-        sample_rate: Hz.
-    """
-
-    short_side: int = 128
-    gop: int = 12
-    fps: float | None = None
-    sample_rate: int = 24000
+    short_side: int = 128  # pixels of the shorter side of the upright frame, at most; both sides become even
+    gop: int = 12  # largest distance of keyframes in frames
+    fps: float | None = None  # frames per second; None = every frame keeps its own time
+    sample_rate: int = 24000  # Hz
 
     def __post_init__(self) -> None:
         if self.short_side < 16:
@@ -78,36 +71,24 @@ class Settings:
 
 @dataclass(frozen=True)
 class Record:
-    """What a copy was made of; stored inside the copy.
+    """What a copy was made of; stored inside the copy."""
 
-    Args:
-        source_key: content key of the source.
-        settings: `Settings` as a dict, and the version.
-        shift: seconds added to all times, because the source begins before 0.
-        reason: why the source has no audio; empty if it has.
-    """
-
-    source_key: str
-    settings: dict[str, Any]
-    shift: float = 0.0
-    reason: str = ""
+    source_key: str  # content key of the source
+    settings: dict[str, Any]  # `Settings` as a dict, and the version
+    shift: float = 0.0  # seconds added to all times, because the source begins before 0
+    reason: str = ""  # why the source has no audio; empty if it has
 
 
 @dataclass(frozen=True)
 class Prepared:
-    """Result for one clip.
+    """Result for one clip."""
 
-    Args:
-        state: written now, kept from before, failed (see facts.status, facts.reason), or stopped: failed for a reason
-            that holds for all clips, such as a full disk.
-        source_key, shift: see `Record`.
-        facts: of the copy; of a failed clip, only status and reason.
-    """
-
+    # written now, kept from before, failed (see facts.status, facts.reason), or stopped: failed for a reason that holds
+    # for all clips, such as a full disk
     state: Literal["written", "kept", "failed", "stopped"]
-    source_key: str
+    source_key: str  # see `Record`
     shift: float
-    facts: Probe
+    facts: Probe  # of the copy; of a failed clip, only status and reason
 
 
 def prepare_clip(source: str | Path, target: str | Path, settings: Settings) -> Prepared:

@@ -26,38 +26,23 @@ Status = Literal["ok", "missing", "empty", "unreadable", "no_video", "timeout", 
 
 @dataclass(frozen=True)
 class Probe:
-    """Facts of one file; None = not known. Times are seconds on the container's clock, see decode.py.
+    """Facts of one file; None = not known. Times are seconds on the container's clock, see decode.py."""
 
-    Args:
-        size: bytes.
-        content_key: see `content_key`.
-        duration: seconds of video, video_end - video_start.
-        fps: average frames per second.
-        width, height: pixels of the upright frame, after `rotation`.
-        rotation: degrees counterclockwise to turn the stored frame upright: 0, 90, 180 or 270.
-        video_start, video_end: when the first frame begins and the last one that is in the file ends.
-        audio_start, audio_end: the same for audio.
-        has_audio: some sample is louder than digital silence.
-        sample_rate: Hz of the stored audio.
-        status: ok = frames can be read.
-        reason: why the status is not ok, or why there is no audio; empty otherwise.
-    """
-
-    size: int = 0
-    content_key: str = ""
-    duration: float | None = None
-    fps: float | None = None
-    width: int | None = None
+    size: int = 0  # bytes
+    content_key: str = ""  # see `content_key`
+    duration: float | None = None  # seconds of video, video_end - video_start
+    fps: float | None = None  # average frames per second
+    width: int | None = None  # pixels of the upright frame, after `rotation`
     height: int | None = None
-    rotation: int | None = None
-    video_start: float | None = None
-    video_end: float | None = None
-    audio_start: float | None = None
+    rotation: int | None = None  # degrees counterclockwise to turn the stored frame upright: 0, 90, 180 or 270
+    video_start: float | None = None  # when the first frame in the file begins
+    video_end: float | None = None  # when the last frame in the file ends
+    audio_start: float | None = None  # likewise of the audio
     audio_end: float | None = None
-    has_audio: bool = False
-    sample_rate: int | None = None
-    status: Status = "unreadable"
-    reason: str = ""
+    has_audio: bool = False  # some sample is louder than digital silence
+    sample_rate: int | None = None  # Hz of the stored audio
+    status: Status = "unreadable"  # ok = frames can be read
+    reason: str = ""  # why the status is not ok, or why there is no audio; empty otherwise
 
 
 def probe(path: str | Path) -> Probe:

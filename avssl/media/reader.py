@@ -53,17 +53,12 @@ class DecodeError(ValueError):
 
 @dataclass(frozen=True)
 class Limits:
-    """What a file may ask for; one that asks for more is refused before memory is taken for it.
+    """Limits of a file; one beyond them is refused before memory is allocated."""
 
-    Args:
-        max_pixels: of one stored frame, width x height; the default admits 8K (7680 x 4320).
-        max_seconds: duration by the header, which includes the start time of an MPEG-TS recording (up to 26 hours).
-        max_bytes: of the frames of one window.
-    """
-
-    max_pixels: int = 2**25
+    max_pixels: int = 2**25  # of one stored frame, width x height; the default admits 8K (7680 x 4320)
+    # duration by the header, which includes the start time of an MPEG-TS recording (up to 26 hours)
     max_seconds: float = 360_000.0
-    max_bytes: int = 2**31
+    max_bytes: int = 2**31  # of the frames of one window
 
 
 LIMITS = Limits()

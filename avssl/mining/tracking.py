@@ -62,23 +62,15 @@ GRID = 8  # pixels between points of the camera's fit
 
 @dataclass(frozen=True)
 class Options:
-    """How clips are searched.
+    """How clips are searched."""
 
-    Args:
-        max_frames: T of a track; half of them are enough.
-        max_tracks: per clip.
-        tracker: kcf (Wang & Gupta's; the box keeps its size) or csrt (three times slower; the size adapts).
-        fps: frames per second that are read, at most.
-        short_side: pixels to which the frames are scaled.
-        max_seconds: read of a clip, from its beginning.
-    """
-
-    max_frames: int = 30
-    max_tracks: int = 2
+    max_frames: int = 30  # T of a track; half of them are enough
+    max_tracks: int = 2  # per clip
+    # kcf (Wang & Gupta's; the box keeps its size) or csrt (three times slower; the size adapts)
     tracker: Tracker = "kcf"
-    fps: float = 15.0
-    short_side: int = 240
-    max_seconds: float = 10.0
+    fps: float = 15.0  # frames per second that are read, at most
+    short_side: int = 240  # pixels to which the frames are scaled
+    max_seconds: float = 10.0  # read of a clip, from its beginning
 
     def __post_init__(self) -> None:
         if self.max_frames < 2 or self.max_tracks < 1:

@@ -21,23 +21,15 @@ from avssl.files import WriteError, check_writable, print_result
 
 @dataclass(frozen=True)
 class Found:
-    """What a script found of its dataset.
+    """What a script found of its dataset."""
 
-    Args:
-        rows: of the manifest, see `build_table`.
-        others: files that were ignored.
-        absent: listed clips without a file.
-        expected: size of the whole set: {"clips": ..., "classes": ..., "<column> <value>": rows with that value}.
-        has_audio: clips of the whole set have audio, so a silent copy has lost it.
-        may_be_cut: start and end refer to the full video, and the file may be the clip cut out of it.
-    """
-
-    rows: Sequence[Mapping[str, Any]]
-    others: Sequence[str] = ()
-    absent: Sequence[str] = ()
+    rows: Sequence[Mapping[str, Any]]  # of the manifest, see `build_table`
+    others: Sequence[str] = ()  # files that were ignored
+    absent: Sequence[str] = ()  # listed clips without a file
+    # size of the whole set: {"clips": ..., "classes": ..., "<column> <value>": rows with that value}
     expected: Mapping[str, int] = field(default_factory=dict)
-    has_audio: bool = False
-    may_be_cut: bool = False
+    has_audio: bool = False  # clips of the whole set have audio, so a silent copy has lost it
+    may_be_cut: bool = False  # start and end refer to the full video, and the file may be the clip cut out of it
 
 
 def run_recipe(

@@ -15,18 +15,12 @@ TOLERANCE = 1.0  # seconds by which crawlers cut clips too long or short
 
 @dataclass(frozen=True, slots=True)
 class Listed:
-    """A clip of a list.
+    """A clip of a list."""
 
-    Args:
-        id: of the video on YouTube.
-        start, end: of the clip in that video, seconds.
-        columns: of its row: label, split and further ones.
-    """
-
-    id: str
-    start: float
+    id: str  # of the video on YouTube
+    start: float  # seconds of the clip in that video
     end: float
-    columns: dict[str, Any]
+    columns: dict[str, Any]  # of its row: label, split and further ones
 
 
 def youtube_id(path: str) -> str | None:
