@@ -140,7 +140,7 @@ def test_a_tail_of_zeros_is_damage_where_it_begins(tmp_path):
 @pytest.mark.parametrize(
     "options, reason",
     [
-        ({"samples": None}, "no sound track"),
+        ({"samples": None}, "no audio track"),
         ({"gain": 0.0}, "silent"),
         ({"gain": 0.9 / 32768 / 0.3}, "silent"),
     ],
