@@ -1,4 +1,4 @@
-"""Files and folders written whole or not at all, by one process at a time, and digests of what is in them."""
+"""Files and folders written whole or not at all, by one process at a time; digests."""
 
 import errno
 import fcntl
@@ -36,21 +36,17 @@ class LockedError(ValueError):
 
 @contextmanager
 def atomic_write(path: str | Path) -> Iterator[Path]:
-    """Yield a temporary name; what is written under it reaches the disk and then takes the place of `path`.
-
-    Missing folders are made. After an error or a crash at any moment `path` is what it was before.
-
-    Raises:
-        WriteError: the system refuses to write (an OSError inside the block counts).
+    """Yield a temporary name, which then replaces `path`; missing folders are made. An error or a crash at any moment
+    leaves `path` unchanged. Raises WriteError: the system refuses to write (an OSError inside the block counts).
     """
     path = Path(path)
     temporary = path.with_name(f".{path.name}.partial")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield temporary
-        _to_disk(temporary)
+        _fsync(temporary)
         os.replace(temporary, path)
-        _to_disk(path.parent)  # the new name itself
+        _fsync(path.parent)  # the new name itself
     except BaseException as error:
         _remove(temporary)
         if isinstance(error, OSError):
@@ -59,11 +55,7 @@ def atomic_write(path: str | Path) -> Iterator[Path]:
 
 
 def check_writable(path: str | Path) -> None:
-    """Find out before long work whether its result can be written to `path`, which stays as it is.
-
-    Raises:
-        WriteError: it cannot.
-    """
+    """Check before long work that its result can be written to `path`, which is left as it is. Raises WriteError."""
     path = Path(path)
     temporary = path.with_name(f".{path.name}.partial")
     try:
@@ -78,12 +70,12 @@ def check_writable(path: str | Path) -> None:
 
 @contextmanager
 def folder_lock(folder: str | Path, *, file: str = "", wait: bool = False) -> Iterator[None]:
-    """Be the only one that writes to a folder. The lock ends with the process, however that ends.
+    """Be the only writer of a folder; the lock ends with the process.
 
     Args:
         folder: made if missing.
-        file: name of the one in it that the lock is for; "" = all.
-        wait: for another holder, which is told on stderr; otherwise it is an error.
+        file: name of the file in it that the lock is for; "" = all.
+        wait: for another holder, with a message on stderr; otherwise it is an error.
 
     Raises:
         LockedError: another process holds the lock.
@@ -105,7 +97,7 @@ def folder_lock(folder: str | Path, *, file: str = "", wait: bool = False) -> It
                     print(f"waiting for {holder}, which writes to {Path(folder) / file}", file=sys.stderr)
                     fcntl.flock(record, fcntl.LOCK_EX)
                 with suppress(FileNotFoundError):
-                    if os.path.samestat(path.stat(), os.fstat(record.fileno())):  # else its holder removed it meanwhile
+                    if os.path.samestat(path.stat(), os.fstat(record.fileno())):  # else its holder removed it
                         break
             record.truncate(0)
             print(f"process {os.getpid()} on {socket.gethostname()}", end="", file=record, flush=True)
@@ -119,13 +111,12 @@ def folder_lock(folder: str | Path, *, file: str = "", wait: bool = False) -> It
 
 @contextmanager
 def cached_folder(home: Path, *, is_ready: Callable[[], bool] | None = None) -> Iterator[Path | None]:
-    """Yield a folder to fill, which then takes the place of `home`; or None when that is ready.
-
-    One process fills, others wait for it. After an error or a crash at any moment `home` is what it was before.
+    """Yield a folder to fill, which then replaces `home`, or None if `home` is ready. One process fills, others wait.
+    An error or a crash at any moment leaves `home` unchanged.
 
     Args:
-        home: its name is the key: all that the content depends on.
-        is_ready: whether there is nothing to fill; None = when `home` exists.
+        home: its name is the key of the content.
+        is_ready: default: whether `home` exists.
 
     Raises:
         WriteError: the system refuses to write (an OSError inside the block counts).
@@ -134,8 +125,8 @@ def cached_folder(home: Path, *, is_ready: Callable[[], bool] | None = None) -> 
         if (is_ready or home.exists)():
             yield None
             return
-        for left in home.parent.glob(".*.partial"):  # by a process that was killed
-            shutil.rmtree(left, ignore_errors=True)
+        for leftover in home.parent.glob(".*.partial"):  # of a process that was killed
+            shutil.rmtree(leftover, ignore_errors=True)
         temporary = home.with_name(f".{home.name}.partial")
         try:
             temporary.mkdir()
@@ -150,11 +141,9 @@ def cached_folder(home: Path, *, is_ready: Callable[[], bool] | None = None) -> 
 
 
 def digest(*parts: object, algorithm: Literal["blake2b", "sha256"] = "blake2b", num_bytes: int = 16) -> str:
-    """Hex digest of all parts, one after another.
+    """Hex digest of the concatenated parts: bytes or flat buffers as they are, anything else as UTF-8 of its str().
 
-    Args:
-        parts: bytes (or a flat buffer) as they are, anything else as UTF-8 of its str().
-        num_bytes: of a blake2b digest.
+    `num_bytes` is the length of a blake2b digest.
     """
     found = hashlib.sha256() if algorithm == "sha256" else hashlib.blake2b(digest_size=num_bytes)
     for part in parts:
@@ -163,18 +152,18 @@ def digest(*parts: object, algorithm: Literal["blake2b", "sha256"] = "blake2b", 
 
 
 def print_result(result: object, text: str, *, to: str | None) -> None:
-    """Print what a command found: as text, or with `to` "-" as JSON; another `to` is a file for the JSON besides."""
+    """Print the result of a command as text, or as JSON with `to` "-"; another `to` is a file that gets the JSON."""
     print(json.dumps(result) if to == "-" else text)
     if to not in (None, "-"):
         Path(to).write_text(json.dumps(result) + "\n")
 
 
 def _open_no_link(path: str, flags: int) -> int:
-    """In a folder that all may write to, a link could lead to a file of ours, which would be emptied."""
+    """In a folder that all may write to, a link could make us truncate one of our files."""
     return os.open(path, flags | os.O_NOFOLLOW, 0o666)
 
 
-def _to_disk(path: Path) -> None:
+def _fsync(path: Path) -> None:
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -183,5 +172,5 @@ def _to_disk(path: Path) -> None:
 
 
 def _remove(path: Path) -> None:
-    with suppress(OSError):  # a folder that cannot be written to holds no such file: the first error is the one to tell
+    with suppress(OSError):  # the first error is the one to report
         path.unlink()

@@ -177,7 +177,7 @@ def answer(job):
     if "deadly" in job["source"]:
         Path(job["target"]).with_name(f".{os.getpid()}.partial").write_bytes(b"half")
         os.kill(os.getpid(), signal.SIGKILL)
-    return prepare._answer(job)
+    return prepare._run_job(job)
 
 serve(answer)
 """

@@ -64,7 +64,7 @@ def check_manifest(arguments: list[str], printed: str) -> None:
         assert read_manifest(option(arguments, "--out")).class_names == sorted(os.listdir("my_actions/train"))
         return
     assert pq.read_metadata(option(arguments, "--out")).num_rows == NUM_TRAIN + NUM_TEST
-    assert "without sound" in printed
+    assert "without audio" in printed
 
 
 def check_copies(arguments: list[str], printed: str) -> None:

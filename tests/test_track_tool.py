@@ -93,7 +93,7 @@ def test_what_is_found_and_shown(made: Path, tmp_path: Path, call: Call, capsys)
     assert call(made / "manifest.parquet", out, "--show", 2, "--json", tmp_path / "summary.json") == 1  # f_text
     summary = json.loads((tmp_path / "summary.json").read_text())
     assert (summary["clips"], summary["with_track"], summary["tracks"], summary["kept"]) == (7, 3, 3, 0)
-    assert summary["without"] == {"no motion": 2, "no picture": 1}
+    assert summary["without"] == {"no motion": 2, "no video": 1}
     assert [entry["path"] for entry in summary["not_read"]] == ["f_text.mp4"]
     words = capsys.readouterr().out
     assert "3 tracks in 3 of 7 clips" in words

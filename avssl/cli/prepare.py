@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from avssl.cli.common import add_json, check_above_0, check_at_least, name_unread, new_parser, run
-from avssl.data.prepare import FAILURES, GIGABYTE, check_folders, list_clips, look, prepare
+from avssl.data.prepare import FAILURES, GIGABYTE, check_folders, list_clips, plan, prepare
 from avssl.files import print_result
 from avssl.media.prepare import Settings
 
@@ -52,7 +52,7 @@ def _prepare(given: argparse.Namespace) -> int:
     settings = Settings(given.short_side, given.gop, given.fps, given.sample_rate)
     check_folders(given.source, given.target)
     listing = list_clips(given.source, given.manifest)
-    work = look if given.dry_run else prepare
+    work = plan if given.dry_run else prepare
     summary = work(given.source, given.target, listing, settings, num_workers=given.jobs, timeout_seconds=given.timeout)
     print_result(summary, describe_look(summary) if given.dry_run else describe(summary, given.target), to=given.json)
     if given.dry_run:

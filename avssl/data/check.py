@@ -1,5 +1,5 @@
-"""Finding out in worker processes what files hold: `build_table` probes those of a new manifest, `inspect_manifest`
-decodes those of an old one wholly, and `with_findings` writes down what it found.
+"""Checking files in worker processes: `build_table` probes those of a new manifest, `inspect_manifest` decodes those
+of an existing one, and `with_findings` adds the results to it.
 """
 
 import collections
@@ -22,20 +22,20 @@ from avssl.workers import Lost, run_jobs
 
 T = TypeVar("T", bound=Probe)
 FACTS = tuple(asdict(Probe()))
-FIXED = ("size", "content_key")  # facts that belong to the instance: a checked manifest keeps them
+FIXED = ("size", "content_key")  # facts that identify the instance: a checked manifest keeps them
 TIMES = ("duration", "video_start", "video_end", "audio_start", "audio_end")
-SAME_SECONDS = 0.1  # recorded times stay when decoding agrees this well: the clips that training draws follow from them
+SAME_SECONDS = 0.1  # recorded times stay if decoding agrees this well, as training draws windows from them
 FINDINGS = {  # further columns of a checked manifest
     "cut_off_at": pa.float64(),
     "damaged_at": pa.float64(),
     "variable_rate": pa.bool_(),
-    "duplicate_of": pa.string(),  # path of the first row with the same content and the same part of it
+    "duplicate_of": pa.string(),  # path of the first row with the same content, start and end
 }
 EXCHANGED = (
     "the file is not the one that the manifest was written from: put that one back, or write the manifest anew and "
     "train anew, as rows are instances"
 )
-MAX_NAMED = 20  # files named one by one for a person; --json names all
+MAX_NAMED = 20  # files listed as text; --json lists all
 
 
 def build_table(
@@ -45,9 +45,8 @@ def build_table(
 
     Args:
         root: folder that the paths are relative to.
-        rows: in the order of the manifest: "path" and, where known, start, end, group, label, split, further columns.
-            `group` defaults to the path. A further column named like a probed fact is kept as listed_<name>.
-        num_workers: processes.
+        rows: in the order of the manifest: "path" and optionally start, end, group (default: the path), label, split,
+            further columns. One named like a probed fact is kept as listed_<name>.
         timeout_seconds: per file; a file that takes longer gets the status timeout.
     """
     paths = sorted({row["path"] for row in rows})
@@ -61,7 +60,7 @@ def manifest_of_file(path: Path) -> Manifest:
     """A manifest of one clip. Raises ManifestError where it cannot be used."""
     if not path.is_file():
         why = "is a folder" if path.is_dir() else "does not exist"
-        raise ManifestError(f"{path} {why}: give a file with pictures or sound")
+        raise ManifestError(f"{path} {why}: give a file with video or audio")
     _, probe = next(probe_files([path], num_workers=1, timeout_seconds=60.0))
     manifest = Manifest(join_facts([{"path": path.name}], {path.name: asdict(probe)}), path.parent)
     if not manifest.usable()[0]:
@@ -87,20 +86,19 @@ def join_facts(rows: Sequence[Mapping[str, Any]], facts: Mapping[str, Mapping[st
 def probe_files(
     paths: Sequence[str | Path], *, num_workers: int, timeout_seconds: float
 ) -> Iterator[tuple[int, Probe]]:
-    """Yield (position in `paths`, facts) as they come; see `run_jobs` for the rest."""
-    return _ask_workers("avssl.media.probe", Probe, paths, num_workers, timeout_seconds)
+    """Yield (position in `paths`, facts) as they come; see `run_jobs`."""
+    return _run_workers("avssl.media.probe", Probe, paths, num_workers, timeout_seconds)
 
 
 def inspect_manifest(manifest: Manifest, *, num_workers: int, timeout_seconds: float) -> dict[str, Inspection]:
-    """Decode all files of a manifest wholly, each file once, with a progress bar: {path: what was found}. Workers and
-    timeout as in `build_table`."""
+    """Decode each file of a manifest once, with a progress bar: {path: inspection}."""
     paths = sorted(set(manifest.column("path")))
     files = [manifest.root / path for path in paths]
-    found = _ask_workers("avssl.media.inspect", Inspection, files, num_workers, timeout_seconds)
+    found = _run_workers("avssl.media.inspect", Inspection, files, num_workers, timeout_seconds)
     return {paths[i]: each for i, each in tqdm(found, total=len(paths), desc="checking", unit="clip")}
 
 
-def _ask_workers(
+def _run_workers(
     module: str, kind: type[T], paths: Sequence[str | Path], num_workers: int, timeout_seconds: float
 ) -> Iterator[tuple[int, T]]:
     jobs = [str(path) for path in paths]
@@ -109,10 +107,9 @@ def _ask_workers(
 
 
 def with_findings(table: pa.Table, found: Mapping[str, Inspection]) -> pa.Table:
-    """The table of a manifest with what decoding found: status, reason, times and the columns of FINDINGS.
+    """The table of a manifest, same rows, with results of decoding: status, reason, times and the columns of FINDINGS.
 
-    The same instances in the same order. A file that is another than the recorded one gets the status exchanged, and a
-    quarantined row stays so.
+    A file other than the recorded one gets the status exchanged; a quarantined row stays so.
     """
     rows = table.to_pylist()
     first: dict[tuple, str] = {}  # (digest, start, end) -> path of the first row
@@ -133,8 +130,8 @@ def with_findings(table: pa.Table, found: Mapping[str, Inspection]) -> pa.Table:
 
 
 def fix_manifest(path: str | Path, manifest: Manifest, found: Mapping[str, Inspection]) -> list[str]:
-    """Write what was found into the manifest file, whole or not at all; ids, hash and recorded root stay. Files that
-    decode leave the quarantine list; of the others the manifest itself now tells.
+    """Write the findings into the manifest file, atomically; ids, hash and recorded root stay. Files that decode leave
+    the quarantine list.
 
     Args:
         manifest: as it was read before the files were inspected.
@@ -149,22 +146,22 @@ def fix_manifest(path: str | Path, manifest: Manifest, found: Mapping[str, Inspe
     """
     if read_manifest(path, root=manifest.root).hash != manifest.hash:
         raise ManifestError(f"manifest {path} was exchanged while its files were checked: check it again")
-    table = with_findings(pq.read_table(path), found)  # as it stands in the file, without the quarantine list
+    table = with_findings(pq.read_table(path), found)  # as in the file, without the quarantine list
     with atomic_write(path) as temporary:
         pq.write_table(table, temporary)
     return release(path, {name for name, inspection in found.items() if inspection.status in ("ok", "no_video")})
 
 
 def report(manifest: Manifest, found: Mapping[str, Inspection], *, clip_seconds: float) -> dict[str, Any]:
-    """What is the matter with the files of a manifest, as plain data.
+    """Problems of the files of a manifest, as plain data.
 
     Args:
-        found: of every path in the manifest; it counts, not what the manifest says.
+        found: of every path in the manifest; takes precedence over it.
         clip_seconds: files shorter than this are short.
 
     Returns:
-        rows, files, clip_seconds; cases {case: number of files}; problems, one entry per file that is in any case, in
-        the order of the manifest.
+        rows, files, clip_seconds; cases {case: number of files}; problems: an entry per file in any case, in the order
+        of the manifest.
     """
     table = with_findings(manifest.table, found)
     facts = table.select(["path", "status", "reason", *FINDINGS]).to_pylist()
@@ -187,7 +184,7 @@ def report(manifest: Manifest, found: Mapping[str, Inspection], *, clip_seconds:
 
 
 def describe(summary: Mapping[str, Any]) -> str:
-    """The report in words: how many files are in each case, and up to MAX_NAMED of them by name."""
+    """The report as text: how many files are in each case, and up to MAX_NAMED of them by name."""
     lines = [f"{summary['files']} files decoded, {len(summary['problems'])} with findings"]
     for case, title in TITLES.items():
         entries = [entry for entry in summary["problems"] if case in entry["cases"]]
@@ -198,7 +195,7 @@ def describe(summary: Mapping[str, Any]) -> str:
 
 
 def name_some(names: Sequence[str], where: str) -> list[str]:
-    """Up to MAX_NAMED indented lines, and how many more there are and where to look them up."""
+    """Up to MAX_NAMED indented lines, then how many more there are and where."""
     lines = [f"  {name}" for name in names[:MAX_NAMED]]
     return lines + ([f"  and {len(names) - MAX_NAMED} more: {where}"] if len(names) > MAX_NAMED else [])
 
@@ -217,10 +214,10 @@ def _detail(case: str, entry: Mapping[str, Any]) -> str:
 
 
 def _facts(row: Mapping[str, Any], found: Inspection) -> dict[str, Any]:
-    """What a row of a manifest is to say by what was found."""
+    """New values of a row of a manifest."""
     if row["status"] == "quarantined":
         return {}
-    if not found.content_key:  # missing, timeout, crashed: of what it holds nothing new is known
+    if not found.content_key:  # missing, timeout, crashed
         return {"status": found.status, "reason": found.reason}
     if found.content_key != row["content_key"]:
         return {"status": "exchanged", "reason": EXCHANGED}

@@ -1,9 +1,8 @@
 """Clips as samples: all views of a clip are planned, then its file is read once. Runs in worker processes.
 
-A file that cannot be read becomes an empty place: zeros with id -1 that match nothing, and its name and reason
-travel with the batch.
-It is never replaced by another clip. Differs from AVID-CMA, where the next file takes its place silently.
-A clip that lacks one side keeps its id: zeros stand for that side, and has_audio or has_video says so.
+A file that cannot be read becomes a masked row: zeros with id -1 that match nothing; its name and reason are in
+batch.errors. Differs from AVID-CMA, which silently takes the next file. A clip without one modality keeps its id, with
+zeros and has_audio or has_video false.
 """
 
 import dataclasses
@@ -18,7 +17,7 @@ from torch.utils.data import Dataset, default_collate, get_worker_info
 
 from avssl.config import ConfigError, DataConfig
 from avssl.data.manifest import Manifest
-from avssl.data.sampling import Key, place_views
+from avssl.data.sampling import Key, plan_windows
 from avssl.data.tracks import Tracks
 from avssl.media.cache import ClipCache
 from avssl.media.decode import Frames, Samples, read_clip
@@ -29,11 +28,11 @@ from avssl.transforms.recipes import Clip, Plan, Window
 from avssl.transforms.views import First, Same, Spread, TrackFrame, View, check_views
 from avssl.windows import Span
 
-CLOSED = "the manifest marks it"  # begins the reason why a file is not even opened
+CLOSED = "the manifest marks it"  # begins the reason of a file that is not opened
 
 
 class ClipNote(NamedTuple):
-    """What a worker process is doing."""
+    """The clip that a worker process reads."""
 
     pid: int
     id: int  # row of the manifest, -1 between clips
@@ -46,11 +45,10 @@ class ClipDataset(Dataset[Sample]):
     Args:
         manifest: its rows are the instances.
         data: lengths, rates and augmentation.
-        views: what is wanted of each clip; all of it comes out of one opened file.
-        tracks: of the manifest's clips, for views of tracked patches.
-        seed: of the run.
-        num_eval_clips: None = training, seconds and parameters drawn at random; a number = evaluation: that many
-            clips spread evenly over the video, no augmentation.
+        views: of each clip; all are read from one opened file.
+        tracks: for views of tracked patches.
+        num_eval_clips: None = training, windows and parameters are drawn; a number = evaluation: that many clips spread
+            evenly over the video, no augmentation.
 
     Raises:
         ConfigError: data.decoder cannot be used.
@@ -77,7 +75,7 @@ class ClipDataset(Dataset[Sample]):
         self.num_eval_clips = num_eval_clips
         self.limits = Limits(max_pixels=data.max_pixels, max_seconds=data.max_seconds)
         self.opener = ClipCache(data.cache_gigabytes * 1e9, limits=self.limits).open if data.cache_gigabytes else None
-        self._notes: torch.Tensor | None = None  # (workers, 3) process, row of the manifest, since when
+        self._notes: torch.Tensor | None = None  # (workers, 3) ClipNote
         self.root = manifest.root
         self.paths = manifest.column("path")
         self.has_video = manifest.has_video
@@ -89,12 +87,11 @@ class ClipDataset(Dataset[Sample]):
             tracks.check_rows(self.bounds["video"], path=track_table(self.views))
 
     def note_clips(self, num_workers: int) -> None:
-        """From now on each of so many worker processes notes which clip it is at, where the main process can read it:
-        see `notes`."""
+        """From now on each worker process records its clip in shared memory, for `notes`."""
         self._notes = torch.full((num_workers, 3), -1.0, dtype=torch.float64).share_memory_()
 
     def notes(self) -> list[ClipNote]:
-        """What the worker processes noted last, also those that are dead."""
+        """The last note of each worker process, also of dead ones."""
         if self._notes is None:
             return []
         return [ClipNote(int(pid), int(id), since) for pid, id, since in self._notes.tolist()]
@@ -111,7 +108,7 @@ class ClipDataset(Dataset[Sample]):
     def _sample(self, key: Key) -> Sample:
         rng = self._generator(key)
         clip = self._clip(key.id)
-        windows = self._place(rng, key, clip)
+        windows = self._plan_windows(rng, key, clip)
         plans = {
             view.name: view.made.plan(rng, view.settings(self.data), clip, windows[view.name]) for view in self.views
         }
@@ -149,7 +146,7 @@ class ClipDataset(Dataset[Sample]):
         *,
         error: str | None = None,
     ) -> Sample:
-        """A sample of what was read; zeros stand for what was not, and all of a clip with an error."""
+        """A sample with zeros for all that was not read; with an error, for the whole clip."""
 
         def array(view: View) -> np.ndarray:
             shape = plans[view.name].shape
@@ -176,13 +173,13 @@ class ClipDataset(Dataset[Sample]):
         )
 
     def _followed(self, view: View, order: Sequence[str]) -> int | None:
-        """Index of the frames, among those that are read, whose true start the sound of a view moves with."""
+        """Index, among the windows of frames, of the one whose true start the audio of a view follows."""
         shared = [each.name for each in self.views if isinstance(each.when, First | Spread)]
         names = [view.when.view] if isinstance(view.when, Same) else shared if isinstance(view.when, First) else []
         return next((order.index(name) for name in names if name in order), None)
 
     def _track_numbers(self, windows: Mapping[str, Window]) -> dict[str, np.ndarray]:
-        """Number of each track that a sample shows, -1 where its clip has no more."""
+        """Number of each track in a sample, -1 where its clip has fewer."""
         shown = {view.when.track: view.name for view in self.views if isinstance(view.when, TrackFrame)}
         if not shown:
             return {}
@@ -191,7 +188,7 @@ class ClipDataset(Dataset[Sample]):
 
     def windows(self, key: Key) -> dict[str, Window]:
         """Where each view of a sample lies, as far as the manifest knows."""
-        return self._place(self._generator(key), key, self._clip(key.id))
+        return self._plan_windows(self._generator(key), key, self._clip(key.id))
 
     def _generator(self, key: Key) -> np.random.Generator | None:
         return (
@@ -199,24 +196,24 @@ class ClipDataset(Dataset[Sample]):
         )
 
     def _clip(self, id: int) -> Clip:
-        """What the manifest knows of a row; sound that no view hears is left out."""
+        """Size and spans of a row by the manifest; audio that no view uses is left out."""
         spans = [
             Span(*self.bounds[track][id].tolist()) if present else None
             for track, present in (("video", self.has_video[id]), ("audio", self._uses_audio and self.has_audio[id]))
         ]
-        # without a picture there is nothing to crop: any size does
+        # without video there is nothing to crop: any size does
         width, height = (int(value) for value in self.sizes[id]) if spans[0] else (self.data.size, self.data.size)
         return Clip(width, height, *spans)
 
-    def _place(self, rng: np.random.Generator | None, key: Key, clip: Clip) -> dict[str, Window]:
+    def _plan_windows(self, rng: np.random.Generator | None, key: Key, clip: Clip) -> dict[str, Window]:
         tracks = [] if self.tracks is None else self.tracks.of(key.id)
-        return place_views(
+        return plan_windows(
             rng, self.views, self.data, clip, tracks=tracks, number=key.clip, num_clips=self.num_eval_clips or 1
         )
 
 
 def track_table(views: Sequence[View]) -> str | None:
-    """The file of tracks that views are cut out of."""
+    """The file of tracks that views use."""
     return next((view.when.table for view in views if isinstance(view.when, TrackFrame)), None)
 
 

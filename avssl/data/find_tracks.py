@@ -1,4 +1,4 @@
-"""From a manifest to its table of tracks, in processes that may hang or die."""
+"""From a manifest to its table of tracks, in worker processes that may hang or die."""
 
 import collections
 import contextlib
@@ -17,8 +17,7 @@ from avssl.files import WriteError, digest, folder_lock
 from avssl.workers import Lost, run_jobs
 
 MODULE = "avssl.mining.tracking"  # of the workers
-NOT_READ = "not read: "  # begins the reason of a clip that could not be read; it is tried again by the next call
-NO_PICTURE = "no picture"
+NOT_READ = "not read: "  # begins the reason of a clip that could not be read; the next call tries it again
 
 
 def track_manifest(
@@ -30,21 +29,18 @@ def track_manifest(
     num_workers: int,
     timeout_seconds: float,
 ) -> dict[str, Any]:
-    """Find the tracks of all clips that are not known yet, with a progress bar, and write the table.
-
-    Clips known from a call before with the same manifest and options, finished or stopped, stay as they are.
+    """Find the tracks of all clips, with a progress bar, and write the table. Results of an earlier call with the same
+    manifest and options, finished or stopped, are reused.
 
     Args:
-        manifest: of the clips.
-        out: the table; what a stopped call found is kept beside it.
-        options: how clips are searched, fields of mining.tracking.Options.
-        split: whose clips are meant; None = all.
-        num_workers: processes.
+        out: the table; the results of a stopped call are kept beside it.
+        options: fields of mining.tracking.Options.
+        split: of the manifest; None = all.
         timeout_seconds: per clip.
 
     Returns:
-        clips, kept (of them, from a call before), with_track, tracks; without {reason: clips}; not_read: path and
-        reason of each clip that could not be read.
+        clips, kept (from an earlier call), with_track, tracks; without {reason: clips}; not_read: path and reason of
+        each clip that could not be read.
 
     Raises:
         TracksError: `out` is of another manifest or no table of tracks.
@@ -57,7 +53,7 @@ def track_manifest(
         raise ValueError(f"the manifest has no clips of split={split}: name another, or none for all")
     ids = np.flatnonzero(mine).tolist()
     with _journal(out, manifest.hash, options) as journal:
-        answers = _known(out, manifest.hash, options) | _read_journal(journal)
+        answers = _read_earlier(out, manifest.hash, options) | _read_journal(journal)
         kept = sum(id in answers for id in ids)
         for id, answer in _find(
             manifest, [id for id in ids if id not in answers], options, num_workers, timeout_seconds
@@ -103,7 +99,7 @@ def _find(
                 "options": options,
             }
         elif row["status"] == "no_video":
-            yield id, {"tracks": [], "reason": NO_PICTURE}
+            yield id, {"tracks": [], "reason": "no video"}
         else:
             yield id, {"tracks": [], "reason": f"{NOT_READ}{row['status']}: {row['reason']}"}
     order = list(jobs)
@@ -124,15 +120,9 @@ def _rows(id: int, answer: Mapping[str, Any]) -> list[dict[str, Any]]:
     return [track | {"id": id, "track": number, "reason": None} for number, track in enumerate(answer["tracks"])]
 
 
-# ---- what a call leaves for the next one
-
-
 @contextlib.contextmanager
 def _journal(out: Path, manifest_hash: str, options: Mapping[str, Any]) -> Iterator[TextIO]:
-    """The file beside `out` with a line for each clip that is done, open for reading and appending by this call alone.
-
-    Its name tells manifest and options, so that a call with others neither uses nor harms it.
-    """
+    """The file beside `out` with a line per finished clip, locked; its name is a digest of manifest and options."""
     key = digest(json.dumps([manifest_hash, options]), num_bytes=6)
     path = out.with_name(f".{out.name}.{key}.jsonl")
     with folder_lock(out.parent, file=out.name):
@@ -145,7 +135,7 @@ def _journal(out: Path, manifest_hash: str, options: Mapping[str, Any]) -> Itera
 
 
 def _read_journal(journal: TextIO) -> dict[int, dict[str, Any]]:
-    """{id: {tracks, reason}}; a line that was cut off is passed over, and what follows begins a new one."""
+    """{id: {tracks, reason}}; a truncated last line is ignored and ended."""
     journal.seek(0)
     text = journal.read()
     if text and not text.endswith("\n"):
@@ -160,8 +150,8 @@ def _read_journal(journal: TextIO) -> dict[int, dict[str, Any]]:
     return answers
 
 
-def _known(out: Path, manifest_hash: str, options: Mapping[str, Any]) -> dict[int, dict[str, Any]]:
-    """{id: {tracks, reason}} of the table of a call before, if it had the same options."""
+def _read_earlier(out: Path, manifest_hash: str, options: Mapping[str, Any]) -> dict[int, dict[str, Any]]:
+    """{id: {tracks, reason}} of an earlier table with the same options."""
     if not out.exists():
         return {}
     table = read_tracks(out, manifest_hash=manifest_hash)

@@ -1,8 +1,4 @@
-"""From a folder of clips to a folder of training copies and its manifest.
-
-Names: the copy of a/b.avi is a/b.mp4. Where two clips would get the same name (also if only upper and lower case
-differ), each of them keeps its whole name: a/b.avi.mp4 and a/b.mkv.mp4.
-"""
+"""From a folder of clips to a folder of training copies and its manifest."""
 
 import collections
 import contextlib
@@ -25,17 +21,17 @@ from avssl.workers import Lost, run_jobs
 
 MODULE = "avssl.media.prepare"
 MANIFEST, FAILURES = "manifest.parquet", "not_prepared.csv"
-KNOWN = tuple(name for name in SCHEMA.names if name not in FACTS)  # what a row says besides the facts of its file
+KNOWN = tuple(name for name in SCHEMA.names if name not in FACTS)  # columns that are not facts of the file
 GIGABYTE = 1e9
 
 
 class PrepareError(ValueError):
-    """Work that cannot begin or go on: the message says why, and the way out."""
+    """Work that cannot begin or continue: the message says why, and the fix."""
 
 
 @dataclass(frozen=True)
 class Listing:
-    """Rows to carry over: `rows` with the columns of KNOWN, `further` the other columns, `clips` each file once."""
+    """Rows to carry over: `rows` with the columns of KNOWN, `further` other columns, `clips` each file once."""
 
     rows: list[dict[str, Any]]
     further: dict[str, pa.ChunkedArray]
@@ -70,11 +66,11 @@ def list_clips(source: Path, manifest: Path | None = None) -> Listing:
 
 
 def name_copies(clips: Sequence[str]) -> dict[str, str]:
-    """Path of each clip -> path of its copy; see the module for the rule."""
+    """{clip: its copy}: a/b.avi becomes a/b.mp4, or a/b.avi.mp4 if two names would be equal when case is ignored."""
     names = {clip: str(PurePosixPath(clip).with_suffix(EXTENSION)) for clip in clips}
     while True:
         claims = collections.Counter(name.casefold() for name in names.values())
-        # a name that was lengthened may meet another one
+        # a longer name may clash with another one
         clashes = [clip for clip, name in names.items() if claims[name.casefold()] > 1 and name != clip + EXTENSION]
         if not clashes:
             return names
@@ -92,12 +88,12 @@ def check_folders(source: Path, target: Path) -> None:
         raise PrepareError(f"DST {target} is a file, and must be a folder or a new name")
 
 
-def look(
+def plan(
     source: Path, target: Path, listing: Listing, settings: Settings, *, num_workers: int, timeout_seconds: float
 ) -> dict[str, Any]:
-    """What `prepare` would do; nothing is written."""
+    """What `prepare` would do, without writing."""
     names = name_copies(listing.clips)
-    jobs = _jobs(source, target, names, settings, look_only=True)
+    jobs = _jobs(source, target, names, settings, dry_run=True)
     answers = run_jobs(MODULE, jobs, num_workers=num_workers, timeout_seconds=timeout_seconds)
     seen = dict(tqdm(answers, total=len(jobs), desc="looking", unit="clip"))
     done = [clip for i, clip in enumerate(names) if not isinstance(seen[i], Lost) and seen[i]["done"]]
@@ -114,15 +110,10 @@ def look(
 def prepare(
     source: Path, target: Path, listing: Listing, settings: Settings, *, num_workers: int, timeout_seconds: float
 ) -> dict[str, Any]:
-    """Make all copies that are not there yet, then the manifest of all rows and the list of failures.
-
-    Args:
-        source: folder of the clips.
-        target: folder of the copies; made if missing.
-        timeout_seconds: per clip.
+    """Make all missing copies, then the manifest of all rows and the list of failures.
 
     Returns:
-        Counts, bytes, and `not_prepared`: path, status and reason of each clip that has no copy.
+        Counts, bytes, and `not_prepared`: path, status and reason of each clip without a copy.
 
     Raises:
         LockedError: another process works on the same folder.
@@ -159,10 +150,10 @@ def prepare(
 def _make_copies(
     source: Path, target: Path, names: dict[str, str], settings: Settings, num_workers: int, timeout_seconds: float
 ) -> dict[str, Prepared]:
-    """What became of each clip, in the order of `names`."""
+    """Result for each clip, in the order of `names`."""
     _remove_unfinished(target)
     clips = list(names)
-    jobs = _jobs(source, target, names, settings, look_only=False)
+    jobs = _jobs(source, target, names, settings, dry_run=False)
     done: dict[str, Prepared] = {}
     pool = run_jobs(MODULE, jobs, num_workers=num_workers, timeout_seconds=timeout_seconds)
     with contextlib.closing(pool) as answers:
@@ -178,7 +169,7 @@ def _make_copies(
 def _with_progress(
     answers: Iterable[tuple[int, dict | Lost]], sizes: list[int]
 ) -> Iterator[tuple[int, Prepared | Lost]]:
-    """Show what is done by bytes of source, which foretell time and size better than the number of clips."""
+    """Show progress by bytes of source, which predict time and size better than the number of clips."""
     total, read, written = sum(sizes), 0, 0
     with tqdm(total=total, desc="preparing", unit="B", unit_scale=True, unit_divisor=1000) as bar:
         for number, (i, answer) in enumerate(answers, 1):
@@ -187,16 +178,16 @@ def _with_progress(
                 if answer.state in ("written", "kept"):
                     read, written = read + sizes[i], written + answer.facts.size
             expected = written / max(read, 1) * total
-            words = f"{number}/{len(sizes)} clips, {written / GIGABYTE:.2f} of about {expected / GIGABYTE:.2f} GB"
-            bar.set_postfix_str(words, refresh=False)
+            text = f"{number}/{len(sizes)} clips, {written / GIGABYTE:.2f} of about {expected / GIGABYTE:.2f} GB"
+            bar.set_postfix_str(text, refresh=False)
             bar.update(sizes[i])
             yield i, answer
 
 
 def _jobs(
-    source: Path, target: Path, names: dict[str, str], settings: Settings, *, look_only: bool
+    source: Path, target: Path, names: dict[str, str], settings: Settings, *, dry_run: bool
 ) -> list[dict[str, Any]]:
-    shared = {"settings": asdict(settings), "look_only": look_only}
+    shared = {"settings": asdict(settings), "dry_run": dry_run}
     return [{"source": str(source / clip), "target": str(target / name)} | shared for clip, name in names.items()]
 
 

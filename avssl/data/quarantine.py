@@ -1,8 +1,7 @@
-"""The list of files that brought a worker process down, beside the manifest: MANIFEST.quarantine.jsonl.
+"""The list of files that crashed a worker process, beside the manifest: MANIFEST.quarantine.jsonl.
 
-Only ever appended to while runs go on, one line at a time, so that several runs and ranks can share it. A file that was
-exchanged (another content key) is free again; `python tools/check.py MANIFEST --fix-manifest` decodes every file wholly
-and releases those that are sound.
+Runs only append lines, so several runs and ranks can share it. A replaced file (another content key) is not on it;
+`python tools/check.py MANIFEST --fix-manifest` decodes every file and releases those that are intact.
 """
 
 import json
@@ -32,7 +31,7 @@ def quarantine_path(manifest: str | Path) -> Path:
 
 
 def read_quarantine(manifest: str | Path) -> list[Entry]:
-    """The entries, oldest first; none when there is no list. A last line that was cut off by a crash is passed over."""
+    """The entries, oldest first; a line truncated by a crash is ignored."""
     path = quarantine_path(manifest)
     if not path.exists():
         return []
@@ -52,7 +51,7 @@ def add_to_quarantine(manifest: str | Path, entry: Entry) -> None:
     try:
         descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
         try:
-            os.write(descriptor, f"\n{line}\n".encode())  # begins a line also where a crash has cut one
+            os.write(descriptor, f"\n{line}\n".encode())  # begins a new line even after a truncated one
             os.fsync(descriptor)
         finally:
             os.close(descriptor)

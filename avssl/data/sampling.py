@@ -1,5 +1,5 @@
-"""Which clips, in which order, and which seconds of them: pure functions of (seed, epoch, step) and of a row of the
-manifest, so that any number of workers and ranks draws the same and a resumed run continues in the middle of an epoch.
+"""Order of clips and their windows: pure functions of (seed, epoch, step) and of a row of the manifest, so that any
+number of workers and ranks draws the same and a resumed run continues in the middle of an epoch.
 """
 
 from collections.abc import Iterator, Sequence
@@ -88,11 +88,11 @@ class TrainingBatches:
     def __iter__(self) -> Iterator[list[Key]]:
         keys, drawn_epoch = np.empty((0, 2), dtype=np.int64), -1
         for step in range(self.first_step, self.num_steps):
-            epoch, place = divmod(step, self.steps_per_epoch)
+            epoch, number = divmod(step, self.steps_per_epoch)
             if epoch != drawn_epoch:
                 keys = epoch_keys(self.ids, clips_per_video=self.clips_per_video, seed=self.seed, epoch=epoch)
                 drawn_epoch = epoch
-            first = place * self.batch_size + self.offset
+            first = number * self.batch_size + self.offset
             yield [Key(epoch, int(row), int(clip)) for row, clip in keys[first : first + self.rows]]
 
 
@@ -105,13 +105,13 @@ def draw_windows(
     audio_seconds: float,
     max_offset_seconds: float,
 ) -> tuple[float, float]:
-    """Starts of a picture window and of a sound window that overlap, drawn at random.
+    """Random starts of a video window and of an audio window that overlap.
 
     The longer window is drawn first, anywhere inside its track; the shorter one then lies inside it, or up to
     `max_offset_seconds` before or after it, and inside its own track. A track shorter than its window begins with it.
-    Of a clip without sound, or without picture, only the other window is drawn, and both start there.
+    Of a clip with one modality only its window is drawn, and both start there.
 
-    Source: AVID-CMA datasets/video_db.py, for sound longer than picture. Differs from AVID-CMA: the shorter window
+    Source: AVID-CMA datasets/video_db.py, for audio longer than video. Differs from AVID-CMA: the shorter window
     stays inside its track, and a clip that is too short is looped and padded instead of being replaced by the next
     file.
     """
@@ -121,15 +121,15 @@ def draw_windows(
         return start, start
     both = Span(max(video.start, audio.start), min(video.end, audio.end))
     if audio_seconds >= video_seconds:
-        sound = _uniform(rng, both.start, both.end - audio_seconds)
-        picture = _uniform(rng, *_around(sound, audio_seconds, video_seconds, max_offset_seconds, video))
+        audio_start = _uniform(rng, both.start, both.end - audio_seconds)
+        video_start = _uniform(rng, *_around(audio_start, audio_seconds, video_seconds, max_offset_seconds, video))
     else:
-        picture = _uniform(rng, both.start, both.end - video_seconds)
-        sound = _uniform(rng, *_around(picture, video_seconds, audio_seconds, max_offset_seconds, audio))
-    return picture, sound
+        video_start = _uniform(rng, both.start, both.end - video_seconds)
+        audio_start = _uniform(rng, *_around(video_start, video_seconds, audio_seconds, max_offset_seconds, audio))
+    return video_start, audio_start
 
 
-def place_views(
+def plan_windows(
     rng: np.random.Generator | None,
     views: Sequence[View],
     data: DataConfig,
@@ -139,14 +139,14 @@ def place_views(
     number: int = 0,
     num_clips: int = 1,
 ) -> dict[str, Window]:
-    """Where each view of a sample lies: first the sample's own window, then further starts in the order of the views,
-    then tracks without replacement.
+    """Windows of the views of a sample: first the sample's own, then further starts in the order of the views, then
+    tracks without replacement.
 
     A track shorter than a view has one start only, its beginning: such views differ by augmentation alone.
 
     Args:
         rng: None = evaluation: the `number`-th of `num_clips` windows spread evenly over the clip.
-        clip: its size and seconds; those of sound that no view hears are None.
+        clip: the span of audio that no view uses is None.
         tracks: of the clip, for views of a TrackFrame.
 
     Returns:
@@ -190,7 +190,7 @@ def place_views(
 def _first_windows(
     rng: np.random.Generator | None, views: Sequence[View], data: DataConfig, clip: Clip, *, number: int, num_clips: int
 ) -> dict[str, float]:
-    """Starts of the sample's own window in either modality, long enough for the longest view in it."""
+    """Starts of the first window in either modality, long enough for the longest view in it."""
     if clip.video is None and clip.audio is None:
         return {"video": 0.0, "audio": 0.0}
     lengths = {}
@@ -238,26 +238,25 @@ def _far(rng: np.random.Generator, first: float, low: float, high: float, distan
     before, behind = max(first - distance - low, 0.0), max(high - first - distance, 0.0)
     if before + behind == 0:
         return _uniform(rng, low, high)
-    place = rng.random() * (before + behind)
-    return low + place if place < before else first + distance + place - before
+    drawn = rng.random() * (before + behind)
+    return low + drawn if drawn < before else first + distance + drawn - before
 
 
 def spread_windows(
     video: Span | None, audio: Span | None, *, video_seconds: float, audio_seconds: float, clip: int, num_clips: int
 ) -> tuple[float, float]:
-    """Starts of the `clip`-th of `num_clips` windows spread evenly over the picture (one clip: the middle), for
-    evaluation.
+    """Starts of the `clip`-th of `num_clips` windows spread evenly over the video (one: the middle), for evaluation.
 
-    The sound window has the same center as the picture's, moved inside its track. Sound alone is spread over its own.
+    The audio window has the same center, moved inside its track. Audio alone is spread over its own.
     """
     if video is None:
         room = max(audio.end - audio_seconds - audio.start, 0.0)
-        sound = audio.start + room * (clip + 0.5) / num_clips
-        return sound, sound
+        audio_start = audio.start + room * (clip + 0.5) / num_clips
+        return audio_start, audio_start
     room = max(video.end - video_seconds - video.start, 0.0)
-    picture = video.start + room * (clip + 0.5) / num_clips
-    sound = picture + (video_seconds - audio_seconds) / 2
-    return picture, sound if audio is None else audio.clamp(sound, audio_seconds)
+    video_start = video.start + room * (clip + 0.5) / num_clips
+    audio_start = video_start + (video_seconds - audio_seconds) / 2
+    return video_start, audio_start if audio is None else audio.clamp(audio_start, audio_seconds)
 
 
 def _uniform(rng: np.random.Generator, low: float, high: float) -> float:

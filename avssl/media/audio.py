@@ -1,4 +1,4 @@
-"""Decoded sound: channels to one, frames to the second that they belong to, one sample rate to another.
+"""Decoded audio: mixing to mono, placing by timestamps, resampling.
 
 Letters: n, m samples.
 """
@@ -13,16 +13,14 @@ import numpy as np
 
 from avssl.media.reader import DecodeError
 
-BLOCK_FRAMES, BLOCK_SECONDS = 32, (1.0, 10.0)  # sound whose place is found together: at least, at most
-JUMP_SECONDS = 5e-4  # sound further than this from where it should follow is placed anew
+BLOCK_FRAMES, BLOCK_SECONDS = 32, (1.0, 10.0)  # audio that is placed together: at least, at most
+JUMP_SECONDS = 5e-4  # audio further than this from where it should continue is placed anew
 MIN_TICK = 5e-4  # seconds; timestamps are rounded to ticks (1 ms in Matroska), so a difference of one tick is no gap
 MAX_GAP_SECONDS = 600.0  # filled with zeros
 
 
 def to_mono(*frames: av.AudioFrame) -> np.ndarray:
-    """Decoded sound that follows one another, of one format -> (n,) float32: the plain mean of its channels, full scale
-    = 1.
-    """
+    """Consecutive decoded frames of one format -> (n,) float32: the plain mean of the channels, full scale = 1."""
     values = np.concatenate([frame.to_ndarray() for frame in frames], axis=1)  # (channels, n), or (1, n * channels)
     num_channels = frames[0].layout.nb_channels
     if not frames[0].format.is_planar:
@@ -32,23 +30,22 @@ def to_mono(*frames: av.AudioFrame) -> np.ndarray:
     mono = values[0] * scale if num_channels == 1 else (values.mean(axis=0, dtype=np.float64) * scale)  # (n,)
     mono = mono.astype(np.float32, copy=False)
     if kind == "f":
-        return np.nan_to_num(mono, copy=False, posinf=1.0, neginf=-1.0)  # only damaged sound has such values
+        return np.nan_to_num(mono, copy=False, posinf=1.0, neginf=-1.0)  # only damaged audio has such values
     return mono - 1 if kind == "u" else mono
 
 
 class Run:
-    """Frames without a gap. They begin where the median of them says: one alone is rounded, the first after a seek
-    twice.
+    """Frames without a gap. They begin at the median of their timestamps: a single one is rounded.
 
     Args:
-        scale: samples per unit of the positions: 1, or the sample rate where they are seconds.
+        scale: samples per unit of the positions: 1, or the sample rate if they are seconds.
     """
 
     def __init__(self, scale: int) -> None:
         self.scale = scale
         self.frames: list[av.AudioFrame] = []
         self.length = 0  # samples
-        self._anchors: list[float] = []  # where each frame says that the run begins
+        self._anchors: list[float] = []  # start of the run by each frame's timestamp
 
     def add(self, position: float, frame: av.AudioFrame) -> None:
         self._anchors.append(position - self.length / self.scale)
@@ -56,7 +53,7 @@ class Run:
         self.length += frame.samples
 
     def gap(self, position: float) -> float:
-        """How far a frame at this position is from where it would follow, by the first frame."""
+        """Distance of a frame at this position from where it would continue the run, by the first frame."""
         return abs(position - self.length / self.scale - self._anchors[0])
 
     @property
@@ -65,11 +62,11 @@ class Run:
 
 
 class Grid:
-    """Mono sound on a grid of the source's own rate.
+    """Mono audio on a grid of the source's own rate.
 
     Attributes:
         values: (n,) float32, value i at (first + i) / sample_rate seconds; zero where nothing was placed.
-        filled: (n,) bool, where something was.
+        filled: (n,) bool, where something was placed.
     """
 
     def __init__(self, start: float, duration: float, sample_rate: int) -> None:
@@ -125,10 +122,10 @@ def mono_frame(values: np.ndarray, sample_rate: int, position: int) -> av.AudioF
 def resample_stream(
     frames: Iterable[tuple[float, av.AudioFrame]], rate: int, shift: float
 ) -> Iterator[tuple[int, np.ndarray]]:
-    """Decoded frames with their seconds -> pieces of sound at `rate`: (position of the first sample, (n,) int16).
+    """Decoded frames with their seconds -> pieces of audio at `rate`: (position of the first sample, (n,) int16).
 
-    Runs that follow each other go through one resampler. One that lies elsewhere than it should follow, after a gap or
-    because two clocks drift apart, begins anew at its own time.
+    Consecutive runs go through one resampler; one that is off by more than JUMP_SECONDS, after a gap or by clock drift,
+    begins anew at its own time.
 
     Args:
         shift: seconds added to all times, which must not be below 0 then.
@@ -177,7 +174,7 @@ def _pieces(frames: list[av.AudioFrame], position: int) -> Iterator[tuple[int, n
 
 
 def without_gaps(pieces: Iterable[tuple[int, np.ndarray]], rate: int, path: Path) -> Iterator[tuple[int, np.ndarray]]:
-    """The same pieces one right after another: gaps become zeros, and where pieces overlap, the earlier one counts.
+    """Contiguous pieces: gaps become zeros, and where pieces overlap, the earlier one counts.
 
     Raises:
         DecodeError: a gap is longer than MAX_GAP_SECONDS.
@@ -186,7 +183,7 @@ def without_gaps(pieces: Iterable[tuple[int, np.ndarray]], rate: int, path: Path
     for position, samples in pieces:
         end = position if end is None else end
         if position - end > MAX_GAP_SECONDS * rate:
-            raise DecodeError(path, f"its sound has a gap of {(position - end) / rate:.0f} seconds")
+            raise DecodeError(path, f"its audio has a gap of {(position - end) / rate:.0f} seconds")
         while position > end:
             zeros = np.zeros(min(position - end, rate), dtype=np.int16)
             yield end, zeros

@@ -1,9 +1,7 @@
-"""Decoded files kept in memory, for sets small enough: a file is decoded once, and every later window is cut from that.
+"""Decoded files cached in memory, for small datasets: a file is decoded once, and later windows are cut from that.
 
-Short clips spend most of their loading time on opening and decoding; a set that fits into memory needs that only once.
-Pictures of an undamaged file are the same bytes as without a cache. So is sound, unless a window is reached by a seek:
-a lossy decoder that starts in the middle of a file differs by 1e-4 or so from one that started at its beginning, which
-is what is kept here.
+Frames of an undamaged file are the same bytes as without a cache; audio differs by up to about 1e-4 from a lossy
+decoder that starts in the middle of a file.
 """
 
 import bisect
@@ -20,7 +18,7 @@ from avssl.media.reader import LIMITS, Limits, Reader, Track
 
 @dataclass(frozen=True)
 class DecodedTrack:
-    """What is asked of a stream whose file is closed."""
+    """One decoded track."""
 
     average_rate: Fraction | None
     frames: list[tuple[float, av.VideoFrame | av.AudioFrame]]
@@ -28,7 +26,7 @@ class DecodedTrack:
 
 @dataclass(frozen=True)
 class DecodedFile:
-    """A whole file, decoded; it answers as a `Reader` does."""
+    """A whole decoded file with the interface of a `Reader`."""
 
     path: Path
     video: DecodedTrack | None = None
@@ -50,11 +48,10 @@ class DecodedFile:
 
 
 class ClipCache:
-    """Keeps decoded files until they take `max_bytes`; files after that are read as without a cache.
+    """Caches decoded files up to `max_bytes` in this process; files after that are read as without a cache.
 
     Args:
-        max_bytes: of decoded pictures (as stored in the file, before they become RGB) and sound, in this process.
-        limits: what a file may ask for.
+        max_bytes: of decoded frames (as stored in the file, before RGB) and audio.
     """
 
     def __init__(self, max_bytes: float, *, limits: Limits = LIMITS) -> None:
@@ -68,11 +65,11 @@ class ClipCache:
         """A decoded file, or a `Reader` when the cache is full. Raises DecodeError as `Reader` does."""
         path = Path(path)
         if path not in self._files and not self.full:
-            self._keep(path)
+            self._add(path)
         return self._files.get(path) or Reader(path, limits=self.limits)
 
-    def _keep(self, path: Path) -> None:
-        """Decode a file wholly; one that does not fit any more closes the cache."""
+    def _add(self, path: Path) -> None:
+        """Decode a whole file; the first that does not fit closes the cache."""
         tracks: dict[Track, DecodedTrack] = {}
         num_bytes = 0
         with Reader(path, limits=self.limits) as reader:

@@ -28,24 +28,22 @@ def write_clip(
     times: np.ndarray | None = None,
     rotation: int = 0,
 ) -> None:
-    """Write one clip; its container is chosen by the extension of `path`.
-
-    One thread and bit-exact flags: the same input gives the same bytes with the same version of PyAV.
+    """Write one clip; the extension of `path` chooses the container. The same input gives the same bytes with the same
+    version of PyAV.
 
     Args:
-        path: file to write; its folder must exist.
         frames: (T, H, W, 3) uint8 RGB, H and W even.
         fps: frames per second; give a Fraction for rates such as 24000/1001.
-        samples: (n,) or (n, channels) float32 in [-1, 1], channels 1, 2 or 6 (5.1); None = no sound track.
+        samples: (n,) or (n, channels) float32 in [-1, 1], channels 1, 2 or 6 (5.1); None = no audio track.
         sample_rate: of `samples` in Hz.
-        video_codec, audio_codec: names of encoders of FFmpeg.
-        crf: quality of x264 (0 lossless to 51); ignored by codecs that do not know it.
+        video_codec, audio_codec: FFmpeg encoders.
+        crf: quality of x264 (0 lossless to 51) and VP8/9.
         gop: largest distance of keyframes in frames.
         b_frames: largest number of consecutive B-frames.
         video_start: time of the first frame in seconds.
         audio_start: time of the first sample in seconds.
-        times: (T,) strictly rising seconds of each frame, for a variable rate; they replace video_start + i / fps.
-        rotation: multiple of 90 written as metadata: degrees by which a player turns the picture counterclockwise.
+        times: (T,) strictly rising seconds of each frame, for a variable rate, instead of video_start + i / fps.
+        rotation: metadata, a multiple of 90: degrees by which a player turns the frames counterclockwise.
 
     Raises:
         ValueError: frames or samples that do not have the shape and type above.
@@ -90,7 +88,7 @@ def write_clip(
             frame.pts, frame.time_base = round(audio_start * sample_rate), Fraction(1, sample_rate)
             packets += audio.encode(frame)
             packets += audio.encode(None)
-        # the muxer would have to hold one whole track in memory if the other came first
+        # sorted, or the muxer would hold one whole track in memory
         container.mux(sorted(packets, key=lambda packet: packet.dts * packet.time_base))
 
 

@@ -1,7 +1,4 @@
-"""Containers and codecs that must, or may, be read in another way than by seeking and decoding everything.
-
-Packets and frames go in and come out; opening, seeking and decoding are the Reader's (reader.py).
-"""
+"""Containers and codecs that the Reader (reader.py) must, or may, read differently than by seeking and decoding all."""
 
 import bisect
 import collections
@@ -18,18 +15,18 @@ import av.stream
 import av.video.stream
 import numpy as np
 
-# An MPEG program stream stores few times, and FFmpeg counts on from the last one: after a seek a frame or two too few,
-# as a packet ends in the middle of a picture.
+# An MPEG program stream stores few timestamps, and FFmpeg counts on from the last one: after a seek a frame or two too
+# few, as a packet ends in the middle of a frame.
 COUNTED = frozenset({"mpeg"})
-AVI_CHUNK_HEADER = 8  # bytes between the place that an index names and that of the packet
+AVI_CHUNK_HEADER = 8  # bytes between the offset in the index and that of the packet
 AVI_REORDER = 2  # frames looked ahead to put the times of an AVI in order
-LOOK_AHEAD = 20  # packets: H.264 shows a picture at most 16 later than it decodes it
-PCM_SECONDS = 1.0  # of plain sound read at a time
+LOOK_AHEAD = 20  # packets: H.264 shows a frame at most 16 later than it decodes it
+PCM_SECONDS = 1.0  # of PCM read at a time
 PCM_TAGS = ("sowt", "ipcm", "lpcm")  # of little-endian samples in MOV and MP4
 
 
 def must_count(container: av.container.InputContainer, video: av.video.stream.VideoStream | None) -> bool:
-    """Whether times are right only from the beginning on: after a seek FFmpeg would count from a wrong one."""
+    """Whether times are right only when read from the beginning: after a seek FFmpeg counts from a wrong one."""
     if container.format.name == "avi" and video is not None:
         entries = video.index_entries  # the clock: number by number, a few of them for an empty packet
         return len(entries) > 0 and entries[len(entries) - 1].timestamp + 1 < video.frames
@@ -37,7 +34,7 @@ def must_count(container: av.container.InputContainer, video: av.video.stream.Vi
 
 
 def from_keyframe(packets: Iterator[av.Packet], seconds: float, *, max_bytes: int) -> Iterator[av.Packet]:
-    """The packets from the last keyframe at or before a second on, without a seek; at most so many bytes are kept."""
+    """Packets from the last keyframe at or before a second on, without a seek; at most `max_bytes` are held back."""
     kept: list[av.Packet] = []
     latest, num_bytes = -math.inf, 0
     for packet in packets:
@@ -54,9 +51,7 @@ def from_keyframe(packets: Iterator[av.Packet], seconds: float, *, max_bytes: in
 
 
 def times_of_index(packets: Iterator[av.Packet], stream: av.stream.Stream) -> Iterator[av.Packet]:
-    """The packets of an AVI with the times of its index. FFmpeg counts them from where it began to read, so that each
-    one that it loses in a damaged place moves all that follow, and picture and sound apart.
-    """
+    """Packets of an AVI with the times of its index: FFmpeg counts packets, so a lost one shifts all others."""
     entries = stream.index_entries
     for packet in packets:
         if packet.pos is not None and packet.dts is not None and len(entries):
@@ -69,10 +64,8 @@ def times_of_index(packets: Iterator[av.Packet], stream: av.stream.Stream) -> It
 
 
 def sort_times(decoded: Iterator[tuple[float, av.VideoFrame]]) -> Iterator[tuple[float, av.VideoFrame]]:
-    """Frames of an AVI, which come in the order of display, with their times in rising order.
-
-    AVI stores no times of display: FFmpeg guesses them from the order of decoding, and swaps some when two B-frames
-    follow each other (1, 2, 4, 3, 5, 7, 6).
+    """Frames of an AVI, which come in display order, with their times sorted: AVI stores no display times, and FFmpeg
+    swaps some of its guesses when two B-frames follow each other (1, 2, 4, 3, 5, 7, 6).
     """
     frames, times = collections.deque(), []
     for seconds, frame in decoded:
@@ -85,7 +78,7 @@ def sort_times(decoded: Iterator[tuple[float, av.VideoFrame]]) -> Iterator[tuple
 
 
 def can_skip(container: av.container.InputContainer, stream: av.video.stream.VideoStream) -> bool:
-    """Whether packets say when they are shown, and there can be pictures that no other is built on."""
+    """Whether packets have display times, and there can be frames that no other refers to."""
     context = stream.codec_context
     has_times = container.format.name.startswith(("mov", "matroska"))
     return has_times and context.name == "h264" and context.has_b_frames
@@ -94,18 +87,16 @@ def can_skip(container: av.container.InputContainer, stream: av.video.stream.Vid
 def skip_unwanted(
     packets: Iterator[av.Packet], stream: av.video.stream.VideoStream, wanted: Sequence[float]
 ) -> Iterator[av.Packet]:
-    """The same packets; before each, the decoder is told whether it may skip its picture, which it then does if no
-    other picture is built on it.
+    """The same packets; before each, the decoder is set to skip its frame if it is unwanted and no other refers to it.
 
-    A picture is shown until the next one is. Packets come in the order of decoding, so the next one is known only some
-    packets later.
+    A frame is shown until the next one. Packets come in decoding order, so the next one is known some packets later.
 
     Args:
-        wanted: seconds, rising, of which the picture shown is looked at.
+        wanted: rising seconds whose frames are used.
     """
     ticks_per_second = 1 / float(stream.time_base)
     wanted_ticks = [seconds * ticks_per_second for seconds in wanted]
-    shown: list[int] = []  # ticks, rising, of what has been decoded or stands ahead
+    shown: list[int] = []  # rising ticks of packets decoded or ahead
     ahead: collections.deque[av.Packet] = collections.deque()
     ended = False
     while True:
@@ -123,7 +114,7 @@ def skip_unwanted(
         stream.codec_context.skip_frame = "DEFAULT"
         if packet.pts is not None:
             following = bisect.bisect_right(shown, packet.pts)
-            first = bisect.bisect_left(wanted_ticks, packet.pts)  # wanted second that is not before this picture
+            first = bisect.bisect_left(wanted_ticks, packet.pts)  # wanted second that is not before this frame
             is_edge = following == len(shown) or shown[0] == packet.pts
             if not is_edge and (first == len(wanted_ticks) or wanted_ticks[first] >= shown[following]):
                 stream.codec_context.skip_frame = "NONREF"
@@ -131,21 +122,19 @@ def skip_unwanted(
 
 
 def is_plain_pcm(container: av.container.InputContainer, stream: av.audio.stream.AudioStream) -> bool:
-    """Whether the sound lies in the file as it is, at places that the index names, and ticks are samples."""
+    """Whether the audio is raw PCM at offsets that the index lists, with ticks of one sample."""
     context, entries = stream.codec_context, stream.index_entries
     is_pcm = context.name == "pcm_s16le" and context.codec_tag in PCM_TAGS and context.channels
     in_mov = container.format.name.startswith("mov")
     if not (is_pcm and in_mov and stream.time_base == Fraction(1, context.sample_rate) and len(entries)):
         return False
-    # an edit list can hide sound at both ends, which decoding leaves out
+    # an edit list can hide audio at both ends, which decoding leaves out
     is_whole = not entries[0].is_discard and not entries[len(entries) - 1].is_discard
     return is_whole and entries[0].timestamp == stream.start_time
 
 
 def read_pcm(path: Path, stream: av.audio.stream.AudioStream, seconds: float) -> Iterator[tuple[float, av.AudioFrame]]:
-    """As `Reader.frames_from`, without demuxer and decoder, which give 1,024 samples at a time. What follows one
-    another in the file and in time becomes one frame.
-    """
+    """As `Reader.frames_from`, without demuxer and decoder: contiguous index entries become one frame."""
     context, rate, entries = stream.codec_context, stream.codec_context.sample_rate, stream.index_entries
     sample_bytes = 2 * context.channels
     begin = min(max(seconds, entries[0].timestamp / rate), entries[len(entries) - 1].timestamp / rate)

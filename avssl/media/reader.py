@@ -1,4 +1,4 @@
-"""One opened file: decoded frames with their seconds in rising time, also where its index or its packets are damaged.
+"""One opened file: decoded frames with their seconds in rising order, even if its index or its packets are damaged.
 
 Time is the container's clock: pts x time_base, never shifted.
 """
@@ -22,15 +22,15 @@ from avssl.media import quirks
 
 Track = Literal["video", "audio"]
 TIME_TOLERANCE = 1e-4  # seconds; timestamps are rounded to the ticks of the container
-MERGE_SECONDS = 1.0  # what lies closer than this is decoded in one go instead of seeking
+MERGE_SECONDS = 1.0  # windows closer than this are decoded in one go instead of seeking
 BACK_SECONDS = (0.0, 2.0, 10.0)  # how far before the wanted second a seek aims, tried in this order
 TAIL_SECONDS = 1.0  # how much of the end is looked at to see that it is there
-MAX_RESUMED = 3  # times that reading goes on behind a damaged place
-MAX_FRUITLESS = 10_000  # packets in a row that bring nothing new before a damaged file counts as ended
-MAX_KEPT_BYTES = 32 << 20  # packets of the other track that are kept, rather than opening the file again for them
+MAX_RESUMED = 3  # times that reading continues after a damaged packet
+MAX_IDLE = 10_000  # packets in a row without a new frame after which a damaged file counts as ended
+MAX_CACHED_BYTES = 32 << 20  # packets of the other track that are cached, to avoid opening the file again
 MAX_SIDE = 32_766  # pixels: what OpenCV can cut from
 OPEN_SECONDS = 60.0  # limit for one read of the file system, not for decoding
-SAMPLE_RATES = (100, 768_000)  # Hz; a rate outside is a damaged number, and memory is taken by it
+SAMPLE_RATES = (100, 768_000)  # Hz; a rate outside is a damaged header
 MISSING, EMPTY = "the file does not exist", "the file is empty"
 # Formats that make FFmpeg open other files, devices or addresses: a playlist that is called .mp4 reads nothing.
 FOREIGN = frozenset(
@@ -53,26 +53,19 @@ class DecodeError(ValueError):
 
 @dataclass(frozen=True)
 class Limits:
-    """What a file may ask for; one that asks for more is refused before memory is taken for it.
+    """Limits of a file; one beyond them is refused before memory is allocated."""
 
-    Args:
-        max_pixels: of one stored picture, width x height; the default admits 8K (7680 x 4320).
-        max_seconds: that the file claims to last; the hours at which an MPEG-TS recorder began (up to 26) are in it.
-        max_bytes: of the pictures of one window.
-    """
-
-    max_pixels: int = 2**25
+    max_pixels: int = 2**25  # of one stored frame, width x height; the default admits 8K (7680 x 4320)
+    # duration by the header, which includes the start time of an MPEG-TS recording (up to 26 hours)
     max_seconds: float = 360_000.0
-    max_bytes: int = 2**31
+    max_bytes: int = 2**31  # of the frames of one window
 
 
 LIMITS = Limits()
 
 
 def file_problem(path: Path) -> str | None:
-    """Why nothing can be read at this path; None for a regular file with something in it. A pipe is not opened: that
-    would wait for somebody to write into it.
-    """
+    """Why nothing can be read at this path; None for a regular file that is not empty. Pipes are not opened."""
     try:
         found = os.stat(path)
     except FileNotFoundError:
@@ -85,25 +78,24 @@ def file_problem(path: Path) -> str | None:
 
 
 class HasRate(Protocol):
-    """A video stream, or what is remembered of one."""
+    """A video stream, or the cached facts of one."""
 
     average_rate: Fraction | None
 
 
 @dataclass(frozen=True)
 class LazyFrame:
-    """A picture whose second is known, and that is decoded when it is wanted (indexed.py)."""
+    """A frame at a known second that is decoded on demand (backends/indexed.py)."""
 
     decode: Callable[[], av.VideoFrame]  # as RGB, as it is stored
     duration: int  # ticks, 0 = not known
     time_base: Fraction  # seconds of a tick
-    rotation: int  # degrees counterclockwise by which it is to be turned
-    narrow: str | None  # name of the kind of pixels that the file stores, if it stores fewer colors than pixels
+    rotation: int  # degrees counterclockwise to turn it upright
+    narrow: str | None  # pixel format of the file if its chroma is subsampled, else None
 
 
 class Source(Protocol):
-    """What windows are cut out of: a `Reader`, a file that was decoded before (cache.py), or one whose pictures another
-    library decodes (indexed.py)."""
+    """What windows are read from: `Reader`, `DecodedFile` (cache.py) or `IndexedReader` (backends/indexed.py)."""
 
     path: Path
     video: HasRate | None
@@ -119,14 +111,13 @@ class Source(Protocol):
 
 
 class Reader:
-    """One opened file that yields decoded frames from wanted seconds on, also when its index is broken.
+    """One opened file that yields decoded frames from a given second on, even with a broken index.
 
     Attributes:
-        video, audio: the first stream of the kind that a decoder exists for, None where there is none; cover pictures
-            of songs do not count as video.
+        video, audio: the first decodable stream of the kind or None; cover art is no video.
 
     Raises:
-        DecodeError: the file does not exist, is empty, is no media file, or asks for more than `limits`.
+        DecodeError: the file does not exist, is empty, is no media file, or exceeds `limits`.
     """
 
     def __init__(self, path: str | Path, *, limits: Limits = LIMITS) -> None:
@@ -164,7 +155,7 @@ class Reader:
         streams = [stream for stream in (self.video, self.audio) if stream is not None]
         for stream in streams:
             stream.codec_context.thread_count = 1
-        if self.video is not None:  # pictures can also grow in the middle of a file
+        if self.video is not None:  # frames can also grow in the middle of a file
             self.video.codec_context.options = {"max_pixels": str(self.limits.max_pixels)}
         self._pass = _Pass(self.container, streams, from_beginning=True)
 
@@ -172,26 +163,25 @@ class Reader:
         width, height = (0, 0) if self.video is None else (self.video.width, self.video.height)
         seconds = (self.container.duration or 0) / av.time_base
         if max(width, height) > MAX_SIDE:
-            raise DecodeError(self.path, f"a picture of {width}x{height} is longer than {MAX_SIDE}")
+            raise DecodeError(self.path, f"a frame of {width}x{height} is larger than {MAX_SIDE} on a side")
         if width * height > self.limits.max_pixels:
-            limit = f"data.max_pixels={self.limits.max_pixels}: raise it if the file is sound"
-            raise DecodeError(self.path, f"a picture of {width}x{height} pixels is larger than {limit}")
+            limit = f"data.max_pixels={self.limits.max_pixels}: raise it if the file is intact"
+            raise DecodeError(self.path, f"a frame of {width}x{height} pixels is larger than {limit}")
         if seconds > self.limits.max_seconds:
-            limit = f"data.max_seconds={self.limits.max_seconds:.0f}: raise it if the file is sound"
+            limit = f"data.max_seconds={self.limits.max_seconds:.0f}: raise it if the file is intact"
             raise DecodeError(self.path, f"it claims to last {seconds:.0f} seconds, more than {limit}")
 
     def frames_from(
         self, kind: Track, seconds: float, wanted: Sequence[float] | None = None
     ) -> Iterator[tuple[float, av.VideoFrame | av.AudioFrame]]:
-        """Decoded frames with their seconds, in rising time; the first lies at or before `seconds` unless it is the
-        first of the file.
+        """Decoded frames with their seconds, rising; the first is at or before `seconds`, or the first of the file.
 
         Both tracks can be read one after the other from the beginning without opening the file twice.
 
         Args:
             kind: of a stream that exists.
-            wanted: seconds in rising order of the pictures that will be looked at: others may be missing, except the
-                first and the last of the file. None = all.
+            wanted: rising seconds of the video frames that are used: others may be left out, except the first and the
+                last of the file. None = all.
         """
         stream = getattr(self, kind)
         if kind == "audio" and quirks.is_plain_pcm(self.container, stream):
@@ -203,10 +193,15 @@ class Reader:
         if first > -math.inf and seconds > first + (MERGE_SECONDS if can_begin and not must_count else 0.0):
             for back in (None,) if must_count else BACK_SECONDS:
                 try:
-                    decoded = self._begin(kind, seconds, back, wanted)
+                    if back is None:  # no seek: packets are skipped from the beginning on
+                        self._restart(stream)
+                        decoded = self._decode(getattr(self, kind), wanted, skip_to=seconds)
+                    else:
+                        self._seek(stream, seconds - back)
+                        decoded = self._decode(stream, wanted)
                 except (av.error.FFmpegError, OverflowError):
                     continue
-                # pictures before the first keyframe miss what they are built on
+                # frames before the first keyframe lack their references
                 head = next((it for it in decoded if kind == "audio" or it[1].key_frame or it[0] > seconds), None)
                 if head is not None and head[0] <= seconds + TIME_TOLERANCE:
                     yield head
@@ -215,21 +210,8 @@ class Reader:
         self._restart(getattr(self, kind))
         yield from self._decode(getattr(self, kind), wanted)
 
-    def _begin(
-        self, kind: Track, seconds: float, back: float | None, wanted: Sequence[float] | None
-    ) -> Iterator[tuple[float, av.VideoFrame | av.AudioFrame]]:
-        """What decodes after a seek to `back` seconds before; None = packets are skipped from the beginning on."""
-        stream = getattr(self, kind)
-        if back is not None:
-            self._seek(stream, seconds - back)
-            return self._decode(stream, wanted)
-        self._restart(stream)
-        return self._decode(getattr(self, kind), wanted, skip_to=seconds)
-
     def end_seconds(self, kind: str) -> float | None:
-        """When the last packet of a track ends, by the packets that are there and not by what the header claims. Raises
-        DecodeError: a packet is encrypted.
-        """
+        """End of the last packet of a track, whatever the header claims. Raises DecodeError: a packet is encrypted."""
         stream = getattr(self, kind)
         claimed = None
         if stream.duration is not None:
@@ -243,12 +225,12 @@ class Reader:
             except (av.error.FFmpegError, OverflowError):
                 end = -math.inf
             if end >= claimed - TAIL_SECONDS:
-                # the last packet of sound holds filling that the header rightly leaves out
+                # the last audio packet holds padding that the header rightly leaves out
                 return claimed if claimed <= end < claimed + 0.1 else end
         return max((end for _, end in self.packet_times(kind)), default=None)
 
     def packets(self, kind: Track) -> Iterator[av.Packet]:
-        """All packets of a track from its beginning, not decoded, and the empty one that ends it."""
+        """All packets of a track from its beginning, undecoded, and the empty one that ends it."""
         self._restart(getattr(self, kind))
         return self._pass.packets(getattr(self, kind))
 
@@ -270,9 +252,7 @@ class Reader:
         self.container.seek(math.floor(seconds / stream.time_base), stream=stream)
 
     def _restart(self, stream: av.stream.Stream) -> None:
-        """Open afresh unless all packets of the track are still to come or kept: a seek to the beginning loses the
-        first packet of some tracks.
-        """
+        """Reopen unless all packets are ahead or cached: seeking to 0 loses the first packet of some tracks."""
         if not (self._pass.from_beginning and self._pass.holds(stream)):
             self.container.close()
             self._open()
@@ -280,12 +260,10 @@ class Reader:
     def _decode(
         self, stream: av.stream.Stream, wanted: Sequence[float] | None, *, skip_to: float | None = None
     ) -> Iterator[tuple[float, av.VideoFrame | av.AudioFrame]]:
-        """What decodes from here on, without frames whose time does not rise; packets that are not needed for second
-        `skip_to` and what follows are not decoded.
-        """
+        """Frames from here on with rising times; packets not needed from `skip_to` on are not decoded."""
         packets = self._pass.packets(stream)
         if skip_to is not None:
-            packets = quirks.from_keyframe(packets, skip_to, max_bytes=MAX_KEPT_BYTES)
+            packets = quirks.from_keyframe(packets, skip_to, max_bytes=MAX_CACHED_BYTES)
         if stream.type == "video":
             stream.codec_context.skip_frame = "DEFAULT"
             if wanted is not None and quirks.can_skip(self.container, stream):
@@ -295,21 +273,21 @@ class Reader:
         decoded = self._timed(packets, stream)
         if stream.type == "video" and self.container.format.name == "avi":
             decoded = quirks.sort_times(decoded)
-        latest, fruitless = -math.inf, 0
+        latest, idle = -math.inf, 0
         for seconds, frame in decoded:
             if seconds > latest:
-                latest, fruitless = seconds, 0
+                latest, idle = seconds, 0
                 yield seconds, frame
             else:
-                fruitless += 1
-                if fruitless > MAX_FRUITLESS:
+                idle += 1
+                if idle > MAX_IDLE:
                     return
 
     def _timed(
         self, packets: Iterator[av.Packet], stream: av.stream.Stream
     ) -> Iterator[tuple[float, av.VideoFrame | av.AudioFrame]]:
-        """Decoded frames with their seconds; damaged packets are left out."""
-        latest, fruitless = None, 0  # (seconds, frame)
+        """Decoded frames with their seconds; damaged packets are skipped."""
+        latest, idle = None, 0  # (seconds, frame)
         for packet in packets:
             try:
                 decoded = packet.decode()
@@ -325,14 +303,13 @@ class Reader:
                         seconds = float(frame.dts * frame.time_base)
                 latest = (seconds, frame)
                 yield latest
-            fruitless = 0 if decoded else fruitless + 1
-            if fruitless > MAX_FRUITLESS:
+            idle = 0 if decoded else idle + 1
+            if idle > MAX_IDLE:
                 return
 
 
 class _Pass:
-    """One run through the packets of a file from some place on. While one track is read, the packets of the other are
-    kept, as long as they are few."""
+    """One pass over the packets of a file. While one track is read, packets of the other are cached, within a limit."""
 
     def __init__(
         self, container: av.container.InputContainer, streams: Sequence[av.stream.Stream], *, from_beginning: bool
@@ -345,14 +322,14 @@ class _Pass:
         self._num_bytes = 0
 
     def holds(self, stream: av.stream.Stream) -> bool:
-        """Whether `packets` can give all packets of the track from where the pass began."""
+        """Whether `packets` can yield all packets of the track from the start of the pass."""
         return stream.index in self._cached
 
     def packets(self, stream: av.stream.Stream) -> Iterator[av.Packet]:
         """Packets of one track and the empty one that ends it."""
-        kept = self._cached.pop(stream.index)
-        while kept:
-            yield kept.popleft()
+        cached = self._cached.pop(stream.index)
+        while cached:
+            yield cached.popleft()
         for packet in self._packets:
             index = packet.stream.index  # stream_index is 0 in the packets that end the tracks
             if index == stream.index:
@@ -360,12 +337,12 @@ class _Pass:
             elif index in self._cached:
                 self._cached[index].append(packet)
                 self._num_bytes += packet.size
-                if self._num_bytes > MAX_KEPT_BYTES:
+                if self._num_bytes > MAX_CACHED_BYTES:
                     self._cached.clear()
 
 
 def frame_duration(frame: av.VideoFrame | LazyFrame | av.AudioFrame, stream: HasRate) -> float:
-    """How long a decoded frame lasts in seconds, from the average rate of the stream if it does not say itself."""
+    """Duration of a decoded frame in seconds, by the average rate of the stream if the frame has none."""
     if isinstance(frame, av.AudioFrame):
         return frame.samples / frame.sample_rate
     if frame.duration:
@@ -374,17 +351,17 @@ def frame_duration(frame: av.VideoFrame | LazyFrame | av.AudioFrame, stream: Has
 
 
 def is_cover(stream: av.stream.Stream) -> bool:
-    """Whether a video stream is only the cover picture of a song."""
+    """Whether a video stream is only cover art."""
     return av.stream.Disposition.attached_pic in stream.disposition
 
 
 def error_text(error: Exception) -> str:
-    """What went wrong in FFmpeg's words."""
+    """FFmpeg's message of an error."""
     return getattr(error, "strerror", None) or str(error)
 
 
 def _demux(container: av.container.InputContainer, streams: Sequence[av.stream.Stream]) -> Iterator[av.Packet]:
-    """Packets of the streams and an empty one that ends each; a damaged place is stepped over a few times."""
+    """Packets of the streams and an empty one that ends each; damaged packets are skipped a few times."""
     for _ in range(MAX_RESUMED):
         try:
             yield from container.demux(*streams)
@@ -398,7 +375,7 @@ def _first_decodable(streams: Sequence[av.stream.Stream]) -> av.stream.Stream | 
 
 
 def _input_formats() -> str:
-    """Names of the formats that are read, in FFmpeg's notation."""
+    """FFmpeg's names of the formats that are read."""
     names = set()
     for name in av.formats_available:
         try:

@@ -114,7 +114,7 @@ def test_sound_alone(shared: Previews, clips: Path, tmp_path: Path) -> None:
     path, media_type = shared.media(tmp_path / "sound.wav")
     assert (path.suffix, media_type) == (".m4a", "audio/mp4")
     assert shared.media(tmp_path / "sound.wav") == (path, media_type)  # as it was kept
-    with pytest.raises(PreviewError, match=r"^sound\.wav: the clip has no picture$"):
+    with pytest.raises(PreviewError, match=r"^sound\.wav: the clip has no video$"):
         shared.poster(tmp_path / "sound.wav")
 
 

@@ -141,8 +141,8 @@ def test_short_is_judged_by_the_longer_window_of_the_run() -> None:
 def test_error_names_the_count_the_first_file_and_the_way_out() -> None:
     rows = manifest({}, SILENT, SILENT, SILENT | {"split": "test"})
     message = (
-        r"data\.policy\.silent=error, and 2 clips of data\.split=train are with a silent sound track, first "
-        r"clips/1\.mp4: mend or remove them, or set data\.policy\.silent to skip or mask"
+        r"data\.policy\.silent=error, and 2 clips of data\.split=train are with a silent audio track, first "
+        r"clips/1\.mp4: fix or remove them, or set data\.policy\.silent to skip or mask"
     )
     with pytest.raises(ConfigError, match=message):
         admit(rows, settings("silent: error").data)

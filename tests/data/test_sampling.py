@@ -7,7 +7,7 @@ import pytest
 
 from avssl.config import DataConfig
 from avssl.data import sampling
-from avssl.data.sampling import draw_windows, num_steps_per_epoch, place_views, spread_windows
+from avssl.data.sampling import draw_windows, num_steps_per_epoch, plan_windows, spread_windows
 from avssl.data.tracks import Track
 from avssl.transforms.recipes import Clip
 from avssl.transforms.views import Beyond, OtherHalf, Same, TrackFrame, Uniform, View, When, Within, clips
@@ -80,14 +80,14 @@ def further(views: tuple[View, ...], *, first: float = 2.0, video: Span = TEN_SE
     """(1000, num - 1) starts behind a first clip of a second."""
     rng, clip = np.random.default_rng(0), Clip(64, 48, video, None)
     with mock.patch.object(sampling, "draw_windows", return_value=(first, first)):
-        found = [place_views(rng, views, SECOND, clip) for _ in range(1000)]
+        found = [plan_windows(rng, views, SECOND, clip) for _ in range(1000)]
     return np.array([[windows[view.name].start for view in views[1:]] for windows in found])
 
 
 def test_uniform_starts_have_cvrls_interval() -> None:
     """CVRL's sampler inverts the distribution of a linearly decreasing interval; two uniform starts have it too."""
     rng, clip = np.random.default_rng(0), Clip(64, 48, Span(0, 193 + 1), None)
-    found = [place_views(rng, clips(2), SECOND, clip) for _ in range(20000)]
+    found = [plan_windows(rng, clips(2), SECOND, clip) for _ in range(20000)]
     share = np.array([abs(windows["video"].start - windows["video.1"].start) for windows in found]) / 193
     assert share.mean() == pytest.approx(0.3325, abs=0.005)  # recorded of the original
     deciles = np.histogram(share, bins=10, range=(0, 1))[0] / len(share)
@@ -134,7 +134,7 @@ def test_views_of_other_lengths_start_with_the_sample_and_fit_into_the_track() -
     long = View("long", changes={"num_frames": 30})
     rng, clip = np.random.default_rng(0), Clip(64, 48, TEN_SECONDS, TEN_SECONDS)
     views = (View("video"), long, View("audio", recipe="audio"), View("sound", recipe="audio", when=Same("long")))
-    found = [place_views(rng, views, SECOND, clip) for _ in range(300)]
+    found = [plan_windows(rng, views, SECOND, clip) for _ in range(300)]
     starts = {name: np.array([windows[name].start for windows in found]) for name in found[0]}
     assert (starts["video"] == starts["long"]).all()
     assert starts["long"].max() <= 10 - 3
@@ -154,7 +154,7 @@ def picked(given: list[Track], num: int, frames: str = "ends") -> list[list[tupl
     whens = [TrackFrame(track, end, "t", frames) for track in range(num) for end in (0, 1)]
     views = [View(f"patch.{when.track}.{when.end}", "patch", when) for when in whens]
     rng, clip = np.random.default_rng(0), Clip(64, 48, TEN_SECONDS, None)
-    found = [place_views(rng, views, SECOND, clip, tracks=given) for _ in range(200)]
+    found = [plan_windows(rng, views, SECOND, clip, tracks=given) for _ in range(200)]
     return [[(w.track, round(10 * w.start)) for w in windows.values() if w.present] for windows in found]
 
 

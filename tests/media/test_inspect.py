@@ -140,7 +140,7 @@ def test_a_tail_of_zeros_is_damage_where_it_begins(tmp_path):
 @pytest.mark.parametrize(
     "options, reason",
     [
-        ({"samples": None}, "no sound track"),
+        ({"samples": None}, "no audio track"),
         ({"gain": 0.0}, "silent"),
         ({"gain": 0.9 / 32768 / 0.3}, "silent"),
     ],
@@ -165,7 +165,7 @@ def test_sound_hidden_by_the_container_is_not_heard(tmp_path):
                 packet.stream = streams[packet.stream.index]
                 new.mux(packet)
     found, probed = inspect(tmp_path / "later.mp4"), probe(tmp_path / "later.mp4")
-    assert (found.has_audio, probed.has_audio, found.reason) == (False, False, "the sound track is silent")
+    assert (found.has_audio, probed.has_audio, found.reason) == (False, False, "the audio track is silent")
     for fact in FACTS:
         assert getattr(found, fact) == pytest.approx(getattr(probed, fact), abs=0.1), fact
 

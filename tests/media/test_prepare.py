@@ -240,7 +240,7 @@ def test_a_clip_without_sound_gets_none_and_says_why(tmp_path):
     still(tmp_path / "clip.mp4")
     done = prepare_clip(tmp_path / "clip.mp4", tmp_path / "copy.mp4", Settings())
     assert (done.facts.status, done.facts.audio_start) == ("ok", None)
-    assert done.facts.reason == "the file has no sound track"
+    assert done.facts.reason == "the file has no audio track"
     assert prepare_clip(tmp_path / "clip.mp4", tmp_path / "copy.mp4", Settings()) == replace(done, state="kept")
 
 
@@ -284,7 +284,7 @@ def test_a_gap_of_hours_is_no_sound_to_be_filled(tmp_path):
     heard = tone(np.arange(48000) / 24000 + ONSET)
     path = write_sound(tmp_path / "holed.nut", [(0, heard), (7200, heard)], 24000)
     done = prepare_clip(path, tmp_path / "copy.mp4", Settings())
-    assert (done.state, done.facts.reason) == ("failed", "its sound has a gap of 7198 seconds")
+    assert (done.state, done.facts.reason) == ("failed", "its audio has a gap of 7198 seconds")
     assert os.listdir(tmp_path) == ["holed.nut"]
 
 
@@ -357,10 +357,10 @@ def test_awkward_files_keep_their_times(tmp_path, name):
 def test_worker_answers_as_the_function(tmp_path):
     still(tmp_path / "clip.mp4")
     job = {"source": str(tmp_path / "clip.mp4"), "target": str(tmp_path / "copy.mp4"), "settings": asdict(Settings())}
-    assert module._answer(job | {"look_only": True}) == {"done": False, "seconds": pytest.approx(2, abs=0.1)}
-    assert module._answer(job | {"look_only": False})["state"] == "written"
-    assert module._answer(job | {"look_only": True})["done"]
-    assert not module._answer(job | {"look_only": True, "source": str(tmp_path / "lost.mp4")})["done"]
+    assert module._run_job(job | {"dry_run": True}) == {"done": False, "seconds": pytest.approx(2, abs=0.1)}
+    assert module._run_job(job | {"dry_run": False})["state"] == "written"
+    assert module._run_job(job | {"dry_run": True})["done"]
+    assert not module._run_job(job | {"dry_run": True, "source": str(tmp_path / "lost.mp4")})["done"]
 
 
 def test_a_window_of_the_copy_shows_the_frames_of_the_source(tmp_path):

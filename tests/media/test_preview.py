@@ -11,7 +11,7 @@ from PIL import Image
 
 from avssl.media.audio import to_mono
 from avssl.media.encode import write_clip
-from avssl.media.preview import NUM_MELS, NUM_STEPS, _answer, playable, poster, preview, spectrogram
+from avssl.media.preview import NUM_MELS, NUM_STEPS, _run_job, playable, poster, preview, spectrogram
 from avssl.media.reader import DecodeError, Reader
 from tests.support.clips import make_sound
 
@@ -89,11 +89,11 @@ def test_wide_pixels_are_shown_wide(tmp_path: Path) -> None:
         assert (container.streams.video[0].width, container.streams.video[0].height) == (128, 48)
 
 
-@pytest.mark.parametrize("make, what", [(poster, "picture"), (spectrogram, "sound")])
-def test_what_is_not_there_is_told(tmp_path: Path, make: Callable, what: str) -> None:
+@pytest.mark.parametrize("make, what", [(poster, "video"), (spectrogram, "audio")])
+def test_a_missing_track_is_an_error(tmp_path: Path, make: Callable, what: str) -> None:
     make_sound(tmp_path / "sound.mp3", 0, 0)
     write_clip(tmp_path / "silent.mp4", gray([0, 9]), fps=10)
-    source = tmp_path / ("sound.mp3" if what == "picture" else "silent.mp4")
+    source = tmp_path / ("sound.mp3" if what == "video" else "silent.mp4")
     with pytest.raises(DecodeError, match=f"the clip has no {what}"):
         make(source, tmp_path / "out")
     assert not (tmp_path / "out").exists()
@@ -359,7 +359,7 @@ def test_nothing_to_play(tmp_path: Path) -> None:
         with pytest.raises(DecodeError, match="the file is empty"):
             make(tmp_path / "empty.mp4", tmp_path / "out")
     write_clip(tmp_path / "clip.mkv", PICTURES, fps=20)
-    with pytest.raises(DecodeError, match="neither a picture nor sound"):
+    with pytest.raises(DecodeError, match="neither video nor audio"):
         preview(tmp_path / "clip.mkv", tmp_path / "out", (-9.0, -8.0))
     assert sorted(each.name for each in tmp_path.iterdir()) == ["clip.mkv", "empty.mp4", "text.mp4"]
 
@@ -377,7 +377,7 @@ def test_a_target_that_cannot_be_written_is_no_fault_of_the_file(tmp_path: Path,
     write_clip(tmp_path / "clip.mkv", PICTURES, fps=20, **SOUND)
     (tmp_path / "file").touch()
     job = {"kind": kind, "source": str(tmp_path / "clip.mkv"), "part": None, "target": str(tmp_path / "file" / "out")}
-    answer = _answer(job)
+    answer = _run_job(job)
     assert answer["again"]
-    assert answer["reason"].startswith("what was made of it cannot be kept (")
+    assert answer["reason"].startswith("the result cannot be written (")
     assert str(tmp_path) not in answer["reason"]

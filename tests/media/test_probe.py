@@ -36,7 +36,7 @@ def test_facts_of_a_good_clip(tmp_path):
 @pytest.mark.parametrize(
     "samples, reason",
     [
-        (None, "no sound track"),
+        (None, "no audio track"),
         (np.zeros(32000, np.float32), "silent"),
         (np.full(32000, 0.9 / 32768, np.float32), "silent"),
         (np.stack([TONE, -TONE], axis=1), "silent"),  # nothing is left in mono, which is what is trained on

@@ -105,11 +105,11 @@ def test_plain_sound_is_what_the_decoder_gives(
 
 def test_limits_are_told_before_memory_is_taken(tmp_path: Path) -> None:
     path = make(tmp_path / "clip.mp4")
-    with pytest.raises(DecodeError, match=r"clip.mp4: a picture of 96x64 pixels is larger than data.max_pixels=6000"):
+    with pytest.raises(DecodeError, match=r"clip.mp4: a frame of 96x64 pixels is larger than data.max_pixels=6000"):
         Reader(path, limits=Limits(max_pixels=6000))
     with pytest.raises(DecodeError, match=r"claims to last 4 seconds, more than data.max_seconds=3"):
         Reader(path, limits=Limits(max_seconds=3))
-    with pytest.raises(DecodeError, match=r"8 pictures of 96x64 pixels are more than max_bytes=100000"):
+    with pytest.raises(DecodeError, match=r"8 frames of 96x64 pixels are more than max_bytes=100000"):
         read_clip(path, video=[VideoWindow(0, 0.5, 16)], limits=Limits(max_bytes=100_000))
 
 

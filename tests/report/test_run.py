@@ -96,7 +96,7 @@ def test_the_page_of_a_run(cma: Path, clip_set: Manifest, call: Call) -> None:
     assert row(source, "Resumed") == ["yes, it was started 2 times"]
     assert row(source, "method.num_negatives") == ["8", "1024"]
     assert row(source, "all") == ["12", "6", "", ""]
-    assert row(source, "without sound")[:3] == ["1", "1", "mask"]
+    assert row(source, "without audio")[:3] == ["1", "1", "mask"]
     assert f"torch {torch.__version__}" in row(source, "0")[3]
     assert "12 clips of data.split=train were trained on. The manifest has 18 rows" in source
     losses = [line["loss"] for line in read_log(cma / "log.jsonl") if "loss" in line]

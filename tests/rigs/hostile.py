@@ -44,7 +44,7 @@ REASONS = (  # pattern in a reason -> its class; the first that fits
     (r"larger than|longer than|more than", "asks for more than the limits"),
     (r"encrypted", "encrypted"),
     (r"no decoder exists", "no decoder for it"),
-    (r"no video track|no sound track", "no track in it"),
+    (r"no video track|no audio track", "no track in it"),
     (r"no frame|cannot be decoded", "nothing in it decodes"),
 )
 

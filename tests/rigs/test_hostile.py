@@ -264,6 +264,6 @@ def test_two_billion_samples_a_second(tmp_path: Path, bounded: None) -> None:
     rate = (2**31 - 1).to_bytes(4, "little")
     path = lying(tmp_path / "fine.avi", tmp_path / "fast.avi", b"strf\x10\0\0\0", 12, rate)
     facts = probe(path)
-    assert (facts.status, facts.has_audio, facts.reason) == ("ok", False, "the sound track cannot be decoded")
+    assert (facts.status, facts.has_audio, facts.reason) == ("ok", False, "the audio track cannot be decoded")
     assert not read_samples(path, start=0, duration=1, sample_rate=8000).data.any()
     assert read_numbers(read_frames(path, start=0, duration=1, fps=4).data) == [0, 1, 2, 3]

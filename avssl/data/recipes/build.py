@@ -1,8 +1,7 @@
-"""What the scripts of datasets/ share: their options, the way from files to a manifest, and its summary."""
+"""What the scripts of datasets/ share: options, from files to a manifest, and its summary."""
 
 import argparse
 import collections
-import json
 import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -16,40 +15,46 @@ import pyarrow.compute as pc
 from avssl.data.check import build_table, name_some
 from avssl.data.manifest import ManifestError, write_manifest
 from avssl.data.recipes.download import DownloadError
-from avssl.data.recipes.youtube import forget_parts_of_cut_clips
-from avssl.files import WriteError, check_writable
+from avssl.data.recipes.youtube import clear_parts_of_cut_clips
+from avssl.files import WriteError, check_writable, print_result
 
 
 @dataclass(frozen=True)
 class Found:
-    """What a script found of its set.
+    """What a script found of its dataset."""
 
-    Args:
-        rows: of the manifest, see `build_table`.
-        others: files that were passed over.
-        absent: listed clips without a file.
-        expected: what the whole set has: {"clips": ..., "classes": ..., "<column> <value>": rows with that value}.
-        has_sound: clips of the whole set have sound, so that a silent copy was stripped of it.
-        may_be_cut: start and end count in the video that a clip was cut from, and the file may be the cut clip.
-    """
-
-    rows: Sequence[Mapping[str, Any]]
-    others: Sequence[str] = ()
-    absent: Sequence[str] = ()
+    rows: Sequence[Mapping[str, Any]]  # of the manifest, see `build_table`
+    others: Sequence[str] = ()  # files that were ignored
+    absent: Sequence[str] = ()  # listed clips without a file
+    # size of the whole set: {"clips": ..., "classes": ..., "<column> <value>": rows with that value}
     expected: Mapping[str, int] = field(default_factory=dict)
-    has_sound: bool = False
-    may_be_cut: bool = False
+    has_audio: bool = False  # clips of the whole set have audio, so a silent copy has lost it
+    may_be_cut: bool = False  # start and end refer to the full video, and the file may be the clip cut out of it
 
 
-def recipe_parser(
-    script: str, doc: str | None, *, lists: str | None = None, download: str | None = None
-) -> argparse.ArgumentParser:
-    """The options that every script has.
+def run_recipe(
+    script: str,
+    doc: str | None,
+    find: Callable[[argparse.Namespace], Found],
+    arguments: list[str] | None,
+    *,
+    layout: str,
+    lists: str | None = None,
+    download: str | None = None,
+    add_options: Callable[[argparse.ArgumentParser], None] | None = None,
+) -> int:
+    """The command of a script: find the clips, probe them, write the manifest and print a summary.
 
     Args:
         script: as it is called, such as datasets/folder.py; `doc` is its docstring.
-        lists: what is in the folder of --lists; None = there is no such option.
+        find: looks for the clips, given the parsed options; its ManifestError names the first missing thing.
+        layout: what is expected where, printed when no clip is usable.
+        lists: help of --lists, the folder of the lists; None = there is no such option.
         download: what --download fetches; None = there is no such option.
+        add_options: adds further options.
+
+    Returns:
+        Exit code: 0 when a clip is usable, 1 when none is; 2 when the call is wrong (by SystemExit).
     """
     parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter, prog=script)
     parser.add_argument("root", metavar="ROOT", type=Path, help="folder of the clips")
@@ -61,30 +66,11 @@ def recipe_parser(
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="processes (default: one per core)")
     parser.add_argument("--timeout", type=float, default=60.0, help="seconds per file (default: 60)")
     parser.add_argument("--json", nargs="?", const="-", metavar="PATH", help="the summary as JSON (default: stdout)")
-    parser.set_defaults(download=False)
-    return parser
-
-
-def run_recipe(
-    parser: argparse.ArgumentParser,
-    given: argparse.Namespace,
-    find: Callable[[], Found],
-    *,
-    layout: str,
-    source: Path | None = None,
-) -> int:
-    """Find the clips, probe them, write the manifest and say what it holds.
-
-    Args:
-        given: what `parser` of `recipe_parser` parsed.
-        find: looks for the clips; its ManifestError names the first missing thing.
-        layout: what is expected where, told when nothing is usable.
-        source: named then instead of ROOT.
-
-    Returns:
-        Exit code: 0 when a clip is usable, 1 when none is; 2 when the call is wrong (by SystemExit).
-    """
-    nothing = f"no clip of {source or given.root} is usable: is ROOT right? {layout}"
+    parser.set_defaults(download=False, list=None)
+    if add_options:
+        add_options(parser)
+    given = parser.parse_args(arguments)
+    nothing = f"no clip of {given.list or given.root} is usable: is ROOT right? {layout}"
     if not given.root.is_dir() and not given.download:
         parser.error(f"ROOT {given.root} is not a folder")
     if given.workers < 1 or not given.timeout > 0:
@@ -92,8 +78,8 @@ def run_recipe(
     try:
         if given.download:
             given.root.mkdir(parents=True, exist_ok=True)
-        found = find()
-        if not found.rows:  # a mistyped ROOT or one that is not mounted must not cost the manifest of before
+        found = find(given)
+        if not found.rows:  # a mistyped ROOT or one that is not mounted must not cost the existing manifest
             print(f"error: {nothing}; {given.out} is left as it is", file=sys.stderr)
             return 1
         check_writable(given.out)
@@ -101,22 +87,21 @@ def run_recipe(
             check_writable(given.json)
         table = build_table(given.root, found.rows, num_workers=given.workers, timeout_seconds=given.timeout)
         if found.may_be_cut:
-            table = forget_parts_of_cut_clips(table)
+            table = clear_parts_of_cut_clips(table)
         write_manifest(given.out, table, root=given.root)
     except (ManifestError, DownloadError, WriteError, OSError) as error:
         parser.error(str(error))
     summary = summarize(table, found, given.out)
-    print(describe(summary), file=sys.stderr if given.json == "-" else sys.stdout)
+    text = format_summary(summary)
     if given.json == "-":
-        print(json.dumps(summary))
-    elif given.json:
-        Path(given.json).write_text(json.dumps(summary))
-    return _advise(given, summary, nothing, has_sound=found.has_sound)
+        print(text, file=sys.stderr)
+    print_result(summary, text, to=given.json)
+    return _advise(given, summary, nothing, has_audio=found.has_audio)
 
 
 def summarize(table: pa.Table, found: Found, out: Path) -> dict[str, Any]:
-    """Counts by status and of what is expected, and by name every refused and every soundless file, every file of sound
-    alone and every listed clip without a file."""
+    """Counts by status and of what is expected; by name refused files, files without audio, files of audio only and
+    listed clips without a file."""
     facts = table.select(["path", "status", "has_audio", "reason"]).to_pylist()
     sound_only = [row for row in facts if row["status"] == "no_video" and row["has_audio"]]
     refused = [row for row in facts if row["status"] != "ok" and not (row["status"] == "no_video" and row["has_audio"])]
@@ -135,8 +120,8 @@ def summarize(table: pa.Table, found: Found, out: Path) -> dict[str, Any]:
     }
 
 
-def describe(summary: Mapping[str, Any]) -> str:
-    """The summary in words."""
+def format_summary(summary: Mapping[str, Any]) -> str:
+    """The summary as text."""
     status = ", ".join(f"{count} {name}" for name, count in summary["status"].items()) or "none"
     splits = ", ".join(f"{count} {name or 'in no split'}" for name, count in summary["splits"].items())
     lines = [f"{summary['rows']} clips: {status}; {summary['labels']} labels; {splits or 'no split'}"]
@@ -144,10 +129,10 @@ def describe(summary: Mapping[str, Any]) -> str:
         counts = (f"{have:,} of {whole:,} {name}" for name, (have, whole) in summary["expected"].items())
         lines.append(f"found {', '.join(counts)} expected")
     if any(have < whole for have, whole in summary["expected"].values()):
-        lines.append("a copy with holes can be used, but its figures do not compare with those of the whole set")
+        lines.append("an incomplete copy can be used, but its metrics do not compare with those of the whole set")
     if summary["sound_only"]:
-        lines.append(f"{len(summary['sound_only'])} sound only, such as {summary['sound_only'][0]['path']!r}")
-    for title, name in (("refused", "refused"), ("usable, but without sound", "without_sound")):
+        lines.append(f"{len(summary['sound_only'])} audio only, such as {summary['sound_only'][0]['path']!r}")
+    for title, name in (("refused", "refused"), ("usable, but without audio", "without_sound")):
         rows = summary[name]
         if rows:
             lines.append(f"{len(rows)} {title}:")
@@ -157,12 +142,12 @@ def describe(summary: Mapping[str, Any]) -> str:
         lines.append(f"{len(summary['absent'])} listed clips have no file and are no rows:")
         lines += name_some(summary["absent"], "--json names all")
     if summary["other_files"]:
-        lines.append(f"{len(summary['other_files'])} other files passed over, such as {summary['other_files'][0]!r}")
+        lines.append(f"{len(summary['other_files'])} other files ignored, such as {summary['other_files'][0]!r}")
     return "\n".join(lines)
 
 
 def _count(table: pa.Table, name: str) -> int:
-    """Of one entry of `Found.expected`, what the table has."""
+    """Number in the table for one entry of `Found.expected`."""
     if name == "clips":
         return table.num_rows
     if name == "classes":
@@ -172,19 +157,19 @@ def _count(table: pa.Table, name: str) -> int:
 
 
 def _num_labels(table: pa.Table) -> int:
-    """Classes that occur, of clips with several all of them."""
+    """Number of classes that occur, all of a clip with several."""
     labels = table.column("label")
     if "labels" in table.column_names:
         labels = pc.list_flatten(table.column("labels"))
     return len(set(labels.to_pylist()) - {None})
 
 
-def _advise(given: argparse.Namespace, summary: Mapping[str, Any], nothing: str, *, has_sound: bool) -> int:
-    """Say what the manifest is good for, and return the exit code."""
+def _advise(given: argparse.Namespace, summary: Mapping[str, Any], nothing: str, *, has_audio: bool) -> int:
+    """Print what the manifest can be used for, and return the exit code."""
     usable, silent = summary["status"].get("ok", 0), len(summary["without_sound"])
     if not usable and summary["sound_only"]:
         print(
-            f"no clip of {given.root} has a picture: its sounds serve as queries and neighbours, and for evaluation "
+            f"no clip of {given.root} has video: its audio serves for queries and neighbours, and for evaluation "
             "(tools/extract.py, tools/evaluate.py)",
             file=sys.stderr,
         )
@@ -194,16 +179,16 @@ def _advise(given: argparse.Namespace, summary: Mapping[str, Any], nothing: str,
         return 1
     if silent == usable:
         print(
-            f"no usable clip of {given.root} has sound, and avid and avid_cma learn from picture and sound together: "
-            "train on clips with sound, or on pictures alone with method.name=avid method.within=1; these serve for "
+            f"no usable clip of {given.root} has audio, and avid and avid_cma learn from video and audio together: "
+            "train on clips with audio, or on video alone with method.name=avid method.within=1; these serve for "
             "evaluation too",
             file=sys.stderr,
         )
         return 0
-    if has_sound and silent > usable / 2:
+    if has_audio and silent > usable / 2:
         print(
-            f"warning: {silent} of {usable} usable clips have no sound, and those of the whole set have: this copy was "
-            "stripped of it, and methods that learn from picture and sound together have little to learn from",
+            f"warning: {silent} of {usable} usable clips have no audio, and those of the whole set have: this copy was "
+            "stripped of it, and methods that learn from video and audio together have little to learn from",
             file=sys.stderr,
         )
     print(f"next: python tools/train.py configs/... data.manifest={given.out}", file=sys.stderr)

@@ -1,4 +1,4 @@
-"""Fetching what the owner of a set offers for download: a list, or an archive that is unpacked."""
+"""Downloads: a file, or a zip archive that is unpacked."""
 
 import http.client
 import shutil
@@ -14,11 +14,11 @@ SECONDS = 60  # without an answer
 
 
 class DownloadError(ValueError):
-    """Something that cannot be fetched: the message names the address, the reason and the way out."""
+    """Something that cannot be fetched: the message names the address, the reason and the fix."""
 
 
 def fetch_file(address: str, path: Path) -> None:
-    """Fetch one file, whole or not at all; one that is there already stays.
+    """Fetch one file atomically; an existing one stays.
 
     Raises:
         DownloadError: no network, no such address, or the connection broke.
@@ -39,7 +39,7 @@ def fetch_file(address: str, path: Path) -> None:
 
 
 def fetch_zip(address: str, folder: Path) -> None:
-    """Fetch an archive of one folder and unpack it as `folder`, whole or not at all; one that is there already stays.
+    """Fetch an archive of one folder and unpack it as `folder`, atomically; an existing one stays.
 
     Args:
         address: of a zip file that holds a folder of the same name as `folder`.

@@ -1,4 +1,4 @@
-"""Clips of a folder, with the labels and splits that its layout says."""
+"""Clips of a folder, with labels and splits by its layout."""
 
 import os
 from pathlib import Path, PurePosixPath
@@ -16,7 +16,7 @@ def find_clips(root: Path, *, endings: frozenset[str] = CLIPS) -> tuple[list[str
     clips, others, visited = [], [], set()
     for folder, folders, files in os.walk(root, followlinks=True):
         real = os.path.realpath(folder)
-        if real in visited:  # a link that leads back
+        if real in visited:  # a cyclic link
             folders.clear()
             continue
         visited.add(real)
@@ -30,7 +30,7 @@ def find_clips(root: Path, *, endings: frozenset[str] = CLIPS) -> tuple[list[str
 
 
 def label_clips(paths: list[str]) -> list[dict[str, Any]]:
-    """Rows with label and split as the layout says."""
+    """Rows with label and split by layout."""
     parts = [PurePosixPath(path).parts for path in paths]
     has_splits = bool(parts) and all(len(each) > 1 and each[0] in SPLITS for each in parts)
     rows = []
@@ -42,7 +42,7 @@ def label_clips(paths: list[str]) -> list[dict[str, Any]]:
 
 
 def _is_text(path: str) -> bool:
-    """Whether a name can be stored: names that are not UTF-8 cannot."""
+    """Whether a name is UTF-8, so that it can be stored."""
     try:
         path.encode()
     except UnicodeEncodeError:

@@ -1,4 +1,4 @@
-"""Lists that a set comes with, and the files that they name."""
+"""Lists of a dataset, and the files that they name."""
 
 import csv
 import math
@@ -25,7 +25,7 @@ def match_files(
 
     Args:
         clips: {name in the list: columns of its row}.
-        key: what a name in the list and the path of its file have in common.
+        key: maps a name in the list and the path of its file to the same string.
 
     Returns:
         Rows sorted by path; listed clips without a file; files that were not taken.

@@ -1,4 +1,4 @@
-"""Clips that a list refers to by YouTube id and seconds, found among files that crawlers named."""
+"""Clips listed by YouTube id and seconds, found among files as crawlers name them."""
 
 import re
 from collections.abc import Iterable, Sequence
@@ -10,27 +10,21 @@ import pyarrow as pa
 
 # <id>, <id>_<start>, <id>_<start>_<end>: seconds, padded or not, or milliseconds
 NAME = re.compile(r"(?P<id>[\w-]{11})(_(?P<start>\d+(\.\d+)?)(_\d+(\.\d+)?)?)?", re.ASCII)
-TOLERANCE = 1.0  # seconds by which crawlers cut clips too long or too short
+TOLERANCE = 1.0  # seconds by which crawlers cut clips too long or short
 
 
 @dataclass(frozen=True, slots=True)
 class Listed:
-    """A clip of a list.
+    """A clip of a list."""
 
-    Args:
-        id: of the video on YouTube.
-        start, end: of the clip in that video, seconds.
-        columns: of its row: label, split and further ones.
-    """
-
-    id: str
-    start: float
+    id: str  # of the video on YouTube
+    start: float  # seconds of the clip in that video
     end: float
-    columns: dict[str, Any]
+    columns: dict[str, Any]  # of its row: label, split and further ones
 
 
 def youtube_id(path: str) -> str | None:
-    """The id that the name of a file begins with, if it is a crawler's name."""
+    """The id at the beginning of a file name, if it has a crawler's form."""
     found = NAME.fullmatch(PurePosixPath(path).stem)
     return found["id"] if found else None
 
@@ -67,7 +61,7 @@ def match_clips(listed: Iterable[Listed], paths: Sequence[str]) -> tuple[list[di
     return [rows[key] for key in sorted(rows)], absent, [path for path in paths if path not in taken]
 
 
-def forget_parts_of_cut_clips(table: pa.Table) -> pa.Table:
+def clear_parts_of_cut_clips(table: pa.Table) -> pa.Table:
     """The table of a manifest with null start and end where the file cannot be the whole video: some crawlers cut the
     clip and name it by the id only. Such a file is no longer than the clip, and the listed part lies beyond its end.
     """

@@ -3,7 +3,7 @@
 import pyarrow as pa
 import pytest
 
-from avssl.data.recipes.youtube import Listed, forget_parts_of_cut_clips, match_clips, youtube_id
+from avssl.data.recipes.youtube import Listed, clear_parts_of_cut_clips, match_clips, youtube_id
 
 ID = "-_a1B2c3D4e"
 
@@ -64,7 +64,7 @@ def test_the_part_stays_only_where_the_file_can_be_the_whole_video() -> None:
         "names its start": (None, None, 10, 10, None, None),
     }
     names = ("start", "end", "video_end", "audio_end")
-    kept = forget_parts_of_cut_clips(
+    kept = clear_parts_of_cut_clips(
         pa.table(dict(zip(names, list(zip(*files.values(), strict=True))[:4], strict=True)))
     )
     parts = zip(kept.column("start").to_pylist(), kept.column("end").to_pylist(), strict=True)

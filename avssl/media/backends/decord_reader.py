@@ -1,8 +1,5 @@
-"""Pictures by decord (see indexed.py). Only imported when decord is asked for by name.
-
-decord counts frames and does not say what it has decoded, so a file is refused in which it would count wrongly. What
-cannot be known beforehand is damage inside of the pictures: there decord stops with an error, as it does not step over
-damage, or crashes.
+"""Frames by decord (see indexed.py). A file in which decord would count frames wrongly is refused; on damaged frames it
+stops with an error or crashes.
 """
 
 import re
@@ -10,13 +7,13 @@ import re
 import decord
 import numpy as np
 
-from avssl.media.indexed import IndexedReader
+from avssl.media.backends.indexed import IndexedReader
 
 TIMES_TOLERANCE = 1e-3  # seconds; decord keeps them as float32
 
 
 class DecordReader(IndexedReader):
-    """One opened file whose pictures decord decodes."""
+    """One opened file whose frames decord decodes."""
 
     name = "decord"
 
@@ -39,17 +36,17 @@ class DecordReader(IndexedReader):
         if np.abs(times - times[0] - expected).max() > TIMES_TOLERANCE + 1e-6 * expected[-1]:
             raise self.refused("decord reports wrong times")
 
-    def _picture(self, number: int) -> np.ndarray:
+    def _read_frame(self, number: int) -> np.ndarray:
         try:
-            picture = self._library[number].asnumpy()
+            pixels = self._library[number].asnumpy()
         except (decord.DECORDError, decord.DECORDLimitReachedError, RuntimeError, StopIteration) as error:
             raise self.refused(f"decord cannot decode it ({first_line(error)})") from error
-        height, width = picture.shape[:2]
+        height, width = pixels.shape[:2]
         # where a padded row is as long as one of 4 colors, as with 48 pixels, decord takes it for that
-        return picture.reshape(height, -1)[:, : 3 * width].reshape(height, width, 3)
+        return pixels.reshape(height, -1)[:, : 3 * width].reshape(height, width, 3)
 
 
 def first_line(error: Exception) -> str:
-    """What decord says, without the places in its source and the stack of its calls."""
+    """decord's message without source lines and stack."""
     lines = re.sub(r"\[[\d:]+\] \S+:\d+: ", "", str(error)).strip().splitlines()
     return lines[0][:120] if lines else type(error).__name__

@@ -1,7 +1,5 @@
-"""Pictures by torchcodec (see indexed.py). Only imported when torchcodec is asked for by name: it imports torch.
-
-torchcodec is given the index, so that it need not go through the file once more, and says of each picture which second
-it belongs to: another one than was asked for is refused.
+"""Frames by torchcodec (see indexed.py), which imports torch. It gets the index of the file, and a frame with another
+time than expected is refused.
 """
 
 import json
@@ -9,11 +7,11 @@ import json
 import numpy as np
 from torchcodec.decoders import VideoDecoder
 
-from avssl.media.indexed import IndexedReader, full_range
+from avssl.media.backends.indexed import IndexedReader, full_range
 
 
 class TorchcodecReader(IndexedReader):
-    """One opened file whose pictures torchcodec decodes."""
+    """One opened file whose frames torchcodec decodes."""
 
     name = "torchcodec"
 
@@ -21,7 +19,7 @@ class TorchcodecReader(IndexedReader):
         index = self.index
         kind = index.first.format
         if full_range(index.first) and not kind.is_rgb and len(kind.components) >= 3 and "yuvj" not in kind.name:
-            raise self.refused(f"torchcodec takes the full range of its {kind.name} pictures for the limited one")
+            raise self.refused(f"torchcodec takes the full range of its {kind.name} frames for the limited one")
         rows = zip(index.ticks.tolist(), index.durations, index.keyframes, strict=True)
         frames = [{"pts": ticks, "duration": duration, "key_frame": int(key)} for ticks, duration, key in rows]
         try:
@@ -36,7 +34,7 @@ class TorchcodecReader(IndexedReader):
         except (RuntimeError, ValueError) as error:
             raise self.refused(f"torchcodec cannot open it ({first_line(error)})") from error
 
-    def _picture(self, number: int) -> np.ndarray:
+    def _read_frame(self, number: int) -> np.ndarray:
         index = self.index
         try:
             frame = self._library.get_frame_at(number)
@@ -50,6 +48,6 @@ class TorchcodecReader(IndexedReader):
 
 
 def first_line(error: Exception) -> str:
-    """What torchcodec says, without the place in its source."""
+    """torchcodec's message without the source line."""
     lines = str(error).strip().splitlines()
     return lines[0].rpartition(".cpp:")[2].partition(",")[2].strip()[:120] or lines[0][:120] if lines else "no reason"

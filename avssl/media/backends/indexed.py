@@ -1,11 +1,8 @@
-"""Pictures by their number from another library; which numbers are wanted, their seconds, the sound and the limits of a
-file come from PyAV.
+"""Frames by number from another library; their times, the audio and the limits of a file come from PyAV.
 
-decord and torchcodec address frames by number, so the packets of a file are gone through once, undecoded, and sorted by
-time, as both libraries do. Frames that nobody wants are decoded on the way by the library, and never converted.
-
-Sound is PyAV's: decord's knows no timestamps and decodes whole files; torchcodec's decodes from the beginning for every
-window, strings together what lies on both sides of a gap, and mixes channels louder than the plain mean.
+decord and torchcodec address frames by number, so the packets of a file are scanned once, undecoded, and sorted by
+time, as both libraries do. Audio is PyAV's: decord ignores timestamps; torchcodec decodes from the beginning for every
+window, closes gaps, and mixes channels louder than the plain mean.
 """
 
 import bisect
@@ -24,21 +21,21 @@ from av.video.reformatter import ColorRange
 from avssl.media.reader import LIMITS, DecodeError, LazyFrame, Limits, Reader, Track
 
 CONTAINERS = {"mov,mp4,m4a,3gp,3g2,mj2": "MP4 and MOV", "matroska,webm": "Matroska and WebM", "flv": "FLV"}
-MAX_BITS = 10  # of one color: FFmpeg's versions convert deeper ones differently, by more than 2 gray levels
+MAX_BITS = 10  # per channel: FFmpeg versions convert deeper ones differently, by more than 2 gray levels
 SHOWN = 0x10  # bit of the first byte of a VP8 frame
 
 
 @dataclass(frozen=True)
 class Index:
-    """The frames of a video track in the order they are shown; none of them decoded. Letter: T frames."""
+    """The T frames of a video track in display order, undecoded."""
 
     ticks: np.ndarray  # (T,) int64 when each is shown, strictly rising
     seconds: list[float]  # the same on the container's clock
     durations: list[int]  # of each in ticks, 0 where the file does not say
     keyframes: list[bool]  # whether decoding can begin there
-    decoded_at: np.ndarray  # (T,) int64 its number in the order of decoding
+    decoded_at: np.ndarray  # (T,) int64 number of each in decoding order
     time_base: Fraction  # seconds of a tick
-    first: av.VideoFrame  # decoded by PyAV: what kind of pixels they are, and how they are turned
+    first: av.VideoFrame  # decoded by PyAV, for pixel format and rotation
     narrow: str | None  # see `LazyFrame`
 
     def __len__(self) -> int:
@@ -46,10 +43,10 @@ class Index:
 
 
 class IndexedReader:
-    """One opened file, see `Source`: a subclass gives the pictures.
+    """One opened file, see `Source`; a subclass decodes the frames.
 
     Raises:
-        DecodeError: as `Reader`. When pictures are asked for: the library would give wrong ones, or none.
+        DecodeError: as `Reader`; when frames are read also where the library would give wrong ones, or none.
     """
 
     name: ClassVar[str]  # of the library, as in data.decoder
@@ -77,7 +74,7 @@ class IndexedReader:
     def frames_from(
         self, kind: Track, seconds: float, wanted: Sequence[float] | None = None
     ) -> Iterator[tuple[float, LazyFrame | av.AudioFrame]]:
-        """As `Reader.frames_from`; a picture is decoded when it is taken, whatever is `wanted`."""
+        """As `Reader.frames_from`, with frames that are decoded on demand, whatever is `wanted`."""
         if kind == "audio":
             yield from self.reader.frames_from(kind, seconds)
             return
@@ -91,21 +88,21 @@ class IndexedReader:
             yield index.seconds[number], lazy
 
     def refused(self, reason: str) -> DecodeError:
-        """The error that names the file, the reason and the way out."""
+        """An error that names the file, the reason and the fix."""
         return DecodeError(self.path, f"{reason}: set data.decoder=pyav")
 
     def _open(self) -> None:
-        """Open the file with the library. Raises DecodeError: it does not open, or would give wrong pictures."""
+        """Open the file with the library. Raises DecodeError: it does not open, or would give wrong frames."""
         raise NotImplementedError
 
-    def _picture(self, number: int) -> np.ndarray:
+    def _read_frame(self, number: int) -> np.ndarray:
         """(H, W, 3) uint8 RGB, turned upright: frame `number` of the index. Raises DecodeError."""
         raise NotImplementedError
 
     def _decode(self, number: int) -> av.VideoFrame:
         # several windows may want one frame, and the libraries would go back to the keyframe for the second
         if self._latest is None or self._latest[0] != number:
-            stored = np.rot90(self._picture(number), -round(self.index.first.rotation / 90))
+            stored = np.rot90(self._read_frame(number), -round(self.index.first.rotation / 90))
             self._latest = number, av.VideoFrame.from_ndarray(np.ascontiguousarray(stored), format="rgb24")
         return self._latest[1]
 
@@ -132,7 +129,7 @@ class IndexedReader:
         if not rows[order[0]][2]:
             raise self.refused(f"the first frame is no keyframe, from where {self.name} counts wrongly")
         if max(part.bits for part in first.format.components) > MAX_BITS:
-            raise self.refused(f"{self.name} gives other colors of {first.format.name} pictures")
+            raise self.refused(f"{self.name} gives other colors of {first.format.name} frames")
         if first.rotation % 90:
             raise self.refused(f"it is turned by {first.rotation} degrees, which {self.name} does otherwise")
         time_base = self.reader.video.time_base
@@ -161,7 +158,7 @@ def _first_frame(packet: av.Packet) -> av.VideoFrame | None:
 
 
 def _narrow_format(frame: av.VideoFrame) -> str | None:
-    """The kind of 8-bit pixels that stores as few colors as the frame does (4:2:0 or 4:2:2); None = all of them."""
+    """The 8-bit pixel format with the chroma subsampling of the frame (4:2:0 or 4:2:2); None = not subsampled."""
     pixels = frame.format
     if pixels.is_rgb or len(pixels.components) < 3:
         return None
