@@ -19,7 +19,7 @@ from avssl.data.dataset import ClipDataset, collate
 from avssl.data.manifest import Manifest
 from avssl.data.sampling import Key
 from avssl.evaluate.features import ClipVectors, clip_vectors
-from avssl.evaluate.harness import accuracies, lacking
+from avssl.evaluate.harness import accuracies, count_missing
 from avssl.evaluate.splits import Split, read_splits
 from avssl.logs import read_log
 from avssl.methods import METHODS, build_method
@@ -368,7 +368,7 @@ def test_evaluation_skips_and_counts_what_has_not_the_side(run: Path, mixed: Man
     vectors, split = vectors_of(run, mixed)
     result = accuracies("knn", vectors, mixed, split)
     assert set(result) == {"video", "audio", "both"}
-    counts = [lacking([(vectors, rows)]) for rows in (split.train, split.test)]
+    counts = [count_missing([(vectors, rows)]) for rows in (split.train, split.test)]
     assert [each["clips"] for each in counts] == [14, 8]
     assert [each["without_sound"] for each in counts] == [4, 4]
     assert [each["without_picture"] for each in counts] == [2, 2]
@@ -444,7 +444,7 @@ def test_a_wholly_silent_set_trains_searches_and_is_evaluated_by_its_pictures(
     assert call("tools/mine.py", cma, "--k", 2, "--rule", "video", "--out", sets).code == 0
     vectors, split = vectors_of(cma, silent)
     assert set(accuracies("knn", vectors, silent, split)) == {"video"}
-    assert [lacking([(vectors, rows)])["without_sound"] for rows in (split.train, split.test)] == [8, 4]
+    assert [count_missing([(vectors, rows)])["without_sound"] for rows in (split.train, split.test)] == [8, 4]
     found = write_store(tmp_path / "e", load_run(cma), silent, manifest_path=Path("m"), num_clips=1)
     query = query_of_row(found, 0)
     assert len(search(found, query, way="v2v", k=11)) == 11

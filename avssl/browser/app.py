@@ -103,8 +103,8 @@ def add_clips(app: FastAPI, catalog: Catalog, uploads: Uploads) -> None:
         drawn = await to_thread.run_sync(indexed.map, by, limiter=lines[store, by])
         names, labels = indexed.store.labels
         places = {
-            side: [None if np.isnan(x) else [round(x, 4), round(y, 4)] for x, y in points.tolist()]
-            for side, points in drawn.places.items()
+            modality: [None if np.isnan(x) else [round(x, 4), round(y, 4)] for x, y in points.tolist()]
+            for modality, points in drawn.places.items()
         }
         return {
             "by": by,

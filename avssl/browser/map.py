@@ -53,7 +53,7 @@ def open_map(store: Store, folder: Path, *, method: Method, info: Callable[[str]
         try:
             with np.load(path, allow_pickle=False) as kept:
                 if str(kept["state"]) == state:
-                    places = {side: kept[side] for side in MODALITIES}
+                    places = {modality: kept[modality] for modality in MODALITIES}
                     return Map(kept["rows"], places, kept["clusters"], str(kept["note"]))
         except (OSError, EOFError, KeyError, ValueError, zipfile.BadZipFile) as error:
             why = f"it cannot be read ({error})"
@@ -78,19 +78,19 @@ def draw_map(store: Store, *, method: Method) -> Map:
         raise QueryError("UMAP is not installed: pip install 'avssl[umap]', or look at the map by PCA")
     num = min(len(store), MAX_POINTS)
     rows = np.sort(np.random.default_rng(0).choice(len(store), num, replace=False))
-    vectors = {side: store.vectors[side].take(rows).numpy() for side in MODALITIES}
+    vectors = {modality: store.vectors[modality].take(rows).numpy() for modality in MODALITIES}
     places, notes = {}, []
-    for side in MODALITIES:
-        present = store.has[side][rows]
-        places[side] = np.full((num, 2), np.nan)
+    for modality in MODALITIES:
+        present = store.has[modality][rows]
+        places[modality] = np.full((num, 2), np.nan)
         if not present.any():
             continue
         if method == "umap":
-            found = _umap(vectors[side][present])
+            found = _umap(vectors[modality][present])
         else:
-            found, share = _pca(vectors[side][present])
-            notes.append(f"{side}: the first two components hold {share:.0%} of the variance")
-        places[side][present] = _to_unit_square(found)
+            found, share = _pca(vectors[modality][present])
+            notes.append(f"{modality}: the first two components hold {share:.0%} of the variance")
+        places[modality][present] = _to_unit_square(found)
     drawn = f"{num:,} of {len(store):,} clips, drawn at random" if num < len(store) else f"all {num:,} clips"
     words = f"UMAP ({UMAP_NEIGHBOURS} neighbours, cosine)" if method == "umap" else "PCA"
     return Map(rows, places, _cluster(vectors), "; ".join([f"{words} of {drawn}", *notes]))
@@ -126,7 +126,9 @@ def _to_unit_square(places: np.ndarray) -> np.ndarray:
 
 def _cluster(vectors: dict[str, np.ndarray]) -> np.ndarray:
     """k-means over both sides of each clip together; clusters by falling size."""
-    both = np.ascontiguousarray(np.concatenate([vectors[side] for side in MODALITIES], axis=1), dtype=np.float32)
+    both = np.ascontiguousarray(
+        np.concatenate([vectors[modality] for modality in MODALITIES], axis=1), dtype=np.float32
+    )
     num = int(np.clip(len(both) // CLIPS_PER_CLUSTER, 1, MAX_CLUSTERS))
     kmeans = faiss.Kmeans(both.shape[1], num, niter=20, seed=0, min_points_per_centroid=1)
     kmeans.train(both)

@@ -71,7 +71,7 @@ class Extracted:
 
 
 def extract(
-    towers: Pretrained,
+    pretrained: Pretrained,
     manifest: Manifest,
     ids: Sequence[int] | np.ndarray,
     *,
@@ -89,7 +89,7 @@ def extract(
     Raises:
         ValueError: num_clips < 1, or a worker process died or hung.
     """
-    return clip_vectors(towers, manifest, ids, num_clips=num_clips, progress=progress).videos()
+    return clip_vectors(pretrained, manifest, ids, num_clips=num_clips, progress=progress).videos()
 
 
 class Rows:
@@ -127,11 +127,11 @@ class ClipVectors:
 
     has = _has
 
-    def maps(self, side: Literal["video", "audio", "both"], rows: np.ndarray) -> dict[str, "Rows | np.ndarray"]:
+    def maps(self, modality: Literal["video", "audio", "both"], rows: np.ndarray) -> dict[str, "Rows | np.ndarray"]:
         """{map: (m, V, d)} at these positions (m,); of both sides {pool}: pooled outputs side by side, a clip's sound
         beside each of its crops."""
-        if side != "both":
-            return {name: Rows(each, rows) for name, each in self.vectors[side].items()}
+        if modality != "both":
+            return {name: Rows(each, rows) for name, each in self.vectors[modality].items()}
         video, audio = (torch.from_numpy(self.vectors[name]["pool"][rows]) for name in MODALITIES)
         audio = audio.repeat_interleave(video.shape[1] // audio.shape[1], dim=1)
         return {"pool": side_by_side(video.flatten(0, 1), audio.flatten(0, 1)).unflatten(0, video.shape[:2]).numpy()}
@@ -141,18 +141,22 @@ class ClipVectors:
         keep = self.readable
 
         def mean(views: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-            means = {side: each[keep].mean(axis=1) for side, each in views.items()}
-            return {side: means.get(side, np.zeros_like(next(iter(means.values())))) for side in MODALITIES if means}
+            means = {modality: each[keep].mean(axis=1) for modality, each in views.items()}
+            return {
+                modality: means.get(modality, np.zeros_like(next(iter(means.values()))))
+                for modality in MODALITIES
+                if means
+            }
 
         return Extracted(
             ids=self.ids[keep],
             has_audio=self.has_audio[keep],
             has_video=self.has_video[keep],
             embedding={
-                side: each / np.maximum(np.linalg.norm(each, axis=1, keepdims=True), 1e-12)
-                for side, each in mean(self.embedding).items()
+                modality: each / np.maximum(np.linalg.norm(each, axis=1, keepdims=True), 1e-12)
+                for modality, each in mean(self.embedding).items()
             },
-            features=mean({side: maps["pool"] for side, maps in self.vectors.items()}),
+            features=mean({modality: maps["pool"] for modality, maps in self.vectors.items()}),
             errors=self.errors,
         )
 
@@ -162,12 +166,12 @@ class ClipVectors:
         def mean(views: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
             return {name: each.mean(axis=1, keepdims=True) for name, each in views.items()}
 
-        vectors = {side: mean(maps) for side, maps in self.vectors.items()}
+        vectors = {modality: mean(maps) for modality, maps in self.vectors.items()}
         return dataclasses.replace(self, vectors=vectors, embedding=mean(self.embedding))
 
 
 def clip_vectors(
-    towers: Pretrained,
+    pretrained: Pretrained,
     manifest: Manifest,
     ids: Sequence[int] | np.ndarray,
     *,
@@ -195,7 +199,7 @@ def clip_vectors(
     for name, number in (("num_clips", num_clips), ("num_crops", num_crops)):
         if number < 1:
             raise ValueError(f"{name}={number} must be at least 1")
-    looks = _Looks(towers, manifest, np.asarray(ids, dtype=np.int64), num_clips, num_crops, maps, progress)
+    looks = _Looks(pretrained, manifest, np.asarray(ids, dtype=np.int64), num_clips, num_crops, maps, progress)
     if folder is None:
         groups = looks.look(share=0, num_shares=1)
         return looks.collect(groups, lambda _, rows: np.zeros((len(looks.ids), *rows.shape[1:]), rows.dtype))
@@ -206,7 +210,7 @@ def clip_vectors(
 class _Looks:
     """How to look at videos, a group of them at a time."""
 
-    towers: Pretrained
+    pretrained: Pretrained
     manifest: Manifest
     ids: np.ndarray
     num_clips: int
@@ -217,26 +221,26 @@ class _Looks:
     def look(self, *, share: int, num_shares: int) -> Iterator[tuple[slice, dict[str, np.ndarray], dict[int, str]]]:
         """Yield (place in ids, {name: (g, ...)}, errors) of every group that is this share's: the same groups for any
         number of shares, so that a vector does not depend on it."""
-        towers, modalities = self.towers, tuple(self.towers.encoders)
+        pretrained, modalities = self.pretrained, tuple(self.pretrained.encoders)
         crops = [View(f"crop {i}", when=Spread(i, self.num_crops)) for i in range(self.num_crops)]
         views = {"video": crops, "audio": [View("audio", recipe="audio")]}
         wanted = [view for modality in modalities for view in views[modality]]
         dataset = ClipDataset(
             self.manifest,
-            towers.data,
+            pretrained.data,
             wanted,
             num_eval_clips=self.num_clips,
         )
         step = max(1, BATCH_CLIPS // self.num_clips)
         places = [slice(i, min(i + step, len(self.ids))) for i in range(0, len(self.ids), step)][share::num_shares]
         keys = [[Key(0, int(row), c) for row in self.ids[place] for c in range(self.num_clips)] for place in places]
-        loader = build_loader(dataset, keys, towers.data, device=towers.device)
+        loader = build_loader(dataset, keys, pretrained.data, device=pretrained.device)
         total = sum(place.stop - place.start for place in places)
         bar = tqdm(total=total, desc=self.progress, unit="video", disable=self.progress is None, mininterval=1)
         with _lost_explained(dataset), bar, torch.inference_mode():
             for place, batch in zip(places, loader, strict=True):
                 group = self.ids[place]
-                batch = apply_views(batch.to(towers.device), wanted, towers.data)
+                batch = apply_views(batch.to(pretrained.device), wanted, pretrained.data)
                 lost = (batch.ids < 0).reshape(len(group), self.num_clips)
                 readable = ~lost.any(dim=1)
                 reasons, errors = iter(batch.errors), {}
@@ -256,7 +260,7 @@ class _Looks:
                         found[name] = torch.where(here[:, None, None], each, 0.0)
                         if not found[name].isfinite().all():
                             raise ValueError(
-                                f"the {modality} encoder of {towers.path} gives NaN or infinity ({name}): its weights "
+                                f"the {modality} encoder of {pretrained.path} gives NaN or infinity ({name}): its weights "
                                 "are broken, go back to an earlier checkpoint"
                             )
                 yield place, {name: value.cpu().numpy() for name, value in found.items()}, errors
@@ -264,11 +268,11 @@ class _Looks:
 
     def _vectors(self, modality: str, x: Tensor) -> dict[str, Tensor]:
         """{modality.map: (B, d)} of clips, and head.modality: (B, D) where there is a head."""
-        encoder = self.towers.encoders[modality]
+        encoder = self.pretrained.encoders[modality]
         vectors = describe_maps(encoder.forward_features(x)) if self.maps else {"pool": encoder(x)}
         named = {f"{modality}.{name}": value for name, value in vectors.items()}
-        if modality in self.towers.heads:
-            named[f"head.{modality}"] = F.normalize(self.towers.heads[modality](vectors["pool"]), dim=1)
+        if modality in self.pretrained.heads:
+            named[f"head.{modality}"] = F.normalize(self.pretrained.heads[modality](vectors["pool"]), dim=1)
         return named
 
     def collect(
@@ -295,10 +299,18 @@ class _Looks:
             has_audio=arrays.get("has.audio", none),
             has_video=arrays.get("has.video", none),
             vectors={
-                side: {name: arrays[f"{side}.{name}"] for name in encoder.feature_dims if f"{side}.{name}" in arrays}
-                for side, encoder in self.towers.encoders.items()
+                modality: {
+                    name: arrays[f"{modality}.{name}"]
+                    for name in encoder.feature_dims
+                    if f"{modality}.{name}" in arrays
+                }
+                for modality, encoder in self.pretrained.encoders.items()
             },
-            embedding={side: arrays[f"head.{side}"] for side in self.towers.encoders if f"head.{side}" in arrays},
+            embedding={
+                modality: arrays[f"head.{modality}"]
+                for modality in self.pretrained.encoders
+                if f"head.{modality}" in arrays
+            },
             errors=errors,
         )
 
@@ -375,11 +387,11 @@ def _stamp(path: Path) -> list[int] | None:
 def _key(looks: _Looks) -> str:
     """Digest of all that the vectors depend on."""
     facts = {
-        "weights": looks.towers.weights_hash,
-        "sides": list(looks.towers.encoders),
+        "weights": looks.pretrained.weights_hash,
+        "sides": list(looks.pretrained.encoders),
         "manifest": looks.manifest.hash,
-        "data": {name: getattr(looks.towers.data, name) for name in VIEWED},
-        "decoder": check_decoder(looks.towers.data),
+        "data": {name: getattr(looks.pretrained.data, name) for name in VIEWED},
+        "decoder": check_decoder(looks.pretrained.data),
         "views": (looks.num_clips, looks.num_crops, looks.maps),
     }
     manifest = looks.manifest  # what it says of a file may change, and with it where is looked

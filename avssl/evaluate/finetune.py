@@ -31,7 +31,7 @@ NOT_FOR_SOUND = {"no_audio": "skip", "silent": "skip", "no_video": "mask"}  # po
 
 
 def train_classifier(
-    towers: Pretrained,
+    pretrained: Pretrained,
     manifest: Manifest,
     *,
     out: Path,
@@ -58,16 +58,16 @@ def train_classifier(
         TrainingError: as `train`.
     """
     path = out / "manifest.parquet"
-    given = with_overrides(merge(_base(towers), read_sections(recipe) if recipe else {}), overrides)
+    given = with_overrides(merge(_base(pretrained), read_sections(recipe) if recipe else {}), overrides)
     own = {"data": {"manifest": str(path), "root": str(manifest.root)}, "run": {"dir": str(out)}}
     config = from_dict(merge(given, own), source=str(recipe or "the recipe of fine-tuning"))
     if not is_supervised(config):
         raise ConfigError(f"method.name={config.method['name']} learns no labels: fine-tuning is method.name=finetune")
     modality = config.method.get("modality", "video")
-    if modality not in towers.encoders:
+    if modality not in pretrained.encoders:
         raise ConfigError(
-            f"method.modality={modality}, but {towers.path} has no encoder for it, only for "
-            f"{', '.join(towers.encoders)}: choose that one"
+            f"method.modality={modality}, but {pretrained.path} has no encoder for it, only for "
+            f"{', '.join(pretrained.encoders)}: choose that one"
         )
     if config.data.split != "train":
         raise ConfigError(
@@ -78,19 +78,19 @@ def train_classifier(
     if modality == "audio":
         policy = PolicyConfig(**NOT_FOR_SOUND | config.data.policy.model_dump(exclude_unset=True))
         config = config.replace(data=config.data.replace(policy=policy))
-    start = out / f"start-{towers.weights_hash[:12]}.safetensors"
+    start = out / f"start-{pretrained.weights_hash[:12]}.safetensors"
     if trained:
         config = config.replace(model=config.model.replace(**{f"{modality}_weights": str(start)}))
     if distributed.is_main():
-        _prepare(towers, manifest, path, start if trained else None)
+        _prepare(pretrained, manifest, path, start if trained else None)
     distributed.barrier()
     return load_run(out) if train(config) else None
 
 
-def _base(towers: Pretrained) -> dict[str, Any]:
+def _base(pretrained: Pretrained) -> dict[str, Any]:
     """RECIPE with the clips and encoders of the pretraining; its policy is none of fine-tuning's."""
-    model = towers.model.replace(video_weights=None, audio_weights=None, init=None).model_dump()
-    return merge({"data": towers.data.model_dump(exclude={"manifest", "root", "policy"}), "model": model}, RECIPE)
+    model = pretrained.model.replace(video_weights=None, audio_weights=None, init=None).model_dump()
+    return merge({"data": pretrained.data.model_dump(exclude={"manifest", "root", "policy"}), "model": model}, RECIPE)
 
 
 def _check_rows(manifest: Manifest, modality: str) -> None:
@@ -103,7 +103,7 @@ def _check_rows(manifest: Manifest, modality: str) -> None:
         raise ConfigError(f"no training clip has {lacks} that can be read: tune method.modality={other}")
 
 
-def _prepare(towers: Pretrained, manifest: Manifest, path: Path, start: Path | None) -> None:
+def _prepare(pretrained: Pretrained, manifest: Manifest, path: Path, start: Path | None) -> None:
     """Write the run's manifest and the weights that it starts from."""
     if path.exists():
         before = read_manifest(path, root=manifest.root)
@@ -115,6 +115,6 @@ def _prepare(towers: Pretrained, manifest: Manifest, path: Path, start: Path | N
     else:
         write_manifest(path, manifest.table, root=manifest.root)
     if start is not None and not start.exists():
-        weights = {name: value.detach().cpu().contiguous() for name, value in towers.encoders.state_dict().items()}
+        weights = {name: value.detach().cpu().contiguous() for name, value in pretrained.encoders.state_dict().items()}
         with atomic_write(start) as temporary:
             temporary.write_bytes(save(weights))

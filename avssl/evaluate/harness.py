@@ -106,7 +106,9 @@ def answer(
     return Predictions(split, outcomes, answered)
 
 
-def figures(parts: Sequence[Predictions], labels: Labels, *, skip_unreadable: bool) -> dict[str, dict[str, Any]]:
+def compute_metrics(
+    parts: Sequence[Predictions], labels: Labels, *, skip_unreadable: bool
+) -> dict[str, dict[str, Any]]:
     """Each way's figure over the splits.
 
     Args:
@@ -158,7 +160,7 @@ def accuracies(
     labels = Labels(manifest, [split])
     name, options = ("knn", Options()) if protocol == "knn" else ("fewlabels", Options(shares=(1.0,), draws=1))
     part = answer(name, vectors.averaged(), labels, split, options, device=torch.device("cpu"))
-    found = figures([part], labels, skip_unreadable=True)
+    found = compute_metrics([part], labels, skip_unreadable=True)
     return {way.removesuffix(" 100%"): figure for way, figure in found.items() if not way.endswith(" plain")}
 
 
@@ -201,7 +203,7 @@ class SplitScores:
         return table
 
 
-def lacking(seen: Sequence[tuple[ClipVectors, np.ndarray]]) -> dict[str, int]:
+def count_missing(seen: Sequence[tuple[ClipVectors, np.ndarray]]) -> dict[str, int]:
     """How many clips of one side of the splits there are, and how many of them could not be read, have no sound, have
     no picture.
 

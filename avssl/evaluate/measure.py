@@ -21,7 +21,7 @@ from avssl.data.dataset import check_decoder
 from avssl.data.manifest import Manifest
 from avssl.evaluate.features import VIEWED, ClipVectors, clip_vectors
 from avssl.evaluate.finetune import train_classifier
-from avssl.evaluate.harness import Labels, Predictions, answer, figures, lacking
+from avssl.evaluate.harness import Labels, Predictions, answer, compute_metrics, count_missing
 from avssl.evaluate.heads import Head, head_scores
 from avssl.evaluate.protocols import Options, Outcome
 from avssl.evaluate.splits import Split
@@ -57,7 +57,7 @@ class EvalSpec:
 
 
 def measure_frozen(
-    towers: Pretrained, asked: EvalSpec, *, cache: Path, baseline: bool = True, keep: dict[str, Head] | None = None
+    pretrained: Pretrained, asked: EvalSpec, *, cache: Path, baseline: bool = True, keep: dict[str, Head] | None = None
 ) -> dict[str, Any] | None:
     """A protocol that leaves the towers as they are. With several processes each looks at its share of the clips.
 
@@ -73,9 +73,9 @@ def measure_frozen(
         ValueError: nothing can be compared, or a worker process was lost; WriteError, which is one: the cache.
     """
     since = time.perf_counter()
-    towers = _needed(towers, asked)
+    pretrained = _needed(pretrained, asked)
     seen = {}
-    for name, each in (("scores", towers), *([("random", untrained(towers))] if baseline else [])):
+    for name, each in (("scores", pretrained), *([("random", untrained(pretrained))] if baseline else [])):
         seen[name] = clip_vectors(
             each,
             asked.manifest,
@@ -94,21 +94,21 @@ def measure_frozen(
     for name, vectors in seen.items():
         more = {"keep": keep} if name == "scores" and keep is not None else {}
         parts = [
-            answer(asked.protocol, vectors, labels, split, asked.options, device=towers.device, **more)
+            answer(asked.protocol, vectors, labels, split, asked.options, device=pretrained.device, **more)
             for split in asked.splits
         ]
-        found[name] = figures(parts, labels, skip_unreadable=asked.skip_unreadable)
+        found[name] = compute_metrics(parts, labels, skip_unreadable=asked.skip_unreadable)
     if keep is not None and len(asked.splits) > 1:
         everything = Split("all labeled clips", asked.rows, asked.rows)
-        answer("linear", seen["scores"], labels, everything, asked.options, device=towers.device, keep=keep)
+        answer("linear", seen["scores"], labels, everything, asked.options, device=pretrained.device, keep=keep)
     sides = {side: [(seen["scores"], getattr(split, side)) for split in asked.splits] for side in ("train", "test")}
     seconds = {"vectors": looked - since, "protocol": time.perf_counter() - looked}
-    facts = _facts_of_clips(asked, sides) | {"data": _viewed(towers), "training": None, "seconds": seconds}
-    return _result(towers, asked, labels, found | facts)
+    facts = _facts_of_clips(asked, sides) | {"data": _viewed(pretrained), "training": None, "seconds": seconds}
+    return _result(pretrained, asked, labels, found | facts)
 
 
 def measure_finetuned(
-    towers: Pretrained,
+    pretrained: Pretrained,
     asked: EvalSpec,
     *,
     out: Path,
@@ -136,7 +136,7 @@ def measure_finetuned(
         parts, seen, seconds = [], [], []
         for split in asked.splits:
             run = _train_timed(
-                towers,
+                pretrained,
                 _only(asked.manifest, split),
                 out=out / split.name / ("trained" if name == "scores" else "random"),
                 trained=name == "scores",
@@ -158,36 +158,36 @@ def measure_finetuned(
             )
             parts.append(_print_result(run, vectors, split, labels, asked.options))
             seen.append((vectors, split.test))
-        scores[name] = figures(parts, labels, skip_unreadable=asked.skip_unreadable)
+        scores[name] = compute_metrics(parts, labels, skip_unreadable=asked.skip_unreadable)
         if name == "scores":
             training = run.config.model_dump(mode="json", include={"optim", "data"})
             training["method"] = method_options(run.config, only_given=True)
             training["data"] = {key: value for key, value in training["data"].items() if key not in NO_MATTER}
             facts = _facts_of_clips(asked, {"test": seen}) | {"data": _viewed(run), "training": training}
             facts["seconds"] = {"training": seconds}
-    return _result(towers, asked, labels, scores | facts) if distributed.is_main() else None
+    return _result(pretrained, asked, labels, scores | facts) if distributed.is_main() else None
 
 
-def _train_timed(towers: Pretrained, manifest: Manifest, *, out: Path, **how: Any) -> Run | None:
+def _train_timed(pretrained: Pretrained, manifest: Manifest, *, out: Path, **how: Any) -> Run | None:
     """`train_classifier`; how long it took is kept in the folder, unless it was stopped in between."""
     resumed, since = (out / LAST).exists(), time.perf_counter()
-    run = train_classifier(towers, manifest, out=out, **how)
+    run = train_classifier(pretrained, manifest, out=out, **how)
     if run is not None and not resumed and distributed.is_main():
         (out / SECONDS).write_text(json.dumps(time.perf_counter() - since))
     return run
 
 
-def _viewed(towers: Pretrained) -> dict[str, Any]:
+def _viewed(pretrained: Pretrained) -> dict[str, Any]:
     """How its clips are read."""
-    return {name: getattr(towers.data, name) for name in VIEWED}
+    return {name: getattr(pretrained.data, name) for name in VIEWED}
 
 
-def _needed(towers: Pretrained, asked: EvalSpec) -> Pretrained:
+def _needed(pretrained: Pretrained, asked: EvalSpec) -> Pretrained:
     """Without the tower that none of the clips has anything for."""
     has = {"video": asked.manifest.has_video[asked.rows], "audio": asked.manifest.has_audio[asked.rows]}
-    sides = [side for side in towers.encoders if has[side].any()] or list(towers.encoders)
-    parts = {name: {side: each for side, each in getattr(towers, name).items() if side in sides} for name in PARTS}
-    return dataclasses.replace(towers, **{name: nn.ModuleDict(each) for name, each in parts.items()})
+    sides = [side for side in pretrained.encoders if has[side].any()] or list(pretrained.encoders)
+    parts = {name: {side: each for side, each in getattr(pretrained, name).items() if side in sides} for name in PARTS}
+    return dataclasses.replace(pretrained, **{name: nn.ModuleDict(each) for name, each in parts.items()})
 
 
 def _print_result(run: Run, vectors: ClipVectors, split: Split, labels: Labels, options: Options) -> Predictions:
@@ -220,7 +220,7 @@ def _facts_of_clips(asked: EvalSpec, seen: Mapping[str, Sequence[tuple[ClipVecto
     paths = asked.manifest.column("path")
     errors = {row: why for parts in seen.values() for vectors, _ in parts for row, why in vectors.errors.items()}
     return {
-        "clips": {side: lacking(parts) for side, parts in seen.items()},
+        "clips": {side: count_missing(parts) for side, parts in seen.items()},
         "errors": {str(paths[row]): why for row, why in sorted(errors.items())},
     }
 
@@ -249,12 +249,12 @@ def _several_labels(asked: EvalSpec) -> int:
     return sum(len(each or []) > 1 for each in labels)
 
 
-def _result(towers: Pretrained, asked: EvalSpec, labels: Labels, found: Mapping[str, Any]) -> dict[str, Any]:
+def _result(pretrained: Pretrained, asked: EvalSpec, labels: Labels, found: Mapping[str, Any]) -> dict[str, Any]:
     """Everything that a reader of the figures has to know."""
     return {
         "protocol": asked.protocol,
-        "weights": str(towers.path),
-        "weights_hash": towers.weights_hash,
+        "weights": str(pretrained.path),
+        "weights_hash": pretrained.weights_hash,
         "manifest": asked.manifest_path,
         "manifest_hash": asked.manifest.hash,
         "splits": [split.name for split in asked.splits],
@@ -272,9 +272,9 @@ def _result(towers: Pretrained, asked: EvalSpec, labels: Labels, found: Mapping[
         "versions": {
             "avssl": avssl.__version__,
             "python": platform.python_version(),
-            "decoder": format_decoder(check_decoder(towers.data)),
+            "decoder": format_decoder(check_decoder(pretrained.data)),
             **{name: importlib.metadata.version(name) for name in VERSIONS},
         },
-        "device": str(towers.device),
+        "device": str(pretrained.device),
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
     }

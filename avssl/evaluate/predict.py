@@ -10,7 +10,7 @@ from avssl.evaluate.heads import head_scores
 from avssl.weights.load import Pretrained
 
 
-def predict(towers: Pretrained, path: str | Path, *, num_clips: int = 10, num_crops: int = 3) -> dict[str, float]:
+def predict(pretrained: Pretrained, path: str | Path, *, num_clips: int = 10, num_crops: int = 3) -> dict[str, float]:
     """The mean softmax over clips spread over a file, and crops of each.
 
     Args:
@@ -22,9 +22,9 @@ def predict(towers: Pretrained, path: str | Path, *, num_clips: int = 10, num_cr
     Raises:
         ValueError: the file cannot be read, or lacks the sound or the pictures that the classifier looks at.
     """
-    classifier = towers.classifier
+    classifier = pretrained.classifier
     found = clip_vectors(
-        towers,
+        pretrained,
         manifest_of_file(Path(path)),
         [0],
         num_clips=num_clips,

@@ -30,7 +30,7 @@ Read = Callable[[str], tuple[np.ndarray, np.ndarray]]  # name -> frames (T, H, W
 
 
 def score_propagation(
-    towers: Pretrained,
+    pretrained: Pretrained,
     names: Sequence[str],
     read: Read,
     *,
@@ -66,7 +66,12 @@ def score_propagation(
             errors[name] = str(error)
             continue
         features, chosen = frame_features(
-            towers.encoders["video"], frames, data=towers.data, size=size, map_name=map_name, device=towers.device
+            pretrained.encoders["video"],
+            frames,
+            data=pretrained.data,
+            size=size,
+            map_name=map_name,
+            device=pretrained.device,
         )
         scores["propagated"].append(score_masks(masks, propagate_mask(features, masks[0])))
         scores["still"].append(still)

@@ -28,7 +28,7 @@ SEED = 0  # draws the references
 MAX_EXTRACTED = 200  # clips that a report looks at when a run keeps no memories: some seconds on a CPU
 NUM_POSITIVES = 2  # shown of each reference
 ALIKE = 0.05  # share of the clips, the nearest ones, that count as alike
-SIDES = {"video": "picture", "audio": "sound"}
+MODALITY_WORDS = {"video": "picture", "audio": "sound"}
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ class Vectors:
     def at(self, rows: np.ndarray) -> "Vectors":
         """Only the clips whose row is marked in `rows` (N,) bool."""
         keep = torch.from_numpy(rows[self.ids])
-        z, has = ({side: each[keep] for side, each in of.items()} for of in (self.z, self.has))
+        z, has = ({modality: each[keep] for modality, each in of.items()} for of in (self.z, self.has))
         return Vectors(self.ids[keep.numpy()], z, has, self.source)
 
 
@@ -60,12 +60,12 @@ def vectors_of_banks(method: Method) -> Vectors | None:
     """The memories that a method, or the first of its parts that has some, keeps of all clips; None = none does."""
     for part in (method, *getattr(method, "parts", {}).values()):
         banks = getattr(part, "banks", {})
-        banks = {side: bank for side, bank in banks.items() if side in MODALITIES and bank.valid.any()}
+        banks = {modality: bank for modality, bank in banks.items() if modality in MODALITIES and bank.valid.any()}
         if banks:
             return Vectors(
                 ids=np.arange(len(next(iter(banks.values())).z)),
-                z={side: bank.z.float().cpu() for side, bank in banks.items()},
-                has={side: bank.valid.cpu() for side, bank in banks.items()},
+                z={modality: bank.z.float().cpu() for modality, bank in banks.items()},
+                has={modality: bank.valid.cpu() for modality, bank in banks.items()},
                 source="the memories at the end of the run, running means of embeddings of augmented clips",
             )
     return None
@@ -80,29 +80,31 @@ def vectors_of_store(folder: Path, *, manifest_hash: str) -> Vectors:
     store = read_store(folder)
     if store.meta.manifest_hash != manifest_hash:
         raise StoreError(f"the embeddings in {folder} are of another manifest than the run's: extract its clips")
-    sides = [side for side in MODALITIES if side in store.meta.towers and store.has[side].any()]
+    modalities = [
+        modality for modality in MODALITIES if modality in store.meta.pretrained and store.has[modality].any()
+    ]
     everything = np.arange(len(store))
     return Vectors(
         ids=store.ids,
-        z={side: store.vectors[side].take(everything) for side in sides},
-        has={side: torch.tensor(store.has[side]) for side in sides},
+        z={modality: store.vectors[modality].take(everything) for modality in modalities},
+        has={modality: torch.tensor(store.has[modality]) for modality in modalities},
         source=f"the embeddings in {folder}",
     )
 
 
-def vectors_of_some(towers: Pretrained, manifest: Manifest, rows: np.ndarray) -> Vectors:
+def vectors_of_some(pretrained: Pretrained, manifest: Manifest, rows: np.ndarray) -> Vectors:
     """Extracted now, of at most MAX_EXTRACTED of `rows` (n,), drawn at random: outputs of the heads where every tower
     has one, else of the trunks."""
     drawn = np.sort(np.random.default_rng(SEED).permutation(rows)[:MAX_EXTRACTED])
-    found = extract(towers, manifest, drawn, num_clips=1)
-    by_heads = set(towers.encoders) <= set(towers.heads)
+    found = extract(pretrained, manifest, drawn, num_clips=1)
+    by_heads = set(pretrained.encoders) <= set(pretrained.heads)
     vectors = found.embedding if by_heads else found.features
-    sides = [side for side in towers.encoders if found.has(side).any()]
+    modalities = [modality for modality in pretrained.encoders if found.has(modality).any()]
     what = "outputs of the heads" if by_heads else "outputs of the encoders"
     return Vectors(
         ids=found.ids,
-        z={side: F.normalize(torch.from_numpy(vectors[side]), dim=1) for side in sides},
-        has={side: torch.from_numpy(found.has(side)) for side in sides},
+        z={modality: F.normalize(torch.from_numpy(vectors[modality]), dim=1) for modality in modalities},
+        has={modality: torch.from_numpy(found.has(modality)) for modality in modalities},
         source=f"{what} for one clip of each of {len(found.ids)} videos, extracted for this page",
     )
 
@@ -117,13 +119,13 @@ def reference_clips(vectors: Vectors, targets: np.ndarray, *, num: int = 3) -> d
     Returns:
         {heading: reference and neighbours}; empty with fewer than three clips to choose from.
     """
-    sides = list(vectors.z)
-    if not sides:  # nothing could be read
+    modalities = list(vectors.z)
+    if not modalities:  # nothing could be read
         return {}
     usable = torch.stack([*vectors.has.values()]).all(dim=0)  # (n,)
-    if len(sides) == 2 and usable.sum() < 3:
-        sides = [max(sides, key=lambda side: int(vectors.has[side].sum()))]
-        usable = vectors.has[sides[0]]
+    if len(modalities) == 2 and usable.sum() < 3:
+        modalities = [max(modalities, key=lambda modality: int(vectors.has[modality].sum()))]
+        usable = vectors.has[modalities[0]]
     if usable.sum() < 3:
         return {}
     drawn = np.random.default_rng(SEED).permutation(np.flatnonzero(usable.numpy()))
@@ -133,13 +135,14 @@ def reference_clips(vectors: Vectors, targets: np.ndarray, *, num: int = 3) -> d
         if len(references) < num and (targets[vectors.ids[place]] < 0 or targets[vectors.ids[place]] not in known):
             references.append(place)
     return {
-        f"Reference {number}": _neighbours(vectors, sides, usable, place) for number, place in enumerate(references, 1)
+        f"Reference {number}": _neighbours(vectors, modalities, usable, place)
+        for number, place in enumerate(references, 1)
     }
 
 
-def _neighbours(vectors: Vectors, sides: Sequence[str], usable: Tensor, place: int) -> list[ShownClip]:
+def _neighbours(vectors: Vectors, modalities: Sequence[str], usable: Tensor, place: int) -> list[ShownClip]:
     """The reference at `place`, then its neighbours, each once."""
-    cosines = {side: vectors.z[side] @ vectors.z[side][place] for side in sides}  # (n,) each
+    cosines = {modality: vectors.z[modality] @ vectors.z[modality][place] for modality in modalities}  # (n,) each
     free = usable.clone()
     free[place] = False
     clips = [ShownClip("Reference", int(vectors.ids[place]), "")]
@@ -148,7 +151,7 @@ def _neighbours(vectors: Vectors, sides: Sequence[str], usable: Tensor, place: i
         if not free[best] or score[best] == -torch.inf:
             continue
         free[best] = False
-        words = ", ".join(f"{SIDES[side]} {float(cosines[side][best]):.2f}" for side in sides)
+        words = ", ".join(f"{MODALITY_WORDS[modality]} {float(cosines[modality][best]):.2f}" for modality in modalities)
         clips.append(ShownClip(role, int(vectors.ids[best]), f"cosine: {words}"))
     return clips
 
@@ -156,8 +159,8 @@ def _neighbours(vectors: Vectors, sides: Sequence[str], usable: Tensor, place: i
 def _wanted(cosines: Mapping[str, Tensor], free: Tensor) -> list[tuple[str, Tensor]]:
     """(role, score (n,)) of every neighbour: the free clip with the largest score takes the role."""
     if len(cosines) == 1:
-        ((side, cosine),) = cosines.items()
-        return [(f"Near in {SIDES[side]}", cosine)] * (NUM_POSITIVES + 1)
+        ((modality, cosine),) = cosines.items()
+        return [(f"Near in {MODALITY_WORDS[modality]}", cosine)] * (NUM_POSITIVES + 1)
     look, sound = cosines["video"], cosines["audio"]
     num_alike = min(int(free.sum()), max(NUM_POSITIVES + 1, int(free.sum() * ALIKE)))
     looks_only, sounds_only = (

@@ -135,7 +135,7 @@ def _run_parts(seen: Shown, folder: Path) -> list[str]:
     resumed = {0: "not known, as the run is of before that was noted", 1: "no, it ran in one piece"}
     facts = [
         ("Method", str(config.method["name"])),
-        ("Towers", ", ".join(f"{side}: {getattr(config.model, side)}" for side in seen.run.encoders)),
+        ("Towers", ", ".join(f"{modality}: {getattr(config.model, modality)}" for modality in seen.run.encoders)),
         ("Steps", f"{state['step']:,} of {_total_steps(state, config):,}, {config.optim.epochs} epochs wanted"),
         ("Clips per step", f"{config.data.batch_size} over all processes"),
         ("Time of training", f"{_duration(history.seconds)} by the log"),

@@ -19,7 +19,7 @@ import numpy as np
 import torch
 
 from avssl.files import WriteError, atomic_write
-from avssl.retrieval.search import Query, Way, answer_sides, asked_sides, query_of_row, rank_each, ways_of
+from avssl.retrieval.search import Query, Way, query_modalities, query_of_row, rank_each, result_modalities, ways_of
 from avssl.retrieval.store import Store
 from avssl.structs import MODALITIES
 
@@ -100,7 +100,7 @@ def build_index(store: Store, *, info: Callable[[str], None]) -> NeighbourIndex:
     since, ways = time.perf_counter(), ways_of(store)
     spaces, num_visited, recall = {}, {}, {}
     for name in sorted({_space(way) for way in ways}):
-        rows = np.flatnonzero(store.has_all(_sides(name)))
+        rows = np.flatnonzero(store.has_all(_modalities(name)))
         info(f"index over {name}, {len(rows):,} clips")
         spaces[name] = _build(store, name, rows)
     for way in ways:
@@ -110,17 +110,17 @@ def build_index(store: Store, *, info: Callable[[str], None]) -> NeighbourIndex:
 
 
 def _space(way: str) -> str:
-    return "both" if way == "agreement" else answer_sides(way)[0]
+    return "both" if way == "agreement" else result_modalities(way)[0]
 
 
-def _sides(space: str) -> tuple[str, ...]:
+def _modalities(space: str) -> tuple[str, ...]:
     return MODALITIES if space == "both" else (space,)
 
 
 def _vectors(store: Store, space: str, rows: np.ndarray) -> np.ndarray:
     """(m, D) or, of both, (m, 2 D) unit vectors."""
-    sides = [store.vectors[side].take(rows) for side in _sides(space)]
-    return (torch.cat(sides, dim=1) / len(sides) ** 0.5).numpy()
+    modalities = [store.vectors[modality].take(rows) for modality in _modalities(space)]
+    return (torch.cat(modalities, dim=1) / len(modalities) ** 0.5).numpy()
 
 
 def _build(store: Store, space: str, rows: np.ndarray) -> faiss.Index:
@@ -139,7 +139,7 @@ def _build(store: Store, space: str, rows: np.ndarray) -> faiss.Index:
 
 def _visit(space: faiss.Index, query: Query, way: Way, num_visited: int) -> np.ndarray:
     """(m,) positions of the clips that come first by the index."""
-    vectors = [query.vectors[side] for side in asked_sides(way)]
+    vectors = [query.vectors[modality] for modality in query_modalities(way)]
     vector = torch.cat(vectors).numpy()[None] / len(vectors) ** 0.5
     wanted = min(NUM_CANDIDATES_BOTH if way == "agreement" else NUM_CANDIDATES, space.ntotal)
     _, rows = space.search(vector, wanted, params=faiss.SearchParametersIVF(nprobe=num_visited))
@@ -148,7 +148,7 @@ def _visit(space: faiss.Index, query: Query, way: Way, num_visited: int) -> np.n
 
 def _tune(store: Store, space: faiss.Index, way: Way) -> tuple[int, float]:
     """Lists to visit, and the recall with them."""
-    usable = np.flatnonzero(store.has_all(asked_sides(way)))
+    usable = np.flatnonzero(store.has_all(query_modalities(way)))
     rows = np.random.default_rng(1).choice(usable, min(SAMPLE_QUERIES, len(usable)), replace=False)
     queries = [query_of_row(store, int(row)) for row in rows]
     groups = [queries[first : first + SAMPLE_TOGETHER] for first in range(0, len(queries), SAMPLE_TOGETHER)]

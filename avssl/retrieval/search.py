@@ -20,7 +20,7 @@ from avssl.structs import MODALITIES
 
 Way = Literal["v2v", "v2a", "a2v", "a2a", "agreement"]
 WAYS: tuple[Way, ...] = get_args(Way)
-SIDES = {"v": "video", "a": "audio"}
+MODALITY_OF = {"v": "video", "a": "audio"}
 ROUNDING_ROWS = 64  # clips beyond those asked for that are scored again, since rounding may have put them behind
 LIKE_SHARE, LIKE_CLIPS = 0.05, (50, 1000)  # of the clips are alike in one side: at least, at most
 
@@ -101,13 +101,17 @@ def find_row(store: Store, query: str) -> int | None:
 
 
 def query_of_row(store: Store, row: int) -> Query:
-    vectors = {side: store.vectors[side].take(np.array([row]))[0] for side in MODALITIES if store.has[side][row]}
+    vectors = {
+        modality: store.vectors[modality].take(np.array([row]))[0]
+        for modality in MODALITIES
+        if store.has[modality][row]
+    }
     return Query(vectors, row, store.path(row))
 
 
 def query_of_vectors(vectors: Mapping[str, np.ndarray], name: str) -> Query:
     """A clip outside of the set: {video, audio: (D,)} of the sides that it has."""
-    unit = {side: F.normalize(torch.as_tensor(vector).float(), dim=0) for side, vector in vectors.items()}
+    unit = {modality: F.normalize(torch.as_tensor(vector).float(), dim=0) for modality, vector in vectors.items()}
     return Query(unit, None, name)
 
 
@@ -116,23 +120,27 @@ def ways_of(store: Store) -> tuple[Way, ...]:
     return tuple(
         way
         for way in WAYS
-        if store.has_all(asked_sides(way)).any()
-        and store.has_all(answer_sides(way)).any()
+        if store.has_all(query_modalities(way)).any()
+        and store.has_all(result_modalities(way)).any()
         and (store.meta.kind == "embedding" or way not in ("v2a", "a2v"))
     )
 
 
 def pairs_of(way: Way) -> tuple[tuple[str, str], ...]:
     """(side of the query, side of the clips) that a way compares; the smallest of their cosines is the score."""
-    return tuple((side, side) for side in MODALITIES) if way == "agreement" else ((SIDES[way[0]], SIDES[way[-1]]),)
+    return (
+        tuple((modality, modality) for modality in MODALITIES)
+        if way == "agreement"
+        else ((MODALITY_OF[way[0]], MODALITY_OF[way[-1]]),)
+    )
 
 
-def asked_sides(way: Way) -> tuple[str, ...]:
+def query_modalities(way: Way) -> tuple[str, ...]:
     """Sides that a query needs."""
     return tuple(source for source, _ in pairs_of(way))
 
 
-def answer_sides(way: Way) -> tuple[str, ...]:
+def result_modalities(way: Way) -> tuple[str, ...]:
     """Sides that an answer has."""
     return tuple(target for _, target in pairs_of(way))
 
@@ -217,11 +225,11 @@ def contrast(
     usable = int(store.has_all(MODALITIES).sum())
     depth = int(np.clip(round(LIKE_SHARE * usable), *LIKE_CLIPS))
     lists = {}
-    for side, other in (MODALITIES, MODALITIES[::-1]):
-        near = rank(store, query, way="v2v" if side == "video" else "a2a", depth=depth, label=label, index=index)
+    for modality, other in (MODALITIES, MODALITIES[::-1]):
+        near = rank(store, query, way="v2v" if modality == "video" else "a2a", depth=depth, label=label, index=index)
         rows = np.sort(near.rows[store.has[other][near.rows]])
-        lead = np.subtract(*(_cosines(store, query.vectors[name], name, rows) for name in (side, other)))
-        lists[side] = _best(rows[lead > 0], lead[lead > 0], k, exact=near.exact)
+        lead = np.subtract(*(_cosines(store, query.vectors[name], name, rows) for name in (modality, other)))
+        lists[modality] = _best(rows[lead > 0], lead[lead > 0], k, exact=near.exact)
     return Contrast(
         positives=rank(store, query, way="agreement", depth=k, label=label, index=index),
         looks_alike=lists["video"],
@@ -231,11 +239,11 @@ def contrast(
 
 def described(store: Store, query: Query, ranking: Ranking) -> list[Neighbour]:
     """What is told of each clip of a ranking."""
-    cosines = {side: _cosines(store, vector, side, ranking.rows) for side, vector in query.vectors.items()}
+    cosines = {modality: _cosines(store, vector, modality, ranking.rows) for modality, vector in query.vectors.items()}
     found = []
     for place, row in enumerate(ranking.rows.tolist()):
-        near = {side: None for side in MODALITIES}
-        near |= {side: float(values[place]) for side, values in cosines.items() if store.has[side][row]}
+        near = {modality: None for modality in MODALITIES}
+        near |= {modality: float(values[place]) for modality, values in cosines.items() if store.has[modality][row]}
         score = float(ranking.scores[place])
         found.append(Neighbour(row, int(store.ids[row]), store.path(row), store.label(row), score, **near))
     return found
@@ -243,7 +251,7 @@ def described(store: Store, query: Query, ranking: Ranking) -> list[Neighbour]:
 
 def _choosable(store: Store, query: Query, way: Way, *, label: str | None = None) -> np.ndarray:
     """(m,) positions of the other clips that can be an answer, rising."""
-    usable = store.has_all(answer_sides(way))
+    usable = store.has_all(result_modalities(way))
     if label is not None:
         usable = usable & store.with_label(label)
     rows = np.flatnonzero(usable)
@@ -254,20 +262,20 @@ def check_way(store: Store, query: Query, way: Way) -> None:
     """Raise QueryError when a query cannot be asked this way."""
     if way in ("v2a", "a2v") and store.meta.kind != "embedding":
         raise QueryError(
-            f"{SIDES[way[0]]} to {SIDES[way[-1]]} needs head outputs, and these are trunk features, which do not share "
+            f"{MODALITY_OF[way[0]]} to {MODALITY_OF[way[-1]]} needs head outputs, and these are trunk features, which do not share "
             "a space: extract without --features"
         )
-    for side in asked_sides(way):
-        if side not in query.vectors:
-            missing, other = ("sound", "video") if side == "audio" else ("picture", "audio")
+    for modality in query_modalities(way):
+        if modality not in query.vectors:
+            missing, other = ("sound", "video") if modality == "audio" else ("picture", "audio")
             raise QueryError(
-                f"{query.name} has no {missing}, so nothing can be found from its {side}: ask from {other} to {other}"
+                f"{query.name} has no {missing}, so nothing can be found from its {modality}: ask from {other} to {other}"
             )
 
 
-def _cosines(store: Store, vector: Tensor, side: str, rows: np.ndarray) -> np.ndarray:
+def _cosines(store: Store, vector: Tensor, modality: str, rows: np.ndarray) -> np.ndarray:
     """(m,) float32 cosines of a unit vector (D,) to a few rows (m,) of a side, summed in float64."""
-    return (store.vectors[side].take(rows).double() @ vector.double()).float().numpy()
+    return (store.vectors[modality].take(rows).double() @ vector.double()).float().numpy()
 
 
 def _coarse_scores(store: Store, query: Query, way: Way, rows: np.ndarray) -> np.ndarray:

@@ -65,7 +65,7 @@ class Meta:
     split: str | None
     num_rows: int
     decoder: str = ""  # with its versions; "" in folders from before it was written down
-    towers: Sequence[str] = MODALITIES  # that the run has; the other side is zeros
+    pretrained: Sequence[str] = MODALITIES  # that the run has; the other side is zeros
 
     @property
     def identity(self) -> dict[str, object]:
@@ -132,11 +132,11 @@ class Store:
     @cached_property
     def has(self) -> dict[str, np.ndarray]:
         """{video, audio: (n,) bool}"""
-        return {side: self.table.column(f"has_{side}").to_numpy() for side in MODALITIES}
+        return {modality: self.table.column(f"has_{modality}").to_numpy() for modality in MODALITIES}
 
-    def has_all(self, sides: Iterable[str]) -> np.ndarray:
+    def has_all(self, modalities: Iterable[str]) -> np.ndarray:
         """(n,) bool: clips that have each of these sides."""
-        return np.logical_and.reduce([self.has[side] for side in sides])
+        return np.logical_and.reduce([self.has[modality] for modality in modalities])
 
     @cached_property
     def labels(self) -> tuple[list[str], np.ndarray]:
@@ -204,8 +204,10 @@ def read_store(folder: Path) -> Store:
     failed = table.filter(pc.invert(good))
     with ThreadPoolExecutor(FILES_AT_ONCE) as pool:
         vectors = {
-            side: Vectors(list(pool.map(_mapped, [shard_path(folder, number, f"{side}.npy") for number in numbers])))
-            for side in MODALITIES
+            modality: Vectors(
+                list(pool.map(_mapped, [shard_path(folder, number, f"{modality}.npy") for number in numbers]))
+            )
+            for modality in MODALITIES
         }
     table = table.filter(good).drop_columns("error").combine_chunks()
     if any(len(each) != len(table) for each in vectors.values()):

@@ -66,7 +66,7 @@ def write_store(
         split=split,
         num_rows=len(ids),
         decoder=format_decoder(check_decoder(run.data)),
-        towers=list(run.encoders),
+        pretrained=list(run.encoders),
     )
     _claim(folder, meta)
     pieces = [ids[first : first + store.SHARD_ROWS] for first in range(0, len(ids), store.SHARD_ROWS)]
@@ -106,7 +106,7 @@ def _write_shard(
         )
     vectors = found.embedding if meta.kind == "embedding" else found.features
     with np.errstate(over="ignore"):  # said below
-        vectors = {side: values.astype(np.float16) for side, values in vectors.items()}
+        vectors = {modality: values.astype(np.float16) for modality, values in vectors.items()}
     broken = found.ids[~np.logical_and.reduce([np.isfinite(values).all(axis=1) for values in vectors.values()])]
     if len(broken):
         raise StoreError(

@@ -23,7 +23,7 @@ PRIVATE = ("manifest", "root", "policy")  # of the data section: where clips lay
 
 
 def export(
-    towers: Pretrained, folder: str | Path, *, facts: Mapping[str, Any], memory: Mapping[str, Tensor] | None = None
+    pretrained: Pretrained, folder: str | Path, *, facts: Mapping[str, Any], memory: Mapping[str, Tensor] | None = None
 ) -> None:
     """Write encoders, heads and classifier. Files of an earlier export in the folder are replaced or removed; each is
     written whole or not at all, config.json last and with the digest of the weights: a folder whose writing was
@@ -37,11 +37,11 @@ def export(
         WeightsError: the folder is a run's, or a head is of a kind that cannot be built again.
         WriteError: the folder cannot be written to.
     """
-    folder, classifier = Path(folder), towers.classifier
+    folder, classifier = Path(folder), pretrained.classifier
     sections = {
-        "data": towers.data.model_dump(mode="json", exclude=set(PRIVATE)),
-        "model": without_files(towers.model).model_dump(mode="json"),
-        "heads": {modality: _head_arguments(head) for modality, head in towers.heads.items()},
+        "data": pretrained.data.model_dump(mode="json", exclude=set(PRIVATE)),
+        "model": without_files(pretrained.model).model_dump(mode="json"),
+        "heads": {modality: _head_arguments(head) for modality, head in pretrained.heads.items()},
         "classifier": None,
         "facts": dict(facts),
     }
@@ -51,14 +51,14 @@ def export(
         sections["classifier"]["batch_norm"] = classifier.norm is not None
     if (folder / LAST).exists():
         raise WeightsError(f"{folder} is the folder of a run, whose {ENCODERS} stays as it is: give another one")
-    content = _as_bytes(parts_of(towers.encoders, towers.heads, classifier).state_dict())
+    content = _as_bytes(parts_of(pretrained.encoders, pretrained.heads, classifier).state_dict())
     about = {"format": FORMAT, "avssl": avssl.__version__, "sha256": digest(content, algorithm="sha256")}
     _write(folder / ENCODERS, content)
     for name in (MEMORY, *ONNX):
         (folder / name).unlink(missing_ok=True)
     if memory:
         _write(folder / MEMORY, _as_bytes(memory))
-    _write(folder / CARD, write_card(sections, towers.encoders, folder=folder.name).encode())
+    _write(folder / CARD, write_card(sections, pretrained.encoders, folder=folder.name).encode())
     _write(folder / CONFIG, (json.dumps(about | sections, indent=1) + "\n").encode())
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 
 @dataclass(frozen=True)
-class Tower:
+class EncoderLayout:
     """Where the entries of one encoder stand in a checkpoint."""
 
     modality: str
@@ -23,7 +23,7 @@ class Layout:
     """How a family of checkpoints names its entries."""
 
     title: str
-    towers: tuple[Tower, ...]
+    pretrained: tuple[EncoderLayout, ...]
     paper: str  # to cite
     license: str  # as the source states it
     others: tuple[str, ...] = ()  # how the names of known entries that are no part of our encoders begin,
@@ -98,15 +98,15 @@ LAYOUTS = {  # a file is of the first one that fits; pytorchvideo's names are wh
     "avid_cma": Layout(
         "AVID and AVID-CMA: both towers, both heads, memories",
         (
-            Tower("video", ("video_model.",), ("r2plus1d_avid",), head="video_proj."),
-            Tower("audio", ("audio_model.",), ("conv2d_avid",), head="audio_proj."),
+            EncoderLayout("video", ("video_model.",), ("r2plus1d_avid",), head="video_proj."),
+            EncoderLayout("audio", ("audio_model.",), ("conv2d_avid",), head="audio_proj."),
         ),
         paper="Morgado, Vasconcelos, Misra, Audio-Visual Instance Discrimination with Cross-Modal Agreement, CVPR 2021",
         license="CC BY-NC 4.0 (github.com/facebookresearch/AVID-CMA): not for commercial use",
     ),
     "gdt": Layout(
         "GDT, STiCA and SeLaVi: the video tower",
-        (Tower("video", ("video_network.base.",), ("r2plus1d_18",)),),
+        (EncoderLayout("video", ("video_network.base.",), ("r2plus1d_18",)),),
         # their audio tower is a ResNet-9 over 257 log filterbanks, which no view here makes; their heads are not ours
         others=("audio_network.", "text_network.", "video_pooling.", "mlp_v", "mlp_a", "mlp_t"),
         data={"num_frames": 30, "fps": 30.0} | GRAY,
@@ -117,7 +117,7 @@ LAYOUTS = {  # a file is of the first one that fits; pytorchvideo's names are wh
     ),
     "torchvision": Layout(
         "torchvision's video networks, and XDC's R(2+1)D-18",
-        (Tower("video", ("",), ("r2plus1d_18", "r3d_18", "mc3_18", "s3d", "mvit_v2_s", "swin3d_t")),),
+        (EncoderLayout("video", ("",), ("r2plus1d_18", "r3d_18", "mc3_18", "s3d", "mvit_v2_s", "swin3d_t")),),
         paper="XDC: Alwassel et al., Self-Supervised Learning by Cross-Modal Audio-Video Clustering, NeurIPS 2020; "
         "torchvision names the paper of each of its networks",
         license="XDC: MIT; torchvision: BSD 3-Clause for the code, weights may have terms of their own",
@@ -125,7 +125,7 @@ LAYOUTS = {  # a file is of the first one that fits; pytorchvideo's names are wh
     "pytorchvideo": Layout(
         "pytorchvideo's networks, bare or as the backbone of its BYOL and MemoryBank",
         (
-            Tower(
+            EncoderLayout(
                 "video",
                 ("", "backbone.", "backbone.0."),
                 ("x3d_xs", "x3d_s", "x3d_m", "slow_r50", "csn_r101", "r2plus1d_50"),
@@ -137,7 +137,7 @@ LAYOUTS = {  # a file is of the first one that fits; pytorchvideo's names are wh
     ),
     "slowfast": Layout(
         "SlowFast: Slow R50, supervised or self-supervised (MoCo, BYOL, SimCLR, SwAV over time)",
-        (Tower("video", ("", "backbone."), ("slow_r50",)),),
+        (EncoderLayout("video", ("", "backbone."), ("slow_r50",)),),
         others=SSL,
         rename=from_slowfast,
         paper=SLOWFAST_PAPER,
@@ -145,7 +145,7 @@ LAYOUTS = {  # a file is of the first one that fits; pytorchvideo's names are wh
     ),
     "caffe2": Layout(
         "SlowFast's Slow R50 from Caffe2 (.pkl)",
-        (Tower("video", ("",), ("slow_r50",)),),
+        (EncoderLayout("video", ("",), ("slow_r50",)),),
         others=("pred_", "lr", "model_iter"),
         endings=("_momentum",),
         rename=from_caffe2,

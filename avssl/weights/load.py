@@ -196,17 +196,19 @@ def run_of(
     )
 
 
-def untrained(towers: Pretrained, *, seed: int = 0) -> Pretrained:
+def untrained(pretrained: Pretrained, *, seed: int = 0) -> Pretrained:
     """The same towers and heads with random weights: the baseline that asks what training has brought."""
-    model = without_files(towers.model)
+    model = without_files(pretrained.model)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        encoders = nn.ModuleDict({modality: build_encoder(modality, model) for modality in towers.encoders})
-        heads = copy.deepcopy(towers.heads).cpu()
+        encoders = nn.ModuleDict({modality: build_encoder(modality, model) for modality in pretrained.encoders})
+        heads = copy.deepcopy(pretrained.heads).cpu()
         for module in heads.modules():
             if hasattr(module, "reset_parameters"):
                 module.reset_parameters()
-    return pretrained_of(encoders, heads, path=towers.path, data=towers.data, model=model, device=towers.device)
+    return pretrained_of(
+        encoders, heads, path=pretrained.path, data=pretrained.data, model=model, device=pretrained.device
+    )
 
 
 def pretrained_of(
@@ -241,9 +243,9 @@ def _hash(encoders: nn.ModuleDict, heads: nn.ModuleDict) -> str:
     return distributed.digest(nn.ModuleDict({"encoders": encoders, "heads": heads}).state_dict())
 
 
-def with_data(towers: PretrainedT, **changes: int | float | str) -> PretrainedT:
+def with_data(pretrained: PretrainedT, **changes: int | float | str) -> PretrainedT:
     """The same towers with other values in their data section, such as num_workers."""
-    return dataclasses.replace(towers, data=towers.data.replace(**changes))
+    return dataclasses.replace(pretrained, data=pretrained.data.replace(**changes))
 
 
 def _load_export(folder: Path, device: torch.device | None) -> Pretrained:
@@ -258,9 +260,11 @@ def _load_export(folder: Path, device: torch.device | None) -> Pretrained:
     try:
         data = merge_options(DataConfig, config["data"] | {"manifest": ""}, where=str(folder / CONFIG))
         model = merge_options(ModelConfig, config["model"], where=str(folder / CONFIG))
-        sides = [side for side in ("video", "audio") if any(name.startswith(f"{side}.") for name in state)]
-        encoders = nn.ModuleDict({side: build_encoder(side, model) for side in sides})
-        heads = nn.ModuleDict({side: mlp(**arguments) for side, arguments in config["heads"].items()})
+        modalities = [
+            modality for modality in ("video", "audio") if any(name.startswith(f"{modality}.") for name in state)
+        ]
+        encoders = nn.ModuleDict({modality: build_encoder(modality, model) for modality in modalities})
+        heads = nn.ModuleDict({modality: mlp(**arguments) for modality, arguments in config["heads"].items()})
         classifier = None if config["classifier"] is None else Classifier(**config["classifier"])
         parts_of(encoders, heads, classifier).load_state_dict(state)
     except (RuntimeError, TypeError) as error:

@@ -22,7 +22,7 @@ class OnnxError(ValueError):
     """An encoder that has no ONNX file, or one that gives other features than torch."""
 
 
-def export_onnx(towers: Pretrained, folder: str | Path) -> dict[str, float]:
+def export_onnx(pretrained: Pretrained, folder: str | Path) -> dict[str, float]:
     """Write video.onnx and audio.onnx: input `clips` of any number, of the data section's length and size, as
     `Pretrained.transform` gives them; output `features` (B, dim).
 
@@ -35,9 +35,9 @@ def export_onnx(towers: Pretrained, folder: str | Path) -> dict[str, float]:
         ValueError: the extra is not installed (WriteError, which is one: the folder cannot be written to).
     """
     folder, differences = Path(folder), {}
-    for modality, encoder in towers.encoders.items():
+    for modality, encoder in pretrained.encoders.items():
         with atomic_write(folder / f"{modality}.onnx") as temporary:
-            differences[modality] = difference = _export(encoder, _some_clips(towers, modality), temporary)
+            differences[modality] = difference = _export(encoder, _some_clips(pretrained, modality), temporary)
             if not difference <= TOLERANCE:
                 raise OnnxError(
                     f"the {modality} encoder differs by {difference:.1e} of its largest output in onnxruntime, at most "
@@ -46,15 +46,15 @@ def export_onnx(towers: Pretrained, folder: str | Path) -> dict[str, float]:
     return differences
 
 
-def _some_clips(towers: Pretrained, modality: str) -> torch.Tensor:
+def _some_clips(pretrained: Pretrained, modality: str) -> torch.Tensor:
     """Two random clips as the encoder takes them."""
-    data, generator = towers.data, torch.Generator().manual_seed(0)
+    data, generator = pretrained.data, torch.Generator().manual_seed(0)
     if modality == "video":
         shape = (2, data.num_frames, data.size, data.size, 3)
         x = torch.randint(0, 256, shape, dtype=torch.uint8, generator=generator)
     else:
         x = torch.rand(2, round(data.audio_seconds * data.sample_rate), generator=generator) - 0.5
-    return towers.transform(modality, x)
+    return pretrained.transform(modality, x)
 
 
 def _export(encoder: nn.Module, clips: torch.Tensor, path: Path) -> float:

@@ -16,7 +16,7 @@ from avssl.models import ENCODERS, build_encoder
 from avssl.models.adapters import TORCHVISION
 from avssl.models.heads import Encoder, mlp
 from avssl.models.importers import read_checkpoint
-from avssl.weights.layouts import CLIPS, LAYOUTS, Layout, Tower
+from avssl.weights.layouts import CLIPS, LAYOUTS, EncoderLayout, Layout
 from avssl.weights.load import Pretrained, pretrained_of
 
 BY_NAME = "torchvision:"
@@ -66,7 +66,7 @@ def convert(source: str, *, encoder: str | None = None, trust_pickle: bool = Fal
     weights, extras = read_checkpoint(path, named=str(path), trust_pickle=trust_pickle)
     found = import_published(weights, path=str(path), encoder=encoder, extras=extras)
     facts = LAYOUTS[found.layout]
-    towers = pretrained_of(
+    pretrained = pretrained_of(
         found.encoders,
         found.heads,
         path=path,
@@ -85,7 +85,7 @@ def convert(source: str, *, encoder: str | None = None, trust_pickle: bool = Fal
             "memory": {name: list(value.shape) for name, value in found.memory.items()},
         },
     )
-    return towers, found
+    return pretrained, found
 
 
 def import_published(
@@ -109,7 +109,7 @@ def import_published(
     model = ModelConfig(**chosen)
     encoders = nn.ModuleDict({modality: build_encoder(modality, model) for modality in chosen})
     heads = nn.ModuleDict(
-        {tower.modality: mlp([encoders[tower.modality].dim, 512, 512, 128]) for tower in facts.towers if tower.head}
+        {tower.modality: mlp([encoders[tower.modality].dim, 512, 512, 128]) for tower in facts.pretrained if tower.head}
     )
     parts = {**encoders, **{f"heads.{modality}": head for modality, head in heads.items()}}
     report, wrong = Report([], [], [], sorted(left)), []
@@ -133,7 +133,7 @@ def recognize(names: Iterable[str], *, path: str) -> str:
     """The layout that entries of these names are of. Raises ValueError where there is none, with the known ones."""
     names = set(names)
     for key, layout in LAYOUTS.items():
-        if all(_prefix(tower, layout, names) is not None for tower in layout.towers):
+        if all(_prefix(tower, layout, names) is not None for tower in layout.pretrained):
             return key
     known = "; ".join(f"{key} ({layout.title})" for key, layout in LAYOUTS.items())
     some = ", ".join(sorted(names)[:MAX_NAMED])
@@ -174,7 +174,7 @@ def _sort(
     left = {name for name in given if name.startswith(facts.others) or name.endswith(facts.endings)}
     chosen: dict[str, str] = {}
     own: dict[str, dict[str, str]] = {}
-    for tower in facts.towers:
+    for tower in facts.pretrained:
         names = _renamed(_prefix(tower, facts, given), facts, given.keys() - left)
         chosen[tower.modality] = name = _best(tower, names, given, wanted=encoder, path=path)
         classifier = _skeleton(name).classifier
@@ -225,13 +225,15 @@ def _renamed(prefix: str, layout: Layout, names: Iterable[str]) -> dict[str, str
     return {layout.rename(name.removeprefix(prefix)): name for name in names if name.startswith(prefix)}
 
 
-def _prefix(tower: Tower, layout: Layout, names: Iterable[str]) -> str | None:
+def _prefix(tower: EncoderLayout, layout: Layout, names: Iterable[str]) -> str | None:
     """The prefix behind which the first entry of one of the tower's encoders stands; None = behind none."""
     firsts = {next(iter(_shapes(encoder))) for encoder in tower.encoders}
     return next((prefix for prefix in tower.prefixes if firsts & _renamed(prefix, layout, names).keys()), None)
 
 
-def _best(tower: Tower, names: Mapping[str, str], given: Mapping[str, Tensor], *, wanted: str | None, path: str) -> str:
+def _best(
+    tower: EncoderLayout, names: Mapping[str, str], given: Mapping[str, Tensor], *, wanted: str | None, path: str
+) -> str:
     """The encoder of which most entries fit, by name and shape, or the wanted one of the video tower."""
     if wanted is not None and tower.modality == "video":
         if wanted not in tower.encoders:

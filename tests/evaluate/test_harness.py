@@ -10,7 +10,7 @@ from sklearn.metrics import adjusted_rand_score, normalized_mutual_info_score
 
 from avssl.evaluate.classify import cluster, draw_few, knn_predict, svm_scores
 from avssl.evaluate.features import ClipVectors
-from avssl.evaluate.harness import Labels, answer, figures, lacking
+from avssl.evaluate.harness import Labels, answer, compute_metrics, count_missing
 from avssl.evaluate.metrics import chance_gallery_recall, gallery_hits, partition_interval, purity
 from avssl.evaluate.protocols import Options
 from avssl.evaluate.splits import Split
@@ -35,11 +35,11 @@ def vectors() -> ClipVectors:
     readable = ~np.isin(np.arange(NUM), UNREADABLE)
     has_audio = readable & ~np.isin(np.arange(NUM), MUTE)
 
-    def side(views: int, present: np.ndarray) -> np.ndarray:
+    def modality(views: int, present: np.ndarray) -> np.ndarray:
         exact = 5 * np.eye(6)[np.arange(NUM) % 3][:, None] + 0.3 * rng.normal(size=(NUM, views, 6)) + 1
         return (exact * present[:, None, None]).astype(np.float32)
 
-    video, audio = side(4, readable), side(2, has_audio)
+    video, audio = modality(4, readable), modality(2, has_audio)
     unit = [each / np.maximum(np.linalg.norm(each, axis=2, keepdims=True), 1e-12) for each in (video, audio)]
     return ClipVectors(
         ids=np.arange(NUM),
@@ -59,15 +59,15 @@ def test_what_has_no_answer_counts_as_wrong_or_not_at_all(
     protocol: str, skip: bool, vectors: ClipVectors, labels: Labels
 ) -> None:
     part = answer(protocol, vectors, labels, SPLIT, Options(shares=(0.2,), draws=3), device=CPU)
-    found = figures([part], labels, skip_unreadable=skip)
+    found = compute_metrics([part], labels, skip_unreadable=skip)
     suffix = {"fewlabels": " 20%", "retrieval": " R@1"}.get(protocol, "")
     unanswered = {"video": 2, "audio": 3, "both": 3, "video to audio": 2, "audio to video": 3}
-    sides = ["video", "audio", *(["video to audio", "audio to video"] if protocol == "retrieval" else ["both"])]
-    for side in sides:
-        figure, lost = found[f"{side}{suffix}"], unanswered[side]
+    modalities = ["video", "audio", *(["video to audio", "audio to video"] if protocol == "retrieval" else ["both"])]
+    for modality in modalities:
+        figure, lost = found[f"{modality}{suffix}"], unanswered[modality]
         assert figure["unanswered"] == lost
         assert figure["num"] == (20 - lost if skip else 20)
-        assert figure["mean"] == pytest.approx(1 if skip else 1 - lost / 20), side
+        assert figure["mean"] == pytest.approx(1 if skip else 1 - lost / 20), modality
         low, high = figure["interval"]
         assert low <= figure["mean"] <= high
         if not skip:
@@ -84,17 +84,17 @@ def test_what_has_no_answer_counts_as_wrong_or_not_at_all(
 
 
 def test_counts_of_what_is_lacking(vectors: ClipVectors) -> None:
-    assert lacking([(vectors, SPLIT.test)]) == {
+    assert count_missing([(vectors, SPLIT.test)]) == {
         "clips": 20, "unreadable": 2, "without_sound": 1, "without_picture": 0
     }  # fmt: skip
     twice = [(vectors, SPLIT.test), (vectors, np.arange(30, NUM))]
-    assert lacking(twice)["clips"] == 30
+    assert count_missing(twice)["clips"] == 30
 
 
 def test_figures_over_splits_are_means_with_a_spread(vectors: ClipVectors, labels: Labels) -> None:
     other = Split("split2", np.arange(20, NUM), np.arange(20))
     parts = [answer("knn", vectors, labels, split, Options(k=3), device=CPU) for split in (SPLIT, other)]
-    figure = figures(parts, labels, skip_unreadable=False)["video"]
+    figure = compute_metrics(parts, labels, skip_unreadable=False)["video"]
     assert [split["value"] for split in figure["splits"]] == [0.9, 1.0]
     assert figure["mean"] == pytest.approx(0.95)
     assert figure["spread"] == pytest.approx(np.std([0.9, 1.0], ddof=1))
@@ -118,7 +118,7 @@ def test_the_linear_head_that_stands_for_a_side_is_chosen_without_the_test_video
 ) -> None:
     kept: dict = {}
     part = answer("linear", vectors, labels, SPLIT, Options(), device=CPU, keep=kept)
-    found = figures([part], labels, skip_unreadable=True)
+    found = compute_metrics([part], labels, skip_unreadable=True)
     assert set(found) == {"video", "video conv1", "video pool", "audio", "audio pool", "both", "both pool"}
     assert found["video"]["chosen"][0]["map"] == "pool"
     assert found["video conv1"]["mean"] < 0.8
@@ -136,7 +136,9 @@ def test_a_sound_stands_beside_each_crop_of_its_clip(vectors: ClipVectors) -> No
 
 def test_partition_equals_scikit_learn(vectors: ClipVectors, labels: Labels, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("avssl.evaluate.metrics.NUM_PARTITION_RESAMPLES", 100)
-    found = figures([answer("partition", vectors, labels, SPLIT, Options(), device=CPU)], labels, skip_unreadable=True)
+    found = compute_metrics(
+        [answer("partition", vectors, labels, SPLIT, Options(), device=CPU)], labels, skip_unreadable=True
+    )
     assert {way: figure["mean"] for way, figure in found.items() if way.startswith("video")} == {
         "video nmi": pytest.approx(1), "video ari": pytest.approx(1), "video purity": 1,
     }  # fmt: skip
@@ -222,7 +224,7 @@ def test_a_side_that_hardly_any_training_clip_has(
     keep = (np.arange(NUM) >= NUM_TRAIN) | np.isin(np.arange(NUM), heard)
     thin = dataclasses.replace(vectors, has_audio=vectors.has_audio & keep | np.isin(np.arange(NUM), heard))
     part = answer(protocol, thin, labels, SPLIT, Options(shares=(0.5,), draws=2), device=CPU)
-    found = figures([part], labels, skip_unreadable=True)
+    found = compute_metrics([part], labels, skip_unreadable=True)
     suffix = " 50%" if protocol == "fewlabels" else ""
     assert found[f"video{suffix}"]["mean"] == 1
     assert 0.2 < found[f"audio{suffix}"]["mean"] <= 1
@@ -235,10 +237,10 @@ def test_all_training_clips_in_one_group(protocol: str, vectors: ClipVectors, la
     one = copy.copy(labels)
     one.groups = np.where(np.arange(NUM) < NUM_TRAIN, "video", labels.groups)
     part = answer(protocol, vectors, one, SPLIT, Options(shares=(0.4,), draws=2), device=CPU)
-    found = figures([part], one, skip_unreadable=True)
+    found = compute_metrics([part], one, skip_unreadable=True)
     assert found["video 40%" if protocol == "fewlabels" else "video"]["mean"] > 0.9
     one.groups = np.full(NUM, "video")
-    found = figures([answer("knn", vectors, one, SPLIT, Options(), device=CPU)], one, skip_unreadable=True)
+    found = compute_metrics([answer("knn", vectors, one, SPLIT, Options(), device=CPU)], one, skip_unreadable=True)
     assert found["video"]["interval"] is None  # one group says nothing of how sure a figure is
 
 
@@ -249,7 +251,7 @@ def test_a_split_in_which_nobody_answers_counts(protocol: str, vectors: ClipVect
     options = Options(shares=(0.2,), draws=2)
     parts = [answer(protocol, mute, labels, split, options, device=CPU) for split in (SPLIT, other)]
     way = {"knn": "audio", "retrieval": "audio R@1", "fewlabels": "audio 20%"}[protocol]
-    wrong, left_out = (figures(parts, labels, skip_unreadable=skip)[way] for skip in (False, True))
+    wrong, left_out = (compute_metrics(parts, labels, skip_unreadable=skip)[way] for skip in (False, True))
     assert (wrong["num"], wrong["unanswered"], len(wrong["splits"])) == (40, 23, 2)
     assert wrong["splits"][1]["value"] == 0
     assert wrong["mean"] == pytest.approx(wrong["splits"][0]["value"] / 2)
