@@ -17,7 +17,7 @@ from avssl.data.dataset import ClipDataset
 from avssl.data.manifest import Manifest, read_manifest
 from avssl.data.sampling import Key
 from avssl.evaluate.features import ClipVectors, Rows, clip_vectors
-from avssl.evaluate.harness import Labels, answer
+from avssl.evaluate.harness import Labels, evaluate_split
 from avssl.evaluate.protocols import Options
 from avssl.evaluate.splits import read_splits
 from avssl.media.decode import read_frames
@@ -251,7 +251,9 @@ def test_two_processes_find_what_one_finds(run: Path, clip_set: Manifest, tmp_pa
     same(*found, atol=1e-5)
     splits = read_splits(clip_set)
     said = [
-        answer("knn", each, Labels(clip_set, splits), splits[0], Options(k=3), device=pretrained.device).outcomes
+        evaluate_split(
+            "knn", each, Labels(clip_set, splits), splits[0], Options(k=3), device=pretrained.device
+        ).outcomes
         for each in found
     ]
     for way, outcome in said[0].items():
