@@ -260,9 +260,9 @@ def test_tools_say_that_a_run_hears_nothing(
     assert done.out.startswith("18 clips, by their pictures, as the run hears nothing, 0 not read")
     asked = ("tools/retrieve.py", out, "--query", 0, "--k", 3)
     call(*asked, "--from", "video", "--to", "audio").refused(
-        "of a run without a tower for audio: ask with --from video --to video"
+        "of a run without an encoder for audio: ask with --from video --to video"
     )
-    call(*asked, "--by", "agreement").refused("of a run without a tower for audio")
+    call(*asked, "--by", "agreement").refused("of a run without an encoder for audio")
     assert call(*asked, "--from", "video", "--to", "video").code == 0
     call("tools/mine.py", tmp_path / "run", "--k", 2, "--out", tmp_path / "s").refused("has no memory banks")
 

@@ -346,7 +346,7 @@ def _compute(extractor: _Extractor, begun: Path) -> None:
 
 
 def _reserve(path: Path, shape: tuple[int, ...], dtype: np.dtype) -> None:
-    """Create an array file of zeros with its disk space allocated: writing to a memory map on a full disk would kill the
+    """Create an array file of zeros with its disk space allocated: writing to a map of a full disk kills the
     process."""
     np.lib.format.open_memmap(path, mode="w+", dtype=dtype, shape=shape)
     with path.open("r+b") as file:

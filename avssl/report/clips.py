@@ -81,7 +81,7 @@ def vectors_of_store(folder: Path, *, manifest_hash: str) -> Vectors:
     if store.meta.manifest_hash != manifest_hash:
         raise StoreError(f"the embeddings in {folder} are of another manifest than the run's: extract its clips")
     modalities = [
-        modality for modality in MODALITIES if modality in store.meta.pretrained and store.has[modality].any()
+        modality for modality in MODALITIES if modality in store.meta.modalities and store.has[modality].any()
     ]
     everything = np.arange(len(store))
     return Vectors(

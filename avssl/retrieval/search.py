@@ -1,4 +1,4 @@
-"""Finding neighbors in a store by looking at every clip: within a modality, across modalities, or by agreement.
+"""Search for neighbors in a store: within a modality, across modalities, or by agreement.
 
 Letters: n clips, m of them, Q queries, D dimensions.
 """
@@ -21,20 +21,20 @@ from avssl.structs import MODALITIES
 Way = Literal["v2v", "v2a", "a2v", "a2a", "agreement"]
 WAYS: tuple[Way, ...] = get_args(Way)
 MODALITY_OF = {"v": "video", "a": "audio"}
-ROUNDING_ROWS = 64  # clips beyond those asked for that are scored again, since rounding may have put them behind
-LIKE_SHARE, LIKE_CLIPS = 0.05, (50, 1000)  # of the clips are alike in one side: at least, at most
+ROUNDING_ROWS = 64  # extra clips that are scored again in float64, since rounding may have put them behind
+SIMILAR_FRACTION, SIMILAR_CLIPS = 0.05, (50, 1000)  # that count as similar in a modality; at least, at most
 
 
 class QueryError(ValueError):
-    """A question that these embeddings have no answer to: the message says why, and what to ask instead."""
+    """A query that these embeddings cannot answer."""
 
 
 @dataclass(frozen=True)
 class Query:
-    """What is searched for: vectors of one clip, and its row of the store when it is in the set."""
+    """Vectors of one clip, and its row of the store if it is in the set."""
 
     vectors: dict[str, Tensor]  # {video, audio: (D,) unit length}; without the side that the clip does not have
-    row: int | None  # position in the store, left out of the answer
+    row: int | None  # position in the store, excluded from the results
     name: str
 
 
@@ -45,8 +45,8 @@ class Neighbour:
     path: str
     label: str | None
     score: float  # cosine, or the smaller of both cosines
-    video: float | None  # cosine of the pictures; None where one of the two has none
-    audio: float | None  # of the sounds, likewise
+    video: float | None  # cosine of the video vectors; None where either clip has none
+    audio: float | None  # of the audio vectors, likewise
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ class Ranking:
 
     rows: np.ndarray  # (m,) int64 positions in the store, best first; equal scores by the smaller position
     scores: np.ndarray  # (m,) float32
-    exact: bool  # every clip was looked at
+    exact: bool  # every clip was scored
 
     def __getitem__(self, part: slice) -> "Ranking":
         return Ranking(self.rows[part], self.scores[part], self.exact)
@@ -63,30 +63,26 @@ class Ranking:
 
 @dataclass(frozen=True)
 class Contrast:
-    """What agreement takes and what it leaves: three lists, best first."""
+    """Positives by agreement, and clips that are similar in one modality only; best first."""
 
-    positives: Ranking  # alike in picture and sound
-    looks_alike: Ranking  # alike in picture, the sound differs; scores are differences of the cosines
+    positives: Ranking  # similar in both modalities
+    looks_alike: Ranking  # similar in video only; scores are differences of the cosines
     sounds_alike: Ranking  # the reverse
 
 
 class Narrowing(Protocol):
-    """An index that names the clips worth looking at."""
+    """An index that proposes candidates."""
 
     def candidates(self, query: Query, way: Way) -> np.ndarray | None:
-        """(m,) positions in the store, in any order, enough for `max_depth`; None when there are too few."""
+        """(m,) positions in the store, in any order, more than `max_depth`; None when there are too few."""
 
     def max_depth(self, way: Way) -> int:
-        """How many neighbors are taken from the candidates; deeper, every clip is looked at."""
+        """How many neighbors come from the candidates; beyond, every clip is scored."""
 
 
 def find_row(store: Store, query: str) -> int | None:
-    """Row of a clip given by id, by path relative to the set's folder, or by a path on disk; None when it is not in
-    the set.
-
-    Raises:
-        QueryError: no clip has that id.
-    """
+    """Row of a clip given by id, path relative to the set's folder, or path on disk; None when it is not in the set.
+    Raises QueryError: no clip has that id."""
     if query.isdigit() and not Path(query).exists():
         row = store.row(int(query))
         if row is None:
@@ -116,7 +112,7 @@ def query_of_vectors(vectors: Mapping[str, np.ndarray], name: str) -> Query:
 
 
 def ways_of(store: Store) -> tuple[Way, ...]:
-    """What these embeddings can be asked: trunk features of picture and sound share no space."""
+    """The ways to search these embeddings; encoder features of video and audio share no space."""
     return tuple(
         way
         for way in WAYS
@@ -146,7 +142,7 @@ def result_modalities(way: Way) -> tuple[str, ...]:
 
 
 def search(store: Store, query: Query, *, way: Way, k: int) -> list[Neighbour]:
-    """What is told of the k clips nearest to the query.
+    """The k clips nearest to the query.
 
     Raises:
         QueryError: as `rank`, or k is not between 1 and the number of other clips that have the side.
@@ -161,13 +157,13 @@ def search(store: Store, query: Query, *, way: Way, k: int) -> list[Neighbour]:
 def rank(
     store: Store, query: Query, *, way: Way, depth: int, label: str | None = None, index: Narrowing | None = None
 ) -> Ranking:
-    """The `depth` clips nearest to the query, or as many as there are; the query is left out itself.
+    """The `depth` clips nearest to the query, or as many as there are, without the query itself.
 
     Args:
         way: from which side of the query to which side of the clips; agreement: by the smaller of the video and the
             audio cosine (AVID-CMA's consensus).
-        label: of the clips to choose from; None = all. With a label every clip that has it is looked at.
-        index: names the clips to look at; None = all.
+        label: of the clips to choose from; None = all. With a label every clip that has it is scored.
+        index: proposes candidates; None = score all clips.
 
     Raises:
         QueryError: the query lacks a side that is asked for, or the features share no space.
@@ -182,7 +178,7 @@ def rank(
     first = _rank_among(store, query, way, near, min(depth, index.max_depth(way)), exact=False)
     if depth <= len(first.rows):
         return first
-    # Deeper, every clip is looked at; what came before keeps its place, so that no clip comes twice or never.
+    # Deeper, every clip is scored; earlier results keep their order, so that pages neither repeat nor miss a clip.
     all_of_them = rank(store, query, way=way, depth=depth)
     further = ~np.isin(all_of_them.rows, first.rows)
     rows = np.concatenate([first.rows, all_of_them.rows[further]])[:depth]
@@ -191,7 +187,7 @@ def rank(
 
 
 def _rank_among(store: Store, query: Query, way: Way, rows: np.ndarray, depth: int, *, exact: bool) -> Ranking:
-    """The nearest of these rows (m,), which rise."""
+    """The nearest of these sorted rows (m,)."""
     if len(rows) > depth + ROUNDING_ROWS:
         rows = np.sort(_best(rows, _coarse_scores(store, query, way, rows), depth + ROUNDING_ROWS, exact=True).rows)
     scores = [_cosines(store, query.vectors[source], target, rows) for source, target in pairs_of(way)]
@@ -199,7 +195,7 @@ def _rank_among(store: Store, query: Query, way: Way, rows: np.ndarray, depth: i
 
 
 def rank_each(store: Store, queries: Sequence[Query], *, way: Way, depth: int) -> list[Ranking]:
-    """`rank` of several queries with one pass over all clips, which holds a number per query and clip."""
+    """`rank` of several queries in one pass over all clips; memory for one float per query and clip."""
     tables = [
         store.vectors[target].cosines(torch.stack([query.vectors[source] for query in queries])).numpy()
         for source, target in pairs_of(way)
@@ -215,7 +211,7 @@ def rank_each(store: Store, queries: Sequence[Query], *, way: Way, depth: int) -
 def contrast(
     store: Store, query: Query, *, k: int, label: str | None = None, index: Narrowing | None = None
 ) -> Contrast:
-    """The k positives by agreement, and k clips each that are alike in one side only: among the nearest 5 % of that
+    """The k positives by agreement, and k clips each that are similar in one side only: among the nearest 5 % of that
     side (50 to 1,000 clips), those that lead most over the other side's cosine.
 
     Raises:
@@ -223,7 +219,7 @@ def contrast(
     """
     check_way(store, query, "agreement")
     usable = int(store.has_all(MODALITIES).sum())
-    depth = int(np.clip(round(LIKE_SHARE * usable), *LIKE_CLIPS))
+    depth = int(np.clip(round(SIMILAR_FRACTION * usable), *SIMILAR_CLIPS))
     lists = {}
     for modality, other in (MODALITIES, MODALITIES[::-1]):
         near = rank(store, query, way="v2v" if modality == "video" else "a2a", depth=depth, label=label, index=index)
@@ -238,7 +234,7 @@ def contrast(
 
 
 def described(store: Store, query: Query, ranking: Ranking) -> list[Neighbour]:
-    """What is told of each clip of a ranking."""
+    """Clips of a ranking with path, label and cosines."""
     cosines = {modality: _cosines(store, vector, modality, ranking.rows) for modality, vector in query.vectors.items()}
     found = []
     for place, row in enumerate(ranking.rows.tolist()):
@@ -250,7 +246,7 @@ def described(store: Store, query: Query, ranking: Ranking) -> list[Neighbour]:
 
 
 def _choosable(store: Store, query: Query, way: Way, *, label: str | None = None) -> np.ndarray:
-    """(m,) positions of the other clips that can be an answer, rising."""
+    """(m,) sorted positions of the other clips that can be results."""
     usable = store.has_all(result_modalities(way))
     if label is not None:
         usable = usable & store.with_label(label)
@@ -259,27 +255,27 @@ def _choosable(store: Store, query: Query, way: Way, *, label: str | None = None
 
 
 def check_way(store: Store, query: Query, way: Way) -> None:
-    """Raise QueryError when a query cannot be asked this way."""
+    """Raise QueryError when this search is not possible for a query."""
     if way in ("v2a", "a2v") and store.meta.kind != "embedding":
         raise QueryError(
-            f"{MODALITY_OF[way[0]]} to {MODALITY_OF[way[-1]]} needs head outputs, and these are trunk features, which do not share "
-            "a space: extract without --features"
+            f"{MODALITY_OF[way[0]]} to {MODALITY_OF[way[-1]]} needs head outputs, but these are encoder "
+            "features, which share no space: extract without --features"
         )
     for modality in query_modalities(way):
         if modality not in query.vectors:
-            missing, other = ("sound", "video") if modality == "audio" else ("picture", "audio")
+            other = "video" if modality == "audio" else "audio"
             raise QueryError(
-                f"{query.name} has no {missing}, so nothing can be found from its {modality}: ask from {other} to {other}"
+                f"{query.name} has no {modality}, so nothing can be found from it: search from {other} to {other}"
             )
 
 
 def _cosines(store: Store, vector: Tensor, modality: str, rows: np.ndarray) -> np.ndarray:
-    """(m,) float32 cosines of a unit vector (D,) to a few rows (m,) of a side, summed in float64."""
+    """(m,) float32 cosines of a unit vector (D,) to a few rows (m,) of a modality, summed in float64."""
     return (store.vectors[modality].take(rows).double() @ vector.double()).float().numpy()
 
 
 def _coarse_scores(store: Store, query: Query, way: Way, rows: np.ndarray) -> np.ndarray:
-    """(m,) float32 scores of many clips, right but for rounding."""
+    """(m,) float32 scores of many clips, up to rounding."""
     found = []
     for source, target in pairs_of(way):
         vector, vectors = query.vectors[source], store.vectors[target]
@@ -289,7 +285,7 @@ def _coarse_scores(store: Store, query: Query, way: Way, rows: np.ndarray) -> np
 
 
 def _best(rows: np.ndarray, scores: np.ndarray, k: int, *, exact: bool) -> Ranking:
-    """The k rows with the largest scores, out of rising rows."""
+    """The k rows with the largest scores, out of sorted rows."""
     if k < len(rows):
         least = np.partition(scores, len(scores) - k)[len(scores) - k]
         rows, scores = rows[scores >= least], scores[scores >= least]

@@ -93,7 +93,7 @@ def test_embeddings_on_disk_know_the_weights(tmp_path: Path, weights: Path, clip
     store = write_store(tmp_path / "e", with_data(model, num_workers=0), clip_set, **clips)
     assert load(store.meta.run).weights_hash == store.meta.weights_hash
     without = dataclasses.replace(model, heads=torch.nn.ModuleDict())
-    with pytest.raises(StoreError, match="have no heads, whose outputs embeddings are: ask --features"):
+    with pytest.raises(StoreError, match="have no heads, which make embeddings: give --features"):
         write_store(tmp_path / "n", without, clip_set, **clips)
 
 
@@ -109,8 +109,8 @@ def test_no_path_of_the_machine_is_exported(weights: Path, run: Run, clip_set: M
     assert "2 frames at 5 a second, the center crop as 32 x 32" in card
 
 
-def test_one_tower_with_a_classifier(tmp_path: Path, run: Run) -> None:
-    """Heads, the other tower and memories are left out where there are none."""
+def test_one_encoder_with_a_classifier(tmp_path: Path, run: Run) -> None:
+    """Heads, the other encoder and memory banks are left out where there are none."""
     model = ModelConfig(video_depth=10, video_width=0.125)
     encoders = torch.nn.ModuleDict({"video": build_encoder("video", model)})
     classifier = Classifier(64, ["run", "jump"], modality="video", batch_norm=True)
