@@ -334,8 +334,7 @@ def test_an_answer_has_the_side_asked_for(store: Store) -> None:
             for target in SIDES:
                 others = int(has[target].sum()) - int(has[target][row])
                 if not has[source][row]:
-                    lack = "sound" if source == "audio" else "picture"
-                    words = rf"has no {lack}, so nothing can be found from its {source}: ask from {OTHER[source]}"
+                    words = rf"has no {source}, so nothing can be found from it: search from {OTHER[source]}"
                     with pytest.raises(ValueError, match=words):
                         search(store, query, way=f"{source[0]}2{target[0]}", k=1)
                     continue
@@ -402,8 +401,8 @@ def test_tools_take_files_of_sound_alone(
     assert sum(entry["path"].endswith(".mp3") for entry in found) == 4
     found = json.loads(call(*asked, "--from", "audio", "--to", "video").out)["neighbours"]
     assert not [entry for entry in found if entry["path"].endswith(".mp3")]
-    call(*asked).refused(r"song\.mp3 has no picture, so nothing can be found from its video: ask from audio")
-    call(*asked, "--by", "agreement").refused("has no picture")
+    call(*asked).refused(r"song\.mp3 has no video, so nothing can be found from it: search from audio")
+    call(*asked, "--by", "agreement").refused("has no video")
     asked[3] = find_row(store, next(p for p in store.table.column("path").to_pylist() if p.endswith(".mp3")))
     assert call(*asked, "--from", "audio", "--to", "audio", "--k", 3).code == 0
     done = call("tools/evaluate.py", run, "knn", "--dataset", path, *few, "--num-crops", 1)

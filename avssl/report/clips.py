@@ -1,4 +1,4 @@
-"""Clips shown by a middle frame over a spectrogram, and which of them are near which.
+"""Reference clips with their neighbours, shown by a middle frame above a spectrogram.
 
 Letters: n clips with vectors, D dimensions, N rows of the manifest.
 """
@@ -25,20 +25,20 @@ from avssl.transforms.audio import log_mel
 from avssl.weights.load import Pretrained
 
 SEED = 0  # draws the references
-MAX_EXTRACTED = 200  # clips that a report looks at when a run keeps no memories: some seconds on a CPU
+MAX_EXTRACTED = 200  # clips embedded for a run without memory bank: some seconds on a CPU
 NUM_POSITIVES = 2  # shown of each reference
-ALIKE = 0.05  # share of the clips, the nearest ones, that count as alike
+SIMILAR_FRACTION = 0.05  # nearest clips that count as similar
 MODALITY_WORDS = {"video": "picture", "audio": "sound"}
 
 
 @dataclass(frozen=True)
 class Vectors:
-    """Where neighbours are looked for."""
+    """Vectors that are searched for neighbours."""
 
     ids: np.ndarray  # (n,) int64 rows of the manifest
     z: Mapping[str, Tensor]  # {modality: (n, D) float32 unit vectors}, of those that the run has an encoder for
     has: Mapping[str, Tensor]  # {modality: (n,) bool}: clips that have it; the others' vectors mean nothing
-    source: str  # in words
+    source: str  # description
 
     def at(self, rows: np.ndarray) -> "Vectors":
         """Only the clips whose row is marked in `rows` (N,) bool."""
@@ -49,7 +49,7 @@ class Vectors:
 
 @dataclass(frozen=True)
 class ShownClip:
-    """A clip on the page: its row of the manifest, and what is said of it."""
+    """A clip on the page and its row of the manifest."""
 
     role: str
     row: int
@@ -57,7 +57,7 @@ class ShownClip:
 
 
 def vectors_of_banks(method: Method) -> Vectors | None:
-    """The memories that a method, or the first of its parts that has some, keeps of all clips; None = none does."""
+    """The memory banks of a method, or of the first of its parts that has some; None without any."""
     for part in (method, *getattr(method, "parts", {}).values()):
         banks = getattr(part, "banks", {})
         banks = {modality: bank for modality, bank in banks.items() if modality in MODALITIES and bank.valid.any()}
@@ -66,17 +66,13 @@ def vectors_of_banks(method: Method) -> Vectors | None:
                 ids=np.arange(len(next(iter(banks.values())).z)),
                 z={modality: bank.z.float().cpu() for modality, bank in banks.items()},
                 has={modality: bank.valid.cpu() for modality, bank in banks.items()},
-                source="the memories at the end of the run, running means of embeddings of augmented clips",
+                source="the memory banks at the end of the run, running means of embeddings of augmented clips",
             )
     return None
 
 
 def vectors_of_store(folder: Path, *, manifest_hash: str) -> Vectors:
-    """Embeddings that tools/extract.py has written.
-
-    Raises:
-        StoreError: as `read_store` does, or they are of another manifest than this.
-    """
+    """Embeddings written by tools/extract.py. Raises StoreError: as `read_store`, or they are of another manifest."""
     store = read_store(folder)
     if store.meta.manifest_hash != manifest_hash:
         raise StoreError(f"the embeddings in {folder} are of another manifest than the run's: extract its clips")
@@ -93,8 +89,8 @@ def vectors_of_store(folder: Path, *, manifest_hash: str) -> Vectors:
 
 
 def vectors_of_some(pretrained: Pretrained, manifest: Manifest, rows: np.ndarray) -> Vectors:
-    """Extracted now, of at most MAX_EXTRACTED of `rows` (n,), drawn at random: outputs of the heads where every tower
-    has one, else of the trunks."""
+    """Embeddings computed now for at most MAX_EXTRACTED random rows of `rows` (n,): head outputs where every encoder
+    has a head, else encoder outputs."""
     drawn = np.sort(np.random.default_rng(SEED).permutation(rows)[:MAX_EXTRACTED])
     found = extract(pretrained, manifest, drawn, num_clips=1)
     by_heads = set(pretrained.encoders) <= set(pretrained.heads)
@@ -110,17 +106,14 @@ def vectors_of_some(pretrained: Pretrained, manifest: Manifest, rows: np.ndarray
 
 
 def reference_clips(vectors: Vectors, targets: np.ndarray, *, num: int = 3) -> dict[str, list[ShownClip]]:
-    """Clips drawn at random, of different classes where there are some, each with others that are near: by agreement of
-    both sides, by picture alone and by sound alone; where one side is all there is, by that.
-
-    Args:
-        targets: (N,) classes, negative = unlabeled.
+    """Random clips, of different classes if labeled (targets (N,), negative = unlabeled), with their neighbours: by
+    agreement, by video only and by audio only, or by the single modality.
 
     Returns:
         {heading: reference and neighbours}; empty with fewer than three clips to choose from.
     """
     modalities = list(vectors.z)
-    if not modalities:  # nothing could be read
+    if not modalities:  # no clip was readable
         return {}
     usable = torch.stack([*vectors.has.values()]).all(dim=0)  # (n,)
     if len(modalities) == 2 and usable.sum() < 3:
@@ -157,25 +150,25 @@ def _neighbours(vectors: Vectors, modalities: Sequence[str], usable: Tensor, pla
 
 
 def _wanted(cosines: Mapping[str, Tensor], free: Tensor) -> list[tuple[str, Tensor]]:
-    """(role, score (n,)) of every neighbour: the free clip with the largest score takes the role."""
+    """(role, score (n,)) of every neighbour; each role goes to the free clip with the largest score."""
     if len(cosines) == 1:
         ((modality, cosine),) = cosines.items()
         return [(f"Near in {MODALITY_WORDS[modality]}", cosine)] * (NUM_POSITIVES + 1)
-    look, sound = cosines["video"], cosines["audio"]
-    num_alike = min(int(free.sum()), max(NUM_POSITIVES + 1, int(free.sum() * ALIKE)))
-    looks_only, sounds_only = (
+    video, audio = cosines["video"], cosines["audio"]
+    num_alike = min(int(free.sum()), max(NUM_POSITIVES + 1, int(free.sum() * SIMILAR_FRACTION)))
+    video_only, audio_only = (
         torch.where(one >= one[free].topk(num_alike).values[-1], one - other, -torch.inf)
-        for one, other in ((look, sound), (sound, look))
+        for one, other in ((video, audio), (audio, video))
     )
     return [
-        *[("Positive by agreement", torch.minimum(look, sound))] * NUM_POSITIVES,
-        ("Looks alike, sounds different", looks_only),
-        ("Sounds alike, looks different", sounds_only),
+        *[("Positive by agreement", torch.minimum(video, audio))] * NUM_POSITIVES,
+        ("Looks alike, sounds different", video_only),
+        ("Sounds alike, looks different", audio_only),
     ]
 
 
 def clips_html(manifest: Manifest, clips: Sequence[ShownClip]) -> str:
-    """Clips side by side; one that cannot be read says why."""
+    """Clips in a row; unreadable ones show the reason."""
     figures = []
     for clip in clips:
         path, label = str(manifest.column("path")[clip.row]), manifest.column("label")[clip.row]
@@ -190,11 +183,7 @@ def clips_html(manifest: Manifest, clips: Sequence[ShownClip]) -> str:
 
 
 def clip_png(manifest: Manifest, row: int) -> bytes:
-    """The middle frame of a clip over the log-mel spectrogram of its whole sound; of a file of sound alone no frame.
-
-    Raises:
-        DecodeError: the clip cannot be read.
-    """
+    """The middle frame of a clip, if any, above the log-mel spectrogram of its audio. Raises DecodeError."""
     has_video, has_audio = bool(manifest.has_video[row]), bool(manifest.has_audio[row])
     start, end = (float(each) for each in manifest.bounds("video" if has_video else "audio")[row])
     rate = 16_000

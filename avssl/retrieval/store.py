@@ -76,7 +76,9 @@ class Meta:
 
 def read_meta(folder: Path) -> Meta:
     fields = json.loads((folder / "meta.json").read_text())
-    return Meta(**{"modalities" if name == "towers" else name: value for name, value in dict(fields).items()})  # older name
+    return Meta(
+        **{"modalities" if name == "towers" else name: value for name, value in dict(fields).items()}
+    )  # older name
 
 
 class Vectors:

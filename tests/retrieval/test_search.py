@@ -126,8 +126,8 @@ def test_what_cannot_be_asked_is_said(store: Store, has: dict, tmp_path: Path) -
     silent = query_of_row(store, int(np.flatnonzero(~has["audio"])[0]))
     blind = query_of_row(store, int(np.flatnonzero(~has["video"])[0]))
     for query, ways, lack in (
-        (silent, ("a2v", "a2a", "agreement"), "sound"),
-        (blind, ("v2v", "v2a", "agreement"), "picture"),
+        (silent, ("a2v", "a2a", "agreement"), "audio"),
+        (blind, ("v2v", "v2a", "agreement"), "video"),
     ):
         for way in ways:
             with pytest.raises(ValueError, match=f"has no {lack}"):
