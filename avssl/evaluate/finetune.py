@@ -1,4 +1,4 @@
-"""Fine-tuning as training runs: one for each split, resumable like any other."""
+"""Fine-tuning as an ordinary, resumable training run."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,7 +14,7 @@ from avssl.methods import is_supervised
 from avssl.training.loop import train
 from avssl.weights.load import Pretrained, Run, load_run
 
-RECIPE = {  # AVID on UCF101: 5 epochs of the classifier alone, then 16; clips and towers are those of the pretraining
+RECIPE = {  # AVID on UCF101: 5 epochs of the classifier alone, then 16; clips and encoders are those of the pretraining
     "data": {"clips_per_video": 5, "batch_size": 32, "split": "train"},
     "method": {"name": "finetune"},
     "optim": {
@@ -94,7 +94,7 @@ def _base(pretrained: Pretrained) -> dict[str, Any]:
 
 
 def _check_rows(manifest: Manifest, modality: str) -> None:
-    """Raise ConfigError unless some training clip has what the encoder looks at."""
+    """Raise ConfigError unless some training clip has the encoder's modality."""
     has, lacks, other = {
         "video": (manifest.has_video, "pictures", "audio"),
         "audio": (manifest.has_audio & manifest.usable(), "sound", "video"),
