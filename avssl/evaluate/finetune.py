@@ -44,17 +44,16 @@ def train_classifier(
     Args:
         towers: that it starts from; its data section says how clips are read.
         manifest: with the column split of this run.
-        out: folder of the run, of `train`; a run there is continued.
-        trained: False = random weights by run.seed, which is supervised training.
-        recipe: YAML with sections of a run; what it says comes before RECIPE and the towers' data section.
-        overrides: section.key=value, which win.
+        out: folder of the run; a run there is continued.
+        trained: False = random weights by run.seed (supervised training).
+        recipe: YAML with sections of a run; which overrides RECIPE and the data section of the weights.
+        overrides: section.key=value, which override all others.
 
     Returns:
-        The run after its last epoch; None when it was asked to stop.
+        The run after its last epoch; None when interrupted.
 
     Raises:
-        ConfigError: recipe or overrides cannot be used, or the run in `out` is another one, or on other clips, labels
-            or splits.
+        ConfigError: recipe or overrides cannot be used, or `out` holds another run.
         TrainingError: as `train`.
     """
     path = out / "manifest.parquet"
@@ -96,8 +95,8 @@ def _base(pretrained: Pretrained) -> dict[str, Any]:
 def _check_rows(manifest: Manifest, modality: str) -> None:
     """Raise ConfigError unless some training clip has the encoder's modality."""
     has, lacks, other = {
-        "video": (manifest.has_video, "pictures", "audio"),
-        "audio": (manifest.has_audio & manifest.usable(), "sound", "video"),
+        "video": (manifest.has_video, "video", "audio"),
+        "audio": (manifest.has_audio & manifest.usable(), "audio", "video"),
     }[modality]
     if not (has & (manifest.column("split") == "train")).any():
         raise ConfigError(f"no training clip has {lacks} that can be read: tune method.modality={other}")

@@ -1,4 +1,4 @@
-"""Classes of a single file, by a classifier that was learned before."""
+"""Classify a single file with a trained classifier."""
 
 from pathlib import Path
 
@@ -34,7 +34,7 @@ def predict(pretrained: Pretrained, path: str | Path, *, num_clips: int = 10, nu
     if found.errors:
         raise ValueError(found.errors[0])
     if not found.has(classifier.modality)[0]:
-        looks = {"video": "pictures", "audio": "sound", "both": "pictures and sound"}[classifier.modality]
-        raise ValueError(f"the classifier looks at {looks}, which this file lacks")
+        needs = "video and audio" if classifier.modality == "both" else classifier.modality
+        raise ValueError(f"the classifier needs {needs}, which this file lacks")
     vectors = np.asarray(found.maps(classifier.modality, np.array([0]))[classifier.stage])
     return dict(zip(classifier.classes, head_scores(classifier, vectors)[0].tolist(), strict=True))
