@@ -29,9 +29,9 @@ class Map:
     """Where each drawn clip lies."""
 
     rows: np.ndarray  # (n,) positions in the store, rising
-    places: dict[str, np.ndarray]  # {video, audio: (n, 2) float64 in [0, 1], NaN where a clip lacks the side}
+    places: dict[str, np.ndarray]  # {video, audio: (n, 2) float64 in [0, 1], NaN where a clip lacks the modality}
     clusters: np.ndarray  # (n,) int64
-    note: str  # how it was made, for a person
+    note: str  # how it was made
 
 
 def has_umap() -> bool:
@@ -39,14 +39,8 @@ def has_umap() -> bool:
 
 
 def open_map(store: Store, folder: Path, *, method: Method, info: Callable[[str], None]) -> Map:
-    """Read the map of these embeddings from a folder, or draw it and keep it there.
-
-    Args:
-        say: is told when a map that is there cannot be used, and when one could not be written down.
-
-    Raises:
-        QueryError: as `draw_map`.
-    """
+    """Read the map of these embeddings from a folder, or draw it and save it there; `info` receives warnings. Raises
+    QueryError as `draw_map`."""
     path, state = folder / f"map-{method}.npz", store.digest()
     if path.exists():
         why = "the embeddings changed since it was drawn"
@@ -69,11 +63,7 @@ def open_map(store: Store, folder: Path, *, method: Method, info: Callable[[str]
 
 
 def draw_map(store: Store, *, method: Method) -> Map:
-    """Place up to MAX_POINTS clips, drawn at random with a fixed seed.
-
-    Raises:
-        QueryError: UMAP is asked for and not installed.
-    """
+    """Map of up to MAX_POINTS random clips (fixed seed). Raises QueryError: UMAP is not installed."""
     if method == "umap" and not has_umap():
         raise QueryError("UMAP is not installed: pip install 'avssl[umap]', or look at the map by PCA")
     num = min(len(store), MAX_POINTS)
@@ -125,7 +115,7 @@ def _to_unit_square(places: np.ndarray) -> np.ndarray:
 
 
 def _cluster(vectors: dict[str, np.ndarray]) -> np.ndarray:
-    """k-means over both sides of each clip together; clusters by falling size."""
+    """k-means over both modalities of each clip; clusters by falling size."""
     both = np.ascontiguousarray(
         np.concatenate([vectors[modality] for modality in MODALITIES], axis=1), dtype=np.float32
     )

@@ -377,7 +377,7 @@ def _key(extractor: _Extractor) -> str:
     """Digest of everything the vectors depend on."""
     facts = {
         "weights": extractor.pretrained.weights_hash,
-        "sides": list(extractor.pretrained.encoders),
+        "modalities": list(extractor.pretrained.encoders),
         "manifest": extractor.manifest.hash,
         "data": {name: getattr(extractor.pretrained.data, name) for name in VIEW_OPTIONS},
         "decoder": check_decoder(extractor.pretrained.data),

@@ -42,7 +42,7 @@ def train_classifier(
     """Fine-tune one of the encoders on the labels of the rows whose split is train.
 
     Args:
-        towers: that it starts from; its data section says how clips are read.
+        pretrained: initial weights; its data section says how clips are read.
         manifest: with the column split of this run.
         out: folder of the run; a run there is continued.
         trained: False = random weights by run.seed (supervised training).
@@ -70,8 +70,8 @@ def train_classifier(
         )
     if config.data.split != "train":
         raise ConfigError(
-            f"data.split={config.data.split}: fine-tuning learns from the training clips of the split that is asked "
-            "about, and from no others"
+            f"data.split={config.data.split}: fine-tuning learns from the training clips of the evaluated split, "
+            "and from no others"
         )
     _check_rows(manifest, modality)
     if modality == "audio":

@@ -11,16 +11,10 @@ from avssl.weights.load import Pretrained
 
 
 def predict(pretrained: Pretrained, path: str | Path, *, num_clips: int = 10, num_crops: int = 3) -> dict[str, float]:
-    """The mean softmax over clips spread over a file, and crops of each.
-
-    Args:
-        towers: with a classifier.
-
-    Returns:
-        {class: score}, in the order of the classifier; together 1.
+    """{class: mean softmax over clips spread over a file, and crops of each}, in the order of the classifier.
 
     Raises:
-        ValueError: the file cannot be read, or lacks the sound or the pictures that the classifier looks at.
+        ValueError: the file cannot be read, or lacks the classifier's modality.
     """
     classifier = pretrained.classifier
     found = clip_vectors(

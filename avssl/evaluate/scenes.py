@@ -116,7 +116,7 @@ def _draw_object(rng: np.random.Generator, short_side: int) -> tuple[np.ndarray,
 
 
 def _draw_path(rng: np.random.Generator, num_frames: int, height: int, width: int) -> np.ndarray:
-    """(T, 3, 3) from an object's own coordinates to the picture: a slightly curved path, with some rotation and scaling."""
+    """(T, 3, 3) from object to frame coordinates: a slightly curved path with some rotation and scaling."""
     size = np.array([width, height])
     short_side = min(height, width)
     low, high = np.full(2, 0.18 * short_side), size - 0.18 * short_side  # keeps most of an object inside

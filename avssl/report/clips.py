@@ -28,7 +28,6 @@ SEED = 0  # draws the references
 MAX_EXTRACTED = 200  # clips embedded for a run without memory bank: some seconds on a CPU
 NUM_POSITIVES = 2  # shown of each reference
 SIMILAR_FRACTION = 0.05  # nearest clips that count as similar
-MODALITY_WORDS = {"video": "picture", "audio": "sound"}
 
 
 @dataclass(frozen=True)
@@ -144,7 +143,7 @@ def _neighbours(vectors: Vectors, modalities: Sequence[str], usable: Tensor, pla
         if not free[best] or score[best] == -torch.inf:
             continue
         free[best] = False
-        words = ", ".join(f"{MODALITY_WORDS[modality]} {float(cosines[modality][best]):.2f}" for modality in modalities)
+        words = ", ".join(f"{modality} {float(cosines[modality][best]):.2f}" for modality in modalities)
         clips.append(ShownClip(role, int(vectors.ids[best]), f"cosine: {words}"))
     return clips
 
@@ -153,7 +152,7 @@ def _wanted(cosines: Mapping[str, Tensor], free: Tensor) -> list[tuple[str, Tens
     """(role, score (n,)) of every neighbour; each role goes to the free clip with the largest score."""
     if len(cosines) == 1:
         ((modality, cosine),) = cosines.items()
-        return [(f"Near in {MODALITY_WORDS[modality]}", cosine)] * (NUM_POSITIVES + 1)
+        return [(f"Near in {modality}", cosine)] * (NUM_POSITIVES + 1)
     video, audio = cosines["video"], cosines["audio"]
     num_alike = min(int(free.sum()), max(NUM_POSITIVES + 1, int(free.sum() * SIMILAR_FRACTION)))
     video_only, audio_only = (
@@ -198,7 +197,7 @@ def clip_png(manifest: Manifest, row: int) -> bytes:
     if has_video:
         above.imshow(frames[0].data[0])
     else:
-        above.text(0.5, 0.5, "no picture", ha="center", va="center")
+        above.text(0.5, 0.5, "no video", ha="center", va="center")
     if has_audio:
         spectrogram = log_mel(
             torch.from_numpy(samples[0].data)[None], sample_rate=rate, n_fft=512, hop_seconds=0.01, num_mels=64
@@ -207,7 +206,7 @@ def clip_png(manifest: Manifest, row: int) -> bytes:
         below.imshow(bands, origin="lower", aspect="auto", cmap="magma", extent=(start, end, 0, len(bands)))
         below.set_xlabel("seconds", fontsize=7, labelpad=1)
     else:
-        below.text(0.5, 0.5, "no sound", ha="center", va="center")
+        below.text(0.5, 0.5, "no audio", ha="center", va="center")
         below.set_xticks([])
     for axis in (above, below):
         axis.set_yticks([])

@@ -235,8 +235,8 @@ def _neighbour_parts(data: ReportData, embeddings: Path | None) -> list[str]:
         return [note("Fewer than three clips can be compared.")]
     one = f" The run has vectors of {' and '.join(vectors.z)} alone." if len(vectors.z) == 1 else ""
     both = (
-        " Agreement is the smaller of both cosines; what is alike in one side only is the clip with the largest "
-        "difference of both among the nearest twentieth of that side."
+        " Agreement is the smaller of both cosines; what is alike in one modality only is the clip with the largest "
+        "difference of both among the nearest twentieth of that modality."
     )
     words = f"Reference clips drawn at random (seed {SEED}), with clips that are near in {vectors.source}."
     parts = [note(words + (one or both))]

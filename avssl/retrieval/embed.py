@@ -24,7 +24,7 @@ MEMORY_BYTES = 32 << 30  # address space; torch with its libraries maps 6 GB
 
 
 def embed_file(path: Path, meta: Meta, *, run: Pretrained, manifest: Manifest | None = None) -> dict[str, np.ndarray]:
-    """The vectors of a file as those of a store: {video, audio: (D,)} of the sides that it has and the run looks at.
+    """The vectors of a file as those of a store: {video, audio: (D,)}, where both file and run have it.
 
     Args:
         meta: of the store.
@@ -62,7 +62,7 @@ def answer_job(job: Mapping[str, Any], runs: dict[str, Pretrained]) -> dict[str,
     """Vectors of job["path"] for each of job["stores"] (fields of a `Meta`), or the reason why there are none.
 
     Args:
-        runs: by hash of their weights; those that were not asked for before are added.
+        runs: by hash of their weights; missing ones are added.
     """
     path = Path(job["path"])
     try:

@@ -33,7 +33,7 @@ class QueryError(ValueError):
 class Query:
     """Vectors of one clip, and its row of the store if it is in the set."""
 
-    vectors: dict[str, Tensor]  # {video, audio: (D,) unit length}; without the side that the clip does not have
+    vectors: dict[str, Tensor]  # {video, audio: (D,) unit length}; without the modality that the clip does not have
     row: int | None  # position in the store, excluded from the results
     name: str
 
@@ -106,7 +106,7 @@ def query_of_row(store: Store, row: int) -> Query:
 
 
 def query_of_vectors(vectors: Mapping[str, np.ndarray], name: str) -> Query:
-    """A clip outside of the set: {video, audio: (D,)} of the sides that it has."""
+    """A clip outside of the set: {video, audio: (D,)} of the modalities that it has."""
     unit = {modality: F.normalize(torch.as_tensor(vector).float(), dim=0) for modality, vector in vectors.items()}
     return Query(unit, None, name)
 
@@ -123,7 +123,7 @@ def ways_of(store: Store) -> tuple[Way, ...]:
 
 
 def pairs_of(way: Way) -> tuple[tuple[str, str], ...]:
-    """(side of the query, side of the clips) that a way compares; the smallest of their cosines is the score."""
+    """(modality of the query, of the clips) pairs that are compared; the score is the smallest cosine."""
     return (
         tuple((modality, modality) for modality in MODALITIES)
         if way == "agreement"
@@ -145,7 +145,7 @@ def search(store: Store, query: Query, *, way: Way, k: int) -> list[Neighbour]:
     """The k clips nearest to the query.
 
     Raises:
-        QueryError: as `rank`, or k is not between 1 and the number of other clips that have the side.
+        QueryError: as `rank`, or k is not between 1 and the number of other clips that have the modality.
     """
     ranking = rank(store, query, way=way, depth=max(k, 1))
     if not 1 <= k <= len(ranking.rows):
@@ -160,13 +160,13 @@ def rank(
     """The `depth` clips nearest to the query, or as many as there are, without the query itself.
 
     Args:
-        way: from which side of the query to which side of the clips; agreement: by the smaller of the video and the
-            audio cosine (AVID-CMA's consensus).
+        way: modality of the query to modality of the clips; agreement: by the smaller of the video and the audio
+            cosine (AVID-CMA's consensus).
         label: of the clips to choose from; None = all. With a label every clip that has it is scored.
         index: proposes candidates; None = score all clips.
 
     Raises:
-        QueryError: the query lacks a side that is asked for, or the features share no space.
+        QueryError: the query lacks a modality that is asked for, or the features share no space.
     """
     check_way(store, query, way)
     if index is None or label is not None:
@@ -211,8 +211,8 @@ def rank_each(store: Store, queries: Sequence[Query], *, way: Way, depth: int) -
 def contrast(
     store: Store, query: Query, *, k: int, label: str | None = None, index: Narrowing | None = None
 ) -> Contrast:
-    """The k positives by agreement, and k clips each that are similar in one side only: among the nearest 5 % of that
-    side (50 to 1,000 clips), those that lead most over the other side's cosine.
+    """The k positives by agreement, and k clips each that are similar in one modality only: among its nearest 5 % (50 to
+    1,000 clips), those that lead most over the cosine of the other modality.
 
     Raises:
         QueryError: as `rank`.

@@ -82,7 +82,7 @@ def read_meta(folder: Path) -> Meta:
 
 
 class Vectors:
-    """The vectors of one side, mapped from disk and scaled to unit length where they are asked for; (n, D)."""
+    """The vectors of one modality, mapped from disk and scaled to unit length where they are asked for; (n, D)."""
 
     def __init__(self, shards: Sequence[Tensor]) -> None:  # (rows, D) float16 each, one after another
         self.shards = [shard for shard in shards if len(shard)]
@@ -95,12 +95,12 @@ class Vectors:
 
     @cached_property
     def lengths(self) -> Tensor:
-        """(n,) float32 lengths as stored, where a clip lacks the side 1."""
+        """(n,) float32 lengths as stored, where a clip lacks the modality 1."""
         found = torch.cat([torch.linalg.vector_norm(shard.float(), dim=1) for shard in self.shards])
         return torch.where(found > 0, found, 1.0)
 
     def take(self, rows: np.ndarray) -> Tensor:
-        """(m, D) float32 unit vectors of these rows (m,), in any order; zeros where a clip lacks the side."""
+        """(m, D) float32 unit vectors of these rows (m,), in any order; zeros where a clip lacks the modality."""
         order = np.argsort(rows, kind="stable")
         ends = np.searchsorted(rows[order], self.starts)
         found = np.empty((len(rows), self.shape[1]), dtype=np.float16)
@@ -110,7 +110,7 @@ class Vectors:
         return torch.nn.functional.normalize(torch.from_numpy(found).float(), dim=1)
 
     def cosines(self, queries: Tensor) -> Tensor:
-        """Cosine of unit vectors (Q, D) to every row: (Q, n) float32, 0 where a clip lacks the side."""
+        """Cosine of unit vectors (Q, D) to every row: (Q, n) float32, 0 where a clip lacks the modality."""
         found = torch.cat([queries @ shard.float().T for shard in self.shards], dim=1)
         return found.div_(self.lengths)
 
@@ -142,7 +142,7 @@ class Store:
         return {modality: self.table.column(f"has_{modality}").to_numpy() for modality in MODALITIES}
 
     def has_all(self, modalities: Iterable[str]) -> np.ndarray:
-        """(n,) bool: clips that have each of these sides."""
+        """(n,) bool: clips that have each of these modalities."""
         return np.logical_and.reduce([self.has[modality] for modality in modalities])
 
     @cached_property

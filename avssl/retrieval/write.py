@@ -36,7 +36,7 @@ def write_store(
     own shards.
 
     Args:
-        kind: embedding = outputs of the heads, unit length; features = outputs of the trunks.
+        kind: embedding = head outputs, unit length; features = encoder outputs.
         split: rows of one split only; None = all.
         num_clips: clips averaged per video.
 

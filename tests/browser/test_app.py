@@ -425,7 +425,7 @@ def test_a_sender_that_pauses_is_given_up(monkeypatch: pytest.MonkeyPatch) -> No
         await asyncio.sleep(5)
 
     async def run() -> list[bytes]:
-        return [piece async for piece in module.unhurried(stalls())]
+        return [piece async for piece in module.with_timeout(stalls())]
 
     with pytest.raises(TimeoutError):
         asyncio.run(run())
