@@ -211,7 +211,7 @@ def rank_each(store: Store, queries: Sequence[Query], *, way: Way, depth: int) -
 def contrast(
     store: Store, query: Query, *, k: int, label: str | None = None, index: Narrowing | None = None
 ) -> Contrast:
-    """The k positives by agreement, and k clips each that are similar in one modality only: among its nearest 5 % (50 to
+    """The k positives by agreement, and k clips each that are similar in one modality only: of its nearest 5 % (50 to
     1,000 clips), those that lead most over the cosine of the other modality.
 
     Raises:
