@@ -169,9 +169,8 @@ def _svm(train: np.ndarray, targets: np.ndarray, test: np.ndarray, strength: flo
         model.fit(train.reshape(-1, train.shape[2]), np.repeat(targets, train.shape[1]))
     found = model.decision_function(test.reshape(-1, test.shape[2]))
     known = model.classes_
-    found = (
-        np.stack([-found, found], axis=1) if len(known) == 2 else found
-    )  # scikit-learn returns one column for two classes
+    if len(known) == 2:  # scikit-learn returns a single column
+        found = np.stack([-found, found], axis=1)
     scores = np.full((len(test), num_classes), -np.inf)
     scores[:, known] = found.reshape(len(test), -1, len(known)).mean(axis=1)
     return scores

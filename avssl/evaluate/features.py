@@ -305,9 +305,8 @@ class _Extractor:
 def _cached(extractor: _Extractor, folder: Path) -> ClipVectors:
     """Read the vectors from a subfolder of `folder` named by their key; all processes compute them first if missing.
     One call at a time fills a folder, others wait."""
-    homes = [
-        folder / _key(each) for each in (dataclasses.replace(extractor, maps=True), extractor)
-    ]  # all maps include pool
+    with_maps = dataclasses.replace(extractor, maps=True)  # its vectors include pool
+    homes = [folder / _key(each) for each in (with_maps, extractor)]
 
     def find() -> Path | None:
         return next((home for home in homes if home.exists() and not _repaired(extractor, home)), None)

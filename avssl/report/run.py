@@ -77,9 +77,8 @@ def write_run_report(
         WriteError: the page cannot be written.
     """
     state = load_checkpoint(folder)
-    device = torch.device(
-        "cuda" if torch.cuda.is_available() else "cpu"
-    )  # explicit, so that no process group is joined
+    # explicit, so that no process group is joined
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     run = load_run(folder, device=device)
     config = run.config
     found, missing = _manifest_of(state, config, folder, manifest, root)
