@@ -120,7 +120,7 @@ def test_results_side_by_side(run: Path, clip_set: Manifest, call: Call, tmp_pat
     call("tools/evaluate.py", run, "knn", "--dataset", relabeled, *SMALL, "--json", tmp_path / "d.json")
     found = call("tools/evaluate.py", "--table", paths[0], tmp_path / "d.json").out
     assert found.count("knn on") == 1  # the same clips
-    assert "not comparable, asked_hash differ: clips, their labels or their sides" in found
+    assert "not comparable, asked_hash differ: clips, their labels or their splits" in found
     assert "not comparable, settings differ: k: 20, 3" in call("tools/evaluate.py", "--table", paths[0], paths[2]).out
     (tmp_path / "no.json").write_text("[]")
     call("tools/evaluate.py", "--table", tmp_path / "no.json").refused("no.json is no result of tools/evaluate.py")

@@ -19,7 +19,7 @@ from avssl.data.dataset import ClipDataset, collate
 from avssl.data.manifest import Manifest
 from avssl.data.sampling import Key
 from avssl.evaluate.features import ClipVectors, clip_vectors
-from avssl.evaluate.harness import accuracies, lacking
+from avssl.evaluate.harness import accuracies, count_missing
 from avssl.evaluate.splits import Split, read_splits
 from avssl.logs import read_log
 from avssl.methods import METHODS, build_method
@@ -334,8 +334,7 @@ def test_an_answer_has_the_side_asked_for(store: Store) -> None:
             for target in SIDES:
                 others = int(has[target].sum()) - int(has[target][row])
                 if not has[source][row]:
-                    lack = "sound" if source == "audio" else "picture"
-                    words = rf"has no {lack}, so nothing can be found from its {source}: ask from {OTHER[source]}"
+                    words = rf"has no {source}, so nothing can be found from it: search from {OTHER[source]}"
                     with pytest.raises(ValueError, match=words):
                         search(store, query, way=f"{source[0]}2{target[0]}", k=1)
                     continue
@@ -368,7 +367,7 @@ def test_evaluation_skips_and_counts_what_has_not_the_side(run: Path, mixed: Man
     vectors, split = vectors_of(run, mixed)
     result = accuracies("knn", vectors, mixed, split)
     assert set(result) == {"video", "audio", "both"}
-    counts = [lacking([(vectors, rows)]) for rows in (split.train, split.test)]
+    counts = [count_missing([(vectors, rows)]) for rows in (split.train, split.test)]
     assert [each["clips"] for each in counts] == [14, 8]
     assert [each["without_sound"] for each in counts] == [4, 4]
     assert [each["without_picture"] for each in counts] == [2, 2]
@@ -402,8 +401,8 @@ def test_tools_take_files_of_sound_alone(
     assert sum(entry["path"].endswith(".mp3") for entry in found) == 4
     found = json.loads(call(*asked, "--from", "audio", "--to", "video").out)["neighbours"]
     assert not [entry for entry in found if entry["path"].endswith(".mp3")]
-    call(*asked).refused(r"song\.mp3 has no picture, so nothing can be found from its video: ask from audio")
-    call(*asked, "--by", "agreement").refused("has no picture")
+    call(*asked).refused(r"song\.mp3 has no video, so nothing can be found from it: search from audio")
+    call(*asked, "--by", "agreement").refused("has no video")
     asked[3] = find_row(store, next(p for p in store.table.column("path").to_pylist() if p.endswith(".mp3")))
     assert call(*asked, "--from", "audio", "--to", "audio", "--k", 3).code == 0
     done = call("tools/evaluate.py", run, "knn", "--dataset", path, *few, "--num-crops", 1)
@@ -444,7 +443,7 @@ def test_a_wholly_silent_set_trains_searches_and_is_evaluated_by_its_pictures(
     assert call("tools/mine.py", cma, "--k", 2, "--rule", "video", "--out", sets).code == 0
     vectors, split = vectors_of(cma, silent)
     assert set(accuracies("knn", vectors, silent, split)) == {"video"}
-    assert [lacking([(vectors, rows)])["without_sound"] for rows in (split.train, split.test)] == [8, 4]
+    assert [count_missing([(vectors, rows)])["without_sound"] for rows in (split.train, split.test)] == [8, 4]
     found = write_store(tmp_path / "e", load_run(cma), silent, manifest_path=Path("m"), num_clips=1)
     query = query_of_row(found, 0)
     assert len(search(found, query, way="v2v", k=11)) == 11

@@ -17,7 +17,7 @@ from avssl.data.manifest import Manifest
 from avssl.data.sampling import Key
 from avssl.data.tracks import TracksError, write_tracks
 from avssl.evaluate.features import clip_vectors, extract
-from avssl.evaluate.harness import accuracies, lacking
+from avssl.evaluate.harness import accuracies, count_missing
 from avssl.evaluate.splits import read_splits
 from avssl.logs import read_log
 from avssl.media.decode import read_frames
@@ -243,7 +243,7 @@ def test_one_tower_alone_is_evaluated_and_searched_by_pictures(
     assert not found.has_audio.any()
     (split,) = read_splits(clip_set)
     assert set(accuracies("knn", vectors, clip_set, split)) == {"video"}
-    assert "without_sound" not in lacking([(vectors, split.test)])  # the run hears none, so it leaves none out
+    assert "without_sound" not in count_missing([(vectors, split.test)])  # the run hears none, so it leaves none out
     store = write_store(tmp_path / "e", run, clip_set, manifest_path=Path("m"), num_clips=1)
     query = query_of_row(store, 0)
     assert len(search(store, query, way="v2v", k=3)) == 3
@@ -260,9 +260,9 @@ def test_tools_say_that_a_run_hears_nothing(
     assert done.out.startswith("18 clips, by their pictures, as the run hears nothing, 0 not read")
     asked = ("tools/retrieve.py", out, "--query", 0, "--k", 3)
     call(*asked, "--from", "video", "--to", "audio").refused(
-        "of a run without a tower for audio: ask with --from video --to video"
+        "of a run without an encoder for audio: ask with --from video --to video"
     )
-    call(*asked, "--by", "agreement").refused("of a run without a tower for audio")
+    call(*asked, "--by", "agreement").refused("of a run without an encoder for audio")
     assert call(*asked, "--from", "video", "--to", "video").code == 0
     call("tools/mine.py", tmp_path / "run", "--k", 2, "--out", tmp_path / "s").refused("has no memory banks")
 

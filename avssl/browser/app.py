@@ -32,7 +32,7 @@ from avssl.retrieval.search import QueryError, Way, contrast, query_of_row, rank
 STATIC = Path(__file__).parent / "static"
 STATUS = {QueryError: 400, NotShownError: 404, PreviewError: 404, UploadError: 422, BusyError: 503}
 PAUSE_SECONDS = 15.0  # between two pieces of an upload
-WAITING_THREADS = 16  # that wait for pictures, and as many for previews: neither keeps the other or searches waiting
+WAITING_THREADS = 16  # for images, and as many for previews, so that neither blocks the other or searches
 
 Id = Annotated[int, InPath(ge=0, lt=2**62)]
 KEY = r"^([0-9]{1,18}|u-[0-9a-f]{16})$"  # of a clip, of an upload
@@ -44,7 +44,7 @@ Limit = Annotated[int, Query(ge=1, le=200)]
 
 
 def build_app(stores: Sequence[IndexedStore], *, previews: Previews, uploads: Uploads) -> FastAPI:
-    """The server of embeddings, all of the same manifest. See the addresses below for what it answers."""
+    """The server of stores of one manifest; see the routes below."""
     app, catalog = FastAPI(docs_url=None, redoc_url=None, openapi_url=None), Catalog(stores)
 
     @app.exception_handler(RequestValidationError)
@@ -70,7 +70,7 @@ def build_app(stores: Sequence[IndexedStore], *, previews: Previews, uploads: Up
 
 
 def add_clips(app: FastAPI, catalog: Catalog, uploads: Uploads) -> None:
-    """Add the addresses that tell what there is: embeddings, clips, maps."""
+    """Add the routes for stores, clips and maps."""
     lines: dict[tuple[int, Method], CapacityLimiter] = defaultdict(lambda: CapacityLimiter(1))  # UMAP takes a minute
 
     @app.get("/api/about")
@@ -103,8 +103,8 @@ def add_clips(app: FastAPI, catalog: Catalog, uploads: Uploads) -> None:
         drawn = await to_thread.run_sync(indexed.map, by, limiter=lines[store, by])
         names, labels = indexed.store.labels
         places = {
-            side: [None if np.isnan(x) else [round(x, 4), round(y, 4)] for x, y in points.tolist()]
-            for side, points in drawn.places.items()
+            modality: [None if np.isnan(x) else [round(x, 4), round(y, 4)] for x, y in points.tolist()]
+            for modality, points in drawn.places.items()
         }
         return {
             "by": by,
@@ -120,11 +120,11 @@ def add_clips(app: FastAPI, catalog: Catalog, uploads: Uploads) -> None:
 
 
 def add_searches(app: FastAPI, catalog: Catalog, uploads: Uploads) -> None:
-    """Add the addresses that find neighbors of a clip or of an uploaded file."""
+    """Add the routes that search neighbors of a clip or of an uploaded file."""
     searching = threading.BoundedSemaphore(os.cpu_count() or 1)
 
     def find(key: str, number: int) -> tuple[IndexedStore, ClipQuery, dict[str, Any]]:
-        """The store, the query in it, and what is told of the query."""
+        """The store, the query in it, and its JSON description."""
         if key.startswith("u-"):
             indexed, upload = catalog[number], uploads.get(key)
             return indexed, upload.queries[number], of_upload(upload)
@@ -141,14 +141,14 @@ def add_searches(app: FastAPI, catalog: Catalog, uploads: Uploads) -> None:
         offset: Offset = 0,
         limit: Limit = 24,
     ) -> dict[str, Any]:
-        indexed, asked, told = find(query, store)
+        indexed, clip_query, description = find(query, store)
         since, end = time.perf_counter(), offset + limit
         options = {"label": label or None, "index": None if exact else indexed.index}
         with searching:
-            ranking = rank(indexed.store, asked, way=by, depth=end + 1, **options)  # one more: does a page follow?
-            found = indexed.neighbours(asked, ranking[offset:end])
+            ranking = rank(indexed.store, clip_query, way=by, depth=end + 1, **options)  # one more: does a page follow?
+            found = indexed.neighbours(clip_query, ranking[offset:end])
         return {
-            "query": told,
+            "query": description,
             "by": by,
             "exact": ranking.exact,
             "recall": None if ranking.exact else indexed.recall(by),
@@ -161,15 +161,15 @@ def add_searches(app: FastAPI, catalog: Catalog, uploads: Uploads) -> None:
     def agreement(
         query: AskedKey, store: int = 0, label: Label = "", exact: bool = False, limit: Limit = 8
     ) -> dict[str, Any]:
-        indexed, asked, told = find(query, store)
+        indexed, clip_query, description = find(query, store)
         since = time.perf_counter()
         options = {"label": label or None, "index": None if exact else indexed.index}
         with searching:
-            lists = vars(contrast(indexed.store, asked, k=limit, **options))
-            found = {name: indexed.neighbours(asked, ranking) for name, ranking in lists.items()}
+            lists = vars(contrast(indexed.store, clip_query, k=limit, **options))
+            found = {name: indexed.neighbours(clip_query, ranking) for name, ranking in lists.items()}
         is_exact = all(ranking.exact for ranking in lists.values())
         return {
-            "query": told,
+            "query": description,
             "exact": is_exact,
             "recall": None if is_exact else indexed.recall("agreement", "v2v", "a2a"),
             "milliseconds": 1000 * (time.perf_counter() - since),
@@ -178,7 +178,7 @@ def add_searches(app: FastAPI, catalog: Catalog, uploads: Uploads) -> None:
 
 
 def add_files(app: FastAPI, catalog: Catalog, previews: Previews, uploads: Uploads) -> None:
-    """Add the addresses by which files come in and go out."""
+    """Add the routes for uploads, media and images."""
     small, large = CapacityLimiter(WAITING_THREADS), CapacityLimiter(WAITING_THREADS)
     turn, embedding = asyncio.Lock(), CapacityLimiter(1)  # of the files that arrived, one is embedded
 
@@ -191,7 +191,7 @@ def add_files(app: FastAPI, catalog: Catalog, previews: Previews, uploads: Uploa
             with uploads.place(name) as path:
                 size = 0
                 with path.open("wb") as file:
-                    async for chunk in unhurried(request.stream()):
+                    async for chunk in with_timeout(request.stream()):
                         size += len(chunk)
                         if size > uploads.max_bytes:
                             raise too_large
@@ -220,7 +220,7 @@ def add_files(app: FastAPI, catalog: Catalog, previews: Previews, uploads: Uploa
         return await picture(request, key, "spectrogram", "image/png")
 
     async def picture(request: Request, key: str, kind: Literal["poster", "spectrogram"], media_type: str) -> Response:
-        """A small picture, or that the visitor has it already."""
+        """An image, or 304 if the browser has it already."""
         if key.startswith("u-"):
             content = getattr(uploads.get(key), kind)
             if content is None:
@@ -256,7 +256,7 @@ def of_upload(upload: Upload) -> dict[str, Any]:
     return {name: getattr(upload, name) for name in ("id", "name", "has_video", "has_audio", "seconds")}
 
 
-async def unhurried(stream: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+async def with_timeout(stream: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
     """The pieces of a stream. Raises TimeoutError when the next one does not come."""
     while True:
         async with asyncio.timeout(PAUSE_SECONDS):

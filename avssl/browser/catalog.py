@@ -1,4 +1,4 @@
-"""What the neighbor browser shows: embeddings, each with its index and maps, and finding clips across them."""
+"""The neighbor browser's catalog: stores with their index and maps, and clips across them."""
 
 import threading
 from collections import Counter
@@ -19,15 +19,15 @@ NO_END = 1e9  # seconds: of a part that goes to the end of its file
 
 
 class NotShownError(LookupError):
-    """What is asked for is not among what is shown: the message names it."""
+    """The requested item is not in the catalog."""
 
 
 class IndexedStore:
-    """Embeddings that are shown, with their index, which comes when it is ready.
+    """A store with its maps, and its index once it is ready.
 
     Args:
         folder: for the index and maps.
-        say: is told what is built, and what could not be.
+        info: receives progress messages.
 
     Raises:
         StoreError: a path leaves the folder of the clips.
@@ -47,7 +47,7 @@ class IndexedStore:
         self._drawing = {method: threading.Lock() for method in get_args(Method)}
 
     def prepare(self) -> None:
-        """Have the index read or built in the background, where there are clips enough for one."""
+        """Read or build the index in the background if there are enough clips."""
         if len(self.store) < EXACT_BELOW:
             return
         self.why = "the index is being read or built; until then every search looks at all clips"
@@ -57,7 +57,7 @@ class IndexedStore:
     def _open_index(self) -> None:
         try:
             self.index = open_index(self.store, self.folder, info=self.info)
-        except Exception as error:  # of whatever kind: the page works without an index, and says so
+        except Exception as error:  # of any kind: the page works without an index
             self.why = f"no index ({error}): every search looks at all clips"
             self.info(self.why)
             self.state = "failed"
@@ -74,7 +74,7 @@ class IndexedStore:
             return self._maps[method]
 
     def is_busy(self) -> bool:
-        """Whether an index is being built or a map drawn, in threads that do not stop when asked to."""
+        """Whether an index or a map is being computed, in threads that cannot be stopped."""
         return self.state == "building" or any(lock.locked() for lock in self._drawing.values())
 
     def clip(self, row: int) -> dict[str, Any]:

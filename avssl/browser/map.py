@@ -29,9 +29,9 @@ class Map:
     """Where each drawn clip lies."""
 
     rows: np.ndarray  # (n,) positions in the store, rising
-    places: dict[str, np.ndarray]  # {video, audio: (n, 2) float64 in [0, 1], NaN where a clip lacks the side}
+    places: dict[str, np.ndarray]  # {video, audio: (n, 2) float64 in [0, 1], NaN where a clip lacks the modality}
     clusters: np.ndarray  # (n,) int64
-    note: str  # how it was made, for a person
+    note: str  # how it was made
 
 
 def has_umap() -> bool:
@@ -39,21 +39,15 @@ def has_umap() -> bool:
 
 
 def open_map(store: Store, folder: Path, *, method: Method, info: Callable[[str], None]) -> Map:
-    """Read the map of these embeddings from a folder, or draw it and keep it there.
-
-    Args:
-        say: is told when a map that is there cannot be used, and when one could not be written down.
-
-    Raises:
-        QueryError: as `draw_map`.
-    """
+    """Read the map of these embeddings from a folder, or draw it and save it there; `info` receives warnings. Raises
+    QueryError as `draw_map`."""
     path, state = folder / f"map-{method}.npz", store.digest()
     if path.exists():
         why = "the embeddings changed since it was drawn"
         try:
             with np.load(path, allow_pickle=False) as kept:
                 if str(kept["state"]) == state:
-                    places = {side: kept[side] for side in MODALITIES}
+                    places = {modality: kept[modality] for modality in MODALITIES}
                     return Map(kept["rows"], places, kept["clusters"], str(kept["note"]))
         except (OSError, EOFError, KeyError, ValueError, zipfile.BadZipFile) as error:
             why = f"it cannot be read ({error})"
@@ -69,28 +63,24 @@ def open_map(store: Store, folder: Path, *, method: Method, info: Callable[[str]
 
 
 def draw_map(store: Store, *, method: Method) -> Map:
-    """Place up to MAX_POINTS clips, drawn at random with a fixed seed.
-
-    Raises:
-        QueryError: UMAP is asked for and not installed.
-    """
+    """Map of up to MAX_POINTS random clips (fixed seed). Raises QueryError: UMAP is not installed."""
     if method == "umap" and not has_umap():
         raise QueryError("UMAP is not installed: pip install 'avssl[umap]', or look at the map by PCA")
     num = min(len(store), MAX_POINTS)
     rows = np.sort(np.random.default_rng(0).choice(len(store), num, replace=False))
-    vectors = {side: store.vectors[side].take(rows).numpy() for side in MODALITIES}
+    vectors = {modality: store.vectors[modality].take(rows).numpy() for modality in MODALITIES}
     places, notes = {}, []
-    for side in MODALITIES:
-        present = store.has[side][rows]
-        places[side] = np.full((num, 2), np.nan)
+    for modality in MODALITIES:
+        present = store.has[modality][rows]
+        places[modality] = np.full((num, 2), np.nan)
         if not present.any():
             continue
         if method == "umap":
-            found = _umap(vectors[side][present])
+            found = _umap(vectors[modality][present])
         else:
-            found, share = _pca(vectors[side][present])
-            notes.append(f"{side}: the first two components hold {share:.0%} of the variance")
-        places[side][present] = _to_unit_square(found)
+            found, share = _pca(vectors[modality][present])
+            notes.append(f"{modality}: the first two components hold {share:.0%} of the variance")
+        places[modality][present] = _to_unit_square(found)
     drawn = f"{num:,} of {len(store):,} clips, drawn at random" if num < len(store) else f"all {num:,} clips"
     words = f"UMAP ({UMAP_NEIGHBOURS} neighbours, cosine)" if method == "umap" else "PCA"
     return Map(rows, places, _cluster(vectors), "; ".join([f"{words} of {drawn}", *notes]))
@@ -125,8 +115,10 @@ def _to_unit_square(places: np.ndarray) -> np.ndarray:
 
 
 def _cluster(vectors: dict[str, np.ndarray]) -> np.ndarray:
-    """k-means over both sides of each clip together; clusters by falling size."""
-    both = np.ascontiguousarray(np.concatenate([vectors[side] for side in MODALITIES], axis=1), dtype=np.float32)
+    """k-means over both modalities of each clip; clusters by falling size."""
+    both = np.ascontiguousarray(
+        np.concatenate([vectors[modality] for modality in MODALITIES], axis=1), dtype=np.float32
+    )
     num = int(np.clip(len(both) // CLIPS_PER_CLUSTER, 1, MAX_CLUSTERS))
     kmeans = faiss.Kmeans(both.shape[1], num, niter=20, seed=0, min_points_per_centroid=1)
     kmeans.train(both)

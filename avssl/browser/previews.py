@@ -31,7 +31,7 @@ LOST_SECONDS = 600.0  # a file that took too long or brought a worker down is tr
 
 
 class PreviewError(ValueError):
-    """Something that cannot be shown: the message names the file, without its folder, and the reason."""
+    """Something that cannot be shown; the message names the file without its folder."""
 
     def __init__(self, source: Path, reason: str) -> None:
         name = os.fsencode(source.name).decode("utf-8", "replace")
@@ -40,31 +40,28 @@ class PreviewError(ValueError):
 
 
 class Previews:
-    """Pictures and playable media of clips, made when first asked for. Many threads, and processes, may use one folder.
+    """Images and playable media of clips, made on first request. Threads and processes may share a folder.
 
-    A clip is a file or a part of one, (start, end) in seconds on the container's clock. A file that changes is looked
-    at anew.
+    A clip is a file or a part of one, (start, end) in seconds on the container's clock. Changed files are processed
+    again.
 
     Args:
-        folder: where results are kept; made if it is not there. Files that are not ours stay.
-        max_bytes: that the results may take; the least recently used are removed first.
-        num_workers: processes for pictures, and as many for previews, so that pictures do not wait for these.
-        timeout_seconds: per result, the waiting for a free process not included.
-
-    Raises:
-        OSError: the folder cannot be made or read.
+        folder: cache of results, created if missing; raises OSError. Other files in it are kept.
+        max_bytes: size of the cache; the least recently used results are removed first.
+        num_workers: processes for images, and as many for previews.
+        timeout_seconds: per result, without the wait for a free process.
     """
 
     def __init__(
         self, folder: Path, *, max_bytes: int = 1 << 30, num_workers: int = 2, timeout_seconds: float = 60.0
     ) -> None:
-        self._folder = _Folder(Path(folder).absolute(), max_bytes, max(STALE_SECONDS, 2 * timeout_seconds))
+        self._folder = _CacheFolder(Path(folder).absolute(), max_bytes, max(STALE_SECONDS, 2 * timeout_seconds))
         self._pictures = _Pool(num_workers, timeout_seconds)
         self._transcodes = _Pool(num_workers, timeout_seconds)
         self._guard = threading.Lock()
         self._locks: WeakValueDictionary[str, threading.Lock] = WeakValueDictionary()  # by key, while somebody wants it
-        self._failures = _Memory()  # by key: reason, until when it holds
-        self._playable = _Memory()  # by key: media type; "" = not as it is
+        self._failures = _LruCache()  # by key: reason, until when it holds
+        self._playable = _LruCache()  # by key: media type; "" = not as it is
 
     def __enter__(self) -> Self:
         return self
@@ -73,42 +70,30 @@ class Previews:
         self.close()
 
     def close(self) -> None:
-        """Stop all workers; who still waits for one gets a PreviewError."""
+        """Stop all workers; pending requests raise PreviewError."""
         for pool in (self._pictures, self._transcodes):
             pool.close()
 
     def poster(self, source: Path, part: Part = None) -> bytes:
-        """The middle frame, at most 256 pixels wide and high, as JPEG.
-
-        Raises:
-            PreviewError: it cannot be shown.
-        """
+        """The middle frame, at most 256 pixels wide and high, as JPEG. Raises PreviewError."""
         return self._bytes("poster", source, part, ".jpg")
 
     def spectrogram(self, source: Path, part: Part = None) -> bytes:
-        """The log-mel spectrogram of the first 30 s, 256 x 64 pixels, as PNG.
-
-        Raises:
-            PreviewError: there is no sound that can be decoded.
-        """
+        """The log-mel spectrogram of the first 30 s, 256 x 64 pixels, as PNG. Raises PreviewError."""
         return self._bytes("spectrogram", source, part, ".png")
 
     def media(self, source: Path, part: Part = None) -> tuple[Path, str]:
-        """A file that browsers play, and its media type: the source itself where they can; of a part of a file, and of
-        what they cannot play, a preview of the first 60 s, which stays for a minute at least.
-
-        Raises:
-            PreviewError: nothing in it can be played.
-        """
+        """A file that browsers play, and its media type: the source if possible, else a preview of the first 60 s,
+        which is kept for at least a minute. Raises PreviewError."""
         media_type = "" if part else self._media_type(source)
         if media_type:
             return source, media_type
         key = _key("preview", source, part)
-        path = self._made("preview", key, source, part, *MEDIA_TYPES)
+        path = self._cached("preview", key, source, part, *MEDIA_TYPES)
         return path, MEDIA_TYPES[path.suffix]
 
     def _lock(self, key: str) -> threading.Lock:
-        """Held while a key is asked for, so that many threads ask once."""
+        """Held while a result is made, so that threads share it."""
         with self._guard:
             return self._locks.setdefault(key, threading.Lock())
 
@@ -126,10 +111,10 @@ class Previews:
         key = _key(kind, source, part)
         while True:
             with contextlib.suppress(FileNotFoundError):  # another server removed it just now
-                return self._made(kind, key, source, part, suffix).read_bytes()
+                return self._cached(kind, key, source, part, suffix).read_bytes()
 
-    def _made(self, kind: str, key: str, source: Path, part: Part, *suffixes: str) -> Path:
-        """The entry of a key, with one of these extensions (the second: of sound alone); made unless it is there."""
+    def _cached(self, kind: str, key: str, source: Path, part: Part, *suffixes: str) -> Path:
+        """The entry of a key, with one of these extensions (the second: audio only); made if missing."""
         with self._lock(key):
             found = self._folder.use(key, suffixes)
             if found is not None:
@@ -166,7 +151,7 @@ class Previews:
 
 
 def _key(kind: str, source: Path, part: Part) -> str:
-    """40 hex digits that stand for what is made of a file as it is now. Raises PreviewError."""
+    """40 hex digits identifying a result of the file in its current state. Raises PreviewError."""
     problem = file_problem(source)
     if problem is not None:
         raise PreviewError(source, problem)
@@ -181,8 +166,8 @@ def _key(kind: str, source: Path, part: Part) -> str:
     return digest(facts, num_bytes=20)
 
 
-class _Folder:
-    """Entries on disk whose sum of sizes is bounded. The time of the last use is the file's time of change."""
+class _CacheFolder:
+    """Entries on disk with a bounded total size; modification time is the time of last use."""
 
     def __init__(self, path: Path, max_bytes: int, stale_seconds: float) -> None:
         self.path, self.max_bytes = path, max_bytes
@@ -199,7 +184,7 @@ class _Folder:
 
     @contextlib.contextmanager
     def unfinished(self) -> Iterator[Path]:
-        """A name to write to that no other process uses; what is left there afterwards is removed."""
+        """A unique temporary path; removed afterwards."""
         name = f".{secrets.token_hex(8)}.made"
         try:
             yield self.path / name
@@ -208,7 +193,7 @@ class _Folder:
                 (self.path / left).unlink(missing_ok=True)
 
     def use(self, key: str, suffixes: tuple[str, ...]) -> Path | None:
-        """The entry, which counts as used now; None if there is none."""
+        """The entry, marked as used; None if there is none."""
         for suffix in suffixes:
             path = self.path / (key + suffix)
             try:
@@ -233,7 +218,7 @@ class _Folder:
         return path
 
     def _make_room(self) -> None:
-        """Look what is there, which other servers change too; if it is too much, remove what was not used longest."""
+        """Recount the entries, which other servers change too, and remove the least recently used if over the limit."""
         entries = []
         for file in os.scandir(self.path):
             if ENTRY.fullmatch(file.name):
@@ -252,7 +237,7 @@ class _Folder:
 
 
 class _Pool:
-    """Workers that many threads share; the one that was used last is used next, so that few are started."""
+    """Workers shared by threads; the last used is used next, so that few are started."""
 
     def __init__(self, num_workers: int, timeout_seconds: float) -> None:
         self.workers = [Worker(MODULE, timeout_seconds) for _ in range(num_workers)]
@@ -282,8 +267,8 @@ class _Pool:
         self._idle.put(None)
 
 
-class _Memory:
-    """Values by key; what was stored or looked up longest ago is forgotten."""
+class _LruCache:
+    """A thread-safe LRU cache."""
 
     def __init__(self) -> None:
         self._guard = threading.Lock()

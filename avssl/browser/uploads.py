@@ -1,4 +1,4 @@
-"""Files that a visitor of the browser brings: embedded in a process that can be killed, and deleted."""
+"""Uploaded files: embedded in a process that can be killed, then deleted."""
 
 import re
 import secrets
@@ -26,7 +26,7 @@ TIMEOUT_SECONDS = 60.0  # per file, the loading of the runs included
 
 
 class UploadError(ValueError):
-    """A file that cannot be embedded: the message says why."""
+    """A file that cannot be embedded."""
 
 
 class BusyError(RuntimeError):
@@ -35,7 +35,7 @@ class BusyError(RuntimeError):
 
 @dataclass(frozen=True)
 class Upload:
-    """A file of a visitor, as far as it is held."""
+    """What is kept of an uploaded file."""
 
     id: str
     name: str
@@ -51,7 +51,7 @@ class Uploads:
     """Thread-safe, but for `take`.
 
     Args:
-        stores: whose runs embed what is brought.
+        stores: whose runs embed the files.
         max_bytes, max_seconds: of a file.
         timeout_seconds: per file.
     """
@@ -81,8 +81,7 @@ class Uploads:
 
     @contextmanager
     def place(self, name: str) -> Iterator[Path]:
-        """Where to write the bytes of a file, which are deleted afterwards; of the visitor's name only a harmless
-        ending is kept.
+        """Temporary path for the bytes of a file; only a harmless extension of its name is kept.
 
         Raises:
             BusyError: too many others are there.
@@ -132,7 +131,7 @@ class Uploads:
             return self._held[id]
 
     def _picture(self, make: Callable[[Path], bytes], path: Path) -> bytes | None:
-        """A small picture of a file, of which nothing stays on disk."""
+        """An image of a file, without leaving anything on disk."""
         try:
             return make(path)
         except PreviewError:
@@ -143,7 +142,7 @@ class Uploads:
 
 
 def remove_leftovers() -> None:
-    """Delete what servers have left that were killed."""
+    """Delete the folders of killed servers."""
     for lock in Path(tempfile.gettempdir()).glob(f"{PREFIX}*/.lock"):
         with suppress(LockedError, WriteError), folder_lock(lock.parent):  # in use, or somebody else's
             shutil.rmtree(lock.parent, ignore_errors=True)

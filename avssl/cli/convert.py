@@ -50,14 +50,14 @@ def _write(given: argparse.Namespace) -> dict[str, Any]:
     if path.is_dir() or path.name == LAST:
         if given.encoder or given.trust_pickle:
             raise ValueError(f"{path} is a run: --encoder and --trust-pickle are for published checkpoints")
-        towers, told = load_run(path), {}
-        export(towers, given.to, facts=towers.facts)
+        pretrained, told = load_run(path), {}
+        export(pretrained, given.to, facts=pretrained.facts)
     else:
-        towers, found = convert(given.source, encoder=given.encoder, trust_pickle=given.trust_pickle)
-        told = {"layout": found.layout, **vars(found.report), "memory": towers.facts["memory"]}
-        export(towers, given.to, facts=towers.facts, memory=found.memory)
-    encoders = {modality: getattr(towers.model, modality) for modality in towers.encoders}
-    return {"to": str(given.to), "encoders": encoders, "weights_hash": towers.weights_hash, **told}
+        pretrained, found = convert(given.source, encoder=given.encoder, trust_pickle=given.trust_pickle)
+        told = {"layout": found.layout, **vars(found.report), "memory": pretrained.facts["memory"]}
+        export(pretrained, given.to, facts=pretrained.facts, memory=found.memory)
+    encoders = {modality: getattr(pretrained.model, modality) for modality in pretrained.encoders}
+    return {"to": str(given.to), "encoders": encoders, "weights_hash": pretrained.weights_hash, **told}
 
 
 def _format_result(result: dict[str, Any]) -> str:

@@ -164,17 +164,17 @@ def dataset_path(name: str) -> Path:
 
 
 def _frozen(given: argparse.Namespace) -> int:
-    towers, asked = _asked(given)
+    pretrained, asked = _asked(given)
     save = getattr(given, "save", None)
     if save:
         if (save / LAST).exists():
             raise ValueError(f"--save {save} is the folder of a run: give another one")
         check_writable(save / "config.json")
     heads: dict[str, Head] = {}
-    cache = given.cache or towers.path.parent / "vectors"
+    cache = given.cache or pretrained.path.parent / "vectors"
     keep = heads if save else None
     try:
-        result = measure_frozen(towers, asked, cache=cache, baseline=not given.no_baseline, keep=keep)
+        result = measure_frozen(pretrained, asked, cache=cache, baseline=not given.no_baseline, keep=keep)
     except WriteError as error:
         raise ValueError(f"{error}; --cache names another folder for vectors") from error
     if result and save and not heads:
@@ -182,17 +182,17 @@ def _frozen(given: argparse.Namespace) -> int:
     if result and save:
         best = max(heads.values(), key=lambda head: head.held_out)
         learned = {"manifest_hash": asked.manifest.hash, "splits": len(asked.splits), "held_out": best.held_out}
-        facts = {**towers.facts, "classifier": learned}
-        export(dataclasses.replace(towers, classifier=best.classifier), save, facts=facts)
+        facts = {**pretrained.facts, "classifier": learned}
+        export(dataclasses.replace(pretrained, classifier=best.classifier), save, facts=facts)
         words = f"{best.classifier.modality} {best.classifier.stage}, {best.held_out:.3f} on the held-out training part"
         print(f"saved {save}: the classifier of {words}; next: python tools/predict.py {save} CLIP", file=sys.stderr)
     return _print_result(result, given)
 
 
 def _finetune(given: argparse.Namespace) -> int:
-    towers, asked = _asked(given)
+    pretrained, asked = _asked(given)
     result = measure_finetuned(
-        towers,
+        pretrained,
         asked,
         out=given.out,
         baseline=not given.no_baseline,
@@ -229,8 +229,8 @@ def _propagate(given: argparse.Namespace) -> int:
         if given.scenes < 1 or first < 0:
             raise ValueError(f"--scenes {given.scenes} --seed {first}: expected at least 1 and 0")
         names = [str(first + i) for i in range(given.scenes)]
-    towers = load(given.weights)
-    towers = untrained(towers) if given.random_weights else towers
+    pretrained = load(given.weights)
+    pretrained = untrained(pretrained) if given.random_weights else pretrained
 
     def read(name: str) -> tuple[Any, Any]:
         if given.davis:
@@ -239,7 +239,7 @@ def _propagate(given: argparse.Namespace) -> int:
         return scene.frames, scene.masks
 
     words = "masks of clips"
-    result = score_propagation(towers, names, read, map_name=given.map, size=given.size, progress=words)
+    result = score_propagation(pretrained, names, read, map_name=given.map, size=given.size, progress=words)
     for name, reason in result["errors"].items():
         print(f"not read, left out: {name}: {reason}", file=sys.stderr)
     print_result(result, _format_masks(result), to=given.json)

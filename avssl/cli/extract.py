@@ -57,7 +57,7 @@ def _extract(given: argparse.Namespace) -> int:
         "sound_only": int((~store.has["video"]).sum()),
         "not_read": len(store.errors),
     }
-    hears = "audio" in store.meta.towers
+    hears = "audio" in store.meta.modalities
     sides = f"{summary['with_sound']} with sound" if hears else "by their pictures, as the run hears nothing"
     sides += f" ({summary['sound_only']} of them without picture)" if hears and summary["sound_only"] else ""
     text = f"{summary['clips']} clips, {sides}, {summary['not_read']} not read -> {given.out}"

@@ -32,8 +32,8 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _predict(given: argparse.Namespace) -> int:
     check_at_least(given, 1, "top", "num_clips", "num_crops")
-    towers = with_data(load(given.weights), num_workers=0)
-    if towers.classifier is None:
+    pretrained = with_data(load(given.weights), num_workers=0)
+    if pretrained.classifier is None:
         raise ValueError(
             f"{given.weights} has no classifier: fine-tune with tools/evaluate.py RUN finetune and give "
             "OUT/<split>/trained, or save one with tools/evaluate.py RUN linear --save"
@@ -41,7 +41,7 @@ def _predict(given: argparse.Namespace) -> int:
     found, lines, lost = {}, [], {}
     for path in given.files:
         try:
-            scores = predict(towers, path, num_clips=given.num_clips, num_crops=given.num_crops)
+            scores = predict(pretrained, path, num_clips=given.num_clips, num_crops=given.num_crops)
         except ValueError as error:
             lost[str(path)] = str(error)
             continue

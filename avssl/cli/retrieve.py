@@ -37,11 +37,11 @@ def main(arguments: list[str] | None = None) -> int:
 def _retrieve(given: argparse.Namespace) -> int:
     store = read_store(given.embeddings)
     sides = MODALITIES if given.by == "agreement" else (given.source, given.target)
-    lacks = [side for side in sides if side not in store.meta.towers]
+    lacks = [side for side in sides if side not in store.meta.modalities]
     if lacks:
-        own = store.meta.towers[0]
+        own = store.meta.modalities[0]
         raise StoreError(
-            f"these embeddings are of a run without a tower for {lacks[0]}: ask with --from {own} --to {own}"
+            f"these embeddings are of a run without an encoder for {lacks[0]}: ask with --from {own} --to {own}"
         )
     query = find_query(store, given.query)
     way = "agreement" if given.by == "agreement" else f"{given.source[0]}2{given.target[0]}"

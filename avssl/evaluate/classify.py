@@ -1,4 +1,4 @@
-"""Classification and clustering of frozen features, all in memory: nearest neighbors, scikit-learn's models.
+"""Classification and clustering of frozen features in memory: nearest neighbors and scikit-learn's models.
 
 Letters: n training videos, m test videos, V views of each, D feature, C classes.
 """
@@ -20,7 +20,7 @@ from sklearn.svm import LinearSVC
 from threadpoolctl import threadpool_limits
 from torch import Tensor
 
-QUERIES = 1024  # compared with the training videos at once
+QUERIES = 1024  # per matrix product
 STRENGTHS = (1e-3, 1e-2, 1e-1, 1.0, 10.0)  # C of scikit-learn: inverse of the L2 penalty
 SVM_STRENGTHS = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)
 FOLDS = 3
@@ -36,9 +36,8 @@ def knn_predict(
         train: (n, D) features, any length.
         train_targets: (n,) int64 classes >= 0.
         test: (m, D).
-        k: neighbours; all of them when there are fewer.
-        temperature: votes weigh exp(cosine / temperature), up to a factor; None = all the same, and a tie goes to the
-            class with the nearer neighbour.
+        k: number of neighbours; all of them when there are fewer.
+        temperature: votes weigh exp(cosine / temperature); None = all the same, ties go to the nearer neighbour.
 
     Returns:
         (m,) int64 classes with the most votes.
@@ -52,10 +51,10 @@ def knn_predict(
     for query in F.normalize(test.float(), dim=1).split(QUERIES):
         nearest = (query @ gallery.T).topk(min(k, len(train)), dim=1)  # nearest first
         if temperature is None:
-            places = torch.arange(nearest.values.shape[1], dtype=torch.float64)
-            weights = (1 + 2.0 ** -(places + 2)).expand_as(nearest.values)  # together less than half a vote more
+            order = torch.arange(nearest.values.shape[1], dtype=torch.float64)
+            weights = (1 + 2.0 ** -(order + 2)).expand_as(nearest.values)  # extras sum to less than half a vote
         else:
-            weights = ((nearest.values - nearest.values[:, :1]) / temperature).exp()  # less the largest: no overflow
+            weights = ((nearest.values - nearest.values[:, :1]) / temperature).exp()  # minus the largest: no overflow
         votes = torch.zeros(len(query), num_classes, dtype=weights.dtype)  # (q, C)
         parts.append(votes.scatter_add_(1, train_targets[nearest.indices], weights))
     return torch.cat(parts).argmax(dim=1)
@@ -64,17 +63,16 @@ def knn_predict(
 def linear_predict(
     train: np.ndarray, train_targets: np.ndarray, test: np.ndarray, *, groups: np.ndarray | None = None
 ) -> tuple[np.ndarray, float]:
-    """Multinomial logistic regression on standardized features; the L2 penalty is chosen by cross-validation on the
-    training features alone.
+    """Multinomial logistic regression on standardized features, L2 penalty by cross-validation on the training set.
 
     Args:
         train: (n, D) features.
         train_targets: (n,) classes.
         test: (m, D) features.
-        groups: (n,) clips of one group (scene, source video) are never on both sides of a fold; None = each by itself.
+        groups: (n,) clips of one group (scene, source video) are never split over folds; None = no groups.
 
     Returns:
-        (m,) predicted classes, and the penalty C that was chosen.
+        (m,) predicted classes, and the chosen C.
 
     Raises:
         ValueError: fewer than two classes.
@@ -95,48 +93,23 @@ def linear_predict(
     return _fit(train, train_targets, best).predict(test), best
 
 
-def grouped_predict(features: np.ndarray, targets: np.ndarray, groups: np.ndarray, *, num_folds: int = 5) -> np.ndarray:
-    """Every clip classified by a linear probe that has seen no clip of its group (scene, source video).
-
-    Args:
-        features: (n, D).
-        targets: (n,) classes.
-        groups: (n,) any labels.
-        num_folds: groups are shared out over as many folds, of about equal numbers of clips.
-
-    Returns:
-        (n,) predicted classes.
-
-    Raises:
-        ValueError: fewer groups than folds, or a fold whose training side has one class only.
-    """
-    member = np.unique(groups, return_inverse=True)[1]
-    if member.max(initial=-1) + 1 < num_folds:
-        raise ValueError(f"{member.max(initial=-1) + 1} groups cannot be shared out over num_folds={num_folds}")
-    predicted = np.empty_like(targets)
-    for train, test in GroupKFold(num_folds).split(features, groups=member):
-        predicted[test], _ = linear_predict(features[train], targets[train], features[test], groups=member[train])
-    return predicted
-
-
 def svm_scores(
     train: np.ndarray, train_targets: np.ndarray, test: np.ndarray, *, groups: np.ndarray, num_classes: int
 ) -> tuple[np.ndarray, float]:
-    """Linear support vector machine, one class against the others, on standardized features of single views; the
-    decision values of a video are the mean over its views. C is chosen inside the training videos.
+    """Linear one-vs-rest SVM on standardized features of single views; decision values are averaged over the views.
 
     Args:
         train: (n, V, D) features; every view is a sample.
         train_targets: (n,) classes.
         test: (m, V, D).
-        groups: (n,) videos of one group are never on both sides of a fold.
+        groups: (n,) as in `linear_predict`.
         num_classes: C.
 
     Returns:
-        (m, C) mean decision values, -inf for a class that was not learned; and the C that was chosen.
+        (m, C) mean decision values, -inf for a class without training videos; and the chosen SVM penalty.
 
     Source: the protocol of ESC-50 in the AVID paper, section 4.
-    Differs from the scripts that are public: there C is chosen on the test folds.
+    Differs from the public scripts: there the penalty is chosen on the test folds.
     """
     right = []
     for strength in SVM_STRENGTHS:
@@ -149,39 +122,39 @@ def svm_scores(
     return _svm(train, train_targets, test, best, num_classes), best
 
 
-def draw_few(targets: np.ndarray, share: float, *, num_draws: int, seed: int = 0) -> Iterator[np.ndarray]:
-    """Positions of so few labeled videos: `share` of every class, at least one, in `num_draws` draws.
+def draw_few(targets: np.ndarray, fraction: float, *, num_draws: int, seed: int = 0) -> Iterator[np.ndarray]:
+    """Positions of a fraction of every class, at least one video each, in `num_draws` random draws.
 
     Source: the balanced lists of SimCLR (Chen et al. 2020), drawn here by a seed.
     """
     for draw in range(num_draws):
         rng = np.random.default_rng((seed, draw))
-        kept = []
+        drawn = []
         for each in np.unique(targets):
             rows = np.flatnonzero(targets == each)
-            kept.append(rng.choice(rows, max(1, round(share * len(rows))), replace=False))
-        yield np.sort(np.concatenate(kept))
+            drawn.append(rng.choice(rows, max(1, round(fraction * len(rows))), replace=False))
+        yield np.sort(np.concatenate(drawn))
 
 
 def cluster(features: np.ndarray, *, num_clusters: int, seed: int = 0) -> np.ndarray:
-    """Cluster of each of n videos: k-means on features (n, D) of unit length, the best of NUM_STARTS starts."""
+    """(n,) clusters by k-means on features (n, D) scaled to unit length, the best of NUM_STARTS starts."""
     lengths = np.linalg.norm(features, axis=1, keepdims=True)
     model = KMeans(min(num_clusters, len(features)), n_init=NUM_STARTS, random_state=seed)
-    with _quiet():  # fewer different videos than clusters
+    with _quiet():  # warns about fewer distinct videos than clusters
         return model.fit_predict(features / np.maximum(lengths, 1e-12))
 
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Without warnings of models that did not converge: weak penalties need not, to rank the strengths. One thread: the
-    products are small, and threads that wait for each other make a fit up to 20 times slower."""
+    """Silence convergence warnings: ranking penalties does not need it. One thread: for small products, waiting threads
+    make a fit up to 20 times slower."""
     with warnings.catch_warnings(), threadpool_limits(1):
         warnings.simplefilter("ignore", ConvergenceWarning)
         yield
 
 
 def _folds(groups: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Positions inside and outside of each of at most FOLDS folds of whole groups; of rows where all are one group."""
+    """(inside, outside) positions of at most FOLDS folds of whole groups; of single rows if there is one group only."""
     member = np.unique(groups, return_inverse=True)[1]
     if member.max() == 0:
         member = np.arange(len(groups))
@@ -196,7 +169,8 @@ def _svm(train: np.ndarray, targets: np.ndarray, test: np.ndarray, strength: flo
         model.fit(train.reshape(-1, train.shape[2]), np.repeat(targets, train.shape[1]))
     found = model.decision_function(test.reshape(-1, test.shape[2]))
     known = model.classes_
-    found = np.stack([-found, found], axis=1) if len(known) == 2 else found  # of two classes one value is given
+    if len(known) == 2:  # scikit-learn returns a single column
+        found = np.stack([-found, found], axis=1)
     scores = np.full((len(test), num_classes), -np.inf)
     scores[:, known] = found.reshape(len(test), -1, len(known)).mean(axis=1)
     return scores

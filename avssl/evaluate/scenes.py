@@ -1,9 +1,7 @@
-"""Made clips of which it is known what moves where: textured things on smooth paths before a textured ground that the
-camera shakes and pans.
+"""Synthetic clips with known masks: textured objects on smooth paths over a textured background, with camera shake and
+pan. Background and objects alpha a family of textures, so that only motion separates them.
 
-Ground and things have textures of the same family, so that neither color nor pattern tells them apart; motion does.
-
-Letters: T frames, H x W pixels, K things.
+Letters: T frames, H x W pixels, K objects.
 """
 
 from dataclasses import dataclass
@@ -12,20 +10,20 @@ import cv2
 import numpy as np
 
 OCTAVES = ((60, 26), (22, 20), (8, 16))  # (pixels of a cell, contrast in gray levels) of a texture
-RADII = (0.10, 0.16)  # of a thing, in the picture's short side
-WAY = (0.45, 0.9)  # how far a thing goes in 40 frames, in the short side, as far as there is room
-SLACK = 8  # pixels around the ground beyond the pan, for the shake
+RADII = (0.10, 0.16)  # of an object, as fractions of the short side
+WAY = (0.45, 0.9)  # path length in 40 frames, as fractions of the short side
+SLACK = 8  # extra background pixels for the shake
 
 
 @dataclass(frozen=True)
 class Scene:
-    """A made clip and its truth.
+    """A synthetic clip with its masks and boxes.
 
     Args:
         frames: (T, H, W, 3) uint8 RGB.
-        masks: (T, H, W) uint8; 0 the ground, 1 to K the thing that is seen there. Later things are in front.
-        boxes: (T, K, 4) float64; top, left, height, width of what is seen of each thing, as fractions of the picture;
-            NaN where nothing of it is seen.
+        masks: (T, H, W) uint8; 0 = background, 1 to K = object. Later objects are in front.
+        boxes: (T, K, 4) float64; top, left, height, width of the visible part as fractions of the frame; NaN if
+            hidden.
     """
 
     frames: np.ndarray
@@ -46,14 +44,10 @@ def make_scene(
     """Draw one scene; the same arguments give the same bytes.
 
     Args:
-        seed: of everything that is drawn by chance.
-        num_frames: T.
-        height: H, pixels.
-        width: W, pixels.
         num_objects: K; 0 = only the camera moves.
-        shake: standard deviation in pixels of the camera's place from frame to frame; it also turns, zooms and tilts
-            the picture slightly. 0 = a tripod.
-        pan: how far the camera swings over the whole scene, pixels.
+        shake: standard deviation in pixels of the camera position per frame, with slight rotation, zoom and tilt.
+            0 = a tripod.
+        pan: camera movement over the whole scene, pixels.
     """
     rng = np.random.default_rng(seed)
     margin = int(np.ceil(abs(pan) + 6 * shake)) + SLACK
@@ -61,7 +55,7 @@ def make_scene(
     angle = rng.uniform(0, 2 * np.pi)
     pans = np.linspace(0, pan, num_frames)[:, None] * [np.cos(angle), np.sin(angle)]  # (T, 2) x, y
     cameras = shake_camera(rng, num_frames, height, width, shake=shake)  # (T, 3, 3)
-    things = [_draw_thing(rng, min(height, width)) for _ in range(num_objects)]  # (P, P, 3) colors, (P, P) cover
+    objects = [_draw_object(rng, min(height, width)) for _ in range(num_objects)]  # (P, P, 3) colors, (P, P) cover
     paths = [_draw_path(rng, num_frames, height, width) for _ in range(num_objects)]  # (T, 3, 3) each
 
     frames = np.empty((num_frames, height, width, 3), np.uint8)
@@ -69,13 +63,13 @@ def make_scene(
     for i in range(num_frames):
         place = cameras[i] @ _shift(*(pans[i] - margin))
         frames[i] = cv2.warpPerspective(ground, place, (width, height), borderMode=cv2.BORDER_REFLECT)
-        for number, ((colors, cover), path) in enumerate(zip(things, paths, strict=True), 1):
+        for number, ((colors, cover), path) in enumerate(zip(objects, paths, strict=True), 1):
             side = len(cover)
             place = cameras[i] @ path[i] @ _shift(-side / 2, -side / 2)
             color = cv2.warpPerspective(colors, place, (width, height), borderMode=cv2.BORDER_REFLECT)
-            share = cv2.warpPerspective(cover, place, (width, height))[..., None] / 255.0  # (H, W, 1)
-            frames[i] = np.rint(share * color + (1 - share) * frames[i])
-            masks[i][share[..., 0] > 0.5] = number
+            alpha = cv2.warpPerspective(cover, place, (width, height))[..., None] / 255.0  # (H, W, 1)
+            frames[i] = np.rint(alpha * color + (1 - alpha) * frames[i])
+            masks[i][alpha[..., 0] > 0.5] = number
     return Scene(frames, masks, _boxes(masks, num_objects))
 
 
@@ -90,9 +84,9 @@ def draw_texture(rng: np.random.Generator, height: int, width: int) -> np.ndarra
 
 
 def shake_camera(rng: np.random.Generator, num_frames: int, height: int, width: int, *, shake: float) -> np.ndarray:
-    """(T, 3, 3) homographies: the camera's small movements about the middle of the picture."""
+    """(T, 3, 3) homographies: small camera movements about the center of the frame."""
     noise = rng.standard_normal((num_frames + 2, 6))
-    noise = (noise[:-2] + noise[1:-1] + noise[2:]) / np.sqrt(3) * shake  # neighbouring frames shake alike
+    noise = (noise[:-2] + noise[1:-1] + noise[2:]) / np.sqrt(3) * shake  # correlated between frames
     cameras = np.empty((num_frames, 3, 3))
     for i, (x, y, turn, zoom, *tilt) in enumerate(noise):
         angle, scale = 0.002 * turn, 1 + 0.002 * zoom
@@ -102,8 +96,8 @@ def shake_camera(rng: np.random.Generator, num_frames: int, height: int, width: 
     return cameras
 
 
-def _draw_thing(rng: np.random.Generator, short_side: int) -> tuple[np.ndarray, np.ndarray]:
-    """A polygon or a round blob in its own texture -> colors (P, P, 3) and cover (P, P), both uint8."""
+def _draw_object(rng: np.random.Generator, short_side: int) -> tuple[np.ndarray, np.ndarray]:
+    """A textured polygon or blob -> colors (P, P, 3) and cover (P, P), both uint8."""
     radius = rng.uniform(*RADII) * short_side
     if rng.random() < 0.5:
         angles = np.sort(2 * np.pi * (np.arange(6) + rng.uniform(-0.3, 0.3, 6)) / 6)
@@ -122,10 +116,10 @@ def _draw_thing(rng: np.random.Generator, short_side: int) -> tuple[np.ndarray, 
 
 
 def _draw_path(rng: np.random.Generator, num_frames: int, height: int, width: int) -> np.ndarray:
-    """(T, 3, 3) from a thing's own coordinates to the picture: a slightly bent way, with some turn and growth."""
+    """(T, 3, 3) from object to frame coordinates: a slightly curved path with some rotation and scaling."""
     size = np.array([width, height])
     short_side = min(height, width)
-    low, high = np.full(2, 0.18 * short_side), size - 0.18 * short_side  # keeps most of a thing inside
+    low, high = np.full(2, 0.18 * short_side), size - 0.18 * short_side  # keeps most of an object inside
     length = min(rng.uniform(*WAY) * short_side * num_frames / 40, 0.75 * np.linalg.norm(high - low))
     begin = end = low
     while abs(np.linalg.norm(end - begin) - length) > 0.1 * short_side:

@@ -1,7 +1,4 @@
-"""Which rows a protocol learns from and which it is asked about: the splits of a manifest, or folds made of it.
-
-Both include rows whose file cannot be read: what they count for is the protocol's affair, and nothing replaces them.
-"""
+"""Training and test rows: the splits of a manifest, or folds of it. Unreadable rows are included."""
 
 import re
 import warnings
@@ -12,7 +9,7 @@ from sklearn.model_selection import StratifiedGroupKFold
 
 from avssl.data.manifest import Manifest
 
-TEST_SPLITS = ("test", "val", "validation")  # asked about when nothing is said: the first that occurs
+TEST_SPLITS = ("test", "val", "validation")  # the first that occurs is the default test split
 
 
 @dataclass(frozen=True)
@@ -23,14 +20,14 @@ class Split:
 
 
 def read_splits(manifest: Manifest, *, folds: int | None = None, test_split: str | None = None) -> list[Split]:
-    """The official splits (columns split1, split2, ... of train and test), else those of the column split; or folds.
+    """The official splits (columns split1, split2, ...), else the column split; or folds.
 
     Args:
-        folds: make so many, of whole groups and with about the same share of every class; each is asked about once.
-        test_split: name of the rows that are asked about; None = test, or else val or validation.
+        folds: number of stratified folds of whole groups; each is the test part once.
+        test_split: name of the test rows; None = test, val or validation.
 
     Raises:
-        ValueError: no labels, fewer than two classes to learn, a side without rows, or fewer groups than folds.
+        ValueError: no labels, fewer than two training classes, no train or test rows, or fewer groups than folds.
     """
     labels = labels_of(manifest)
     labeled = labels != ""
@@ -62,7 +59,7 @@ def labels_of(manifest: Manifest) -> np.ndarray:
 
 
 def groups_of(manifest: Manifest) -> np.ndarray:
-    """(N,) str: what must not be divided; the file where nothing is known."""
+    """(N,) str groups that are never divided; the path where none is given."""
     pairs = zip(manifest.column("group").tolist(), manifest.column("path").tolist(), strict=True)
     return np.array([group or path for group, path in pairs])
 
@@ -71,17 +68,17 @@ def _named(manifest: Manifest, column: str, labeled: np.ndarray, test_split: str
     values = manifest.column(column)
     known = sorted({value for value in values[labeled].tolist() if value})
     if test_split == "train":
-        raise ValueError("--test-split train: clips that are learned from cannot be asked about")
-    asked = test_split or next((name for name in TEST_SPLITS if name in known), TEST_SPLITS[0])
-    sides = {name: np.flatnonzero(labeled & (values == name)) for name in ("train", asked)}
-    for name, rows in sides.items():
+        raise ValueError("--test-split train: training clips cannot be test clips")
+    test = test_split or next((name for name in TEST_SPLITS if name in known), TEST_SPLITS[0])
+    rows_of = {name: np.flatnonzero(labeled & (values == name)) for name in ("train", test)}
+    for name, rows in rows_of.items():
         if not len(rows):
             raise ValueError(
                 f"no labeled clip has {column}={name} (there {'is' if len(known) == 1 else 'are'} "
-                f"{', '.join(known) or 'none'}): name the side that is asked about with --test-split, or make folds of "
-                "all labeled clips with --folds 5"
+                f"{', '.join(known) or 'none'}): name the test rows with --test-split, or make folds of all "
+                "labeled clips with --folds 5"
             )
-    return Split(column, sides["train"], sides[asked])
+    return Split(column, rows_of["train"], rows_of[test])
 
 
 def _folds(manifest: Manifest, labeled: np.ndarray, labels: np.ndarray, folds: int) -> list[Split]:

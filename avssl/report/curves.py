@@ -1,4 +1,4 @@
-"""Figures over steps as inline SVG: text stays text, lines differ by their dashes too.
+"""Charts over steps as inline SVG; text stays text, and lines also differ by their dashes.
 
 Letters: n points of a line, m points that are drawn.
 """
@@ -16,9 +16,9 @@ from matplotlib.ticker import EngFormatter, MaxNLocator
 
 from avssl.report.page import html, shown
 
-MAX_POINTS = 240  # of a line; more are not to be told apart
+MAX_POINTS = 240  # per line; more cannot be distinguished
 DASHES = ((), (7, 3), (2, 2), (9, 3, 2, 3), (1, 4), (12, 4))  # as many as colors --s0, --s1, ... of the page
-TEXT, FAINT, RULE, *COLORS = (f"#10000{i}" for i in range(9))  # what stands for the page's colors in matplotlib
+TEXT, FAINT, RULE, *COLORS = (f"#10000{i}" for i in range(9))  # placeholders for the page's colors in matplotlib
 VARIABLES = {TEXT: "text", FAINT: "faint", RULE: "rule"} | {color: f"s{i}" for i, color in enumerate(COLORS)}
 SETTINGS = {
     "svg.fonttype": "none",
@@ -46,9 +46,9 @@ class Chart:
     """Lines over the same steps.
 
     Args:
-        lines: {name: steps and values}, at most as many as DASHES; a single one that the title names has the name "".
-        note: a sentence below the title: how to read it.
-        limits: {words: value}, lines across.
+        lines: {name: steps and values}, at most as many as DASHES; a single line named by the title has the name "".
+        note: a sentence below the title.
+        limits: {label: value}, horizontal lines.
     """
 
     title: str
@@ -58,13 +58,13 @@ class Chart:
 
 
 def charts_html(charts: Sequence[Chart]) -> str:
-    """Charts side by side where there is room; those without a point are left out."""
+    """A grid of charts, without empty ones."""
     figures = [(chart, svg(chart)) for chart in charts if any(len(steps) for steps, _ in chart.lines.values())]
     return html.charts(figures) if figures else ""
 
 
 def thinned(line: Line) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """At most MAX_POINTS points of a line: equal runs of it as their mean, with their smallest and largest value.
+    """At most MAX_POINTS points of a line: means of equal runs, with their smallest and largest values.
 
     Returns:
         steps, means, smallest, largest: (m,) each.
@@ -81,7 +81,7 @@ def thinned(line: Line) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]
 
 
 def svg(chart: Chart) -> Markup:
-    """The picture, with what it says in words as its name."""
+    """The chart as SVG, with a description as its label."""
     lines = {name: line for name, line in chart.lines.items() if len(line[0])}
     with matplotlib.rc_context(SETTINGS):
         figure = Figure(figsize=(6, 2.9 + 0.1 * len(lines)), layout="constrained")
@@ -104,26 +104,25 @@ def svg(chart: Chart) -> Markup:
             figure.legend(loc="outside upper left", ncols=2, frameon=False, handlelength=3)
         buffer = io.StringIO()
         figure.savefig(buffer, format="svg")
-    return Markup('<svg viewBox="{}" role="img" aria-label="{}">{}').format(*_for_page(buffer.getvalue(), chart))
+    return Markup('<svg viewBox="{}" role="img" aria-label="{}">{}').format(*_inline(buffer.getvalue(), chart))
 
 
-def _for_page(source: str, chart: Chart) -> tuple[str, str, Markup]:
-    """The view box, the name and the content of a picture: without what only a file needs, without names that a second
-    picture has too, in the colors of the page."""
+def _inline(source: str, chart: Chart) -> tuple[str, str, Markup]:
+    """View box, description and content of an SVG, without file metadata and duplicate ids, in the page's colors."""
     content = source[source.index(">", source.index("<svg")) + 1 :]
     content = re.sub(r"<metadata>.*?</metadata>|<style.*?</style>| id=\"[\w.]+_\d+\"", "", content, flags=re.DOTALL)
     content = re.sub(r"\s*\n\s*", " ", re.sub(r"(\d\.\d\d)\d+", r"\1", content))
     for color, name in VARIABLES.items():
         content = content.replace(color, f"var(--{name})")
-    return re.search(r'viewBox="(.*?)"', source)[1], format_decoder(chart), Markup(content)
+    return re.search(r'viewBox="(.*?)"', source)[1], _describe(chart), Markup(content)
 
 
-def format_decoder(chart: Chart) -> str:
-    """What a chart shows, for those who cannot see it."""
-    told = [
+def _describe(chart: Chart) -> str:
+    """Text alternative of a chart."""
+    parts = [
         f"{name or chart.title.lower()} from {shown(float(values[0]))} at step {int(steps[0])} to "
         f"{shown(float(values[-1]))} at step {int(steps[-1])}"
         for name, (steps, values) in chart.lines.items()
         if len(steps)
     ]
-    return f"{chart.title} over steps: {'; '.join(told)}"
+    return f"{chart.title} over steps: {'; '.join(parts)}"

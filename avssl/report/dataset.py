@@ -1,4 +1,4 @@
-"""Which clips a run was trained on: the manifest in numbers, what was left out, and why.
+"""Training clips of a run: statistics of the manifest, what was left out, and why.
 
 Letter: N rows.
 """
@@ -13,21 +13,17 @@ from avssl.data.manifest import Manifest
 from avssl.data.policy import TITLES, admit, cases
 from avssl.report.page import note, paragraph, table
 
-MAX_SPLITS = 6  # columns; the smallest of more are counted together
-NUM_NAMED = 3  # files named of each reason
+MAX_SPLITS = 6  # columns; smaller splits are counted together
+NUM_NAMED = 3  # files named per reason
 MAX_REASONS = 15
 
 
 def dataset_parts(manifest: Manifest, data: DataConfig, *, num_trained: int) -> list[str]:
-    """Tables of rows by split and case, and of the reasons why files cannot be used.
-
-    Args:
-        num_trained: clips that the run trains on, as its checkpoint has them.
-    """
+    """Tables of rows by split and case, and of unusable files by reason; num_trained clips by the checkpoint."""
     found = cases(manifest, max(data.num_frames / data.fps, data.audio_seconds))
     splits = _splits(manifest)
     readable = manifest.has_video & manifest.has_audio
-    kinds = [("all", np.ones(len(manifest), dtype=bool), "", ""), ("with picture and sound", readable, "", "")]
+    kinds = [("all", np.ones(len(manifest), dtype=bool), "", ""), ("with video and audio", readable, "", "")]
     kinds += [
         (TITLES[case], rows, getattr(data.policy, case), _named(manifest, rows))
         for case, rows in found.items()
@@ -38,13 +34,13 @@ def dataset_parts(manifest: Manifest, data: DataConfig, *, num_trained: int) -> 
     classes = len(manifest.class_names)
     num_labeled = int((manifest.targets() >= 0).sum())
     labels = f"{classes} classes, {num_labeled:,} rows with a label" if classes else "no labels"
-    hours = f"{_hours(manifest, 'video'):.2f} hours of picture, {_hours(manifest, 'audio'):.2f} hours of sound"
+    hours = f"{_hours(manifest, 'video'):.2f} hours of video, {_hours(manifest, 'audio'):.2f} hours of audio"
     parts = [
         paragraph(
             f"{num_trained:,} clips of data.split={data.split or 'null'} were trained on. "
             f"The manifest has {len(manifest):,} rows: {hours}; {labels}."
         ),
-        table("Rows by split and what they lack", columns, lines),
+        table("Rows by split and missing modality", columns, lines),
         note("A row can be in several lines. This is what the manifest and its quarantine list say now."),
         note(_policy(manifest, data)),
     ]
@@ -55,7 +51,7 @@ def dataset_parts(manifest: Manifest, data: DataConfig, *, num_trained: int) -> 
 
 
 def _splits(manifest: Manifest) -> dict[str, np.ndarray]:
-    """{split: (N,) bool}, the largest first; one column of all rows where there are no splits."""
+    """{split: (N,) bool}, the largest first; one column of all rows without splits."""
     column = np.array([split or "no split" for split in manifest.column("split").tolist()])
     names, counts = np.unique(column, return_counts=True)
     ordered = names[np.argsort(-counts, kind="stable")].tolist()
@@ -73,7 +69,7 @@ def _hours(manifest: Manifest, modality: str) -> float:
 def _policy(manifest: Manifest, data: DataConfig) -> str:
     try:
         admitted = admit(manifest, data)
-    except ConfigError as error:  # quarantined since the run began, where data.policy says error
+    except ConfigError as error:  # quarantined since the run began, under policy error
         return f"data.policy today would refuse this set: {error}"
     left, kept = (
         ", ".join(f"{count:,} {TITLES[case]}" for case, count in counts.items()) or "none"
@@ -83,7 +79,7 @@ def _policy(manifest: Manifest, data: DataConfig) -> str:
 
 
 def _reasons(manifest: Manifest) -> list[Sequence[Any]]:
-    """Rows that are not usable by status and reason, the most frequent first."""
+    """Unusable rows by status and reason, the most frequent first."""
     status = manifest.column("status")
     reason = np.array([each or "no reason given" for each in manifest.column("reason").tolist()])
     bad = np.flatnonzero(~manifest.usable())

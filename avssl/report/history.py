@@ -1,4 +1,4 @@
-"""A run's log as lines over its steps, and what they say of the training."""
+"""A run's log as charts over its steps, with signs of collapse."""
 
 from array import array
 from collections import Counter
@@ -17,12 +17,12 @@ COLLAPSED_STD, COLLAPSED_RANK = 0.1, 2.0  # at or below: reported as a sign of c
 MAX_REFRESHES = 40  # lines of the table; of more, evenly spaced ones
 SHARES = {
     "frac_unreadable": "could not be read",
-    "frac_no_audio": "without sound",
-    "frac_no_video": "without picture",
-    "frac_padded": "shorter than what was asked of them",
+    "frac_no_audio": "without audio",
+    "frac_no_video": "without video",
+    "frac_padded": "shorter than the window",
 }
-OF_METHODS = {  # that are no loss
-    "accuracy": "classes named right",
+OF_METHODS = {  # metrics of methods that are no loss
+    "accuracy": "correct classes",
     "returned": "walks that returned",
     "frac_tracked": "clips with a track",
 }
@@ -30,7 +30,7 @@ SPEED = {
     "lr": ("Learning rate", ""),
     "grad_norm": ("Gradient norm", "Before clipping."),
     "clips_per_second": ("Clips per second", "Over all processes."),
-    "data_wait": ("Share of time waiting for data", "Near 0 the training is the bottleneck, near 1 the decoding."),
+    "data_wait": ("Fraction of time waiting for data", "Near 0 the training is the bottleneck, near 1 the decoding."),
 }
 REFRESH = {  # of a refresh, after mining/: heading
     "rows_with_set": "rows with a set",
@@ -42,7 +42,7 @@ REFRESH = {  # of a refresh, after mining/: heading
 }
 REFRESH_CHARTS = {  # title: lines
     "Members of the same class": {"precision": "precision", "chance": "chance"},
-    "Shares of rows": {"exact": REFRESH["exact"], "rows_with_set": REFRESH["rows_with_set"]},
+    "Fractions of rows": {"exact": REFRESH["exact"], "rows_with_set": REFRESH["rows_with_set"]},
     "Overlap with the sets before": {"overlap": ""},
     "Mean score": {"score": ""},
 }
@@ -50,10 +50,10 @@ REFRESH_CHARTS = {  # title: lines
 
 @dataclass
 class History:
-    """What a log tells."""
+    """Contents of a log."""
 
-    lines: dict[str, Line] = field(default_factory=dict)  # {metric: its steps and values}, without what is not finite
-    refreshes: list[dict[str, Any]] = field(default_factory=list)  # of agreement sets, the lines of the log as they are
+    lines: dict[str, Line] = field(default_factory=dict)  # {metric: steps and values}, finite ones only
+    refreshes: list[dict[str, Any]] = field(default_factory=list)  # of agreement sets: raw log lines
     unreadable: Counter = field(default_factory=Counter)  # {reason, which names the file: how often}
     seconds: float = 0.0  # of training, by the clips per second that were reported
     step: int = -1  # of the last line; -1 without one
@@ -84,19 +84,21 @@ def read_history(path: Path, *, batch_size: int) -> History:
 
 
 def training_parts(history: History) -> list[str]:
-    """Charts of the training, what its collapse figures say, and all figures in numbers."""
+    """Charts of the training, collapse metrics, and a table of all metrics."""
     lines = history.lines
     if not lines:
-        return [note("The log holds no figures: the run stopped before its first report.")]
+        return [note("The log holds no metrics: the run stopped before its first report.")]
     shares = {name: lines[name] for name in SHARES if name in lines and lines[name][1].any()}
     charts = _loss_charts(lines)
     charts += [Chart(title, {"": lines[name]}, words) for name, (title, words) in SPEED.items() if name in lines]
     if shares:
         named = {SHARES[name]: line for name, line in shares.items()}
-        charts.append(Chart("Share of clips that lack something", named))
-    told = {OF_METHODS[part]: line for name, line in lines.items() if (part := name.rpartition("/")[2]) in OF_METHODS}
-    if told:
-        charts.append(Chart("Shares of what was trained on", told))
+        charts.append(Chart("Fraction of clips with something missing", named))
+    fractions = {
+        OF_METHODS[part]: line for name, line in lines.items() if (part := name.rpartition("/")[2]) in OF_METHODS
+    }
+    if fractions:
+        charts.append(Chart("Fractions of the training data", fractions))
     rows = [
         (name, *(float(each) for each in (values[0], values.min(), values.max(), values[-1])), len(values))
         for name, (_, values) in lines.items()
@@ -108,7 +110,7 @@ def training_parts(history: History) -> list[str]:
         heading("Collapse"),
         *collapse_parts(lines),
         heading("In numbers"),
-        table("Figures of the log", ("figure", "first", "lowest", "highest", "last", "reports"), rows),
+        table("Metrics of the log", ("metric", "first", "lowest", "highest", "last", "reports"), rows),
     ]
 
 
@@ -127,7 +129,7 @@ def _loss_charts(lines: Mapping[str, Line]) -> list[Chart]:
 
 
 def _charts(title: str, lines: Mapping[str, Line], **more: Any) -> list[Chart]:
-    """As many charts as it takes to tell the lines apart."""
+    """Charts of at most len(DASHES) lines each."""
     names = list(lines)
     return [
         Chart(title, {name: lines[name] for name in names[first : first + len(DASHES)]}, **more)
@@ -136,7 +138,7 @@ def _charts(title: str, lines: Mapping[str, Line], **more: Any) -> list[Chart]:
 
 
 def collapse_parts(lines: Mapping[str, Line]) -> list[str]:
-    """Charts of the collapse figures, how to read them, and a warning where the last ones are those of a collapse."""
+    """Charts of the collapse metrics, how to read them, and a warning if the last values indicate collapse."""
     charts, lost = [], []
     for ending, title, limit in (
         ("_std", "Spread of the embeddings", COLLAPSED_STD),
@@ -147,20 +149,20 @@ def collapse_parts(lines: Mapping[str, Line]) -> list[str]:
         own = {name.removesuffix(ending): line for name, line in found.items()}
         charts += _charts(title, own, limits={f"collapse: below {limit:g}": limit})
     if not charts:
-        return [note("No figures of collapse: the method keeps no embeddings that tell it.")]
+        return [note("No collapse metrics: the method reports no embeddings.")]
     words = (
         "A collapse is a line that falls to the dotted one and stays there, often while the loss still falls. The "
         "spread is 1 for embeddings all over the sphere and 0 when all are equal. The effective rank is the number of "
         "directions that a batch uses, at least 1, at most the embedding's dimension or the batch size less one."
     )
-    verdict = "The last figures show no collapse."
+    verdict = "The last values show no collapse."
     if lost:
-        verdict = f"Collapsed by the last figures: {', '.join(lost)}. What was learned on that side is worth little."
+        verdict = f"Collapsed by the last values: {', '.join(lost)}. The features of that modality are of little use."
     return [charts_html(charts), warning(verdict) if lost else paragraph(verdict), note(words)]
 
 
 def refresh_parts(history: History, *, has_labels: bool) -> list[str]:
-    """Agreement sets over time: a table of the refreshes, and charts where there are several."""
+    """Agreement sets over time: a table of the refreshes, and charts of several."""
     parts = []
     places = np.unique(np.linspace(0, len(history.refreshes) - 1, MAX_REFRESHES).astype(int))
     kept = [history.refreshes[place] for place in places] if history.refreshes else []

@@ -1,4 +1,4 @@
-"""A page in one HTML file: no other file, no network, no script; on screen light or dark, in print black on white."""
+"""A self-contained HTML page without scripts, for screen (light or dark) and print."""
 
 import base64
 import io
@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 
 
 def shown(value: Any) -> Any:
-    """A figure as a reader wants it: three decimals, or four significant digits of what is large or very small."""
+    """A number with three decimals, or four significant digits if large or very small; integers with commas."""
     if isinstance(value, float):
         return f"{value:.3f}" if 0.0095 <= abs(value) < 10 else f"{value:.4g}"
     return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else value

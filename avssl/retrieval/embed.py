@@ -24,7 +24,7 @@ MEMORY_BYTES = 32 << 30  # address space; torch with its libraries maps 6 GB
 
 
 def embed_file(path: Path, meta: Meta, *, run: Pretrained, manifest: Manifest | None = None) -> dict[str, np.ndarray]:
-    """The vectors of a file as those of a store: {video, audio: (D,)} of the sides that it has and the run looks at.
+    """The vectors of a file as those of a store: {video, audio: (D,)}, where both file and run have it.
 
     Args:
         meta: of the store.
@@ -38,7 +38,7 @@ def embed_file(path: Path, meta: Meta, *, run: Pretrained, manifest: Manifest | 
     if found.errors:
         raise StoreError(found.errors[0])
     matrices = found.embedding if meta.kind == "embedding" else found.features
-    return {side: matrix[0] for side, matrix in matrices.items() if found.has(side)[0]}
+    return {modality: matrix[0] for modality, matrix in matrices.items() if found.has(modality)[0]}
 
 
 def run_of_store(meta: Meta, *, device: torch.device | None = None) -> Pretrained:
@@ -62,7 +62,7 @@ def answer_job(job: Mapping[str, Any], runs: dict[str, Pretrained]) -> dict[str,
     """Vectors of job["path"] for each of job["stores"] (fields of a `Meta`), or the reason why there are none.
 
     Args:
-        runs: by hash of their weights; those that were not asked for before are added.
+        runs: by hash of their weights; missing ones are added.
     """
     path = Path(job["path"])
     try:
@@ -77,11 +77,11 @@ def answer_job(job: Mapping[str, Any], runs: dict[str, Pretrained]) -> dict[str,
             if meta.weights_hash not in runs:
                 runs[meta.weights_hash] = run_of_store(meta, device=torch.device("cpu"))
             found = embed_file(path, meta, run=runs[meta.weights_hash], manifest=manifest)
-            vectors.append({side: vector.tolist() for side, vector in found.items()})
+            vectors.append({modality: vector.tolist() for modality, vector in found.items()})
     except ValueError as error:
         return {"reason": str(error).replace(str(path), "it")}
-    sides = {"has_video": bool(manifest.has_video[0]), "has_audio": bool(manifest.has_audio[0])}
-    return {"vectors": vectors, "seconds": seconds, **sides}
+    modalities = {"has_video": bool(manifest.has_video[0]), "has_audio": bool(manifest.has_audio[0])}
+    return {"vectors": vectors, "seconds": seconds, **modalities}
 
 
 if __name__ == "__main__":

@@ -3,8 +3,8 @@ stop.
 
     embeddings/
       meta.json                  run, hash of its weights, manifest and its hash, what was extracted
-      shard-00000.video.npy      (rows, D) float16, zeros where a clip has no picture
-      shard-00000.audio.npy      (rows, D) float16, zeros where a clip has no sound
+      shard-00000.video.npy      (rows, D) float16, zeros where a clip has no video
+      shard-00000.audio.npy      (rows, D) float16, zeros where a clip has no audio
       shard-00000.parquet        id, path, start, end, label, has_audio, has_video per row, and the clips that could
                                  not be read with the reason
 
@@ -32,7 +32,7 @@ from avssl.files import digest
 from avssl.structs import MODALITIES
 
 SHARD_ROWS = 1024
-FILES_AT_ONCE = 32  # that are opened: a disk answers many at once faster than one after another
+FILES_AT_ONCE = 32  # opened in parallel, which is faster on most disks
 SCHEMA = pa.schema(
     [
         ("id", pa.int64()),
@@ -48,12 +48,12 @@ SCHEMA = pa.schema(
 
 
 class StoreError(ValueError):
-    """A folder of embeddings that cannot be used: the message names it and the fix."""
+    """A folder of embeddings that cannot be used."""
 
 
 @dataclass(frozen=True)
 class Meta:
-    """Where the vectors of a folder come from; a folder is continued only by the same identity."""
+    """Where the vectors come from; a folder is only continued with the same identity."""
 
     run: str
     weights_hash: str
@@ -64,36 +64,43 @@ class Meta:
     num_clips: int
     split: str | None
     num_rows: int
-    decoder: str = ""  # with its versions; "" in folders from before it was written down
-    towers: Sequence[str] = MODALITIES  # that the run has; the other side is zeros
+    decoder: str = ""  # with its versions; "" in old folders
+    modalities: Sequence[str] = MODALITIES  # that the run has; the other modality is zeros
 
     @property
     def identity(self) -> dict[str, object]:
-        """What makes embeddings these; not where run and clips lie."""
+        """What determines the vectors, without paths."""
         names = ("weights_hash", "manifest_hash", "kind", "num_clips", "split", "num_rows")
         return {name: getattr(self, name) for name in names}
 
 
+def read_meta(folder: Path) -> Meta:
+    fields = json.loads((folder / "meta.json").read_text())
+    return Meta(
+        **{"modalities" if name == "towers" else name: value for name, value in dict(fields).items()}
+    )  # older name
+
+
 class Vectors:
-    """The vectors of one side, mapped from disk and scaled to unit length where they are asked for; (n, D)."""
+    """The vectors of one modality, mapped from disk and scaled to unit length where they are asked for; (n, D)."""
 
     def __init__(self, shards: Sequence[Tensor]) -> None:  # (rows, D) float16 each, one after another
         self.shards = [shard for shard in shards if len(shard)]
         self.starts = np.cumsum([0, *(len(shard) for shard in self.shards)])
         self.shape = (int(self.starts[-1]), shards[0].shape[1])
-        self._arrays = [shard.numpy() for shard in self.shards]  # the same memory: numpy gathers a few rows faster
+        self._arrays = [shard.numpy() for shard in self.shards]  # shares memory; numpy gathers few rows faster
 
     def __len__(self) -> int:
         return self.shape[0]
 
     @cached_property
     def lengths(self) -> Tensor:
-        """(n,) float32 lengths as stored, where a clip lacks the side 1."""
+        """(n,) float32 lengths as stored, where a clip lacks the modality 1."""
         found = torch.cat([torch.linalg.vector_norm(shard.float(), dim=1) for shard in self.shards])
         return torch.where(found > 0, found, 1.0)
 
     def take(self, rows: np.ndarray) -> Tensor:
-        """(m, D) float32 unit vectors of these rows (m,), in any order; zeros where a clip lacks the side."""
+        """(m, D) float32 unit vectors of these rows (m,), in any order; zeros where a clip lacks the modality."""
         order = np.argsort(rows, kind="stable")
         ends = np.searchsorted(rows[order], self.starts)
         found = np.empty((len(rows), self.shape[1]), dtype=np.float16)
@@ -103,14 +110,14 @@ class Vectors:
         return torch.nn.functional.normalize(torch.from_numpy(found).float(), dim=1)
 
     def cosines(self, queries: Tensor) -> Tensor:
-        """Cosine of unit vectors (Q, D) to every row: (Q, n) float32, 0 where a clip lacks the side."""
+        """Cosine of unit vectors (Q, D) to every row: (Q, n) float32, 0 where a clip lacks the modality."""
         found = torch.cat([queries @ shard.float().T for shard in self.shards], dim=1)
         return found.div_(self.lengths)
 
 
 @dataclass(frozen=True)
 class Store:
-    """A folder of embeddings. What is not looked at is not read.
+    """A folder of embeddings, read lazily.
 
     Letters: n rows, D dimensions.
     """
@@ -132,11 +139,11 @@ class Store:
     @cached_property
     def has(self) -> dict[str, np.ndarray]:
         """{video, audio: (n,) bool}"""
-        return {side: self.table.column(f"has_{side}").to_numpy() for side in MODALITIES}
+        return {modality: self.table.column(f"has_{modality}").to_numpy() for modality in MODALITIES}
 
-    def has_all(self, sides: Iterable[str]) -> np.ndarray:
-        """(n,) bool: clips that have each of these sides."""
-        return np.logical_and.reduce([self.has[side] for side in sides])
+    def has_all(self, modalities: Iterable[str]) -> np.ndarray:
+        """(n,) bool: clips that have each of these modalities."""
+        return np.logical_and.reduce([self.has[modality] for modality in modalities])
 
     @cached_property
     def labels(self) -> tuple[list[str], np.ndarray]:
@@ -151,7 +158,7 @@ class Store:
         return labels == names.index(label) if label in names else np.zeros(len(self), dtype=bool)
 
     def row(self, id: int) -> int | None:
-        """Where a row of the manifest stands; None when it is not among these clips."""
+        """Position of a row of the manifest; None if it is not in the store."""
         place = int(np.searchsorted(self.ids, id))
         return place if place < len(self) and self.ids[place] == id else None
 
@@ -162,26 +169,22 @@ class Store:
         return self.table.column("label")[row].as_py()
 
     def digest(self) -> str:
-        """Tells embeddings apart: their identity, and size and time of every file."""
+        """Digest of the identity, and of size and time of every file."""
         entries = [(path.name, path.stat()) for path in sorted(self.folder.glob("shard-*"))]
         files = [f"{name} {entry.st_size} {entry.st_mtime_ns}\n" for name, entry in entries]
         return digest(tuple(self.meta.identity.values()), *files)
 
     def part(self, row: int) -> tuple[float | None, float | None]:
-        """Seconds at which a clip that is a part of its file starts and ends, as in the manifest."""
+        """Start and end in seconds of a clip that is a part of its file, as in the manifest."""
         return self.table.column("start")[row].as_py(), self.table.column("end")[row].as_py()
 
 
 def read_store(folder: Path) -> Store:
-    """Open a folder of embeddings.
-
-    Raises:
-        StoreError: it is not one, it is not complete or damaged, or an earlier version of the package wrote it.
-    """
+    """Open a folder of embeddings. Raises StoreError: missing, incomplete, damaged, or of an earlier version."""
     if not (folder / "meta.json").exists():
         raise StoreError(f"{folder} holds no embeddings (no meta.json): make them with tools/extract.py")
     try:
-        meta = Meta(**json.loads((folder / "meta.json").read_text()))
+        meta = read_meta(folder)
     except (OSError, TypeError, ValueError) as error:
         raise _damaged(folder, f"meta.json: {error}") from error
     numbers = range(-(-meta.num_rows // SHARD_ROWS))
@@ -197,15 +200,17 @@ def read_store(folder: Path) -> Store:
         raise _damaged(folder, error) from error
     if table.column("has_video").null_count or "start" not in pq.read_schema(files[0]).names:
         raise StoreError(
-            f"{folder} was written by an earlier version, which noted less of each clip: delete that folder and run "
+            f"{folder} was written by an earlier version, with fewer columns: delete that folder and run "
             "tools/extract.py again"
         )
     good = pc.is_null(table.column("error"))
     failed = table.filter(pc.invert(good))
     with ThreadPoolExecutor(FILES_AT_ONCE) as pool:
         vectors = {
-            side: Vectors(list(pool.map(_mapped, [shard_path(folder, number, f"{side}.npy") for number in numbers])))
-            for side in MODALITIES
+            modality: Vectors(
+                list(pool.map(_mapped, [shard_path(folder, number, f"{modality}.npy") for number in numbers]))
+            )
+            for modality in MODALITIES
         }
     table = table.filter(good).drop_columns("error").combine_chunks()
     if any(len(each) != len(table) for each in vectors.values()):
@@ -215,7 +220,7 @@ def read_store(folder: Path) -> Store:
 
 
 def _mapped(path: Path) -> Tensor:
-    """The (rows, D) float16 of a .npy file. The file is not kept open: a process may open a thousand only."""
+    """The (rows, D) float16 of a .npy file. The file is closed again: open files are limited."""
     try:
         with path.open("rb") as file:
             np.lib.format.read_magic(file)

@@ -1,5 +1,5 @@
-"""A folder of weights that `load` reads anywhere: encoders.safetensors, config.json, a model card, and what may stand
-beside them. No path of this machine is in it.
+"""Write a folder of weights that `load` reads anywhere: encoders.safetensors, config.json and a model card, without any
+local path.
 """
 
 import json
@@ -8,40 +8,45 @@ from pathlib import Path
 from typing import Any
 
 import safetensors.torch
+from jinja2 import Environment, PackageLoader
 from torch import Tensor, nn
 
 import avssl
 from avssl.files import atomic_write, digest
 from avssl.models.heads import MLP
 from avssl.training.checkpoint import ENCODERS, LAST
-from avssl.weights.card import write_card
 from avssl.weights.load import CONFIG, FORMAT, Pretrained, WeightsError, parts_of, without_files
 
 CARD, MEMORY = "README.md", "memory.safetensors"
 ONNX = ("video.onnx", "audio.onnx")
-PRIVATE = ("manifest", "root", "policy")  # of the data section: where clips lay, and what training did without some
+PRIVATE = ("manifest", "root", "policy")  # keys of the data section that are not exported
+TEMPLATES = Environment(  # of Markdown: nothing to escape
+    loader=PackageLoader("avssl.weights"), trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True
+)
+TEMPLATES.filters["num_parameters"] = lambda encoder: sum(parameter.numel() for parameter in encoder.parameters())
 
 
 def export(
-    towers: Pretrained, folder: str | Path, *, facts: Mapping[str, Any], memory: Mapping[str, Tensor] | None = None
+    pretrained: Pretrained, folder: str | Path, *, facts: Mapping[str, Any], memory: Mapping[str, Tensor] | None = None
 ) -> None:
-    """Write encoders, heads and classifier. Files of an earlier export in the folder are replaced or removed; each is
-    written whole or not at all, config.json last and with the digest of the weights: a folder whose writing was
-    interrupted is refused when it is read.
+    """Write encoders, heads and classifier, replacing an earlier export. Each file is written atomically, config.json
+    last with the digest of the weights, so that `load` refuses a folder whose writing was interrupted.
 
     Args:
-        facts: where the weights come from, as JSON has them; see `write_card`.
-        memory: further tensors to put beside them; nothing here reads them.
+        facts: where the weights come from, plain data. kind is run (method, steps, seed, precision, optim,
+            manifest_hash, split, num_clips, starts_from) or published (title, file, sha256, paper, license, matched,
+            left_out, memory); the card lists the facts of any other kind.
+        memory: memory bank tensors to save beside them; nothing here reads them.
 
     Raises:
         WeightsError: the folder is a run's, or a head is of a kind that cannot be built again.
         WriteError: the folder cannot be written to.
     """
-    folder, classifier = Path(folder), towers.classifier
+    folder, classifier = Path(folder), pretrained.classifier
     sections = {
-        "data": towers.data.model_dump(mode="json", exclude=set(PRIVATE)),
-        "model": without_files(towers.model).model_dump(mode="json"),
-        "heads": {modality: _head_arguments(head) for modality, head in towers.heads.items()},
+        "data": pretrained.data.model_dump(mode="json", exclude=set(PRIVATE)),
+        "model": without_files(pretrained.model).model_dump(mode="json"),
+        "heads": {modality: _head_arguments(head) for modality, head in pretrained.heads.items()},
         "classifier": None,
         "facts": dict(facts),
     }
@@ -50,20 +55,22 @@ def export(
         sections["classifier"] = {name: getattr(classifier, name) for name in names}
         sections["classifier"]["batch_norm"] = classifier.norm is not None
     if (folder / LAST).exists():
-        raise WeightsError(f"{folder} is the folder of a run, whose {ENCODERS} stays as it is: give another one")
-    content = _as_bytes(parts_of(towers.encoders, towers.heads, classifier).state_dict())
+        raise WeightsError(f"{folder} is the folder of a run, whose {ENCODERS} is not replaced: give another one")
+    content = _as_bytes(parts_of(pretrained.encoders, pretrained.heads, classifier).state_dict())
     about = {"format": FORMAT, "avssl": avssl.__version__, "sha256": digest(content, algorithm="sha256")}
     _write(folder / ENCODERS, content)
     for name in (MEMORY, *ONNX):
         (folder / name).unlink(missing_ok=True)
     if memory:
         _write(folder / MEMORY, _as_bytes(memory))
-    _write(folder / CARD, write_card(sections, towers.encoders, folder=folder.name).encode())
+    template, encoders = TEMPLATES.get_template("card.md"), dict(pretrained.encoders.items())
+    card = template.render(sections, encoders=encoders, folder=folder.name, version=avssl.__version__)
+    _write(folder / CARD, card.encode())
     _write(folder / CONFIG, (json.dumps(about | sections, indent=1) + "\n").encode())
 
 
 def _head_arguments(head: nn.Module) -> dict[str, Any]:
-    """The arguments that build a head again."""
+    """The arguments of `mlp` that rebuild a head."""
     if not isinstance(head, MLP):
         raise WeightsError(f"a head of {type(head).__name__} cannot be exported: build it with avssl.models.heads.mlp")
     return head.arguments

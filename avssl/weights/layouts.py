@@ -1,5 +1,5 @@
-"""Facts about published checkpoints: how each family names its entries, which encoders they fit, which clips they
-expect, and what their sources ask for. Another family is an entry in LAYOUTS.
+"""Published checkpoints: how each family names its entries, the encoders they fit, the clips they expect, paper and
+license. To support another family, add an entry to LAYOUTS.
 """
 
 import re
@@ -9,13 +9,13 @@ from typing import Any
 
 
 @dataclass(frozen=True)
-class Tower:
-    """Where the entries of one encoder stand in a checkpoint."""
+class EncoderLayout:
+    """How the entries of one encoder are named in a checkpoint."""
 
     modality: str
-    prefixes: tuple[str, ...]  # one of these stands before the names
-    encoders: tuple[str, ...]  # keys of ENCODERS: it is one of these
-    head: str = ""  # what stands before the names of its projection head, where that is like ours
+    prefixes: tuple[str, ...]  # one of these precedes the names
+    architectures: tuple[str, ...]  # possible keys of ENCODERS
+    head: str = ""  # prefix of its projection head, if compatible
 
 
 @dataclass(frozen=True)
@@ -23,12 +23,12 @@ class Layout:
     """How a family of checkpoints names its entries."""
 
     title: str
-    towers: tuple[Tower, ...]
-    paper: str  # to cite
+    encoders: tuple[EncoderLayout, ...]
+    paper: str
     license: str  # as the source states it
-    others: tuple[str, ...] = ()  # how the names of known entries that are no part of our encoders begin,
-    endings: tuple[str, ...] = ()  # or end
-    rename: Callable[[str], str] = str  # its name of an entry, without prefix -> ours
+    others: tuple[str, ...] = ()  # prefixes of known entries outside of our encoders
+    endings: tuple[str, ...] = ()  # and suffixes
+    rename: Callable[[str], str] = str  # entry name without prefix -> ours
     data: Mapping[str, Any] = field(default_factory=dict)  # of DataConfig, where it differs from CLIPS
 
 
@@ -72,7 +72,7 @@ def from_caffe2(name: str) -> str:
 
 KINETICS = {"pixel_mean": [0.43216, 0.394666, 0.37645], "pixel_std": [0.22803, 0.22145, 0.216989]}  # torchvision's
 GRAY = {"pixel_mean": [0.45, 0.45, 0.45], "pixel_std": [0.225, 0.225, 0.225]}  # of SlowFast, pytorchvideo, SeLaVi
-# encoder: the clips that its published weights were made for, as of DataConfig, whose defaults are AVID's. Source: the
+# encoder: clips of its published weights, where DataConfig differs from AVID's defaults. Source: the
 # documentation of torchvision's weights; frames x stride of SlowFast's and pytorchvideo's model zoos, at 30 a second.
 CLIPS: dict[str, dict[str, Any]] = {
     **{name: {"num_frames": 16, "fps": 15.0, "size": 112} | KINETICS for name in ("r2plus1d_18", "r3d_18", "mc3_18")},
@@ -86,7 +86,7 @@ CLIPS: dict[str, dict[str, Any]] = {
     "csn_r101": {"num_frames": 32, "fps": 15.0} | GRAY,
     "r2plus1d_50": {"num_frames": 16, "fps": 7.5} | GRAY,
 }
-SSL = (  # beside the trunk in SlowFast's self-supervised models
+SSL = (  # outside of the encoder in SlowFast's self-supervised models
     *("head.", "backbone.head.", "backbone_hist.", "queue_x", "ptr", "iter", "memory.", "knn_mem."),
     *("swav_prototypes", "queue_swav"),
 )
@@ -94,20 +94,20 @@ SLOWFAST_PAPER = (
     "Feichtenhofer et al., SlowFast Networks for Video Recognition, ICCV 2019; the self-supervised ones: Feichtenhofer "
     "et al., A Large-Scale Study on Unsupervised Spatiotemporal Representation Learning, CVPR 2021"
 )
-LAYOUTS = {  # a file is of the first one that fits; pytorchvideo's names are what SlowFast's are turned into
+LAYOUTS = {  # the first that fits; SlowFast's names are translated to pytorchvideo's
     "avid_cma": Layout(
-        "AVID and AVID-CMA: both towers, both heads, memories",
+        "AVID and AVID-CMA: both encoders, both heads, memory banks",
         (
-            Tower("video", ("video_model.",), ("r2plus1d_avid",), head="video_proj."),
-            Tower("audio", ("audio_model.",), ("conv2d_avid",), head="audio_proj."),
+            EncoderLayout("video", ("video_model.",), ("r2plus1d_avid",), head="video_proj."),
+            EncoderLayout("audio", ("audio_model.",), ("conv2d_avid",), head="audio_proj."),
         ),
         paper="Morgado, Vasconcelos, Misra, Audio-Visual Instance Discrimination with Cross-Modal Agreement, CVPR 2021",
         license="CC BY-NC 4.0 (github.com/facebookresearch/AVID-CMA): not for commercial use",
     ),
     "gdt": Layout(
-        "GDT, STiCA and SeLaVi: the video tower",
-        (Tower("video", ("video_network.base.",), ("r2plus1d_18",)),),
-        # their audio tower is a ResNet-9 over 257 log filterbanks, which no view here makes; their heads are not ours
+        "GDT, STiCA and SeLaVi: the video encoder",
+        (EncoderLayout("video", ("video_network.base.",), ("r2plus1d_18",)),),
+        # their audio encoder is a ResNet-9 over 257 log filterbanks, which no view here makes; their heads are not ours
         others=("audio_network.", "text_network.", "video_pooling.", "mlp_v", "mlp_a", "mlp_t"),
         data={"num_frames": 30, "fps": 30.0} | GRAY,
         paper="SeLaVi: Asano et al., Labelling Unlabeled Videos from Scratch with Multi-Modal Self-Supervision, "
@@ -117,7 +117,7 @@ LAYOUTS = {  # a file is of the first one that fits; pytorchvideo's names are wh
     ),
     "torchvision": Layout(
         "torchvision's video networks, and XDC's R(2+1)D-18",
-        (Tower("video", ("",), ("r2plus1d_18", "r3d_18", "mc3_18", "s3d", "mvit_v2_s", "swin3d_t")),),
+        (EncoderLayout("video", ("",), ("r2plus1d_18", "r3d_18", "mc3_18", "s3d", "mvit_v2_s", "swin3d_t")),),
         paper="XDC: Alwassel et al., Self-Supervised Learning by Cross-Modal Audio-Video Clustering, NeurIPS 2020; "
         "torchvision names the paper of each of its networks",
         license="XDC: MIT; torchvision: BSD 3-Clause for the code, weights may have terms of their own",
@@ -125,7 +125,7 @@ LAYOUTS = {  # a file is of the first one that fits; pytorchvideo's names are wh
     "pytorchvideo": Layout(
         "pytorchvideo's networks, bare or as the backbone of its BYOL and MemoryBank",
         (
-            Tower(
+            EncoderLayout(
                 "video",
                 ("", "backbone.", "backbone.0."),
                 ("x3d_xs", "x3d_s", "x3d_m", "slow_r50", "csn_r101", "r2plus1d_50"),
@@ -137,7 +137,7 @@ LAYOUTS = {  # a file is of the first one that fits; pytorchvideo's names are wh
     ),
     "slowfast": Layout(
         "SlowFast: Slow R50, supervised or self-supervised (MoCo, BYOL, SimCLR, SwAV over time)",
-        (Tower("video", ("", "backbone."), ("slow_r50",)),),
+        (EncoderLayout("video", ("", "backbone."), ("slow_r50",)),),
         others=SSL,
         rename=from_slowfast,
         paper=SLOWFAST_PAPER,
@@ -145,7 +145,7 @@ LAYOUTS = {  # a file is of the first one that fits; pytorchvideo's names are wh
     ),
     "caffe2": Layout(
         "SlowFast's Slow R50 from Caffe2 (.pkl)",
-        (Tower("video", ("",), ("slow_r50",)),),
+        (EncoderLayout("video", ("",), ("slow_r50",)),),
         others=("pred_", "lr", "model_iter"),
         endings=("_momentum",),
         rename=from_caffe2,

@@ -1,4 +1,4 @@
-"""Trained encoders, ready to be asked: everything that looks at frozen features starts here.
+"""Load trained encoders; everything that uses frozen features starts here.
 
     model = load("weights/avid")
     features = model.encode("clip.mp4")
@@ -40,27 +40,27 @@ SECTIONS = ("data", "model", "heads", "classifier", "facts")  # of config.json
 
 
 class WeightsError(ValueError):
-    """A folder of weights that cannot be used: the message names it and the fix."""
+    """A folder of weights that cannot be used."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Pretrained:
-    """Encoders with their heads, and how the clips that they look at are read."""
+    """Encoders with their heads, and how their clips are read."""
 
-    path: Path  # of the file that the weights come from
+    path: Path  # of the weights file
     encoders: nn.ModuleDict  # {video, audio, or one of them: Encoder}: evaluation mode, on `device`
-    heads: nn.ModuleDict  # {modality: what makes an embedding of the encoder's output}, where there is one
+    heads: nn.ModuleDict  # {modality: projection head}, where there is one
     data: DataConfig
     model: ModelConfig
     device: torch.device
     weights_hash: str  # of all weights and buffers of encoders and heads
-    classifier: Classifier | None = None  # learned on them, evaluation mode, on `device`
+    classifier: Classifier | None = None  # trained on them, evaluation mode, on `device`
     facts: Mapping[str, Any] = field(default_factory=dict)  # where the weights come from, as JSON has them
 
     @torch.no_grad()
     def encode(self, path: str | Path, *, num_clips: int = 3) -> dict[str, Tensor]:
-        """What the encoders make of a file: {video: (C, dim), audio: (C, dim)} for C clips spread over it. A file
-        without sound has no entry for it, as one without pictures.
+        """Features of a file: {video: (C, dim), audio: (C, dim)} for C clips spread over it, without the modality that
+        the file lacks.
 
         Raises:
             ValueError: the file cannot be read, or num_clips < 1.
@@ -82,38 +82,35 @@ class Pretrained:
         }
 
     def transform(self, modality: Literal["video", "audio"], x: Tensor) -> Tensor:
-        """Decoded clips as the encoder of this modality takes them, without augmentation.
+        """Decoded clips -> input of the encoder, without augmentation; raises ValueError as `evaluate_view`.
 
         Args:
-            x: whole frames (B, T, H, W, 3) uint8, or sound (B, n) float32 in [-1, 1] at data.sample_rate.
+            x: frames (B, T, H, W, 3) uint8, or samples (B, n) float32 in [-1, 1] at data.sample_rate.
 
         Returns:
             (B, 3, T, size, size) or (B, 1, S, F), float32 on `device`.
-
-        Raises:
-            ValueError: as `evaluate_view` does.
         """
         return evaluate_view(modality, x.to(self.device), self.data)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Run(Pretrained):
-    """The same, of a training run: with its method, and whatever that remembers."""
+    """A training run: with its method and the method's state."""
 
     config: Config
     method: Method  # whose encoders and heads these are
     manifest_hash: str
 
 
-PretrainedT = TypeVar("Towers", bound=Pretrained)
+PretrainedT = TypeVar("PretrainedT", bound=Pretrained)
 
 
 def load(path: str | Path, *, device: torch.device | None = None) -> Pretrained:
-    """Read a run, or weights that `export` wrote.
+    """Load a run, or weights that `export` wrote.
 
     Args:
         path: folder of a run or of exported weights, the encoders.safetensors in it, or a checkpoint of a run.
-        device: None = a GPU where there is one.
+        device: None = a GPU if available.
 
     Raises:
         CheckpointError: there is neither, or the run's checkpoint is damaged.
@@ -128,7 +125,7 @@ def load(path: str | Path, *, device: torch.device | None = None) -> Pretrained:
     config = loads(state["config"], source=str(path))
     if config.method["name"] in METHODS:
         return load_run(path, device=device)
-    # a method of a user's own: its file is not imported because a checkpoint says so, nor is it needed
+    # a user's own method: a file named in a checkpoint is never imported, and not needed here
     model = without_weights(config).model
     weights = state["model"]
     modalities = [m for m in MODALITIES if any(name.startswith(f"encoders.{m}.") for name in weights)]
@@ -149,12 +146,12 @@ def _checkpoint_of(path: Path) -> Path:
 
 
 def load_run(path: str | Path, *, device: torch.device | None = None, trained: bool = True) -> Run:
-    """Read a run's last checkpoint.
+    """Load a run's last checkpoint.
 
     Args:
         path: folder of the run, or a checkpoint.
-        device: None = a GPU where there is one.
-        trained: False = the same towers with the weights that the run started from: the baseline of random weights.
+        device: None = a GPU if available.
+        trained: False = the weights that the run started from, as a baseline.
 
     Raises:
         CheckpointError: no checkpoint there, or a damaged one.
@@ -174,7 +171,7 @@ def load_run(path: str | Path, *, device: torch.device | None = None, trained: b
 def run_of(
     method: Method, config: Config, *, path: Path, manifest_hash: str = "", device: torch.device | None = None
 ) -> Run:
-    """A method as it stands, ready to be asked."""
+    """A method in its current state as a Run."""
     device = device or distributed.init("auto")
     to_channels_last(method, enabled=config.run.channels_last)
     method = method.to(device).eval()
@@ -196,17 +193,19 @@ def run_of(
     )
 
 
-def untrained(towers: Pretrained, *, seed: int = 0) -> Pretrained:
-    """The same towers and heads with random weights: the baseline that asks what training has brought."""
-    model = without_files(towers.model)
+def untrained(pretrained: Pretrained, *, seed: int = 0) -> Pretrained:
+    """The same encoders and heads with random weights, as a baseline."""
+    model = without_files(pretrained.model)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        encoders = nn.ModuleDict({modality: build_encoder(modality, model) for modality in towers.encoders})
-        heads = copy.deepcopy(towers.heads).cpu()
+        encoders = nn.ModuleDict({modality: build_encoder(modality, model) for modality in pretrained.encoders})
+        heads = copy.deepcopy(pretrained.heads).cpu()
         for module in heads.modules():
             if hasattr(module, "reset_parameters"):
                 module.reset_parameters()
-    return pretrained_of(encoders, heads, path=towers.path, data=towers.data, model=model, device=towers.device)
+    return pretrained_of(
+        encoders, heads, path=pretrained.path, data=pretrained.data, model=model, device=pretrained.device
+    )
 
 
 def pretrained_of(
@@ -220,7 +219,7 @@ def pretrained_of(
     classifier: Classifier | None = None,
     facts: Mapping[str, Any] | None = None,
 ) -> Pretrained:
-    """Encoders and heads as they stand, ready to be asked."""
+    """Encoders and heads on `device` in evaluation mode, with the hash of their weights."""
     device = device or distributed.init("auto")
     to_channels_last(encoders)
     encoders, heads = encoders.to(device).eval(), heads.to(device).eval()
@@ -241,9 +240,9 @@ def _hash(encoders: nn.ModuleDict, heads: nn.ModuleDict) -> str:
     return distributed.digest(nn.ModuleDict({"encoders": encoders, "heads": heads}).state_dict())
 
 
-def with_data(towers: PretrainedT, **changes: int | float | str) -> PretrainedT:
-    """The same towers with other values in their data section, such as num_workers."""
-    return dataclasses.replace(towers, data=towers.data.replace(**changes))
+def with_data(pretrained: PretrainedT, **changes: int | float | str) -> PretrainedT:
+    """The same model with other values in its data section, such as num_workers."""
+    return dataclasses.replace(pretrained, data=pretrained.data.replace(**changes))
 
 
 def _load_export(folder: Path, device: torch.device | None) -> Pretrained:
@@ -258,9 +257,9 @@ def _load_export(folder: Path, device: torch.device | None) -> Pretrained:
     try:
         data = merge_options(DataConfig, config["data"] | {"manifest": ""}, where=str(folder / CONFIG))
         model = merge_options(ModelConfig, config["model"], where=str(folder / CONFIG))
-        sides = [side for side in ("video", "audio") if any(name.startswith(f"{side}.") for name in state)]
-        encoders = nn.ModuleDict({side: build_encoder(side, model) for side in sides})
-        heads = nn.ModuleDict({side: mlp(**arguments) for side, arguments in config["heads"].items()})
+        modalities = [m for m in MODALITIES if any(name.startswith(f"{m}.") for name in state)]
+        encoders = nn.ModuleDict({modality: build_encoder(modality, model) for modality in modalities})
+        heads = nn.ModuleDict({modality: mlp(**arguments) for modality, arguments in config["heads"].items()})
         classifier = None if config["classifier"] is None else Classifier(**config["classifier"])
         parts_of(encoders, heads, classifier).load_state_dict(state)
     except (RuntimeError, TypeError) as error:
@@ -295,7 +294,7 @@ def _read_config(path: Path) -> dict[str, Any]:
 
 
 def parts_of(encoders: nn.ModuleDict, heads: nn.ModuleDict, classifier: Classifier | None) -> nn.ModuleDict:
-    """Whose entries a file of weights holds: video.*, audio.*, heads.* and classifier.*"""
+    """Module of all entries of a weights file: video.*, audio.*, heads.* and classifier.*"""
     parts = {**encoders, "heads": heads}
     return nn.ModuleDict(parts if classifier is None else parts | {"classifier": classifier})
 
@@ -305,7 +304,7 @@ def without_files(model: ModelConfig) -> ModelConfig:
 
 
 def _facts(config: Config, state: Mapping[str, Any]) -> dict[str, Any]:
-    """What there is to say of a run. Of files only their names."""
+    """Facts about a run for the model card; file names without folders."""
     known = config.method["name"] in METHODS
     files = (config.model.video_weights, config.model.audio_weights, config.model.init)
     return {
@@ -323,7 +322,7 @@ def _facts(config: Config, state: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _without_tracks(options: Mapping[str, Any]) -> dict[str, Any]:
-    """A method's options, those of its parts too, without the path of its tracks."""
+    """A method's options, including those of its parts, without the path of its tracks."""
     return {
         name: _without_tracks(value) if isinstance(value, Mapping) else value
         for name, value in options.items()

@@ -1,4 +1,4 @@
-"""Encoders as ONNX files, each compared with torch before it stays.
+"""Export encoders as ONNX files, each verified against torch.
 
 Needs the extra [onnx]: pip install 'avssl[onnx]'.
 """
@@ -15,29 +15,27 @@ from torch import nn
 from avssl.files import atomic_write
 from avssl.weights.load import Pretrained
 
-TOLERANCE = 1e-3  # largest difference from torch, as a share of the largest output
+TOLERANCE = 1e-3  # largest difference from torch, relative to the largest output
 
 
 class OnnxError(ValueError):
-    """An encoder that has no ONNX file, or one that gives other features than torch."""
+    """An encoder that cannot be exported, or whose ONNX features differ from torch's."""
 
 
-def export_onnx(towers: Pretrained, folder: str | Path) -> dict[str, float]:
-    """Write video.onnx and audio.onnx: input `clips` of any number, of the data section's length and size, as
-    `Pretrained.transform` gives them; output `features` (B, dim).
+def export_onnx(pretrained: Pretrained, folder: str | Path) -> dict[str, float]:
+    """Write video.onnx and audio.onnx: input `clips` (B, ...) as from `Pretrained.transform`; output `features`.
 
     Returns:
-        {modality: largest difference from torch on random clips, as a share of the largest output}.
+        {modality: largest difference from torch on random clips, relative to the largest output}.
 
     Raises:
-        OnnxError: torch cannot export an encoder, or onnxruntime disagrees by more than TOLERANCE; no file of that
-            encoder is left.
-        ValueError: the extra is not installed (WriteError, which is one: the folder cannot be written to).
+        OnnxError: torch cannot export an encoder, or onnxruntime differs by more than TOLERANCE; its file is removed.
+        ValueError: the extra is not installed. WriteError: the folder cannot be written to.
     """
     folder, differences = Path(folder), {}
-    for modality, encoder in towers.encoders.items():
+    for modality, encoder in pretrained.encoders.items():
         with atomic_write(folder / f"{modality}.onnx") as temporary:
-            differences[modality] = difference = _export(encoder, _some_clips(towers, modality), temporary)
+            differences[modality] = difference = _export(encoder, _some_clips(pretrained, modality), temporary)
             if not difference <= TOLERANCE:
                 raise OnnxError(
                     f"the {modality} encoder differs by {difference:.1e} of its largest output in onnxruntime, at most "
@@ -46,22 +44,22 @@ def export_onnx(towers: Pretrained, folder: str | Path) -> dict[str, float]:
     return differences
 
 
-def _some_clips(towers: Pretrained, modality: str) -> torch.Tensor:
+def _some_clips(pretrained: Pretrained, modality: str) -> torch.Tensor:
     """Two random clips as the encoder takes them."""
-    data, generator = towers.data, torch.Generator().manual_seed(0)
+    data, generator = pretrained.data, torch.Generator().manual_seed(0)
     if modality == "video":
         shape = (2, data.num_frames, data.size, data.size, 3)
         x = torch.randint(0, 256, shape, dtype=torch.uint8, generator=generator)
     else:
         x = torch.rand(2, round(data.audio_seconds * data.sample_rate), generator=generator) - 0.5
-    return towers.transform(modality, x)
+    return pretrained.transform(modality, x)
 
 
 def _export(encoder: nn.Module, clips: torch.Tensor, path: Path) -> float:
-    """Write the file; returns the difference on another number of clips than it was traced with."""
+    """Write the file; returns the difference for another batch size than it was traced with."""
     try:
         import onnxruntime
-        import onnxscript  # noqa: F401  torch's exporter needs it, and says so at length
+        import onnxscript  # noqa: F401  needed by torch's exporter
     except ImportError as error:
         raise ValueError(f"{error.name} is not installed: pip install 'avssl[onnx]'") from error
     device = next(encoder.parameters()).device
@@ -80,13 +78,13 @@ def _export(encoder: nn.Module, clips: torch.Tensor, path: Path) -> float:
                 external_data=False,
                 verbose=False,
             )
-            asked = clips[:1].flip(-1)
-            expected = encoder(asked).numpy()
+            x = clips[:1].flip(-1)
+            expected = encoder(x).numpy()
     except torch.onnx.OnnxExporterError as error:
         why = " ".join(str(error).split()[:40])
         raise OnnxError(f"torch cannot export {type(encoder).__name__} ({why})") from error
     finally:
         encoder.to(device)
     session = onnxruntime.InferenceSession(path.read_bytes(), providers=["CPUExecutionProvider"])
-    found = session.run(["features"], {"clips": asked.numpy()})[0]
+    found = session.run(["features"], {"clips": x.numpy()})[0]
     return float(np.abs(found - expected).max() / max(np.abs(expected).max(), 1e-12))

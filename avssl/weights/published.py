@@ -1,4 +1,4 @@
-"""Published checkpoints as our encoders and heads, compared entry by entry."""
+"""Load published checkpoints into our encoders and heads, checked entry by entry."""
 
 import functools
 from collections.abc import Iterable, Mapping
@@ -16,7 +16,7 @@ from avssl.models import ENCODERS, build_encoder
 from avssl.models.adapters import TORCHVISION
 from avssl.models.heads import Encoder, mlp
 from avssl.models.importers import read_checkpoint
-from avssl.weights.layouts import CLIPS, LAYOUTS, Layout, Tower
+from avssl.weights.layouts import CLIPS, LAYOUTS, EncoderLayout, Layout
 from avssl.weights.load import Pretrained, pretrained_of
 
 BY_NAME = "torchvision:"
@@ -25,21 +25,21 @@ MAX_NAMED = 3  # entries named in an error
 
 @dataclass(frozen=True)
 class Report:
-    """What became of the entries of a file, by the names that they have there."""
+    """What happened to the entries of a file, by their names there."""
 
     matched: list[str]
-    missing: list[str]  # names of our encoders that the file has not
+    missing: list[str]  # our names
     unexpected: list[str]
-    left_out: list[str]  # known, but no part of our encoders and heads
+    left_out: list[str]  # known, but outside of our encoders and heads
 
 
 @dataclass(frozen=True)
 class Imported:
-    """The encoders of a published checkpoint with its weights."""
+    """Encoders with the weights of a published checkpoint."""
 
     layout: str  # key of LAYOUTS
     model: ModelConfig
-    data: dict[str, Any]  # of DataConfig, where it differs from the defaults: the clips that it was made for
+    data: dict[str, Any]  # options of DataConfig that differ from the defaults
     encoders: nn.ModuleDict
     heads: nn.ModuleDict
     memory: dict[str, Tensor]  # see `read_memory`
@@ -47,15 +47,15 @@ class Imported:
 
 
 def convert(source: str, *, encoder: str | None = None, trust_pickle: bool = False) -> tuple[Pretrained, Imported]:
-    """Read a published checkpoint: what an export takes, and how it was found.
+    """Read a published checkpoint: the model to export, and the report.
 
     Args:
-        source: a file, or torchvision:NAME for the weights that torchvision has downloaded before.
+        source: a file, or torchvision:NAME for weights that torchvision has downloaded.
         encoder: for video; None = the one that fits.
         trust_pickle: as for `read_checkpoint`: runs whatever code the file holds.
 
     Raises:
-        ValueError: the file is missing or cannot be read, or is of no known layout, or does not fit.
+        ValueError: the file cannot be read, has no known layout, or does not fit.
     """
     if source.startswith(BY_NAME):
         if encoder:
@@ -66,7 +66,7 @@ def convert(source: str, *, encoder: str | None = None, trust_pickle: bool = Fal
     weights, extras = read_checkpoint(path, named=str(path), trust_pickle=trust_pickle)
     found = import_published(weights, path=str(path), encoder=encoder, extras=extras)
     facts = LAYOUTS[found.layout]
-    towers = pretrained_of(
+    pretrained = pretrained_of(
         found.encoders,
         found.heads,
         path=path,
@@ -85,22 +85,22 @@ def convert(source: str, *, encoder: str | None = None, trust_pickle: bool = Fal
             "memory": {name: list(value.shape) for name, value in found.memory.items()},
         },
     )
-    return towers, found
+    return pretrained, found
 
 
 def import_published(
     weights: Mapping[str, Tensor], *, path: str, encoder: str | None = None, extras: Mapping[str, Any] | None = None
 ) -> Imported:
-    """Fill our encoders with the entries of a published checkpoint: each of them, and no other.
+    """Fill our encoders with the entries of a published checkpoint, all of them and no others.
 
     Args:
-        weights: by name, without wrapper; a leading `module.` is passed over.
-        path: named in errors.
+        weights: by name; a leading `module.` is ignored.
+        path: for error messages.
         encoder: for video; None = the one that fits.
-        extras: what lay beside the weights in the file.
+        extras: other contents of the file.
 
     Raises:
-        ValueError: no layout or more than one encoder fits, or entries are missing, unknown or of another shape.
+        ValueError: no layout or several encoders fit, or entries are missing, unknown or of another shape.
     """
     given = {name.removeprefix("module."): value for name, value in weights.items()}
     layout = recognize(given, path=path)
@@ -109,7 +109,7 @@ def import_published(
     model = ModelConfig(**chosen)
     encoders = nn.ModuleDict({modality: build_encoder(modality, model) for modality in chosen})
     heads = nn.ModuleDict(
-        {tower.modality: mlp([encoders[tower.modality].dim, 512, 512, 128]) for tower in facts.towers if tower.head}
+        {each.modality: mlp([encoders[each.modality].dim, 512, 512, 128]) for each in facts.encoders if each.head}
     )
     parts = {**encoders, **{f"heads.{modality}": head for modality, head in heads.items()}}
     report, wrong = Report([], [], [], sorted(left)), []
@@ -130,10 +130,10 @@ def import_published(
 
 
 def recognize(names: Iterable[str], *, path: str) -> str:
-    """The layout that entries of these names are of. Raises ValueError where there is none, with the known ones."""
+    """Key of the layout with these entry names. Raises ValueError, listing the known ones."""
     names = set(names)
     for key, layout in LAYOUTS.items():
-        if all(_prefix(tower, layout, names) is not None for tower in layout.towers):
+        if all(_prefix(each, layout, names) is not None for each in layout.encoders):
             return key
     known = "; ".join(f"{key} ({layout.title})" for key, layout in LAYOUTS.items())
     some = ", ".join(sorted(names)[:MAX_NAMED])
@@ -141,8 +141,8 @@ def recognize(names: Iterable[str], *, path: str) -> str:
 
 
 def read_memory(extras: Mapping[str, Any]) -> dict[str, Tensor]:
-    """The memories of an AVID-CMA checkpoint, under the names that AVID's buffers have here: banks.{video,audio}.z
-    (N, D) in the order of its own list of files, which it does not hold, and log_z () where it is set.
+    """The memory banks of an AVID-CMA checkpoint under our names: banks.{video,audio}.z (N, D), in the order of its own
+    file list (not in the checkpoint), and log_z () if set.
 
     Source: AVID-CMA, criterions/avid.py (view1_mem, view2_mem, avg_exp_score: -1 until it is set).
     """
@@ -157,7 +157,7 @@ def read_memory(extras: Mapping[str, Any]) -> dict[str, Tensor]:
 
 
 def _downloaded(name: str) -> tuple[Path, str]:
-    """The file of torchvision's best weights for a network, and our name of it."""
+    """File of torchvision's default weights for a network, and our name of it."""
     if name not in TORCHVISION:
         raise ValueError(f"{BY_NAME}{name}: expected one of {', '.join(TORCHVISION)}")
     url = torchvision.models.get_model_weights(name).DEFAULT.url
@@ -170,18 +170,18 @@ def _downloaded(name: str) -> tuple[Path, str]:
 def _sort(
     given: Mapping[str, Tensor], facts: Layout, *, encoder: str | None, path: str
 ) -> tuple[dict[str, str], dict[str, dict[str, str]], set[str]]:
-    """Which encoder each tower is of, {encoder or head: {our name: name in the file}}, and what is left out."""
+    """{modality: encoder}, {encoder or head: {our name: name in the file}}, and the names left out."""
     left = {name for name in given if name.startswith(facts.others) or name.endswith(facts.endings)}
     chosen: dict[str, str] = {}
     own: dict[str, dict[str, str]] = {}
-    for tower in facts.towers:
-        names = _renamed(_prefix(tower, facts, given), facts, given.keys() - left)
-        chosen[tower.modality] = name = _best(tower, names, given, wanted=encoder, path=path)
+    for each in facts.encoders:
+        names = _renamed(_prefix(each, facts, given), facts, given.keys() - left)
+        chosen[each.modality] = name = _best(each, names, given, wanted=encoder, path=path)
         classifier = _skeleton(name).classifier
         left |= {names.pop(ours) for ours in list(names) if classifier and ours.startswith(classifier)}
-        own[tower.modality] = names
-        if tower.head:
-            own[f"heads.{tower.modality}"] = _renamed(tower.head, facts, given.keys() - left)
+        own[each.modality] = names
+        if each.head:
+            own[f"heads.{each.modality}"] = _renamed(each.head, facts, given.keys() - left)
     return chosen, own, left
 
 
@@ -193,7 +193,7 @@ def _fill(
     report: Report,
     wrong: list[str],
 ) -> None:
-    """Load what fits into an encoder or a head, and write down what does not."""
+    """Load what fits into an encoder or a head, and record what does not."""
     state = module.state_dict()
     report.unexpected.extend(names[name] for name in names if name not in state)
     for name, value in state.items():
@@ -203,14 +203,14 @@ def _fill(
             state[name] = theirs
         elif theirs is not None:
             wrong.append(f"{names[name]} is {tuple(theirs.shape)}, here {tuple(value.shape)}")
-        elif not name.endswith("num_batches_tracked"):  # a count that nothing here reads, and Caffe2 has not
+        elif not name.endswith("num_batches_tracked"):  # unused here, and absent in Caffe2
             report.missing.append(f"{part}.{name}")
     module.load_state_dict(state)
 
 
 @functools.cache
 def _skeleton(encoder: str) -> Encoder:
-    """One of ENCODERS without memory behind its entries."""
+    """One of ENCODERS on the meta device."""
     with torch.device("meta"):
         return ENCODERS[encoder]()
 
@@ -221,32 +221,34 @@ def _shapes(encoder: str) -> dict[str, tuple[int, ...]]:
 
 
 def _renamed(prefix: str, layout: Layout, names: Iterable[str]) -> dict[str, str]:
-    """{our name: name in the file} of what stands behind a prefix."""
+    """{our name: name in the file} of the entries with a prefix."""
     return {layout.rename(name.removeprefix(prefix)): name for name in names if name.startswith(prefix)}
 
 
-def _prefix(tower: Tower, layout: Layout, names: Iterable[str]) -> str | None:
-    """The prefix behind which the first entry of one of the tower's encoders stands; None = behind none."""
-    firsts = {next(iter(_shapes(encoder))) for encoder in tower.encoders}
-    return next((prefix for prefix in tower.prefixes if firsts & _renamed(prefix, layout, names).keys()), None)
+def _prefix(each: EncoderLayout, layout: Layout, names: Iterable[str]) -> str | None:
+    """The prefix with which the first entry of a possible architecture is found; None = none."""
+    firsts = {next(iter(_shapes(encoder))) for encoder in each.architectures}
+    return next((prefix for prefix in each.prefixes if firsts & _renamed(prefix, layout, names).keys()), None)
 
 
-def _best(tower: Tower, names: Mapping[str, str], given: Mapping[str, Tensor], *, wanted: str | None, path: str) -> str:
-    """The encoder of which most entries fit, by name and shape, or the wanted one of the video tower."""
-    if wanted is not None and tower.modality == "video":
-        if wanted not in tower.encoders:
-            raise ValueError(f"{path} is not of {wanted}: encoders of its layout are {', '.join(tower.encoders)}")
+def _best(
+    each: EncoderLayout, names: Mapping[str, str], given: Mapping[str, Tensor], *, wanted: str | None, path: str
+) -> str:
+    """The architecture with most entries that fit by name and shape, or the wanted one for video."""
+    if wanted is not None and each.modality == "video":
+        if wanted not in each.architectures:
+            raise ValueError(f"{path} is not of {wanted}: encoders of its layout are {', '.join(each.architectures)}")
         return wanted
     found = {name: tuple(given[theirs].shape) for name, theirs in names.items()}
-    fitting = {name: len(_shapes(name).items() & found.items()) / len(_shapes(name)) for name in tower.encoders}
-    best = [name for name in tower.encoders if fitting[name] == max(fitting.values())]
+    fitting = {name: len(_shapes(name).items() & found.items()) / len(_shapes(name)) for name in each.architectures}
+    best = [name for name in each.architectures if fitting[name] == max(fitting.values())]
     if len(best) > 1:
         raise ValueError(f"{path} fits {', '.join(best)} alike: say with --encoder which of them it is")
     return best[0]
 
 
 def _refuse(report: Report, wrong: list[str], *, path: str, layout: str, encoders: Mapping[str, str]) -> None:
-    """Raise ValueError unless every entry found its place."""
+    """Raise ValueError unless every entry was matched."""
     found = (("lacks", report.missing), ("has, and we have not,", report.unexpected), ("differs in shape:", wrong))
     problems = [
         f"{verb} {', '.join(names[:MAX_NAMED])} ({len(names)} such {'entry' if len(names) == 1 else 'entries'})"

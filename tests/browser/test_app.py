@@ -261,8 +261,8 @@ def test_pictures_of_clips_are_small_and_asked_for_again_at_no_cost(
 
 
 def test_a_clip_without_sound_says_what_cannot_be_asked(visitor: TestClient, silent: int) -> None:
-    assert "has no sound" in detail(visitor.get(f"/api/neighbours?query={silent}&by=a2v"), 400)
-    assert "has no sound" in detail(visitor.get(f"/api/agreement?query={silent}"), 400)
+    assert "has no audio" in detail(visitor.get(f"/api/neighbours?query={silent}&by=a2v"), 400)
+    assert "has no audio" in detail(visitor.get(f"/api/agreement?query={silent}"), 400)
     found = visitor.get(f"/api/neighbours?query={silent}&by=v2v").json()["neighbours"]
     assert {clip["audio"] for clip in found} == {None}
 
@@ -328,7 +328,7 @@ def test_an_uploaded_sound_has_one_side(visitor: TestClient, tmp_path: Path) -> 
     told = upload(visitor, (tmp_path / "song.mp3").read_bytes(), "../../song.mp3").json()
     assert (told["has_video"], told["has_audio"]) == (False, True)
     assert visitor.get(f"/api/neighbours?query={told['id']}&by=a2v").json()["neighbours"]
-    assert "no picture" in detail(visitor.get(f"/api/neighbours?query={told['id']}&by=v2a"), 400)
+    assert "no video" in detail(visitor.get(f"/api/neighbours?query={told['id']}&by=v2a"), 400)
     assert "no picture" in detail(visitor.get(f"/poster/{told['id']}"), 404)
 
 
@@ -425,7 +425,7 @@ def test_a_sender_that_pauses_is_given_up(monkeypatch: pytest.MonkeyPatch) -> No
         await asyncio.sleep(5)
 
     async def run() -> list[bytes]:
-        return [piece async for piece in module.unhurried(stalls())]
+        return [piece async for piece in module.with_timeout(stalls())]
 
     with pytest.raises(TimeoutError):
         asyncio.run(run())

@@ -36,7 +36,7 @@ def test_pca_places_follow_the_two_largest_directions(tmp_path: Path) -> None:
 def test_clusters_are_groups_of_clips_largest_first(tmp_path: Path) -> None:
     sizes = (150, 30, 60)
     group = np.repeat(range(3), sizes)
-    vectors = {side: np.eye(8)[group] + 0.01 * random_vectors(240, 8)[side] for side in ("video", "audio")}
+    vectors = {modality: np.eye(8)[group] + 0.01 * random_vectors(240, 8)[modality] for modality in ("video", "audio")}
     clusters = draw_map(write(tmp_path, vectors), method="pca").clusters
     assert np.bincount(clusters).tolist() == sorted(np.bincount(clusters).tolist(), reverse=True)
     for cluster in np.unique(clusters):  # k-means may cut a group, and joins none
@@ -68,8 +68,8 @@ def test_a_map_is_kept_until_the_embeddings_change(tmp_path: Path, monkeypatch: 
     assert again.note == drawn.note
     assert np.array_equal(again.rows, drawn.rows)
     assert np.array_equal(again.clusters, drawn.clusters)
-    for side in ("video", "audio"):
-        assert np.array_equal(again.places[side], drawn.places[side], equal_nan=True)
+    for modality in ("video", "audio"):
+        assert np.array_equal(again.places[modality], drawn.places[modality], equal_nan=True)
     assert said == []
     changed = write(tmp_path / "e", random_vectors(41, 4))
     assert len(open_map(changed, tmp_path / "kept", **ask).rows) == 41

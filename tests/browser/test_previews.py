@@ -282,7 +282,7 @@ def test_a_lost_file_is_tried_again_later(
 
 def test_memory_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(previews, "NUM_REMEMBERED", 3)
-    memory = previews._Memory()
+    memory = previews._LruCache()
     for key in "abc":
         memory.put(key, key)
     memory.get("a")

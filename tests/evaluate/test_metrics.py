@@ -2,8 +2,8 @@
 
 import numpy as np
 import pytest
+from extra_metrics import grouped_predict
 
-from avssl.evaluate.classify import grouped_predict
 from avssl.evaluate.metrics import bootstrap_interval
 
 

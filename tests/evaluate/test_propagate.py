@@ -233,7 +233,7 @@ def test_tool_on_davis_names_clips_that_cannot_be_used(run: Path, call: Call, tm
     asked = [run, "propagate", "--davis", davis, "--size", 96, "--map", "conv2x"]
     code, printed, error = call(*asked)
     assert code == 1
-    assert "not read, left out: cows: the first mask shows only ground" in error
+    assert "not read, left out: cows: the first mask shows only background" in error
     assert "2 clips, 4 things" in printed
     (davis / "val.txt").write_text("dogs\n")
     code, printed, _ = call(*asked, "--split", davis / "val.txt")
@@ -242,7 +242,7 @@ def test_tool_on_davis_names_clips_that_cannot_be_used(run: Path, call: Call, tm
     (davis / "val.txt").write_text("cows\n")
     code, _, error = call(*asked, "--split", davis / "val.txt")
     assert code == 2
-    assert "error: none of 1 clips can be used (first: the first mask shows only ground" in error
+    assert "error: none of 1 clips can be used (first: the first mask shows only background" in error
 
 
 @pytest.mark.parametrize(

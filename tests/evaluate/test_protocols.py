@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 import torch
+from extra_metrics import chance_class_recall, class_recall, instance_recall, recall_metrics
 
 from avssl.evaluate.classify import knn_predict, linear_predict
-from avssl.evaluate.metrics import chance_class_recall, class_recall, instance_recall, recall_metrics
 
 
 def unit(x: np.ndarray) -> np.ndarray:

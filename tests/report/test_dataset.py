@@ -39,7 +39,7 @@ def test_a_set_in_numbers(mixed: Manifest) -> None:
     assert cells(page, "audio only")[:3] == ["1", "1", "skip"]
     assert cells(page, "in quarantine") == ["1", "0", "skip", str(mixed.column("path")[FIRST])]
     assert cells(page, "quarantined") == ["killed &lt;its&gt; worker", "1", str(mixed.column("path")[FIRST])]
-    assert "5 clips of data.split=train were trained on. The manifest has 14 rows: 0.00 hours of picture" in page
+    assert "5 clips of data.split=train were trained on. The manifest has 14 rows: 0.00 hours of video" in page
     assert "2 classes, 14 rows with a label" in page
     assert "Left out of this split by data.policy: 1 in quarantine, 1 audio only, 2 without audio." in page
 

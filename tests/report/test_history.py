@@ -103,10 +103,10 @@ def test_parts_of_a_joint_loss_stand_by_method() -> None:
     titles = re.findall(r"<figcaption>([^<]*)", page)
     assert titles == [
         *("Loss", "Parts of the loss of patch", "Parts of the loss of avid", "Learning rate"),
-        *("Share of time waiting for data", "Shares of what was trained on"),
+        *("Fraction of time waiting for data", "Fractions of the training data"),
     ]
     assert "clips with a track" in page
-    assert "No figures of collapse" in page
+    assert "No collapse metrics" in page
 
 
 def test_many_refreshes_and_runs_without_labels(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ import pytest
 
 from avssl.retrieval import index as module
 from avssl.retrieval.index import NeighbourIndex, open_index
-from avssl.retrieval.search import WAYS, answer_sides, contrast, query_of_row, rank
+from avssl.retrieval.search import WAYS, contrast, query_of_row, rank, result_modalities
 from avssl.retrieval.store import Store, read_store
 from tests.support.stores import random_vectors, write
 
@@ -20,12 +20,12 @@ NUM, DIM = 6000, 16
 @pytest.fixture(scope="module", params=["spread", "clustered"])
 def store(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Store:
     rng = np.random.default_rng(3)
-    has = {side: rng.random(NUM) < 0.9 for side in ("video", "audio")}
+    has = {modality: rng.random(NUM) < 0.9 for modality in ("video", "audio")}
     vectors = random_vectors(NUM, DIM)
     if request.param == "clustered":
         classes = rng.integers(60, size=NUM)
-        centers = {side: 3 * rng.normal(size=(60, DIM)) for side in vectors}
-        vectors = {side: centers[side][classes] + values for side, values in vectors.items()}
+        centers = {modality: 3 * rng.normal(size=(60, DIM)) for modality in vectors}
+        vectors = {modality: centers[modality][classes] + values for modality, values in vectors.items()}
     return write(tmp_path_factory.mktemp("big"), vectors, has=has, labels=["a", "b"] * (NUM // 2))
 
 
@@ -47,15 +47,15 @@ def test_the_index_finds_what_it_says(store: Store, index: NeighbourIndex, rows:
         exact, found = (rank(store, query, way=way, depth=depth, index=used) for used in (None, index))
         assert (exact.exact, found.exact, len(found.rows)) == (True, False, depth)
         assert row not in found.rows
-        for side in answer_sides(way):
-            assert store.has[side][found.rows].all()
+        for modality in result_modalities(way):
+            assert store.has[modality][found.rows].all()
         same = np.isin(found.rows, exact.rows)
         scores = dict(zip(exact.rows.tolist(), exact.scores.tolist(), strict=True))
         # what it finds is scored exactly
         assert np.allclose(found.scores[same], [scores[each] for each in found.rows[same].tolist()], atol=1e-6)
         hits.append(same.mean())
     assert np.mean(hits) == pytest.approx(index.measured.recall[way], abs=0.02)
-    space = index.spaces["both" if way == "agreement" else answer_sides(way)[0]]
+    space = index.spaces["both" if way == "agreement" else result_modalities(way)[0]]
     assert np.mean(hits) > module.RECALL_AIM - 0.02 or index.measured.num_visited[way] == space.nlist
 
 

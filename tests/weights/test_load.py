@@ -48,7 +48,7 @@ def test_an_export_is_the_run(run: Run, weights: Path, clip_set: Manifest) -> No
     assert loaded.weights_hash == run.weights_hash == load(run.path.parent).weights_hash
     assert loaded.data == run.data.replace(manifest="", root=None)
     rows = np.flatnonzero(clip_set.valid("test"))
-    of_run, of_export = (extract(towers, clip_set, rows, num_clips=1) for towers in (run, loaded))
+    of_run, of_export = (extract(pretrained, clip_set, rows, num_clips=1) for pretrained in (run, loaded))
     for name in ("video", "audio"):
         assert np.array_equal(of_run.embedding[name], of_export.embedding[name])
         assert np.array_equal(of_run.features[name], of_export.features[name])
@@ -93,7 +93,7 @@ def test_embeddings_on_disk_know_the_weights(tmp_path: Path, weights: Path, clip
     store = write_store(tmp_path / "e", with_data(model, num_workers=0), clip_set, **clips)
     assert load(store.meta.run).weights_hash == store.meta.weights_hash
     without = dataclasses.replace(model, heads=torch.nn.ModuleDict())
-    with pytest.raises(StoreError, match="have no heads, whose outputs embeddings are: ask --features"):
+    with pytest.raises(StoreError, match="have no heads, which make embeddings: give --features"):
         write_store(tmp_path / "n", without, clip_set, **clips)
 
 
@@ -109,16 +109,16 @@ def test_no_path_of_the_machine_is_exported(weights: Path, run: Run, clip_set: M
     assert "2 frames at 5 a second, the center crop as 32 x 32" in card
 
 
-def test_one_tower_with_a_classifier(tmp_path: Path, run: Run) -> None:
-    """Heads, the other tower and memories are left out where there are none."""
+def test_one_encoder_with_a_classifier(tmp_path: Path, run: Run) -> None:
+    """Heads, the other encoder and memory banks are left out where there are none."""
     model = ModelConfig(video_depth=10, video_width=0.125)
     encoders = torch.nn.ModuleDict({"video": build_encoder("video", model)})
     classifier = Classifier(64, ["run", "jump"], modality="video", batch_norm=True)
-    towers = pretrained_of(
+    pretrained = pretrained_of(
         encoders, torch.nn.ModuleDict(), path=tmp_path, data=run.data, model=model, classifier=classifier
     )
     for memory in ({"log_z": torch.zeros(())}, None):
-        export(towers, tmp_path / "w", facts={"note": "made here"}, memory=memory)
+        export(pretrained, tmp_path / "w", facts={"note": "made here"}, memory=memory)
         assert (tmp_path / "w" / MEMORY).exists() == bool(memory)
     loaded = load(tmp_path / "w")
     assert (list(loaded.encoders), len(loaded.heads), loaded.classifier.classes) == (["video"], 0, ("run", "jump"))

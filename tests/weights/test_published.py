@@ -112,7 +112,7 @@ def test_torchvision_networks_are_told_apart(name: str) -> None:
     assert found.data["pixel_mean"] == list(torchvision.models.get_model_weights(name).DEFAULT.transforms().mean)
 
 
-def test_gdt_and_selavi_give_their_video_tower() -> None:
+def test_gdt_and_selavi_give_their_video_encoder() -> None:
     weights = {f"video_network.base.{name}": name for name in _shapes("r2plus1d_18")}
     state = zeros({ours: theirs for theirs, ours in weights.items()}, "r2plus1d_18")
     beside = {name: torch.zeros(1) for name in ("audio_network.base.conv1.weight", "mlp_v0.weight", "mlp_a.bias")}

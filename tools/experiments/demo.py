@@ -20,10 +20,10 @@ from typing import Any
 import experiment
 import torch
 from experiment import ROOT, features_of, info, linear_accuracy, probed, recall_of, rows_of
+from extra_metrics import shortcut_features
 
 from avssl.config import Config, load
 from avssl.data.manifest import Manifest, read_manifest
-from avssl.evaluate.shortcut import shortcut_features
 from avssl.files import atomic_write
 from avssl.mining.agreement import RULES, agreement_precision, chance_precision, minable, mine_agreement
 from avssl.report.clips import SEED, clips_html, reference_clips, vectors_of_banks

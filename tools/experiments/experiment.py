@@ -10,13 +10,13 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+from extra_metrics import recall_metrics
 
 from avssl.config import Config
 from avssl.data.manifest import Manifest
 from avssl.evaluate.classify import linear_predict
 from avssl.evaluate.features import ClipVectors, clip_vectors
 from avssl.evaluate.harness import accuracies
-from avssl.evaluate.metrics import recall_metrics
 from avssl.evaluate.splits import read_splits
 from avssl.files import atomic_write, check_writable, print_result
 from avssl.training.checkpoint import LAST

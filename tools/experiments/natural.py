@@ -22,11 +22,11 @@ import experiment
 import numpy as np
 import pyarrow as pa
 from experiment import ROOT
+from extra_metrics import grouped_predict
 
 from avssl.config import load
 from avssl.data.check import build_table
 from avssl.data.manifest import SCHEMA, Manifest, read_manifest, write_manifest
-from avssl.evaluate.classify import grouped_predict
 from avssl.evaluate.features import extract
 from avssl.evaluate.metrics import bootstrap_interval
 from avssl.training.loop import train
