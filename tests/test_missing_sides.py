@@ -394,7 +394,7 @@ def test_tools_take_files_of_sound_alone(
     path, out = mixed.root / "manifest.parquet", tmp_path / "e"
     few = ("--num-workers", 0, "--num-clips", 1)
     done = call("tools/extract.py", run, path, "--out", out, *few)
-    assert done.out.startswith("22 clips, 14 with sound (4 of them without picture), 0 not read")
+    assert done.out.startswith("22 clips, 14 with sound (4 of them without video), 0 not read")
     assert re.search(r"--query \d+ --from audio --to video", done.err)
     make_sound(tmp_path / "song.mp3", 1, 5)
     asked = ["tools/retrieve.py", out, "--query", tmp_path / "song.mp3", "--k", 14, "--json"]
@@ -439,7 +439,7 @@ def test_a_wholly_silent_set_trains_searches_and_is_evaluated_by_its_pictures(
     assert "audio_rank" not in lines[-1]  # no sound, nothing to collapse
     sets = tmp_path / "sets.parquet"
     call("tools/mine.py", cma, "--k", 2, "--out", sets).refused(
-        r"has both picture and sound, which --rule consensus mines: ask for --rule video"
+        r"has both video and audio, which --rule consensus needs: use --rule video"
     )
     assert call("tools/mine.py", cma, "--k", 2, "--rule", "video", "--out", sets).code == 0
     vectors, split = vectors_of(cma, silent)

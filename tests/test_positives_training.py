@@ -1,5 +1,5 @@
 """Temporal neighbours, tracked patches, the walk and the joint run, from clips to checkpoint: samples out of one opened
-file, stopping and resuming, silent clips, starting a joint run from AVID, and what one tower alone gives later.
+file, stopping and resuming, silent clips, starting a joint run from AVID, and what one encoder alone gives later.
 """
 
 from collections.abc import Callable
@@ -257,12 +257,12 @@ def test_tools_say_that_a_run_hears_nothing(
     assert train(settings("patch"))
     path, out = clip_set.root / "manifest.parquet", tmp_path / "e"
     done = call("tools/extract.py", tmp_path / "run", path, "--out", out, "--num-workers", 0, "--num-clips", 1)
-    assert done.out.startswith("18 clips, by their pictures, as the run hears nothing, 0 not read")
+    assert done.out.startswith("18 clips, video only, as the run has no audio encoder, 0 not read")
     asked = ("tools/retrieve.py", out, "--query", 0, "--k", 3)
     call(*asked, "--from", "video", "--to", "audio").refused(
-        "of a run without a tower for audio: ask with --from video --to video"
+        "has no audio encoder: use --from video --to video"
     )
-    call(*asked, "--by", "agreement").refused("of a run without a tower for audio")
+    call(*asked, "--by", "agreement").refused("has no audio encoder")
     assert call(*asked, "--from", "video", "--to", "video").code == 0
     call("tools/mine.py", tmp_path / "run", "--k", 2, "--out", tmp_path / "s").refused("has no memory banks")
 

@@ -80,7 +80,7 @@ def batch_of(method: Method, step: int, *, ids: torch.Tensor | None = None) -> B
         if isinstance(view.when, TrackFrame):
             return base["patch 2" if view.when.track else "patch"]
         if view.recipe == "rotation":
-            ramp = torch.linspace(-3, 3, 32).expand(3, 2, 32, 32)  # brighter to the right: the rotation can be recognized
+            ramp = torch.linspace(-3, 3, 32).expand(3, 2, 32, 32)  # brighter to the right: shows its rotation
             return torch.stack([torch.rot90(ramp, int(turn), dims=(-2, -1)) for turn in turns])
         return base[view.recipe].repeat_interleave(3 if view.recipe == "walk" else 1, dim=1)  # frames of a walk
 
