@@ -259,9 +259,7 @@ def test_tools_say_that_a_run_hears_nothing(
     done = call("tools/extract.py", tmp_path / "run", path, "--out", out, "--num-workers", 0, "--num-clips", 1)
     assert done.out.startswith("18 clips, video only, as the run has no audio encoder, 0 not read")
     asked = ("tools/retrieve.py", out, "--query", 0, "--k", 3)
-    call(*asked, "--from", "video", "--to", "audio").refused(
-        "has no audio encoder: use --from video --to video"
-    )
+    call(*asked, "--from", "video", "--to", "audio").refused("has no audio encoder: use --from video --to video")
     call(*asked, "--by", "agreement").refused("has no audio encoder")
     assert call(*asked, "--from", "video", "--to", "video").code == 0
     call("tools/mine.py", tmp_path / "run", "--k", 2, "--out", tmp_path / "s").refused("has no memory banks")

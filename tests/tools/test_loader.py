@@ -75,7 +75,7 @@ def test_manifests_that_do_not_belong_together(manifest: Path, data: DataConfig)
     with pytest.raises(ValueError, match=r"the prepared manifest has 3 rows, the raw one 8: prepare it again"):
         benchmark_loader(raw, Manifest(raw.table.slice(0, 3), raw.root), data=data)
     silent = Manifest(raw.table.filter(pa.array(~raw.has_audio)), raw.root)
-    with pytest.raises(ValueError, match="no clip of the manifest has picture and sound"):
+    with pytest.raises(ValueError, match="no clip of the manifest has video and audio"):
         benchmark_loader(silent, None, data=data)
 
 

@@ -1,4 +1,4 @@
-"""The step benchmark on miniature towers: its figures, its parts, its command."""
+"""The step benchmark on miniature encoders: its metrics, its parts, its command."""
 
 import json
 import subprocess
@@ -27,7 +27,7 @@ def test_figures_and_parts() -> None:
     for parts in (result["seconds"], result["reference_seconds"]):
         assert sorted(parts) == sorted(PARTS)
         assert all(seconds > 0 for seconds in parts.values())
-    assert 0 < result["loss_and_bank_share"] < 1
+    assert 0 < result["loss_and_bank_fraction"] < 1
     assert "compile_seconds" not in result
 
 

@@ -1,5 +1,5 @@
-"""How fast agreement mining is beside the dense definition, in one run and with the same threads, and whether it finds
-the same sets; for several N also how the seconds grow with N.
+"""Speed of agreement mining beside the dense definition with the same threads, and whether the sets are equal; for
+several N also the growth of the seconds with N.
 
     python tools/benchmarks/mining.py
     python tools/benchmarks/mining.py --n 10000 --data uniform --json mining.json
@@ -93,10 +93,10 @@ def benchmark_mining(*, num_rows: int, dim: int, k: int, data: Data, seed: int) 
     """Time the dense search and ours on the same banks, with torch's current number of threads.
 
     Returns:
-        dense_seconds, ours_seconds, speedup (their ratio) and fused_seconds; recall: the share of ours whose dense
+        dense_seconds, ours_seconds, speedup (their ratio) and fused_seconds; recall: the fraction of ours whose dense
         score reaches the k-th dense score of the row (within 1e-6, so that ties count); score_difference: the largest
-        gap between the sorted scores; proven: the share of rows whose set is proven; proven_at_first: the share proven
-        by the first search; n, dim, k, threads, data.
+        gap between the sorted scores; proven, proven_at_first: the fraction of rows whose set is proven, and by the
+        first search; n, dim, k, threads, data.
 
     Raises:
         ValueError: k is not between 1 and num_rows - 1, or dim < 1.
