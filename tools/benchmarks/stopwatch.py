@@ -54,7 +54,10 @@ def run(
         print_result(result, (text or as_lines)(result), to=json)
         return 0
 
-    return common.run(command, parser.parse_args())
+    given = parser.parse_args()
+    if given.dry_run:
+        given.json = None  # nothing is written
+    return common.run(command, given)
 
 
 def as_lines(result: Result) -> str:

@@ -72,7 +72,10 @@ def run(
         print_result(*found, to=arguments.json)
         return 0
 
-    return common.run(command, parser.parse_intermixed_args(), failures=(TrainingError,))
+    arguments = parser.parse_intermixed_args()
+    if arguments.dry_run:
+        arguments.json = None  # nothing is written
+    return common.run(command, arguments, failures=(TrainingError,))
 
 
 def describe(config: Config) -> str:

@@ -5,7 +5,8 @@
 
 DATA holds the sets of `python datasets/toy.py DATA`. A row is a recipe of configs/toy, trained for the same number of
 steps with the same batches, augmentation (but walk, whose grid has its own) and encoders as all others, or encoders
-with random weights; one run per seed. Tracks are mined once. Results are cached; a stopped training is resumed. Exit code: 0 done, 1 stopped or failed while training, 2 wrong call.
+with random weights; one run per seed. Tracks are mined once. Results are cached; a stopped training is resumed.
+Exit code: 0 done, 1 stopped or failed while training, 2 wrong call.
 """
 
 import argparse
@@ -48,14 +49,7 @@ COMMON = (
 )
 NUM_CLIPS, NUM_FRAMES = 3, 8  # clips averaged per video, and frames of rows that learn from frames
 NUM_SCENES, SCENE_SIZE = 8, 160  # synthetic scenes for mask propagation, and their short side in pixels
-NOT_COMPARED = (
-    "manifest",
-    "root",
-    "num_workers",
-    "worker_timeout_seconds",
-    "cache_gigabytes",
-    "tracks",
-)  # do not change results
+NOT_COMPARED = ("manifest", "root", "num_workers", "worker_timeout_seconds", "cache_gigabytes", "tracks")  # no effect
 
 
 @dataclass(frozen=True)
