@@ -231,7 +231,7 @@ def test_a_joint_run_starts_from_a_run_of_one_of_its_parts(
         train(settings("joint", f"model.init={tmp_path / 'other'}", folder="refused"))
 
 
-def test_one_tower_alone_is_evaluated_and_searched_by_pictures(
+def test_one_encoder_alone_is_evaluated_and_searched_by_video(
     clip_set: Manifest, settings: Callable[..., Config], tmp_path: Path
 ) -> None:
     assert train(settings("neighbour"))
@@ -357,7 +357,7 @@ def test_values_of_views_are_refused_before_any_worker_starts(
 
 
 @pytest.mark.parametrize("name", ["neighbour", "patch", "walk"])
-def test_a_split_without_pictures_is_refused(clip_set: Manifest, settings: Callable[..., Config], name: str) -> None:
+def test_a_split_without_video_is_refused(clip_set: Manifest, settings: Callable[..., Config], name: str) -> None:
     sound_only = Instances(torch.ones(4) > 0, has_audio=torch.ones(4) > 0, has_video=torch.zeros(4) > 0)
     with pytest.raises(ValueError, match=r"this split has (0|no) usable clip"):
         build_method(settings(name), sound_only)

@@ -135,7 +135,7 @@ def check_weights(arguments: list[str], printed: str) -> None:
     (block,) = re.findall(r"^```python\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
     known: dict[str, object] = {}
     exec(block.replace("clip.mp4", "another_clip.mp4"), known)  # the two lines of the README
-    assert {side: len(each) for side, each in known["features"].items()} == {"video": 3, "audio": 3}
+    assert {modality: len(each) for modality, each in known["features"].items()} == {"video": 3, "audio": 3}
 
 
 def check_predicted(arguments: list[str], printed: str) -> None:

@@ -1,4 +1,4 @@
-"""The table and the picture of positives in miniature: the whole way, on clips made here."""
+"""The table and the picture of positives at miniature size."""
 
 import json
 import sys

@@ -22,7 +22,7 @@ PARTS = [
 ]
 
 
-def test_figures_and_parts() -> None:
+def test_metrics_and_parts() -> None:
     result = benchmark_step(overrides=TINY, batch_size=4, num_steps=2, compiled=False, seed=0)
     for parts in (result["seconds"], result["reference_seconds"]):
         assert sorted(parts) == sorted(PARTS)

@@ -16,7 +16,7 @@ MEL = {"sample_rate": 16000, "n_fft": 512, "hop_seconds": 0.01, "num_mels": 40}
 
 
 def chirps() -> torch.Tensor:
-    """The sound that the recorded numbers were computed from: (1, 48000), computed in float64."""
+    """The audio that the recorded numbers were computed from: (1, 48000), computed in float64."""
     t = np.arange(48000) / 24000
     sound = (
         0.4 * np.sin(2 * np.pi * 440 * t)
