@@ -151,7 +151,7 @@ def scored(method: Method, batch: Batch) -> dict[str, tuple[Embedded, torch.Tens
 
 
 @pytest.mark.parametrize("missing", MODALITIES)
-def test_a_clip_without_one_side_moves_only_the_terms_of_its_other_side(missing: str) -> None:
+def test_a_clip_without_one_modality_moves_only_the_terms_of_the_other(missing: str) -> None:
     given, modality = instances(missing, 0.3), OTHER[missing]
     torch.manual_seed(0)
     method_class = METHODS["avid_cma"]
@@ -165,10 +165,10 @@ def test_a_clip_without_one_side_moves_only_the_terms_of_its_other_side(missing:
     lacks = ~given.usable[missing][ids]
     gradients = scored(method, batch)
     assert set(gradients) == {f"{p}{a[0]}2{b[0]}" for p in ("", "pos_") for a in MODALITIES for b in MODALITIES}
-    for name, by_side in gradients.items():
+    for name, by_modality in gradients.items():
         own = f"{modality[0]}2{modality[0]}"
         query = {"v": "video", "a": "audio"}[name[-3]]
-        reaches = by_side[query].abs().sum(dim=1) > 0  # (B,)
+        reaches = by_modality[query].abs().sum(dim=1) > 0  # (B,)
         if name.endswith(own):
             assert reaches.all(), name
         elif name.startswith("pos_") and query == modality:  # against those of its set that have the other modality

@@ -381,7 +381,7 @@ def test_all_state_is_in_state_dict(case: Case, stop: int) -> None:
 
 @examples
 @given(cases)
-def test_what_stands_in_place_of_a_missing_side_counts_nowhere(case: Case) -> None:
+def test_what_a_masked_row_holds_counts_nowhere(case: Case) -> None:
     method, batch = case.method(), case.batch(0)
     method.on_epoch(0)
     noise = torch.randn(batch.audio["audio"].shape, generator=generator(case.seed))

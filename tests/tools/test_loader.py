@@ -50,17 +50,13 @@ def test_plain_reading_gives_the_same_frames_and_audio(manifest: Path, data: Dat
 def test_metrics_are_consistent(manifest: Path, data: DataConfig, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(loader, "WORKER_SECONDS", 0.05)
     prepared = read_manifest(make_copies(manifest))
-    result = benchmark_loader(read_manifest(manifest), prepared, data=data, num_clips=16, num_rounds=1, step_rate=1e6)
+    result = benchmark_loader(read_manifest(manifest), prepared, data=data, num_clips=16, num_rounds=1)
     assert result["clips"] == 6  # of 8 rows two have no audio
     for name in ("raw", "prepared"):
         stages = result["stages"][name]
         assert set(stages) == set(loader.STAGES)
-        assert all(value >= 0 for value in stages.values())
-        assert stages["open"] > 0
-        assert stages["decode"] > 0
-        assert stages["sound"] > 0
+        assert all(stages[stage] > 0 for stage in ("open", "decode", "sound"))  # the wrapped functions are called
         assert result["workers"][name].keys() == {"1", "2", "scaling"}
-        assert 0.9 < result["waiting"][name] <= 1  # a step of a million clips/s waits nearly always
     json.dumps(result)
 
 
