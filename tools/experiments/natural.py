@@ -3,7 +3,7 @@ clips are few, so every metric has a bootstrap interval.
 
     python tools/experiments/natural.py MEDIA --out runs/natural
 
-MEDIA holds folders of people speaking (--speech) and one of surveillance clips (--fight), and manifest.csv with the
+MEDIA holds folders of people speaking (--speech), fight/ with surveillance clips, and manifest.csv with the
 columns path, label, group. Finished trainings are cached; a stopped one is resumed.
 Exit code: 0 done, 1 stopped or failed while training, 2 wrong call.
 
@@ -244,7 +244,6 @@ def main() -> int:
     parser = experiment.command(__doc__, media="folder of the clips, with manifest.csv")
     experiment.takes_overrides(parser, out="runs/natural")
     parser.add_argument("--speech", nargs="+", default=["lips_ro", "grid"], help="folders of people speaking")
-    parser.add_argument("--fight", default="fight", help="folder of surveillance clips")
     return experiment.run(parser, measure, plan=plan)
 
 
@@ -258,7 +257,7 @@ def plan(arguments: argparse.Namespace) -> Iterator[str]:
 def measure(arguments: argparse.Namespace) -> tuple[dict[str, Any], str] | None:
     speech, fight = arguments.out / "speech", arguments.out / "fight"
     speech_clips = make_manifest(arguments.media, arguments.speech, speech / "manifest.parquet")
-    fight_clips = make_manifest(arguments.media, [arguments.fight], fight / "manifest.parquet")
+    fight_clips = make_manifest(arguments.media, ["fight"], fight / "manifest.parquet")
     metrics = run_speech(speech, speech_clips, overrides=arguments.overrides)
     more = metrics and run_fight(fight, fight_clips, overrides=arguments.overrides)
     if not metrics or not more:
