@@ -70,8 +70,8 @@ def _browse(given: argparse.Namespace) -> int:
         info("Ctrl-C stops it")
         if given.open:
             webbrowser.open(address)
-        names = [given.host.strip("[]")]
-        app = Guard(build_app(indexed, previews=previews, uploads=uploads), token=token, names=names)
+        app = build_app(indexed, previews=previews, uploads=uploads)
+        app = Guard(app, token=token, names=[given.host.strip("[]")])
         torch.set_num_threads(1)  # searches are short and run in parallel
         quiet = {"log_level": "warning", "access_log": False, "server_header": False}
         uvicorn.Server(uvicorn.Config(app, timeout_graceful_shutdown=3, **quiet)).run(sockets=[listening])
@@ -135,4 +135,3 @@ def leave_busy(indexed: list[IndexedStore]) -> None:
     """Exit at once while an index is built or a map drawn: an orderly exit with running FAISS threads crashes."""
     if any(each.is_busy() for each in indexed):
         os._exit(0)
-

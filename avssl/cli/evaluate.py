@@ -56,7 +56,10 @@ FROZEN = {
 def main(arguments: list[str] | None = None) -> int:
     arguments = sys.argv[1:] if arguments is None else arguments
     if arguments[:1] == ["--table"]:
-        return run(_table, _table_parser().parse_args(arguments))
+        parser = new_parser(__name__, "Results side by side.")
+        parser.add_argument("--table", nargs="+", type=Path, required=True, help="files that --json has written")
+        parser.add_argument("--report", type=Path, help="HTML page to write: tables and confusion matrices")
+        return run(_table, parser.parse_args(arguments))
     given = _parser().parse_args(arguments)
     try:
         return run(given.measure, given, failures=(TrainingError,))
@@ -111,13 +114,6 @@ def _parser() -> argparse.ArgumentParser:
     masks.set_defaults(measure=_propagate)
     for protocol in protocols.choices.values():
         add_json(protocol)
-    return parser
-
-
-def _table_parser() -> argparse.ArgumentParser:
-    parser = new_parser(__name__, "Results side by side.")
-    parser.add_argument("--table", nargs="+", type=Path, required=True, help="files that --json has written")
-    parser.add_argument("--report", type=Path, help="HTML page to write: the tables, and the confusions of each result")
     return parser
 
 
