@@ -15,7 +15,7 @@ from tests.support.runs import Call, Outcome
 
 @pytest.fixture(scope="session")
 def clip_set(tmp_path_factory: pytest.TempPathFactory) -> Manifest:
-    """12 training and 6 test clips of two classes; one of each split has no sound. Not to be changed by tests."""
+    """12 training and 6 test clips of two classes; one of each split has no audio. Not to be changed by tests."""
     return make_set(tmp_path_factory.mktemp("clips"))
 
 

@@ -153,28 +153,28 @@ def test_published_neighbour_recipes() -> None:
     recipes = {
         name: load(CONFIGS / "kinetics" / f"neighbour_{name}.yaml") for name in ("rho_moco", "cvrl", "vince", "seco")
     }
-    told = {name: options_of(config) for name, config in recipes.items()}
-    assert {name: (o.num_clips, o.num_queries, o.temperature, o.embedding_dim) for name, o in told.items()} == {
+    options = {name: options_of(config) for name, config in recipes.items()}
+    assert {name: (o.num_clips, o.num_queries, o.temperature, o.embedding_dim) for name, o in options.items()} == {
         "rho_moco": (4, None, 0.1, 128),
         "cvrl": (2, None, 0.1, 128),
         "vince": (8, 4, 0.07, 64),
         "seco": (4, 1, 0.1, 128),
     }
-    assert {name: o.momentum for name, o in told.items()} == {
+    assert {name: o.momentum for name, o in options.items()} == {
         "rho_moco": 0.994, "cvrl": None, "vince": 0.999, "seco": 0.999,
     }  # fmt: skip
-    assert {name: (o.negatives, o.queue_size) for name, o in told.items() if "queue" in o.negatives} == {
+    assert {name: (o.negatives, o.queue_size) for name, o in options.items() if "queue" in o.negatives} == {
         "rho_moco": (("queue",), 65536),
         "vince": (("batch", "queue"), 65536),
         "seco": (("queue",), 131072),
     }
-    assert [(o.interval, o.max_seconds) for o in told.values()] == [("uniform", None)] * 3 + [("halves", None)]
+    assert [(o.interval, o.max_seconds) for o in options.values()] == [("uniform", None)] * 3 + [("halves", None)]
     assert {name: config.data.num_frames for name, config in recipes.items()} == {
         "rho_moco": 8, "cvrl": 16, "vince": 1, "seco": 1,
     }  # fmt: skip
     cvrl = recipes["cvrl"].data
     assert (cvrl.jitter, cvrl.blur, cvrl.solarize, cvrl.gray) == ((0.8, 0.8, 0.8, 0.2), 1.0, 0.0, 0.2)
-    further = told["cvrl"].views()[1].settings(cvrl)
+    further = options["cvrl"].views()[1].settings(cvrl)
     assert (further.blur, further.solarize) == (0.1, 0.2)
     moco = recipes["rho_moco"].optim
     assert (moco.lr, moco.weight_decay * moco.lr) == pytest.approx((0.1 * 512 / 64 * 12, 1e-4 * 0.8))

@@ -44,11 +44,11 @@ def test_a_run_with_onnx(call: Call, clip_set: Manifest, tmp_path: Path, capsys:
     assert not train(config(clip_set, tmp_path / "run", "run.max_steps=1"))
     capsys.readouterr()
     assert call(tmp_path / "run", "--to", tmp_path / "w", "--onnx", "--json") == 0
-    told = json.loads(capsys.readouterr().out)
-    assert told["encoders"] == {"video": "r2plus1d_avid", "audio": "conv2d_avid"}
-    assert max(told["onnx"].values()) <= 1e-3
+    result = json.loads(capsys.readouterr().out)
+    assert result["encoders"] == {"video": "r2plus1d_avid", "audio": "conv2d_avid"}
+    assert max(result["onnx"].values()) <= 1e-3
     model = avssl.load(tmp_path / "w")
-    assert model.weights_hash == told["weights_hash"]
+    assert model.weights_hash == result["weights_hash"]
     clips = {
         "video": model.transform("video", torch.randint(0, 255, (5, 2, 40, 40, 3), dtype=torch.uint8)),
         "audio": model.transform("audio", torch.randn(1, 4000)),

@@ -18,7 +18,7 @@ pytestmark = pytest.mark.processes
 NUM, ROWS, STEPS = 40, 16, 4
 EVERY = torch.ones(NUM, dtype=torch.bool)
 HAS_AUDIO = torch.arange(NUM) % 5 != 0
-HAS_VIDEO = (torch.arange(NUM) % 7 != 3) | ~HAS_AUDIO  # files of sound alone
+HAS_VIDEO = (torch.arange(NUM) % 7 != 3) | ~HAS_AUDIO  # audio-only files
 COMMON = {"embedding_dim": 8, "hidden_dim": 16, "num_negatives": 12}
 OPTIONS = {
     "avid": AVIDOptions(**COMMON, within=1.0),

@@ -1,4 +1,4 @@
-"""From a manifest to neighbours and figures with the library's own calls, on clips made here."""
+"""From a manifest to neighbours and metrics with the library's own calls, on clips made here."""
 
 import dataclasses
 import shutil
@@ -83,7 +83,7 @@ def test_store_is_written_once_continued_and_searched(
     again = write()
     assert [shard.stat().st_mtime_ns for i, shard in enumerate(shards) if i != 2] == before[:2] + before[3:]
     everything = np.arange(18)
-    units = {side: again.vectors[side].take(everything) for side in ("video", "audio")}
+    units = {modality: again.vectors[modality].take(everything) for modality in ("video", "audio")}
     assert torch.equal(store.vectors["video"].take(everything), units["video"])
 
     query = query_of_row(again, find_row(again, str(again.ids[3])))
@@ -100,7 +100,7 @@ def test_store_is_written_once_continued_and_searched(
         scores = [entry.score for entry in found]
         assert scores == sorted(scores, reverse=True)
         best = found[0]
-        cosine = {side: float(units[side][best.row] @ query.vectors[side]) for side in units}
+        cosine = {modality: float(units[modality][best.row] @ query.vectors[modality]) for modality in units}
         across = float(units[target][best.row] @ query.vectors[source])
         assert best.score == pytest.approx(min(cosine.values()) if way == "agreement" else across, abs=1e-5)
         assert best.video == pytest.approx(cosine["video"], abs=1e-5)
@@ -113,7 +113,7 @@ def test_store_is_written_once_continued_and_searched(
 
         def too_large(*given: object, **named: object) -> Extracted:
             found = extract(*given, **named)
-            return dataclasses.replace(found, features={side: x * 1e9 for side, x in found.features.items()})
+            return dataclasses.replace(found, features={modality: x * 1e9 for modality, x in found.features.items()})
 
         patched.setattr("avssl.retrieval.write.extract", too_large)
         with pytest.raises(StoreError, match=r"5 clips have vectors that 16 bits cannot hold, such as row 0"):

@@ -168,7 +168,7 @@ def test_wrong_use(arguments: tuple[str, ...], match: str, run: Path, clip_set: 
 
 
 def test_a_set_of_sounds_alone_is_asked_about_by_sound(run: Path, call: Call, tmp_path: Path) -> None:
-    """As ESC-50: three official folds, no pictures."""
+    """As ESC-50: three official folds, no video."""
     rows = []
     for number in range(12):
         make_sound(tmp_path / "set" / f"{number}.wav", number % 2, number)

@@ -19,7 +19,7 @@ def test_running_mean_starts_anew() -> None:
     assert mean.pop() == {}
 
 
-def test_collapse_figures_tell_spread_from_collapse() -> None:
+def test_collapse_metrics_tell_spread_from_collapse() -> None:
     generator = torch.Generator().manual_seed(0)
     spread = embedding_metrics(F.normalize(torch.randn(4000, 16, generator=generator), dim=1))
     assert float(spread["std"]) == pytest.approx(1, abs=0.05)

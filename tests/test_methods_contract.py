@@ -11,7 +11,7 @@ from avssl.logs import embedding_metrics
 from avssl.methods import METHODS
 from avssl.methods.base import Method
 from avssl.structs import Step
-from tests.support.contract import CASES, EPOCH, NUM, STEPS, batch_of, build, progress
+from tests.support.contract import CASES, EPOCH, FLOORS, NUM, STEPS, batch_of, build, progress
 
 
 def test_every_method_is_a_case() -> None:
@@ -58,18 +58,21 @@ def test_loss_is_finite_and_its_gradient_reaches_every_part(name: str) -> None:
 
 
 def test_loss_falls(trained: tuple[str, Method, list[Step]]) -> None:
-    losses = torch.stack([step.loss for step in trained[2]])
+    name, _, steps = trained
+    losses = torch.stack([step.loss for step in steps])
     assert losses.isfinite().all()
-    assert losses[-5:].mean() < 0.8 * losses[:5].mean(), losses.tolist()
+    floor = FLOORS.get(name, 0.0)
+    first, last = losses[:5].mean(), losses[-5:].mean()
+    assert last - floor < 0.8 * (first - floor), losses.tolist()
 
 
 def test_embeddings_do_not_collapse(trained: tuple[str, Method, list[Step]]) -> None:
     name, _, steps = trained
     assert steps[-1].embeddings or name == "rotation"  # which embeds nothing
     for name, value in steps[-1].embeddings.items():
-        figures = embedding_metrics(value.z)
-        assert figures["std"] > 0.5, name
-        assert figures["rank"] > 5, name  # of at most 15
+        metrics = embedding_metrics(value.z)
+        assert metrics["std"] > 0.5, name
+        assert metrics["rank"] > 5, name  # of at most 15
 
 
 def test_all_state_is_in_state_dict(trained: tuple[str, Method, list[Step]]) -> None:
@@ -98,7 +101,7 @@ def test_loss_is_pure(name: str) -> None:
 
 @pytest.mark.parametrize("name", CASES)
 def test_a_clip_that_could_not_be_read_teaches_nothing(name: str) -> None:
-    """Whatever stands in its place."""
+    """Whatever its masked row holds."""
     method = build(name).eval()
     method.on_epoch(0)
     whole = batch_of(method, 0)

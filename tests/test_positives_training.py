@@ -1,5 +1,5 @@
 """Temporal neighbours, tracked patches, the walk and the joint run, from clips to checkpoint: samples out of one opened
-file, stopping and resuming, silent clips, starting a joint run from AVID, and what one tower alone gives later.
+file, stopping and resuming, silent clips, starting a joint run from AVID, and what one encoder alone gives later.
 """
 
 from collections.abc import Callable
@@ -231,7 +231,7 @@ def test_a_joint_run_starts_from_a_run_of_one_of_its_parts(
         train(settings("joint", f"model.init={tmp_path / 'other'}", folder="refused"))
 
 
-def test_one_tower_alone_is_evaluated_and_searched_by_pictures(
+def test_one_encoder_alone_is_evaluated_and_searched_by_video(
     clip_set: Manifest, settings: Callable[..., Config], tmp_path: Path
 ) -> None:
     assert train(settings("neighbour"))
@@ -257,12 +257,10 @@ def test_tools_say_that_a_run_hears_nothing(
     assert train(settings("patch"))
     path, out = clip_set.root / "manifest.parquet", tmp_path / "e"
     done = call("tools/extract.py", tmp_path / "run", path, "--out", out, "--num-workers", 0, "--num-clips", 1)
-    assert done.out.startswith("18 clips, by their pictures, as the run hears nothing, 0 not read")
+    assert done.out.startswith("18 clips, video only, as the run has no audio encoder, 0 not read")
     asked = ("tools/retrieve.py", out, "--query", 0, "--k", 3)
-    call(*asked, "--from", "video", "--to", "audio").refused(
-        "of a run without an encoder for audio: ask with --from video --to video"
-    )
-    call(*asked, "--by", "agreement").refused("of a run without an encoder for audio")
+    call(*asked, "--from", "video", "--to", "audio").refused("has no audio encoder: use --from video --to video")
+    call(*asked, "--by", "agreement").refused("has no audio encoder")
     assert call(*asked, "--from", "video", "--to", "video").code == 0
     call("tools/mine.py", tmp_path / "run", "--k", 2, "--out", tmp_path / "s").refused("has no memory banks")
 
@@ -359,7 +357,7 @@ def test_values_of_views_are_refused_before_any_worker_starts(
 
 
 @pytest.mark.parametrize("name", ["neighbour", "patch", "walk"])
-def test_a_split_without_pictures_is_refused(clip_set: Manifest, settings: Callable[..., Config], name: str) -> None:
+def test_a_split_without_video_is_refused(clip_set: Manifest, settings: Callable[..., Config], name: str) -> None:
     sound_only = Instances(torch.ones(4) > 0, has_audio=torch.ones(4) > 0, has_video=torch.zeros(4) > 0)
     with pytest.raises(ValueError, match=r"this split has (0|no) usable clip"):
         build_method(settings(name), sound_only)

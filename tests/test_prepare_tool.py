@@ -246,7 +246,7 @@ def test_killed_and_started_again_it_does_nothing_twice(many, tmp_path):
     assert summary["kept"] >= len(seen) > 3
     now = finished()
     assert {name: now[name] for name in seen} == seen
-    assert len({(target / name).stat().st_size for name in now}) == 1  # equal pictures and sound
+    assert len({(target / name).stat().st_size for name in now}) == 1  # equal frames and audio
     assert sorted(os.listdir(target)) == [*(f"{number:02d}.mp4" for number in range(8)), "manifest.parquet"]
 
 

@@ -1,8 +1,8 @@
 """The rules of the design's section 5 as properties, over sets, batches and ranks that hypothesis draws.
 
 The examples are the same at every run (derandomize). Numbers inside a case come from its seed, so that a failing case
-is a handful of small integers; what hypothesis draws is their shape: N, B, K, P, duplicates, clips without sound or
-without picture, files that could not be read, ragged batches, ranks.
+is a handful of small integers; what hypothesis draws is their shape: N, B, K, P, duplicates, clips without audio or
+without video, files that could not be read, ragged batches, ranks.
 
 Letters as in structs.py: N instances, B rows, K negatives, P positives, D dimensions.
 """
@@ -106,16 +106,16 @@ def test_negatives_depend_neither_on_the_ranks_nor_on_the_order_of_what_is_avoid
     ]
     assert torch.equal(torch.cat(parts), whole)
     shuffled = avoid[:, torch.randperm(avoid.shape[1], generator=generator(seed))]
-    again = torch.cat([shuffled, shuffled[:, :1], torch.full((len(avoid), 1), -1)], dim=1)  # repeated and empty places
+    again = torch.cat([shuffled, shuffled[:, :1], torch.full((len(avoid), 1), -1)], dim=1)  # repeated and empty columns
     assert torch.equal(draw_negatives(valid, num, avoid=again, generator=generator(seed)), whole)
 
 
-# ---- memories
+# ---- memory banks
 
 
 @st.composite
 def updates(draw: st.DrawFn) -> tuple[torch.Tensor, list[torch.Tensor]]:
-    """valid (N,) and the ids of some batches, with duplicates, empty places and invalid rows."""
+    """valid (N,) and the ids of some batches, with duplicates, masked (-1) and invalid rows."""
     num = draw(st.integers(1, 10))
     valid = torch.tensor(draw(st.lists(st.booleans(), min_size=num, max_size=num)))
     batch = st.lists(st.integers(-1, num - 1), min_size=1, max_size=12).map(lambda ids: torch.tensor(ids, dtype=int))
@@ -236,7 +236,7 @@ class Case:
         enough = slice(self.num_positives + 3)  # for sets and negatives
         valid[enough] = True
         lone = "video" if self.silent_share == 1 else "audio" if self.sound_only_share == 1 else None
-        if lone is None or not self.within or (self.cma and self.rule != lone):  # else nothing has both sides
+        if lone is None or not self.within or (self.cma and self.rule != lone):  # else nothing has both modalities
             has_audio[enough] = has_video[enough] = True
         return Instances(valid, has_audio, has_video)
 
@@ -264,8 +264,8 @@ class Case:
         ids[0] = -1 if self.unreadable else ids[0]
         size = -(-self.rows // world_size)
         ids = torch.cat([ids, torch.full((size * world_size - self.rows,), -1)])[rank * size :][:size]
-        sides = {side: getattr(instances, side)[ids.clamp(min=0)] & (ids >= 0) for side in ("has_audio", "has_video")}
-        return vector_batch(ids, step=step, **sides)
+        has = {name: getattr(instances, name)[ids.clamp(min=0)] & (ids >= 0) for name in ("has_audio", "has_video")}
+        return vector_batch(ids, step=step, **has)
 
     def step(self, method: torch.nn.Module, number: int, **ranks: int) -> Step:
         return method(self.batch(number, **ranks), Progress(number, number, 10))
@@ -381,7 +381,7 @@ def test_all_state_is_in_state_dict(case: Case, stop: int) -> None:
 
 @examples
 @given(cases)
-def test_what_stands_in_place_of_a_missing_side_counts_nowhere(case: Case) -> None:
+def test_what_a_masked_row_holds_counts_nowhere(case: Case) -> None:
     method, batch = case.method(), case.batch(0)
     method.on_epoch(0)
     noise = torch.randn(batch.audio["audio"].shape, generator=generator(case.seed))
@@ -444,7 +444,7 @@ def test_one_process_equals_two_and_three(tmp_path: Path) -> None:
 
     collect()
     assert len(collected) == 20
-    for cma, rule, silent, sound_only in (  # whole sets of one side, and both kinds in one
+    for cma, rule, silent, sound_only in (  # whole sets of one modality, and both kinds in one
         *((False, "video", 1.0, 0.0), (False, "audio", 0.0, 1.0), (False, "video", 0.3, 0.3)),
         *((True, "video", 1.0, 0.0), (True, "audio", 0.0, 1.0), (True, "union", 0.3, 0.3)),
     ):

@@ -156,7 +156,7 @@ def test_what_a_run_belongs_to_is_checked_before_any_work(clip_set: Manifest, tm
         train(config(other, tmp_path / "new", f"model.init={tmp_path / 'run'}"))
 
 
-def test_accumulation_moves_the_same_memories_once_per_step(clip_set: Manifest, tmp_path: Path) -> None:
+def test_accumulation_updates_the_same_memory_banks_once_per_step(clip_set: Manifest, tmp_path: Path) -> None:
     """BatchNorm sees the parts, so vectors differ; which rows of the banks move, and how often, may not."""
     moved = {}
     for name, parts in (("whole", 1), ("parts", 2)):

@@ -1,4 +1,4 @@
-"""One optimizer step: nothing in it makes the host wait for a GPU, the check of its figures may look a step later, and
+"""One optimizer step: nothing in it causes a host sync, the check of its metrics may look a step later, and
 compiled encoders stay the same encoders.
 """
 
@@ -45,7 +45,7 @@ def test_the_recorder_sees_what_waits(name: str, wait) -> None:
 
 
 def first_batch(manifest: Manifest, settings: Config, method: Method) -> Batch:
-    rows = np.flatnonzero(manifest.valid("train"))[-4:]  # the last of them has no sound
+    rows = np.flatnonzero(manifest.valid("train"))[-4:]  # the last of them has no audio
     dataset = ClipDataset(manifest, settings.data, method.views)
     return collate([dataset[Key(epoch=0, id=int(row), clip=0)] for row in rows])
 
@@ -91,7 +91,7 @@ def test_what_the_host_remembers_comes_from_the_state(clip_set: Manifest, tmp_pa
 
 
 @pytest.mark.parametrize("delayed", [False, True])
-def test_figures_that_are_not_finite_stop_the_run(tmp_path: Path, delayed: bool) -> None:
+def test_metrics_that_are_not_finite_stop_the_run(tmp_path: Path, delayed: bool) -> None:
     check = FiniteCheck(tmp_path / "last.pt", delayed=delayed)
     good, bad = torch.tensor([1.0, 2.0]), torch.tensor([1.0, float("inf")])
     names = ["encoders.a", "encoders.b"]
@@ -108,13 +108,13 @@ def test_figures_that_are_not_finite_stop_the_run(tmp_path: Path, delayed: bool)
 
 
 def test_channels_last_reaches_a_kernel_of_one_channel() -> None:
-    towers = nn.Sequential(nn.Conv2d(1, 4, 3), nn.Conv2d(4, 4, 3), nn.Conv3d(3, 4, 3))
-    before = [parameter.clone() for parameter in towers.parameters()]
-    to_channels_last(towers)
-    assert all(torch.equal(*pair) for pair in zip(towers.parameters(), before, strict=True))
-    assert towers[0].weight.stride() == (9, 1, 3, 1)
-    assert towers[0](torch.randn(2, 1, 8, 8)).is_contiguous(memory_format=torch.channels_last)
-    assert towers[2].weight.is_contiguous(memory_format=torch.channels_last_3d)
+    network = nn.Sequential(nn.Conv2d(1, 4, 3), nn.Conv2d(4, 4, 3), nn.Conv3d(3, 4, 3))
+    before = [parameter.clone() for parameter in network.parameters()]
+    to_channels_last(network)
+    assert all(torch.equal(*pair) for pair in zip(network.parameters(), before, strict=True))
+    assert network[0].weight.stride() == (9, 1, 3, 1)
+    assert network[0](torch.randn(2, 1, 8, 8)).is_contiguous(memory_format=torch.channels_last)
+    assert network[2].weight.is_contiguous(memory_format=torch.channels_last_3d)
 
 
 COMPILED = """

@@ -119,7 +119,7 @@ def test_a_wrong_config_is_refused_before_anything_is_written(
     assert not (tmp_path / "new").exists()
 
 
-@pytest.mark.parametrize("num_positives", [0, 10, 32])  # of 11 usable clips with sound; 10 would leave no negative
+@pytest.mark.parametrize("num_positives", [0, 10, 32])  # of 11 usable clips with audio; 10 would leave no negative
 def test_more_positives_than_clips_are_refused(train_call: Call, tmp_path: Path, num_positives: int) -> None:
     done = train_call(tmp_path / "new", *CMA, f"method.num_positives={num_positives}")
     done.refused(

@@ -4,23 +4,23 @@ import argparse
 import importlib
 
 COMMANDS = {
-    "train": "train as a configuration says, or continue a stopped run",
+    "train": "train as a configuration says, or resume a stopped run",
     "extract": "write the embeddings of every clip of a manifest",
     "retrieve": "find the neighbors of a clip in embeddings",
     "mine": "mine agreement sets from the memory banks of a run",
     "prepare": "make training copies of a folder of clips that decode fast",
-    "check": "decode every clip of a manifest and say what is the matter with it",
-    "track": "find patches that can be followed in the clips of a manifest",
-    "predict": "name the classes of clips",
-    "evaluate": "measure what a trained network is worth",
-    "convert": "make a folder of weights of a run or of a published checkpoint",
-    "browse": "see and hear the neighbors of clips on a page",
-    "report": "write the page of a run",
+    "check": "decode every clip of a manifest and list its problems",
+    "track": "track moving patches in the clips of a manifest",
+    "predict": "predict the classes of clips",
+    "evaluate": "evaluate a trained network on a labeled set",
+    "convert": "convert a run or a published checkpoint to a folder of weights",
+    "browse": "browse the neighbors of clips on a web page",
+    "report": "write the HTML report of a run",
 }
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Import the command that is named and call it with the arguments that follow (default: those of the process)."""
+    """Import the given command and call it with the arguments that follow (default: those of the process)."""
     parser = argparse.ArgumentParser(
         prog="avssl",
         usage="avssl COMMAND ...",

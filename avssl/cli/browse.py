@@ -1,11 +1,11 @@
-"""See and hear the neighbours of clips: a page over embeddings made by tools/extract.py.
+"""Browse the neighbours of clips: a web page over embeddings made by tools/extract.py.
 
     python tools/browse.py embeddings/ --open
     python tools/browse.py embeddings/ embeddings_before/        (two runs side by side)
 
-The address is printed. Only this machine can open it, unless --host names another address: then it holds a token. An
-index of very many clips, a map and previews of clips that browsers cannot play are kept in EMBEDDINGS/browser. Exit
-code: 0 done (Ctrl-C), 2 wrong call.
+The address is printed. Only this machine can open it, unless --host names another address: then it holds a token. The
+index, the map and previews of clips that browsers cannot play are cached in EMBEDDINGS/browser.
+Exit code: 0 done (Ctrl-C), 2 wrong call.
 """
 
 import argparse
@@ -30,7 +30,7 @@ from avssl.browser.catalog import IndexedStore
 from avssl.browser.guard import Guard
 from avssl.browser.previews import Previews
 from avssl.browser.uploads import Uploads
-from avssl.cli.common import check_above_0, new_parser, run
+from avssl.cli.common import check_above_0, info, new_parser, run
 from avssl.files import WriteError, check_writable
 from avssl.retrieval.store import Store, StoreError, read_store
 
@@ -53,7 +53,7 @@ def _browse(given: argparse.Namespace) -> int:
         signal.signal(number, lambda *_: sys.exit(0))
     indexed: list[IndexedStore] = []
     with ExitStack() as stack:
-        stack.callback(leave_busy, indexed)  # comes last
+        stack.callback(leave_busy, indexed)  # runs last
         check_above_0(given, "max_upload_mb", "max_upload_seconds", "preview_gb")
         stores = open_stores(given.embeddings, given.root)
         listening = stack.enter_context(listen(given.host, given.port))
@@ -70,9 +70,9 @@ def _browse(given: argparse.Namespace) -> int:
         info("Ctrl-C stops it")
         if given.open:
             webbrowser.open(address)
-        names = [given.host.strip("[]")]
-        app = Guard(build_app(indexed, previews=previews, uploads=uploads), token=token, names=names)
-        torch.set_num_threads(1)  # a search is short, and as many run beside one another as there are cores
+        app = build_app(indexed, previews=previews, uploads=uploads)
+        app = Guard(app, token=token, names=[given.host.strip("[]")])
+        torch.set_num_threads(1)  # searches are short and run in parallel
         quiet = {"log_level": "warning", "access_log": False, "server_header": False}
         uvicorn.Server(uvicorn.Config(app, timeout_graceful_shutdown=3, **quiet)).run(sockets=[listening])
     return 0
@@ -102,23 +102,21 @@ def listen(host: str, port: int) -> socket.socket:
     try:
         if not 0 <= port <= 65_535:
             raise OverflowError("a port is a number up to 65535")
-        family, kind, protocol, _, place = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         listening = socket.socket(family, kind, protocol)
         listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listening.bind(place)
+        listening.bind(address)
         listening.listen(128)
     except (OSError, OverflowError) as error:
-        hint = (
-            "--port 0 finds a free one"
-            if isinstance(error, OverflowError) or error.errno == errno.EADDRINUSE
-            else ("--host is an address of this machine, such as 127.0.0.1 or 0.0.0.0")
-        )
+        hint = "--host is an address of this machine, such as 127.0.0.1 or 0.0.0.0"
+        if isinstance(error, OverflowError) or error.errno == errno.EADDRINUSE:
+            hint = "--port 0 finds a free one"
         raise ValueError(f"--host {host} --port {port} cannot be listened on ({error}): {hint}") from error
     return listening
 
 
 def cache_folder(store: Store, stack: ExitStack) -> Path:
-    """Beside the embeddings; where these cannot be written to, one that goes with this process."""
+    """EMBEDDINGS/browser; a temporary folder where that cannot be written."""
     folder = store.folder / "browser"
     try:
         check_writable(folder / "writable")
@@ -134,10 +132,6 @@ def address_of(listening: socket.socket, host: str, token: str | None) -> str:
 
 
 def leave_busy(indexed: list[IndexedStore]) -> None:
-    """End at once when an index is being built or a map drawn: the threads of FAISS do not survive an orderly end."""
+    """Exit at once while an index is built or a map drawn: an orderly exit with running FAISS threads crashes."""
     if any(each.is_busy() for each in indexed):
         os._exit(0)
-
-
-def info(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)

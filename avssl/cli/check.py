@@ -1,22 +1,20 @@
-"""Decode every clip of a manifest wholly and say what is the matter with it.
+"""Decode every clip of a manifest and list its problems.
 
     python tools/check.py data/toy/manifest.parquet
     python tools/check.py data/toy/manifest.parquet --fix-manifest
 
-Found are files that are unreadable, cut off, damaged, rotated, silent, shorter than a clip, without pictures or sound,
-with a late first frame, a variable frame rate, sound and picture of different length, or the content of another file;
-files that take too long or bring a worker down are named and stop nothing. With --fix-manifest the manifest says so
-too, and training does with each case as data.policy says. Ids and the manifest's hash stay, so that checkpoints fit.
+Problems are files that are unreadable, truncated, damaged, rotated, silent, shorter than a clip, without video or
+audio, with a late first frame, a variable frame rate, audio and video of different length, or the content of another
+file. Files that time out or crash a worker are listed too. --fix-manifest writes the findings into the manifest, and
+training treats each as data.policy says. Ids and the manifest's hash stay, so that checkpoints fit.
 
 Exit code: 0 nothing found, 1 something found, 2 wrong call.
 """
 
 import argparse
 import os
-import sys
-from pathlib import Path
 
-from avssl.cli.common import add_json, check_above_0, check_at_least, new_parser, run
+from avssl.cli.common import add_json, add_manifest, check_above_0, check_at_least, info, new_parser, run
 from avssl.data.check import describe, fix_manifest, inspect_manifest, report
 from avssl.data.manifest import read_manifest
 from avssl.files import check_writable, print_result
@@ -24,10 +22,9 @@ from avssl.files import check_writable, print_result
 
 def main(arguments: list[str] | None = None) -> int:
     parser = new_parser(__name__, __doc__)
-    parser.add_argument("manifest", type=Path, help="parquet file of datasets/*.py")
-    parser.add_argument("--root", help="folder of the clips, when it moved")
+    add_manifest(parser)
     parser.add_argument("--clip-seconds", type=float, default=2.0, help="length of a run's clips (default: 2)")
-    parser.add_argument("--fix-manifest", action="store_true", help="write what was found into the manifest")
+    parser.add_argument("--fix-manifest", action="store_true", help="write the findings into the manifest")
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="processes (default: one per core)")
     parser.add_argument("--timeout", type=float, default=300.0, help="seconds per file (default: 300)")
     add_json(parser)
@@ -43,15 +40,14 @@ def _check(given: argparse.Namespace) -> int:
     found = inspect_manifest(manifest, num_workers=given.workers, timeout_seconds=given.timeout)
     if given.fix_manifest:
         for path in fix_manifest(given.manifest, manifest, found):
-            print(f"released from quarantine, it decodes: {path}", file=sys.stderr)
+            info(f"released from quarantine, it decodes: {path}")
         manifest = read_manifest(given.manifest, root=given.root)
     summary = report(manifest, found, clip_seconds=given.clip_seconds)
     print_result(summary, describe(summary), to=given.json)
     if summary["problems"]:
-        print(
+        info(
             "next: choose per case what training does, such as data.policy.damaged=skip (error | skip | mask)"
             if given.fix_manifest
-            else f"next: python tools/check.py {given.manifest} --fix-manifest",
-            file=sys.stderr,
+            else f"next: python tools/check.py {given.manifest} --fix-manifest"
         )
     return 1 if summary["problems"] else 0

@@ -1,13 +1,14 @@
-"""What the commands share: their parser, the option --json, and what becomes of an error."""
+"""What the commands share: parser, common options, checks of numbers, errors and exit codes."""
 
 import argparse
 import math
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from pathlib import Path
 
 from avssl.files import check_writable
 
-MAX_NAMED = 20  # files that are named one by one for a person
+MAX_NAMED = 20  # files that are listed one by one
 
 
 def new_parser(module: str, doc: str) -> argparse.ArgumentParser:
@@ -22,6 +23,11 @@ def add_json(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", nargs="?", const="-", metavar="PATH", help="print JSON, or write it to a file")
 
 
+def add_manifest(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("manifest", type=Path, help="parquet file of datasets/*.py")
+    parser.add_argument("--root", help="folder of the clips, when it moved")
+
+
 def run(
     command: Callable[[argparse.Namespace], int],
     given: argparse.Namespace,
@@ -33,11 +39,10 @@ def run(
     """Call a command and return its exit code; an error is one sentence on stderr.
 
     Args:
-        command: called with `given`, once it is known that the files of --json, --picture and --report can be written.
-        given: the arguments.
-        fixable: errors that the user can fix (ConfigError, ManifestError, WriteError, ...), which give 2.
-        failures: errors of the work itself, which give 1.
-        interrupted: said after Ctrl-C, which then gives 130; by default it is not caught.
+        command: called with `given` after a check that the files of --json, --picture and --report can be written.
+        fixable: errors that the user can fix (ConfigError, ManifestError, WriteError, ...): exit code 2.
+        failures: errors of the work itself: exit code 1.
+        interrupted: message after Ctrl-C, which then gives 130; None = Ctrl-C is not caught.
     """
     try:
         for name in ("json", "picture", "report"):
@@ -45,16 +50,27 @@ def run(
                 check_writable(path)
         return command(given)
     except failures as error:
-        print(f"error: {error}", file=sys.stderr)
+        info(f"error: {error}")
         return 1
     except fixable as error:
-        print(f"error: {error}", file=sys.stderr)
+        info(f"error: {error}")
         return 2
     except KeyboardInterrupt:
         if interrupted is None:
             raise
-        print(f"\ninterrupted: {interrupted}", file=sys.stderr)
+        info(f"\ninterrupted: {interrupted}")
         return 130
+
+
+def info(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+def warn_unread(errors: Mapping[str, str]) -> int:
+    """Name the files {path: reason} that could not be read, and return the exit code: 1 if there are any."""
+    for path, reason in errors.items():
+        info(f"not read: {path}: {reason}")
+    return 1 if errors else 0
 
 
 def check_at_least(given: argparse.Namespace, least: int, *names: str) -> None:
@@ -75,8 +91,8 @@ def _option(name: str) -> str:
     return f"--{name.replace('_', '-')}"
 
 
-def name_unread(entries: list[dict[str, str]], what: str, *, all_in: str) -> list[str]:
-    """Lines with the path and reason of each clip that `what`, as many as a person reads."""
+def format_unread(entries: list[dict[str, str]], what: str, *, all_in: str) -> list[str]:
+    """A line that counts the clips that `what`, and the path and reason of the first MAX_NAMED."""
     lines = [f"{len(entries)} {what}:"] if entries else []
     lines += [f"  {entry['path']}: {entry['reason']}" for entry in entries[:MAX_NAMED]]
     if len(entries) > MAX_NAMED:

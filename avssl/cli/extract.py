@@ -1,18 +1,17 @@
-"""Write the embeddings of every clip of a manifest: what tools/retrieve.py and tools/browse.py search.
+"""Write the embeddings of every clip of a manifest, for tools/retrieve.py and tools/browse.py.
 
     python tools/extract.py runs/toy data/toy/manifest.parquet --out embeddings/
     torchrun --nproc-per-node 2 tools/extract.py runs/toy data/toy/manifest.parquet --out embeddings/
 
-A stopped extraction continues where it was. Exit code: 0 done, 1 some clips could not be read (they are named), 2
-wrong call.
+The same command resumes a stopped extraction.
+Exit code: 0 done, 1 some clips could not be read (they are named), 2 wrong call.
 """
 
 import argparse
-import sys
 from pathlib import Path
 
 from avssl import distributed
-from avssl.cli.common import add_json, new_parser, run
+from avssl.cli.common import add_json, add_manifest, info, new_parser, run, warn_unread
 from avssl.data.manifest import read_manifest
 from avssl.files import print_result
 from avssl.retrieval.write import write_store
@@ -22,13 +21,12 @@ from avssl.weights.load import load, with_data
 def main(arguments: list[str] | None = None) -> int:
     parser = new_parser(__name__, __doc__)
     parser.add_argument("run", type=Path, help="folder of a run, or of weights (tools/convert.py)")
-    parser.add_argument("manifest", type=Path, help="parquet file of datasets/*.py")
+    add_manifest(parser)
     parser.add_argument("--out", type=Path, required=True, help="folder for the embeddings")
     parser.add_argument("--features", action="store_true", help="trunk features instead of unit-length head outputs")
     parser.add_argument("--split", help="rows of one split only")
     parser.add_argument("--num-clips", type=int, default=3, help="clips averaged per video")
     parser.add_argument("--num-workers", type=int, default=2, help="decoding processes")
-    parser.add_argument("--root", help="folder of the clips, when it moved")
     add_json(parser)
     return run(_extract, parser.parse_args(arguments))
 
@@ -49,24 +47,25 @@ def _extract(given: argparse.Namespace) -> int:
         distributed.shut_down()
     if store is None:
         return 0
-    for path, reason in store.errors.items():
-        print(f"not read: {path}: {reason}", file=sys.stderr)
+    code = warn_unread(store.errors)
     summary = {
         "clips": len(store),
         "with_sound": int(store.has["audio"].sum()),
         "sound_only": int((~store.has["video"]).sum()),
         "not_read": len(store.errors),
     }
-    hears = "audio" in store.meta.modalities
-    sides = f"{summary['with_sound']} with sound" if hears else "by their pictures, as the run hears nothing"
-    sides += f" ({summary['sound_only']} of them without picture)" if hears and summary["sound_only"] else ""
-    text = f"{summary['clips']} clips, {sides}, {summary['not_read']} not read -> {given.out}"
+    kinds = "video only, as the run has no audio encoder"
+    if "audio" in store.meta.modalities:
+        kinds = f"{summary['with_sound']} with sound"
+        kinds += f" ({summary['sound_only']} of them without video)" if summary["sound_only"] else ""
+    text = f"{summary['clips']} clips, {kinds}, {summary['not_read']} not read -> {given.out}"
     print_result(summary, text, to=given.json)
     if given.json != "-":
         source, target = (
-            next(side for side in order if store.has[side].any()) for order in (("audio", "video"), ("video", "audio"))
+            next(modality for modality in order if store.has[modality].any())
+            for order in (("audio", "video"), ("video", "audio"))
         )
         query = f"--query {store.ids[store.has[source].argmax()]} --from {source} --to {target}"
-        print(f"next: python tools/retrieve.py {given.out} {query} --k 10", file=sys.stderr)
-        print(f"  or: python tools/browse.py {given.out} --open", file=sys.stderr)
-    return 1 if store.errors else 0
+        info(f"next: python tools/retrieve.py {given.out} {query} --k 10")
+        info(f"  or: python tools/browse.py {given.out} --open")
+    return code

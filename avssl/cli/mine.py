@@ -1,10 +1,10 @@
-"""Mine agreement sets from the memories of a trained run, write them, and say how often a positive shares the class.
+"""Mine agreement sets from the memory banks of a trained run, and measure how often a positive shares the class.
 
     python tools/mine.py runs/toy --k 32 --rule consensus --out sets.parquet
 
-The file has a row per instance: id, path, positive_ids, scores, exact. consensus and union mine the clips that have
-picture and sound, video and audio those that have this side. When the manifest has labels, the precision of all rules
-that have clips enough is printed beside chance. Exit code: 0 done, 2 wrong call.
+The file has a row per instance: id, path, positive_ids, scores, exact. The rules consensus and union use clips that
+have both modalities, video and audio those that have that modality. With labels, the precision of every rule that has
+enough clips is printed beside chance. Exit code: 0 done, 2 wrong call.
 """
 
 import argparse
@@ -39,10 +39,10 @@ def _mine(given: argparse.Namespace) -> int:
     valid = {rule: minable(**usable, rule=rule) for rule in RULES}
     num_rows = {rule: int(rows.sum()) for rule, rows in valid.items()}
     if not num_rows[given.rule]:
-        sides = {"video": "a picture", "audio": "sound"}.get(given.rule, "both picture and sound")
+        needed = {"video": "video", "audio": "audio"}.get(given.rule, "both video and audio")
         others = [rule for rule in RULES if num_rows[rule]]
         raise ValueError(
-            f"no clip of {given.run} has {sides}, which --rule {given.rule} mines: ask for --rule {' or '.join(others)}"
+            f"no clip of {given.run} has {needed}, which --rule {given.rule} needs: use --rule {' or '.join(others)}"
         )
     targets = torch.from_numpy(manifest.targets())
     has_labels = bool((targets >= 0).any())
@@ -75,7 +75,7 @@ def _mine(given: argparse.Namespace) -> int:
 def read_banks(
     run: Path, manifest_path: Path | None
 ) -> tuple[torch.Tensor, torch.Tensor, dict[str, torch.Tensor], Manifest]:
-    """Memories of both modalities (N, D), the rows that have each (N,), and the manifest they belong to."""
+    """Memory banks of video and audio (N, D), their valid rows {modality: (N,)}, and the run's manifest."""
     state = load_checkpoint(run)
     model = state["model"]
     owners = [name.removesuffix("banks.video.z") for name in model if name.endswith("banks.video.z")]  # "", or a part's
@@ -86,7 +86,7 @@ def read_banks(
     manifest = read_manifest(path, root=None if manifest_path else config.data.root)
     check_manifest(state, manifest.hash, path=run, manifest=path)
     banks = f"{owners[0]}banks"
-    usable = {side: model[f"{banks}.{side}.valid"] for side in ("video", "audio")}
+    usable = {modality: model[f"{banks}.{modality}.valid"] for modality in ("video", "audio")}
     return model[f"{banks}.video.z"], model[f"{banks}.audio.z"], usable, manifest
 
 

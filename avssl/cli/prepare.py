@@ -1,24 +1,23 @@
-"""Make training copies of a folder of clips: small pictures that decode fast, mono sound, the times of the source.
+"""Make training copies of a folder of clips: small frames that decode fast, mono audio, timestamps of the source.
 
     python tools/prepare.py SRC DST
     python tools/prepare.py SRC DST --short-side 256 --fps 16 --jobs 8
     python tools/prepare.py SRC DST --dry-run
 
-DST gets the same tree and manifest.parquet. With SRC/manifest.parquet (or --manifest) its rows are carried over one by
-one, so that ids stay the same; without, rows, labels and splits are those that datasets/folder.py would find. A clip
-that cannot be prepared keeps its row, with the reason, and is listed in DST/not_prepared.csv.
+DST gets the same tree and manifest.parquet. With SRC/manifest.parquet (or --manifest) its rows are copied one by one,
+so that ids stay the same; without, rows, labels and splits are those of datasets/folder.py. A clip that cannot be
+prepared keeps its row, with the reason, and is listed in DST/not_prepared.csv.
 
-Killed at any moment and started again, the command continues: finished copies are kept, unless their source or the
-settings changed. Exit code: 0 all prepared, 1 some could not be prepared (or interrupted: 130), 2 wrong call.
+The same command resumes after an interruption; finished copies are kept unless their source or the settings changed.
+Exit code: 0 all prepared, 1 some could not be prepared (or interrupted: 130), 2 wrong call.
 """
 
 import argparse
 import os
-import sys
 from pathlib import Path
 from typing import Any
 
-from avssl.cli.common import add_json, check_above_0, check_at_least, name_unread, new_parser, run
+from avssl.cli.common import add_json, check_above_0, check_at_least, format_unread, info, new_parser, run
 from avssl.data.prepare import FAILURES, GIGABYTE, check_folders, list_clips, plan, prepare
 from avssl.files import print_result
 from avssl.media.prepare import Settings
@@ -28,15 +27,15 @@ def main(arguments: list[str] | None = None) -> int:
     parser = new_parser(__name__, __doc__)
     default = Settings()
     parser.add_argument("source", metavar="SRC", type=Path, help="folder of clips")
-    parser.add_argument("target", metavar="DST", type=Path, help="folder of the copies, new or of a call before")
+    parser.add_argument("target", metavar="DST", type=Path, help="folder of the copies")
     parser.add_argument("--manifest", type=Path, help="manifest of SRC (default: SRC/manifest.parquet, if there)")
     parser.add_argument("--short-side", type=int, default=default.short_side, help="pixels (default: %(default)s)")
     parser.add_argument("--gop", type=int, default=default.gop, help="frames from keyframe to keyframe (%(default)s)")
-    parser.add_argument("--fps", type=float, help="constant rate (default: every frame keeps its own time)")
+    parser.add_argument("--fps", type=float, help="constant rate (default: every frame keeps its timestamp)")
     parser.add_argument("--sample-rate", type=int, default=default.sample_rate, help="Hz (default: %(default)s)")
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="processes (default: one per core)")
     parser.add_argument("--timeout", type=float, default=600.0, help="seconds per clip (default: 600)")
-    parser.add_argument("--dry-run", action="store_true", help="say what would be done, write nothing")
+    parser.add_argument("--dry-run", action="store_true", help="print what would be done, write nothing")
     add_json(parser)
     return run(
         _prepare,
@@ -54,27 +53,26 @@ def _prepare(given: argparse.Namespace) -> int:
     listing = list_clips(given.source, given.manifest)
     work = plan if given.dry_run else prepare
     summary = work(given.source, given.target, listing, settings, num_workers=given.jobs, timeout_seconds=given.timeout)
-    print_result(summary, describe_look(summary) if given.dry_run else describe(summary, given.target), to=given.json)
     if given.dry_run:
+        print_result(summary, format_plan(summary), to=given.json)
         return 0
-    print(f"next: python tools/train.py configs/... data.manifest={summary['manifest']}", file=sys.stderr)
+    print_result(summary, format_summary(summary, given.target), to=given.json)
+    info(f"next: python tools/train.py configs/... data.manifest={summary['manifest']}")
     return 1 if summary["not_prepared"] else 0
 
 
-def describe(summary: dict[str, Any], target: Path) -> str:
-    """What was done, in words."""
+def format_summary(summary: dict[str, Any], target: Path) -> str:
     prepared = summary["written"] + summary["kept"]
     lines = [
         f"{prepared} of {summary['files']} clips prepared ({summary['written']} now, {summary['kept']} before), "
         f"{summary['without_sound']} of them without sound; {summary['source_bytes'] / GIGABYTE:.2f} GB became "
         f"{summary['bytes'] / GIGABYTE:.2f} GB -> {summary['manifest']}"
     ]
-    lines += name_unread(summary["not_prepared"], "could not be prepared", all_in=f"see {target / FAILURES}")
+    lines += format_unread(summary["not_prepared"], "could not be prepared", all_in=f"see {target / FAILURES}")
     return "\n".join(lines)
 
 
-def describe_look(summary: dict[str, Any]) -> str:
-    """What would be done, in words."""
+def format_plan(summary: dict[str, Any]) -> str:
     return (
         f"{summary['files']} clips, {summary['hours']:.2f} hours, {summary['source_bytes'] / GIGABYTE:.2f} GB: "
         f"{summary['todo']} to prepare, {summary['done']} prepared before ({summary['done_bytes'] / GIGABYTE:.2f} GB); "

@@ -1,19 +1,17 @@
-"""Write the page of a run: what ran, on which clips, how it went, neighbours, and evaluations.
+"""Write the HTML report of a run: settings, clips, training curves, neighbours, and evaluations.
 
     python tools/report.py runs/mine
     python tools/report.py runs/mine --manifest moved/manifest.parquet --root moved --out page.html
     python tools/report.py runs/infonce --embeddings embeddings/ --evaluations results/knn.json
 
-One HTML file without a network, RUN/report.html by default; tools/train.py writes it at the end of a training too,
-and a run that was stopped gets it here. Results of tools/evaluate.py --json that lie in RUN or RUN/evaluations are
-shown. Exit code: 0 done, 2 wrong call.
+One self-contained HTML file, RUN/report.html by default; tools/train.py writes it too when a run is complete.
+Results of tools/evaluate.py --json in RUN or RUN/evaluations are included. Exit code: 0 done, 2 wrong call.
 """
 
 import argparse
-import sys
 from pathlib import Path
 
-from avssl.cli.common import new_parser, run
+from avssl.cli.common import info, new_parser, run
 from avssl.methods import import_method
 from avssl.report.run import write_run_report
 
@@ -24,11 +22,11 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, help="HTML file to write (default: RUN/report.html)")
     parser.add_argument("--manifest", type=Path, help="the run's manifest, when it was moved")
     parser.add_argument("--root", type=Path, help="folder of its clips, when they were moved")
-    parser.add_argument("--embeddings", type=Path, help="folder of tools/extract.py to look for neighbours in")
+    parser.add_argument("--embeddings", type=Path, help="folder of tools/extract.py for the neighbours")
     parser.add_argument(
         "--evaluations", type=Path, nargs="+", default=[], metavar="JSON", help="further results of tools/evaluate.py"
     )
-    parser.add_argument("--plugin", metavar="FILE.py:METHOD", help="method of the run, where it is one of your own")
+    parser.add_argument("--plugin", metavar="FILE.py:METHOD", help="your own method, when the run is of one")
     return run(_report, parser.parse_args(arguments))
 
 
@@ -44,6 +42,6 @@ def _report(given: argparse.Namespace) -> int:
         evaluations=given.evaluations,
     )
     for sentence in missing:
-        print(f"note: {sentence}", file=sys.stderr)
+        info(f"note: {sentence}")
     print(f"report: {path}")
     return 0

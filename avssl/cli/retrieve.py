@@ -4,8 +4,8 @@
     python tools/retrieve.py embeddings/ --query some/other/clip.mp4 --by agreement
     python tools/retrieve.py embeddings/ --query song.mp3 --from audio --to video
 
-The query is an id, a path of the set, or any file, of sound alone too: a file outside of the set is embedded with the
-run that made the embeddings. An answer always has the side asked for with --to. Exit code: 0 done, 2 wrong call.
+The query is an id, a path of the set, or any video or audio file: a file outside of the set is embedded with the run
+that made the embeddings. Results always have the modality of --to. Exit code: 0 done, 2 wrong call.
 """
 
 import argparse
@@ -23,11 +23,11 @@ from avssl.structs import MODALITIES
 def main(arguments: list[str] | None = None) -> int:
     parser = new_parser(__name__, __doc__)
     parser.add_argument("embeddings", type=Path, help="folder written by tools/extract.py")
-    parser.add_argument("--query", required=True, help="id, path of the set, or any clip or sound on disk")
-    parser.add_argument("--from", dest="source", choices=("video", "audio"), default="video", help="side of the query")
-    parser.add_argument("--to", dest="target", choices=("video", "audio"), default="video", help="side of the answers")
+    parser.add_argument("--query", required=True, help="id, path of the set, or any video or audio file")
+    parser.add_argument("--from", dest="source", choices=MODALITIES, default="video", help="modality of the query")
+    parser.add_argument("--to", dest="target", choices=MODALITIES, default="video", help="modality of the results")
     parser.add_argument(
-        "--by", choices=("cosine", "agreement"), default="cosine", help="agreement: alike in picture and sound"
+        "--by", choices=("cosine", "agreement"), default="cosine", help="agreement: similar in video and audio"
     )
     parser.add_argument("--k", type=int, default=10, help="how many")
     add_json(parser)
@@ -36,13 +36,11 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _retrieve(given: argparse.Namespace) -> int:
     store = read_store(given.embeddings)
-    sides = MODALITIES if given.by == "agreement" else (given.source, given.target)
-    lacks = [side for side in sides if side not in store.meta.modalities]
-    if lacks:
+    modalities = MODALITIES if given.by == "agreement" else (given.source, given.target)
+    missing = [modality for modality in modalities if modality not in store.meta.modalities]
+    if missing:
         own = store.meta.modalities[0]
-        raise StoreError(
-            f"these embeddings are of a run without an encoder for {lacks[0]}: ask with --from {own} --to {own}"
-        )
+        raise StoreError(f"the run of these embeddings has no {missing[0]} encoder: use --from {own} --to {own}")
     query = find_query(store, given.query)
     way = "agreement" if given.by == "agreement" else f"{given.source[0]}2{given.target[0]}"
     found = search(store, query, way=way, k=given.k)
@@ -53,7 +51,7 @@ def _retrieve(given: argparse.Namespace) -> int:
 
 
 def find_query(store: Store, text: str) -> Query:
-    """A row of the store, or a file outside of it, embedded now."""
+    """A row of the store, or a file outside of it, which is embedded now."""
     row = find_row(store, text)
     if row is not None:
         return query_of_row(store, row)

@@ -1,19 +1,18 @@
-"""Find patches that can be followed in the clips of a manifest: where something moves by itself, over 30 frames.
+"""Track moving patches in the clips of a manifest, over up to 30 frames.
 
     python tools/track.py clips/manifest.parquet --out clips/tracks.parquet
     python tools/track.py clips/manifest.parquet --out clips/tracks.parquet --split train --tracker csrt
     python tools/track.py clips/manifest.parquet --out clips/tracks.parquet --show 20
 
-The table has a row per track: id, track, times, boxes, confidence; a clip without any has one row with the reason.
-Files that hang or bring a worker down are named and stop nothing. --show writes sheets of tracks to look at (PNG).
+The table has a row per track: id, track, times, boxes, confidence; a clip without tracks has one row with the reason.
+Files that time out or crash a worker are listed. --show writes contact sheets of tracks (PNG).
 
-Killed at any moment and started again, the command continues; clips that are done stay as they are, also in a finished
-table, unless the options change. Exit code: 0 done, 1 some files could not be read (interrupted: 130), 2 wrong call.
+The same command resumes after an interruption; finished clips are kept unless the options change.
+Exit code: 0 done, 1 some files could not be read (interrupted: 130), 2 wrong call.
 """
 
 import argparse
 import os
-import sys
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -21,7 +20,16 @@ from typing import Any
 import cv2
 import numpy as np
 
-from avssl.cli.common import add_json, check_above_0, check_at_least, name_unread, new_parser, run
+from avssl.cli.common import (
+    add_json,
+    add_manifest,
+    check_above_0,
+    check_at_least,
+    format_unread,
+    info,
+    new_parser,
+    run,
+)
 from avssl.data.find_tracks import track_manifest
 from avssl.data.manifest import Manifest, read_manifest
 from avssl.data.tracks import Track, Tracks, read_tracks
@@ -35,10 +43,9 @@ SHEET_FRAMES, SHEET_TRACKS, SHEET_HEIGHT, LINE = 8, 10, 150, 18  # frames of a r
 def main(arguments: list[str] | None = None) -> int:
     parser = new_parser(__name__, __doc__)
     default = Options()
-    parser.add_argument("manifest", type=Path, help="parquet file of datasets/*.py")
+    add_manifest(parser)
     parser.add_argument("--out", type=Path, required=True, help="parquet file for the tracks")
-    parser.add_argument("--root", help="folder of the clips, when it moved")
-    parser.add_argument("--split", help="only the clips of this split are searched; what OUT knows of others stays")
+    parser.add_argument("--split", help="only this split; rows of others in OUT stay")
     parser.add_argument("--max-frames", type=int, default=default.max_frames, help="of a track (default: %(default)s)")
     parser.add_argument("--max-tracks", type=int, default=default.max_tracks, help="of a clip (default: %(default)s)")
     parser.add_argument("--tracker", choices=TRACKERS, default=default.tracker, help="default: %(default)s")
@@ -75,17 +82,13 @@ def _track(given: argparse.Namespace) -> int:
     if given.show:
         tracks = read_tracks(given.out, manifest_hash=manifest.hash)
         summary["sheets"] = list(map(str, write_sheets(given.out, manifest, tracks, num=given.show)))
-    print_result(summary, describe(summary), to=given.json)
+    print_result(summary, format_summary(summary), to=given.json)
     if not given.show:
-        print(
-            f"next: look at some of them: python tools/track.py {given.manifest} --out {given.out} --show 20",
-            file=sys.stderr,
-        )
+        info(f"next: look at some of them: python tools/track.py {given.manifest} --out {given.out} --show 20")
     return 1 if summary["not_read"] else 0
 
 
-def describe(summary: dict[str, Any]) -> str:
-    """What was found, in words."""
+def format_summary(summary: dict[str, Any]) -> str:
     lines = [
         f"{summary['tracks']} tracks in {summary['with_track']} of {summary['clips']} clips ({summary['kept']} known "
         f"before) -> {summary['out']}"
@@ -93,18 +96,18 @@ def describe(summary: dict[str, Any]) -> str:
     if summary["without"]:
         lines.append(f"{sum(summary['without'].values())} clips without a track:")
         lines += [f"  {number} {reason}" for reason, number in summary["without"].items()]
-    lines += name_unread(summary["not_read"], "could not be read", all_in="--json names all")
+    lines += format_unread(summary["not_read"], "could not be read", all_in="--json names all")
     lines += [f"sheet: {path}" for path in summary["sheets"]]
     return "\n".join(lines)
 
 
 def write_sheets(out: Path, manifest: Manifest, tracks: Tracks, *, num: int) -> list[Path]:
-    """Write pictures beside the table `out` on which a person sees `num` of its tracks, evenly spread over it: a row
-    per track, frames with box, second and confidence.
+    """Draw `num` tracks of the table `out`, evenly spread, beside it: a row per track, frames with box, second and
+    confidence.
 
     Raises:
         DecodeError: a clip cannot be read any more.
-        WriteError: a picture cannot be written.
+        WriteError: an image cannot be written.
     """
     every = [(id, track) for id in np.unique(tracks.ids).tolist() for track in tracks.of(id)]
     chosen = [every[i] for i in sorted({round(i) for i in np.linspace(0, len(every) - 1, min(num, len(every)))})]
@@ -121,27 +124,24 @@ def write_sheets(out: Path, manifest: Manifest, tracks: Tracks, *, num: int) -> 
 
 
 def _sheet_row(manifest: Manifest, id: int, track: Track) -> np.ndarray:
-    """Some frames of a track side by side, (H, W, 3) RGB, below a line that names it."""
+    """Some frames of a track in a row, (H, W, 3) RGB, below a line with its id and path."""
     facts = manifest.table.slice(id, 1).to_pylist()[0]
     size = np.array([SHEET_HEIGHT, round(SHEET_HEIGHT * facts["width"] / facts["height"])])
     numbers = np.unique(np.linspace(0, len(track.times) - 1, SHEET_FRAMES).round().astype(int))
     windows = [VideoWindow(track.times[i], 1.0, 1.0, size=tuple(size.tolist())) for i in numbers]
     frames, _ = read_clip(manifest.path(id), video=windows)
-    pictures = []
+    images = []
     for i, frame in zip(numbers, frames, strict=True):
-        picture = np.ascontiguousarray(frame.data[0])
-        top, left, bottom, right = (
-            np.rint(np.concatenate([track.boxes[i, :2], track.boxes[i, :2] + track.boxes[i, 2:]]) * np.tile(size, 2))
-            .astype(int)
-            .tolist()
-        )
-        cv2.rectangle(picture, (left, top), (right, bottom), (255, 255, 0), 2)
-        pictures.append(np.pad(picture, ((LINE, 4), (0, 4), (0, 0))))
-        _write(pictures[-1], f"{track.times[i]:.2f}s {track.confidence[i]:.2f}")
-    row = np.pad(np.concatenate(pictures, axis=1), ((LINE, 0), (0, 0), (0, 0)))
+        image = np.ascontiguousarray(frame.data[0])
+        corners = np.concatenate([track.boxes[i, :2], track.boxes[i, :2] + track.boxes[i, 2:]])
+        top, left, bottom, right = np.rint(corners * np.tile(size, 2)).astype(int).tolist()
+        cv2.rectangle(image, (left, top), (right, bottom), (255, 255, 0), 2)
+        images.append(np.pad(image, ((LINE, 4), (0, 4), (0, 0))))
+        _write(images[-1], f"{track.times[i]:.2f}s {track.confidence[i]:.2f}")
+    row = np.pad(np.concatenate(images, axis=1), ((LINE, 0), (0, 0), (0, 0)))
     _write(row, f"{id}, track {track.number}: {facts['path']}")
     return row
 
 
-def _write(picture: np.ndarray, text: str) -> None:
-    cv2.putText(picture, text, (2, LINE - 5), cv2.FONT_HERSHEY_SIMPLEX, 0.42, (255, 255, 255), 1, cv2.LINE_AA)
+def _write(image: np.ndarray, text: str) -> None:
+    cv2.putText(image, text, (2, LINE - 5), cv2.FONT_HERSHEY_SIMPLEX, 0.42, (255, 255, 255), 1, cv2.LINE_AA)

@@ -1,4 +1,4 @@
-"""Train as a configuration says; run the same command again to continue a stopped run.
+"""Train as a configuration says; the same command resumes a stopped run.
 
     python tools/train.py configs/toy/avid.yaml run.dir=runs/toy data.manifest=data/toy/manifest.parquet
     torchrun --nproc-per-node 2 tools/train.py configs/toy/avid.yaml ...
@@ -8,11 +8,10 @@ Exit code: 0 complete, 1 stopped (saved) or failed while training, 2 wrong confi
 """
 
 import argparse
-import sys
 from pathlib import Path
 
 from avssl import distributed
-from avssl.cli.common import new_parser, run
+from avssl.cli.common import info, new_parser, run
 from avssl.config import load
 from avssl.training.loop import train
 from avssl.training.session import TrainingError
@@ -34,22 +33,20 @@ def _train(given: argparse.Namespace) -> int:
         distributed.shut_down()
     if complete and is_main:
         report(Path(config.run.dir))
-        print("next: python tools/evaluate.py RUN knn --dataset MANIFEST, with RUN as in run.dir", file=sys.stderr)
+        info("next: python tools/evaluate.py RUN knn --dataset MANIFEST, with RUN as in run.dir")
     return 0 if complete else 1
 
 
 def report(folder: Path) -> None:
-    """Write the page of a complete run and say so. The training is done and saved: whatever fails here is said, and
-    changes nothing.
-    """
+    """Write the report of a complete run; the training is saved, so an error here is only printed."""
     try:
         from avssl.report.run import write_run_report  # heavy, and not needed before
 
         path, missing = write_run_report(folder)
     except Exception as error:
         why = " ".join(str(error).split()) or type(error).__name__
-        print(f"no report was written ({why}); to try again: python tools/report.py {folder}", file=sys.stderr)
+        info(f"no report was written ({why}); to try again: python tools/report.py {folder}")
         return
     for sentence in missing:
-        print(f"note: {sentence}", file=sys.stderr)
-    print(f"report: {path}", file=sys.stderr)
+        info(f"note: {sentence}")
+    info(f"report: {path}")

@@ -185,7 +185,7 @@ def test_what_cannot_be_told(run: Path, clip_set: Manifest, call: Call, tmp_path
     (tmp_path / "text.mp4").write_text("no clip")
     done = call("tools/predict.py", tmp_path / "a", silent, tmp_path / "text.mp4", clip_set.path(0), "--num-clips", 1)
     assert done.code == 1
-    assert f"not told: {silent}: the classifier needs audio, which this file lacks" in done.err
-    assert "not told: " + str(tmp_path / "text.mp4") in done.err
+    assert f"not read: {silent}: the classifier needs audio, which this file lacks" in done.err
+    assert "not read: " + str(tmp_path / "text.mp4") in done.err
     assert done.out.startswith(str(clip_set.path(0)))
     call("tools/predict.py", tmp_path / "a", silent, "--top", 0).refused("--top 0 must be at least 1")

@@ -233,7 +233,7 @@ def test_tool_on_davis_names_clips_that_cannot_be_used(run: Path, call: Call, tm
     asked = [run, "propagate", "--davis", davis, "--size", 96, "--map", "conv2x"]
     code, printed, error = call(*asked)
     assert code == 1
-    assert "not read, left out: cows: the first mask shows only background" in error
+    assert "not read: cows: the first mask shows only background" in error
     assert "2 clips, 4 things" in printed
     (davis / "val.txt").write_text("dogs\n")
     code, printed, _ = call(*asked, "--split", davis / "val.txt")
@@ -253,7 +253,7 @@ def test_tool_on_davis_names_clips_that_cannot_be_used(run: Path, call: Call, tm
         (["propagate", "--dataset", "a"], "unrecognized arguments: --dataset a"),
         (["propagate", "--scenes", "3", "--davis", "a"], "argument --davis: not allowed with argument --scenes"),
         (["propagate", "--davis", "nowhere"], "error: nowhere has no JPEGImages/480p"),
-        (["propagate", "--davis", "nowhere", "--seed", "1"], "error: --seed 1 is of scenes made here"),
+        (["propagate", "--davis", "nowhere", "--seed", "1"], "error: --seed 1 is for synthetic scenes"),
         (["propagate", "--split", "val.txt"], "error: --split val.txt lists clips of DAVIS: give its folder"),
         (["propagate", "--scenes", "0"], "error: --scenes 0 --seed 0: expected at least 1 and 0"),
         (["propagate", "--seed", "-1"], "error: --scenes 10 --seed -1: expected at least 1 and 0"),

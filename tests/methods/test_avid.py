@@ -126,7 +126,7 @@ def test_training_moves_towards_pairs_and_never_uses_an_own_negative(
         method.after_step(done, Progress(step // 20, step, 60))
         losses.append(float(done.logs["v2a"]))
         ids, negatives = avoided[-1]
-        assert torch.equal(*negatives.values())  # all clips have both sides: drawn once and shared
+        assert torch.equal(*negatives.values())  # all clips have both modalities: drawn once and shared
         assert not (negatives["video"][:, :, None] == method.avoid(ids)[:, None, :]).any()
     assert np.mean(losses[-10:]) < 0.8 * np.mean(losses[:10])
 
@@ -145,7 +145,7 @@ def test_clips_without_sound_train_what_needs_no_sound_and_enter_nothing() -> No
     method.after_step(done, Progress(0, 0, 2))
     assert torch.isfinite(done.loss)
     assert torch.equal(method.banks["audio"].z[~has_audio], before[~has_audio])
-    # the soundless rows add nothing to the terms that need sound: same mean over the rows that have it
+    # the rows without audio add nothing to the terms that need audio: same mean over the rows that have it
     ask = encode(method, batch)
     video, audio = (method.embed(view, method.heads[view](ask(view)), batch) for view in ("video", "audio"))
     v2a, a2v = method.terms(video, audio, ids)[:2]
@@ -198,7 +198,7 @@ def test_a_refresh_says_how_much_of_the_sets_stayed() -> None:
     assert method.agreement_sets().keys() == {"mining"}
     assert "mining/overlap" not in method.on_epoch(0)
     before = method.agreement_sets()["mining"].tolist()
-    assert method.on_epoch(1)["mining/overlap"] == 1  # the same memories
+    assert method.on_epoch(1)["mining/overlap"] == 1  # the same memory banks
     for bank in method.banks.values():
         bank.z.copy_(F.normalize(bank.z + torch.randn(bank.z.shape, generator=torch.Generator().manual_seed(0)), dim=1))
     overlap = method.on_epoch(2)["mining/overlap"]

@@ -61,7 +61,7 @@ def test_the_loss_is_cross_entropy_over_what_is_labeled_and_there(modality: str)
     method = build(modality=modality, warmup_epochs=0).eval()
     assert set(method.encoders) == {modality}
     here = {f"has_{modality}": torch.tensor([True, True, False, True, True, True])}
-    seen = batch([0, 1, 2, 3, -1, 5], **here)  # 2 lacks the side, 3 has no label, the fifth could not be read
+    seen = batch([0, 1, 2, 3, -1, 5], **here)  # 2 lacks the modality, 3 has no label, the fifth could not be read
     done = method(seen, at(9))
     with torch.no_grad():
         logits = method.classifier(method.encoders[modality](getattr(seen, modality)[modality]))
@@ -86,7 +86,7 @@ def test_dropout_is_that_of_the_step() -> None:
     assert torch.equal(method.eval().drop(x, at(0, 1)), x)
 
 
-def test_the_encoder_rests_while_the_classifier_warms_up() -> None:
+def test_the_encoder_is_frozen_while_the_classifier_warms_up() -> None:
     method = build(warmup_epochs=2).train()
     optimizer = torch.optim.Adam(method.parameters(), lr=1e-2)
     start = {name: value.clone() for name, value in method.state_dict().items()}
@@ -175,9 +175,9 @@ def test_only_labeled_clips_are_trained_on(
     here = [f"data.manifest={tmp_path / 'some.parquet'}", f"data.root={clip_set.root}", "run.max_steps=1"]
     assert not train(config(clip_set, tmp_path / "run", *here).replace(method={"name": "finetune"}))
     lost = int(train_rows.sum() - found.valid.sum())
-    told = capsys.readouterr().err
-    assert "of 18 rows, 2 classes, " in told
-    assert f"; {lost} without a label left out" in told
+    printed = capsys.readouterr().err
+    assert "of 18 rows, 2 classes, " in printed
+    assert f"; {lost} without a label left out" in printed
     only_in_test = [
         str(label) if not ok else "0" for label, ok in zip(clip_set.column("label"), train_rows, strict=True)
     ]

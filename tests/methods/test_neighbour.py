@@ -22,14 +22,14 @@ DIM = 16
 
 def build(instances: Instances | None = None, *, seed: int = 0, **options: object) -> Neighbour:
     torch.manual_seed(seed)
-    towers = nn.ModuleDict({"video": LinearEncoder()})
+    encoders = nn.ModuleDict({"video": LinearEncoder()})
     options = {"embedding_dim": DIM, "hidden_dim": 16} | options
-    return Neighbour(NeighbourOptions(**options), towers, instances=instances or everything(40), seed=seed)
+    return Neighbour(NeighbourOptions(**options), encoders, instances=instances or everything(40), seed=seed)
 
 
 def embedded(z: Tensor, ids: list[int], start: list[float], view: list[int] | None = None) -> Embedded:
-    places = torch.zeros(len(ids), dtype=torch.int64) if view is None else torch.tensor(view)
-    return Embedded(z, torch.tensor(ids), places, torch.tensor(start, dtype=torch.float64))
+    views = torch.zeros(len(ids), dtype=torch.int64) if view is None else torch.tensor(view)
+    return Embedded(z, torch.tensor(ids), views, torch.tensor(start, dtype=torch.float64))
 
 
 def unit(num: int, seed: int = 0) -> Tensor:

@@ -1,4 +1,4 @@
-"""One process equals two for every method and its main settings: losses, gradients, memories, queues and copies.
+"""One process equals two for every method and its main settings: losses, gradients, memory banks, queues and copies.
 
 BatchNorm stands still, as each rank has its own clips; AVID and AVID-CMA are drawn by hypothesis in test_properties.py.
 """
@@ -17,7 +17,7 @@ from tests.support.contract import CASES, NUM, batch_of, build, progress
 from tests.support.runs import free_port
 
 STEPS = 3
-RESTING, RESTS, WARM_UP = "finetune, warming up", ("finetune",), {"warmup_epochs": 1}
+FROZEN, FROZEN_CASE, WARM_UP = "finetune, warming up", ("finetune",), {"warmup_epochs": 1}
 
 
 def trained(case: str, **other: int) -> dict[str, torch.Tensor]:
@@ -56,7 +56,7 @@ def in_process(rank: int, port: int, folder: str) -> None:
     os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2"}
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     distributed.init("cpu")
-    results = {case: trained(case) for case in CASES} | {RESTING: trained(*RESTS, **WARM_UP)}
+    results = {case: trained(case) for case in CASES} | {FROZEN: trained(*FROZEN_CASE, **WARM_UP)}
     if rank == 0:
         torch.save(results, Path(folder) / "two.pt")
     distributed.shut_down()
@@ -68,7 +68,7 @@ def test_one_process_equals_two(tmp_path: Path) -> None:
     torch.set_num_threads(1)
     results = torch.load(tmp_path / "two.pt", weights_only=True)
     for case, two in results.items():
-        one = trained(*RESTS, **WARM_UP) if case == RESTING else trained(case)
+        one = trained(*FROZEN_CASE, **WARM_UP) if case == FROZEN else trained(case)
         assert one.keys() == two.keys()
         for name, value in one.items():
             difference, size = (

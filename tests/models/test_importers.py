@@ -47,10 +47,10 @@ def test_pytorchvideo_checkpoint(tmp_path):
 )
 @pytest.mark.parametrize("modality", ["video", "audio"])
 def test_two_tower_checkpoints(tmp_path, modality, wrapper, prefix, file):
-    towers = {name: build_encoder(name, ModelConfig(**SMALL)) for name in ("video", "audio")}
+    encoders = {name: build_encoder(name, ModelConfig(**SMALL)) for name in ("video", "audio")}
     if "{}" not in prefix:
-        towers = {modality: towers[modality]}
-    weights = {name: tower.state_dict() for name, tower in towers.items()}
+        encoders = {modality: encoders[modality]}
+    weights = {name: encoder.state_dict() for name, encoder in encoders.items()}
     state = {f"{prefix.format(name)}{key}": value for name, own in weights.items() for key, value in own.items()}
     if wrapper is None:
         save_file(state, tmp_path / file)

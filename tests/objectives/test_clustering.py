@@ -31,7 +31,7 @@ def test_the_loss_over_two_large_and_two_small_crops_equals_the_recorded_one(
 ) -> None:
     raw = recorded[f"{case}.z"].clone().requires_grad_()
     prototypes = F.normalize(recorded[f"{case}.prototypes"], dim=1)
-    torch.testing.assert_close(prototypes, recorded[f"{case}.prototypes_normalized"])
+    torch.testing.assert_close(prototypes, recorded[f"{case}.prototypes_normalised"])
     scores = dict(zip(CROPS, (F.normalize(raw, dim=1) @ prototypes.T).chunk(4), strict=True))
     codes = {}
     for number, crop in enumerate(CROPS[:2]):

@@ -1,6 +1,6 @@
-"""Clips whose every picture and every moment of sound tells where it belongs, and damaged copies of them from a seed.
+"""Clips whose every frame and every moment of audio tells where it belongs, and damaged copies of them from a seed.
 
-A picture shows its number in 12 bits and again in their complement, so that a damaged one is known as such. The sound
+A frame shows its number in 12 bits and again in their complement, so that a damaged one is known as such. The audio
 is a tone that rises (or, in every second clip, falls) all the time: a piece of it fits at one moment only.
 
 Letters: T frames, n samples.
@@ -17,7 +17,7 @@ import numpy as np
 
 from avssl.media.encode import write_clip
 
-BLOCK, ROWS, COLUMNS, BITS = 16, 4, 6, 12  # a picture is 64 x 96 pixels
+BLOCK, ROWS, COLUMNS, BITS = 16, 4, 6, 12  # a frame is 64 x 96 pixels
 SIZE = (ROWS * BLOCK, COLUMNS * BLOCK)  # (height, width)
 FPS = 25
 NUMBERS_PER_CLIP = 150  # clip c shows the numbers from 150 c on
@@ -45,7 +45,7 @@ def picture(number: int) -> np.ndarray:
 
 
 def read_numbers(frames: np.ndarray) -> list[int]:
-    """The numbers that (T, 64, 96, 3) show; -1 where a picture is damaged beyond reading."""
+    """The numbers that (T, 64, 96, 3) show; -1 where a frame is damaged beyond reading."""
     gray = frames.astype(np.float32).mean(axis=-1).reshape(len(frames), ROWS, BLOCK, COLUMNS, BLOCK).mean(axis=(2, 4))
     bits = (gray > 120).reshape(len(frames), 2, BITS)  # (T, 2, 12)
     values = bits[:, 0] @ (1 << np.arange(BITS))
@@ -66,8 +66,8 @@ class Clip:
 
     Args:
         path: its file.
-        first_number: the first picture's; the others count on.
-        seconds: of sound and of pictures.
+        first_number: the first frame's; the others count on.
+        seconds: of audio and of frames.
         falls: the tone does.
     """
 
@@ -101,7 +101,7 @@ def make_clips(folder: Path, *, seconds: float = 4.0) -> dict[str, list[Clip]]:
 
 
 class Ear:
-    """Finds out at which second of a clip's tone a piece of sound belongs."""
+    """Finds out at which second of a clip's tone a piece of audio belongs."""
 
     ALIKE = 0.9  # from here on a piece counts as recognized
 
@@ -117,7 +117,7 @@ class Ear:
         """Second of the tone at which `heard` (n,) begins; None when it is not recognized.
 
         Args:
-            heard: any sound, shorter than the tone.
+            heard: any audio, shorter than the tone.
             sample_rate: of it.
             near: look only within 5 ms of this second, which is fast. None = everywhere.
         """

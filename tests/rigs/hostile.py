@@ -3,7 +3,7 @@
     python -m tests.rigs.hostile
     python -m tests.rigs.hostile --awkward FOLDER --damaged 100 --seed 1 --keep failed
 
-Makes clips whose pictures and sound tell where they belong, damages copies of them (damage.py), reads all in worker
+Makes clips whose frames and audio tell where they belong, damages copies of them (damage.py), reads all in worker
 processes, and judges what was read (judge.py). Files of --awkward are compared with a decode from their beginning to
 their end.
 
@@ -72,7 +72,7 @@ def run_hostile(
 
     Returns:
         kinds {kind: {files, and each of VERDICTS}}, reasons {class: files}, failures [{path, kind, verdict, reason}],
-        pieces (of pictures and sound by what was found), peak_bytes, memory_bytes, slowest_seconds, seed, seconds.
+        pieces (of frames and audio by what was found), peak_bytes, memory_bytes, slowest_seconds, seed, seconds.
 
     Raises:
         ValueError: `awkward` holds no file.

@@ -5,12 +5,12 @@
 Two judges: `Shown` knows the clip that a file was before it was damaged (damage.py); `Likeness` knows nothing and
 compares with a plain decode of the file from beginning to end alone.
 
-A picture with another number than the one that belongs to its time can be three things. The file itself may say so
+A frame with another number than the one that belongs to its time can be three things. The file itself may say so
 (its timestamps are damaged, or another file's piece was put in): then the plain decode has the same number at that
-time, and no reader can know better. It may be concealed damage: a decoder shows an old picture where it lost one, or
-builds on a wrong one. Or the reader gave the time of another picture, which is the error that is looked for. An error
-of time moves all that follows, and it happens to whole pictures too: so it is one if the plain decode shows the right
-picture at that time, or if three pictures in a row, all different, are off by the same time. The rest is concealed.
+time, and no reader can know better. It may be concealed damage: a decoder shows an old frame where it lost one, or
+builds on a wrong one. Or the reader gave the time of another frame, which is the error that is looked for. An error
+of time moves all that follows, and it happens to whole frames too: so it is one if the plain decode shows the right
+frame at that time, or if three frames in a row, all different, are off by the same time. The rest is concealed.
 An AVI has no timestamps at all: its index is its clock, and a copy whose index is damaged has none that could be right.
 The same holds for the part of an MP4 with a damaged index that the plain decode, which breaks off before, never sees.
 
@@ -46,19 +46,19 @@ from tests.rigs.damage import FPS, SIZE, Clip, Ear, likeness, read_numbers
 
 SAME_TIME = 0.003  # seconds: two ticks of a Matroska clock
 SAME_SOUND = 0.005  # seconds by which sound may be off
-PIECE_SECONDS = 0.25  # of sound that is judged at once
+PIECE_SECONDS = 0.25  # of audio that is judged at once
 MAX_RESUMED = 3  # times that the plain decode goes on behind a damaged place
 AVI = "avi"
-RUN = 3  # different pictures in a row that are off by the same time
+RUN = 3  # different frames in a row that are off by the same time
 MAX_PLAIN_SECONDS = 40.0  # of a long file that the plain decode looks at
-SAME_GRAY, OTHER_GRAY = 8.0, 20.0  # mean difference of pictures that are, or are not, the same
+SAME_GRAY, OTHER_GRAY = 8.0, 20.0  # mean difference of frames that are, or are not, the same
 NUM_CLIPS = 6  # read of a file, drawn as training draws them
 READ_FPS, NUM_FRAMES, AUDIO_SECONDS, SAMPLE_RATE, OFFSET_SECONDS = 16, 8, 1.0, 24_000, 0.25
 
 
 @dataclass
 class Counts:
-    """Pictures and pieces of sound by what was found, and what is wrong in words."""
+    """Counts of frames and pieces of audio by what was found, and descriptions of errors."""
 
     right: int = 0
     as_in_file: int = 0  # another time than the clip's, but the one that the damaged file gives
@@ -72,7 +72,7 @@ class Plain:
     """All that decodes of a file in its order, without a seek.
 
     Args:
-        times: (T,) seconds of the pictures as they came.
+        times: (T,) seconds of the frames as they came.
         frames: (T, 64, 96, 3) uint8.
         sound: (second, sample rate, (n,) float32) of each packet's sound.
     """
@@ -171,8 +171,8 @@ class Truth:
     """Where everything lies in an undamaged clip, as JSON carries it.
 
     Args:
-        first_number: of the first picture.
-        times: seconds of the pictures.
+        first_number: of the first frame.
+        times: seconds of the frames.
         seconds: of the tone.
         falls: the tone does.
         sound_start: second at which the tone begins on the clock of the file.
@@ -219,7 +219,7 @@ class Shown:
 
     Args:
         truth: of the clip that was damaged.
-        others: of those of which pieces may be in it: a picture that came with its own time is at the right one.
+        others: of those of which pieces may be in it: a frame that came with its own time is at the right one.
         plain: decode of the damaged file.
         index: digest of the index of the damaged file, see `index_digest`.
     """
@@ -290,7 +290,7 @@ class Shown:
 
 
 def _check_runs(suspects: list[tuple[float, int]], counts: Counts) -> None:
-    """Three different pictures one after the other, all off by the same time, are no concealed damage."""
+    """Three different frames one after the other, all off by the same time, are no concealed damage."""
     run = 1
     for (before, old), (seconds, number) in itertools.pairwise(suspects):
         moved = number != old and abs((seconds - before) * FPS - (number - old)) < 0.1
@@ -419,7 +419,7 @@ def examine(job: dict[str, Any]) -> dict[str, Any]:
             or none for a file of which nothing is known.
 
     Returns:
-        verdict, reason, seconds (of reading), peak_bytes (of this process so far), counts of pictures and pieces.
+        verdict, reason, seconds (of reading), peak_bytes (of this process so far), counts of frames and pieces.
     """
     path = Path(job["path"])
     plain = decode_plainly(path)

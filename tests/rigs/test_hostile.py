@@ -85,7 +85,7 @@ def test_errors_of_the_reader_are_seen(
     def wrong(*given, **named):
         frames, samples = read_clip(*given, **named)
         match error:
-            case "pictures":  # one picture too early
+            case "pictures":  # one frame too early
                 frames = [dataclasses.replace(each, times=each.times - 0.04) for each in frames]
             case "sound":
                 samples = [dataclasses.replace(each, data=np.roll(each.data, 240)) for each in samples]  # 10 ms
@@ -257,7 +257,7 @@ def test_a_billion_seconds(tmp_path: Path, clip: Clip, bounded: None) -> None:
 
 
 def test_two_billion_samples_a_second(tmp_path: Path, bounded: None) -> None:
-    """The sound is left out, with its reason; the pictures are fine."""
+    """The audio is left out, with its reason; the frames are fine."""
     frames = np.stack([picture(i) for i in range(8)])
     tone = {"samples": np.full(16_000, 0.5, dtype=np.float32), "sample_rate": 8000}
     write_clip(tmp_path / "fine.avi", frames, fps=4, video_codec="mpeg4", audio_codec="pcm_s16le", **tone)

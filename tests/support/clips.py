@@ -30,7 +30,7 @@ def make_clip(path: Path, label: int, number: int, *, sound: bool = True) -> Non
 
 
 def make_sound(path: Path, label: int, number: int, *, seconds: float = SECONDS) -> None:
-    """A file without picture: the tone of the label's pitch, as mp3 or wav."""
+    """A file without video: the tone of the label's pitch, as mp3 or wav."""
     t = np.arange(round(RATE * seconds)) / RATE
     tone = (0.4 * np.sin(2 * np.pi * (300 + 500 * label) * t + number)).astype(np.float32)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -48,7 +48,7 @@ def make_sound(path: Path, label: int, number: int, *, seconds: float = SECONDS)
 
 def make_set(folder: Path, *, num_train: int = 12, num_test: int = 6, silent: int = 1, sound_only: int = 0) -> Manifest:
     """FOLDER/{train,test}/{0,1}/*.mp4 and FOLDER/manifest.parquet; the last `silent` clips of each split have no
-    sound (all when there are fewer), and `sound_only` files more in each have no picture.
+    sound (all when there are fewer), and `sound_only` files more in each have no video.
     """
     rows = []
     for split, num in (("train", num_train), ("test", num_test)):

@@ -1,4 +1,4 @@
-"""Every method at miniature size, batches for it without files, and how far a training is."""
+"""Every method at miniature size, batches without files, and the progress of a training."""
 
 from typing import Any
 
@@ -48,6 +48,8 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {  # name: method, its options at
     ),
 }
 
+FLOORS: dict[str, float] = {}  # case: the smallest value of its loss, where that is not 0 (-1 for a negative cosine)
+
 
 def build(case: str, **other: Any) -> Method:
     """A case, with other options of its method."""
@@ -65,7 +67,7 @@ def build(case: str, **other: Any) -> Method:
 
 
 def batch_of(method: Method, step: int, *, ids: torch.Tensor | None = None) -> Batch:
-    """Every instance has a picture, a spectrogram and patches of its own; each step sees them under new noise."""
+    """Each instance has its own frames, spectrogram and patches; every step adds new noise to them."""
     own, noise = torch.Generator().manual_seed(0), torch.Generator().manual_seed(step + 1)
     shapes = {"video": (NUM, 3, 2, 32, 32), "audio": (NUM, 1, 40, 24), "walk": (NUM, 1, 4, 3, 1, 32, 32)}
     shapes |= {"patch": (NUM, 3, 1, 32, 32)}
@@ -78,7 +80,7 @@ def batch_of(method: Method, step: int, *, ids: torch.Tensor | None = None) -> B
         if isinstance(view.when, TrackFrame):
             return base["patch 2" if view.when.track else "patch"]
         if view.recipe == "rotation":
-            ramp = torch.linspace(-3, 3, 32).expand(3, 2, 32, 32)  # brighter to the right: it can be told
+            ramp = torch.linspace(-3, 3, 32).expand(3, 2, 32, 32)  # brighter to the right: shows its rotation
             return torch.stack([torch.rot90(ramp, int(turn), dims=(-2, -1)) for turn in turns])
         return base[view.recipe].repeat_interleave(3 if view.recipe == "walk" else 1, dim=1)  # frames of a walk
 

@@ -11,7 +11,7 @@ from avssl.media.encode import write_clip
 
 SHARED = Path(__file__).resolve().parents[2].parent / "shared" / "media"
 needs_shared = pytest.mark.skipif(not SHARED.is_dir(), reason="the shared folder of real clips is not here")
-BLOCK, ROWS, COLUMNS = 16, 4, 6  # a picture is 64 x 96 pixels: 12 bits of the frame's number, then their complement
+BLOCK, ROWS, COLUMNS = 16, 4, 6  # a frame is 64 x 96 pixels: 12 bits of the frame's number, then their complement
 SECONDS = 4.0
 ONSET = 1.25  # second at which the tone sets in, counted from the first sample
 

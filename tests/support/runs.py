@@ -80,7 +80,7 @@ WAITING = {  # operations of aten whose result, or its shape, the host must read
 
 
 class Waits(TorchDispatchMode):
-    """Records every operation that would make the host wait if its tensors were on a GPU."""
+    """Records every operation that would cause a host sync if its tensors were on a GPU."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -26,26 +26,26 @@ def write(
     run: str = "none",
     manifest_hash: str = "m",
 ) -> Store:
-    """{video, audio: (n, D)} as a folder of embeddings; a side that a clip lacks is zeros."""
+    """{video, audio: (n, D)} as a folder of embeddings; a modality that a clip lacks is zeros."""
     num = len(vectors["video"])
     ids = ids or list(range(num))
-    has = has or {side: np.ones(num, dtype=bool) for side in ("video", "audio")}
+    has = has or {modality: np.ones(num, dtype=bool) for modality in ("video", "audio")}
     columns = {
         "id": ids,
         "path": paths or [f"clips/{id}.mp4" for id in ids],
         "start": [part[0] for part in parts] if parts else [None] * num,
         "end": [part[1] for part in parts] if parts else [None] * num,
         "label": labels or [None] * num,
-        **{f"has_{side}": mask.tolist() for side, mask in has.items()},
+        **{f"has_{modality}": mask.tolist() for modality, mask in has.items()},
         "error": [None] * num,
     }
     table = pa.table(columns, schema=SCHEMA)
     folder.mkdir(parents=True, exist_ok=True)
     for number, first in enumerate(range(0, num, module.SHARD_ROWS)):
         rows = slice(first, first + module.SHARD_ROWS)
-        for side, values in vectors.items():
-            kept = np.where(has[side][rows, None], values[rows], 0)
-            np.save(folder / f"shard-{number:05d}.{side}.npy", kept.astype(np.float16))
+        for modality, values in vectors.items():
+            kept = np.where(has[modality][rows, None], values[rows], 0)
+            np.save(folder / f"shard-{number:05d}.{modality}.npy", kept.astype(np.float16))
         pq.write_table(table.slice(first, module.SHARD_ROWS), folder / f"shard-{number:05d}.parquet")
     meta = Meta(run, "w", "manifest.parquet", manifest_hash, str(root or folder), kind, 1, None, num)
     (folder / "meta.json").write_text(json.dumps(asdict(meta)))
@@ -53,7 +53,7 @@ def write(
 
 
 def random_vectors(num: int, dim: int, seed: int = 0) -> dict[str, np.ndarray]:
-    """Clips that share something between picture and sound."""
+    """Clips that share something between video and audio."""
     rng = np.random.default_rng(seed)
     shared = rng.normal(size=(num, dim))
-    return {side: shared + 0.7 * rng.normal(size=(num, dim)) for side in ("video", "audio")}
+    return {modality: shared + 0.7 * rng.normal(size=(num, dim)) for modality in ("video", "audio")}

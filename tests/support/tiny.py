@@ -1,4 +1,4 @@
-"""Methods on vectors instead of clips: linear towers, so that a test sees the method and nothing else."""
+"""Methods on vectors instead of clips: linear encoders, so that a test sees the method and nothing else."""
 
 import torch
 from torch import nn
@@ -19,11 +19,11 @@ class LinearEncoder(nn.Linear):
 
 
 def tiny_method(options: AVIDOptions, instances: Instances, *, seed: int = 0) -> AVID:
-    """AVID or AVID-CMA with linear towers; weights depend on the seed only."""
+    """AVID or AVID-CMA with linear encoders; weights depend on the seed only."""
     torch.manual_seed(seed)
-    towers = nn.ModuleDict({"video": LinearEncoder(), "audio": LinearEncoder()})
+    encoders = nn.ModuleDict({"video": LinearEncoder(), "audio": LinearEncoder()})
     method_class = AVIDCMA if isinstance(options, AVIDCMAOptions) else AVID
-    return method_class(options, towers, instances=instances, seed=seed)
+    return method_class(options, encoders, instances=instances, seed=seed)
 
 
 def encode(method: Method, batch: Batch) -> Encode:

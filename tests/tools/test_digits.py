@@ -51,7 +51,7 @@ def test_main_and_hard(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: 
     for heading in ("AVID-CMA, from it", "random weights", "hand-made features", "linear both", "consensus", "±"):
         assert heading in printed
     folder = tmp_path / "main" / "all_clips" / "seed1"
-    found = {row: json.loads((folder / row / "figures.json").read_text()) for row in OPTIONS}
+    found = {row: json.loads((folder / row / "metrics.json").read_text()) for row in OPTIONS}
     found |= {row: json.loads((folder / f"{row}.json").read_text()) for row in ("random", "handmade")}
     for row in (*OPTIONS, "random"):
         for group in ("linear", "knn", "precision", "recall"):
@@ -107,12 +107,12 @@ def test_natural(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest
     for name in ("speech", "fight"):
         write_configs(tmp_path / "configs" / name, {"infonce": []})
     monkeypatch.setattr(natural, "CONFIGS", tmp_path / "configs")
-    what = ["--out", tmp_path / "out", "--speech", "talk", "--json", tmp_path / "figures.json"]
+    what = ["--out", tmp_path / "out", "--speech", "talk", "--json", tmp_path / "metrics.json"]
     printed = call(natural, monkeypatch, capsys, tmp_path / "media", *SMALL, "data.split=null", "optim.epochs=1", *what)
-    found = json.loads((tmp_path / "figures.json").read_text())
+    found = json.loads((tmp_path / "metrics.json").read_text())
     assert len(found) == 3 * 2 + 3
     for name, figure in found.items():
         assert name in printed
         assert 0 <= figure["low"] <= figure["value"] <= figure["high"] <= 1, name
-    assert found["fight or not, linear probe of pictures, trained"]["num"] == 5
+    assert found["fight or not, linear probe of video, trained"]["num"] == 5
     assert all(figure["num"] == 6 for name, figure in found.items() if "held out" in name)

@@ -1,4 +1,4 @@
-"""The encoder benchmark: its figures, its table, its command."""
+"""The encoder benchmark: its metrics, its table, its command."""
 
 import json
 import subprocess
@@ -22,13 +22,12 @@ def test_every_encoder_has_a_usual_size():
         assert all(length >= shortest for length, shortest in zip(size, least, strict=True)), name
 
 
-def test_figures_of_a_small_encoder():
+def test_metrics_of_a_small_encoder():
     result = benchmark_encoders(names=["resnet18_audio"], batch_size=2, num_steps=1)
     (row,) = result["encoders"]
     assert row["parameters"] == pytest.approx(11.17, abs=0.01)  # torchvision's 11.69 less classifier and two inputs
     # The published 1.81 GMAC at 224 x 224, twice, scaled to the area; one input channel and rounded-up maps between.
     assert row["gflops"] == pytest.approx(2 * 1.81 * 200 * 64 / 224**2, rel=0.1)
-    assert row["clips_per_second"] > 0
     table = as_markdown(result).splitlines()
     assert table[2].startswith("| resnet18_audio | 200x64 | 32x32 | 11.2 | ")
     assert "conv5x 512, pool 512" in table[2]

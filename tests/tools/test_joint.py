@@ -1,4 +1,4 @@
-"""The cost of a joint step, on miniature towers."""
+"""The cost of a joint step, on miniature encoders."""
 
 import json
 import subprocess
@@ -20,13 +20,13 @@ TINY = [
 def test_a_joint_step_encodes_each_view_once() -> None:
     torch.set_num_threads(1)
     result = benchmark_joint(overrides=TINY, batch_size=4, num_steps=1, seed=0)
-    assert result["tower_passes"] == {
+    assert result["encoder_passes"] == {
         "avid_cma": {"video": 1, "audio": 1},
         "neighbour": {"video": 2},
         "patch": {"video": 2},
         "joint": {"video": 4, "audio": 1},  # AVID-CMA's clip is the neighbours' first
     }
-    assert result["seconds"].keys() == result["data_seconds"].keys() == result["tower_passes"].keys()
+    assert result["seconds"].keys() == result["data_seconds"].keys() == result["encoder_passes"].keys()
 
 
 def test_wrong_sizes_are_refused() -> None:
@@ -37,5 +37,5 @@ def test_wrong_sizes_are_refused() -> None:
 def test_command_prints_json() -> None:
     call = [sys.executable, TOOL, *TINY, "--batch", "4", "--steps", "1", "--threads", "1", "--json"]
     result = json.loads(subprocess.run(call, capture_output=True, text=True, check=True).stdout)
-    assert {"seconds", "joint_share", "tower_passes"} <= result.keys()
+    assert {"seconds", "joint_fraction", "encoder_passes"} <= result.keys()
     assert (result["batch"], result["threads"]) == (4, 1)

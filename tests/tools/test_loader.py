@@ -1,4 +1,4 @@
-"""The loader benchmark: what it compares is the same work, and its figures belong together."""
+"""The loader benchmark: what it compares is the same work, and its metrics are consistent."""
 
 import json
 import subprocess
@@ -39,28 +39,24 @@ def data() -> DataConfig:
     return DataConfig(manifest="", num_frames=4, fps=8, size=32, audio_seconds=0.5, sample_rate=8000)
 
 
-def test_plain_reading_gives_the_same_pictures_and_sound(manifest: Path, data: DataConfig) -> None:
+def test_plain_reading_gives_the_same_frames_and_audio(manifest: Path, data: DataConfig) -> None:
     path = read_manifest(manifest).path(0)
-    pictures, sound = read_plainly(path, 0.33, 0.2, data)
+    plain_frames, audio = read_plainly(path, 0.33, 0.2, data)
     (frames,), (samples,) = read_clip(path, video=[VideoWindow(0.33, 0.5, 8)], audio=[AudioWindow(0.2, 0.5, 8000)])
-    np.testing.assert_array_equal(np.stack(pictures), frames.data)
-    assert sound.shape[1] >= len(samples.data)
+    np.testing.assert_array_equal(np.stack(plain_frames), frames.data)
+    assert audio.shape[1] >= len(samples.data)
 
 
-def test_figures_belong_together(manifest: Path, data: DataConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_metrics_are_consistent(manifest: Path, data: DataConfig, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(loader, "WORKER_SECONDS", 0.05)
     prepared = read_manifest(make_copies(manifest))
-    result = benchmark_loader(read_manifest(manifest), prepared, data=data, num_clips=16, num_rounds=1, step_rate=1e6)
-    assert result["clips"] == 6  # of 8 rows two have no sound
+    result = benchmark_loader(read_manifest(manifest), prepared, data=data, num_clips=16, num_rounds=1)
+    assert result["clips"] == 6  # of 8 rows two have no audio
     for name in ("raw", "prepared"):
         stages = result["stages"][name]
         assert set(stages) == set(loader.STAGES)
-        assert all(value >= 0 for value in stages.values())
-        assert stages["open"] > 0
-        assert stages["decode"] > 0
-        assert stages["sound"] > 0
+        assert all(stages[stage] > 0 for stage in ("open", "decode", "sound"))  # the wrapped functions are called
         assert result["workers"][name].keys() == {"1", "2", "scaling"}
-        assert 0.9 < result["waiting"][name] <= 1  # a step of a million clips/s waits nearly always
     json.dumps(result)
 
 
@@ -75,7 +71,7 @@ def test_manifests_that_do_not_belong_together(manifest: Path, data: DataConfig)
     with pytest.raises(ValueError, match=r"the prepared manifest has 3 rows, the raw one 8: prepare it again"):
         benchmark_loader(raw, Manifest(raw.table.slice(0, 3), raw.root), data=data)
     silent = Manifest(raw.table.filter(pa.array(~raw.has_audio)), raw.root)
-    with pytest.raises(ValueError, match="no clip of the manifest has picture and sound"):
+    with pytest.raises(ValueError, match="no clip of the manifest has video and audio"):
         benchmark_loader(silent, None, data=data)
 
 

@@ -1,4 +1,4 @@
-"""The table and the picture of positives in miniature: the whole way, on clips made here."""
+"""The table and the picture of positives at miniature size."""
 
 import json
 import sys
@@ -126,7 +126,7 @@ def test_table_and_picture(
     assert (code, "clip 999 has no agreement set: choose another --id" in said) == (2, True)
     deaf = [out / "neighbour_frames" / "seed0", *picture[1:]]
     code, _, said = call(positives_picture, monkeypatch, capsys, *deaf)
-    assert (code, "keeps no memories" in said) == (2, True)
+    assert (code, "has no memory banks" in said) == (2, True)
 
 
 def test_missing_data_names_the_command(

@@ -1,4 +1,4 @@
-"""The step benchmark on miniature towers: its figures, its parts, its command."""
+"""The step benchmark on miniature encoders: its metrics, its parts, its command."""
 
 import json
 import subprocess
@@ -22,12 +22,11 @@ PARTS = [
 ]
 
 
-def test_figures_and_parts() -> None:
+def test_metrics_and_parts() -> None:
     result = benchmark_step(overrides=TINY, batch_size=4, num_steps=2, compiled=False, seed=0)
     for parts in (result["seconds"], result["reference_seconds"]):
         assert sorted(parts) == sorted(PARTS)
         assert all(seconds > 0 for seconds in parts.values())
-    assert 0 < result["loss_and_bank_share"] < 1
     assert "compile_seconds" not in result
 
 

@@ -1,4 +1,4 @@
-"""tools/experiments/transfer.py in miniature: every protocol, a table whose figures are those of the results."""
+"""tools/experiments/transfer.py in miniature: every protocol, a table whose metrics are those of the results."""
 
 import csv
 import json
@@ -80,7 +80,7 @@ def test_one_table(
                 for method in transfer.METHODS:
                     assert f"{results[method]['scores'][way]['mean']:.3f} (" in line
     assert found["fight"]["linear"]["avid"]["splits"] == ["fold1", "fold2"]
-    assert found["fight"]["linear"]["avid"]["scores"]["audio"]["num"] == 8  # those with sound; all for pictures
+    assert found["fight"]["linear"]["avid"]["scores"]["audio"]["num"] == 8  # those with audio; all for video
     assert found["fight"]["linear"]["avid"]["scores"]["video"]["num"] == 10
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").rglob("*.json")}
     assert call(words[0], *SMALL, *words[1:])[:2] == (0, printed)

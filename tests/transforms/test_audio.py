@@ -16,7 +16,7 @@ MEL = {"sample_rate": 16000, "n_fft": 512, "hop_seconds": 0.01, "num_mels": 40}
 
 
 def chirps() -> torch.Tensor:
-    """The sound that the recorded numbers were computed from: (1, 48000), computed in float64."""
+    """The audio that the recorded numbers were computed from: (1, 48000), computed in float64."""
     t = np.arange(48000) / 24000
     sound = (
         0.4 * np.sin(2 * np.pi * 440 * t)
@@ -41,7 +41,7 @@ def test_avid_equals_the_recorded_numbers(n_fft):
     assert decibel.shape == normalized.shape == (1, 1, 200, n_fft // 2 + 1)
     steps = recorded["steps"]
     np.testing.assert_allclose(decibel[0, :, steps], recorded[f"n_fft{n_fft}.db"], rtol=0, atol=1e-3)
-    np.testing.assert_allclose(normalized[0, :, steps], recorded[f"n_fft{n_fft}.normalized"], rtol=0, atol=1e-4)
+    np.testing.assert_allclose(normalized[0, :, steps], recorded[f"n_fft{n_fft}.normalised"], rtol=0, atol=1e-4)
 
 
 def test_log_mel_equals_torchaudio():

@@ -1,4 +1,4 @@
-"""What every encoder costs: parameters, arithmetic, and clips per second of a training step on this machine.
+"""Cost of every encoder: parameters, arithmetic, and clips per second of a training step on this machine.
 
     python tools/benchmarks/encoders.py --threads 1
     python tools/benchmarks/encoders.py --names x3d_s slow_r50

@@ -1,7 +1,6 @@
-"""What a step of AVID-CMA, temporal neighbours and tracked patches together costs beside the steps of the three alone,
-on the same clips.
+"""Cost of a joint step of AVID-CMA, temporal neighbours and tracked patches beside the three alone, on the same clips.
 
-    python tools/benchmarks/joint.py --threads 2 --json
+python tools/benchmarks/joint.py --threads 2 --json
 """
 
 import sys
@@ -33,8 +32,8 @@ TIMES, BOX = [0.5, 0.7, 0.9, 1.1], [0.2, 0.2, 0.5, 0.5]  # of a made track
 def benchmark_joint(*, overrides: Sequence[str], batch_size: int, num_steps: int, seed: int) -> dict[str, object]:
     """Time whole steps of AVID-CMA, temporal neighbours and tracked patches, alone and joined.
 
-    A step is everything between a loaded batch and the next: views, towers, losses, gradients, optimizer, memories. The
-    four take turns, so that what else the machine does falls on all alike; figures are medians over the turns.
+    A step is everything between a loaded batch and the next: views, encoders, losses, gradients, optimizer, memory
+    banks. The four take turns, so that other load on the machine affects all alike; values are medians over the turns.
 
     Args:
         overrides: `section.key=value`.
@@ -43,8 +42,8 @@ def benchmark_joint(*, overrides: Sequence[str], batch_size: int, num_steps: int
         seed: of weights, clips and draws.
 
     Returns:
-        seconds, data_seconds (to load a batch in this process) and tower_passes (of one step) of each; sum and
-        data_sum: of the parts; joint_share, joint_data_share: of joint, of these sums.
+        seconds, data_seconds (to load a batch in this process) and encoder_passes (of one step) of each; sum and
+        data_sum: of the parts; joint_fraction, joint_data_fraction: of joint, of these sums.
 
     Raises:
         ValueError: batch_size or num_steps is below 1; ConfigError (one too): an override is wrong.
@@ -76,11 +75,11 @@ def benchmark_joint(*, overrides: Sequence[str], batch_size: int, num_steps: int
     return {
         "seconds": steps,
         "data_seconds": data,
-        "tower_passes": passes,
+        "encoder_passes": passes,
         "sum": total,
         "data_sum": data_total,
-        "joint_share": steps["joint"] / total,
-        "joint_data_share": data["joint"] / data_total,
+        "joint_fraction": steps["joint"] / total,
+        "joint_data_fraction": data["joint"] / data_total,
         "batch": batch_size,
         "threads": torch.get_num_threads(),
     }

@@ -1,15 +1,15 @@
-"""How fast clips are loaded, beside plain PyAV in the same run, and where the time goes: clips/s of a process, ms by
-stage, one worker and two, from the clips and from their training copies.
+"""Speed of loading clips beside plain PyAV: clips/s of a process, ms by stage, one worker and two, from the clips and
+from their training copies.
 
     python tools/benchmarks/loader.py clips/manifest.parquet --prepared clips_128/manifest.parquet
     python tools/benchmarks/loader.py made/raw/manifest.parquet --make
     python tools/benchmarks/loader.py made/raw/manifest.parquet --soak 20000
 
---make makes clips first that resemble Kinetics' trimmed and shrunk ones: 340x256, 10 s, 30 pictures a second, a
-keyframe every 150 of them. --soak watches the memory of a worker instead.
+--make makes clips first that resemble Kinetics' trimmed and shrunk ones: 340x256, 10 s, 30 frames a second, a
+keyframe every 150 frames. --soak watches the memory of a worker instead.
 
-plain = open, seek, decode, convert the wanted pictures at full size, decode and resample the wanted sound; nothing
-else. raw and prepared = `ClipDataset` and `collate`: drawing, decoding, cropping, resizing, sound, stacking, from the
+plain = open, seek, decode, convert the wanted frames at full size, decode and resample the wanted audio; nothing
+else. raw and prepared = `ClipDataset` and `collate`: drawing, decoding, cropping, resizing, audio, stacking, from the
 clips themselves and from their training copies (tools/prepare.py).
 """
 
@@ -68,7 +68,7 @@ def make_clips(manifest: Path, *, num_clips: int, seed: int = 0) -> None:
         rng = np.random.default_rng((seed, number))
         write_clip(
             folder / name,
-            _moving_pictures(rng),
+            _moving_frames(rng),
             fps=FPS,
             samples=rng.uniform(-0.3, 0.3, SECONDS * SAMPLE_RATE).astype(np.float32),
             sample_rate=SAMPLE_RATE,
@@ -91,9 +91,8 @@ def make_copies(manifest: Path) -> Path:
     return target / "manifest.parquet"
 
 
-def _moving_pictures(rng: np.random.Generator) -> np.ndarray:
-    """A textured picture under a moving camera, with things that move over it and the noise of a sensor: (T, H, W, 3)
-    uint8."""
+def _moving_frames(rng: np.random.Generator) -> np.ndarray:
+    """A textured image under a moving camera, with moving objects and sensor noise: (T, H, W, 3) uint8."""
     margin = 80
     shape = (HEIGHT + 2 * margin, WIDTH + 2 * margin)
     layers = [
@@ -110,7 +109,7 @@ def _moving_pictures(rng: np.random.Generator) -> np.ndarray:
         top = int(margin + 0.9 * margin * np.sin(pan[0] * t + phase[0]))
         left = int(margin + 0.9 * margin * np.sin(pan[1] * t + phase[1]))
         frames[i] = scene[top : top + HEIGHT, left : left + WIDTH]
-        for k in (0, 1):  # two things that move by themselves
+        for k in (0, 1):  # two moving objects
             center = (
                 int(WIDTH * (0.5 + 0.4 * np.sin(t + phase[k]))),
                 int(HEIGHT * (0.5 + 0.4 * np.cos(t + phase[k + 2]))),
@@ -120,29 +119,29 @@ def _moving_pictures(rng: np.random.Generator) -> np.ndarray:
     return frames
 
 
-def read_plainly(path: Path, start: float, sound_start: float, data: DataConfig) -> tuple[list[np.ndarray], np.ndarray]:
-    """What a careful user of PyAV writes: the wanted pictures (T) of (H, W, 3), and the sound (1, n)."""
+def read_plainly(path: Path, start: float, audio_start: float, data: DataConfig) -> tuple[list[np.ndarray], np.ndarray]:
+    """Plain PyAV: the wanted frames, T of (H, W, 3), and the audio (1, n)."""
     wanted = start + np.arange(data.num_frames) / data.fps
     with av.open(str(path)) as container:
         video, audio = container.streams.video[0], container.streams.audio[0]
         video.codec_context.thread_count = audio.codec_context.thread_count = 1
         container.seek(int(start / video.time_base), stream=video)
-        pictures, previous = [], None
+        frames, previous = [], None
         for frame in container.decode(video):
-            while len(pictures) < len(wanted) and wanted[len(pictures)] < frame.time:
-                pictures.append((previous or frame).to_ndarray(format="rgb24"))
-            if len(pictures) == len(wanted):
+            while len(frames) < len(wanted) and wanted[len(frames)] < frame.time:
+                frames.append((previous or frame).to_ndarray(format="rgb24"))
+            if len(frames) == len(wanted):
                 break
             previous = frame
-        container.seek(int(sound_start / audio.time_base), stream=audio)
+        container.seek(int(audio_start / audio.time_base), stream=audio)
         resampler = av.AudioResampler(format="fltp", layout="mono", rate=data.sample_rate)
         parts = []
         for frame in container.decode(audio):
-            if frame.time > sound_start + data.audio_seconds:
+            if frame.time > audio_start + data.audio_seconds:
                 break
             parts += resampler.resample(frame)
         parts += resampler.resample(None)
-    return pictures, np.concatenate([part.to_ndarray() for part in parts], axis=1)
+    return frames, np.concatenate([part.to_ndarray() for part in parts], axis=1)
 
 
 def benchmark_loader(
@@ -154,7 +153,7 @@ def benchmark_loader(
     num_rounds: int = 5,
     step_rate: float = 100.0,
 ) -> dict[str, Any]:
-    """Measure on the same windows of the same clips, taking turns so that what slows the machine slows all alike.
+    """Measure on the same windows of the same clips, in turns, so that other load on the machine affects all alike.
 
     Args:
         raw: the clips.
@@ -167,14 +166,14 @@ def benchmark_loader(
     Returns:
         plain, raw, prepared: clips/s of one process, median of the turns; raw_ratio, prepared_ratio: to plain, median
         of each turn's; stages: {raw, prepared: {stage: ms per clip}}; workers: {raw, prepared: {"1", "2": clips/s,
-        scaling}}; waiting: {raw, prepared: share of a step's time at `step_rate` with two workers}.
+        scaling}}; waiting: {raw, prepared: fraction of a step's time at `step_rate` with two workers}.
 
     Raises:
         ValueError: no clip of `raw` is usable, or the manifests have other rows.
     """
     rows = np.flatnonzero(raw.valid() & raw.has_audio)
     if len(rows) == 0:
-        raise ValueError("no clip of the manifest has picture and sound")
+        raise ValueError("no clip of the manifest has video and audio")
     if prepared is not None and len(prepared) != len(raw):
         raise ValueError(f"the prepared manifest has {len(prepared)} rows, the raw one {len(raw)}: prepare it again")
     cv2.setNumThreads(0)
@@ -202,7 +201,7 @@ def benchmark_loader(
         for name, run in kinds.items():
             began = time.perf_counter()
             run(turn)
-            if turn:  # the first is not counted: files come from the disk, libraries are loaded
+            if turn:  # the first turn warms up
                 seconds[name].append(time.perf_counter() - began)
     rates = {name: num_clips / float(np.median(values)) for name, values in seconds.items()}
     ratios = {
@@ -247,7 +246,7 @@ def _worker_rates(
 
 
 def _stages(dataset: ClipDataset, keys: Sequence[Key]) -> dict[str, float]:
-    """ms per clip of each stage; what a stage calls that is a stage itself counts there."""
+    """ms per clip of each stage; nested stages are counted once."""
     with _timed() as spent:
         began = time.perf_counter()
         for first in range(0, len(keys), BATCH):
@@ -259,7 +258,7 @@ def _stages(dataset: ClipDataset, keys: Sequence[Key]) -> dict[str, float]:
 
 
 def _hand_over(batch: Batch) -> None:
-    """What a worker does with a batch: its tensors move into shared memory."""
+    """Move the tensors of a batch into shared memory, as a worker does."""
     ForkingPickler.dumps(batch)
 
 

@@ -1,5 +1,5 @@
-"""How fast agreement mining is beside the dense definition, in one run and with the same threads, and whether it finds
-the same sets; for several N also how the seconds grow with N.
+"""Speed of agreement mining beside the dense definition with the same threads, and whether the sets are equal; for
+several N also the growth of the seconds with N.
 
     python tools/benchmarks/mining.py
     python tools/benchmarks/mining.py --n 10000 --data uniform --json mining.json
@@ -11,7 +11,6 @@ import time
 from collections.abc import Sequence
 from typing import Any, Literal, get_args
 
-import faiss
 import numpy as np
 import stopwatch
 import torch
@@ -25,7 +24,6 @@ DATA: tuple[Data, ...] = get_args(Data)
 
 _NUM_CLASSES = 400  # as in Kinetics
 _DENSE_ROWS = 256  # the fastest block of those tried (128 to 2048) at N = 50,000
-_FUSED_ROWS = 1024  # the fused search is measured on these rows and scaled up
 _SCORE_TOLERANCE = 1e-6  # float32 rounding between the dense products and ours
 
 
@@ -76,27 +74,13 @@ def dense_agreement(video: Tensor, audio: Tensor, *, k: int) -> tuple[Tensor, Te
     return torch.cat(ids), torch.cat(scores)
 
 
-def fused_seconds(video: Tensor, audio: Tensor, *, k: int) -> float:
-    """Seconds of DESIGN section 6's search for all rows, without the re-scoring: the 8k best of one FAISS index over
-    both spaces with equal weights, measured on the first rows."""
-    fused = (torch.cat([video, audio], dim=1) * 0.5**0.5).numpy()
-    index = faiss.IndexFlatIP(fused.shape[1])
-    index.add(fused)
-    faiss.omp_set_num_threads(torch.get_num_threads())
-    queries = fused[:_FUSED_ROWS]
-    start = time.perf_counter()
-    index.search(queries, min(8 * k, len(fused)))
-    return (time.perf_counter() - start) * len(fused) / len(queries)
-
-
 def benchmark_mining(*, num_rows: int, dim: int, k: int, data: Data, seed: int) -> dict[str, Any]:
     """Time the dense search and ours on the same banks, with torch's current number of threads.
 
     Returns:
-        dense_seconds, ours_seconds, speedup (their ratio) and fused_seconds; recall: the share of ours whose dense
+        dense_seconds, ours_seconds, speedup (their ratio); recall: the fraction of ours whose dense
         score reaches the k-th dense score of the row (within 1e-6, so that ties count); score_difference: the largest
-        gap between the sorted scores; proven: the share of rows whose set is proven; proven_at_first: the share proven
-        by the first search; n, dim, k, threads, data.
+        gap between the sorted scores; proven: the fraction of rows whose set is proven; n, dim, k, threads, data.
 
     Raises:
         ValueError: k is not between 1 and num_rows - 1, or dim < 1.
@@ -121,11 +105,9 @@ def benchmark_mining(*, num_rows: int, dim: int, k: int, data: Data, seed: int) 
         "dense_seconds": dense_seconds,
         "ours_seconds": ours_seconds,
         "speedup": dense_seconds / ours_seconds,
-        "fused_seconds": fused_seconds(video, audio, k=k),
         "recall": reached.double().mean().item(),
         "score_difference": difference.item(),
         "proven": sets.exact.double().mean().item(),
-        "proven_at_first": (sets.passes == 1).double().mean().item(),
         "n": num_rows,
         "dim": dim,
         "k": k,
@@ -191,7 +173,7 @@ def main() -> int:
     parser.add_argument("--dim", type=int, default=128, help="embedding dimension (default: 128)")
     parser.add_argument("--k", type=int, default=32, help="positives per instance (default: 32)")
     parser.add_argument("--data", choices=DATA, default="clustered", help="shape of the synthetic banks")
-    plan = "the dense search, ours and fused FAISS on {data} banks of {sizes} x {dim}, k = {k}"
+    plan = "the dense search and ours on {data} banks of {sizes} x {dim}, k = {k}"
     return stopwatch.run(parser, measure, plan=plan)
 
 

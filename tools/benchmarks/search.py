@@ -1,5 +1,5 @@
-"""How the neighbour browser (tools/browse.py) holds up with very many clips, measured over HTTP as its page asks: how
-fast it starts and answers each way, with its index and exactly, and what many clients at once do to it.
+"""Speed of the neighbour browser (tools/browse.py) with many clips, over HTTP: start, latency of each kind of search
+with the index and exact, and load of many clients at once.
 
     python tools/benchmarks/search.py
     python tools/benchmarks/search.py --n 100000 --clients 10 --seconds 10
@@ -33,7 +33,7 @@ from avssl.retrieval.search import WAYS
 from avssl.retrieval.store import SCHEMA, SHARD_ROWS, Meta
 
 NUM_CLASSES = 400  # as in Kinetics
-LATENT = 32  # dimensions in which clips of a class differ, of those that picture and sound share
+LATENT = 32  # dimensions in which clips of a class differ, shared by video and audio
 NUM_FILES = 8  # made clips; every row is one of them
 WAIT_SECONDS = 1800.0  # for the index
 ROOT = Path(__file__).parents[2]
@@ -82,7 +82,7 @@ def benchmark_search(
 
 def make_embeddings(folder: Path, *, num_rows: int, dim: int, seed: int) -> None:
     """Write embeddings such as a trained run has: a direction for each class and, in fewer dimensions, one for each
-    clip, both shared by picture and sound, and noise of each side's own; every tenth clip has the sound of another
+    clip, both shared by video and audio, and noise of each modality's own; every tenth clip has the audio of another
     class.
     """
     generator = torch.Generator().manual_seed(seed)
@@ -95,10 +95,10 @@ def make_embeddings(folder: Path, *, num_rows: int, dim: int, seed: int) -> None
         foreign = torch.rand(ids.shape, generator=generator) < 0.1
         sounds = torch.where(foreign, torch.randint(NUM_CLASSES, ids.shape, generator=generator), looks)
         own = torch.randn(len(ids), LATENT, generator=generator) @ basis / LATENT**0.5  # (R, D)
-        for side, kind in (("video", looks), ("audio", sounds)):
+        for modality, kind in (("video", looks), ("audio", sounds)):
             noise = torch.randn(len(ids), dim, generator=generator) / dim**0.5
             vectors = F.normalize(classes[kind] + 0.7 * own + 0.4 * noise, dim=1)
-            np.save(folder / f"shard-{number:05d}.{side}.npy", vectors.numpy().astype(np.float16))
+            np.save(folder / f"shard-{number:05d}.{modality}.npy", vectors.numpy().astype(np.float16))
         columns = {
             "id": ids.tolist(),
             "path": [f"clips/{id % NUM_FILES}.mp4" for id in ids.tolist()],

@@ -1,7 +1,6 @@
-"""How many tracks are found in made scenes (avssl/evaluate/scenes.py), on a moving thing or not, and how well they
-stay on it.
+"""Number of tracks found in synthetic scenes (avssl/evaluate/scenes.py), and how well they stay on a moving object.
 
-    python tools/benchmarks/tracking.py --scenes 40
+python tools/benchmarks/tracking.py --scenes 40
 """
 
 import collections

@@ -1,10 +1,9 @@
-"""Make the toy set, train AVID, then AVID-CMA on it, mine, retrieve, probe, transfer, and say what came out: what
-`make demo` runs.
+"""`make demo`: make the toy set, train AVID, then AVID-CMA on it, mine, retrieve, probe, transfer.
 
     python tools/experiments/demo.py --out runs/demo
 
-Writes OUT/summary.json, OUT/report.html, the two runs and their embeddings, and ends with the command that shows these
-in the browser. Every stage is what a user calls for clips of his own. A stopped demo continues where it was.
+Writes OUT/summary.json, OUT/report.html, the two runs and their embeddings, and prints the command that shows these in
+the browser. Every stage is what a user calls for their own clips. The same command resumes a stopped demo.
 Exit code: 0 done, 1 stopped or failed while training, 2 wrong call.
 """
 
@@ -19,7 +18,7 @@ from typing import Any
 
 import experiment
 import torch
-from experiment import ROOT, features_of, info, linear_accuracy, probed, recall_of, rows_of
+from experiment import ROOT, features_of, info, linear_accuracy, probe_accuracy, recall_of, rows_of
 from extra_metrics import shortcut_features
 
 from avssl.config import Config, load
@@ -39,7 +38,7 @@ NUM_CLIPS = 3  # clips averaged per video wherever features are taken
 
 
 def run_demo(arguments: argparse.Namespace) -> tuple[dict[str, Any], str] | None:
-    """Make the set, train and measure: the summary and its text; None when a training was asked to stop."""
+    """Make the set, train and measure: the summary and its text; None when a training was stopped."""
     out, data = arguments.out, data_of(arguments)
     make = [sys.executable, str(ROOT / "datasets" / "toy.py"), str(data)]
     make += ["--train", str(arguments.num_train), "--test", str(arguments.num_test)]
@@ -50,17 +49,17 @@ def run_demo(arguments: argparse.Namespace) -> tuple[dict[str, Any], str] | None
     configs = configs_of(arguments)
     runs = {name: Path(config.run.dir) for name, config in configs.items()}
     for name, config in configs.items():
-        info(f"train {name}")
+        info(f"== train {name}")
         if not train(config):
             return None
 
-    info("mine")
+    info("== mine")
     config = load_run(runs["avid_cma"]).config
     precision = agreement_of(runs["avid_cma"], toy, k=int(config.method["num_positives"]))
-    info("extract and probe")
+    info("== extract and probe")
     probes, retrieval, notes = probe_toy(runs, toy)
     transfer = probe_transfer(runs["avid_cma"], actions)
-    info("extract what the browser shows")
+    info("== extract for the browser")
     for name, folder in runs.items():
         path = data / "toy" / "manifest.parquet"
         write_store(embeddings_of(out, name), load_run(folder), toy, manifest_path=path, num_clips=NUM_CLIPS)
@@ -76,7 +75,7 @@ def run_demo(arguments: argparse.Namespace) -> tuple[dict[str, Any], str] | None
         "seed": config.run.seed,
     }
     (out / "summary.json").write_text(json.dumps(summary, indent=1) + "\n")
-    info("write the report")
+    info("== write the report")
     with atomic_write(out / "report.html") as temporary:
         temporary.write_text(demo_page(summary, runs, toy), encoding="utf-8")
     return summary, json.dumps(summary, indent=1)
@@ -97,25 +96,24 @@ def configs_of(arguments: argparse.Namespace) -> dict[str, Config]:
 
 
 def embeddings_of(out: Path, name: str) -> Path:
-    """Where the embeddings of one of the demo's runs lie."""
     return out / "embeddings" / name
 
 
 def demo_page(summary: dict[str, Any], runs: dict[str, Path], toy: Manifest) -> str:
-    """The page of the demo: what came out, both trainings side by side, and neighbours by the memories of AVID-CMA."""
+    """The report of the demo: results, both training curves, and neighbours in the memory banks of AVID-CMA."""
     lines = {
         name: read_history(folder / "log.jsonl", batch_size=load_run(folder).config.data.batch_size).lines
         for name, folder in runs.items()
     }
     charts = [
-        Chart(title, {name: own[figure] for name, own in lines.items() if figure in own})
-        for title, figure in (
+        Chart(title, {name: own[metric] for name, own in lines.items() if metric in own})
+        for title, metric in (
             ("Loss", "loss"),
-            ("Effective rank of the pictures", "video_rank"),
-            ("Effective rank of the sounds", "audio_rank"),
+            ("Effective rank of video embeddings", "video_rank"),
+            ("Effective rank of audio embeddings", "audio_rank"),
         )
     ]
-    results = [table(caption, (), list(figures.items())) for caption, figures in tables(summary).items()]
+    results = [table(caption, (), list(metrics.items())) for caption, metrics in tables(summary).items()]
     vectors = vectors_of_banks(load_run(runs["avid_cma"]).method)
     clips = [note(f"Drawn at random (seed {SEED}), with clips that are near in {vectors.source}.")]
     for name, shown in reference_clips(vectors, toy.targets()).items():
@@ -132,7 +130,7 @@ def demo_page(summary: dict[str, Any], runs: dict[str, Path], toy: Manifest) -> 
 
 
 def agreement_of(run: Path, manifest: Manifest, *, k: int) -> dict[str, float]:
-    """How often a positive mined from the memories of a run shares the class, by rule."""
+    """Fraction of positives mined from the memory banks of a run that share the class, by rule."""
     banks = load_run(run).method.banks
     valid = minable(video=banks["video"].valid, audio=banks["audio"].valid, rule="consensus")  # for every rule alike
     targets = torch.from_numpy(manifest.targets())
@@ -146,9 +144,7 @@ def agreement_of(run: Path, manifest: Manifest, *, k: int) -> dict[str, float]:
 
 
 def probe_toy(runs: dict[str, Path], toy: Manifest) -> tuple[dict[str, float], dict[str, float], dict[str, Any]]:
-    """Linear probes on the toy classes, retrieval across modalities on the test split, and the probes' single
-    modalities.
-    """
+    """Linear probes on the toy classes, cross-modal retrieval on the test split, and the probes by modality."""
     shortcut = {split: shortcut_features(toy, ids, progress=f"shortcut {split}") for split, ids in rows_of(toy).items()}
     probes = {"chance": 0.0, "shortcut": linear_accuracy(toy, shortcut)}
     by_modality, found = {}, None
@@ -158,29 +154,29 @@ def probe_toy(runs: dict[str, Path], toy: Manifest) -> tuple[dict[str, float], d
         ("avid_cma", runs["avid_cma"], True),
     ):
         found = features_of(load_run(run, trained=trained), toy, num_clips=NUM_CLIPS, progress=name)
-        result = probed("linear", toy, found)
+        result = probe_accuracy("linear", toy, found)
         probes |= {"chance": result["chance"]["both"], name: result["accuracy"]["both"]}
         by_modality[name] = result["accuracy"]
     return probes, recall_of(found, toy), by_modality
 
 
 def probe_transfer(run: Path, actions: Manifest) -> dict[str, float]:
-    """Linear probes on the silent action clips: pictures only."""
-    figures = {}
+    """Linear probes on the silent action clips: video only."""
+    accuracies = {}
     for name, trained in (("random", False), ("avid_cma", True)):
         loaded = load_run(run, trained=trained)
         found = features_of(loaded, actions, num_clips=NUM_CLIPS, progress=f"{name} actions")
-        result = probed("linear", actions, found)
-        figures |= {"chance": result["chance"]["video"], name: result["accuracy"]["video"]}
-    return figures
+        result = probe_accuracy("linear", actions, found)
+        accuracies |= {"chance": result["chance"]["video"], name: result["accuracy"]["video"]}
+    return accuracies
 
 
 def tables(summary: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    """The summary under headings a reader understands."""
+    """The summary under readable headings."""
     return {
         "Positives of the same class, by rule": summary["agreement_precision"],
-        "Linear probe on the 12 classes, picture and sound": summary["probe"],
-        "Transfer to the silent action clips, picture only": summary["transfer"],
+        "Linear probe on the 12 classes, video and audio": summary["probe"],
+        "Transfer to the silent action clips, video only": summary["transfer"],
         "Retrieval across modalities": summary["retrieval"],
     }
 
@@ -198,11 +194,11 @@ def main() -> int:
     parser.add_argument("--num-test", type=int, default=200, help="test clips of the toy set (default: 200)")
     code, arguments = experiment.run(parser, run_demo, plan=plan), parser.parse_intermixed_args()
     if code == 0 and not arguments.dry_run:
-        print(f"report: {arguments.out / 'report.html'}", file=sys.stderr)
+        info(f"report: {arguments.out / 'report.html'}")
         python = Path(sys.executable)
         shown = python.relative_to(Path.cwd()) if python.is_relative_to(Path.cwd()) else python
         browsed = " ".join(str(embeddings_of(arguments.out, name)) for name in ("avid_cma", "avid"))
-        print(f"see and hear it:\n  {shown} tools/browse.py {browsed} --open", file=sys.stderr)
+        info(f"browse it:\n  {shown} tools/browse.py {browsed} --open")
     return code
 
 

@@ -5,9 +5,9 @@
     python tools/experiments/digits.py MEDIA --out runs/digits_ablation --part ablation --seeds 0
 
 MEDIA holds the digits. main: AVID, AVID-CMA from it and in-batch InfoNCE on all clips, beside random weights and
-hand-made features. hard: fewer clips, foreign sounds and speakers left out, each method from random weights for the
-same number of steps. ablation: short trainings with something of the recipe changed. What is measured already is not
-run again; a stopped training continues. Exit code: 0 done, 1 stopped or failed while training, 2 wrong call.
+hand-made features. hard: fewer clips, foreign audio and speakers left out, each method from random weights for the
+same number of steps. ablation: short trainings with one change to the recipe. Results are cached, and a stopped
+training is resumed. Exit code: 0 done, 1 stopped or failed while training, 2 wrong call.
 """
 
 import argparse
@@ -23,7 +23,17 @@ import cv2
 import experiment
 import numpy as np
 import torch
-from experiment import ROOT, features_of, linear_accuracy, probed, recall_of, remembered, rows_of, table_of, train_timed
+from experiment import (
+    ROOT,
+    cached,
+    features_of,
+    linear_accuracy,
+    probe_accuracy,
+    recall_of,
+    rows_of,
+    table_of,
+    train_timed,
+)
 from tqdm import tqdm
 
 from avssl.config import Config, load
@@ -37,14 +47,14 @@ from avssl.weights.load import Run, load_run
 CONFIGS = ROOT / "configs" / "digits"
 NUM_CLIPS = 2  # clips averaged per video wherever features are taken
 SAMPLE_RATE = 16_000
-FRAME_SIDE = 16  # of the hand-made picture feature
-SOUND_PARTS = 8  # of the hand-made sound feature
+FRAME_SIZE = 16  # pixels of the hand-made video feature
+AUDIO_PARTS = 8  # of the hand-made audio feature
 MODALITIES = ("video", "audio", "both")
 
 
 @dataclass(frozen=True)
 class Setting:
-    """One set to train on.
+    """A set to train on.
 
     make: arguments of datasets/digits.py.
     clips_per_video: per epoch, so that an epoch has 42 (speakers left out) to 63 steps.
@@ -66,7 +76,7 @@ HARD = {
 HARD_METHODS = ("infonce", "avid", "avid_cma")
 ABLATION_EPOCHS = {"avid": 8, "avid_cma": 3}
 BASE = "the recipe"
-ABLATIONS: dict[str, tuple[str, tuple[str, ...]]] = {  # method, and what is changed in its recipe of configs/digits/
+ABLATIONS: dict[str, tuple[str, tuple[str, ...]]] = {  # method, and overrides of its recipe in configs/digits/
     BASE: ("avid", ()),
     "heads without BatchNorm": ("avid", ("method.head_batch_norm=false",)),
     "learning rate 2e-4": ("avid", ("optim.lr=2e-4",)),
@@ -112,12 +122,12 @@ class Job:
 
 
 def main_job(out: Path, name: str, seed: int, overrides: Sequence[str]) -> Job:
-    """The whole way on all clips; AVID-CMA starts from AVID."""
+    """All methods on all clips; AVID-CMA starts from AVID."""
     folder = out / folder_name(name)
-    place, manifest = folder / f"seed{seed}", folder / "set"
-    init = {"avid_cma": [f"model.init={place / 'avid'}"]}
+    runs_folder, manifest = folder / f"seed{seed}", folder / "set"
+    init = {"avid_cma": [f"model.init={runs_folder / 'avid'}"]}
     runs = {
-        method: _config(method, manifest, place / method, seed, [*overrides, *init.get(method, [])])
+        method: _config(method, manifest, runs_folder / method, seed, [*overrides, *init.get(method, [])])
         for method in ("avid", "avid_cma", "infonce")
     }
     return Job(manifest, (), runs, _num_positives())
@@ -144,15 +154,15 @@ def hard_job(out: Path, name: str, seed: int, overrides: Sequence[str]) -> Job:
 
 
 def ablation_job(out: Path, name: str, seed: int, overrides: Sequence[str]) -> Job:
-    """A short training with something changed, row `run` of the result; AVID-CMA starts from the row BASE."""
+    """A short training with a change, row `run` of the result; AVID-CMA starts from the row BASE."""
     method, changed = ABLATIONS[name]
-    place = out / f"seed{seed}"
+    runs_folder = out / f"seed{seed}"
     given = [f"optim.epochs={ABLATION_EPOCHS[method]}", *overrides, *changed]
     runs = {}
     if method == "avid_cma":
         runs = {"base": ablation_job(out, BASE, seed, overrides).runs["run"]}
-        given.append(f"model.init={place / folder_name(BASE)}")
-    runs["run"] = _config(method, out / "set", place / folder_name(name), seed, given)
+        given.append(f"model.init={runs_folder / folder_name(BASE)}")
+    runs["run"] = _config(method, out / "set", runs_folder / folder_name(name), seed, given)
     return Job(out / "set", (), runs, _num_positives())  # the same number for all rows
 
 
@@ -166,20 +176,19 @@ def _num_positives() -> int:
 
 
 def measure_all(job: Job, media: Path) -> dict[str, Any] | None:
-    """Make the set, train and measure every run: {row: figures as of `measure`, with `train_seconds` where the run was
-    not stopped in between}. What is done already is read from the folders of the runs. None when a training was asked
-    to stop."""
+    """Make the set, train and measure every run: {row: metrics of `measure`, with `train_seconds` unless resumed}.
+    Finished work is read from the folders of the runs. None when a training was stopped."""
     manifest = make_set(media, job.clips, job.make)
     result: dict[str, Any] = {}
     for name, config in job.runs.items():
         if not train_timed(config):
             return None
         folder = Path(config.run.dir)
-        result[name] = remembered(
-            folder / "figures.json",
+        result[name] = cached(
+            folder / "metrics.json",
             lambda folder=folder: (
                 measure(load_run(folder), read_manifest(manifest), num_positives=job.num_positives)
-                | remembered(folder / experiment.SECONDS, dict)
+                | cached(folder / experiment.SECONDS, dict)
             ),
         )
     return result
@@ -197,7 +206,7 @@ def measure_main(job: Job, media: Path) -> dict[str, Any] | None:
         "random": lambda: measure(untrained, clips, num_positives=job.num_positives),
         "handmade": lambda: {"linear": handmade_accuracy(clips)},
     }
-    return result | {name: remembered(avid.with_name(f"{name}.json"), work) for name, work in others.items()}
+    return result | {name: cached(avid.with_name(f"{name}.json"), work) for name, work in others.items()}
 
 
 def make_set(media: Path, folder: Path, how: tuple[str, ...] = ()) -> Path:
@@ -216,28 +225,28 @@ def folder_name(setting: str) -> str:
 
 
 def measure(run: Run, manifest: Manifest, *, num_positives: int) -> dict[str, Any]:
-    """What a run has learned.
+    """Evaluate a run.
 
     Returns:
         linear and knn: accuracy of the trunks' features {video, audio, both} on the test split, learned from the
-        training clips whose sound is their own (a foreign sound has no right label); precision: share of mined
-        positives with a picture of the same class {rule} among all training clips' embeddings; recall: as
-        `recall_figures`, of the test clips' embeddings.
+        training clips with their own audio (foreign audio has no right label); precision: fraction of
+        positives mined from all training clips' embeddings that share the class {rule}; recall: `recall_metrics` of the
+        test clips' embeddings.
     """
     found = features_of(run, manifest, num_clips=NUM_CLIPS)
     train = rows_of(manifest)["train"]
-    own_sound = train[~manifest.column("foreign")[train].astype(bool)]
+    own_audio = train[~manifest.column("foreign")[train].astype(bool)]
     videos = found.videos()
     return {
-        "linear": probed("linear", manifest, found, train=own_sound)["accuracy"],
-        "knn": probed("knn", manifest, found, train=own_sound)["accuracy"],
+        "linear": probe_accuracy("linear", manifest, found, train=own_audio)["accuracy"],
+        "knn": probe_accuracy("knn", manifest, found, train=own_audio)["accuracy"],
         "precision": mined_precision(videos.take(np.isin(videos.ids, train)), manifest, k=num_positives),
         "recall": recall_of(found, manifest),
     }
 
 
 def mined_precision(found: Extracted, manifest: Manifest, *, k: int) -> dict[str, float]:
-    """How often a positive mined from embeddings shares the class of its clip, by rule."""
+    """Fraction of positives mined from embeddings that share the class of their clip, by rule."""
     video, audio = (torch.from_numpy(found.embedding[name]) for name in ("video", "audio"))
     targets, valid = torch.from_numpy(manifest.targets()[found.ids]), torch.from_numpy(found.has("both"))
     return {
@@ -247,7 +256,7 @@ def mined_precision(found: Extracted, manifest: Manifest, *, k: int) -> dict[str
 
 
 def handmade_accuracy(manifest: Manifest) -> dict[str, float]:
-    """Linear probes on features that nothing learned: the pixels of one frame, a coarse log-mel spectrogram."""
+    """Linear probes on hand-made features: the pixels of one frame, a coarse log-mel spectrogram."""
     features = {split: handmade_features(manifest, ids) for split, ids in rows_of(manifest).items()}
     both = {
         split: found | {"both": np.concatenate([found["video"], found["audio"]], axis=1)}
@@ -259,9 +268,9 @@ def handmade_accuracy(manifest: Manifest) -> dict[str, float]:
 
 
 def handmade_features(manifest: Manifest, ids: np.ndarray) -> dict[str, np.ndarray]:
-    """The first frame in gray at 16 x 16 pixels, and 64 log-mel bands averaged over 8 equal parts of the sound:
+    """The first frame in gray at 16 x 16 pixels, and 64 log-mel bands averaged over 8 equal parts of the audio:
     {video: (n, 256), audio: (n, 512)} float32."""
-    pictures, sounds = [], []
+    frames_of, bands_of = [], []
     for row in tqdm(ids, desc="hand-made features", unit="video", mininterval=1):
         start, end = float(manifest.column("video_start")[row]), float(manifest.column("video_end")[row])
         frames, samples = read_clip(
@@ -270,11 +279,11 @@ def handmade_features(manifest: Manifest, ids: np.ndarray) -> dict[str, np.ndarr
             audio=[AudioWindow(start, max(end - start, 0.1), SAMPLE_RATE)],
         )
         gray = cv2.cvtColor(frames[0].data[0], cv2.COLOR_RGB2GRAY)
-        pictures.append(cv2.resize(gray, (FRAME_SIDE, FRAME_SIDE), interpolation=cv2.INTER_AREA).ravel() / 255)
-        sound = torch.from_numpy(samples[0].data)[None]
-        bands = log_mel(sound, sample_rate=SAMPLE_RATE, n_fft=512, hop_seconds=0.01, num_mels=64)[0, 0].numpy()
-        sounds.append(np.concatenate([part.mean(axis=0) for part in np.array_split(bands, SOUND_PARTS)]))
-    return {"video": np.stack(pictures).astype(np.float32), "audio": np.stack(sounds).astype(np.float32)}
+        frames_of.append(cv2.resize(gray, (FRAME_SIZE, FRAME_SIZE), interpolation=cv2.INTER_AREA).ravel() / 255)
+        waveform = torch.from_numpy(samples[0].data)[None]
+        bands = log_mel(waveform, sample_rate=SAMPLE_RATE, n_fft=512, hop_seconds=0.01, num_mels=64)[0, 0].numpy()
+        bands_of.append(np.concatenate([part.mean(axis=0) for part in np.array_split(bands, AUDIO_PARTS)]))
+    return {"video": np.stack(frames_of).astype(np.float32), "audio": np.stack(bands_of).astype(np.float32)}
 
 
 PROBE = {
@@ -334,7 +343,7 @@ def hard_table(found: dict[str, Sequence[dict[str, Any]]]) -> str:
 
 
 def ablation_table(found: dict[str, Sequence[dict[str, Any]]]) -> str:
-    """A row for each thing changed."""
+    """A row for each change."""
     names = ("linear video", "linear audio", "consensus", "v2a class R@1")
     columns = {name: HARD_COLUMNS[name] for name in names}
     return _stacked(table_of(seeds, {name: "run"}, columns) for name, seeds in found.items())
@@ -346,7 +355,7 @@ def _stacked(tables: Iterable[str]) -> str:
     return "\n".join([first, *(line for table in others for line in table.splitlines()[2:])])
 
 
-PARTS = {  # names of its rows, what is trained for one, how it is done, the table
+PARTS = {  # names of its rows, job of a row, work, table
     "main": (("all clips",), main_job, measure_main, main_tables),
     "hard": (HARD, hard_job, measure_all, hard_table),
     "ablation": (ABLATIONS, ablation_job, measure_all, ablation_table),
@@ -379,7 +388,7 @@ def plan(arguments: argparse.Namespace) -> Iterator[str]:
 
 
 def run_part(arguments: argparse.Namespace) -> tuple[dict[str, list[dict]], str] | None:
-    """{setting: [result of each seed]} and the tables; None when a training was asked to stop."""
+    """{setting: [result of each seed]} and the tables; None when a training was stopped."""
     _, _, work, table = PARTS[arguments.part]
     results: dict[str, list[dict]] = {}
     for name, job in jobs_of(arguments):

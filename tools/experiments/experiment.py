@@ -1,9 +1,8 @@
-"""What the experiments share: options, --dry-run, work that is done once and kept, a table of means over seeds."""
+"""Shared code of the experiments: options, --dry-run, cached work, a table of means over seeds."""
 
 import argparse
 import dataclasses
 import json
-import sys
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -12,13 +11,15 @@ from typing import Any, Literal
 import numpy as np
 from extra_metrics import recall_metrics
 
+from avssl.cli import common
+from avssl.cli.common import info
 from avssl.config import Config
 from avssl.data.manifest import Manifest
 from avssl.evaluate.classify import linear_predict
 from avssl.evaluate.features import ClipVectors, clip_vectors
 from avssl.evaluate.harness import accuracies
 from avssl.evaluate.splits import read_splits
-from avssl.files import atomic_write, check_writable, print_result
+from avssl.files import atomic_write, print_result
 from avssl.training.checkpoint import LAST
 from avssl.training.loop import train
 from avssl.training.session import TrainingError
@@ -33,8 +34,8 @@ def command(doc: str, **positional: str) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
     for name, help in positional.items():
         parser.add_argument(name, type=Path, help=help)
-    parser.add_argument("--json", nargs="?", const="-", help="print the result as JSON, or write it to a file")
-    parser.add_argument("--dry-run", action="store_true", help="only say what would be done")
+    common.add_json(parser)
+    parser.add_argument("--dry-run", action="store_true", help="only print what would be done")
     return parser
 
 
@@ -54,35 +55,27 @@ def run(
     """Parse, work, print.
 
     Args:
-        work: arguments -> the result and its text, or None when a training was asked to stop. A ValueError of it is a
-            wrong call.
-        plan: arguments -> the lines of --dry-run; nothing may be read but the recipes.
+        work: arguments -> the result and its text, or None when a training was stopped. A ValueError is a wrong call.
+        plan: arguments -> the lines of --dry-run; it reads nothing but the configurations.
 
     Returns:
         Exit code: 0 done, 1 stopped or failed while training, 2 wrong call.
     """
-    arguments = parser.parse_intermixed_args()
-    try:
+
+    def command(arguments: argparse.Namespace) -> int:
         if arguments.dry_run:
             print("\n".join(f"would {line}" for line in plan(arguments)))
             return 0
-        if arguments.json not in (None, "-"):
-            check_writable(arguments.json)
         found = work(arguments)
-    except ValueError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except TrainingError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    if found is None:
-        return 1
-    print_result(*found, to=arguments.json)
-    return 0
+        if found is None:
+            return 1
+        print_result(*found, to=arguments.json)
+        return 0
 
-
-def info(text: str) -> None:
-    print(f"== {text}", file=sys.stderr)
+    arguments = parser.parse_intermixed_args()
+    if arguments.dry_run:
+        arguments.json = None  # nothing is written
+    return common.run(command, arguments, failures=(TrainingError,))
 
 
 def describe(config: Config) -> str:
@@ -95,20 +88,19 @@ def describe(config: Config) -> str:
 
 
 def train_timed(config: Config) -> bool:
-    """Train, or continue; False when asked to stop. `{"train_seconds"}` is kept in SECONDS, empty for a run that was
-    stopped in between."""
+    """Train or resume; False when stopped. `{"train_seconds"}` is cached in SECONDS, empty for a resumed run."""
     folder, since = Path(config.run.dir), time.perf_counter()
     resumed = (folder / LAST).exists()
-    info(f"{'continue' if resumed else 'train'} {folder}")
+    info(f"== {'resume' if resumed else 'train'} {folder}")
     if not train(config):
         return False
     seconds = {} if resumed else {"train_seconds": time.perf_counter() - since}
-    remembered(folder / SECONDS, lambda: seconds)
+    cached(folder / SECONDS, lambda: seconds)
     return True
 
 
-def remembered(path: Path, work: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-    """The result of long work, done once and kept as JSON."""
+def cached(path: Path, work: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """The result of long work, cached as JSON."""
     if not path.exists():
         with atomic_write(path) as temporary:
             temporary.write_text(json.dumps(work(), indent=1) + "\n")
@@ -122,12 +114,12 @@ def rows_of(manifest: Manifest) -> dict[str, np.ndarray]:
 
 
 def features_of(run: Run, manifest: Manifest, *, num_clips: int, progress: str = "features") -> ClipVectors:
-    """Of all of `rows_of`, so many clips of a video."""
+    """Features of all of `rows_of`, averaged over `num_clips` clips of a video."""
     rows = np.union1d(*rows_of(manifest).values())
     return clip_vectors(run, manifest, rows, num_clips=num_clips, progress=progress)
 
 
-def probed(
+def probe_accuracy(
     kind: Literal["linear", "knn"], manifest: Manifest, vectors: ClipVectors, *, train: np.ndarray | None = None
 ) -> dict[str, dict[str, float]]:
     """{accuracy, chance: {modality: on the test rows}}, learned on the training rows, or those of `train`."""
@@ -139,7 +131,7 @@ def probed(
 
 
 def linear_accuracy(manifest: Manifest, features: Mapping[str, np.ndarray]) -> float:
-    """Of a linear probe on other features {train, test} of `rows_of`: (n, D)."""
+    """Accuracy of a linear probe on other features {train, test} of `rows_of`: (n, D)."""
     targets = {split: manifest.targets()[rows] for split, rows in rows_of(manifest).items()}
     predicted, _ = linear_predict(features["train"], targets["train"], features["test"])
     return float((predicted == targets["test"]).mean())
@@ -156,9 +148,9 @@ def table_of(results: Sequence[dict[str, Any]], rows: dict[str, str], columns: d
     """A Markdown table of means and standard deviations over seeds.
 
     Args:
-        results: one per seed, {key of a row: {group: {figure: value}}}.
+        results: one per seed, {key of a row: {group: {metric: value}}}.
         rows: {heading: key of the result}.
-        columns: {heading: (group, figure)}.
+        columns: {heading: (group, metric)}.
     """
     lines = [f"| | {' | '.join(columns)} |", "|---|" + "---|" * len(columns)]
     for heading, key in rows.items():

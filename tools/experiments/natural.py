@@ -1,10 +1,10 @@
-"""Natural clips: is sound in time with its picture after training on people speaking, and what do features of
-surveillance clips tell. Few clips, so every figure has a bootstrap interval.
+"""Natural clips: audio-visual synchrony after training on people speaking, and linear probes on surveillance clips. The
+clips are few, so every metric has a bootstrap interval.
 
     python tools/experiments/natural.py MEDIA --out runs/natural
 
-MEDIA holds folders of people speaking (--speech) and one of surveillance clips (--fight), and manifest.csv with the
-columns path, label, group. Finished trainings are not run again; a stopped one continues.
+MEDIA holds folders of people speaking (--speech), fight/ with surveillance clips, and manifest.csv with the
+columns path, label, group. Finished trainings are cached; a stopped one is resumed.
 Exit code: 0 done, 1 stopped or failed while training, 2 wrong call.
 
 Letters: n windows, D embedding.
@@ -33,17 +33,17 @@ from avssl.training.loop import train
 from avssl.weights.load import load_run
 
 CONFIGS = ROOT / "configs"
-WINDOW_SECONDS = 0.96  # what the towers see at once
-TRAIN_SECONDS = 1.5  # a training instance: room for the window to be drawn in, and no overlap with the next
-HOP_SECONDS = 0.2  # of the windows that are measured
+WINDOW_SECONDS = 0.96  # input length of the encoders
+TRAIN_SECONDS = 1.5  # a training instance: room to draw the window in, no overlap with the next
+HOP_SECONDS = 0.2  # between measured windows
 MIN_SHIFT_SECONDS = 0.4
 NUM_FOLDS = 3  # of clips held out from training
 ROUNDING = 1e-6
 
 
 @dataclass(frozen=True)
-class Figure:
-    """A mean with its 95 % interval over resampled clips (or scenes), what chance gives, and from how many."""
+class Metric:
+    """A mean with its 95 % interval over resampled clips (or scenes), chance, and the number of clips (or scenes)."""
 
     value: float
     low: float
@@ -67,14 +67,14 @@ def windows(manifest: Manifest, rows: np.ndarray, *, seconds: float, hop: float)
 
 
 def write_windows(path: Path, parts: list[dict[str, Any]], *, root: Path) -> Manifest:
-    """A manifest of such parts."""
+    """Write parts as of `windows` as a manifest."""
     write_manifest(path, pa.Table.from_pylist(parts, schema=SCHEMA), root=root)
     return read_manifest(path)
 
 
 def shift_preference(video: np.ndarray, audio: np.ndarray, start: np.ndarray, clip: np.ndarray) -> np.ndarray:
-    """For each window with a sound at least MIN_SHIFT_SECONDS away in its clip: the share of those sounds that fit its
-    picture less than its own sound does (a tie counts half).
+    """For each window, the fraction of audio windows of its clip at least MIN_SHIFT_SECONDS away that match its frames
+    less than its own audio does (a tie counts half).
 
     Args:
         video: (n, D) unit vectors.
@@ -83,7 +83,7 @@ def shift_preference(video: np.ndarray, audio: np.ndarray, start: np.ndarray, cl
         clip: (n,) which clip a window is of.
 
     Returns:
-        (n,) shares in [0, 1], NaN where a window has no such sound; chance is .5.
+        (n,) in [0, 1], NaN where a window has no such audio; chance is .5.
     """
     scores = video @ audio.T  # (n, n)
     far = (clip[:, None] == clip[None, :]) & (np.abs(start[:, None] - start[None, :]) >= MIN_SHIFT_SECONDS - ROUNDING)
@@ -96,7 +96,7 @@ def shift_preference(video: np.ndarray, audio: np.ndarray, start: np.ndarray, cl
 def retrieval_within(
     video: np.ndarray, audio: np.ndarray, start: np.ndarray, clip: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Does a picture find its own sound among the windows of its clip that do not overlap?
+    """Retrieve the audio of a window by its frames among the windows of its clip that do not overlap.
 
     Returns:
         right (m,) 0 or 1, chance (m,) one over the number of windows, and clip (m,), for the windows of clips with at
@@ -119,10 +119,9 @@ def retrieval_within(
     return np.array(right, dtype=np.float64), np.array(chance), np.array(of)
 
 
-def run_speech(out: Path, clips: Manifest, *, overrides: list[str]) -> dict[str, Figure] | None:
-    """Train on windows of two thirds of the speech clips, measure on the rest, three times, so that every clip is held
-    out once. The clips seen in training are measured too, twice each, in all their windows. Clips shorter than a
-    window appear nowhere.
+def run_speech(out: Path, clips: Manifest, *, overrides: list[str]) -> dict[str, Metric] | None:
+    """Train on windows of two thirds of the speech clips and measure on the rest, in three folds. Clips seen in
+    training are measured too, twice each. Clips shorter than a window are left out.
 
     Args:
         out: folder for manifests and runs.
@@ -130,7 +129,7 @@ def run_speech(out: Path, clips: Manifest, *, overrides: list[str]) -> dict[str,
         overrides: given to every training.
 
     Returns:
-        {figure: Figure}, or None when a training was asked to stop.
+        {metric: Metric}, or None when a training was stopped.
     """
     rows = np.flatnonzero(clips.valid() & clips.has_audio)
     order = np.random.default_rng(0).permutation(rows)
@@ -147,12 +146,12 @@ def run_speech(out: Path, clips: Manifest, *, overrides: list[str]) -> dict[str,
         own = [f"data.manifest={folder / 'train.parquet'}", f"run.dir={folder / 'run'}"]
         if not train(load(CONFIGS / "speech" / "infonce.yaml", [*overrides, *own])):
             return None
-        for name, side, trained in (
+        for name, clip_rows, trained in (
             ("held out", held, True),
             ("clips seen in training", np.setdiff1d(rows, held), True),
             ("random weights", held, False),
         ):
-            measured = windows(clips, side, seconds=WINDOW_SECONDS, hop=HOP_SECONDS)
+            measured = windows(clips, clip_rows, seconds=WINDOW_SECONDS, hop=HOP_SECONDS)
             manifest = write_windows(folder / f"{name.replace(' ', '_')}.parquet", measured, root=clips.root)
             run = load_run(folder / "run", trained=trained)
             found = extract(run, manifest, np.arange(len(manifest)), num_clips=1, progress=f"fold {fold}, {name}")
@@ -165,30 +164,30 @@ def run_speech(out: Path, clips: Manifest, *, overrides: list[str]) -> dict[str,
                 )
             )
     return {
-        f"{figure}, {name}": value
+        f"{metric}, {name}": value
         for name, folds in parts.items()
-        for figure, value in synchrony_figures(folds).items()
+        for metric, value in synchrony_metrics(folds).items()
     }
 
 
-def synchrony_figures(folds: list[tuple[np.ndarray, ...]]) -> dict[str, Figure]:
+def synchrony_metrics(folds: list[tuple[np.ndarray, ...]]) -> dict[str, Metric]:
     """Both measurements over the folds' (video, audio, start, clip); each fold has an embedding space of its own."""
-    shares = np.concatenate([shift_preference(*fold) for fold in folds])
+    preferred = np.concatenate([shift_preference(*fold) for fold in folds])
     clips = np.concatenate([fold[3] for fold in folds])
-    counted = ~np.isnan(shares)
+    counted = ~np.isnan(preferred)
     right, chance, of = (np.concatenate(part) for part in zip(*(retrieval_within(*f) for f in folds), strict=True))
     return {
-        f"true sound preferred to shifts of {MIN_SHIFT_SECONDS} s and more": _figure(
-            shares[counted], clips[counted], chance=0.5
+        f"true sound preferred to shifts of {MIN_SHIFT_SECONDS} s and more": _metric(
+            preferred[counted], clips[counted], chance=0.5
         ),
-        "own sound found among the clip's windows (R@1)": _figure(right, of, chance=float(chance.mean())),
+        "own sound found among the clip's windows (R@1)": _metric(right, of, chance=float(chance.mean())),
     }
 
 
-def run_fight(out: Path, clips: Manifest, *, overrides: list[str]) -> dict[str, Figure] | None:
-    """Train on all surveillance clips without labels, then probe: 5 folds of scenes, pictures only.
+def run_fight(out: Path, clips: Manifest, *, overrides: list[str]) -> dict[str, Metric] | None:
+    """Train on all surveillance clips without labels, then probe: 5 folds of scenes, video only.
 
-    Arguments and result as in `run_speech`; `clips` is the manifest in `out`. Chance is the share of the more frequent
+    Arguments and result as in `run_speech`; `clips` is the manifest in `out`. Chance is the frequency of the larger
     class.
     """
     own = [f"data.manifest={out / 'manifest.parquet'}", f"run.dir={out / 'run'}"]
@@ -198,29 +197,29 @@ def run_fight(out: Path, clips: Manifest, *, overrides: list[str]) -> dict[str, 
     features = {}
     for name, trained in (("trained", True), ("random weights", False)):
         found = extract(load_run(out / "run", trained=trained), clips, rows, num_clips=3, progress=name)
-        features[f"linear probe of pictures, {name}"] = (found.ids, found.features["video"])
+        features[f"linear probe of video, {name}"] = (found.ids, found.features["video"])
     features["from whether it has sound"] = (rows, clips.has_audio[rows][:, None].astype(np.float64))
-    figures = {}
+    metrics = {}
     for name, (ids, values) in features.items():
         targets, groups = clips.targets()[ids], clips.column("group")[ids].astype(str)
         right = grouped_predict(values, targets, groups) == targets
         chance = float(np.bincount(targets).max() / len(targets))
-        figures[f"fight or not, {name}"] = _figure(right.astype(np.float64), groups, chance=chance)
-    return figures
+        metrics[f"fight or not, {name}"] = _metric(right.astype(np.float64), groups, chance=chance)
+    return metrics
 
 
-def _figure(values: np.ndarray, groups: np.ndarray, *, chance: float) -> Figure:
+def _metric(values: np.ndarray, groups: np.ndarray, *, chance: float) -> Metric:
     low, high = bootstrap_interval(values, groups)
-    return Figure(float(values.mean()), low, high, chance, len(np.unique(groups)))
+    return Metric(float(values.mean()), low, high, chance, len(np.unique(groups)))
 
 
-def table(figures: dict[str, Figure]) -> str:
+def table(metrics: dict[str, Metric]) -> str:
     """Markdown."""
     lines = ["| | measured | 95 % interval | chance | clips or scenes |", "|---|---|---|---|---|"]
-    for name, figure in figures.items():
+    for name, metric in metrics.items():
         lines.append(
-            f"| {name} | {figure.value:.3f} | {figure.low:.3f} to {figure.high:.3f} | {figure.chance:.3f} | "
-            f"{figure.num} |"
+            f"| {name} | {metric.value:.3f} | {metric.low:.3f} to {metric.high:.3f} | {metric.chance:.3f} | "
+            f"{metric.num} |"
         )
     return "\n".join(lines)
 
@@ -245,7 +244,6 @@ def main() -> int:
     parser = experiment.command(__doc__, media="folder of the clips, with manifest.csv")
     experiment.takes_overrides(parser, out="runs/natural")
     parser.add_argument("--speech", nargs="+", default=["lips_ro", "grid"], help="folders of people speaking")
-    parser.add_argument("--fight", default="fight", help="folder of surveillance clips")
     return experiment.run(parser, measure, plan=plan)
 
 
@@ -259,13 +257,13 @@ def plan(arguments: argparse.Namespace) -> Iterator[str]:
 def measure(arguments: argparse.Namespace) -> tuple[dict[str, Any], str] | None:
     speech, fight = arguments.out / "speech", arguments.out / "fight"
     speech_clips = make_manifest(arguments.media, arguments.speech, speech / "manifest.parquet")
-    fight_clips = make_manifest(arguments.media, [arguments.fight], fight / "manifest.parquet")
-    figures = run_speech(speech, speech_clips, overrides=arguments.overrides)
-    more = figures and run_fight(fight, fight_clips, overrides=arguments.overrides)
-    if not figures or not more:
+    fight_clips = make_manifest(arguments.media, ["fight"], fight / "manifest.parquet")
+    metrics = run_speech(speech, speech_clips, overrides=arguments.overrides)
+    more = metrics and run_fight(fight, fight_clips, overrides=arguments.overrides)
+    if not metrics or not more:
         return None
-    figures |= more
-    return {name: asdict(figure) for name, figure in figures.items()}, table(figures)
+    metrics |= more
+    return {name: asdict(metric) for name, metric in metrics.items()}, table(metrics)
 
 
 if __name__ == "__main__":

@@ -4,9 +4,9 @@
     python tools/experiments/positives.py data optim.epochs=2 --out runs/short --seeds 0 --rows avid joint
 
 DATA holds the sets of `python datasets/toy.py DATA`. A row is a recipe of configs/toy, trained for the same number of
-steps with the same batches, augmentation (but walk, whose grid has its own) and towers as all others, or towers with
-random weights; one run per seed. Tracks are mined once. What is measured already is not run again; a stopped training
-continues. Exit code: 0 done, 1 stopped or failed while training, 2 wrong call.
+steps with the same batches, augmentation (but walk, whose grid has its own) and encoders as all others, or encoders
+with random weights; one run per seed. Tracks are mined once. Results are cached; a stopped training is resumed.
+Exit code: 0 done, 1 stopped or failed while training, 2 wrong call.
 """
 
 import argparse
@@ -22,7 +22,7 @@ from typing import Any
 import experiment
 import numpy as np
 import torch
-from experiment import ROOT, SECONDS, features_of, info, probed, remembered, table_of, train_timed
+from experiment import ROOT, SECONDS, cached, features_of, info, probe_accuracy, table_of, train_timed
 
 from avssl import distributed
 from avssl.config import Config, load
@@ -37,7 +37,7 @@ from avssl.weights.load import Run, load_run, run_of, with_data
 
 CONFIGS = ROOT / "configs" / "toy"
 EPOCHS, CLIPS_PER_VIDEO, BATCH_SIZE = 4, 4, 32  # the budget of every row: on 600 clips, epochs of 75 steps
-SIZE = 48  # pixels of the pictures that every row is asked about
+SIZE = 48  # pixels of the frames that every row is evaluated on
 COMMON = (
     f"optim.epochs={EPOCHS}",
     "optim.lr=3e-3",
@@ -48,8 +48,8 @@ COMMON = (
     *("data.cache_gigabytes=1.5", "data.num_workers=1", "run.num_threads=2"),  # the toy set fits: workers do little
 )
 NUM_CLIPS, NUM_FRAMES = 3, 8  # clips averaged per video, and frames of rows that learn from frames
-NUM_SCENES, SCENE_SIZE = 8, 160  # made scenes whose masks are carried on, and their short side in pixels
-WHERE = ("manifest", "root", "num_workers", "worker_timeout_seconds", "cache_gigabytes", "tracks")  # no matter to a run
+NUM_SCENES, SCENE_SIZE = 8, 160  # synthetic scenes for mask propagation, and their short side in pixels
+NOT_COMPARED = ("manifest", "root", "num_workers", "worker_timeout_seconds", "cache_gigabytes", "tracks")  # no effect
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ class Row:
     heading: in the table.
     config: name of the recipe.
     changed: what is changed in it; {tracks} stands for the table of tracks, {half} for half of the epochs.
-    frames: it learns from single frames, and is asked about single frames.
+    frames: it learns from single frames, and is evaluated on single frames.
     trained: False = random weights.
     """
 
@@ -91,8 +91,8 @@ ROWS = {
 }
 PARTS_OF_JOINT = ("avid_cma", "neighbour_clips", "patch")
 COLUMNS = {
-    "classes, picture and sound": ("linear", "both"),
-    "classes, picture": ("linear", "video"),
+    "classes, video and audio": ("linear", "both"),
+    "classes, video": ("linear", "video"),
     "motions": ("transfer", "video"),
     "label propagation J&F": ("propagation", "jf"),
 }
@@ -122,7 +122,7 @@ def read_sets(data: Path) -> dict[str, Manifest]:
 def mine_tracks(toy: Manifest, out: Path) -> None:
     """Write the tracks of the clips to train on, as tools/track.py does, unless they are there."""
     if not out.exists():
-        info(f"track {out}")
+        info(f"== track {out}")
         track_manifest(
             toy,
             out,
@@ -136,38 +136,38 @@ def mine_tracks(toy: Manifest, out: Path) -> None:
 def run_row(
     out: Path, name: str, *, data: Path, seed: int, overrides: Sequence[str], tracks: Path | None
 ) -> dict[str, Any] | None:
-    """One seed of one row: train, measure, and keep the figures beside the run.
+    """Train and measure one seed of one row; metrics are cached beside the run.
 
     Args:
-        out: folder of the whole table; the run lies in out/<row>/seed<seed>, its figures in the file beside it.
+        out: folder of the whole table; the run lies in out/<row>/seed<seed>, its metrics in the file beside it.
         name: of the row in ROWS.
         data: folder with toy and toy_actions.
         overrides: given to every row.
         tracks: table of tracks of toy, for the rows that need them.
 
     Returns:
-        Figures as `measure` returns them, with `settings` and the seconds of training and measuring; None when the
-        training was asked to stop. What is measured already is read.
+        Metrics of `measure`, with `settings` and the seconds of training and measuring; None when the training was
+        stopped. Cached metrics are read.
 
     Raises:
-        ValueError: what is there was measured with other settings.
+        ValueError: the cached metrics are of other settings.
     """
     row, folder = ROWS[name], out / name / f"seed{seed}"
     config = config_of(row, overrides=overrides, own=own_of(data, folder, seed), tracks=tracks)
-    figures, settings = folder.with_suffix(".json"), settings_of(config)
-    if not figures.exists():
+    metrics, settings = folder.with_suffix(".json"), settings_of(config)
+    if not metrics.exists():
         if row.trained and not train_timed(config):
             return None
-        info(f"measure {folder}")
+        info(f"== measure {folder}")
         run = load_run(folder) if row.trained else untrained_run(config)
-        seconds = remembered(folder / SECONDS, dict) if row.trained else {}
-        remembered(figures, lambda: measure(run, read_sets(data), frames=row.frames) | seconds | {"settings": settings})
-    found = remembered(figures, dict)
+        seconds = cached(folder / SECONDS, dict) if row.trained else {}
+        cached(metrics, lambda: measure(run, read_sets(data), frames=row.frames) | seconds | {"settings": settings})
+    found = cached(metrics, dict)
     other = [key for key, value in settings.items() if found["settings"].get(key, value) != value]
     if other or settings.keys() != found["settings"].keys():
         key = (other or sorted(settings.keys() ^ found["settings"].keys()))[0]
         raise ValueError(
-            f"{figures} was measured with {key}={found['settings'].get(key)}, not {settings.get(key)}: choose another "
+            f"{metrics} was measured with {key}={found['settings'].get(key)}, not {settings.get(key)}: choose another "
             "--out, or move what is there away"
         )
     return found
@@ -179,13 +179,13 @@ def own_of(data: Path, folder: Path, seed: int) -> list[str]:
 
 
 def settings_of(config: Config) -> dict[str, Any]:
-    """What figures depend on, as {section.key: value}; where files lie is left out."""
+    """What metrics depend on, as {section.key: value}, without NOT_COMPARED."""
 
     def flat(value: Any, key: str) -> Iterator[tuple[str, Any]]:
         for name, entry in value.items():
             if isinstance(entry, Mapping):
                 yield from flat(entry, f"{key}{name}.")
-            elif name not in WHERE:
+            elif name not in NOT_COMPARED:
                 yield f"{key}{name}", entry
 
     sections = config.model_dump(mode="json") | {"method": method_options(config, only_given=True)}
@@ -197,29 +197,29 @@ def settings_of(config: Config) -> dict[str, Any]:
 
 
 def untrained_run(config: Config) -> Run:
-    """The towers of a configuration as they are before the first step."""
-    clips = torch.ones(2, dtype=torch.bool)  # the fewest that methods take; the towers do not depend on it
+    """The encoders of a configuration before the first step."""
+    clips = torch.ones(2, dtype=torch.bool)  # the fewest that methods take; the encoders do not depend on it
     method = build_method(config, Instances(clips, has_audio=clips, has_video=clips))
     return run_of(method, config, path=Path(config.run.dir), device=distributed.init(config.run.device))
 
 
 def measure(run: Run, sets: Mapping[str, Manifest], *, frames: bool) -> dict[str, Any]:
-    """What a run has learned.
+    """Evaluate a run.
 
     Args:
-        frames: ask about single frames, NUM_FRAMES of a video, instead of NUM_CLIPS clips.
+        frames: evaluate NUM_FRAMES single frames of a video, instead of NUM_CLIPS clips.
 
     Returns:
         linear: accuracy of linear probes on the classes of toy {video, and where the run hears audio, both};
         transfer: on the motions of toy_actions {video}; chance {linear, transfer}; propagation {j, f, jf, still_jf} of
-        masks carried through NUM_SCENES made scenes, still = the first mask copied; measure_seconds.
+        masks propagated through NUM_SCENES scenes, still = the first mask copied; measure_seconds.
     """
     since = time.perf_counter()
     run = with_data(run, size=min(SIZE, run.data.size))  # walk is trained on cells of larger pictures
     run = with_data(run, num_frames=1) if frames else run
     num_clips = NUM_FRAMES if frames else NUM_CLIPS
     classes, motions = (
-        probed("linear", clips, features_of(run, clips, num_clips=num_clips))
+        probe_accuracy("linear", clips, features_of(run, clips, num_clips=num_clips))
         for clips in (sets["toy"], sets["toy_actions"])
     )
     names = [str(seed) for seed in range(NUM_SCENES)]
@@ -240,10 +240,10 @@ def read_scene(seed: str) -> tuple[np.ndarray, np.ndarray]:
 
 
 def tables(results: Sequence[dict[str, Any]]) -> str:
-    """The table and what has to be known beside it.
+    """The table and its notes.
 
     Args:
-        results: one per seed, {row: figures}.
+        results: one per seed, {row: metrics}.
     """
     names = [name for name in ROWS if name in results[0]]
     first = results[0][names[0]]
@@ -251,13 +251,13 @@ def tables(results: Sequence[dict[str, Any]]) -> str:
         ROWS[name].heading: [r[name]["train_seconds"] for r in results if "train_seconds" in r[name]] for name in names
     }
     longest = ", ".join(f"{heading} {np.mean(found):.0f}" for heading, found in seconds.items() if found)
-    asked_about_frames = ", ".join(ROWS[name].heading for name in names if ROWS[name].frames)
+    frame_rows = ", ".join(ROWS[name].heading for name in names if ROWS[name].frames)
     notes = [
         f"Mean and standard deviation over {len(results)} seeds. Chance: classes {first['chance']['linear']:.3f}, "
         f"motions {first['chance']['transfer']:.3f}; the first mask copied to every frame: J&F "
         f"{first['propagation']['still_jf']:.3f}.",
         f"Features of {NUM_CLIPS} clips of a video averaged; of {NUM_FRAMES} single frames for rows that learn from "
-        f"single frames: {asked_about_frames or 'none here'}.",
+        f"single frames: {frame_rows or 'none here'}.",
         f"Seconds of training: {longest or 'not known, as every run was stopped in between'}.",
         *against_parts(results),
     ]
@@ -296,7 +296,7 @@ def plan(arguments: argparse.Namespace) -> Iterator[str]:
 
 
 def compare(arguments: argparse.Namespace) -> tuple[list[dict[str, Any]], str] | None:
-    """[{row: figures} of each seed] and the table; None when a training was asked to stop."""
+    """[{row: metrics} of each seed] and the table; None when a training was stopped."""
     toy, tracks = read_sets(arguments.data)["toy"], _tracks(arguments)
     if not arguments.tracks and any(ROWS[name].needs_tracks for name in _rows(arguments)):
         mine_tracks(toy, tracks)

@@ -38,7 +38,7 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
 WIDTH, DPI = 10.0, 120  # inches, and pixels per inch
-RATE = 16_000  # of the shown sound
+RATE = 16_000  # of the shown audio
 NUM_FRAMES = 3  # of a clip that are shown
 TRACK_FRAMES = 4
 PATCH = 128  # pixels of a shown patch
@@ -48,7 +48,7 @@ REFERENCE, POSITIVE, OTHER = "#2b5fb3", "#2a8a4a", "#c0392b"  # colors
 
 @dataclass(frozen=True)
 class Like:
-    """A clip beside the reference: row of the manifest, cosines of pictures and of sounds."""
+    """A clip beside the reference: row of the manifest, cosines of video and of audio."""
 
     id: int
     video: float
@@ -58,7 +58,7 @@ class Like:
 @dataclass(frozen=True)
 class Shown:
     """What is drawn. near: seconds within which a neighbour is a positive, None = in the whole video; starts of the
-    clip, its neighbour and a far one; the track; the clips of the agreement set, best first, and one that looks alike
+    clip, its neighbour and a far one; the track; the clips of the agreement set, best first, and one that looks similar
     but sounds different."""
 
     id: int
@@ -87,7 +87,7 @@ def draw_positives(
         id, path and label of the clip, starts, members and lookalike as in `Shown`.
 
     Raises:
-        ValueError: the run has no memories, or another manifest; no clip, or not this one, has a track and a set.
+        ValueError: the run has no memory banks, or another manifest; no clip, or not this one, has a track and a set.
         DecodeError: a clip cannot be read.
     """
     run = load_run(path)
@@ -115,7 +115,7 @@ def draw_positives(
 
 
 def banks_of(method: Method) -> nn.ModuleDict:
-    """The memories {video, audio} of a method, or of the first part of method joint that has some.
+    """The memory banks {video, audio} of a method, or of the first part of joint that has some.
 
     Raises:
         ValueError: there are none.
@@ -124,7 +124,7 @@ def banks_of(method: Method) -> nn.ModuleDict:
         if hasattr(each, "banks"):
             return each.banks
     raise ValueError(
-        f"method {type(method).__name__} keeps no memories of pictures and sounds, which agreement is mined from: name "
+        f"method {type(method).__name__} has no memory banks, which agreement is mined from: give "
         "a run of method avid_cma, or of joint with it as a part"
     )
 
@@ -166,13 +166,13 @@ def likes(video: torch.Tensor, audio: torch.Tensor, valid: torch.Tensor, row: in
     and sound differ most.
 
     Args:
-        video: memories (N, D), and
-        audio: memories (N, D).
+        video: memory bank (N, D).
+        audio: memory bank (N, D).
         valid: (N,) bool, rows with both.
     """
     num = min(len(MEMBERS), int(valid.sum()) - 1)
     if num < 2:
-        raise ValueError(f"{int(valid.sum())} clips with picture and sound are too few for a set: expected at least 3")
+        raise ValueError(f"{int(valid.sum())} clips with video and audio are too few for a set: expected at least 3")
     found = mine_agreement(video, audio, k=num, rule="consensus", valid=valid)
     members = found.ids[row][found.score[row].argsort(descending=True)]  # (k,)
     look, sound = video @ video[row], audio @ audio[row]  # (N,)
@@ -230,8 +230,8 @@ def draw_track(figure: SubFigure, manifest: Manifest, shown: Shown) -> None:
         axis.add_patch(plt.Rectangle((left - 0.5, top - 0.5), width, height, fill=False, edgecolor="white", lw=5))
         axis.add_patch(plt.Rectangle((left - 0.5, top - 0.5), width, height, fill=False, edgecolor=color, lw=2.4))
         axis.set_xlabel(f"{second:.1f} s", fontsize=8, labelpad=2)
-    for place, number, title, color in ((-2, 0, "first patch", REFERENCE), (-1, -1, "last patch: positive", POSITIVE)):
-        axis = figure.add_subplot(grid[0, place])
+    for column, number, title, color in ((-2, 0, "first patch", REFERENCE), (-1, -1, "last patch: positive", POSITIVE)):
+        axis = figure.add_subplot(grid[0, column])
         _show(axis, _cut(frames[number], boxes[number]), color)
         axis.set_title(title, fontsize=9.5, color=color, pad=5)
         axis.set_xlabel(f"{times[number]:.1f} s", fontsize=8, labelpad=2)
@@ -258,8 +258,8 @@ def draw_agreement(figure: SubFigure, manifest: Manifest, shown: Shown) -> None:
         below.set(xticks=[], yticks=[])
         below.set_xlabel(words, fontsize=8.5, labelpad=4)
         if row == shown.id:
-            above.set_ylabel("picture", fontsize=8.5)
-            below.set_ylabel("sound", fontsize=8.5)
+            above.set_ylabel("video", fontsize=8.5)
+            below.set_ylabel("audio", fontsize=8.5)
 
 
 def _heading(figure: SubFigure, text: str) -> None:
@@ -278,7 +278,7 @@ def _show(axis: Axes, picture: np.ndarray, color: str) -> None:
 
 
 def _cosines(like: Like) -> str:
-    return f"picture {like.video:.2f}\nsound {like.audio:.2f}"
+    return f"video {like.video:.2f}\naudio {like.audio:.2f}"
 
 
 def _frames(manifest: Manifest, row: int, seconds: Iterable[float]) -> list[np.ndarray]:
@@ -295,11 +295,11 @@ def _cut(frame: np.ndarray, box: np.ndarray) -> np.ndarray:
 
 
 def _spectrogram(manifest: Manifest, row: int) -> np.ndarray:
-    """(64, S) log-mel bands of a clip's whole sound."""
+    """(64, S) log-mel bands of a clip's whole audio."""
     start, end = manifest.bounds("audio")[row].tolist()
     _, samples = read_clip(manifest.path(row), audio=[AudioWindow(start, max(end - start, 0.1), RATE)])
-    sound = torch.from_numpy(samples[0].data)[None]
-    return log_mel(sound, sample_rate=RATE, n_fft=512, hop_seconds=0.01, num_mels=64)[0, 0].T.numpy()
+    waveform = torch.from_numpy(samples[0].data)[None]
+    return log_mel(waveform, sample_rate=RATE, n_fft=512, hop_seconds=0.01, num_mels=64)[0, 0].T.numpy()
 
 
 def main() -> int:
@@ -313,7 +313,7 @@ def main() -> int:
 
 
 def draw(given: argparse.Namespace) -> tuple[dict[str, Any], str]:
-    """What is shown, and a line that names the picture."""
+    """The clip that is shown, and a line with the path of the picture."""
     if (given.max_seconds is not None and not given.max_seconds > 0) or given.seed < 0:
         raise ValueError(f"--max-seconds {given.max_seconds} must be above 0, and --seed {given.seed} at least 0")
     check_writable(given.out)

@@ -1,12 +1,11 @@
-"""What AVID and AVID-CMA are worth beside random weights, on four sets and by the protocols of
-tools/evaluate.py: one table.
+"""AVID and AVID-CMA beside random weights, on four sets by the protocols of tools/evaluate.py: one table.
 
     python tools/experiments/transfer.py data --digits digits --clips clips --out runs/transfer
 
 DATA holds toy and toy_actions (datasets/toy.py). --digits is the folder of the digits, --clips that of the real clips,
-each with its manifest.csv; a set that is not given is left out. Every set is pretrained on without labels, then asked
-about; toy_actions is asked about with the towers of toy. What is done already is not done again; a stopped training
-continues. Figures: 95 % interval over groups of clips in brackets; few labels: deviation over draws besides.
+each with its manifest.csv; a set that is not given is left out. Every set is pretrained on without labels, then
+evaluated on; toy_actions is evaluated with the encoders of toy. Results are cached; a stopped training is resumed.
+Brackets: 95 % interval over groups of clips; few labels: deviation over draws too.
 Exit code: 0 done, 1 stopped or failed while training, 2 wrong call.
 """
 
@@ -20,7 +19,7 @@ from typing import Any
 import digits
 import experiment
 import natural
-from experiment import ROOT, info, remembered, train_timed
+from experiment import ROOT, cached, info, train_timed
 
 from avssl.config import Config, load
 from avssl.data.manifest import read_manifest
@@ -49,13 +48,13 @@ WAYS = {  # of each protocol, those that the table shows
 
 @dataclass(frozen=True)
 class Set:
-    """How one set is asked about.
+    """How one set is evaluated.
 
     Args:
-        pretrained: whose towers: a folder of configs/, and the set that they are trained on.
+        pretrained: folder of configs/, and the set that the encoders are trained on.
         num_clips, num_crops: views of each video.
         folds: of whole groups; None = its split of train and test.
-        tuned: fine-tuning is asked for.
+        tuned: fine-tune too.
     """
 
     pretrained: str
@@ -78,38 +77,38 @@ SETS = {
 
 
 def run_transfer(arguments: argparse.Namespace) -> tuple[dict[str, dict[str, dict[str, Any]]], str] | None:
-    """Pretrain, then ask about every set; what is done already is read.
+    """Pretrain, then evaluate every set; finished results are read.
 
     Returns:
-        {set: {protocol: {method: result}}} and the table; None when a training was asked to stop.
+        {set: {protocol: {method: result}}} and the table; None when a training was stopped.
     """
     manifests = make_sets(arguments)
     found: dict[str, dict[str, dict[str, Any]]] = {}
-    for name, how, method in _asked(manifests):
+    for name, how, method in _pairs(manifests):
         config = pretraining(how.pretrained, method, manifests, arguments)
         if not train_timed(config):
             return None
         for protocol in how.protocols:
             path = arguments.out / name / f"{protocol}_{method}.json"
             if not path.exists():
-                info(f"{name}: {protocol}, {METHODS[method]}")
-                result = _ask(protocol, how, manifests[name], Path(config.run.dir), method, path, arguments.tuned)
+                info(f"== {name}: {protocol}, {METHODS[method]}")
+                result = _evaluate(protocol, how, manifests[name], Path(config.run.dir), method, path, arguments.tuned)
                 if result is None:
                     return None
-                remembered(path, lambda result=result: result)
+                cached(path, lambda result=result: result)
             found.setdefault(name, {}).setdefault(protocol, {})[method] = read_result(path)
     return found, table(found)
 
 
 def manifests_of(arguments: argparse.Namespace) -> dict[str, Path]:
-    """Where the manifests of the sets lie, by the name of the set."""
+    """{set: path of its manifest}."""
     found = {name: arguments.data / name / "manifest.parquet" for name in ("toy", "toy_actions")}
     given = {"digits": arguments.digits, "fight": arguments.clips}
     return found | {name: arguments.out / "sets" / name / "manifest.parquet" for name in given if given[name]}
 
 
 def make_sets(arguments: argparse.Namespace) -> dict[str, Path]:
-    """The same, and they are there: those of the real clips are written when they are not."""
+    """`manifests_of`, after writing the manifests of the real clips that do not exist yet."""
     found = manifests_of(arguments)
     for name in ("toy", "toy_actions"):
         read_manifest(found[name])
@@ -127,19 +126,19 @@ def pretraining(name: str, method: str, manifests: Mapping[str, Path], arguments
     return load(CONFIGS / name / f"{method}.yaml", [*arguments.overrides, *own])
 
 
-def _asked(manifests: Mapping[str, Path]) -> Iterator[tuple[str, Set, str]]:
-    """Each set that is there with each method."""
+def _pairs(manifests: Mapping[str, Path]) -> Iterator[tuple[str, Set, str]]:
+    """Each given set with each method."""
     for name, how in SETS.items():
         if name in manifests:
             for method in METHODS:
                 yield name, how, method
 
 
-def _ask(
+def _evaluate(
     protocol: str, how: Set, path: Path, folder: Path, method: str, result: Path, tuned: Sequence[str]
 ) -> dict[str, Any] | None:
     manifest = read_manifest(path)
-    asked = EvalSpec(
+    spec = EvalSpec(
         protocol=protocol,
         manifest=manifest,
         manifest_path=str(path),
@@ -147,14 +146,14 @@ def _ask(
         options=Options(),
         num_clips=how.num_clips,
         num_crops=how.num_crops,
-        skip_unreadable=True,  # sound is asked about where there is some
+        skip_unreadable=True,  # audio is evaluated where there is some
     )
-    towers = with_data(load_run(folder), num_workers=1, cache_gigabytes=0.0)
+    pretrained = with_data(load_run(folder), num_workers=1, cache_gigabytes=0.0)
     first = method == "avid"  # random weights are the same for both
     if protocol != "finetune":
-        return measure_frozen(towers, asked, cache=folder / "vectors", baseline=first)
+        return measure_frozen(pretrained, spec, cache=folder / "vectors", baseline=first)
     runs = result.with_suffix("")
-    return measure_finetuned(towers, asked, out=runs, baseline=first, overrides=[*TUNED, *tuned])
+    return measure_finetuned(pretrained, spec, out=runs, baseline=first, overrides=[*TUNED, *tuned])
 
 
 def table(found: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> str:
@@ -166,10 +165,10 @@ def table(found: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> str:
     for name, protocols in found.items():
         for protocol, results in protocols.items():
             for way in WAYS[protocol]:
-                figures = [results["avid"]["random"], *(results[method]["scores"] for method in METHODS)]
-                if all(way in each for each in figures):
-                    chance = figures[-1][way]["chance"]
-                    cells = [name, protocol, way, f"{chance:.3f}", *(shown(each[way]) for each in figures)]
+                scores = [results["avid"]["random"], *(results[method]["scores"] for method in METHODS)]
+                if all(way in each for each in scores):
+                    chance = scores[-1][way]["chance"]
+                    cells = [name, protocol, way, f"{chance:.3f}", *(shown(each[way]) for each in scores)]
                     lines.append(f"| {' | '.join(cells)} |")
     longest = {}
     for name, protocols in found.items():
@@ -193,10 +192,10 @@ def main() -> int:
 
 def plan(arguments: argparse.Namespace) -> Iterator[str]:
     manifests = manifests_of(arguments)
-    lines = {}  # a pretraining that two sets ask for is one
-    for name, how, method in _asked(manifests):
+    lines = {}  # a pretraining that two sets share is one
+    for name, how, method in _pairs(manifests):
         lines[experiment.describe(pretraining(how.pretrained, method, manifests, arguments))] = None
-        lines[f"ask {METHODS[method]} about {name}: {', '.join(how.protocols)}"] = None
+        lines[f"evaluate {METHODS[method]} on {name}: {', '.join(how.protocols)}"] = None
     yield from lines
 
 

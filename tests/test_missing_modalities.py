@@ -1,5 +1,5 @@
-"""Clips without sound and files of sound alone, 0 %, 30 % and 100 % of a set: what trains and what is refused, what
-never reaches a memory, a set, an answer or a figure, and what is counted instead.
+"""Clips without audio and audio-only files, 0 %, 30 % and 100 % of a set: what trains, what is refused, and what is
+kept out of memory banks, sets, search results and metrics, and counted instead.
 """
 
 import dataclasses
@@ -40,7 +40,7 @@ from tests.support.runs import CMA, Call, config
 from tests.support.tiny import LinearEncoder, encode, vector_batch
 
 pytestmark = pytest.mark.slow
-SIDES = ("video", "audio")
+MODALITIES = ("video", "audio")
 OTHER = {"video": "audio", "audio": "video"}
 NUM = 40
 EVERY = torch.ones(NUM, dtype=torch.bool)
@@ -49,9 +49,9 @@ SMALL = {
     "mine_every": 1, "head_batch_norm": True,
 }  # fmt: skip
 CMA_ONLY = ("num_positives", "mine_every")
-RECIPES = {  # method, its options, and the sides that it can learn from alone
+RECIPES = {  # method, its options, and the modalities that it can learn from alone
     "avid": ("avid", {}, ()),
-    "avid within": ("avid", {"within": 1.0}, SIDES),
+    "avid within": ("avid", {"within": 1.0}, MODALITIES),
     "avid_cma": ("avid_cma", {}, ()),
     "avid_cma within": ("avid_cma", {"within": 1.0}, ()),
     "avid_cma video": ("avid_cma", {"rule": "video"}, ("video",)),
@@ -60,10 +60,10 @@ RECIPES = {  # method, its options, and the sides that it can learn from alone
 }
 
 
-def instances(missing: str, share: float) -> Instances:
-    """A set in which this share of the clips lacks one side."""
-    lacks = torch.arange(NUM) % 10 < 10 * share
-    return Instances(EVERY, **{f"has_{side}": ~lacks if side == missing else EVERY for side in SIDES})
+def instances(missing: str, fraction: float) -> Instances:
+    """A set in which this fraction of the clips lacks one modality."""
+    lacks = torch.arange(NUM) % 10 < 10 * fraction
+    return Instances(EVERY, **{f"has_{modality}": ~lacks if modality == missing else EVERY for modality in MODALITIES})
 
 
 def build(recipe: str, given: Instances) -> Method:
@@ -71,8 +71,8 @@ def build(recipe: str, given: Instances) -> Method:
     method_class = METHODS[name]
     small = {option: value for option, value in SMALL.items() if option in method_class.Options.model_fields}
     torch.manual_seed(0)
-    towers = nn.ModuleDict({side: LinearEncoder() for side in SIDES})
-    return method_class(method_class.Options(**small | options), towers, instances=given, seed=0)
+    encoders = nn.ModuleDict({modality: LinearEncoder() for modality in MODALITIES})
+    return method_class(method_class.Options(**small | options), encoders, instances=given, seed=0)
 
 
 def drawn_batch(given: Instances, step: int) -> Batch:
@@ -80,18 +80,18 @@ def drawn_batch(given: Instances, step: int) -> Batch:
     return vector_batch(ids, step=step, has_audio=given.has_audio[ids], has_video=given.has_video[ids])
 
 
-def test_every_method_is_asked() -> None:
-    both = {name for name, method in METHODS.items() if set(method.modalities) == set(SIDES)}
+def test_every_method_is_covered() -> None:
+    both = {name for name, method in METHODS.items() if set(method.modalities) == set(MODALITIES)}
     assert {name for name, _, _ in RECIPES.values()} == both - {"joint"}  # its parts do as they do alone
 
 
 @pytest.mark.parametrize(
-    "share, missing", [(0.0, "audio"), (0.3, "audio"), (1.0, "audio"), (0.3, "video"), (1.0, "video")]
+    "fraction, missing", [(0.0, "audio"), (0.3, "audio"), (1.0, "audio"), (0.3, "video"), (1.0, "video")]
 )
 @pytest.mark.parametrize("recipe", RECIPES)
-def test_a_set_trains_or_is_refused_with_the_way_out(recipe: str, share: float, missing: str) -> None:
-    given = instances(missing, share)
-    if share == 1 and OTHER[missing] not in RECIPES[recipe][2]:
+def test_a_set_trains_or_is_refused_with_the_fix(recipe: str, fraction: float, missing: str) -> None:
+    given = instances(missing, fraction)
+    if fraction == 1 and OTHER[missing] not in RECIPES[recipe][2]:
         with pytest.raises(ValueError, match=r"no clip of this split has .*method\.within=1") as refusal:
             build(recipe, given)
         assert "\n" not in str(refusal.value)
@@ -109,9 +109,9 @@ def test_a_set_trains_or_is_refused_with_the_way_out(recipe: str, share: float, 
         optimizer.zero_grad()
         step.loss.backward()
         for name, parameter in method.named_parameters():
-            assert parameter.grad is not None, name  # or DDP would wait for ever
+            assert parameter.grad is not None, name  # or DDP would hang
             assert parameter.grad.isfinite().all(), name
-            if share == 1 and f".{missing}." in name:
+            if fraction == 1 and f".{missing}." in name:
                 assert not parameter.grad.any(), name
         optimizer.step()
         method.after_step(step, Progress(number // 10, number, 30))
@@ -134,44 +134,44 @@ def scored(method: Method, batch: Batch) -> dict[str, tuple[Embedded, torch.Tens
     """{term: its query and its loss}, each with gradient to embeddings of its own."""
     result = {}
     ask = encode(method, batch)
-    raw = {side: ask(side) for side in SIDES}
+    raw = {modality: ask(modality) for modality in MODALITIES}
     ids = method.draw(batch.ids, Progress(0, 0, 1))
     for number in range(8):
-        leaves = {side: raw[side].detach().requires_grad_() for side in SIDES}
-        video, audio = (method.embed(side, leaves[side], batch) for side in SIDES)
+        leaves = {modality: raw[modality].detach().requires_grad_() for modality in MODALITIES}
+        video, audio = (method.embed(modality, leaves[modality], batch) for modality in MODALITIES)
         term = method.terms(video, audio, batch.ids)[number]
         negatives = ids[term.bank][:, : term.num_negatives]
         columns = method.banks[term.bank].lookup(torch.cat([term.positives, negatives], dim=1))
         positive, empty = term.rule(term.query, columns), columns.ids < 0
         nce(similarity(term.query, columns), positive, log_z=torch.zeros(()), ignore=empty).backward()
         result[term.name] = {
-            side: leaf.grad if leaf.grad is not None else torch.zeros(1) for side, leaf in leaves.items()
+            modality: leaf.grad if leaf.grad is not None else torch.zeros(1) for modality, leaf in leaves.items()
         }
     return result
 
 
-@pytest.mark.parametrize("missing", SIDES)
-def test_a_clip_without_one_side_moves_only_the_terms_of_its_other_side(missing: str) -> None:
-    given, side = instances(missing, 0.3), OTHER[missing]
+@pytest.mark.parametrize("missing", MODALITIES)
+def test_a_clip_without_one_modality_moves_only_the_terms_of_the_other(missing: str) -> None:
+    given, modality = instances(missing, 0.3), OTHER[missing]
     torch.manual_seed(0)
     method_class = METHODS["avid_cma"]
     options = method_class.Options(
-        num_negatives=12, num_positives=3, embedding_dim=8, within=1.0, positives_cross=1.0, rule=side
+        num_negatives=12, num_positives=3, embedding_dim=8, within=1.0, positives_cross=1.0, rule=modality
     )
-    method = method_class(options, nn.ModuleDict({s: LinearEncoder() for s in SIDES}), instances=given, seed=0)
+    method = method_class(options, nn.ModuleDict({s: LinearEncoder() for s in MODALITIES}), instances=given, seed=0)
     method.on_epoch(0)
     ids = torch.arange(12)
     batch = vector_batch(ids, has_audio=given.has_audio[ids], has_video=given.has_video[ids])
     lacks = ~given.usable[missing][ids]
     gradients = scored(method, batch)
-    assert set(gradients) == {f"{p}{a[0]}2{b[0]}" for p in ("", "pos_") for a in SIDES for b in SIDES}
-    for name, by_side in gradients.items():
-        own = f"{side[0]}2{side[0]}"
+    assert set(gradients) == {f"{p}{a[0]}2{b[0]}" for p in ("", "pos_") for a in MODALITIES for b in MODALITIES}
+    for name, by_modality in gradients.items():
+        own = f"{modality[0]}2{modality[0]}"
         query = {"v": "video", "a": "audio"}[name[-3]]
-        reaches = by_side[query].abs().sum(dim=1) > 0  # (B,)
+        reaches = by_modality[query].abs().sum(dim=1) > 0  # (B,)
         if name.endswith(own):
             assert reaches.all(), name
-        elif name.startswith("pos_") and query == side:  # against those of its set that have the other side
+        elif name.startswith("pos_") and query == modality:  # against those of its set that have the other modality
             members = method.sets[ids]
             assert torch.equal(reaches, ((members >= 0) & given.usable[missing][members]).any(dim=1)), name
         elif name.startswith("pos_"):
@@ -180,13 +180,13 @@ def test_a_clip_without_one_side_moves_only_the_terms_of_its_other_side(missing:
             assert torch.equal(reaches, ~lacks), name
 
 
-@pytest.mark.parametrize("missing", SIDES)
+@pytest.mark.parametrize("missing", MODALITIES)
 def test_published_towers_learn_from_one_side_alone(missing: str) -> None:
-    """With BatchNorm, over a batch whose other side is zeros as the dataset gives them."""
+    """With BatchNorm, over a batch whose other modality is zeros as the dataset gives them."""
     torch.set_num_threads(1)
     num = 16  # of batch_of
     every = torch.ones(num, dtype=torch.bool)
-    flags = {f"has_{side}": torch.full((num,), side != missing) for side in SIDES}
+    flags = {f"has_{modality}": torch.full((num,), modality != missing) for modality in MODALITIES}
     given = {
         "data": {"manifest": "none"},
         "model": {"video_depth": 10, "video_width": 0.125, "audio_width": 0.125},
@@ -221,7 +221,7 @@ def test_a_step_in_parts_sets_the_constant_from_the_parts_that_have_pairs() -> N
 
 @pytest.fixture(scope="module")
 def mixed(tmp_path_factory: pytest.TempPathFactory) -> Manifest:
-    """12 and 6 clips of which 4 and 4 are silent, and 2 files of sound alone in each split."""
+    """12 and 6 clips of which 4 and 4 are silent, and 2 audio-only files in each split."""
     return make_set(tmp_path_factory.mktemp("mixed"), silent=4, sound_only=2)
 
 
@@ -232,7 +232,7 @@ def silent(tmp_path_factory: pytest.TempPathFactory) -> Manifest:
 
 @pytest.fixture(scope="module")
 def run(mixed: Manifest, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Trained with the files of sound alone, which the manifest's status admits only when they are asked for."""
+    """Trained with the audio-only files, which the manifest's status admits only when they are asked for."""
     folder = tmp_path_factory.mktemp("runs") / "mixed"
 
     def everything(manifest: Manifest, settings: Config) -> Instances:
@@ -313,10 +313,10 @@ def test_a_run_says_what_its_clips_lack(run: Path, mixed: Manifest) -> None:
     assert shares["no_video"] == pytest.approx(2 / 14, abs=0.02)
     model = load_checkpoint(run)["model"]
     start = load_run(run, trained=False).method.banks
-    for side, has in (("video", mixed.has_video), ("audio", mixed.has_audio)):
+    for modality, has in (("video", mixed.has_video), ("audio", mixed.has_audio)):
         wanted = torch.from_numpy(mixed.usable("train") & has)
-        assert torch.equal(model[f"banks.{side}.valid"], wanted)
-        assert torch.equal((model[f"banks.{side}.z"] != start[side].z).any(dim=1), wanted)  # bit for bit
+        assert torch.equal(model[f"banks.{modality}.valid"], wanted)
+        assert torch.equal((model[f"banks.{modality}.z"] != start[modality].z).any(dim=1), wanted)  # bit for bit
     both = mixed.usable("train") & mixed.has_video & mixed.has_audio
     assert np.array_equal((model["sets"] >= 0).any(dim=1).numpy(), both)
 
@@ -324,14 +324,14 @@ def test_a_run_says_what_its_clips_lack(run: Path, mixed: Manifest) -> None:
 def test_an_answer_has_the_side_asked_for(store: Store) -> None:
     has = store.has
     assert (len(store), int(has["video"].sum()), int(has["audio"].sum()), store.errors) == (22, 18, 14, {})
-    for side in SIDES:
-        lengths = store.vectors[side].take(np.arange(len(store))).norm(dim=1)
-        assert np.allclose(lengths, has[side], atol=1e-5)
+    for modality in MODALITIES:
+        lengths = store.vectors[modality].take(np.arange(len(store))).norm(dim=1)
+        assert np.allclose(lengths, has[modality], atol=1e-5)
     for row in range(len(store)):
         query = query_of_row(store, row)
-        assert set(query.vectors) == {side for side in SIDES if has[side][row]}
-        for source in SIDES:
-            for target in SIDES:
+        assert set(query.vectors) == {modality for modality in MODALITIES if has[modality][row]}
+        for source in MODALITIES:
+            for target in MODALITIES:
                 others = int(has[target].sum()) - int(has[target][row])
                 if not has[source][row]:
                     words = rf"has no {source}, so nothing can be found from it: search from {OTHER[source]}"
@@ -393,7 +393,7 @@ def test_tools_take_files_of_sound_alone(
     path, out = mixed.root / "manifest.parquet", tmp_path / "e"
     few = ("--num-workers", 0, "--num-clips", 1)
     done = call("tools/extract.py", run, path, "--out", out, *few)
-    assert done.out.startswith("22 clips, 14 with sound (4 of them without picture), 0 not read")
+    assert done.out.startswith("22 clips, 14 with sound (4 of them without video), 0 not read")
     assert re.search(r"--query \d+ --from audio --to video", done.err)
     make_sound(tmp_path / "song.mp3", 1, 5)
     asked = ["tools/retrieve.py", out, "--query", tmp_path / "song.mp3", "--k", 14, "--json"]
@@ -411,7 +411,7 @@ def test_tools_take_files_of_sound_alone(
     assert mined["rows"] == {"consensus": 8, "union": 8, "video": 12, "audio": 10}
 
 
-def test_a_wholly_silent_set_trains_searches_and_is_evaluated_by_its_pictures(
+def test_a_wholly_silent_set_trains_searches_and_is_evaluated_by_its_frames(
     call: Call,
     silent: Manifest,
     tmp_path: Path,
@@ -435,10 +435,10 @@ def test_a_wholly_silent_set_trains_searches_and_is_evaluated_by_its_pictures(
     assert state["log_z"].isfinite()
     lines = read_log(cma / "log.jsonl")
     assert "video_rank" in lines[-1]
-    assert "audio_rank" not in lines[-1]  # no sound, nothing to collapse
+    assert "audio_rank" not in lines[-1]  # no audio, nothing to collapse
     sets = tmp_path / "sets.parquet"
     call("tools/mine.py", cma, "--k", 2, "--out", sets).refused(
-        r"has both picture and sound, which --rule consensus mines: ask for --rule video"
+        r"has both video and audio, which --rule consensus needs: use --rule video"
     )
     assert call("tools/mine.py", cma, "--k", 2, "--rule", "video", "--out", sets).code == 0
     vectors, split = vectors_of(cma, silent)
