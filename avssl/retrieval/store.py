@@ -75,10 +75,7 @@ class Meta:
 
 
 def read_meta(folder: Path) -> Meta:
-    fields = json.loads((folder / "meta.json").read_text())
-    return Meta(
-        **{"modalities" if name == "towers" else name: value for name, value in dict(fields).items()}
-    )  # older name
+    return Meta(**dict(json.loads((folder / "meta.json").read_text())))
 
 
 class Vectors:
