@@ -1,4 +1,4 @@
-"""The methods by name. A new one: its file, one line here, one config, one oracle test.
+"""The methods by name. How a new one is added: CONTRIBUTING.md.
 
 A method of a user's own stands in a file of theirs and is named `path/to/my_method.py:MyMethod`.
 """
