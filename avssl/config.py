@@ -45,6 +45,9 @@ class Options(BaseModel):
     @field_validator("*", mode="before")
     @classmethod
     def _read_numbers(cls, value: Any, info: ValidationInfo) -> Any:
+        default = cls.model_fields[info.field_name].default
+        if isinstance(default, dict) and isinstance(value, Mapping):
+            value = {**default, **value}  # only what differs from the default needs to be said
         return _with_numbers(value, _field_types(cls, info.field_name))
 
     def replace(self, **changes: Any) -> Self:

@@ -107,7 +107,7 @@ def test_store_is_written_once_continued_and_searched(
         assert best.audio is None or best.audio == pytest.approx(cosine["audio"], abs=1e-5)
         assert (best.audio is None) == (not again.has["audio"][best.row])
     silent = query_of_row(again, int(np.flatnonzero(~again.has["audio"])[0]))
-    with pytest.raises(ValueError, match="has no sound, so nothing can be found from its audio"):
+    with pytest.raises(ValueError, match="has no audio, so nothing can be found from it"):
         search(again, silent, way="a2v", k=3)
     with monkeypatch.context() as patched:
 

@@ -45,7 +45,7 @@ def test_frozen_protocols(protocol: str, run: Path, clip_set: Manifest, call: Ca
     result = json.loads(path.read_text())
     assert result.keys() == FACTS
     assert result["manifest_hash"] == clip_set.hash
-    assert result["clips"]["test"] == {"clips": 6, "unreadable": 0, "without_sound": 1, "without_picture": 0}
+    assert result["clips"]["test"] == {"clips": 6, "unreadable": 0, "without_audio": 1, "without_video": 0}
     assert result["scores"].keys() == result["random"].keys()
     for way, figure in result["scores"].items():
         low, high = figure["interval"]
@@ -56,7 +56,7 @@ def test_frozen_protocols(protocol: str, run: Path, clip_set: Manifest, call: Ca
     assert head.split("  ")[-1].strip() == "avid"
     assert "chance" in head
     assert "random init" in head
-    assert "1 of 6 test clips without sound: counted as wrong" in done.out
+    assert "1 of 6 test clips without audio: counted as wrong" in done.out
     again = call("tools/evaluate.py", run, protocol, *dataset, *SMALL, "--no-baseline", "--json")
     second = json.loads(again.out)
     assert second["scores"] == result["scores"]  # to the last digit
@@ -183,4 +183,4 @@ def test_a_set_of_sounds_alone_is_asked_about_by_sound(run: Path, call: Call, tm
     assert result["scores"].keys() == {"audio"}
     assert [len(result["scores"]["audio"][name]) for name in ("splits", "chosen")] == [3, 3]
     assert result["scores"]["audio"]["num"] == 12
-    assert result["clips"]["train"] == {"clips": 12, "unreadable": 0, "without_sound": 0}
+    assert result["clips"]["train"] == {"clips": 12, "unreadable": 0, "without_audio": 0}

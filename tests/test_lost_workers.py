@@ -174,7 +174,7 @@ def test_a_hanging_worker_does_not_outlive_the_run(manifest: Path, monkeypatch: 
 
 def test_a_death_that_was_not_heard_is_noticed_later(manifest: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The main process waits elsewhere: here it sleeps, in a run for the rest of what the dead worker was sending."""
-    monkeypatch.setattr("avssl.data.loader.LOOK_SECONDS", 0.2)
+    monkeypatch.setattr("avssl.data.loader.CHECK_SECONDS", 0.2)
     data = load(CONFIG, [*TINY, f"data.manifest={manifest}", "data.num_workers=1"]).data
     dataset = ClipDataset(read_manifest(manifest), data, AVID.views)
     loader = build_loader(dataset, [[Key(0, row, 0)] for row in range(12)], data, device=torch.device("cpu"))

@@ -346,7 +346,7 @@ def test_an_answer_has_the_side_asked_for(store: Store) -> None:
             with pytest.raises(ValueError, match="hold 9 other clips to choose from"):
                 search(store, query, way="agreement", k=10)
         else:
-            with pytest.raises(ValueError, match=r"has no (sound|picture), so nothing"):
+            with pytest.raises(ValueError, match=r"has no (audio|video), so nothing"):
                 search(store, query, way="agreement", k=1)
 
 
@@ -369,8 +369,8 @@ def test_evaluation_skips_and_counts_what_has_not_the_side(run: Path, mixed: Man
     assert set(result) == {"video", "audio", "both"}
     counts = [count_missing([(vectors, rows)]) for rows in (split.train, split.test)]
     assert [each["clips"] for each in counts] == [14, 8]
-    assert [each["without_sound"] for each in counts] == [4, 4]
-    assert [each["without_picture"] for each in counts] == [2, 2]
+    assert [each["without_audio"] for each in counts] == [4, 4]
+    assert [each["without_video"] for each in counts] == [2, 2]
     for name in ("video", "audio", "both"):  # as if the others were not there
         has = vectors.has(name)
         alone = accuracies(
@@ -379,7 +379,7 @@ def test_evaluation_skips_and_counts_what_has_not_the_side(run: Path, mixed: Man
         assert alone[name]["mean"] == result[name]["mean"]
     mute = split.train[~vectors.has_audio[split.train]]
     blind = split.test[~vectors.has_video[split.test]]
-    with pytest.raises(ValueError, match="no pictures and those of the other no sound"):
+    with pytest.raises(ValueError, match="have no modality in common"):
         accuracies("knn", vectors, mixed, Split("split", mute, blind))
 
 
@@ -406,7 +406,7 @@ def test_tools_take_files_of_sound_alone(
     asked[3] = find_row(store, next(p for p in store.table.column("path").to_pylist() if p.endswith(".mp3")))
     assert call(*asked, "--from", "audio", "--to", "audio", "--k", 3).code == 0
     done = call("tools/evaluate.py", run, "knn", "--dataset", path, *few, "--num-crops", 1)
-    assert "4 of 8 test clips without sound, 2 of 8 test clips without picture: counted as wrong" in done.out
+    assert "4 of 8 test clips without audio, 2 of 8 test clips without video: counted as wrong" in done.out
     mined = json.loads(call("tools/mine.py", run, "--k", 3, "--out", tmp_path / "s", "--json").out)
     assert mined["rows"] == {"consensus": 8, "union": 8, "video": 12, "audio": 10}
 
@@ -443,7 +443,7 @@ def test_a_wholly_silent_set_trains_searches_and_is_evaluated_by_its_frames(
     assert call("tools/mine.py", cma, "--k", 2, "--rule", "video", "--out", sets).code == 0
     vectors, split = vectors_of(cma, silent)
     assert set(accuracies("knn", vectors, silent, split)) == {"video"}
-    assert [count_missing([(vectors, rows)])["without_sound"] for rows in (split.train, split.test)] == [8, 4]
+    assert [count_missing([(vectors, rows)])["without_audio"] for rows in (split.train, split.test)] == [8, 4]
     found = write_store(tmp_path / "e", load_run(cma), silent, manifest_path=Path("m"), num_clips=1)
     query = query_of_row(found, 0)
     assert len(search(found, query, way="v2v", k=11)) == 11

@@ -195,3 +195,29 @@ def test_rates_scale_with_the_batch_and_end_where_asked() -> None:
     optim = OptimConfig(lr_per_256=0.2, final_lr=0.01, schedule="cosine", epochs=2)
     found = [learning_rate(step, steps_per_epoch=10, optim=optim, batch_size=512) for step in (0, 10, 20)]
     assert found == pytest.approx([0.4, 0.205, 0.01])
+
+
+def test_sgd_takes_parameters_that_get_their_first_gradient_later() -> None:
+    """As prototypes that are frozen at first; also in a run that was resumed meanwhile."""
+    first, late = nn.Parameter(torch.ones(2, 2)), nn.Parameter(torch.ones(2, 2))
+    optimizer = build_optimizer(named([first, late]), OptimConfig(name="sgd", lr=0.1, weight_decay=0.0))
+    first.grad = torch.ones(2, 2)
+    optimizer.step()
+    restored = build_optimizer(named([first, late]), OptimConfig(name="sgd", lr=0.1, weight_decay=0.0))
+    load_optimizer_state(restored, {"layer0.weight": optimizer_state(optimizer)["layer0.weight"]})
+    for each in (optimizer, restored):
+        first.grad, late.grad = torch.ones(2, 2), torch.ones(2, 2)
+        each.step()
+    assert torch.allclose(late, torch.full((2, 2), 0.8))
+
+
+def test_larc_leaves_weights_without_gradient_alone_and_the_longest_prefix_counts() -> None:
+    still = nn.Parameter(torch.ones(2, 2))
+    optimizer = build_optimizer(named([still]), OptimConfig(name="larc", lr=1.0, weight_decay=0.1))
+    still.grad = torch.zeros(2, 2)
+    optimizer.step()
+    assert torch.equal(still.detach(), torch.ones(2, 2))
+    model = nn.ModuleDict({"head": nn.Linear(2, 2)})
+    optimizer = build_optimizer(model.named_parameters(), OptimConfig(), lr_scales={"head": 2.0, "head.bias": 0.5})
+    scales = {name: group["scale"] for group in optimizer.param_groups for name in group["param_names"]}
+    assert scales == {"head.weight": 2.0, "head.bias": 0.5}

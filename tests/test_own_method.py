@@ -11,6 +11,7 @@ from avssl.data.manifest import Manifest
 from avssl.methods import METHODS
 from avssl.training.checkpoint import load_checkpoint
 from avssl.training.loop import train
+from avssl.weights.export import export
 from avssl.weights.load import load, load_run
 from tests.support.runs import SMALL, TINY, Call
 
@@ -123,15 +124,23 @@ def test_no_tool_imports_the_file_that_a_checkpoint_names(
     assert set(load(tmp_path / "weights").heads) == {"video"}
 
 
+def test_a_joint_run_with_it_loads_and_exports_without_its_file(own: str, clip_set: Manifest, tmp_path: Path) -> None:
+    parts = f"method.parts={{avid: {{num_negatives: 4, hidden_dim: 16}}, own: {{name: '{own}', width: 8}}}}"
+    assert train(configured(clip_set, tmp_path / "joint", "method.name=joint", parts, "optim.epochs=1"))
+    forget(own)
+    before = imports_of(own)
+    model = load(tmp_path / "joint")
+    assert set(model.encoders) == set(model.heads) == {"video", "audio"}
+    export(model, tmp_path / "weights", facts=model.facts)
+    folder = str(Path(own).parent)
+    assert not any(folder in path.read_text() for path in (tmp_path / "weights").glob("*.json"))
+    assert folder not in (tmp_path / "weights" / "README.md").read_text()
+    assert imports_of(own) == before
+
+
 def test_the_report_asks_for_the_file(run: Path, own: str, call: Call, tmp_path: Path) -> None:
     call("tools/report.py", run).refused("give --plugin")
     assert call("tools/report.py", run, "--plugin", own, "--out", tmp_path / "page.html").code == 0
-    forget(own)
-
-
-def test_it_is_a_part_of_joint(own: str, clip_set: Manifest, tmp_path: Path) -> None:
-    parts = f"method.parts={{avid: {{num_negatives: 4, hidden_dim: 16}}, own: {{name: '{own}', width: 8}}}}"
-    assert train(configured(clip_set, tmp_path / "joint", "method.name=joint", parts, "optim.epochs=1"))
     forget(own)
 
 

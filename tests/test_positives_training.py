@@ -243,7 +243,7 @@ def test_one_encoder_alone_is_evaluated_and_searched_by_video(
     assert not found.has_audio.any()
     (split,) = read_splits(clip_set)
     assert set(accuracies("knn", vectors, clip_set, split)) == {"video"}
-    assert "without_sound" not in count_missing([(vectors, split.test)])  # the run hears none, so it leaves none out
+    assert "without_audio" not in count_missing([(vectors, split.test)])  # the run hears none, so it leaves none out
     store = write_store(tmp_path / "e", run, clip_set, manifest_path=Path("m"), num_clips=1)
     query = query_of_row(store, 0)
     assert len(search(store, query, way="v2v", k=3)) == 3

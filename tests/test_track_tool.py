@@ -166,12 +166,12 @@ def test_a_file_that_hangs_or_kills_is_named_and_tried_again(
 ) -> None:
     (tmp_path / "hostile_track.py").write_text(
         "import os, time\n"
-        "from avssl.mining.tracking import answer\n"
+        "from avssl.mining.tracking import _run_job\n"
         "from avssl.workers import serve\n"
         "def worse(job):\n"
         "    if 'a_moves' in job['path']: os._exit(9)\n"
         "    if 'b_pans' in job['path']: time.sleep(60)\n"
-        "    return answer(job)\n"
+        "    return _run_job(job)\n"
         "serve(worse)\n"
     )
     monkeypatch.setenv("PYTHONPATH", f"{tmp_path}:{repository}")

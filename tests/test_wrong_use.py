@@ -97,10 +97,7 @@ def read_only(folder: Path) -> None:
         (["optim.epochs=0"], r"optim\.epochs=0 in .*: expected a whole number of at least 1"),
         (["optim.accumulate=3"], r"optim\.accumulate=3 does not divide the 4 clips .*batch_size=4: choose a divisor"),
         (["data.policy.silent=drop"], r"data\.policy\.silent=drop in .*: expected one of error, skip, mask"),
-        (
-            ["data.policy.no_audio=error"],
-            r"1 clips of data\.split=train are without sound, first .*mp4: mend",
-        ),
+        (["data.policy.no_audio=error"], r"1 clips of data\.split=train are without audio, first .*mp4: fix"),
         (["data.split=vall"], r"no usable clip with data\.split=vall in .*: .*set data\.split=null"),
         (
             ["data.manifest=none.parquet"],
@@ -197,13 +194,13 @@ def test_an_empty_folder_costs_no_manifest(call: Call, clip_set: Manifest, tmp_p
     assert len(read_manifest(manifest, root=clip_set.root)) == len(clip_set)
 
 
-def test_a_folder_without_sound_is_told_and_not_trained_on(train_call: Call, call: Call, tmp_path: Path) -> None:
+def test_a_folder_without_audio_is_told_and_not_trained_on(train_call: Call, call: Call, tmp_path: Path) -> None:
     for number in range(3):
         make_clip(tmp_path / "silent" / f"{number}.mp4", 0, number, sound=False)
     manifest = tmp_path / "silent" / "manifest.parquet"
     made = call("datasets/folder.py", tmp_path / "silent", "--out", manifest, "--workers", 1)
     assert made.code == 0  # good for evaluation
-    assert re.search("no usable clip of .*silent has sound, .*: train on clips with sound", made.err)
+    assert re.search("no usable clip of .*silent has audio, .*: train on clips with audio", made.err)
     assert "next: python tools/train.py" not in made.err
     done = train_call(tmp_path / "new", f"data.manifest={manifest}", "data.split=null")
     done.refused("no clip of this split has both video and audio, .*: check the manifest's summary")

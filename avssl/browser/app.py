@@ -224,7 +224,7 @@ def add_files(app: FastAPI, catalog: Catalog, previews: Previews, uploads: Uploa
         if key.startswith("u-"):
             content = getattr(uploads.get(key), kind)
             if content is None:
-                raise HTTPException(404, f"the file has no {'picture' if kind == 'poster' else 'sound'}")
+                raise HTTPException(404, f"the file has no {'video' if kind == 'poster' else 'audio'}")
         else:
             indexed, row = catalog.find(int(key))
             content = await to_thread.run_sync(getattr(previews, kind), *indexed.source(row), limiter=small)

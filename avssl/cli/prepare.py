@@ -65,7 +65,7 @@ def format_summary(summary: dict[str, Any], target: Path) -> str:
     prepared = summary["written"] + summary["kept"]
     lines = [
         f"{prepared} of {summary['files']} clips prepared ({summary['written']} now, {summary['kept']} before), "
-        f"{summary['without_sound']} of them without sound; {summary['source_bytes'] / GIGABYTE:.2f} GB became "
+        f"{summary['without_audio']} of them without audio; {summary['source_bytes'] / GIGABYTE:.2f} GB became "
         f"{summary['bytes'] / GIGABYTE:.2f} GB -> {summary['manifest']}"
     ]
     lines += format_unread(summary["not_prepared"], "could not be prepared", all_in=f"see {target / FAILURES}")

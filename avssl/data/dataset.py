@@ -174,8 +174,13 @@ class ClipDataset(Dataset[Sample]):
 
     def _followed(self, view: View, order: Sequence[str]) -> int | None:
         """Index, among the windows of frames, of the one whose true start the audio of a view follows."""
+        named = {each.name: each for each in self.views}
+        while isinstance(view.when, Same):
+            view = named[view.when.view]
+            if view.modality == "video":
+                return order.index(view.name) if view.name in order else None
         shared = [each.name for each in self.views if isinstance(each.when, First | Spread)]
-        names = [view.when.view] if isinstance(view.when, Same) else shared if isinstance(view.when, First) else []
+        names = shared if isinstance(view.when, First) else []
         return next((order.index(name) for name in names if name in order), None)
 
     def _track_numbers(self, windows: Mapping[str, Window]) -> dict[str, np.ndarray]:

@@ -142,7 +142,7 @@ def prepare(
         "kept": states["kept"],
         "source_bytes": sum(map(_size, (source / clip for clip in names))),
         "bytes": sum(each.facts.size for each in done.values()),
-        "without_sound": sum(each.state != "failed" and not each.facts.has_audio for each in done.values()),
+        "without_audio": sum(each.state != "failed" and not each.facts.has_audio for each in done.values()),
         "not_prepared": failures,
     }
 

@@ -155,7 +155,8 @@ def plan_windows(
     spans = {"video": clip.video, "audio": clip.audio}
     first = _first_windows(rng, views, data, clip, number=number, num_clips=num_clips)
     windows: dict[str, Window] = {}
-    later: list[float] | None = None  # starts in the other half, drawn together
+    by_name = {view.name: view for view in views}
+    later: dict[tuple, list[float]] = {}  # {changes: starts in the other half, drawn together}
     for view in views:
         span, start, seconds = spans[view.modality], first[view.modality], view.seconds(data)
         if span is None or isinstance(view.when, TrackFrame):
@@ -163,9 +164,10 @@ def plan_windows(
         box = None
         match view.when:
             case Same(other):
-                found = windows.get(other)
+                found, followed = windows.get(other), by_name[other]
                 start = start if found is None else found.start
-                start = start if found is None or view.modality == "video" else span.clamp(start, seconds)
+                fits = view.modality == followed.modality and seconds <= followed.seconds(data)
+                start = start if found is None or fits else span.clamp(start, seconds)
             case Uniform():
                 start = _uniform(rng, span.start, span.end - seconds)
             case Within(most):
@@ -174,10 +176,10 @@ def plan_windows(
             case Beyond(least):
                 start = _far(rng, start, span.start, max(span.start, span.end - seconds), least)
             case OtherHalf():
-                if later is None:
-                    num = sum(isinstance(each.when, OtherHalf) for each in views)
-                    later = _other_half(rng, start, span, seconds=seconds, num=num)
-                start = later.pop(0)
+                if view.changes not in later:
+                    num = sum(isinstance(each.when, OtherHalf) and each.changes == view.changes for each in views)
+                    later[view.changes] = _other_half(rng, start, span, seconds=seconds, num=num)
+                start = later[view.changes].pop(0)
             case Spread(crop, num):
                 box = tuple(spread_crops(width=clip.width, height=clip.height, num=num)[crop].tolist())
         windows[view.name] = Window(start, box)

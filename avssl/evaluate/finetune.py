@@ -70,8 +70,8 @@ def train_classifier(
         )
     if config.data.split != "train":
         raise ConfigError(
-            f"data.split={config.data.split}: fine-tuning learns from the training clips of the evaluated split, "
-            "and from no others"
+            f"data.split={config.data.split or 'null'}: fine-tuning learns from the training clips of the evaluated "
+            "split, and from no others"
         )
     _check_rows(manifest, modality)
     if modality == "audio":

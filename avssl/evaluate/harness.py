@@ -199,7 +199,7 @@ def count_missing(parts: Sequence[tuple[ClipVectors, np.ndarray]]) -> dict[str, 
     for vectors, rows in parts:
         positions = np.searchsorted(vectors.ids, rows)
         missing = {"unreadable": ~vectors.readable[positions]}
-        for modality, name in (("audio", "without_sound"), ("video", "without_picture")):
+        for modality, name in (("audio", "without_audio"), ("video", "without_video")):
             if modality in vectors.vectors:
                 missing[name] = vectors.readable[positions] & ~vectors.has(modality)[positions]
         for i, row in enumerate(rows.tolist()):

@@ -128,7 +128,7 @@ def _flat(value: Mapping[str, Any]) -> dict[str, Any]:
 
 def _notes(result: Result) -> list[str]:
     """Sentences about unanswered clips, shared files and several labels."""
-    words = {"unreadable": "could not be read", "without_sound": "without sound", "without_picture": "without picture"}
+    words = {"unreadable": "could not be read", "without_audio": "without audio", "without_video": "without video"}
     found = [
         f"{number} of {counts['clips']} {part} clips {words[name]}"
         for part, counts in result["clips"].items()

@@ -55,11 +55,16 @@ def import_methods(config: Config) -> None:
     Raises:
         ConfigError: a file cannot be imported, or holds no such method.
     """
+    for name in foreign_methods(config):
+        import_method(name)
+
+
+def foreign_methods(config: Config) -> list[str]:
+    """Files of a user's own that a configuration names as methods and that are not imported."""
     parts = config.method.get("parts")
     chosen = [config.method, *(parts.values() if isinstance(parts, Mapping) else [])]
-    for name in (str(each.get("name", "")) for each in chosen if isinstance(each, Mapping)):
-        if ".py:" in name:
-            import_method(name)
+    names = [str(each.get("name", "")) for each in chosen if isinstance(each, Mapping)]
+    return [name for name in names if ".py:" in name and name not in METHODS]
 
 
 def import_method(name: str) -> None:

@@ -91,6 +91,12 @@ class Encode:
                 self._cached[group] = out.chunk(len(group))
         return self._cached[group]
 
+    @torch.no_grad()
+    def through(self, network: nn.Module, view: str) -> Tensor:
+        """A view's output of another network, such as a momentum copy: (B, ..., dim), without gradient; not kept."""
+        self.asked.add(view)
+        return encode_each(network, self._input(view))
+
     def _input(self, view: str) -> Tensor:
         if view not in self._views:
             raise ValueError(f"view {view} is asked for, but the method declares {', '.join(self._views)}")
@@ -102,11 +108,18 @@ class Encode:
             return encode_each(encoder, x, stage)
 
     def statistics(self, network: nn.Module, views: Sequence[str]) -> contextlib.AbstractContextManager[None]:
-        """Inside, running statistics of BatchNorm in `network` move only if these views may move them."""
-        modality = self._views[views[0]].modality
-        exported = {view.name for view in self._views.values() if view.modality == modality and _is_exported(view)}
-        moves = exported >= set(views) or not exported
-        return contextlib.nullcontext() if moves else _still_statistics(network)
+        """Inside, running statistics of BatchNorm in `network` move only if one of these views may move them."""
+        return statistics_of(network, views, self._views)
+
+
+def statistics_of(
+    network: nn.Module, views: Sequence[str], among: Mapping[str, View]
+) -> contextlib.AbstractContextManager[None]:
+    """As `Encode.statistics`, where the network sees the views `among` which these are."""
+    modality = among[views[0]].modality
+    exported = {name for name, view in among.items() if view.modality == modality and _is_exported(view)}
+    moves = bool(exported & set(views)) or not exported
+    return contextlib.nullcontext() if moves else _still_statistics(network)
 
 
 def _is_exported(view: View) -> bool:
@@ -223,11 +236,9 @@ class Method(nn.Module):
         self.target = MomentumCopy(networks)
         self._followed, self._momentum, self._schedule = dict(networks), momentum, schedule
 
-    @torch.no_grad()
-    def encode_target(self, view: str, batch: Batch) -> Tensor:
-        """Output of the momentum copy's encoder for a view: (B, ..., dim)."""
-        modality = self.modality_of(view)
-        return encode_each(self.target[modality], getattr(batch, modality)[view])
+    def encode_target(self, encode: Encode, view: str) -> Tensor:
+        """Output of the momentum copy's encoder for a view: (B, ..., dim), without gradient."""
+        return encode.through(self.target[self.modality_of(view)], view)
 
     def after_step(self, step: Step, progress: Progress) -> None:
         """Move state with what the step left in its memo; once per optimizer step."""

@@ -45,7 +45,7 @@ class BYOL(Method):
     def loss(self, encode: Encode, batch: Batch, progress: Progress) -> Step:
         z1, z2 = (self.project(encode, view.name) for view in self.views)  # (B, D)
         p1, p2 = self.predictor(z1), self.predictor(z2)  # (B, D)
-        t1, t2 = (self.target["head"](self.encode_target(view.name, batch)) for view in self.views)  # (B, D)
+        t1, t2 = (self.target["head"](self.encode_target(encode, view.name)) for view in self.views)  # (B, D)
         present = self.present(batch, "video")  # (B,)
         # ||p1 - t2||^2 + ||p2 - t1||^2 of unit vectors
         loss = 4 + 2 * negative_cosine(p1, t2, present=present) + 2 * negative_cosine(p2, t1, present=present)

@@ -11,7 +11,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from avssl.config import Options
-from avssl.methods.base import Encode, Method, check_asked
+from avssl.methods.base import Encode, Method, check_asked, statistics_of
 from avssl.structs import Batch, Instances, Progress, Step
 from avssl.transforms.views import Same, View
 
@@ -69,7 +69,7 @@ class Joint(Method):
         total, logs, memo, embeddings = 0.0, {}, {}, {}
         for name, part in self.parts.items():
             names = self.names[name]
-            own = PartEncode(encode, names)
+            own = PartEncode(encode, names, part.views)
             step = part.loss(own, _renamed(batch, names), progress)
             check_asked(part, own.asked)
             total = total + self.weights[name] * step.loss
@@ -105,16 +105,22 @@ class Joint(Method):
 class PartEncode:
     """The encoders as one part asks them, by its own names of the views."""
 
-    def __init__(self, encode: Encode, names: Mapping[str, str]) -> None:
+    def __init__(self, encode: Encode, names: Mapping[str, str], views: Sequence[View]) -> None:
         self._encode, self._names = encode, names
+        self._views = {view.name: view for view in views}
         self.asked: set[str] = set()
 
     def __call__(self, view: str, *, stage: str | None = None, x: Tensor | None = None) -> Tensor:
         self.asked.add(view)
         return self._encode(self._names[view], stage=stage, x=x)
 
+    def through(self, network: nn.Module, view: str) -> Tensor:
+        self.asked.add(view)
+        return self._encode.through(network, self._names[view])
+
     def statistics(self, network: nn.Module, views: Sequence[str]) -> AbstractContextManager[None]:
-        return self._encode.statistics(network, [self._names[view] for view in views])
+        """Of a network of the part's own, which sees the part's views alone."""
+        return statistics_of(network, views, self._views)
 
     def together(self, views: tuple[str, ...]) -> tuple[Tensor, ...]:
         self.asked |= set(views)

@@ -133,7 +133,7 @@ class Neighbour(Method):
     def loss(self, encode: Encode, batch: Batch, progress: Progress) -> Step:
         raw = {view: encode(view) for view in self.queries}
         raw_keys = {
-            view: encode(view) if self.target is None else self.encode_target(view, batch) for view in self.keys
+            view: encode(view) if self.target is None else self.encode_target(encode, view) for view in self.keys
         }
 
         def embedded(head: str) -> tuple[Embedded, Embedded]:

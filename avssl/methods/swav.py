@@ -2,11 +2,11 @@
 of the others (Caron et al., NeurIPS 2020).
 """
 
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import torch
 import torch.nn.functional as F
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import nn
 
 from avssl.config import Count, Options, Positive
@@ -32,6 +32,12 @@ class SwAVOptions(Options):
     freeze_steps: int = Field(313, ge=0)  # steps in which the prototypes stay as they are
     queue_size: int = Field(0, ge=0)  # vectors of earlier batches that fill the prototypes too, over all ranks
     queue_from_epoch: int = Field(15, ge=0)
+
+    @model_validator(mode="after")
+    def _check_crops(self) -> Self:
+        if self.num_large + self.num_small < 2:
+            raise ValueError(f"num_large={self.num_large} and num_small={self.num_small}: expected two crops or more")
+        return self
 
 
 class SwAV(Method):

@@ -26,7 +26,8 @@ def queue_scores(queue: Queue, prototypes: Tensor) -> tuple[Tensor, Tensor]:
     queue is full).
     """
     own = slice(distributed.rank(), None, distributed.world_size())
-    return prototype_scores(queue.z[own], prototypes), (queue.ids[own] >= 0) & (queue.ids >= 0).all()
+    is_full = queue.z.any(dim=1).all()  # rows start as zeros; what was pushed is of unit length, masked rows too
+    return prototype_scores(queue.z[own], prototypes), (queue.ids[own] >= 0) & is_full
 
 
 @torch.no_grad()

@@ -33,7 +33,7 @@ def build_optimizer(
         ValueError: a prefix that no name begins with.
     """
     named = [(name, parameter) for name, parameter in named if parameter.requires_grad]
-    scales = dict(lr_scales or {})
+    scales = dict(sorted((lr_scales or {}).items(), key=lambda scale: -len(scale[0])))  # the longest prefix counts
     for prefix in scales:
         if not any(name.startswith(prefix) for name, _ in named):
             raise ValueError(f"lr_scales names {prefix}, but no parameter's name begins so")
@@ -56,11 +56,24 @@ def build_optimizer(
         case "adamw":
             return torch.optim.AdamW(parameters, betas=optim.betas, fused=True, **common)
         case "sgd":
-            return torch.optim.SGD(parameters, momentum=optim.momentum, nesterov=optim.nesterov, fused=True, **common)
+            optimizer = torch.optim.SGD(
+                parameters, momentum=optim.momentum, nesterov=optim.nesterov, fused=True, **common
+            )
+            _fill_momentum(optimizer)
+            return optimizer
         case "lars":
             return LARS(parameters, momentum=optim.momentum, **common)
         case "larc":
             return LARS(parameters, momentum=optim.momentum, is_larc=True, **common)
+
+
+def _fill_momentum(optimizer: torch.optim.SGD) -> None:
+    """Give every parameter a momentum buffer of zeros: the same steps, and torch's fused SGD cannot mix parameters that
+    have one with those that get their first gradient later (frozen at first).
+    """
+    for group in optimizer.param_groups:
+        for parameter in group["params"] if group["momentum"] else ():
+            optimizer.state[parameter].setdefault("momentum_buffer", torch.zeros_like(parameter))
 
 
 class LARS(torch.optim.Optimizer):
@@ -131,6 +144,11 @@ class LARS(torch.optim.Optimizer):
             for size, norm, grad in zip(sizes, norms, given, strict=True)
         ]  # q
         torch._foreach_mul_(updates, rates)
+        if self.is_larc:  # without gradient, or of weights that are zero: the plain gradient, no decay
+            updates = [
+                torch.where((size > 0) & (grad > 0), update, plain)
+                for size, grad, update, plain in zip(sizes, given, updates, gradients, strict=True)
+            ]
         adapted = dict(zip(map(id, layers), updates, strict=True))
         return [adapted.get(id(p), p.grad) for p in parameters]
 
@@ -161,6 +179,8 @@ def load_optimizer_state(optimizer: torch.optim.Optimizer, state: Mapping[str, M
     optimizer.load_state_dict(
         {"state": {numbers[name]: dict(entry) for name, entry in state.items()}, "param_groups": groups}
     )
+    if isinstance(optimizer, torch.optim.SGD):
+        _fill_momentum(optimizer)
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float, *, peak: float) -> None:

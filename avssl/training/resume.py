@@ -10,7 +10,7 @@ from torch import nn
 from avssl.config import Config, ConfigError, loads
 from avssl.data.dataset import ClipDataset, track_table
 from avssl.data.manifest import Manifest
-from avssl.methods import method_options
+from avssl.methods import foreign_methods, method_options
 from avssl.methods.base import Method
 from avssl.training.checkpoint import LAST, check_manifest, load_checkpoint, load_initial, load_model
 from avssl.training.optim import load_optimizer_state
@@ -57,6 +57,11 @@ def _check_same_run(config: Config, before: Config, last: Path) -> None:
     """A resumed run must be the same run; where it lives and how it is executed may differ."""
     free = {"data.manifest", "data.root", "data.num_workers", "data.worker_timeout_seconds"}
     free |= {"data.max_pixels", "data.max_seconds"}  # and where tracks lie: what they say is compared apart
+    if foreign := foreign_methods(before):
+        raise ConfigError(
+            f"method {foreign[0]} of the run in {last.parent} is not named by this configuration: repeat the name to "
+            "continue, or choose another run.dir for a new run"
+        )
     sections = [entry.model_dump() | {"method": method_options(entry)} for entry in (config, before)]
     for section in ("data", "model", "method", "optim"):
         now, then = (_flat(entry[section]) for entry in sections)

@@ -203,6 +203,7 @@ def check_views(views: Sequence[View], data: DataConfig, *, evaluation: bool = F
     """Raise ValueError for views that cannot be planned, before any worker starts."""
     rng = None if evaluation else np.random.default_rng(0)
     names: set[str] = set()
+    tracked = {view.name for view in views if isinstance(view.when, TrackFrame)}
     tables = {(view.when.table, view.when.frames) for view in views if isinstance(view.when, TrackFrame)}
     if len(tables) > 1:
         raise ValueError(f"one sample shows the tracks of one table, taken in one way, but its views name {tables}")
@@ -211,6 +212,8 @@ def check_views(views: Sequence[View], data: DataConfig, *, evaluation: bool = F
             raise ValueError(f"two views have the name {view.name}: each needs its own")
         if isinstance(view.when, Same) and view.when.view not in names:
             raise ValueError(f"view {view.name} lies where view {view.when.view} does, which must stand before it")
+        if isinstance(view.when, Same) and view.when.view in tracked:
+            raise ValueError(f"view {view.name} lies where view {view.when.view} does, which is a tracked patch")
         if evaluation and not isinstance(view.when, First | Spread | Same):
             raise ValueError(f"view {view.name} is drawn at random ({view.when}), which an evaluation view may not be")
         names.add(view.name)

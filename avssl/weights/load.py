@@ -25,7 +25,7 @@ from avssl.data.check import manifest_of_file
 from avssl.data.dataset import ClipDataset, collate
 from avssl.data.sampling import Key
 from avssl.files import digest
-from avssl.methods import METHODS, build_method, method_options
+from avssl.methods import build_method, foreign_methods, method_options
 from avssl.methods.base import Method
 from avssl.models import build_encoder
 from avssl.models.heads import Classifier, mlp
@@ -123,7 +123,7 @@ def load(path: str | Path, *, device: torch.device | None = None) -> Pretrained:
     path = _checkpoint_of(folder)
     state = load_checkpoint(path)
     config = loads(state["config"], source=str(path))
-    if config.method["name"] in METHODS:
+    if not foreign_methods(config):
         return load_run(path, device=device)
     # a user's own method: a file named in a checkpoint is never imported, and not needed here
     model = without_weights(config).model
@@ -305,7 +305,7 @@ def without_files(model: ModelConfig) -> ModelConfig:
 
 def _facts(config: Config, state: Mapping[str, Any]) -> dict[str, Any]:
     """Facts about a run for the model card; file names without folders."""
-    known = config.method["name"] in METHODS
+    known = not foreign_methods(config)
     files = (config.model.video_weights, config.model.audio_weights, config.model.init)
     return {
         "kind": "run",
@@ -321,10 +321,15 @@ def _facts(config: Config, state: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
+def _local(value: Any) -> Any:
+    """A file's name without its folder."""
+    return value.rpartition("/")[2] if isinstance(value, str) else value
+
+
 def _without_tracks(options: Mapping[str, Any]) -> dict[str, Any]:
     """A method's options, including those of its parts, without the path of its tracks."""
     return {
-        name: _without_tracks(value) if isinstance(value, Mapping) else value
+        name: _without_tracks(value) if isinstance(value, Mapping) else _local(value)
         for name, value in options.items()
         if name != "tracks"
     }

@@ -254,13 +254,13 @@ def test_pictures_of_clips_are_small_and_asked_for_again_at_no_cost(
         assert max(picture.size) <= 256
         again = visitor.get(f"/{kind}/1", headers={"if-none-match": answer.headers["etag"]})
         assert (again.status_code, again.content) == (304, b"")
-    assert "sound" in detail(visitor.get(f"/spectrogram/{silent}"), 404)
+    assert "audio" in detail(visitor.get(f"/spectrogram/{silent}"), 404)
     blind = int(stores[0].ids[~stores[0].has["video"]][0])
-    assert "picture" in detail(visitor.get(f"/poster/{blind}"), 404)
+    assert "video" in detail(visitor.get(f"/poster/{blind}"), 404)
     assert visitor.get(f"/media/{blind}").headers["content-type"] == "audio/mpeg"
 
 
-def test_a_clip_without_sound_says_what_cannot_be_asked(visitor: TestClient, silent: int) -> None:
+def test_a_clip_without_audio_says_what_cannot_be_asked(visitor: TestClient, silent: int) -> None:
     assert "has no audio" in detail(visitor.get(f"/api/neighbours?query={silent}&by=a2v"), 400)
     assert "has no audio" in detail(visitor.get(f"/api/agreement?query={silent}"), 400)
     found = visitor.get(f"/api/neighbours?query={silent}&by=v2v").json()["neighbours"]
@@ -329,7 +329,7 @@ def test_an_uploaded_sound_has_one_side(visitor: TestClient, tmp_path: Path) -> 
     assert (told["has_video"], told["has_audio"]) == (False, True)
     assert visitor.get(f"/api/neighbours?query={told['id']}&by=a2v").json()["neighbours"]
     assert "no video" in detail(visitor.get(f"/api/neighbours?query={told['id']}&by=v2a"), 400)
-    assert "no picture" in detail(visitor.get(f"/poster/{told['id']}"), 404)
+    assert "no video" in detail(visitor.get(f"/poster/{told['id']}"), 404)
 
 
 def test_uploads_that_are_refused(visitor: TestClient, clips: Manifest, tmp_path: Path) -> None:

@@ -102,10 +102,10 @@ def test_grid_shows_clips_and_what_they_lack(open_page: Open, site: Site) -> Non
     page = open_page("/?name=s")  # the silent one and the sound without picture, beside others
     expect(page.get_by_role("heading", level=1)).to_have_text("Clips")
     silent = page.locator(f'.card[data-id="{id_of(site, SILENT)}"]')
-    expect(silent.get_by_text("no sound")).to_be_visible()
+    expect(silent.get_by_text("no audio")).to_be_visible()
     expect(silent.locator("img")).to_have_count(1)
     only_sound = page.locator(f'.card[data-id="{id_of(site, SOUND_ONLY)}"]')
-    expect(only_sound.get_by_text("no picture")).to_be_visible()
+    expect(only_sound.get_by_text("no video")).to_be_visible()
     expect(only_sound.get_by_alt_text("Spectrogram of")).to_be_visible()
     expect(page.locator("#status")).to_have_text(f"{len(ids(page))} clips")
 
@@ -349,9 +349,9 @@ def test_ways_that_a_clip_cannot_be_asked_say_why(open_page: Open, site: Site) -
     page = open_page(f"/?view=neighbours&query={id_of(site, SILENT)}")
     button = page.get_by_role("button", name="audio → audio")
     expect(button).to_have_attribute("aria-disabled", "true")
-    expect(button).to_have_attribute("title", "this clip has no sound")
+    expect(button).to_have_attribute("title", "this clip has no audio")
     expect(
-        page.get_by_text("Not possible: audio → video, audio → audio, agreement (this clip has no sound)")
+        page.get_by_text("Not possible: audio → video, audio → audio, agreement (this clip has no audio)")
     ).to_be_visible()
     before = page.url
     button.click(force=True)
@@ -533,7 +533,7 @@ def test_a_chosen_sound_finds_pictures(open_page: Open, tmp_path: Path) -> None:
     chooser.value.set_files(tmp_path / "mine.wav")
     expect(page.get_by_role("heading", level=1)).to_have_text("Neighbours of mine.wav")
     expect(page.get_by_role("button", name="audio → video")).to_have_attribute("aria-pressed", "true")
-    expect(page.get_by_role("button", name="video → video")).to_have_attribute("title", "this clip has no picture")
+    expect(page.get_by_role("button", name="video → video")).to_have_attribute("title", "this clip has no video")
     expect(cards(page).first).to_be_visible()
     page.locator("#query-card").get_by_role("button", name="Play").press("Enter")
     plays_on(page)

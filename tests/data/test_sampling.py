@@ -51,7 +51,7 @@ def test_a_track_shorter_than_its_window_begins_with_it() -> None:
     assert picture.max() <= 0.1 + 1e-9
 
 
-def test_without_sound_the_picture_alone_is_drawn() -> None:
+def test_without_audio_the_picture_alone_is_drawn() -> None:
     picture, sound = drawn(Span(1, 3), None, video_seconds=0.5, audio_seconds=2, max_offset_seconds=0.5).T
     assert (picture == sound).all()
     assert picture.min() >= 1
@@ -140,6 +140,20 @@ def test_views_of_other_lengths_start_with_the_sample_and_fit_into_the_track() -
     assert starts["long"].max() <= 10 - 3
     assert starts["long"].max() > 6.5
     assert (starts["sound"] == np.minimum(starts["long"], 10 - SECOND.audio_seconds)).all()
+
+
+def test_a_longer_view_of_the_same_seconds_stays_inside_and_parts_draw_apart() -> None:
+    rng, clip = np.random.default_rng(0), Clip(64, 48, TEN_SECONDS, None)
+    long = View("long", when=Same("video"), changes={"num_frames": 40})
+    halves = [View(f"{part}.{i}", when=OtherHalf(), changes=changes) for part, changes in
+              (("a", {}), ("b", {"num_frames": 40})) for i in (0, 1)]  # fmt: skip
+    found = [plan_windows(rng, (View("video"), long, *halves), SECOND, clip) for _ in range(500)]
+    starts = {name: np.array([windows[name].start for windows in found]) for name in found[0]}
+    assert starts["long"].max() <= 10 - 4
+    assert (starts["long"] == np.minimum(starts["video"], 6)).all()
+    assert starts["b.1"].max() <= 10 - 4
+    assert abs(np.mean(starts["a.0"]) - np.mean(starts["a.1"])) > 0.5  # in order within a part
+    assert (starts["a.0"] > starts["b.1"]).mean() > 0.1  # and not between parts
 
 
 def tracks(*lengths: int) -> list[Track]:

@@ -100,7 +100,7 @@ def test_sound_is_tuned_on_clips_with_sound(run: Path, clip_set: Manifest, tmp_p
         (("method.modality=both",), "modality=both in method finetune: expected one of video, audio"),
         (("method.name=finetune", "method.tracks=x"), "unknown key tracks"),
         (("nonsense",), "override 'nonsense' is not of the form section.key=value"),
-        (("data.split=null",), "data.split=None: fine-tuning learns from the training clips of the split"),
+        (("data.split=null",), "data.split=null: fine-tuning learns from the training clips of the evaluated split"),
         (("data.split=test",), "data.split=test: fine-tuning learns"),
         (("method=finetune",), "method=finetune in .*: expected a mapping with a name"),
         (("data.policy=skip", "method.modality=audio"), "data.policy in .* must be a mapping of keys, not skip"),

@@ -85,7 +85,7 @@ def test_what_has_no_answer_counts_as_wrong_or_not_at_all(
 
 def test_counts_of_what_is_lacking(vectors: ClipVectors) -> None:
     assert count_missing([(vectors, SPLIT.test)]) == {
-        "clips": 20, "unreadable": 2, "without_sound": 1, "without_picture": 0
+        "clips": 20, "unreadable": 2, "without_audio": 1, "without_video": 0
     }  # fmt: skip
     twice = [(vectors, SPLIT.test), (vectors, np.arange(30, NUM))]
     assert count_missing(twice)["clips"] == 30

@@ -70,7 +70,7 @@ def test_folds_divide_no_group_and_ask_about_every_clip_once() -> None:
         ),
         ({"label": list("abab")}, {"folds": 1}, "--folds 1"),
         ({"label": list("aabb")}, {"folds": 3}, "--folds 3: expected 2 to 2, as there are no more clips of a class"),
-        ({"label": list("abab"), "split": ["train"] * 4}, {"test_split": "train"}, "--test-split train: clips that"),
+        ({"label": list("abab"), "split": ["train"] * 4}, {"test_split": "train"}, "--test-split train: training"),
     ],
 )
 def test_what_cannot_be_asked(columns: dict, options: dict, match: str) -> None:

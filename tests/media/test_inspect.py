@@ -145,7 +145,7 @@ def test_a_tail_of_zeros_is_damage_where_it_begins(tmp_path):
         ({"gain": 0.9 / 32768 / 0.3}, "silent"),
     ],
 )
-def test_a_clip_without_sound_says_so(tmp_path, options, reason):
+def test_a_clip_without_audio_says_so(tmp_path, options, reason):
     found = inspect(clip(tmp_path / "clip.mov", audio_codec="pcm_s16le", **options))
     assert (found.status, found.has_audio, found.damaged_at) == ("ok", False, None)
     assert reason in found.reason

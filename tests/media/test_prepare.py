@@ -236,7 +236,7 @@ def test_long_sound_is_not_held_in_memory(tmp_path):
     assert peak < 2e6  # 2 minutes at 24 kHz are 12 MB of float32
 
 
-def test_a_clip_without_sound_gets_none_and_says_why(tmp_path):
+def test_a_clip_without_audio_gets_none_and_says_why(tmp_path):
     still(tmp_path / "clip.mp4")
     done = prepare_clip(tmp_path / "clip.mp4", tmp_path / "copy.mp4", Settings())
     assert (done.facts.status, done.facts.audio_start) == ("ok", None)

@@ -42,7 +42,7 @@ def test_facts_of_a_good_clip(tmp_path):
         (np.stack([TONE, -TONE], axis=1), "silent"),  # nothing is left in mono, which is what is trained on
     ],
 )
-def test_clip_without_sound_is_usable_and_says_so(tmp_path, samples, reason):
+def test_clip_without_audio_is_usable_and_says_so(tmp_path, samples, reason):
     path = tmp_path / "clip.mov"
     write_clip(path, FRAMES, fps=15, samples=samples, sample_rate=16000, audio_codec="pcm_s16le")
     found = probe(path)

@@ -131,7 +131,7 @@ def test_training_moves_towards_pairs_and_never_uses_an_own_negative(
     assert np.mean(losses[-10:]) < 0.8 * np.mean(losses[:10])
 
 
-def test_clips_without_sound_train_what_needs_no_sound_and_enter_nothing() -> None:
+def test_clips_without_audio_train_what_needs_no_sound_and_enter_nothing() -> None:
     has_audio = torch.arange(40) % 4 != 0
     method = tiny_method(AVIDCMAOptions(**CMA, within=1.0), Instances(EVERY, has_audio, EVERY))
     method.on_epoch(0)

@@ -140,3 +140,11 @@ def test_a_declared_view_that_is_never_asked_for_is_an_error() -> None:
         method(batch, Progress(0, 0, 1))
     method.find_unused_parameters = True
     assert method(batch, Progress(0, 0, 1)).loss.isfinite()
+
+
+def test_a_group_with_an_exported_view_moves_statistics() -> None:
+    views = (View("video"), View("turned", recipe="rotation"))
+    encoder = CountingEncoder()
+    ask = Encode(nn.ModuleDict({"video": encoder}), views, some_batch(views))
+    ask.together(["video", "turned"])
+    assert encoder.norm.num_batches_tracked == 1

@@ -57,7 +57,7 @@ def test_two_clips_of_one_video_are_each_others_positives() -> None:
     torch.testing.assert_close(method(batch, START).logs["v2a"], torch.stack(rows).mean())
 
 
-def test_a_set_without_sound_is_refused() -> None:
+def test_a_set_without_audio_is_refused() -> None:
     silent = Instances(torch.ones(4) > 0, torch.zeros(4) > 0, torch.ones(4) > 0)
     encoders = nn.ModuleDict({"video": LinearEncoder(), "audio": LinearEncoder()})
     with pytest.raises(ValueError, match="no clip of this split has both video and audio"):

@@ -66,3 +66,12 @@ def test_views_of_parts_are_values() -> None:
     joint = build({"byol": BYOL, "other": {"name": "byol", **BYOL}})
     assert [view.name for view in joint.views] == ["video", "video.1"]
     assert View("video", changes={"blur": 1.0}) in joint.views
+
+
+def test_the_head_of_a_part_moves_its_statistics_with_the_views_of_that_part() -> None:
+    """Which the exported encoder does not see, as all of them are smaller."""
+    small = {"first": {"size": 16}, "second": {"size": 16}}
+    joint = build({"byol": BYOL | small, "swav": SWAV}).train()
+    joint(batch_of(joint, 0), Progress(0, 0, 10))
+    tracked = [int(m.num_batches_tracked) for m in joint.parts["byol"].heads.modules() if hasattr(m, "running_mean")]
+    assert tracked == [2]

@@ -1,10 +1,13 @@
 """SwAV: the method's loss over its crops, frozen prototypes, and the queue that fills the codes."""
 
+import pytest
 import torch
 import torch.nn.functional as F
 
-from avssl.objectives.clustering import sinkhorn, swapped_prediction
-from avssl.structs import Progress
+from avssl.methods.swav import SwAVOptions
+from avssl.objectives.clustering import queue_scores, sinkhorn, swapped_prediction
+from avssl.objectives.negatives import Queue
+from avssl.structs import Embedded, Progress
 from tests.support.contract import NUM, batch_of, build
 
 
@@ -62,3 +65,19 @@ def test_only_large_crops_move_the_running_statistics() -> None:
     method(batch_of(method, 0), Progress(0, 0, 10))
     norms = [m for part in (method.encoders, method.heads) for m in part.modules() if hasattr(m, "running_mean")]
     assert {int(norm.num_batches_tracked) for norm in norms} == {2}
+
+
+def test_masked_rows_do_not_switch_the_queue_off() -> None:
+    queue, prototypes = Queue(8, 4), F.normalize(torch.randn(3, 4), dim=1)
+    for number in range(4):
+        ids = torch.tensor([number, -1])
+        start = torch.zeros(2, dtype=torch.float64)
+        assert not queue_scores(queue, prototypes)[1].any()
+        queue.push(Embedded(F.normalize(torch.randn(2, 4), dim=1), ids, torch.zeros_like(ids), start))
+    assert queue_scores(queue, prototypes)[1].tolist() == [True, False] * 4
+
+
+def test_one_crop_alone_is_refused() -> None:
+    with pytest.raises(ValueError, match="num_large=1 and num_small=0: expected two crops or more"):
+        SwAVOptions(num_large=1, num_small=0)
+    assert SwAVOptions(small={"size": 48}).small["max_crop_area"] == 0.14  # only what differs needs to be said

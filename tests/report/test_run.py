@@ -307,7 +307,7 @@ def test_references_and_their_neighbours() -> None:
     assert few.ids.tolist() == [10, 11]
     assert reference_clips(few, targets) == {}
     silent = Vectors(vectors.ids, vectors.z, vectors.has | {"audio": torch.zeros(6, dtype=torch.bool)}, "")
-    assert all("picture" in clip.role for clip in reference_clips(silent, targets)["Reference 1"][1:])
+    assert all(clip.role == "Near in video" for clip in reference_clips(silent, targets)["Reference 1"][1:])
 
 
 def test_memories_are_those_of_the_run(cma: Path) -> None:

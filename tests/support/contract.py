@@ -26,6 +26,7 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {  # name: method, its options at
     "neighbour": ("neighbour", NEAR | {"far": "negative"}),
     "neighbour as MoCo": ("neighbour", MOCO),
     "neighbour as SeCo": ("neighbour", SECO | {"queue_size": 40, "num_negatives": 12, "intra_seconds": 0.5}),
+    "neighbour as VINCE": ("neighbour", MOCO | {"num_queries": 1}),
     "patch": ("patch", HEAD | {"tracks": "none", "num_tracks": 2}),
     "walk": ("walk", HEAD | {"dropout": 0.0}),  # each link that is cut costs, however good the links are
     "byol": ("byol", {"hidden_dim": 32, "embedding_dim": 16, "momentum": 0.9}),

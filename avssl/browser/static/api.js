@@ -1,7 +1,7 @@
 // Calls to the server. Every one throws an Error whose message is a sentence for the user.
 
 const SIDE_OF = { v: "has_video", a: "has_audio" };
-const LACK = { v: "this clip has no picture", a: "this clip has no sound" };
+const LACK = { v: "this clip has no video", a: "this clip has no audio" };
 
 /** GET /api/PATH as JSON; parameters that are "", false or null are left out. */
 export async function ask(path, parameters = {}, signal = undefined) {

@@ -44,7 +44,7 @@ function makeStage(clip) {
 }
 
 function makeSpectrogram(clip) {
-  if (!clip.has_audio) return make("span", { className: "spectrogram silent", textContent: "no sound" });
+  if (!clip.has_audio) return make("span", { className: "spectrogram silent", textContent: "no audio" });
   const image = makeImage(`/spectrogram/${clip.id}`, `Spectrogram of ${clip.path}`, 256, 64);
   return make("span", { className: "spectrogram" }, image, make("span", { className: "position" }));
 }
@@ -81,7 +81,7 @@ function makeDetails(clip) {
   if (clip.start !== null || clip.end !== null) {
     details.append(make("span", { className: "part", textContent: partInWords(clip) }));
   }
-  if (!clip.has_video) details.append(make("span", { className: "part", textContent: "no picture" }));
+  if (!clip.has_video) details.append(make("span", { className: "part", textContent: "no video" }));
   return details;
 }
 

@@ -93,8 +93,8 @@ function factsOf(query) {
   const facts = [query.path];
   if ("seconds" in query) facts.push(`your file, ${query.seconds.toFixed(1)} s`);
   if (query.label !== null) facts.push(`label ${query.label}`);
-  if (!query.has_video) facts.push("no picture");
-  if (!query.has_audio) facts.push("no sound");
+  if (!query.has_video) facts.push("no video");
+  if (!query.has_audio) facts.push("no audio");
   return facts.join(" · ");
 }
 

@@ -84,7 +84,7 @@ async function start(media) {
   } catch (error) {
     if (playing?.media !== media) return; // stopped before it had begun
     if (error.name === "NotAllowedError" && !media.muted) {
-      media.muted = true; // a browser gives no sound before the first click or key
+      media.muted = true; // a browser gives no audio before the first click or key
       showHint(true);
       await start(media);
     } else {

@@ -114,7 +114,7 @@ def summarize(table: pa.Table, found: Found, out: Path) -> dict[str, Any]:
         "expected": {name: [_count(table, name), number] for name, number in found.expected.items()},
         "refused": refused,
         "sound_only": sound_only,
-        "without_sound": [row for row in facts if row["status"] == "ok" and not row["has_audio"]],
+        "without_audio": [row for row in facts if row["status"] == "ok" and not row["has_audio"]],
         "absent": list(found.absent),
         "other_files": list(found.others),
     }
@@ -132,7 +132,7 @@ def format_summary(summary: Mapping[str, Any]) -> str:
         lines.append("an incomplete copy can be used, but its metrics do not compare with those of the whole set")
     if summary["sound_only"]:
         lines.append(f"{len(summary['sound_only'])} audio only, such as {summary['sound_only'][0]['path']!r}")
-    for title, name in (("refused", "refused"), ("usable, but without audio", "without_sound")):
+    for title, name in (("refused", "refused"), ("usable, but without audio", "without_audio")):
         rows = summary[name]
         if rows:
             lines.append(f"{len(rows)} {title}:")
@@ -166,7 +166,7 @@ def _num_labels(table: pa.Table) -> int:
 
 def _advise(given: argparse.Namespace, summary: Mapping[str, Any], nothing: str, *, has_audio: bool) -> int:
     """Print what the manifest can be used for, and return the exit code."""
-    usable, silent = summary["status"].get("ok", 0), len(summary["without_sound"])
+    usable, silent = summary["status"].get("ok", 0), len(summary["without_audio"])
     if not usable and summary["sound_only"]:
         print(
             f"no clip of {given.root} has video: its audio serves for queries and neighbours, and for evaluation "
