@@ -5,6 +5,7 @@ compiled encoders stay the same encoders.
 import shutil
 import subprocess
 import sys
+from operator import itemgetter
 from pathlib import Path
 
 import numpy as np
@@ -68,6 +69,29 @@ def test_a_step_never_makes_the_host_wait(clip_set: Manifest, tmp_path: Path, ex
         check.add(2, done.loss, norms)
     assert waits.seen == []
     assert ("pos_v2v" in done.logs) == (extra == CMA)
+
+
+@pytest.mark.parametrize(
+    "method",
+    [
+        {"name": "byol", "hidden_dim": 16},
+        {"name": "rotation"},
+        {"name": "swav", "hidden_dim": 16, "num_prototypes": 8, "queue_size": 8, "queue_from_epoch": 1},
+        {"name": "infonce", "hidden_dim": 16},
+    ],
+    ids=itemgetter("name"),
+)
+def test_other_families_do_not_wait_either(clip_set: Manifest, tmp_path: Path, method: dict) -> None:
+    settings = config(clip_set, tmp_path, "optim.clip_norm=1.0").replace(method=method)
+    method = build_method(settings, usable_instances(clip_set, settings)).train()
+    optimizer = build_optimizer(method.named_parameters(), settings.optim)
+    batch = first_batch(clip_set, settings, method)
+    for epoch in (0, 1):
+        method.on_epoch(epoch)
+        train_step(method, optimizer, batch, settings, Progress(epoch, epoch, 4))
+    with Waits() as waits:
+        train_step(method, optimizer, batch.to(torch.device("cpu")), settings, Progress(1, 2, 4))
+    assert waits.seen == []
 
 
 def test_what_the_host_remembers_comes_from_the_state(clip_set: Manifest, tmp_path: Path) -> None:
