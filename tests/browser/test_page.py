@@ -363,7 +363,7 @@ def test_ways_that_a_clip_cannot_be_asked_say_why(open_page: Open, site: Site) -
 
 def test_a_way_that_a_link_asks_in_vain_is_explained(open_page: Open, site: Site) -> None:
     page = open_page(f"/?view=neighbours&query={id_of(site, SILENT)}&by=a2a", expected_status=400)
-    expect(page.get_by_role("alert")).to_contain_text("sound")
+    expect(page.get_by_role("alert")).to_contain_text("audio")
     page.get_by_role("button", name="video → video").click()
     expect(page.get_by_role("alert")).to_be_hidden()
     expect(cards(page).first).to_be_visible()
