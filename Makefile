@@ -1,10 +1,10 @@
-# make demo | make test | make test-browser | make lint: each builds .venv when it is missing or its inputs changed.
+# make demo | make test | make test-fast | make test-browser | make lint: each builds .venv when it is missing or its inputs changed.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test test-browser lint format clean
+.PHONY: demo test test-fast test-browser lint format clean
 
 $(STAMP): setup.cfg pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -12,14 +12,18 @@ $(STAMP): setup.cfg pyproject.toml constraints.txt
 	touch $@
 
 demo: $(STAMP)
-	$(BIN)/python tools/demo.py --out runs/demo
+	$(BIN)/python tools/experiments/demo.py --out runs/demo
 
 test: $(STAMP)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist worksteal -m "not browser"
 
+# While one works: without processes, browser, and what trains or writes many files; under 2 minutes on 2 cores.
+test-fast: $(STAMP)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist worksteal -m "not browser and not processes and not slow"
+
 # The neighbour browser's page in a real Chromium (skipped where there is none); screenshots in runs/browser-screenshots.
 test-browser: $(STAMP)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/browser
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m browser tests/browser
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

@@ -1,102 +1,153 @@
-"""The configuration of a run: four fixed sections as dataclasses, and `method`, whose options belong to the method
-itself.
+"""The configuration of a run: fixed sections, and `method`, whose options belong to the method itself.
 
 A run is one YAML file that holds only what differs from the defaults below, plus overrides `section.key=value`:
 
     load("configs/toy/avid.yaml", ["optim.lr=1e-3", "method.num_negatives=256"])
 
-What lives here: the sections, reading, merging and the errors about wrong keys. What does not: the options of a method
-(they stand beside the method's class and are merged with `merge_options`).
+Every scalar of the YAML is text until its field reads it, so that `run.dir=2026_11_29` and `data.split=01` stay words.
 """
 
-import dataclasses
 import difflib
-import operator
+import functools
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from types import NoneType, UnionType
+from typing import Annotated, Any, ClassVar, Literal, Self, TypeVar, Union, get_args, get_origin
 
 import yaml
-from omegaconf import MISSING, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
 
 
 class ConfigError(ValueError):
     """A configuration that cannot be used: the message names the key, the value and what is expected."""
 
 
-@dataclass
-class PolicyConfig:
+class Options(BaseModel):
+    """Base of all sections and of the options of every method.
+
+    Unknown keys, infinities, NaN and booleans in the place of numbers are refused, and text is read as the type of its
+    field (1e3 is a whole number too). Choices and bounds stand at the fields, as `Literal` and `Field`.
+
+    Raises:
+        ConfigError: at construction, for anything that does not fit.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    def __init__(self, **given: Any) -> None:
+        try:
+            super().__init__(**given)
+        except ValidationError as error:
+            raise ConfigError(_problem(type(self), given, error, where=type(self).__name__)) from None
+
+    __init__.__pydantic_base_init__ = True  # sections within do without it, so that their errors keep the whole key
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _read_numbers(cls, value: Any, info: ValidationInfo) -> Any:
+        default = cls.model_fields[info.field_name].default
+        if isinstance(default, dict) and isinstance(value, Mapping):
+            value = {**default, **value}  # only what differs from the default needs to be said
+        return _with_numbers(value, _field_types(cls, info.field_name))
+
+    def replace(self, **changes: Any) -> Self:
+        """A copy with other values. Raises ConfigError as construction does."""
+        return merge_options(type(self), dict(self) | changes, where=type(self).__name__)
+
+
+T = TypeVar("T", bound=Options)
+Count = Annotated[int, Field(ge=1)]
+Positive = Annotated[float, Field(gt=0)]
+NotNegative = Annotated[float, Field(ge=0)]
+Probability = Annotated[float, Field(ge=0, le=1)]
+Share = Annotated[float, Field(ge=0, lt=1)]
+Area = Annotated[float, Field(gt=0, le=1)]
+Policy = Literal["error", "skip", "mask"]
+PolicyOfLost = Literal["error", "skip"]  # no part of such a clip can be trained on
+
+
+class PolicyConfig(Options):
     """What training does with clips that lack something: error = it refuses to start, skip = they are left out, mask =
     they are trained on, and what is missing is marked. The cases are those of avssl/data/policy.py."""
 
-    unreadable: str = "skip"  # error | skip: a file that cannot be read
-    quarantined: str = "skip"  # error | skip: a file that brought a worker down
-    no_video: str = "skip"  # sound only
-    no_audio: str = "mask"  # no sound track
-    silent: str = "mask"  # a sound track of digital silence
-    short: str = "mask"  # shorter than the run's clips
-    late_start: str = "mask"  # the picture starts later than the sound
-    rotated: str = "mask"  # turned by metadata; frames are read upright
-    unequal_length: str = "mask"  # sound and picture
+    unreadable: PolicyOfLost = "skip"  # a file that cannot be read
+    quarantined: PolicyOfLost = "skip"  # a file that brought a worker down
+    no_video: Policy = "skip"  # sound only
+    no_audio: Policy = "mask"  # no sound track
+    silent: Policy = "mask"  # a sound track of digital silence
+    short: Policy = "mask"  # shorter than the run's clips
+    late_start: Policy = "mask"  # the video starts later than the audio
+    rotated: Policy = "mask"  # turned by metadata; frames are read upright
+    unequal_length: Policy = "mask"  # video and audio
     # known after python tools/check.py --fix-manifest only
-    cut_off: str = "mask"  # ends earlier than its header says
-    damaged: str = "mask"  # does not decode everywhere
-    variable_rate: str = "mask"
-    duplicate: str = "skip"  # holds what an earlier row holds
+    cut_off: Policy = "mask"  # ends earlier than its header says
+    damaged: Policy = "mask"  # does not decode everywhere
+    variable_rate: Policy = "mask"
+    duplicate: Policy = "skip"  # holds what an earlier row holds
 
 
-@dataclass
-class DataConfig:
+class DataConfig(Options):
     """Which clips, which seconds of them, and how each view is drawn. Defaults: the AVID recipe (Kinetics-400)."""
 
-    manifest: str = MISSING  # parquet written by datasets/*.py; its rows are the instances
+    manifest: str  # parquet written by datasets/*.py; its rows are the instances
     root: str | None = None  # folder of the clips; null = the one recorded in the manifest
     split: str | None = "train"  # rows to train on; null = every row
-    policy: PolicyConfig = field(default_factory=PolicyConfig)
-    clips_per_video: int = 10  # clips drawn from each video per epoch
-    batch_size: int = 256  # clips per optimiser step over all ranks and accumulated parts
-    num_workers: int = 2  # decoding processes per rank; 0 = decode in the main process
-    worker_timeout_seconds: float = 120.0  # a worker silent for longer stops the run with an error
-    max_pixels: int = 2**25  # of one stored picture (8K); a file that asks for more is refused by name
-    max_seconds: float = 360_000.0  # that a file claims to last; likewise
-    decoder: str = "pyav"  # pyav | decord | torchcodec: decodes the pictures; the others have to be installed
-    cache_gigabytes: float = 0.0  # decoded clips that each worker keeps in memory: for sets that fit whole; 0 = none
+    policy: PolicyConfig = PolicyConfig()
+    clips_per_video: Count = 10  # clips drawn from each video per epoch
+    batch_size: Count = 256  # clips per optimizer step over all ranks and accumulated parts
+    num_workers: int = Field(2, ge=0)  # decoding processes per rank; 0 = decode in the main process
+    worker_timeout_seconds: Positive = 120.0  # a worker silent for longer stops the run with an error
+    max_pixels: Count = 2**25  # of one stored frame (8K); a file that asks for more is refused by name
+    max_seconds: Positive = 360_000.0  # that a file claims to last; likewise
+    decoder: Literal["pyav", "decord", "torchcodec"] = "pyav"  # of the frames; the others have to be installed
+    cache_gigabytes: NotNegative = 0.0  # decoded clips that each worker keeps in memory: for sets that fit whole
     # video view
-    num_frames: int = 8
-    fps: float = 16.0
-    size: int = 224  # side of the square crop in pixels
-    min_crop_area: float = 0.08  # random resized crop: smallest share of the picture; 1 = whole picture
-    max_crop_area: float = 1.0  # largest share of the picture
-    crop_aspect: list[float] = field(default_factory=lambda: [3 / 4, 4 / 3])  # smallest and largest width over height
-    flip: float = 0.5  # probability of a horizontal flip
-    jitter: list[float] = field(default_factory=lambda: [0.4, 0.4, 0.4, 0.2])  # brightness, contrast, saturation, hue
-    jitter_probability: float = 1.0  # of a clip: its colours are jittered
-    grey: float = 0.0  # probability of losing the colours
-    # two more probabilities, of the first clip of a video, the second, ...: the last one holds for all further clips
-    blur: list[float] = field(default_factory=lambda: [0.0])  # of a Gaussian of 0.1 to 2 pixels x size / 224
-    solarize: list[float] = field(default_factory=lambda: [0.0])  # of inverting what is brighter than 0.5
-    # colours in [0, 1] are standardised with these, ImageNet's
-    pixel_mean: list[float] = field(default_factory=lambda: [0.485, 0.456, 0.406])
-    pixel_std: list[float] = field(default_factory=lambda: [0.229, 0.224, 0.225])
+    num_frames: Count = 8
+    fps: float = Field(16.0, ge=0.01)
+    size: Count = 224  # side of the square crop in pixels
+    min_crop_area: Area = 0.08  # random resized crop: smallest fraction of the frame; 1 = whole frame
+    max_crop_area: Area = 1.0  # largest fraction of the frame
+    crop_aspect: tuple[Positive, Positive] = (3 / 4, 4 / 3)  # smallest and largest width over height
+    flip: Probability = 0.5  # of a horizontal flip
+    # strengths of brightness, contrast, saturation, hue
+    jitter: tuple[NotNegative, NotNegative, NotNegative, Annotated[float, Field(ge=0, le=0.5)]] = (0.4, 0.4, 0.4, 0.2)
+    jitter_probability: Probability = 1.0  # of a clip: its colors are jittered
+    gray: Probability = 0.0  # of losing the colors
+    blur: Probability = 0.0  # of a Gaussian of 0.1 to 2 pixels x size / 224
+    solarize: Probability = 0.0  # of inverting what is brighter than 0.5
+    # colors in [0, 1] are standardized with these, ImageNet's
+    pixel_mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
+    pixel_std: tuple[Positive, Positive, Positive] = (0.229, 0.224, 0.225)
     # views of patches
-    patch_size: int = 64  # side in pixels of a tracked patch, or of a cell of the walk's grid
-    patch_grid: int = 7  # cells per side of that grid; they overlap
+    patch_size: Count = 64  # side in pixels of a tracked patch, or of a cell of the walk's grid
+    patch_grid: int = Field(7, ge=2)  # cells per side of that grid; they overlap
     # audio view
-    audio_seconds: float = 2.0
-    sample_rate: int = 24000
-    max_offset_seconds: float = 0.5  # how far the sound window may start before or end after the picture's
-    volume_jitter: float = 0.1  # gain drawn from 1 +- this
-    spectrogram: str = "avid"  # avid | log_mel
-    n_fft: int = 512  # avid: half the window in samples; log_mel: the window in samples
-    num_mels: int = 64  # log_mel only
-    hop_seconds: float = 0.01
+    audio_seconds: Positive = 2.0
+    sample_rate: Count = 24000
+    max_offset_seconds: NotNegative = 0.5  # how far the sound window may start before or end after the video's
+    volume_jitter: Share = 0.1  # gain drawn from 1 +- this
+    spectrogram: Literal["avid", "log_mel"] = "avid"
+    n_fft: Count = 512  # avid: half the window in samples; log_mel: the window in samples
+    num_mels: Count = 64  # log_mel only
+    hop_seconds: Positive = 0.01
+
+    @model_validator(mode="after")
+    def _check_crops(self) -> Self:
+        if self.max_crop_area < self.min_crop_area:
+            raise ValueError(
+                f"data.max_crop_area={self.max_crop_area} must be in [data.min_crop_area, 1] = [{self.min_crop_area}, "
+                "1]: 1 is usual"
+            )
+        if self.crop_aspect[0] > self.crop_aspect[1]:
+            raise ValueError(
+                f"data.crop_aspect={list(self.crop_aspect)} must be the smallest and the largest width over height: "
+                "[0.75, 1.333] is usual, [1, 1] takes squares"
+            )
+        return self
 
 
-@dataclass
-class ModelConfig:
-    """The two towers. `depth` and `width` are for the AVID trunks; names stand in avssl.models.ENCODERS."""
+class ModelConfig(Options):
+    """The two encoders. `depth` and `width` are for the AVID trunks; names stand in avssl.models.ENCODERS."""
 
     video: str = "r2plus1d_avid"
     audio: str = "conv2d_avid"
@@ -109,80 +160,62 @@ class ModelConfig:
     init: str | None = None  # checkpoint of an earlier run: weights, and state of the method where it fits
 
 
-@dataclass
-class OptimConfig:
-    """Optimiser and schedule. Defaults: AVID on Kinetics-400 (Adam with coupled L2, constant rate)."""
+class OptimConfig(Options):
+    """Optimizer and schedule. Defaults: AVID on Kinetics-400 (Adam with coupled L2, constant rate)."""
 
-    name: str = "adam"  # adam (coupled L2) | adamw (decoupled) | sgd | lars (layer-wise rates, for very large batches)
-    lr: float = 2e-4
-    weight_decay: float = 1e-5
-    betas: list[float] = field(default_factory=lambda: [0.9, 0.999])
-    momentum: float = 0.9  # sgd and lars only
-    schedule: str = "multistep"  # multistep | cosine
-    milestones: list[int] = field(default_factory=list)  # multistep: epochs at which the rate is multiplied by gamma
-    gamma: float = 0.1
-    warmup_epochs: float = 0.0
-    epochs: int = 30
-    accumulate: int = 1  # parts that a batch is split into
-    clip_norm: float | None = None  # largest gradient norm; null = no clipping
+    name: Literal["adam", "adamw", "sgd", "lars", "larc"] = "adam"  # adam couples L2, adamw decouples it
+    lr: NotNegative = 2e-4
+    lr_per_256: NotNegative | None = None  # instead of lr: for a batch of 256 clips, scaled with data.batch_size
+    final_lr: NotNegative = 0.0  # cosine: where the rate ends
+    weight_decay: NotNegative = 1e-5
+    decay_norm_and_bias: bool = True  # false: parameters of one axis have no weight decay
+    betas: tuple[Share, Share] = (0.9, 0.999)
+    momentum: Share = 0.9  # sgd, lars and larc only
+    nesterov: bool = False  # sgd only
+    schedule: Literal["multistep", "cosine"] = "multistep"
+    milestones: tuple[
+        Annotated[int, Field(ge=0)], ...
+    ] = ()  # multistep: epochs at which the rate is multiplied by gamma
+    gamma: NotNegative = 0.1
+    warmup_epochs: NotNegative = 0.0
+    epochs: Count = 30
+    accumulate: Count = 1  # parts that a batch is split into
+    clip_norm: Positive | None = None  # largest gradient norm; null = no clipping
 
 
-@dataclass
-class RunConfig:
+class RunConfig(Options):
     """Where the run lives and how it is executed."""
 
-    dir: str = MISSING
-    seed: int = 0
-    resume: str = "auto"  # auto = continue from dir/last.pt when it exists | never
-    device: str = "auto"  # auto | cpu | cuda
-    precision: str = "float32"  # float32 | bfloat16 (autocast)
+    dir: str
+    seed: int = Field(0, ge=0)
+    resume: Literal["auto", "never"] = "auto"  # auto = continue from dir/last.pt when it exists
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    precision: Literal["float32", "bfloat16"] = "float32"  # bfloat16 by autocast
     channels_last: bool = True
-    compile: bool = False  # torch.compile the encoders: minutes at the start; tools/benchmark.py step says if it pays
+    compile: bool = False  # torch.compile the encoders: minutes at the start; tools/benchmarks/step.py says if it pays
     sync_batchnorm: bool = False  # needs a GPU; AVID keeps BatchNorm per rank
-    num_threads: int | None = None  # torch threads of the main process on CPU; null = the cores that the workers leave
-    log_every: int = 20  # steps between reports
-    checkpoint_every: int = 500  # steps between checkpoints, besides the one at the end of every epoch
-    max_steps: int | None = None  # stop early, as if interrupted: a later call resumes
+    num_threads: Count | None = (
+        None  # torch threads of the main process on CPU; null = the cores that the workers leave
+    )
+    log_every: Count = 20  # steps between reports
+    checkpoint_every: Count = 500  # steps between checkpoints, besides the one at the end of every epoch
+    max_steps: Count | None = None  # stop early, as if interrupted: a later call resumes
 
 
-@dataclass
-class Config:
-    data: DataConfig = field(default_factory=DataConfig)
-    model: ModelConfig = field(default_factory=ModelConfig)
-    method: dict[str, Any] = field(default_factory=lambda: {"name": "avid"})
-    optim: OptimConfig = field(default_factory=OptimConfig)
-    run: RunConfig = field(default_factory=RunConfig)
+class Config(Options):
+    data: DataConfig
+    model: ModelConfig = ModelConfig()
+    method: dict[str, Any] = {"name": "avid"}  # name and options as text, which the method's own Options read
+    optim: OptimConfig = OptimConfig()
+    run: RunConfig
 
-
-NOTHING_LEFT = ("unreadable", "quarantined")  # cases in which no part of a clip can be trained on
-CHOICES = {
-    **{
-        f"data.policy.{case.name}": ("error", "skip") if case.name in NOTHING_LEFT else ("error", "skip", "mask")
-        for case in dataclasses.fields(PolicyConfig)
-    },
-    "data.decoder": ("pyav", "decord", "torchcodec"),
-    "data.spectrogram": ("avid", "log_mel"),
-    "optim.name": ("adam", "adamw", "sgd", "lars"),
-    "optim.schedule": ("multistep", "cosine"),
-    "run.resume": ("auto", "never"),
-    "run.device": ("auto", "cpu", "cuda"),
-    "run.precision": ("float32", "bfloat16"),
-}
-LEAST = {
-    "data.clips_per_video": 1,
-    "data.batch_size": 1,
-    "data.num_workers": 0,
-    "data.num_frames": 1,
-    "data.fps": 0.01,
-    "data.size": 1,
-    "data.patch_size": 1,
-    "data.patch_grid": 2,
-    "data.max_pixels": 1,
-    "optim.epochs": 1,
-    "optim.accumulate": 1,
-    "run.log_every": 1,
-    "run.checkpoint_every": 1,
-}
+    @field_validator("method")
+    @classmethod
+    def _as_text(cls, method: dict[str, Any]) -> dict[str, Any]:
+        try:
+            return yaml.load(yaml.safe_dump({"name": "avid", **method}, sort_keys=False), _TextLoader)
+        except yaml.YAMLError:
+            raise ValueError(f"method={method}: expected text, numbers, lists and mappings only") from None
 
 
 def load(path: str | Path, overrides: Sequence[str] = ()) -> Config:
@@ -196,102 +229,237 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> Config:
         ConfigError: the file is missing or not YAML, a key is unknown (with the near matches), a value has the wrong
             type or is not one of the choices, or a required key is not set.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise ConfigError(f"config {path} does not exist: give the path of a YAML file, such as configs/toy/avid.yaml")
-    for override in overrides:
-        if "=" not in override:
-            raise ConfigError(f"override {override!r} is not of the form section.key=value")
-    try:
-        given = OmegaConf.load(path)
-    except (OmegaConfBaseException, yaml.YAMLError, UnicodeDecodeError, OSError) as error:
-        raise ConfigError(f"config {path} cannot be read: {_yaml_problem(error, has_lines=True)}") from error
-    if not OmegaConf.is_dict(given):
-        raise ConfigError(f"config {path} must be a mapping of sections such as `run: {{dir: runs/x}}`, not a list")
-    for override in overrides:
-        try:
-            given.merge_with_dotlist([override])
-        except (OmegaConfBaseException, yaml.YAMLError) as error:
-            problem = _yaml_problem(error, has_lines=False)
-            raise ConfigError(f"override {override!r} cannot be read: {problem}") from error
-    return from_dict(OmegaConf.to_container(given), source=str(path))
+    return from_dict(with_overrides(read_sections(path), overrides), source=str(path))
 
 
 def loads(text: str, *, source: str = "checkpoint") -> Config:
     """Read a configuration from YAML text, such as the one a checkpoint carries. Raises ConfigError as `load` does."""
-    return from_dict(OmegaConf.to_container(OmegaConf.create(text)), source=source)
+    return from_dict(_sections(text, source), source=source)
 
 
 def from_dict(given: Mapping[str, Any], *, source: str) -> Config:
     """Merge plain dictionaries into the fixed sections. Raises ConfigError as `load` does."""
     method = given.get("method", {})
     if not isinstance(method, Mapping) or not isinstance(method.get("name", "avid"), str):
-        raise ConfigError(f"method={method} in {source}: expected a mapping with a name, such as {{name: avid}}")
-    config = merge_options(Config, given, where=source)
-    for key, choices in CHOICES.items():
-        value = operator.attrgetter(key)(config)
-        if value not in choices:
-            raise ConfigError(f"{key}={value} in {source}: expected one of {', '.join(choices)}")
-    for key, least in LEAST.items():
-        value = operator.attrgetter(key)(config)
-        if value < least:
-            raise ConfigError(f"{key}={value} in {source}: expected at least {least}")
-    return config
-
-
-def without_weights(config: Config) -> Config:
-    """The same configuration for towers whose weights come from a checkpoint: the files that they started from need not
-    exist any more."""
-    return dataclasses.replace(config, model=dataclasses.replace(config.model, video_weights=None, audio_weights=None))
+        raise ConfigError(
+            f"method={_shown(method)} in {source}: expected a mapping with a name, such as {{name: avid}}"
+        )
+    return merge_options(Config, {"data": {}, "run": {}, **given}, where=source)
 
 
 def dumps(config: Config) -> str:
-    """The whole configuration as YAML text, defaults included."""
-    return OmegaConf.to_yaml(OmegaConf.structured(config))
+    """The whole configuration as YAML text, defaults included; `loads` reads it back equal."""
+    return yaml.safe_dump(config.model_dump(), sort_keys=False, allow_unicode=True)
 
 
-def _yaml_problem(error: Exception, *, has_lines: bool) -> str:
-    """What is wrong, where, and the way out, in one line."""
+def without_weights(config: Config) -> Config:
+    """The same configuration for encoders whose weights come from a checkpoint: the files that they started from need
+    not exist any more."""
+    return config.replace(model=config.model.replace(video_weights=None, audio_weights=None))
+
+
+def merge_options(options: type[T], given: Mapping[str, Any], *, where: str) -> T:
+    """Fill options from a mapping, checking names, types, choices and bounds (sections within too).
+
+    Args:
+        options: the type.
+        given: what the user wrote.
+        where: named in errors, such as the file or `method avid`.
+
+    Raises:
+        ConfigError: an unknown key, a value that does not fit, or a required key that is not set.
+    """
+    try:
+        return options.model_validate(dict(given))
+    except ValidationError as error:
+        raise ConfigError(_problem(options, given, error, where=where)) from None
+
+
+def read_sections(path: str | Path) -> dict[str, Any]:
+    """The sections of a YAML file, every scalar as text. Raises ConfigError as `load` does."""
+    if not Path(path).is_file():
+        raise ConfigError(f"config {path} does not exist: give the path of a YAML file, such as configs/toy/avid.yaml")
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+    except (UnicodeDecodeError, OSError) as error:
+        raise ConfigError(f"config {path} cannot be read: {error}; expected a text file in UTF-8 with YAML") from error
+    return _sections(text, f"config {path}")
+
+
+def with_overrides(sections: Mapping[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
+    """Sections with `section.key=value` applied. Raises ConfigError where one cannot be read."""
+    for override in overrides:
+        key, equals, text = override.partition("=")
+        names = key.split(".")
+        if not (equals and all(names)):
+            raise ConfigError(f"override {override!r} is not of the form section.key=value")
+        value = _parse(text, f"override {override!r}", has_lines=False)
+        for name in reversed(names):
+            value = {name: value}
+        sections = merge(sections, value)
+    return dict(sections)
+
+
+def merge(base: Mapping[str, Any], changes: Mapping[str, Any], *, prefix: str = "") -> dict[str, Any]:
+    """`base` with the values of `changes`, mapping by mapping. Raises ConfigError for keys below a plain value."""
+    merged = dict(base)
+    for key, value in changes.items():
+        before = merged.get(key)
+        if isinstance(value, Mapping) and before is not None:
+            if not isinstance(before, Mapping):
+                raise ConfigError(
+                    f"{prefix}{key}.{next(iter(value), '')}: {prefix}{key}={_shown(before)} is no mapping of keys; set "
+                    f"{prefix}{key} itself"
+                )
+            value = merge(before, value, prefix=f"{prefix}{key}.")
+        merged[key] = value
+    return merged
+
+
+class _TextLoader(yaml.SafeLoader):
+    """Every scalar is text, but for null, ~ and nothing at all; a key twice is an error."""
+
+    yaml_implicit_resolvers: ClassVar = {
+        first: [pair for pair in pairs if pair[0] == "tag:yaml.org,2002:null"]
+        for first, pairs in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    }
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen = set()
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode):
+                if key.value in seen:
+                    problem = f"found duplicate key {key.value}"
+                    raise yaml.constructor.ConstructorError(problem=problem, problem_mark=key.start_mark)
+                seen.add(key.value)
+        return super().construct_mapping(node, deep)
+
+
+def _sections(text: str, what: str) -> dict[str, Any]:
+    sections = _parse(text, what, has_lines=True)
+    if sections is None:
+        return {}
+    if not isinstance(sections, dict):
+        raise ConfigError(
+            f"{what} must be a mapping of sections such as `run: {{dir: runs/x}}`, not {_shown(sections)}"
+        )
+    return sections
+
+
+def _parse(text: str, what: str, *, has_lines: bool) -> Any:
+    try:
+        return yaml.load(text, _TextLoader)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{what} cannot be read: {_yaml_problem(error, has_lines=has_lines)}") from error
+
+
+def _yaml_problem(error: yaml.YAMLError, *, has_lines: bool) -> str:
+    """What is wrong, where, and the fix, in one line."""
     if not isinstance(error, yaml.MarkedYAMLError):
         expected = "a text file in UTF-8 with YAML" if has_lines else "section.key=value"
         return f"{str(error).splitlines()[0]}; expected {expected}"
     place = f" in line {error.problem_mark.line + 1}" if has_lines and error.problem_mark else ""
     if isinstance(error, yaml.constructor.ConstructorError) and "tag" in (error.problem or ""):
         return f"{error.problem}{place}: write plain values, tags are not executed"
-    return f"{error.problem}{place}: mend the YAML there"
+    return f"{error.problem}{place}: fix the YAML there"
 
 
-def merge_options(options: type, given: Mapping[str, Any], *, where: str) -> Any:
-    """Fill a dataclass from a mapping, checking names and types (nested dataclasses too).
-
-    Args:
-        options: the dataclass type.
-        given: what the user wrote.
-        where: named in errors, such as the file or `method avid`.
-
-    Raises:
-        ConfigError: an unknown key, a value of the wrong type, or a required key that is not set.
-    """
-    _reject_unknown(options, given, where, prefix="")
-    try:
-        merged = OmegaConf.merge(OmegaConf.structured(options), dict(given))
-        missing = OmegaConf.missing_keys(merged)
-        if missing:
-            raise ConfigError(f"{', '.join(sorted(missing))} not set in {where}: give it in the file or as an override")
-        return OmegaConf.to_object(merged)
-    except (OmegaConfBaseException, TypeError) as error:
-        message = str(error).split("\n")[0]
-        raise ConfigError(f"{getattr(error, 'full_key', None) or 'a value'} in {where}: {message}") from error
+@functools.cache
+def _field_types(section: type[Options], name: str) -> set[Any]:
+    return _leaf_types(section.model_fields[name].annotation)
 
 
-def _reject_unknown(options: type, given: Mapping[str, Any], where: str, prefix: str) -> None:
-    if not isinstance(given, Mapping):
-        raise ConfigError(f"{prefix.rstrip('.') or 'the file'} in {where} must be a mapping of keys, not {given!r}")
-    fields = {entry.name: entry for entry in dataclasses.fields(options)}
-    for key, value in given.items():
-        if key not in fields:
-            near = difflib.get_close_matches(str(key), list(fields), n=3)
-            hint = f"did you mean {' or '.join(near)}?" if near else f"known keys: {', '.join(fields)}"
-            raise ConfigError(f"unknown key {prefix}{key} in {where}: {hint}")
-        if dataclasses.is_dataclass(fields[key].type):
-            _reject_unknown(fields[key].type, value, where, prefix=f"{prefix}{key}.")
+def _leaf_types(annotation: Any) -> set[Any]:
+    """The plain types that an annotation is made of."""
+    match get_origin(annotation), get_args(annotation):
+        case (origin, _) if origin is Literal:
+            return {str}
+        case (origin, inner) if origin is Annotated:
+            return _leaf_types(inner[0])
+        case (None, _):
+            return {annotation}
+        case (_, inner):
+            return set().union(*map(_leaf_types, inner))
+
+
+def _with_numbers(value: Any, types: set[Any]) -> Any:
+    """Whole numbers written as 1e3 as such, and booleans in the place of numbers as text, which is none."""
+    if isinstance(value, list | tuple):
+        return [_with_numbers(each, types) for each in value]
+    if isinstance(value, bool) and types & {int, float} and bool not in types:
+        return _shown(value)
+    if isinstance(value, str) and int in types:
+        try:
+            return int(float(value)) if not value.strip("+-").isdigit() and float(value).is_integer() else value
+        except ValueError:
+            return value
+    return value
+
+
+def _problem(options: type[Options], given: Mapping[str, Any], error: ValidationError, *, where: str) -> str:
+    """The first thing that is wrong, in one sentence: key, value, source, what is expected."""
+    errors = error.errors(include_url=False)
+    wrong = [each for each in errors if each["type"] != "missing" or isinstance(each["loc"][-1], int)]
+    if not wrong:
+        missing = sorted(".".join(map(str, each["loc"])) for each in errors)
+        return f"{', '.join(missing)} not set in {where}: give it in the file or as an override"
+    unknown = [each for each in wrong if each["type"] in ("extra_forbidden", "invalid_key")]
+    first = (unknown or wrong)[0]
+    if first["type"] == "value_error":  # a check across fields, which says it all
+        return f"{where}: {first['ctx']['error']}"
+    key, value, section = "", given, options
+    for name in first["loc"]:
+        key, value, field = f"{key}.{name}".lstrip("."), value.get(name), section.model_fields.get(name)
+        if field is None:
+            near = difflib.get_close_matches(str(name), section.model_fields, n=3)
+            hint = f"did you mean {' or '.join(near)}?" if near else f"known keys: {', '.join(section.model_fields)}"
+            return f"unknown key {key} in {where}: {hint}"
+        if not (isinstance(field.annotation, type) and issubclass(field.annotation, Options)):
+            break
+        section = field.annotation
+    else:
+        return f"{key} in {where} must be a mapping of keys, not {_shown(value)}"
+    is_number = isinstance(field.default, int | float) and not isinstance(field.default, bool)
+    expected = _expected(field.annotation, field.metadata) + (f", such as {field.default}" if is_number else "")
+    if first["type"] == "finite_number":
+        expected = expected.replace("number", "finite number")
+    return f"{key}={_shown(value)} in {where}: expected {expected}"
+
+
+def _expected(annotation: Any, limits: Sequence[Any] = ()) -> str:
+    """What an annotation admits, for a person."""
+    origin, inner = get_origin(annotation), get_args(annotation)
+    if origin is Annotated:
+        return _expected(inner[0], [limit for each in inner[1:] for limit in getattr(each, "metadata", ())])
+    if origin in (Union, UnionType):
+        return f"{_expected(next(each for each in inner if each is not NoneType), limits)} or null"
+    if origin is Literal:
+        return f"one of {', '.join(inner)}"
+    if origin is tuple:
+        parts = [_expected(each) for each in inner if each is not Ellipsis]
+        count = len(inner) if Ellipsis not in inner else "one or more" if limits else "any length"
+        return f"a list of {count}" + (f", each {parts[0]}" if len(set(parts)) == 1 else f": {', '.join(parts)}")
+    if annotation not in (int, float):
+        return {bool: "true or false", str: "text"}.get(annotation, "a mapping of keys")
+    bound = {
+        name: getattr(limit, name) for limit in limits for name in ("gt", "ge", "lt", "le") if hasattr(limit, name)
+    }
+    words = {"gt": "above", "ge": "of at least", "lt": "below", "le": "at most"}
+    noun = "a whole number" if annotation is int else "a number"
+    if bound.keys() == {"ge", "le"}:
+        return f"{noun} from {bound['ge']} to {bound['le']}"
+    return f"{noun} {' and '.join(f'{words[name]} {value}' for name, value in bound.items())}".strip()
+
+
+def _shown(value: Any) -> str:
+    """A value as YAML has it, in one line."""
+    match value:
+        case None:
+            return "null"
+        case bool():
+            return str(value).lower()
+        case list() | tuple():
+            return f"[{', '.join(map(_shown, value))}]"
+        case Mapping():
+            return f"{{{', '.join(f'{key}: {_shown(each)}' for key, each in value.items())}}}"
+    return str(value)

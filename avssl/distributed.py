@@ -6,13 +6,14 @@ With DDP the gradient of a parameter is averaged over ranks; `gather` and `all_r
 send back, which together gives the gradient of the mean of the ranks' losses.
 """
 
-import hashlib
 import os
 from datetime import timedelta
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
+
+from avssl import files
 
 
 def init(device: str = "auto") -> torch.device:
@@ -34,7 +35,7 @@ def init(device: str = "auto") -> torch.device:
         store, rank, world_size = next(dist.rendezvous("env://", timeout=timeout))
         if os.environ.get("LOCAL_WORLD_SIZE") == os.environ["WORLD_SIZE"]:
             # torchrun's store outlives a restart, and the addresses in it are those of the dead processes
-            # (pytorch/pytorch#135712). On several machines the counts may differ: there the README has a setting.
+            # (pytorch/pytorch#135712). On several machines the counts may differ: docs/robustness.md has a setting.
             store = dist.PrefixStore(f"restart {os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", store)
         dist.init_process_group(backend, store=store, rank=rank, world_size=world_size, timeout=timeout)
     return chosen
@@ -130,12 +131,11 @@ def any_rank(flag: bool) -> bool:
 
 def digest(tensors: dict[str, Tensor]) -> str:
     """SHA-256 over names, shapes and bytes: equal tensors, equal digest."""
-    sha = hashlib.sha256()
+    parts: list[object] = []
     for name in sorted(tensors):
         value = tensors[name].detach().cpu().contiguous()
-        sha.update(f"{name}{tuple(value.shape)}{value.dtype}".encode())
-        sha.update(value.reshape(-1).view(torch.uint8).numpy().tobytes())
-    return sha.hexdigest()
+        parts += [f"{name}{tuple(value.shape)}{value.dtype}", value.reshape(-1).view(torch.uint8).numpy().data]
+    return files.digest(*parts, algorithm="sha256")
 
 
 def check_equal(tensors: dict[str, Tensor], what: str) -> None:
@@ -147,5 +147,5 @@ def check_equal(tensors: dict[str, Tensor], what: str) -> None:
     if len(set(digests)) > 1:
         raise RuntimeError(
             f"{what} differ between ranks (digests {[str(d)[:8] for d in digests]}): training on would mix different "
-            "memories; resume from the last checkpoint and report this"
+            "memory banks; resume from the last checkpoint and report this"
         )

@@ -16,11 +16,11 @@ from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
 from avssl import distributed
-from avssl.files import WriteError, whole_file
+from avssl.files import WriteError, atomic_write
 
 
 class RunningMean:
-    """Means of named figures since the last `pop`, over ranks too. Values stay on their device until then."""
+    """Means of named metrics since the last `pop`, over ranks too. Values stay on their device until then."""
 
     def __init__(self) -> None:
         self._sums: dict[str, Tensor] = {}
@@ -44,7 +44,7 @@ class RunningMean:
 
 
 class RunLog:
-    """Where a run's figures go. On ranks other than 0 every call does nothing.
+    """Where a run's metrics go. On ranks other than 0 every call does nothing.
 
     Args:
         folder: of the run.
@@ -62,7 +62,7 @@ class RunLog:
             return
         self.path = folder / "log.jsonl"
         kept = [line for line in read_log(self.path) if _came_before(line, first_step)]
-        with whole_file(self.path) as temporary:
+        with atomic_write(self.path) as temporary:
             temporary.write_text("".join(json.dumps(line) + "\n" for line in kept))
         try:
             self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=first_step + 1)
@@ -72,27 +72,27 @@ class RunLog:
             total=num_steps, initial=first_step, unit="step", dynamic_ncols=True, file=sys.stderr, mininterval=1
         )
 
-    def report(self, step: int, figures: Mapping[str, Any]) -> None:
-        """Write one line of figures for a step (a number that is not finite as null)."""
+    def report(self, step: int, metrics: Mapping[str, Any]) -> None:
+        """Write one line of metrics for a step (a number that is not finite as null)."""
         if not self.active:
             return
-        line = {"step": step, **figures}
+        line = {"step": step, **metrics}
         try:
             with self.path.open("a") as file:
                 file.write(json.dumps({name: _jsonable(value) for name, value in line.items()}) + "\n")
-            for name, value in figures.items():
+            for name, value in metrics.items():
                 if isinstance(value, int | float):
                     self._board.add_scalar(name, value, step)
         except OSError as error:
             raise WriteError(self.path, error) from error
-        if "loss" in figures:
-            self._bar.set_postfix_str(f"loss {figures['loss']:.3f}, {figures.get('clips_per_second', 0):.0f} clips/s")
+        if "loss" in metrics:
+            self._bar.set_postfix_str(f"loss {metrics['loss']:.3f}, {metrics.get('clips_per_second', 0):.0f} clips/s")
 
     def advance(self) -> None:
         if self.active:
             self._bar.update()
 
-    def say(self, message: str) -> None:
+    def info(self, message: str) -> None:
         """A line for a person, above the progress bar."""
         if self.active:
             tqdm.write(message, file=sys.stderr)
@@ -134,7 +134,7 @@ def log_lines(path: Path) -> Iterator[dict[str, Any]]:
 def _came_before(line: Mapping[str, Any], first_step: int) -> bool:
     """Whether a line was written before its run was saved at `first_step`.
 
-    A step's figures, with its loss, come before the save; those of mining and reading for the next step, which carry
+    A step's metrics, with its loss, come before the save; those of mining and reading for the next step, which carry
     the same number of steps done, come after it.
     """
     return line["step"] < first_step or (line["step"] == first_step and "loss" in line)
@@ -144,10 +144,10 @@ def _jsonable(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def collapse_figures(z: Tensor) -> dict[str, Tensor]:
+def embedding_metrics(z: Tensor) -> dict[str, Tensor]:
     """Signs of collapse of unit vectors z (n, D): `std`, the mean over dimensions of the standard deviation times
     sqrt(D) (1 for vectors spread over the sphere, 0 when all are equal), and `rank`, the effective rank (Roy &
-    Vetterli 2007) of the centred vectors, between 1 and min(n - 1, D)."""
+    Vetterli 2007) of the centered vectors, between 1 and min(n - 1, D)."""
     z = z.detach().float()
     std = z.std(dim=0, correction=0).mean() * z.shape[1] ** 0.5
     share = torch.linalg.svdvals(z - z.mean(dim=0)).clamp(min=1e-12)

@@ -22,7 +22,7 @@ SMALL_BYTES = 65536  # tensors up to here go from process to process by value
 
 @dataclass(frozen=True)
 class Sample:
-    """One clip as a worker process hands it over: numpy only, uint8 pictures and raw samples."""
+    """One clip as a worker process hands it over: numpy only, uint8 frames and raw samples."""
 
     id: int  # row of the manifest
     video: dict[str, np.ndarray]  # {view: (T, H, W, 3) uint8}
@@ -46,7 +46,7 @@ class Batch:
     ids: Tensor  # (B,) int64, rows of the manifest
     start: dict[str, Tensor]  # {view: (B,) float64 seconds}
     has_audio: Tensor  # (B,) bool; the sound of the other rows is zeros
-    has_video: Tensor  # (B,) bool; the picture of the other rows is zeros
+    has_video: Tensor  # (B,) bool; the frames of the other rows are zeros
     params: dict[str, dict[str, Tensor]]  # {view: {parameter: (B, ...)}}, always on the CPU
     padded: dict[str, Tensor]  # {view: (B,) bool}
     target: dict[str, Tensor] = field(default_factory=dict)
@@ -117,12 +117,12 @@ class Embedded:
     """Unit vectors that remember where they come from.
 
     Queries are (Q, D); shared columns (M, D); own columns per query (Q, M, D). `ids`, `view` and `start` have z's shape
-    without its last axis. An id of -1 is an empty place: it matches nothing.
+    without its last axis. An id of -1 is a masked row: it matches nothing.
     """
 
     z: Tensor  # (..., D) unit length
     ids: Tensor  # (...) int64
-    view: Tensor  # (...) int64: position in the method's tuple of views; of a tracked patch, the number of its track
+    view: Tensor  # (...) int64: number among the method's views; of a tracked patch, the number of its track
     start: Tensor  # (...) float64 seconds
 
     FIELDS: ClassVar[tuple[str, ...]] = ("z", "ids", "view", "start")
@@ -176,11 +176,13 @@ class Embedded:
 
 @dataclass(frozen=True)
 class Step:
-    """What a method's loss returns: the loss, figures for the log, and what `after_step` is to store (detached)."""
+    """What a method's loss returns, all but the loss detached: metrics for the log, what `after_step` is to store, and
+    the embeddings that the collapse metrics are computed from."""
 
     loss: Tensor  # ()
     logs: dict[str, Tensor] = field(default_factory=dict)
     memo: dict[str, Embedded | Tensor] = field(default_factory=dict)
+    embeddings: dict[str, Embedded] = field(default_factory=dict)  # {name: (n, D)}
 
     @staticmethod
     def merge(steps: Sequence[Step]) -> Step:
@@ -197,6 +199,7 @@ class Step:
             loss=torch.stack([step.loss for step in steps]).mean(),
             logs={name: torch.stack([step.logs[name] for step in steps]).mean() for name in steps[0].logs},
             memo={name: merged([step.memo[name] for step in steps]) for name in steps[0].memo},
+            embeddings={name: merged([step.embeddings[name] for step in steps]) for name in steps[0].embeddings},
         )
 
 
@@ -207,7 +210,7 @@ class Progress:
     """
 
     epoch: int
-    step: int  # optimiser steps done in the whole run
+    step: int  # optimizer steps done in the whole run
     num_steps: int  # of the whole run
     part: int = 0  # of an accumulated batch
 
@@ -234,5 +237,5 @@ class Instances:
 
     @property
     def paired(self) -> Tensor:
-        """(N,) bool: admitted rows that have picture and sound."""
+        """(N,) bool: admitted rows that have video and audio."""
         return self.valid & self.has_video & self.has_audio

@@ -1,10 +1,9 @@
-"""Work on one file after another in long-lived processes that may hang or die without stopping the rest.
-
-What lives here: both ends of the pipe. `serve` is the worker's loop, `Worker` one process, `run_jobs` a pool of them.
-What does not: the work itself (media/probe.py and the like). Nothing heavy is imported, so that a worker starts fast
-and one lost costs little.
+"""Jobs in long-lived processes that may hang or die without stopping the rest: `serve` is a worker's loop, `Worker` one
+process, `run_jobs` a pool of them. Jobs and answers are one line of JSON each. Nothing heavy is imported,
+for fast starts.
 """
 
+import contextlib
 import json
 import os
 import queue
@@ -17,8 +16,8 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Self
 
-ORPHAN_SECONDS = 0.5  # a worker looks this often whether its pool still lives
-MEMORY_BYTES = 6 << 30  # address space of one worker: a file that asks for more is told that there is none
+ORPHAN_SECONDS = 0.5  # between a worker's checks that its pool still lives
+MEMORY_BYTES = 6 << 30  # address space of one worker; more raises MemoryError
 
 
 @dataclass(frozen=True)
@@ -32,13 +31,12 @@ class Lost:
 def run_jobs(
     module: str, jobs: Sequence[Any], *, num_workers: int, timeout_seconds: float
 ) -> Iterator[tuple[int, Any | Lost]]:
-    """Yield (position in `jobs`, answer) as they come; a job that hangs or brings its worker down stops nothing.
+    """Yield (position in `jobs`, answer) as they come; a job that hangs or kills its worker does not stop the others.
 
     Args:
         module: run as `python -m module`; it calls `serve`.
-        jobs: plain data that JSON can carry.
-        num_workers: processes.
-        timeout_seconds: per job, the start of a new worker (below a second) included.
+        jobs: JSON values.
+        timeout_seconds: per job, including the start of a new worker (below a second).
 
     Raises:
         OSError, RuntimeError: no process or thread could be started.
@@ -57,7 +55,7 @@ def run_jobs(
                     return
                 try:
                     done.put((i, worker.ask(jobs[i])))
-                except (OSError, RuntimeError) as error:  # no process or thread could be started: the caller must know
+                except (OSError, RuntimeError) as error:  # raised by the caller's loop
                     done.put((i, error))
                     return
 
@@ -71,19 +69,16 @@ def run_jobs(
                 raise answer
             yield i, answer
     finally:  # also when the caller stops early
-        while not todo.empty():
-            try:
+        with contextlib.suppress(queue.Empty):
+            while True:
                 todo.get_nowait()
-            except queue.Empty:
-                break
         for thread in threads:
             thread.join()
 
 
 def serve(answer: Callable[[Any], Any], *, memory_bytes: int = MEMORY_BYTES) -> None:
-    """Answer one job per line with one line, both JSON, until the input ends; libraries that print disturb nothing.
-
-    A worker whose pool was killed ends too, also in the middle of a job.
+    """Answer one job per line until the input ends; what libraries print goes to stderr. Ends with its pool, even
+    during a job.
 
     Args:
         memory_bytes: address space of this process.
@@ -103,11 +98,11 @@ def _end_with_pool(pool: int) -> None:
 
 
 class Worker:
-    """One process that does job after job; replaced after it was killed or died. For one thread at a time.
+    """One process that does job after job, restarted after it was killed or died. For one thread at a time.
 
     Args:
         module: run as `python -m module`; it calls `serve`. Started with the first job.
-        timeout_seconds: per job, the start of a new process included.
+        timeout_seconds: per job, including the start of a new process.
     """
 
     def __init__(self, module: str, timeout_seconds: float) -> None:
@@ -122,7 +117,7 @@ class Worker:
         self.stop()
 
     def ask(self, job: Any) -> Any | Lost:
-        """Answer of the module to a job (both as JSON has them), or how the process was lost."""
+        """Answer of the module to a job, or how the process was lost."""
         if self.process is not None and self.process.poll() is not None:  # died after its last answer
             self.stop()
         if self.process is None:
@@ -135,12 +130,7 @@ class Worker:
                 encoding="utf-8",
             )
         process, late = self.process, threading.Event()
-
-        def give_up() -> None:
-            late.set()
-            process.kill()
-
-        alarm = threading.Timer(self.timeout_seconds, give_up)
+        alarm = threading.Timer(self.timeout_seconds, lambda: (late.set(), process.kill()))
         alarm.start()
         try:
             print(json.dumps(job), file=process.stdin, flush=True)
@@ -171,8 +161,6 @@ class Worker:
         process.kill()
         code = process.wait()
         for pipe in (process.stdin, process.stdout):
-            try:
+            with contextlib.suppress(BrokenPipeError):
                 pipe.close()
-            except BrokenPipeError:
-                continue
         return code

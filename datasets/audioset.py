@@ -5,7 +5,7 @@
 
 Layout: ROOT/class_labels_indices.csv, any of ROOT/{balanced_train,unbalanced_train,eval}_segments.csv and, anywhere
 below ROOT, clips named <YouTube id>_<start> or <id>_<start>_<end> (seconds, padded or not, or milliseconds), or whole
-videos named <id>: their rows get start and end. Files of sound alone are taken where there is no clip.
+videos named <id>: their rows get start and end. Audio files are taken where there is no video.
 
 labels: the names of all classes of a clip; label: the first of them, for what takes one class only. part: which list;
 split: test for eval, else train. group: the YouTube id.
@@ -16,19 +16,19 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-from avssl.data.download import fetch_file
-from avssl.data.layout import CLIPS, SOUNDS, find_clips
-from avssl.data.lists import read_cells, read_csv, read_seconds
 from avssl.data.manifest import ManifestError
-from avssl.data.recipes import Found, recipe_parser, run_recipe
-from avssl.data.youtube import Listed, match_clips
+from avssl.data.recipes.build import Found, run_recipe
+from avssl.data.recipes.download import fetch_file
+from avssl.data.recipes.layout import CLIPS, SOUNDS, find_clips
+from avssl.data.recipes.lists import read_cells, read_csv, read_seconds
+from avssl.data.recipes.youtube import Listed, match_clips
 
 ADDRESS = "https://storage.googleapis.com/us_audioset/youtube_corpus/v1/csv"
 CLASSES = "class_labels_indices.csv"
 SPLITS = {"balanced_train": "train", "unbalanced_train": "train", "eval": "test"}
 EXPECTED = {"classes": 527, "part balanced_train": 22_160, "part unbalanced_train": 2_041_789, "part eval": 20_371}
 LAYOUT = "clips are named <YouTube id>_<start>, whole videos <YouTube id>"
-WAY_OUT = (
+HINT = (
     "put the lists of https://research.google.com/audioset/download.html in ROOT, call with --download, or name their "
     "folder as --lists"
 )
@@ -45,25 +45,20 @@ def read_segments(path: Path, names: dict[str, str], part: str) -> Iterator[List
     Raises:
         ManifestError: the list cannot be read, a line has another form, or a class has no name.
     """
-    for cells in read_cells(path, way_out=WAY_OUT):
+    for cells in read_cells(path, hint=HINT):
         if len(cells) != 4:
-            raise ManifestError(f"{path}: {','.join(cells)!r} is not id,start,end,labels: {WAY_OUT}")
+            raise ManifestError(f"{path}: {','.join(cells)!r} is not id,start,end,labels: {HINT}")
         id, *times, mids = cells
         start, end = (read_seconds(text, where=f"{path}, {id}") for text in times)
         unknown = [mid for mid in mids.split(",") if mid not in names]
         if unknown:
-            raise ManifestError(f"{path}, {id}: class {unknown[0]!r} is not in {CLASSES}: {WAY_OUT}")
+            raise ManifestError(f"{path}, {id}: class {unknown[0]!r} is not in {CLASSES}: {HINT}")
         labels = [names[mid] for mid in mids.split(",")]
         yield Listed(id, start, end, {"label": labels[0], "labels": labels, "split": SPLITS[part], "part": part})
 
 
 def find_rows(given: argparse.Namespace) -> Found:
-    """The clips of all lists that are there.
-
-    Raises:
-        ManifestError: names the first missing list.
-        DownloadError: one cannot be fetched.
-    """
+    """The clips of all lists that are there. Raises ManifestError that names the first missing list, DownloadError."""
     lists = given.lists or given.root
     files = {part: f"{part}_segments.csv" for part in SPLITS}
     if given.download:
@@ -71,24 +66,28 @@ def find_rows(given: argparse.Namespace) -> Found:
             fetch_file(f"{ADDRESS}/{name}", lists / name)
     names = {
         row["mid"]: row["display_name"]
-        for row in read_csv(lists / CLASSES, ("index", "mid", "display_name"), way_out=WAY_OUT)
+        for row in read_csv(lists / CLASSES, ("index", "mid", "display_name"), hint=HINT)
     }
     there = [part for part in SPLITS if (lists / files[part]).is_file()]
     if not there:
-        raise ManifestError(f"{lists / files['balanced_train']} does not exist, nor do the other lists: {WAY_OUT}")
+        raise ManifestError(f"{lists / files['balanced_train']} does not exist, nor do the other lists: {HINT}")
     paths, others = find_clips(given.root, endings=CLIPS | SOUNDS)
     listed = (clip for part in there for clip in read_segments(lists / files[part], names, part))
     rows, absent, untaken = match_clips(listed, paths)
-    return Found(rows, [*untaken, *others], absent, EXPECTED, has_sound=True, may_be_cut=True)
+    return Found(rows, [*untaken, *others], absent, EXPECTED, has_audio=True, may_be_cut=True)
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Exit code 0 when a clip is usable, 1 when none is, 2 when the call is wrong."""
-    parser = recipe_parser(
-        "datasets/audioset.py", __doc__, lists="folder of the lists (default: ROOT)", download="the lists"
+    return run_recipe(
+        "datasets/audioset.py",
+        __doc__,
+        find_rows,
+        arguments,
+        layout=LAYOUT,
+        lists="folder of the lists (default: ROOT)",
+        download="the lists",
     )
-    given = parser.parse_args(arguments)
-    return run_recipe(parser, given, lambda: find_rows(given), layout=LAYOUT)
 
 
 if __name__ == "__main__":

@@ -28,11 +28,7 @@ COLUMNS = ("path", "label", "split", "speaker")
 
 
 def read_clips(media: Path) -> list[dict[str, Any]]:
-    """The rows of MEDIA/manifest.csv, sorted by path.
-
-    Raises:
-        ValueError: there is no such file, or it lacks a column.
-    """
+    """The rows of MEDIA/manifest.csv, sorted by path. Raises ValueError."""
     path = media / "manifest.csv"
     if not path.is_file():
         raise ValueError(f"{path} does not exist: MEDIA must be the folder of the digits with its manifest.csv")

@@ -1,4 +1,4 @@
-"""Write the manifest of ESC-50: 2,000 sounds of 5 s in 50 classes, five official folds. Sound only, no pictures.
+"""Write the manifest of ESC-50: 2,000 sounds of 5 s in 50 classes, five official folds. Audio only.
 
     python datasets/esc50.py ROOT --out data/esc50/manifest.parquet
     python datasets/esc50.py ROOT --out data/esc50/manifest.parquet --download    # 600 MB from GitHub, CC BY-NC
@@ -13,29 +13,25 @@ import sys
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from avssl.data.download import fetch_zip
-from avssl.data.layout import SOUNDS
-from avssl.data.lists import find_inside, match_files, read_csv
 from avssl.data.manifest import ManifestError
-from avssl.data.recipes import Found, recipe_parser, run_recipe
+from avssl.data.recipes.build import Found, run_recipe
+from avssl.data.recipes.download import fetch_zip
+from avssl.data.recipes.layout import SOUNDS
+from avssl.data.recipes.lists import find_inside, match_files, read_csv
 
 ADDRESS = "https://github.com/karolpiczak/ESC-50/archive/refs/heads/master.zip"
 FOLDS = ("1", "2", "3", "4", "5")
 EXPECTED = {"clips": 2_000, "classes": 50} | {f"split{fold} test": 400 for fold in FOLDS}
 LAYOUT = "sounds lie in ESC-50-master/audio"
-WAY_OUT = f"unpack {ADDRESS} in ROOT, or call with --download"
+HINT = f"unpack {ADDRESS} in ROOT, or call with --download"
 
 
 def read_meta(path: Path) -> dict[str, dict[str, Any]]:
-    """{file name: its columns} of esc50.csv.
-
-    Raises:
-        ManifestError: the list is missing, lacks a column, or names another fold than 1 to 5.
-    """
+    """{file name: its columns} of esc50.csv. Raises ManifestError."""
     clips = {}
-    for row in read_csv(path, ("filename", "fold", "category", "src_file"), way_out=WAY_OUT):
+    for row in read_csv(path, ("filename", "fold", "category", "src_file"), hint=HINT):
         if row["fold"] not in FOLDS:
-            raise ManifestError(f"{path}: {row['filename']} is in fold {row['fold']!r}: expected 1 to 5; {WAY_OUT}")
+            raise ManifestError(f"{path}: {row['filename']} is in fold {row['fold']!r}: expected 1 to 5; {HINT}")
         splits = {f"split{fold}": "test" if row["fold"] == fold else "train" for fold in FOLDS}
         columns = {"label": row["category"], "group": row["src_file"], "split": splits["split1"]}
         clips[row["filename"]] = columns | splits
@@ -43,26 +39,26 @@ def read_meta(path: Path) -> dict[str, dict[str, Any]]:
 
 
 def find_rows(given: argparse.Namespace) -> Found:
-    """The sounds of the list.
-
-    Raises:
-        ManifestError: names the first missing folder or list.
-        DownloadError: the archive cannot be fetched.
-    """
+    """The sounds of the list. Raises ManifestError that names the first missing folder or list, DownloadError."""
     folder = given.root / "ESC-50-master"
     if given.download:
         fetch_zip(ADDRESS, folder)
-    paths, others = find_inside(given.root, "ESC-50-master/audio", endings=SOUNDS, way_out=WAY_OUT)
+    paths, others = find_inside(given.root, "ESC-50-master/audio", endings=SOUNDS, hint=HINT)
     clips = read_meta(folder / "meta" / "esc50.csv")
     rows, absent, untaken = match_files(clips, paths, key=lambda name: PurePosixPath(name).name)
     return Found(rows, [*untaken, *others], absent, EXPECTED)
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Exit code 0 when a sound is usable, 1 when none is, 2 when the call is wrong."""
-    parser = recipe_parser("datasets/esc50.py", __doc__, download="the whole set from GitHub (600 MB, CC BY-NC)")
-    given = parser.parse_args(arguments)
-    return run_recipe(parser, given, lambda: find_rows(given), layout=LAYOUT)
+    """Exit code 0 when a clip is usable, 1 when none is, 2 when the call is wrong."""
+    return run_recipe(
+        "datasets/esc50.py",
+        __doc__,
+        find_rows,
+        arguments,
+        layout=LAYOUT,
+        download="the whole set from GitHub (600 MB, CC BY-NC)",
+    )
 
 
 if __name__ == "__main__":

@@ -7,10 +7,11 @@
 Layouts: ROOT/<clip>, ROOT/<class>/<clip>, ROOT/<split>/<class>/<clip>. The first level is a split only if all its
 folders that hold clips are named train, val, validation or test and no clip lies beside them. In deeper or mixed trees
 the label is the folder that the clip lies in. With --list only the files of the CSV are taken: path (relative to ROOT),
-and if wanted label, split, group, start, end (seconds); further columns are kept. With --sounds files of sound alone
-(mp3, wav, flac, ...) are taken too: they can be searched and evaluated by their sound.
+and if wanted label, split, group, start, end (seconds); further columns are kept. With --sounds audio files
+(mp3, wav, flac, ...) are taken too: they can be searched and evaluated by their audio.
 """
 
+import argparse
 import csv
 import math
 import os
@@ -18,20 +19,16 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from avssl.data.layout import CLIPS, SOUNDS, find_clips, label_clips
-from avssl.data.lists import read_seconds
 from avssl.data.manifest import ManifestError
-from avssl.data.recipes import Found, recipe_parser, run_recipe
+from avssl.data.recipes.build import Found, run_recipe
+from avssl.data.recipes.layout import CLIPS, SOUNDS, find_clips, label_clips
+from avssl.data.recipes.lists import read_seconds
 
-LAYOUT = f"clips end in {' '.join(sorted(CLIPS))}; --sounds takes sound alone"
+LAYOUT = f"clips end in {' '.join(sorted(CLIPS))}; --sounds takes audio files"
 
 
 def read_list(path: Path, root: Path) -> list[dict[str, Any]]:
-    """Rows of a CSV, sorted; empty cells are None.
-
-    Raises:
-        ManifestError: no such file, no column path, a path outside ROOT, a row twice, a start or end that is no number.
-    """
+    """Rows of a CSV, sorted; empty cells are None. Raises ManifestError."""
     try:
         with open(path, newline="", encoding="utf-8-sig") as file:
             reader = csv.DictReader(file)
@@ -59,20 +56,22 @@ def read_list(path: Path, root: Path) -> list[dict[str, Any]]:
     return sorted(rows, key=lambda row: (row["path"], row["start"] or -math.inf, row["end"] or math.inf))
 
 
+def find_rows(given: argparse.Namespace) -> Found:
+    """The files of --list, or the clips of the folder."""
+    if given.list is not None:
+        return Found(read_list(given.list, given.root))
+    clips, others = find_clips(given.root, endings=CLIPS | SOUNDS if given.sounds else CLIPS)
+    return Found(label_clips(clips), others)
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--list", type=Path, help="CSV with the columns path, label, split; only its files are taken")
+    parser.add_argument("--sounds", action="store_true", help="take audio files too, such as mp3 and wav")
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Exit code 0 when a clip is usable, 1 when none is, 2 when the call is wrong."""
-    parser = recipe_parser("datasets/folder.py", __doc__)
-    parser.add_argument("--list", type=Path, help="CSV with the columns path, label, split; only its files are taken")
-    parser.add_argument("--sounds", action="store_true", help="take files of sound alone too, such as mp3 and wav")
-    given = parser.parse_args(arguments)
-
-    def find() -> Found:
-        if given.list is not None:
-            return Found(read_list(given.list, given.root))
-        clips, others = find_clips(given.root, endings=CLIPS | SOUNDS if given.sounds else CLIPS)
-        return Found(label_clips(clips), others)
-
-    return run_recipe(parser, given, find, layout=LAYOUT, source=given.list)
+    return run_recipe("datasets/folder.py", __doc__, find_rows, arguments, layout=LAYOUT, add_options=add_options)
 
 
 def _inside(root: Path, path: str | None, *, where: str) -> str:

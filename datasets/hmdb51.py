@@ -10,14 +10,15 @@ metadata inside of the files is not always UTF-8. Many clips have no sound. The 
 lists and archives 6,766.
 """
 
+import argparse
 import re
 import sys
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from avssl.data.lists import check_classes, find_inside, match_files, read_lines
 from avssl.data.manifest import ManifestError
-from avssl.data.recipes import Found, recipe_parser, run_recipe
+from avssl.data.recipes.build import Found, run_recipe
+from avssl.data.recipes.lists import check_classes, find_inside, match_files, read_lines
 
 EXPECTED = {"clips": 6_766, "classes": 51} | {
     f"split{split} {part}": number for split in (1, 2, 3) for part, number in (("train", 3_570), ("test", 1_530))
@@ -25,8 +26,8 @@ EXPECTED = {"clips": 6_766, "classes": 51} | {
 PARTS = {"0": None, "1": "train", "2": "test"}
 LAYOUT = "clips lie in hmdb51_org/<class>"
 SITE = "https://serre-lab.clps.brown.edu/resource/hmdb-a-large-human-motion-database/"
-CLIPS_WAY_OUT = f"unpack hmdb51_org.rar, then the rar of each class in it, into hmdb51_org/<class> ({SITE})"
-LISTS_WAY_OUT = f"unpack test_train_splits.rar in ROOT ({SITE}), or name the folder of the lists as --lists"
+CLIPS_HINT = f"unpack hmdb51_org.rar, then the rar of each class in it, into hmdb51_org/<class> ({SITE})"
+LISTS_HINT = f"unpack test_train_splits.rar in ROOT ({SITE}), or name the folder of the lists as --lists"
 # <film>_<class>_<visible part>_<camera motion>_np<people>_<side>_<quality>_<number>
 TAGS = re.compile(r"_[fhlu]_[cn]m_np\d+_(ba|fr|le|ri)_(bad|goo|med)_\d+$")
 
@@ -42,22 +43,18 @@ def class_and_name(path: str) -> str:
 
 
 def read_splits(lists: Path) -> dict[str, dict[str, Any]]:
-    """{<class>/<clip>: its columns} of the three splits of all classes.
-
-    Raises:
-        ManifestError: a list is missing, or a line has another form.
-    """
+    """{<class>/<clip>: its columns} of the three splits of all classes. Raises ManifestError."""
     labels = {path.name.rpartition("_test_split")[0] for path in lists.glob("*_test_split[123].txt")}
     if not labels:
-        raise ManifestError(f"{lists} holds no list such as brush_hair_test_split1.txt: {LISTS_WAY_OUT}")
+        raise ManifestError(f"{lists} holds no list such as brush_hair_test_split1.txt: {LISTS_HINT}")
     clips: dict[str, dict[str, Any]] = {}
     for label in sorted(labels):
         for split in (1, 2, 3):
             path = lists / f"{label}_test_split{split}.txt"
-            for line in read_lines(path, way_out=LISTS_WAY_OUT):
+            for line in read_lines(path, hint=LISTS_HINT):
                 *name, part = line.rsplit(maxsplit=1)
                 if not name or part not in PARTS:
-                    raise ManifestError(f"{path}: {line.strip()!r} must be a clip and 0, 1 or 2: {LISTS_WAY_OUT}")
+                    raise ManifestError(f"{path}: {line.strip()!r} must be a clip and 0, 1 or 2: {LISTS_HINT}")
                 clip = f"{label}/{name[0]}"
                 row = clips.setdefault(clip, {"label": label, "group": film(clip, label)})
                 row[f"split{split}"] = PARTS[part]
@@ -65,27 +62,25 @@ def read_splits(lists: Path) -> dict[str, dict[str, Any]]:
     return clips
 
 
-def find_rows(root: Path, lists: Path) -> Found:
-    """The clips of the lists.
-
-    Raises:
-        ManifestError: names the first missing folder, list or class.
-    """
-    paths, others = find_inside(root, "hmdb51_org", way_out=CLIPS_WAY_OUT)
-    clips = read_splits(lists)
-    check_classes(root / "hmdb51_org", {row["label"] for row in clips.values()}, paths, way_out=CLIPS_WAY_OUT)
+def find_rows(given: argparse.Namespace) -> Found:
+    """The clips of the lists. Raises ManifestError that names the first missing folder, list or class."""
+    paths, others = find_inside(given.root, "hmdb51_org", hint=CLIPS_HINT)
+    clips = read_splits(given.lists or given.root / "testTrainMulti_7030_splits")
+    check_classes(given.root / "hmdb51_org", {row["label"] for row in clips.values()}, paths, hint=CLIPS_HINT)
     rows, absent, untaken = match_files(clips, paths, key=class_and_name)
     return Found(rows, [*untaken, *others], absent, EXPECTED)
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Exit code 0 when a clip is usable, 1 when none is, 2 when the call is wrong."""
-    parser = recipe_parser(
-        "datasets/hmdb51.py", __doc__, lists="folder of the lists (default: ROOT/testTrainMulti_7030_splits)"
+    return run_recipe(
+        "datasets/hmdb51.py",
+        __doc__,
+        find_rows,
+        arguments,
+        layout=LAYOUT,
+        lists="folder of the lists (default: ROOT/testTrainMulti_7030_splits)",
     )
-    given = parser.parse_args(arguments)
-    lists = given.lists or given.root / "testTrainMulti_7030_splits"
-    return run_recipe(parser, given, lambda: find_rows(given.root, lists), layout=LAYOUT)
 
 
 if __name__ == "__main__":

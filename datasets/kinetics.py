@@ -20,11 +20,11 @@ import sys
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from avssl.data.layout import find_clips
-from avssl.data.lists import read_cells, read_csv, read_seconds
 from avssl.data.manifest import ManifestError
-from avssl.data.recipes import Found, recipe_parser, run_recipe
-from avssl.data.youtube import Listed, match_clips, youtube_id
+from avssl.data.recipes.build import Found, run_recipe
+from avssl.data.recipes.layout import find_clips
+from avssl.data.recipes.lists import read_cells, read_csv, read_seconds
+from avssl.data.recipes.youtube import Listed, match_clips, youtube_id
 
 EXPECTED = {
     400: {"classes": 400, "split train": 246_534, "split val": 19_906, "split test": 39_805},
@@ -34,7 +34,7 @@ EXPECTED = {
 SPLITS = {"train": "train", "val": "val", "validate": "val", "validation": "val", "test": "test"}
 COLUMNS = ("youtube_id", "time_start", "time_end", "split")
 LAYOUT = "clips are named <YouTube id>_<start>_<end>, or lie in train/<class>, val/<class>"
-WAY_OUT = (
+HINT = (
     "put the official lists (https://github.com/cvdfoundation/kinetics-dataset) in ROOT/annotations, or name their "
     "folder as --lists"
 )
@@ -47,24 +47,18 @@ def find_lists(given: argparse.Namespace) -> list[Path]:
         ManifestError: --lists names a folder without one.
     """
     for folder in [given.lists] if given.lists else [given.root / "annotations", given.root]:
-        lists = [
-            path for path in sorted(folder.glob("*.csv")) if "youtube_id" in next(read_cells(path, way_out=WAY_OUT), [])
-        ]
+        lists = [path for path in sorted(folder.glob("*.csv")) if "youtube_id" in next(read_cells(path, hint=HINT), [])]
         if lists:
             return lists
     if given.lists:
-        raise ManifestError(f"--lists {given.lists} holds no CSV with the columns {','.join(COLUMNS)}: {WAY_OUT}")
+        raise ManifestError(f"--lists {given.lists} holds no CSV with the columns {','.join(COLUMNS)}: {HINT}")
     return []
 
 
 def read_list(path: Path) -> list[Listed]:
-    """The clips of one list.
-
-    Raises:
-        ManifestError: it lacks a column, or a cell has another form.
-    """
+    """The clips of one list. Raises ManifestError: it lacks a column, or a cell has another form."""
     clips = []
-    for row in read_csv(path, COLUMNS, way_out=WAY_OUT):
+    for row in read_csv(path, COLUMNS, hint=HINT):
         if row["split"] not in SPLITS:
             raise ManifestError(f"{path}, {row['youtube_id']}: split {row['split']!r}: expected {', '.join(SPLITS)}")
         start, end = (
@@ -76,45 +70,42 @@ def read_list(path: Path) -> list[Listed]:
 
 
 def label_folders(paths: list[str]) -> list[dict[str, Any]]:
-    """Rows of clips whose folders say split and class.
-
-    Raises:
-        ManifestError: a clip lies in no class folder.
-    """
+    """Rows of clips whose folders say split and class. Raises ManifestError: a clip lies in no class folder."""
     rows = []
     for path in paths:
         *folders, _ = PurePosixPath(path).parts
         split = SPLITS.get(folders.pop(0)) if folders and folders[0] in SPLITS else None
         if not folders:
-            raise ManifestError(f"{path} lies in no folder of a class, and there are no lists to tell it: {WAY_OUT}")
+            raise ManifestError(f"{path} lies in no folder of a class, and there are no lists to tell it: {HINT}")
         label = folders[-1].replace("_", " ")
         rows.append({"path": path, "label": label, "split": split, "group": youtube_id(path)})
     return rows
 
 
 def find_rows(given: argparse.Namespace) -> Found:
-    """The clips of the lists, or of the folders where there are no lists.
-
-    Raises:
-        ManifestError: names the first missing thing.
-    """
+    """The clips of the lists, or of the folders where there are no lists. Raises ManifestError."""
     lists = find_lists(given)
     paths, others = find_clips(given.root)
     expected = EXPECTED[given.classes]
     if not lists:
-        return Found(label_folders(paths), others, (), expected, has_sound=True)
+        return Found(label_folders(paths), others, (), expected, has_audio=True)
     rows, absent, untaken = match_clips([clip for path in lists for clip in read_list(path)], paths)
-    return Found(rows, [*untaken, *others], absent, expected, has_sound=True, may_be_cut=True)
+    return Found(rows, [*untaken, *others], absent, expected, has_audio=True, may_be_cut=True)
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Exit code 0 when a clip is usable, 1 when none is, 2 when the call is wrong."""
-    parser = recipe_parser(
-        "datasets/kinetics.py", __doc__, lists="folder of the lists (default: ROOT/annotations, or ROOT)"
+    return run_recipe(
+        "datasets/kinetics.py",
+        __doc__,
+        find_rows,
+        arguments,
+        layout=LAYOUT,
+        lists="folder of the lists (default: ROOT/annotations, or ROOT)",
+        add_options=lambda parser: parser.add_argument(
+            "--classes", type=int, choices=EXPECTED, default=400, help="which Kinetics (default: 400)"
+        ),
     )
-    parser.add_argument("--classes", type=int, choices=EXPECTED, default=400, help="which Kinetics (default: 400)")
-    given = parser.parse_args(arguments)
-    return run_recipe(parser, given, lambda: find_rows(given), layout=LAYOUT)
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ toy/          12 classes with sound. A look is a shape that moves, a sound a tim
               the same octave evenly, so that the order of a sound must be heard, not its mean spectrum.
 toy_actions/  the same 6 motions, silent, with new shapes and textures drawn per clip: the target of a transfer.
 
-Nothing else in a clip depends on its class: texture, colour, place, size, speed, direction, tilt, frame rate and camera
+Nothing else in a clip depends on its class: texture, color, place, size, speed, direction, tilt, frame rate and camera
 shake of the picture; pitch, overtones, loudness, noise and music of the sound. The sound follows the motion: its accent
 falls on the moment when the ball hits the ground, the kite points up, the plus is largest. One clip in ten carries a
 foreign sound instead: one that never goes with its look, in a tempo of its own. The manifest says which (`foreign`).
@@ -212,18 +212,18 @@ def make_clip(clip: Clip, *, root: Path, seed: int) -> None:
 
 def render_frames(rng: np.random.Generator, motion: str, shape: str, cycles: np.ndarray) -> np.ndarray:
     """(T,) phases -> (T, P, P, 3) uint8: the shape on a textured ground, both under a shaking camera."""
-    colour = PALETTE[rng.integers(len(PALETTE))]
-    sprite = draw_sprite(rng, shape, (colour + 128) % 256)  # never near the ground's colour
-    ground = draw_ground(np.random.default_rng(rng.integers(NUM_GROUNDS)), colour, margin=8)
+    color = PALETTE[rng.integers(len(PALETTE))]
+    sprite = draw_sprite(rng, shape, (color + 128) % 256)  # never near the ground's color
+    ground = draw_ground(np.random.default_rng(rng.integers(NUM_GROUNDS)), color, margin=8)
 
     radius = rng.uniform(0.17, 0.21) * PIXELS
     amplitude = rng.uniform(0.18, 0.26) * PIXELS
-    centre = PIXELS / 2 + rng.uniform(-0.05, 0.05, 2) * PIXELS
+    center = PIXELS / 2 + rng.uniform(-0.05, 0.05, 2) * PIXELS
     side, tilt = rng.choice((-1, 1)), rng.uniform(-20, 20)
     shake = shake_camera(rng, len(cycles))  # (T, 2)
 
     x, y, turns, octaves = MOTIONS[motion](cycles)
-    places = centre + amplitude * np.stack([side * x, y], axis=1) + shake  # (T, 2)
+    places = center + amplitude * np.stack([side * x, y], axis=1) + shake  # (T, 2)
     scales = radius * 2**octaves / (SPRITE / 4)  # a shape of radius 1 is drawn with a quarter of the sprite
     angles = tilt + 360 * side * turns
 
@@ -239,8 +239,8 @@ def render_frames(rng: np.random.Generator, motion: str, shape: str, cycles: np.
     return frames
 
 
-def draw_sprite(rng: np.random.Generator, shape: str, colour: np.ndarray) -> np.ndarray:
-    """A shape in two tones of a colour -> (SPRITE, SPRITE, 4) uint8, colours multiplied by the cover in [..., 3]."""
+def draw_sprite(rng: np.random.Generator, shape: str, color: np.ndarray) -> np.ndarray:
+    """A shape in two tones of a color -> (SPRITE, SPRITE, 4) uint8, colors multiplied by the cover in [..., 3]."""
     radii = np.array(SHAPES[shape] if shape in SHAPES else NEW_SHAPES[shape])
     angles = 2 * np.pi * np.arange(len(radii)) / len(radii)
     corners = radii[:, None] * np.stack([np.sin(angles), -np.cos(angles)], axis=1)  # (n, 2)
@@ -257,14 +257,14 @@ def draw_sprite(rng: np.random.Generator, shape: str, colour: np.ndarray) -> np.
     wave = np.sin(frequency * (np.cos(direction) * row + np.sin(direction) * column))
     if shape in NEW_SHAPES:  # checks instead of stripes
         wave = wave * np.sin(frequency * (np.sin(direction) * row - np.cos(direction) * column))
-    tones = np.clip(colour + 35 * np.sign(wave)[..., None], 0, 255)
+    tones = np.clip(color + 35 * np.sign(wave)[..., None], 0, 255)
     return np.dstack([tones * (cover[..., None] / 255), cover]).astype(np.uint8)
 
 
-def draw_ground(rng: np.random.Generator, colour: np.ndarray, *, margin: int) -> np.ndarray:
-    """Cloudy texture around a colour -> (P + 2 margin, P + 2 margin, 3) uint8."""
+def draw_ground(rng: np.random.Generator, color: np.ndarray, *, margin: int) -> np.ndarray:
+    """Cloudy texture around a color -> (P + 2 margin, P + 2 margin, 3) uint8."""
     size = PIXELS + 2 * margin
-    ground = np.broadcast_to(colour, (size, size, 3))
+    ground = np.broadcast_to(color, (size, size, 3))
     for cells, contrast in ((4, 16), (rng.integers(8, 24), 8)):
         noise = contrast * rng.standard_normal((cells, cells, 3))
         ground = ground + cv2.resize(noise, (size, size), interpolation=cv2.INTER_CUBIC)
@@ -286,8 +286,8 @@ def render_samples(rng: np.random.Generator, timbre: str, rhythm: str, cycles: n
         number, u = np.divmod(cycles - begin, 1)  # of the event, counted from the first cycle
         u /= EVENT
         sounding = u < 1
-        centres = _log_uniform(rng, *PITCHES, size=int(np.ptp(number)) + 1)[(number - number.min()).astype(int)]
-        pitch[sounding] = (centres * 2 ** TIMBRES[timbre](u))[sounding]
+        centers = _log_uniform(rng, *PITCHES, size=int(np.ptp(number)) + 1)[(number - number.min()).astype(int)]
+        pitch[sounding] = (centers * 2 ** TIMBRES[timbre](u))[sounding]
         loudness[sounding] = accent * np.minimum(1, 12 * np.minimum(u, 1 - u)[sounding])
     voice = loudness * _tone(rng, pitch)
 

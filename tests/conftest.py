@@ -1,18 +1,21 @@
-"""What tests share: a small set of clips, made once."""
+"""What tests share: a small set of clips, made once, and calls of the commands."""
 
+import importlib.util
 import os
+import sys
 from pathlib import Path
 
 import pytest
 import torch
 
 from avssl.data.manifest import Manifest
-from tests.clips import make_set
+from tests.support.clips import make_set
+from tests.support.runs import Call, Outcome
 
 
 @pytest.fixture(scope="session")
 def clip_set(tmp_path_factory: pytest.TempPathFactory) -> Manifest:
-    """12 training and 6 test clips of two classes; one of each split has no sound. Not to be changed by tests."""
+    """12 training and 6 test clips of two classes; one of each split has no audio. Not to be changed by tests."""
     return make_set(tmp_path_factory.mktemp("clips"))
 
 
@@ -24,3 +27,24 @@ def _few_threads() -> None:
 @pytest.fixture(scope="session")
 def repository() -> Path:
     return Path(__file__).parents[1]
+
+
+@pytest.fixture
+def call(repository: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Call:
+    """A tool run in this process, as importing torch anew for each call would take longer than the call."""
+
+    def call(script: str, *arguments: object) -> Outcome:
+        spec = importlib.util.spec_from_file_location(f"called_{Path(script).stem}", repository / script)
+        module = importlib.util.module_from_spec(spec)
+        monkeypatch.setitem(sys.modules, spec.name, module)
+        monkeypatch.setattr(sys, "argv", [script, *map(str, arguments)])
+        spec.loader.exec_module(module)
+        capsys.readouterr()
+        try:
+            code = module.main()
+        except SystemExit as stop:  # argparse
+            code = stop.code
+        printed = capsys.readouterr()
+        return Outcome(code, printed.out, printed.err)
+
+    return call

@@ -15,12 +15,13 @@ import pytest
 from avssl.data import check
 from avssl.data.manifest import Manifest, read_manifest, write_manifest
 from avssl.data.quarantine import Entry, add_to_quarantine, read_quarantine
-from avssl.train import train
+from avssl.training.loop import train
 from avssl.workers import run_jobs
-from tests.clips import make_set
-from tests.media.test_inspect import FRAMES, clip, remux
-from tests.test_train import config
+from tests.support.clips import make_set
+from tests.support.noise import FRAMES, clip, remux
+from tests.support.runs import config
 
+pytestmark = pytest.mark.slow
 Call = Callable[..., int]
 
 
@@ -151,8 +152,8 @@ def test_a_clean_set_gives_0_and_the_recorded_root_stays(tmp_path: Path, call: C
     "arguments, message",
     [
         (["none.parquet"], r"none\.parquet does not exist"),
-        (["{}", "--timeout", "0"], r"--timeout 0 must be seconds above 0"),
-        (["{}", "--clip-seconds", "nan"], r"--clip-seconds nan must be seconds above 0"),
+        (["{}", "--timeout", "0"], r"--timeout 0 must be above 0"),
+        (["{}", "--clip-seconds", "nan"], r"--clip-seconds nan must be above 0"),
         (["{}", "--json", "/dev/null/x"], r"/dev/null/x cannot be written"),
     ],
 )

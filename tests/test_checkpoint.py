@@ -6,7 +6,12 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from avssl.checkpoint import (
+from avssl.config import dumps, from_dict
+from avssl.methods import build_method
+from avssl.methods.avid import AVIDOptions
+from avssl.methods.avid_cma import AVIDCMAOptions
+from avssl.methods.base import Method
+from avssl.training.checkpoint import (
     CheckpointError,
     check_manifest,
     export_encoders,
@@ -15,12 +20,7 @@ from avssl.checkpoint import (
     load_model,
     save_checkpoint,
 )
-from avssl.config import dumps, from_dict
-from avssl.methods import build_method
-from avssl.methods.avid import AVIDOptions
-from avssl.methods.avid_cma import AVIDCMAOptions
-from avssl.methods.base import Method
-from tests.methods.tiny import everything, tiny_method
+from tests.support.tiny import everything, tiny_method
 
 STATE = {
     "config": "run: {}",
@@ -82,6 +82,25 @@ def test_code_in_a_checkpoint_is_not_run(tmp_path: Path, monkeypatch: pytest.Mon
     assert not (tmp_path / "executed").exists()
 
 
+@pytest.mark.parametrize(
+    "other, message",
+    [
+        (
+            {},
+            r"is of format 1, which avssl 0\.1\.0 reads; this is avssl .* with format 2: use that version",
+        ),
+        ({"format": 3, "avssl": "0.9.1"}, r"is of format 3, which avssl 0\.9\.1 reads"),
+    ],
+)
+def test_another_format_is_refused_by_the_version_that_reads_it(tmp_path: Path, other: dict, message: str) -> None:
+    torch.save({**STATE, **other}, tmp_path / "last.pt")
+    with pytest.raises(CheckpointError, match=message) as error:
+        load_checkpoint(tmp_path)
+    assert "\n" not in str(error.value)
+    save_checkpoint(tmp_path / "last.pt", STATE)
+    assert load_checkpoint(tmp_path)["format"] == 2
+
+
 def test_weights_of_another_version_are_refused() -> None:
     avid = tiny_method(AVIDOptions(**OPTIONS), everything(20))
     state = {"model": {name: value for name, value in avid.state_dict().items() if name != "log_z"}}
@@ -134,18 +153,18 @@ def test_a_momentum_copy_starts_equal_to_the_weights_that_were_taken_over(name: 
     parts = {name: HEAD, "other": FOLLOWED | {"name": "neighbour"}}
     joint, _ = start_of({"name": "joint", "parts": parts}, seed=2)
     load_initial(joint, given, path="runs/first")
-    assert same(joint.parts["other"].copy["trunk"], joint.encoders["video"])
-    assert same(joint.parts["other"].copy["video"], joint.parts["other"].heads["video"])
+    assert same(joint.parts["other"].target["video"], joint.encoders["video"])
+    assert same(joint.parts["other"].target["head video"], joint.parts["other"].heads["video"])
 
 
 def test_a_momentum_copy_is_taken_over_where_there_is_one() -> None:
     first, given = start_of(FOLLOWED | {"name": "neighbour"}, seed=1)
     with torch.no_grad():
-        next(first.copy.parameters()).add_(1)
+        next(first.target.parameters()).add_(1)
     second, _ = start_of(FOLLOWED | {"name": "neighbour"}, seed=2)
     load_initial(second, given, path="runs/first")
-    assert same(first.copy, second.copy)
-    assert not same(second.copy["trunk"], second.encoders["video"])
+    assert same(first.target, second.target)
+    assert not same(second.target["video"], second.encoders["video"])
 
 
 def test_a_joint_run_starts_from_the_part_of_the_same_method() -> None:

@@ -1,11 +1,26 @@
 """Configurations: what is merged, and what is refused with which words."""
 
-from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Annotated, Any, Literal
 
 import pytest
+from pydantic import Field
 
-from avssl.config import Config, ConfigError, dumps, load, loads, merge_options
+from avssl.config import (
+    Config,
+    ConfigError,
+    DataConfig,
+    OptimConfig,
+    Options,
+    Positive,
+    RunConfig,
+    dumps,
+    from_dict,
+    load,
+    loads,
+    merge_options,
+    with_overrides,
+)
 
 
 @pytest.fixture
@@ -18,57 +33,158 @@ def path(tmp_path: Path) -> Path:
 
 
 def test_file_wins_over_defaults_and_overrides_win_over_the_file(path: Path) -> None:
-    config = load(path, ["optim.lr=0.5", "data.jitter=[0, 0, 0, 0]", "method.within=1"])
-    assert (config.optim.lr, config.optim.weight_decay, config.data.jitter) == (0.5, 1e-5, [0, 0, 0, 0])
-    assert config.method == {"name": "avid", "cross": 1, "within": 1}
+    config = load(path, ["optim.lr=0.5", "data.jitter=[0, 0, 0, 0]", "method.within=1", "data.policy.silent=skip"])
+    assert (config.optim.lr, config.optim.weight_decay, config.data.jitter) == (0.5, 1e-5, (0, 0, 0, 0))
+    assert config.method == {"name": "avid", "cross": "1", "within": "1"}
+    assert (config.data.policy.silent, config.data.policy.no_audio) == ("skip", "mask")
     assert load(path).optim.lr == 1e-3
+
+
+def test_overrides_are_yaml_and_go_as_deep_as_keys_do(path: Path) -> None:
+    config = load(path, ["method.parts={patch: {weight: 1}, near: {}}", "method.parts.patch.weight=2", "data.root="])
+    assert config.method["parts"] == {"patch": {"weight": "2"}, "near": {}}
+    assert list(loads(dumps(config)).method["parts"]) == ["patch", "near"]  # heads are drawn in this order
+    assert config.data.root is None
+    with pytest.raises(
+        ConfigError, match=r"^method\.cross\.x: method\.cross=1 is no mapping of keys; set method\.cross"
+    ):
+        load(path, ["method.cross.x=1"])
+
+
+@pytest.mark.parametrize(
+    "text, value",
+    [
+        *((word, word) for word in ("2026_11_29", "12:30:00", "01", "no", "true", "1e3", "0x1F", "${run.dir}")),
+        *((word, None) for word in ("null", "~", "")),
+        *((f'"{word}"', word) for word in ("null", "~", "", "01")),
+    ],
+)
+def test_words_stay_words(path: Path, text: str, value: str | None) -> None:
+    config = load(path, [f"data.split={text}"])
+    assert config.data.split == value
+    assert loads(dumps(config)) == config
+
+
+def test_text_is_read_as_its_field_says(path: Path) -> None:
+    lines = ["run.log_every=1e3", "run.seed=0012", "optim.lr=1e-3", "optim.nesterov=on", "run.channels_last=FALSE"]
+    config = load(path, [*lines, "optim.milestones=[1, 2e1]", "optim.clip_norm=null", "run.max_steps=12.0"])
+    assert (config.run.log_every, config.run.seed, config.optim.lr, config.run.max_steps) == (1000, 12, 1e-3, 12)
+    assert (config.optim.nesterov, config.run.channels_last) == (True, False)
+    assert (config.optim.milestones, config.optim.clip_norm) == ((1, 20), None)
 
 
 def test_text_round_trip(path: Path) -> None:
     config = load(path)
     assert loads(dumps(config)) == config
+    for lr in (0.1 + 0.2, 5e-324, 1.7976931348623157e308, 1 / 3):
+        changed = config.replace(optim=config.optim.replace(lr=lr), method={"temperature": lr, "on": True, "no": None})
+        again = loads(dumps(changed))
+        assert again == changed
+        assert again.optim.lr == float(again.method["temperature"]) == lr
 
 
 @pytest.mark.parametrize(
     "override, message",
     [
-        ("optim.lrr=1", r"unknown key optim\.lrr in .*run\.yaml: did you mean lr\?"),
+        ("optim.lrr=1", r"unknown key optim\.lrr in .*run\.yaml: did you mean lr\b"),
+        ("data.policy.silnt=skip", r"unknown key data\.policy\.silnt in .*run\.yaml: did you mean silent\?"),
         ("nothing.at=1", r"unknown key nothing in .*known keys: data, model, method, optim, run"),
-        ("optim.lr=fast", r"optim\.lr in .*run\.yaml: Value 'fast' .*could not be converted to Float"),
+        ("optim.lr=fast", r"optim\.lr=fast in .*run\.yaml: expected a number of at least 0, such as 0\.0002$"),
+        ("optim.lr=true", r"optim\.lr=true in .*: expected a number"),
+        ("optim.lr=inf", r"optim\.lr=inf in .*: expected a finite number"),
+        ("optim.lr=.nan", r"optim\.lr=\.nan in .*: expected a number"),
+        ("optim.lr=", r"optim\.lr=null in .*: expected a number"),
+        ("run.seed=true", r"run\.seed=true in .*: expected a whole number of at least 0"),
+        ("run.log_every=1.5", r"run\.log_every=1\.5 in .*: expected a whole number of at least 1, such as 20"),
+        ("run.compile=2", r"run\.compile=2 in .*: expected true or false"),
+        ("run.dir=null", r"run\.dir=null in .*: expected text"),
+        ("run.dir=[a]", r"run\.dir=\[a\] in .*: expected text"),
+        ("optim.clip_norm=0", r"optim\.clip_norm=0 in .*: expected a number above 0 or null"),
+        ("data.fps=-1", r"data\.fps=-1 in .*: expected a number of at least 0\.01, such as 16"),
+        ("data.pixel_mean=[1, 1]", r"data\.pixel_mean=\[1, 1\] in .*: expected a list of 3, each a number$"),
+        ("data.jitter=[0, 0, 0, 0.6]", r"data\.jitter=\[0, 0, 0, 0\.6\] in .*: .*, a number from 0 to 0\.5$"),
+        ("data.blur=2", r"data\.blur=2 in .*: expected a number from 0 to 1"),
         ("optim=3", r"optim in .* must be a mapping of keys, not 3"),
         ("data.spectrogram=mel", r"data\.spectrogram=mel in .*expected one of avid, log_mel"),
         ("run.device=tpu", r"run\.device=tpu in .*expected one of auto, cpu, cuda"),
         ("lr", r"override 'lr' is not of the form section\.key=value"),
+        ("optim..lr=1", r"override 'optim\.\.lr=1' is not of the form section\.key=value"),
     ],
 )
 def test_wrong_keys_and_values_are_named(path: Path, override: str, message: str) -> None:
-    with pytest.raises(ConfigError, match=message):
+    with pytest.raises(ConfigError, match=message) as raised:
         load(path, [override])
+    assert "\n" not in str(raised.value)
 
 
 def test_required_keys_and_files(path: Path, tmp_path: Path) -> None:
     path.write_text("method: {name: avid}\n")
-    with pytest.raises(ConfigError, match=r"data\.manifest, run\.dir not set in .*run\.yaml"):
+    with pytest.raises(
+        ConfigError, match=r"data\.manifest, run\.dir not set in .*run\.yaml: give it in the file or as"
+    ):
         load(path)
     with pytest.raises(ConfigError, match=r"nothing\.yaml does not exist"):
         load(tmp_path / "nothing.yaml")
     path.write_text("data: [1, 2\n")
     with pytest.raises(ConfigError, match="cannot be read"):
         load(path)
+    path.write_text("run:\n  dir: x\n  dir: y\n")
+    with pytest.raises(ConfigError, match="found duplicate key dir in line 3"):
+        load(path)
 
 
-def test_options_of_a_method_are_checked_against_its_dataclass() -> None:
-    @dataclass
-    class Options:
-        temperature: float = 0.1
-        names: list[str] = field(default_factory=list)
+class Small(Options):
+    temperature: Positive = 0.1
+    names: tuple[Literal["a", "b"], ...] = ()
+    sizes: Annotated[tuple[int, ...] | None, Field(min_length=1)] = None
 
-    assert merge_options(Options, {"temperature": 1}, where="method x") == Options(1.0)
+
+def test_options_of_a_method_are_checked_against_its_class() -> None:
+    assert merge_options(Small, {"temperature": "1", "names": ["a"]}, where="method x") == Small(
+        temperature=1.0, names=("a",)
+    )
+    assert Small(sizes=["1e1"]).sizes == (10,)
     with pytest.raises(ConfigError, match=r"unknown key temprature in method x: did you mean temperature\?"):
-        merge_options(Options, {"temprature": 1}, where="method x")
+        merge_options(Small, {"temprature": 1}, where="method x")
+    with pytest.raises(
+        ConfigError, match=r"names=\[a, c\] in method x: expected a list of any length, each one of a, b"
+    ):
+        merge_options(Small, {"names": ["a", "c"]}, where="method x")
+
+
+@pytest.mark.parametrize(
+    "make, message",
+    [
+        (lambda: OptimConfig(lr=-1), r"^lr=-1 in OptimConfig: expected a number of at least 0, such as 0\.0002$"),
+        (lambda: OptimConfig().replace(lr=True), r"^lr=true in OptimConfig: expected a number"),
+        (lambda: OptimConfig().replace(rate=1), r"^unknown key rate in OptimConfig"),
+        (lambda: RunConfig(seed=1), r"^dir not set in RunConfig"),
+        (
+            lambda: Config(data={"policy": {"short": "no"}}, run={}),
+            r"^data\.policy\.short=no in Config: expected one of",
+        ),
+        (
+            lambda: DataConfig(manifest="m", crop_aspect=[2, 1]),
+            r"data\.crop_aspect=\[2\.0, 1\.0\] must be the smallest",
+        ),
+    ],
+)
+def test_objects_are_checked_like_files(make: Any, message: str) -> None:
+    with pytest.raises(ConfigError, match=message) as raised:
+        make()
+    assert "\n" not in str(raised.value)
+
+
+def test_options_are_values() -> None:
+    one, two = (DataConfig(manifest="m", jitter=[0.4, 0.4, 0.4, 0.1]) for _ in range(2))
+    assert hash(one) == hash(two)
+    assert one.replace(size=32) == DataConfig(manifest="m", jitter=(0.4, 0.4, 0.4, 0.1), size=32)
+    with pytest.raises(ValueError, match="frozen"):
+        one.size = 32
 
 
 def test_defaults_need_only_two_keys() -> None:
     config = loads("data: {manifest: m}\nrun: {dir: x}")
     assert config.method == {"name": "avid"}
     assert isinstance(config, Config)
+    assert config == from_dict(with_overrides({}, ["data.manifest=m", "run.dir=x"]), source="test")

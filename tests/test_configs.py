@@ -21,6 +21,9 @@ PAPERS = {  # of each method
     "neighbour_cvrl": 'Qian, Meng, Gong, Yang, Wang, Belongie, Cui, "Spatiotemporal Contrastive Video Representation',
     "neighbour_vince": 'Gordon, Ehsani, Fox, Farhadi, "Watching the World Go By: Representation Learning from',
     "neighbour_seco": 'Yao, Zhang, Qiu, Pan, Mei, "SeCo: Exploring Sequence Supervision for Unsupervised',
+    "byol": 'Grill et al., "Bootstrap Your Own Latent',
+    "swav": 'Caron, Misra, Mairal, Goyal, Bojanowski, Joulin, "Unsupervised Learning of Visual Features by',
+    "rotation": 'Jing, Yang, Liu, Tian, "Self-Supervised Spatiotemporal Feature Learning via Video Rotation',
     "patch": 'Wang, Gupta, "Unsupervised Learning of Visual Representations using Videos", ICCV 2015',
     "walk": 'Jabri, Owens, Efros, "Space-Time Correspondence as a Contrastive Random Walk", NeurIPS 2020',
 }
@@ -31,7 +34,7 @@ def options_of(config: Config, part: str | None = None) -> object:
     given = dict(config.method if part is None else config.method["parts"][part])
     given.pop("weight", None)
     name = given.pop("name", part)
-    return merge_options(METHODS[name][1], given, where=name)
+    return merge_options(METHODS[name].Options, given, where=name)
 
 
 def header(path: Path) -> str:
@@ -52,6 +55,9 @@ def test_there_is_a_config_of_every_method_for_every_set() -> None:
         "walk",
         "joint",
         "finetune",
+        "byol",
+        "swav",
+        "rotation",
     }  # a digit that pans has no motion of its own
 
 
@@ -73,7 +79,7 @@ def test_header_names_paper_and_result(path: Path) -> None:
         f"Paper: {PAPERS[path.stem]}" if path.stem in PAPERS else "Papers: those of avid_cma.yaml, neighbour"
     )  # joint
     assert named in text
-    assert "not measured" in text or "README.md" in text  # a result has its source, or is not claimed
+    assert "not measured" in text or "docs/results/" in text  # a result has its source, or is not claimed
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
@@ -100,7 +106,7 @@ def test_recipes_of_fine_tuning_are_the_published_ones(path: Path) -> None:
     clips = {("ucf101", 8): 10, ("ucf101", 32): 5, ("hmdb51", 8): 25, ("hmdb51", 32): 10}
     assert data.clips_per_video == clips[name, data.num_frames]
     assert (data.size, data.min_crop_area) == (224, 0.08)
-    assert data.jitter == ([0.4, 0.4, 0.4, 0.2] if name == "ucf101" else [1, 1, 1, 0.2])
+    assert data.jitter == ((0.4, 0.4, 0.4, 0.2) if name == "ucf101" else (1, 1, 1, 0.2))
 
 
 @pytest.mark.parametrize("name, epochs", [("avid", 30), ("avid_cma", 20)])
@@ -108,14 +114,14 @@ def test_kinetics_is_the_published_recipe(name: str, epochs: int) -> None:
     config = load(CONFIGS / "kinetics" / f"{name}.yaml")
     data, model, optim = config.data, config.model, config.optim
     assert (data.num_frames, data.fps, data.size) == (8, 16, 224)
-    assert (data.min_crop_area, data.flip, data.jitter) == (0.08, 0.5, [0.4, 0.4, 0.4, 0.2])
+    assert (data.min_crop_area, data.flip, data.jitter) == (0.08, 0.5, (0.4, 0.4, 0.4, 0.2))
     assert (data.audio_seconds, data.sample_rate, data.max_offset_seconds) == (2, 24000, 0.5)
     assert (data.spectrogram, data.n_fft, data.hop_seconds, data.volume_jitter) == ("avid", 512, 0.01, 0.1)
     assert (data.clips_per_video, data.batch_size) == (10, 4 * 256)  # 4 nodes
     assert (model.video, model.video_depth, model.video_width) == ("r2plus1d_avid", None, 1)  # its own depth: 18
     assert (model.audio, model.audio_depth, model.audio_width) == ("conv2d_avid", None, 1)  # its own depth: 10
-    assert (optim.name, optim.lr, optim.weight_decay, optim.betas) == ("adam", 2e-4, 1e-5, [0.9, 0.999])
-    assert (optim.schedule, optim.milestones, optim.warmup_epochs) == ("multistep", [], 0)  # a constant rate
+    assert (optim.name, optim.lr, optim.weight_decay, optim.betas) == ("adam", 2e-4, 1e-5, (0.9, 0.999))
+    assert (optim.schedule, optim.milestones, optim.warmup_epochs) == ("multistep", (), 0)  # a constant rate
     assert (optim.epochs, optim.clip_norm, config.run.sync_batchnorm) == (epochs, None, False)
     options = options_of(config)
     assert (options.num_negatives, options.temperature, options.bank_momentum) == (1024, 0.07, 0.5)
@@ -136,9 +142,7 @@ def test_kinetics_is_the_published_recipe(name: str, epochs: int) -> None:
 def test_avid_cma_continues_its_neighbour(name: str, num_positives: int) -> None:
     avid, cma = (load(CONFIGS / name / f"{method}.yaml") for method in ("avid", "avid_cma"))
     assert cma.data == avid.data
-    assert cma.model.init == avid.run.dir
-    cma.model.init = avid.model.init
-    assert cma.model == avid.model
+    assert cma.model == avid.model.replace(init=avid.run.dir)
     options, before = options_of(cma), options_of(avid)
     assert options.num_positives == num_positives
     for shared in ("embedding_dim", "hidden_dim", "head_batch_norm", "temperature", "num_negatives"):
@@ -149,27 +153,29 @@ def test_published_neighbour_recipes() -> None:
     recipes = {
         name: load(CONFIGS / "kinetics" / f"neighbour_{name}.yaml") for name in ("rho_moco", "cvrl", "vince", "seco")
     }
-    told = {name: options_of(config) for name, config in recipes.items()}
-    assert {name: (o.num_clips, o.num_queries, o.temperature, o.embedding_dim) for name, o in told.items()} == {
+    options = {name: options_of(config) for name, config in recipes.items()}
+    assert {name: (o.num_clips, o.num_queries, o.temperature, o.embedding_dim) for name, o in options.items()} == {
         "rho_moco": (4, None, 0.1, 128),
         "cvrl": (2, None, 0.1, 128),
         "vince": (8, 4, 0.07, 64),
         "seco": (4, 1, 0.1, 128),
     }
-    assert {name: o.momentum for name, o in told.items()} == {
+    assert {name: o.momentum for name, o in options.items()} == {
         "rho_moco": 0.994, "cvrl": None, "vince": 0.999, "seco": 0.999,
     }  # fmt: skip
-    assert {name: (tuple(o.negatives), o.queue_size) for name, o in told.items() if "queue" in o.negatives} == {
+    assert {name: (o.negatives, o.queue_size) for name, o in options.items() if "queue" in o.negatives} == {
         "rho_moco": (("queue",), 65536),
         "vince": (("batch", "queue"), 65536),
         "seco": (("queue",), 131072),
     }
-    assert [(o.interval, o.max_seconds) for o in told.values()] == [("uniform", None)] * 3 + [("halves", None)]
+    assert [(o.interval, o.max_seconds) for o in options.values()] == [("uniform", None)] * 3 + [("halves", None)]
     assert {name: config.data.num_frames for name, config in recipes.items()} == {
         "rho_moco": 8, "cvrl": 16, "vince": 1, "seco": 1,
     }  # fmt: skip
     cvrl = recipes["cvrl"].data
-    assert (cvrl.jitter, cvrl.blur, cvrl.solarize, cvrl.grey) == ([0.8, 0.8, 0.8, 0.2], [1.0, 0.1], [0.0, 0.2], 0.2)
+    assert (cvrl.jitter, cvrl.blur, cvrl.solarize, cvrl.gray) == ((0.8, 0.8, 0.8, 0.2), 1.0, 0.0, 0.2)
+    further = options["cvrl"].views()[1].settings(cvrl)
+    assert (further.blur, further.solarize) == (0.1, 0.2)
     moco = recipes["rho_moco"].optim
     assert (moco.lr, moco.weight_decay * moco.lr) == pytest.approx((0.1 * 512 / 64 * 12, 1e-4 * 0.8))
 

@@ -11,14 +11,15 @@ import torch
 import torchvision
 
 import avssl
-from avssl import to_onnx
-from avssl.checkpoint import ENCODERS
 from avssl.data.manifest import Manifest
-from avssl.pretrained import load
-from avssl.train import train
-from avssl.weights import CARD
-from tests.test_train import config
+from avssl.training.checkpoint import ENCODERS
+from avssl.training.loop import train
+from avssl.weights import onnx
+from avssl.weights.export import CARD
+from avssl.weights.load import load
+from tests.support.runs import config
 
+pytestmark = pytest.mark.slow
 Call = Callable[..., int]
 
 
@@ -43,11 +44,11 @@ def test_a_run_with_onnx(call: Call, clip_set: Manifest, tmp_path: Path, capsys:
     assert not train(config(clip_set, tmp_path / "run", "run.max_steps=1"))
     capsys.readouterr()
     assert call(tmp_path / "run", "--to", tmp_path / "w", "--onnx", "--json") == 0
-    told = json.loads(capsys.readouterr().out)
-    assert told["encoders"] == {"video": "r2plus1d_avid", "audio": "conv2d_avid"}
-    assert max(told["onnx"].values()) <= 1e-3
+    result = json.loads(capsys.readouterr().out)
+    assert result["encoders"] == {"video": "r2plus1d_avid", "audio": "conv2d_avid"}
+    assert max(result["onnx"].values()) <= 1e-3
     model = avssl.load(tmp_path / "w")
-    assert model.weights_hash == told["weights_hash"]
+    assert model.weights_hash == result["weights_hash"]
     clips = {
         "video": model.transform("video", torch.randint(0, 255, (5, 2, 40, 40, 3), dtype=torch.uint8)),
         "audio": model.transform("audio", torch.randn(1, 4000)),
@@ -66,7 +67,7 @@ def test_an_onnx_file_that_differs_is_not_left(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture,
 ) -> None:
-    monkeypatch.setattr(to_onnx, "_export", lambda encoder, clips, path: path.write_bytes(b"network") / 100)
+    monkeypatch.setattr(onnx, "_export", lambda encoder, clips, path: path.write_bytes(b"network") / 100)
     assert not train(config(clip_set, tmp_path / "run", "run.max_steps=1"))
     assert call(tmp_path / "run", "--to", tmp_path / "w", "--onnx") == 1
     assert "the video encoder differs by 7.0e-02 of its largest output in onnxruntime" in capsys.readouterr().err

@@ -12,13 +12,13 @@ from avssl import distributed
 from avssl.methods.avid import AVIDOptions
 from avssl.methods.avid_cma import AVIDCMAOptions
 from avssl.structs import Instances, Progress
-from tests.methods.tiny import tiny_method, vector_batch
+from tests.support.tiny import tiny_method, vector_batch
 
 pytestmark = pytest.mark.processes
 NUM, ROWS, STEPS = 40, 16, 4
 EVERY = torch.ones(NUM, dtype=torch.bool)
 HAS_AUDIO = torch.arange(NUM) % 5 != 0
-HAS_VIDEO = (torch.arange(NUM) % 7 != 3) | ~HAS_AUDIO  # files of sound alone
+HAS_VIDEO = (torch.arange(NUM) % 7 != 3) | ~HAS_AUDIO  # audio-only files
 COMMON = {"embedding_dim": 8, "hidden_dim": 16, "num_negatives": 12}
 OPTIONS = {
     "avid": AVIDOptions(**COMMON, within=1.0),
@@ -46,7 +46,7 @@ def train_tiny(name: str) -> dict[str, torch.Tensor]:
         optimizer.zero_grad()
         done.loss.backward()
         optimizer.step()
-        method.after_step(done)
+        method.after_step(done, Progress(step // 2, step, STEPS))
         losses.append(distributed.all_reduce(done.loss.detach()) / distributed.world_size())
     gradients = {f"gradient of {n}": p.grad.clone() for n, p in method.named_parameters()}
     shared = {name: value for name, value in method.named_buffers()}

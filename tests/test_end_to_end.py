@@ -1,4 +1,4 @@
-"""From a manifest to neighbours and figures with the library's own calls, on clips made here."""
+"""From a manifest to neighbours and metrics with the library's own calls, on clips made here."""
 
 import dataclasses
 import shutil
@@ -9,14 +9,17 @@ import pytest
 import torch
 
 from avssl.data.manifest import Manifest, read_manifest
-from avssl.evaluate.features import Extracted, extract
-from avssl.evaluate.probe import labelled_rows, probe
-from avssl.pretrained import load_run, with_data
+from avssl.evaluate.features import Extracted, clip_vectors, extract
+from avssl.evaluate.harness import accuracies
+from avssl.evaluate.splits import read_splits
 from avssl.retrieval.search import WAYS, find_row, pairs_of, query_of_row, search
 from avssl.retrieval.store import StoreError, read_store
 from avssl.retrieval.write import write_store
-from avssl.train import train
-from tests.test_train import config
+from avssl.training.loop import train
+from avssl.weights.load import load_run, with_data
+from tests.support.runs import config
+
+pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")
@@ -48,19 +51,17 @@ def test_random_weights_are_the_same_towers_untrained(run: Path, clip_set: Manif
     assert random.weights_hash == load_run(run, trained=False).weights_hash
 
 
-@pytest.mark.parametrize("protocol", ["knn", "linear"])
-def test_evaluation_reports_what_has_sound_and_what_has_not(run: Path, clip_set: Manifest, protocol: str) -> None:
-    sides = []
-    for split in ("train", "test"):
-        rows = labelled_rows(clip_set, split, path=run)
-        sides.append((clip_set, extract(load_run(run), clip_set, rows, num_clips=1)))
-    result = probe(protocol, *sides)
-    assert (result["num_train"], result["num_test"], result["num_classes"], result["chance"]) == (12, 6, 2, 0.5)
-    assert set(result["accuracy"]) == {"video", "audio", "both"}
-    if protocol == "linear":  # with 12 videos, all of them are among the 20 nearest
-        assert result["accuracy"]["audio"] > 0.9  # two tones: any working audio path tells them apart
-    with pytest.raises(ValueError, match="no usable labelled clip in split val"):
-        labelled_rows(clip_set, "val", path=run)
+@pytest.mark.parametrize("protocol", ["knn", "logistic"])
+def test_accuracies_of_every_modality(run: Path, clip_set: Manifest, protocol: str) -> None:
+    (split,) = read_splits(clip_set)
+    assert (len(split.train), len(split.test)) == (12, 6)
+    found = accuracies(protocol, clip_vectors(load_run(run), clip_set, np.arange(18), num_clips=1), clip_set, split)
+    assert set(found) == {"video", "audio", "both"}
+    assert (found["video"]["num"], found["video"]["chance"]) == (6, 0.5)
+    if protocol == "logistic":  # with 12 videos, all of them are among the 20 nearest
+        assert found["audio"]["mean"] > 0.9  # two tones: any working audio path tells them apart
+    with pytest.raises(ValueError, match="no labeled clip has split=val"):
+        read_splits(clip_set, test_split="val")
 
 
 def test_store_is_written_once_continued_and_searched(
@@ -82,7 +83,7 @@ def test_store_is_written_once_continued_and_searched(
     again = write()
     assert [shard.stat().st_mtime_ns for i, shard in enumerate(shards) if i != 2] == before[:2] + before[3:]
     everything = np.arange(18)
-    units = {side: again.vectors[side].take(everything) for side in ("video", "audio")}
+    units = {modality: again.vectors[modality].take(everything) for modality in ("video", "audio")}
     assert torch.equal(store.vectors["video"].take(everything), units["video"])
 
     query = query_of_row(again, find_row(again, str(again.ids[3])))
@@ -99,20 +100,20 @@ def test_store_is_written_once_continued_and_searched(
         scores = [entry.score for entry in found]
         assert scores == sorted(scores, reverse=True)
         best = found[0]
-        cosine = {side: float(units[side][best.row] @ query.vectors[side]) for side in units}
+        cosine = {modality: float(units[modality][best.row] @ query.vectors[modality]) for modality in units}
         across = float(units[target][best.row] @ query.vectors[source])
         assert best.score == pytest.approx(min(cosine.values()) if way == "agreement" else across, abs=1e-5)
         assert best.video == pytest.approx(cosine["video"], abs=1e-5)
         assert best.audio is None or best.audio == pytest.approx(cosine["audio"], abs=1e-5)
         assert (best.audio is None) == (not again.has["audio"][best.row])
     silent = query_of_row(again, int(np.flatnonzero(~again.has["audio"])[0]))
-    with pytest.raises(ValueError, match="has no sound, so nothing can be found from its audio"):
+    with pytest.raises(ValueError, match="has no audio, so nothing can be found from it"):
         search(again, silent, way="a2v", k=3)
     with monkeypatch.context() as patched:
 
         def too_large(*given: object, **named: object) -> Extracted:
             found = extract(*given, **named)
-            return dataclasses.replace(found, features={side: x * 1e9 for side, x in found.features.items()})
+            return dataclasses.replace(found, features={modality: x * 1e9 for modality, x in found.features.items()})
 
         patched.setattr("avssl.retrieval.write.extract", too_large)
         with pytest.raises(StoreError, match=r"5 clips have vectors that 16 bits cannot hold, such as row 0"):

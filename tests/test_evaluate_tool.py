@@ -11,13 +11,11 @@ import pytest
 from avssl.data.check import build_table
 from avssl.data.manifest import Manifest, read_manifest, write_manifest
 from avssl.evaluate.table import compare, shown
-from avssl.train import train
-from tests.clips import make_sound
-from tests.test_train import config
-from tests.test_wrong_use import Call
-from tests.test_wrong_use import call as call  # a fixture
+from avssl.training.loop import train
+from tests.support.clips import make_sound
+from tests.support.runs import SMALL, Call, config
 
-SMALL = ("--num-workers", "0", "--num-clips", "1", "--num-crops", "1")
+pytestmark = pytest.mark.slow
 FACTS = {
     *("protocol", "weights", "weights_hash", "manifest", "manifest_hash", "splits", "asked_hash", "shared", "classes"),
     *("several_labels", "settings", "data", "training", "scores", "random", "clips", "errors", "seconds", "versions"),
@@ -35,7 +33,7 @@ def run(clip_set: Manifest, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("avssl.evaluate.heads.MIN_STEPS", 20)
-    monkeypatch.setattr("avssl.evaluate.partition.NUM_RESAMPLES", 20)
+    monkeypatch.setattr("avssl.evaluate.metrics.NUM_PARTITION_RESAMPLES", 20)
 
 
 @pytest.mark.parametrize("protocol", ["knn", "linear", "svm", "fewlabels", "partition", "retrieval"])
@@ -47,7 +45,7 @@ def test_frozen_protocols(protocol: str, run: Path, clip_set: Manifest, call: Ca
     result = json.loads(path.read_text())
     assert result.keys() == FACTS
     assert result["manifest_hash"] == clip_set.hash
-    assert result["clips"]["test"] == {"clips": 6, "unreadable": 0, "without_sound": 1, "without_picture": 0}
+    assert result["clips"]["test"] == {"clips": 6, "unreadable": 0, "without_audio": 1, "without_video": 0}
     assert result["scores"].keys() == result["random"].keys()
     for way, figure in result["scores"].items():
         low, high = figure["interval"]
@@ -58,7 +56,7 @@ def test_frozen_protocols(protocol: str, run: Path, clip_set: Manifest, call: Ca
     assert head.split("  ")[-1].strip() == "avid"
     assert "chance" in head
     assert "random init" in head
-    assert "1 of 6 test clips without sound: counted as wrong" in done.out
+    assert "1 of 6 test clips without audio: counted as wrong" in done.out
     again = call("tools/evaluate.py", run, protocol, *dataset, *SMALL, "--no-baseline", "--json")
     second = json.loads(again.out)
     assert second["scores"] == result["scores"]  # to the last digit
@@ -113,16 +111,16 @@ def test_results_side_by_side(run: Path, clip_set: Manifest, call: Call, tmp_pat
     assert page.count('src="data:image/png;base64,') == 2
     assert all(word in page for word in ("random init", str(tmp_path / "other"), result_date(paths[0])))
     assert "not comparable" not in done.out
-    relabelled = tmp_path / "m.parquet"
+    relabeled = tmp_path / "m.parquet"
     table = pq.read_table(clip_set.root / "manifest.parquet")
     place = table.column_names.index("label")
     names = pa.array([f"class {label}" for label in table.column("label").to_pylist()])
-    pq.write_table(table.set_column(place, "label", names), relabelled)
-    write_manifest(relabelled, pq.read_table(relabelled), root=clip_set.root)
-    call("tools/evaluate.py", run, "knn", "--dataset", relabelled, *SMALL, "--json", tmp_path / "d.json")
+    pq.write_table(table.set_column(place, "label", names), relabeled)
+    write_manifest(relabeled, pq.read_table(relabeled), root=clip_set.root)
+    call("tools/evaluate.py", run, "knn", "--dataset", relabeled, *SMALL, "--json", tmp_path / "d.json")
     found = call("tools/evaluate.py", "--table", paths[0], tmp_path / "d.json").out
     assert found.count("knn on") == 1  # the same clips
-    assert "not comparable, asked_hash differ: clips, their labels or their sides" in found
+    assert "not comparable, asked_hash differ: clips, their labels or their splits" in found
     assert "not comparable, settings differ: k: 20, 3" in call("tools/evaluate.py", "--table", paths[0], paths[2]).out
     (tmp_path / "no.json").write_text("[]")
     call("tools/evaluate.py", "--table", tmp_path / "no.json").refused("no.json is no result of tools/evaluate.py")
@@ -155,7 +153,7 @@ def test_names_of_weights_tell_them_apart() -> None:
         (("knn", "--dataset", "ucf101"), r"--dataset ucf101: there is no data/ucf101/manifest.parquet: .*ucf101.py"),
         (("knn", "--dataset", "nowhere.parquet"), "nowhere.parquet does not exist"),
         (("knn", "--dataset", "SET", "--folds", "99"), "--folds 99: expected 2 to 18, as there are no more groups"),
-        (("knn", "--dataset", "SET", "--test-split", "other"), "no labelled clip has split=other"),
+        (("knn", "--dataset", "SET", "--test-split", "other"), "no labeled clip has split=other"),
         (("knn", "--dataset", "SET", "--num-clips", "0"), "num_clips=0 must be at least 1"),
         (("knn", "--dataset", "SET", "--k", "0"), "--k 0"),
         (("knn", "--dataset", "SET", "--temperature", "0"), "--temperature 0"),
@@ -170,7 +168,7 @@ def test_wrong_use(arguments: tuple[str, ...], match: str, run: Path, clip_set: 
 
 
 def test_a_set_of_sounds_alone_is_asked_about_by_sound(run: Path, call: Call, tmp_path: Path) -> None:
-    """As ESC-50: three official folds, no pictures."""
+    """As ESC-50: three official folds, no video."""
     rows = []
     for number in range(12):
         make_sound(tmp_path / "set" / f"{number}.wav", number % 2, number)
@@ -185,4 +183,4 @@ def test_a_set_of_sounds_alone_is_asked_about_by_sound(run: Path, call: Call, tm
     assert result["scores"].keys() == {"audio"}
     assert [len(result["scores"]["audio"][name]) for name in ("splits", "chosen")] == [3, 3]
     assert result["scores"]["audio"]["num"] == 12
-    assert result["clips"]["train"] == {"clips": 12, "unreadable": 0, "without_sound": 0}
+    assert result["clips"]["train"] == {"clips": 12, "unreadable": 0, "without_audio": 0}

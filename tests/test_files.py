@@ -1,17 +1,21 @@
 """A file is there whole or as it was before, and a refused write is one sentence."""
 
 import errno
+import hashlib
 import os
+import socket
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
-from avssl.files import WriteError, check_writable, whole_file
+from avssl.files import LockedError, WriteError, atomic_write, cached_folder, check_writable, digest, folder_lock
 
 
 def test_new_content_takes_the_place_of_the_old_and_leaves_nothing_else(tmp_path: Path) -> None:
     for text in ("one", "two"):
-        with whole_file(tmp_path / "new" / "file") as temporary:
+        with atomic_write(tmp_path / "new" / "file") as temporary:
             temporary.write_text(text)
             assert temporary.parent == tmp_path / "new"  # the same file system, or the rename would be a copy
         assert (tmp_path / "new" / "file").read_text() == text
@@ -21,7 +25,7 @@ def test_new_content_takes_the_place_of_the_old_and_leaves_nothing_else(tmp_path
 @pytest.mark.parametrize("error", [KeyboardInterrupt(), ValueError("mine"), OSError(errno.ENOSPC, "full")])
 def test_an_interrupted_write_leaves_the_old_content_only(tmp_path: Path, error: BaseException) -> None:
     def interrupted() -> None:
-        with whole_file(tmp_path / "file") as temporary:
+        with atomic_write(tmp_path / "file") as temporary:
             temporary.write_text("half")
             raise error
 
@@ -60,3 +64,70 @@ def test_what_cannot_be_written_is_known_before_the_work(tmp_path: Path) -> None
         check_writable(tmp_path / "new")
     with pytest.raises(WriteError, match=r"file/x cannot be written"):
         check_writable(tmp_path / "file" / "x")
+
+
+def test_a_locked_folder_is_refused_by_the_holders_name(tmp_path: Path) -> None:
+    holder = f"process {os.getpid()} on {socket.gethostname()}"
+    with folder_lock(tmp_path / "new"):
+        with pytest.raises(LockedError, match=f"^{holder} writes to {tmp_path / 'new'}: wait for it or end it$"):
+            folder_lock(tmp_path / "new").__enter__()
+        with folder_lock(tmp_path / "new", file="other"):
+            assert sorted(os.listdir(tmp_path / "new")) == [".lock", ".other.lock"]
+            with pytest.raises(LockedError, match=f"{tmp_path / 'new' / 'other'}: wait"):
+                folder_lock(tmp_path / "new", file="other").__enter__()
+    assert os.listdir(tmp_path / "new") == []
+    (tmp_path / "file").touch()
+    with pytest.raises(WriteError, match="cannot be written"):
+        folder_lock(tmp_path / "file").__enter__()
+
+
+def test_a_lock_follows_no_link(tmp_path: Path) -> None:
+    (tmp_path / "mine").write_text("precious")
+    (tmp_path / "shared").mkdir()
+    (tmp_path / "shared" / ".lock").symlink_to(tmp_path / "mine")
+    with pytest.raises(WriteError, match="symbolic links"):
+        folder_lock(tmp_path / "shared").__enter__()
+    assert (tmp_path / "mine").read_text() == "precious"
+
+
+def test_one_of_many_fills_a_cached_folder_and_the_others_find_it(tmp_path: Path) -> None:
+    filled = []
+
+    def ask(number: int) -> str:
+        with cached_folder(tmp_path / "cache" / "key") as begun:
+            if begun is not None:
+                time.sleep(0.1)
+                filled.append(number)
+                (begun / "file").write_text(str(number))
+        return (tmp_path / "cache" / "key" / "file").read_text()
+
+    with ThreadPoolExecutor(8) as threads:
+        found = set(threads.map(ask, range(8)))
+    assert found == {str(number) for number in filled}
+    assert len(filled) == 1
+    assert os.listdir(tmp_path / "cache") == ["key"]
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), OSError(errno.ENOSPC, "full")])
+def test_an_interrupted_filling_leaves_the_folder_as_it_was(tmp_path: Path, error: BaseException) -> None:
+    def fill(text: str, error: BaseException | None) -> None:
+        with cached_folder(tmp_path / "key", is_ready=lambda: False) as begun:
+            (begun / text).touch()
+            if error is not None:
+                raise error
+
+    fill("old", None)
+    (tmp_path / ".other.partial").mkdir()  # by a process that was killed
+    with pytest.raises(WriteError if isinstance(error, OSError) else type(error)):
+        fill("half", error)
+    assert (os.listdir(tmp_path), os.listdir(tmp_path / "key")) == (["key"], ["old"])
+    fill("new", None)
+    assert os.listdir(tmp_path / "key") == ["new"]
+
+
+def test_digests_are_those_of_the_parts_joined() -> None:
+    parts = ["a", 1, b"\xff", memoryview(b"z"), (None, "é")]
+    joined = b"a1\xffz" + repr((None, "é")).encode()
+    assert digest(*parts) == hashlib.blake2b(joined, digest_size=16).hexdigest()
+    assert digest(*parts, num_bytes=6) == hashlib.blake2b(joined, digest_size=6).hexdigest()
+    assert digest(*parts, algorithm="sha256") == hashlib.sha256(joined).hexdigest()

@@ -1,6 +1,7 @@
 """The house of the design: imports go downward only, and light parts stay light."""
 
 import ast
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -9,14 +10,19 @@ import pytest
 
 PACKAGE = Path(__file__).parents[1] / "avssl"
 FLOORS = [
-    {"structs", "distributed", "config", "files", "logs", "workers"},
+    {"structs", "windows", "distributed", "config", "files", "logs", "workers"},
     {"media", "transforms", "models", "objectives"},
     {"data", "mining"},
     {"methods"},
-    {"optim", "checkpoint", "train", "evaluate", "retrieval", "benchmark", "report", "demo", "track"}
-    | {"sessions", "pretrained", "weights", "model_card", "convert", "to_onnx"},
+    {"training"},
+    {"weights"},
+    {"evaluate"},
+    {"retrieval"},
+    {"browser", "report"},
+    {"cli"},
+    {"__main__"},
 ]
-ALLOWED_BESIDE = {0, 4}  # on these floors parts may import one another (without cycles)
+ALLOWED_BESIDE = {0}  # on these floors parts may import one another (without cycles)
 
 
 def floor_of(part: str) -> int:
@@ -78,11 +84,25 @@ def test_no_import_cycles() -> None:
         ("avssl.media.inspect", "torch cv2"),
         ("avssl.media.prepare", "torch cv2 pyarrow"),
         ("avssl.media.preview", "torch cv2 pyarrow matplotlib"),
-        ("avssl.retrieval.previews", "torch cv2 pyarrow matplotlib"),
+        ("avssl.browser.previews", "torch cv2 pyarrow matplotlib"),
         ("avssl.media.decode", "torch"),
+        ("avssl.cli", "torch numpy"),
+        ("avssl.cli.check", "torch cv2"),
+        ("avssl.cli.prepare", "torch cv2"),
+        ("avssl.cli.track", "torch"),
     ],
 )
 def test_light_parts_stay_light(name: str, banned: str) -> None:
     code = f"import sys, {name}; print([n for n in {banned.split()} if n in sys.modules])"
     loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert loaded.strip() == "[]"
+
+
+def test_no_test_imports_another_test() -> None:
+    """What tests share is in tests/support and conftest.py."""
+    tests = Path(__file__).parent
+    assert not [
+        f"{path.relative_to(tests)} imports {name}"
+        for path in tests.rglob("*.py")
+        for name in re.findall(r"^\s*(?:from|import) (tests\S*(?:\.| import )test_\w+)", path.read_text(), re.M)
+    ]

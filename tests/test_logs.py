@@ -8,7 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from avssl.logs import RunLog, RunningMean, collapse_figures, read_log
+from avssl.logs import RunLog, RunningMean, embedding_metrics, read_log
 
 
 def test_running_mean_starts_anew() -> None:
@@ -19,15 +19,17 @@ def test_running_mean_starts_anew() -> None:
     assert mean.pop() == {}
 
 
-def test_collapse_figures_tell_spread_from_collapse() -> None:
+def test_collapse_metrics_tell_spread_from_collapse() -> None:
     generator = torch.Generator().manual_seed(0)
-    spread = collapse_figures(F.normalize(torch.randn(4000, 16, generator=generator), dim=1))
+    spread = embedding_metrics(F.normalize(torch.randn(4000, 16, generator=generator), dim=1))
     assert float(spread["std"]) == pytest.approx(1, abs=0.05)
     assert float(spread["rank"]) == pytest.approx(16, abs=0.3)
-    point = collapse_figures(F.normalize(torch.ones(100, 16) + 1e-4 * torch.randn(100, 16, generator=generator), dim=1))
+    point = embedding_metrics(
+        F.normalize(torch.ones(100, 16) + 1e-4 * torch.randn(100, 16, generator=generator), dim=1)
+    )
     assert float(point["std"]) < 1e-3
     line = torch.randn(100, 1, generator=generator) * torch.randn(16, generator=generator)
-    assert float(collapse_figures(F.normalize(line, dim=1))["rank"]) == pytest.approx(1, abs=0.05)
+    assert float(embedding_metrics(F.normalize(line, dim=1))["rank"]) == pytest.approx(1, abs=0.05)
 
 
 def test_what_follows_a_save_comes_again_and_stands_once(tmp_path: Path) -> None:

@@ -19,9 +19,12 @@ from avssl.data.manifest import read_manifest, write_manifest
 from avssl.data.quarantine import Entry, add_to_quarantine, quarantine_path, read_quarantine, release
 from avssl.data.sampling import Key
 from avssl.files import WriteError
-from avssl.train import train
-from tests.clips import TINY, make_set
+from avssl.methods.avid import AVID
+from avssl.training.loop import train
+from tests.support.clips import make_set
+from tests.support.runs import TINY
 
+pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parents[1]
 CONFIG = ROOT / "configs" / "toy" / "avid.yaml"
 DEADLY = "train/0/004.mp4"
@@ -120,7 +123,7 @@ def test_a_quarantined_file_is_not_opened(manifest: Path) -> None:
     assert after.column("status")[row] == "quarantined"
     assert after.valid().sum() == before.valid().sum() - 1
     data = DataConfig(manifest="", num_frames=2, fps=5, size=32, audio_seconds=0.5, sample_rate=8000)
-    sample = ClipDataset(after, data, ("video", "audio"))[Key(0, row, 0)]
+    sample = ClipDataset(after, data, AVID.views)[Key(0, row, 0)]
     assert sample.id == -1
     assert sample.error == f"{after.path(row)}: the manifest marks it quarantined, a worker died"
 
@@ -145,9 +148,9 @@ def test_a_list_that_cannot_be_written_is_told(tmp_path: Path) -> None:
 
 def test_slow_clips_are_not_blamed(manifest: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each clip takes less than half the patience: the worker is slow, no clip hangs."""
-    data = DataConfig(manifest="", num_frames=2, fps=5, size=32, audio_seconds=0.5, sample_rate=8000)
-    data.num_workers, data.worker_timeout_seconds = 1, 2
-    dataset = ClipDataset(read_manifest(manifest), data, ("video", "audio"))
+    size = {"num_frames": 2, "fps": 5, "size": 32, "audio_seconds": 0.5, "sample_rate": 8000}
+    data = DataConfig(manifest="", num_workers=1, worker_timeout_seconds=2, **size)
+    dataset = ClipDataset(read_manifest(manifest), data, AVID.views)
     monkeypatch.setattr(ClipDataset, "_sample", lambda self, key: time.sleep(0.5))
     loader = build_loader(dataset, [[Key(0, row, 0) for row in range(8)]], data, device=torch.device("cpu"))
     with pytest.raises(WorkerLost, match="gave nothing for 2 seconds") as lost, lost_workers_named(dataset, data):
@@ -157,9 +160,8 @@ def test_slow_clips_are_not_blamed(manifest: Path, monkeypatch: pytest.MonkeyPat
 
 def test_a_hanging_worker_does_not_outlive_the_run(manifest: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Whatever a run ends for, nobody waits for a worker that ignores requests to stop."""
-    data = DataConfig(manifest="", num_frames=2, fps=5, size=32, audio_seconds=0.5, sample_rate=8000)
-    data.num_workers = 1
-    dataset = ClipDataset(read_manifest(manifest), data, ("video", "audio"))
+    data = DataConfig(manifest="", num_workers=1, num_frames=2, fps=5, size=32, audio_seconds=0.5, sample_rate=8000)
+    dataset = ClipDataset(read_manifest(manifest), data, AVID.views)
     sample = ClipDataset._sample
     monkeypatch.setattr(ClipDataset, "_sample", lambda self, key: time.sleep(1000 * key.id) or sample(self, key))
     loader = build_loader(dataset, [[Key(0, 0, 0)], [Key(0, 1, 0)]], data, device=torch.device("cpu"))
@@ -172,9 +174,9 @@ def test_a_hanging_worker_does_not_outlive_the_run(manifest: Path, monkeypatch: 
 
 def test_a_death_that_was_not_heard_is_noticed_later(manifest: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The main process waits elsewhere: here it sleeps, in a run for the rest of what the dead worker was sending."""
-    monkeypatch.setattr("avssl.data.loader.LOOK_SECONDS", 0.2)
+    monkeypatch.setattr("avssl.data.loader.CHECK_SECONDS", 0.2)
     data = load(CONFIG, [*TINY, f"data.manifest={manifest}", "data.num_workers=1"]).data
-    dataset = ClipDataset(read_manifest(manifest), data, ("video", "audio"))
+    dataset = ClipDataset(read_manifest(manifest), data, AVID.views)
     loader = build_loader(dataset, [[Key(0, row, 0)] for row in range(12)], data, device=torch.device("cpu"))
 
     def wait_unheard() -> None:
@@ -209,6 +211,6 @@ def test_a_quarantined_clip_keeps_its_place_in_a_run(manifest: Path, tmp_path: P
 
 def test_other_errors_pass(manifest: Path) -> None:
     data = DataConfig(manifest="")
-    dataset = ClipDataset(read_manifest(manifest), data, ("video",))
+    dataset = ClipDataset(read_manifest(manifest), data, AVID.views[:1])
     with pytest.raises(RuntimeError, match="of another kind"), lost_workers_named(dataset, data):
         raise RuntimeError("of another kind")

@@ -1,5 +1,5 @@
 """Temporal neighbours, tracked patches, the walk and the joint run, from clips to checkpoint: samples out of one opened
-file, stopping and resuming, silent clips, starting a joint run from AVID, and what one tower alone gives later.
+file, stopping and resuming, silent clips, starting a joint run from AVID, and what one encoder alone gives later.
 """
 
 from collections.abc import Callable
@@ -9,32 +9,33 @@ from unittest import mock
 import numpy as np
 import pytest
 import torch
-from omegaconf import OmegaConf
 
-from avssl.checkpoint import CheckpointError, load_checkpoint
-from avssl.config import Config, ConfigError, from_dict
+from avssl.config import Config, ConfigError, from_dict, with_overrides
 from avssl.data import dataset as dataset_module
 from avssl.data.dataset import ClipDataset, collate
 from avssl.data.manifest import Manifest
 from avssl.data.sampling import Key
 from avssl.data.tracks import TracksError, write_tracks
-from avssl.evaluate.features import extract
-from avssl.evaluate.probe import probe
+from avssl.evaluate.features import clip_vectors, extract
+from avssl.evaluate.harness import accuracies, count_missing
+from avssl.evaluate.splits import read_splits
 from avssl.logs import read_log
 from avssl.media.decode import read_frames
 from avssl.methods import build_method
-from avssl.optim import build_optimizer
-from avssl.pretrained import load_run
 from avssl.retrieval.search import query_of_row, search
 from avssl.retrieval.write import write_store
 from avssl.structs import Instances, Progress
-from avssl.train import train, train_step, training_clips, usable_instances
-from tests.clips import SECONDS, TINY
-from tests.test_train import equal_models
-from tests.test_train_step import Waits
-from tests.test_wrong_use import Call
-from tests.test_wrong_use import call as call  # a fixture
+from avssl.training.checkpoint import CheckpointError, load_checkpoint
+from avssl.training.loop import train
+from avssl.training.optim import build_optimizer
+from avssl.training.setup import training_clips, usable_instances
+from avssl.training.step import train_step
+from avssl.transforms.views import apply_views
+from avssl.weights.load import load_run
+from tests.support.clips import SECONDS
+from tests.support.runs import TINY, Call, Waits, equal_models
 
+pytestmark = pytest.mark.slow
 DATA = [line for line in TINY if not line.startswith("method.")]
 HEAD = {"hidden_dim": 16, "embedding_dim": 8}
 CMA = HEAD | {"num_negatives": 4, "num_positives": 2, "num_negatives_within": 3, "mine_every": 1, "mine_from_epoch": 1}
@@ -57,8 +58,7 @@ def recipes(tracks: str) -> dict[str, dict]:
 def config(manifest: Manifest, folder: Path, method: dict, *overrides: str) -> Config:
     lines = [f"data.manifest={manifest.root / 'manifest.parquet'}", f"run.dir={folder}", *DATA]
     lines += ["data.patch_size=32", "data.patch_grid=2", "data.num_frames=3", *overrides]
-    given = OmegaConf.to_container(OmegaConf.from_dotlist(lines))
-    return from_dict(given | {"method": method}, source="test")
+    return from_dict(with_overrides({"method": method}, lines), source="test")
 
 
 @pytest.fixture(scope="module")
@@ -92,14 +92,15 @@ def samples_of(manifest: Manifest, settings: Config) -> ClipDataset:
 
 def test_all_views_of_a_sample_come_out_of_one_opened_file(clip_set: Manifest, settings: Callable[..., Config]) -> None:
     clips = samples_of(clip_set, settings("joint"))
-    assert clips.views == ("video", "audio", "video.1", "video.2", "patch", "patch.1", "walk")
+    names = ["video", "audio", "video.1", "video.2", "patch.0.0", "patch.0.1", "walk"]
+    assert [view.name for view in clips.views] == names
     with mock.patch.object(dataset_module, "read_clip", side_effect=dataset_module.read_clip) as reading:
         sample = clips[Key(0, 1, 0)]
     assert reading.call_count == 1
     shapes = {view: value.shape for view, value in sample.video.items()}
     assert shapes == {
         **{view: (3, 32, 32, 3) for view in ("video", "video.1", "video.2", "walk")},
-        **{view: (1, 32, 32, 3) for view in ("patch", "patch.1")},
+        **{view: (1, 32, 32, 3) for view in ("patch.0.0", "patch.0.1")},
     }
     assert sample.start["walk"] == sample.start["video"]
     assert len({sample.start[view] for view in ("video", "video.1", "video.2")}) > 1
@@ -114,7 +115,7 @@ def test_a_patch_is_what_the_track_says(clip_set: Manifest, settings: Callable[.
         assert sorted(sample.target["track"]) == [0, 1]
         for place, number in enumerate(sample.target["track"]):
             track = clips.tracks.of(5)[number]
-            for view in ("patch", "patch.1") if place == 0 else ("patch.2", "patch.3"):
+            for view in (f"patch.{place}.0", f"patch.{place}.1"):
                 frame = int(np.argmin(np.abs(track.times - sample.start[view])))
                 box = tuple(track.boxes[frame])
                 expected = read_frames(
@@ -161,14 +162,14 @@ def test_stopping_at_every_step_changes_nothing(settings: Callable[..., Config],
         mined = [line for line in read_log(tmp_path / "whole" / "log.jsonl") if "avid_cma/mining/exact" in line]
         assert all({"avid_cma/mining/precision", "avid_cma/mining/chance"} <= line.keys() for line in mined)
     if name in ("patch", "joint"):
-        assert 0 < lines[-1]["patch/share_tracked" if name == "joint" else "share_tracked"] <= 1
+        assert 0 < lines[-1]["patch/frac_tracked" if name == "joint" else "frac_tracked"] <= 1
 
 
 @pytest.mark.parametrize("name", ["neighbour", "patch", "walk", "joint"])
 def test_a_step_never_makes_the_host_wait(clip_set: Manifest, settings: Callable[..., Config], name: str) -> None:
     chosen = settings(name, "optim.clip_norm=1.0", "data.batch_size=4")
     method = build_method(chosen, usable_instances(clip_set, chosen)).train()
-    optimizer = build_optimizer(method.parameters(), chosen.optim)
+    optimizer = build_optimizer(method.named_parameters(), chosen.optim)
     clips = training_clips(clip_set, chosen, method)
     batch = collate([clips[Key(0, id, 0)] for id in (7, NO_TRACK, 10, 11)])
     method.on_epoch(1)
@@ -182,18 +183,18 @@ def test_a_step_never_makes_the_host_wait(clip_set: Manifest, settings: Callable
 def test_silent_clips_train_the_parts_that_need_no_sound(clip_set: Manifest, settings: Callable[..., Config]) -> None:
     chosen = settings("joint")
     method = build_method(chosen, usable_instances(clip_set, chosen)).train()
-    optimizer = build_optimizer(method.parameters(), chosen.optim)
+    optimizer = build_optimizer(method.named_parameters(), chosen.optim)
     clips = training_clips(clip_set, chosen, method)
     silent = int(np.flatnonzero(clip_set.valid("train") & ~clip_set.has_audio)[0])
     batch = collate([clips[Key(0, silent, number)] for number in range(4)])
     assert not batch.has_audio.any()
     before = {name: value.clone() for name, value in method.state_dict().items()}
-    method(dataset_module.apply_views(batch, chosen.data), Progress(0, 0, 4))
+    method(apply_views(batch, method.views, chosen.data), Progress(0, 0, 4))
     done, _ = train_step(method, optimizer, batch, chosen, Progress(0, 1, 4))
     logs = {name: float(value) for name, value in done.logs.items()}
     assert logs["avid_cma/loss"] == 0
     assert min(logs["patch/loss"], logs["walk/loss"]) > 0
-    assert logs["patch/share_tracked"] == 1
+    assert logs["patch/frac_tracked"] == 1
     after = method.state_dict()
     assert not torch.equal(after["encoders.video.conv1.0.weight"], before["encoders.video.conv1.0.weight"])
     assert torch.equal(after["parts.avid_cma.banks.audio.z"], before["parts.avid_cma.banks.audio.z"])
@@ -204,16 +205,12 @@ def test_no_view_is_encoded_twice(clip_set: Manifest, settings: Callable[..., Co
     chosen = settings("joint")
     method = build_method(chosen, usable_instances(clip_set, chosen))
     clips = training_clips(clip_set, chosen, method)
-    batch = dataset_module.apply_views(collate([clips[Key(0, id, 0)] for id in range(4)]), chosen.data)
+    batch = apply_views(collate([clips[Key(0, id, 0)] for id in range(4)]), method.views, chosen.data)
     calls = []
     for name, encoder in method.encoders.items():
         encoder.register_forward_hook(lambda *_, name=name: calls.append(name))
-    features = method.encode(batch)
+    method(batch, Progress(0, 0, 1))
     assert sorted(calls) == ["audio"] + ["video"] * 6  # video, two further clips, two patches, the grid
-    method.loss(features, batch, Progress(0, 0, 1))
-    assert len(calls) == 7
-    assert features["walk"].shape == (4, 3, 4, 64)
-    assert {name for name in features if "/" in name} == {f"neighbour/key {v}" for v in ("video", "video.1", "video.2")}
 
 
 def test_a_joint_run_starts_from_a_run_of_one_of_its_parts(
@@ -234,25 +231,24 @@ def test_a_joint_run_starts_from_a_run_of_one_of_its_parts(
         train(settings("joint", f"model.init={tmp_path / 'other'}", folder="refused"))
 
 
-def test_one_tower_alone_is_evaluated_and_searched_by_pictures(
+def test_one_encoder_alone_is_evaluated_and_searched_by_video(
     clip_set: Manifest, settings: Callable[..., Config], tmp_path: Path
 ) -> None:
     assert train(settings("neighbour"))
     run = load_run(tmp_path / "run")
     assert set(run.method.encoders) == {"video"}
-    found = {
-        split: extract(run, clip_set, np.flatnonzero(clip_set.valid(split)), num_clips=1) for split in ("train", "test")
-    }
-    assert found["test"].has_video.all()
-    assert not found["test"].has_audio.any()
-    result = probe("knn", (clip_set, found["train"]), (clip_set, found["test"]))
-    assert set(result["accuracy"]) == {"video"}
+    vectors = clip_vectors(run, clip_set, np.arange(len(clip_set)), num_clips=1)
+    found = vectors.videos()
+    assert found.has_video.all()
+    assert not found.has_audio.any()
+    (split,) = read_splits(clip_set)
+    assert set(accuracies("knn", vectors, clip_set, split)) == {"video"}
+    assert "without_audio" not in count_missing([(vectors, split.test)])  # the run hears none, so it leaves none out
     store = write_store(tmp_path / "e", run, clip_set, manifest_path=Path("m"), num_clips=1)
     query = query_of_row(store, 0)
     assert len(search(store, query, way="v2v", k=3)) == 3
     with pytest.raises(ValueError, match="hold 0 other clips"):
         search(store, query, way="v2a", k=1)
-    assert result["without_sound"] == {"train": 0, "test": 0}  # the run hears none, so it leaves none out
 
 
 def test_tools_say_that_a_run_hears_nothing(
@@ -261,12 +257,10 @@ def test_tools_say_that_a_run_hears_nothing(
     assert train(settings("patch"))
     path, out = clip_set.root / "manifest.parquet", tmp_path / "e"
     done = call("tools/extract.py", tmp_path / "run", path, "--out", out, "--num-workers", 0, "--num-clips", 1)
-    assert done.out.startswith("18 clips, by their pictures, as the run hears nothing, 0 not read")
+    assert done.out.startswith("18 clips, video only, as the run has no audio encoder, 0 not read")
     asked = ("tools/retrieve.py", out, "--query", 0, "--k", 3)
-    call(*asked, "--from", "video", "--to", "audio").refused(
-        "of a run without a tower for audio: ask with --from video --to video"
-    )
-    call(*asked, "--by", "agreement").refused("of a run without a tower for audio")
+    call(*asked, "--from", "video", "--to", "audio").refused("has no audio encoder: use --from video --to video")
+    call(*asked, "--by", "agreement").refused("has no audio encoder")
     assert call(*asked, "--from", "video", "--to", "video").code == 0
     call("tools/mine.py", tmp_path / "run", "--k", 2, "--out", tmp_path / "s").refused("has no memory banks")
 
@@ -351,8 +345,8 @@ def test_tracks_that_do_not_fit_the_manifest_are_refused(clip_set: Manifest, tmp
     [
         ("walk", "data.num_frames=2", r"data\.num_frames=2: a walk there and back needs at least 3 frames"),
         ("walk", "data.patch_size=64", r"data\.patch_size=64 must be at least 1 and at most data\.size=32"),
-        ("neighbour", "data.grey=3", r"data\.grey=3.* must be a probability"),
-        ("neighbour", "data.fps=0", r"data\.fps=0.* expected at least 0\.01"),
+        ("neighbour", "data.gray=3", r"data\.gray=3 in .*: expected a number from 0 to 1"),
+        ("neighbour", "data.fps=0", r"data\.fps=0 .* expected a number of at least 0\.01"),
     ],
 )
 def test_values_of_views_are_refused_before_any_worker_starts(
@@ -363,7 +357,7 @@ def test_values_of_views_are_refused_before_any_worker_starts(
 
 
 @pytest.mark.parametrize("name", ["neighbour", "patch", "walk"])
-def test_a_split_without_pictures_is_refused(clip_set: Manifest, settings: Callable[..., Config], name: str) -> None:
+def test_a_split_without_video_is_refused(clip_set: Manifest, settings: Callable[..., Config], name: str) -> None:
     sound_only = Instances(torch.ones(4) > 0, has_audio=torch.ones(4) > 0, has_video=torch.zeros(4) > 0)
     with pytest.raises(ValueError, match=r"this split has (0|no) usable clip"):
         build_method(settings(name), sound_only)
@@ -379,10 +373,13 @@ def test_a_split_without_pictures_is_refused(clip_set: Manifest, settings: Calla
             r"unknown key num_clip in method\.parts\.neighbour: did you mean num_clips",
         ),
         ({"avid": {}, "patch": {}}, r"tracks not set in method\.parts\.patch"),
-        ({"avid": {}, "neighbour": {"far": "x"}}, r"method\.parts\.neighbour\.far=x: expected negative or ignore"),
+        (
+            {"avid": {}, "neighbour": {"far": "x"}},
+            r"far=x in method\.parts\.neighbour: expected one of negative, ignore",
+        ),
         (
             {"avid": {}, "neighbour": {"weight": float("nan")}},
-            r"method\.parts\.neighbour\.weight=nan: expected a positive",
+            r"method\.parts\.neighbour\.weight=\.nan: expected a positive",
         ),
         ({"avid": {}, "values": {"name": "neighbour"}}, r"method\.parts\.values: values is a word of PyTorch's"),
         ({"avid": {}, "near": {"name": ["neighbour"]}}, r"method\.parts\.near\.name=\['neighbour'\] is unknown"),
@@ -398,8 +395,9 @@ def test_parts_that_cannot_be_are_refused(clip_set: Manifest, tmp_path: Path, pa
         build_method(chosen, usable_instances(clip_set, chosen))
 
 
-def test_parts_that_place_clips_differently_are_refused(clip_set: Manifest, tmp_path: Path) -> None:
-    parts = {"near": {"name": "neighbour"}, "more": {"name": "neighbour", "num_clips": 3}}
+def test_parts_that_take_tracks_differently_are_refused(clip_set: Manifest, tmp_path: Path, tracks: str) -> None:
+    parts = {"ends": {"name": "patch", "tracks": tracks}, "any": {"name": "patch", "tracks": tracks, "frames": "any"}}
     chosen = config(clip_set, tmp_path, {"name": "joint", "parts": parts})
-    with pytest.raises(ValueError, match=r"part near wants Clips\(num=2.* and part more wants Clips\(num=3"):
-        build_method(chosen, usable_instances(clip_set, chosen))
+    method = build_method(chosen, usable_instances(clip_set, chosen))
+    with pytest.raises(ValueError, match="one sample shows the tracks of one table, taken in one way"):
+        training_clips(clip_set, chosen, method)

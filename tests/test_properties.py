@@ -1,8 +1,8 @@
 """The rules of the design's section 5 as properties, over sets, batches and ranks that hypothesis draws.
 
 The examples are the same at every run (derandomize). Numbers inside a case come from its seed, so that a failing case
-is a handful of small integers; what hypothesis draws is their shape: N, B, K, P, duplicates, clips without sound or
-without picture, files that could not be read, ragged batches, ranks.
+is a handful of small integers; what hypothesis draws is their shape: N, B, K, P, duplicates, clips without audio or
+without video, files that could not be read, ragged batches, ranks.
 
 Letters as in structs.py: N instances, B rows, K negatives, P positives, D dimensions.
 """
@@ -10,7 +10,6 @@ Letters as in structs.py: N instances, B rows, K negatives, P positives, D dimen
 import collections
 import dataclasses
 import os
-import socket
 from pathlib import Path
 from unittest import mock
 
@@ -25,7 +24,6 @@ from hypothesis import strategies as st
 from torch.nn.parallel import DistributedDataParallel
 
 from avssl import distributed
-from avssl.checkpoint import load_checkpoint
 from avssl.data.manifest import IDENTITY, SCHEMA, Manifest
 from avssl.data.sampling import TrainingBatches
 from avssl.methods.avid import AVID, AVIDOptions
@@ -34,10 +32,12 @@ from avssl.mining import agreement
 from avssl.mining.agreement import RULES, minable, mine_agreement
 from avssl.objectives.negatives import Bank, Queue, draw_negatives
 from avssl.structs import Batch, Embedded, Instances, Progress, Step
-from avssl.train import train
-from tests.methods.tiny import tiny_method, vector_batch
-from tests.test_train import CMA, config
+from avssl.training.checkpoint import load_checkpoint
+from avssl.training.loop import train
+from tests.support.runs import CMA, config, free_port
+from tests.support.tiny import tiny_method, vector_batch
 
+pytestmark = pytest.mark.slow
 examples = settings(
     derandomize=True, deadline=None, database=None, suppress_health_check=list(HealthCheck), max_examples=60
 )
@@ -106,16 +106,16 @@ def test_negatives_depend_neither_on_the_ranks_nor_on_the_order_of_what_is_avoid
     ]
     assert torch.equal(torch.cat(parts), whole)
     shuffled = avoid[:, torch.randperm(avoid.shape[1], generator=generator(seed))]
-    again = torch.cat([shuffled, shuffled[:, :1], torch.full((len(avoid), 1), -1)], dim=1)  # repeated and empty places
+    again = torch.cat([shuffled, shuffled[:, :1], torch.full((len(avoid), 1), -1)], dim=1)  # repeated and empty columns
     assert torch.equal(draw_negatives(valid, num, avoid=again, generator=generator(seed)), whole)
 
 
-# ---- memories
+# ---- memory banks
 
 
 @st.composite
 def updates(draw: st.DrawFn) -> tuple[torch.Tensor, list[torch.Tensor]]:
-    """valid (N,) and the ids of some batches, with duplicates, empty places and invalid rows."""
+    """valid (N,) and the ids of some batches, with duplicates, masked (-1) and invalid rows."""
     num = draw(st.integers(1, 10))
     valid = torch.tensor(draw(st.lists(st.booleans(), min_size=num, max_size=num)))
     batch = st.lists(st.integers(-1, num - 1), min_size=1, max_size=12).map(lambda ids: torch.tensor(ids, dtype=int))
@@ -236,7 +236,7 @@ class Case:
         enough = slice(self.num_positives + 3)  # for sets and negatives
         valid[enough] = True
         lone = "video" if self.silent_share == 1 else "audio" if self.sound_only_share == 1 else None
-        if lone is None or not self.within or (self.cma and self.rule != lone):  # else nothing has both sides
+        if lone is None or not self.within or (self.cma and self.rule != lone):  # else nothing has both modalities
             has_audio[enough] = has_video[enough] = True
         return Instances(valid, has_audio, has_video)
 
@@ -264,8 +264,8 @@ class Case:
         ids[0] = -1 if self.unreadable else ids[0]
         size = -(-self.rows // world_size)
         ids = torch.cat([ids, torch.full((size * world_size - self.rows,), -1)])[rank * size :][:size]
-        sides = {side: getattr(instances, side)[ids.clamp(min=0)] & (ids >= 0) for side in ("has_audio", "has_video")}
-        return vector_batch(ids, step=step, **sides)
+        has = {name: getattr(instances, name)[ids.clamp(min=0)] & (ids >= 0) for name in ("has_audio", "has_video")}
+        return vector_batch(ids, step=step, **has)
 
     def step(self, method: torch.nn.Module, number: int, **ranks: int) -> Step:
         return method(self.batch(number, **ranks), Progress(number, number, 10))
@@ -306,15 +306,15 @@ def test_the_loss_is_pure_of_unit_vectors_and_reaches_every_parameter(case: Case
         first, second = case.step(method, number), case.step(method, number)
         assert torch.equal(first.loss, second.loss)
         assert same_state(copied(method), before)
-        for view in method.views:
-            lengths = first.memo[view].z.norm(dim=1)
+        for embedded in first.embeddings.values():
+            lengths = embedded.z.norm(dim=1)
             torch.testing.assert_close(lengths, torch.ones(case.rows), atol=1e-5, rtol=0)
         method.zero_grad()
         first.loss.backward()
         for name, parameter in method.named_parameters():
             assert parameter.grad is not None, name
             assert parameter.grad.isfinite().all(), name
-        method.after_step(first)
+        method.after_step(first, Progress(0, number, 10))
 
 
 @examples
@@ -332,7 +332,7 @@ def test_slots_are_rows_and_only_what_is_usable_and_named_moves_or_enters_a_set(
             assert (method.sets[~in_sets] == -1).all()
             assert (method.sets[in_sets] >= 0).all()
         before = {view: bank.z.clone() for view, bank in method.banks.items()}
-        method.after_step(case.step(method, number))
+        method.after_step(case.step(method, number), Progress(0, number, 10))
         ids = case.batch(number).ids
         for view, bank in method.banks.items():
             assert len(bank.z) == case.num
@@ -371,7 +371,7 @@ def test_all_state_is_in_state_dict(case: Case, stop: int) -> None:
         for each in (method, other) if number > stop else (method,):
             each.on_epoch(number)
             done = case.step(each, number)
-            each.after_step(done)
+            each.after_step(done, Progress(0, number, 10))
             losses.append(done.loss.item())
         assert len(set(losses)) == 1
         if number == stop:
@@ -381,7 +381,7 @@ def test_all_state_is_in_state_dict(case: Case, stop: int) -> None:
 
 @examples
 @given(cases)
-def test_what_stands_in_place_of_a_missing_side_counts_nowhere(case: Case) -> None:
+def test_what_a_masked_row_holds_counts_nowhere(case: Case) -> None:
     method, batch = case.method(), case.batch(0)
     method.on_epoch(0)
     noise = torch.randn(batch.audio["audio"].shape, generator=generator(case.seed))
@@ -394,7 +394,7 @@ def test_what_stands_in_place_of_a_missing_side_counts_nowhere(case: Case) -> No
     for step in steps:
         each = case.method()
         each.load_state_dict(method.state_dict())
-        each.after_step(step)
+        each.after_step(step, Progress(0, 0, 10))
         states.append(each.state_dict())
     assert same_state(*states)
 
@@ -414,7 +414,7 @@ def trained(case: Case) -> dict[str, torch.Tensor]:
         result[f"loss {number}"] = distributed.all_reduce(done.loss.detach()) / ranks["world_size"]
         result |= {f"gradient {number} {name}": p.grad.clone() for name, p in method.named_parameters()}
         optimizer.step()
-        method.after_step(done)
+        method.after_step(done, Progress(0, number, 10))
     distributed.check_equal(dict(method.named_buffers()), "buffers")
     return result | method.state_dict()
 
@@ -433,12 +433,6 @@ def in_process(rank: int, given: list[Case], ports: dict[int, int], folder: str)
             distributed.shut_down()
 
 
-def free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return listener.getsockname()[1]
-
-
 @pytest.mark.processes
 def test_one_process_equals_two_and_three(tmp_path: Path) -> None:
     collected: list[Case] = []
@@ -450,7 +444,7 @@ def test_one_process_equals_two_and_three(tmp_path: Path) -> None:
 
     collect()
     assert len(collected) == 20
-    for cma, rule, silent, sound_only in (  # whole sets of one side, and both kinds in one
+    for cma, rule, silent, sound_only in (  # whole sets of one modality, and both kinds in one
         *((False, "video", 1.0, 0.0), (False, "audio", 0.0, 1.0), (False, "video", 0.3, 0.3)),
         *((True, "video", 1.0, 0.0), (True, "audio", 0.0, 1.0), (True, "union", 0.3, 0.3)),
     ):
@@ -531,11 +525,11 @@ def test_a_manifests_hash_is_that_of_which_instances_stand_in_which_order(
 
     for other in (others, rows[::-1], rows[1:], [*rows, rows[0]]):
         assert (manifest_hash(rows) == manifest_hash(other)) == (identity(rows) == identity(other))
-    relabelled = [
+    relabeled = [
         row | {name: value for name, value in donor.items() if name not in IDENTITY}
         for row, donor in zip(rows, [*others, *rows], strict=False)
     ]
-    assert manifest_hash(relabelled) == manifest_hash(rows)
+    assert manifest_hash(relabeled) == manifest_hash(rows)
 
 
 def leaves(value: object) -> list[object]:

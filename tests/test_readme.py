@@ -1,4 +1,5 @@
-"""Every `python ...` command of the README is run, in its order, on miniature data: the same flags, sizes overridden.
+"""Every `python ...` and `avssl ...` command of README.md and docs/ is run, page by page, on miniature data: the same
+flags, sizes overridden. A command that stands on several pages is run once.
 
 Tools run in this process, as importing torch anew for each of them would take longer than their work.
 """
@@ -10,18 +11,28 @@ import re
 import shlex
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
 
 from avssl.data.manifest import read_manifest
 from avssl.data.tracks import write_tracks
-from tests.clips import TINY, make_clip, make_set
+from avssl.methods import METHODS
+from tests.support.clips import make_clip, make_set
+from tests.support.runs import TINY
 
+pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parents[1]
+FIRST = ("docs/guide.md", "README.md")  # their commands make what those of the other pages take for granted
+PAGES = list(
+    dict.fromkeys([*FIRST, *sorted(path.relative_to(ROOT).as_posix() for path in (ROOT / "docs").rglob("*.md"))])
+)
+FENCED = r"^```%s\n(.*?)^```"
+OWN_METHOD = "simsiam.py:SimSiam"  # a method of the user's own, from docs/methods.md
 ONE_EPOCH = [*TINY, "optim.epochs=1", "optim.warmup_epochs=0"]
 NUM_TRAIN, NUM_TEST = 24, 12
 NOT_AVID = [line for line in ONE_EPOCH if not line.startswith("method.")]  # whose options those are
@@ -38,7 +49,7 @@ SUMMARY = {
 
 @dataclass(frozen=True)
 class Miniature:
-    """How a script of the README is run here."""
+    """How a script of the pages is run here."""
 
     smaller: list[str]  # appended to its arguments: the last of two equal flags or keys wins
     check: Callable[[list[str], str], None]  # its arguments and what it printed -> looks at what came out
@@ -53,7 +64,7 @@ def check_manifest(arguments: list[str], printed: str) -> None:
         assert read_manifest(option(arguments, "--out")).class_names == sorted(os.listdir("my_actions/train"))
         return
     assert pq.read_metadata(option(arguments, "--out")).num_rows == NUM_TRAIN + NUM_TEST
-    assert "without sound" in printed
+    assert "without audio" in printed
 
 
 def check_copies(arguments: list[str], printed: str) -> None:
@@ -82,7 +93,7 @@ def check_tracks(arguments: list[str], printed: str) -> None:
     known = pq.read_table(option(arguments, "--out")).column("id").unique()
     assert len(known) == NUM_TRAIN + NUM_TEST  # each with its tracks, or the reason why it has none
     assert f"of {NUM_TRAIN + NUM_TEST} clips" in printed
-    # clips of a second are too short for tracks: what follows in the README gets made ones
+    # clips of a second are too short for tracks: what follows gets made ones
     hash = read_manifest(arguments[0]).hash
     made = {
         "track": 0,
@@ -129,11 +140,6 @@ def check_tuned(arguments: list[str], printed: str) -> None:
 def check_weights(arguments: list[str], printed: str) -> None:
     folder = Path(option(arguments, "--to"))
     assert {"encoders.safetensors", "config.json", "README.md"} <= set(os.listdir(folder))
-    text = (ROOT / "README.md").read_text()
-    (block,) = re.findall(r"^```python\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
-    known: dict[str, object] = {}
-    exec(block.replace("clip.mp4", "another_clip.mp4"), known)  # the two lines of the README
-    assert {side: len(each) for side, each in known["features"].items()} == {"video": 3, "audio": 3}
 
 
 def check_predicted(arguments: list[str], printed: str) -> None:
@@ -187,44 +193,82 @@ KNOWN = {
     "tools/evaluate.py --table": Miniature([], check_accuracy),
     "tools/convert.py": Miniature([], check_weights),
     "tools/predict.py": Miniature(["--num-clips", "1"], check_predicted),
-    "tools/benchmark.py": Miniature(["--n", "600", "--k", "4", "--threads", "1"], check_benchmark),
-    "tools/demo.py": Miniature([*ONE_EPOCH, "--num-train", str(NUM_TRAIN), "--num-test", str(NUM_TEST)], check_demo),
+    "tools/benchmarks/mining.py": Miniature(["--n", "600", "--k", "4", "--threads", "1"], check_benchmark),
+    "tools/experiments/demo.py": Miniature(
+        [*ONE_EPOCH, "--num-train", str(NUM_TRAIN), "--num-test", str(NUM_TEST)], check_demo
+    ),
 }
+DRY = ("tools/experiments/", "tools/benchmarks/")  # here with --dry-run, unless in KNOWN; tests/tools runs them
 OWN_TESTS = {  # run in miniature by a test of their own; here only their options are looked at
-    ("tools/digits.py",): "tests/benchmark/test_digits.py",
-    ("tools/natural.py",): "tests/benchmark/test_digits.py",
-    ("tools/chaos.py",): "tests/benchmark/test_chaos.py",
+    ("tests/rigs/chaos.py",): "tests/rigs/test_chaos.py",
     ("tools/check.py",): "tests/test_check_tool.py",
-    ("tools/hostile.py",): "tests/benchmark/test_hostile.py",
-    ("tools/positives.py",): "tests/benchmark/test_positives.py",
-    ("tools/transfer.py",): "tests/benchmark/test_transfer.py",
+    ("tests/rigs/hostile.py",): "tests/rigs/test_hostile.py",
     ("tools/track.py", "clips/manifest.parquet"): "tests/test_track_tool.py",
     ("tools/evaluate.py", "runs/mine/avid_cma", "propagate"): "tests/evaluate/test_propagate.py",
-    ("tools/benchmark.py", "joint"): "tests/benchmark/test_joint.py",
-    ("tools/benchmark.py", "tracking"): "tests/benchmark/test_tracking.py",
-    ("tools/benchmark.py", "loader"): "tests/benchmark/test_loader.py",
-    ("tools/benchmark.py", "step"): "tests/benchmark/test_step.py",
-    ("tools/benchmark.py", "mining", "--n"): "tests/benchmark/test_mining.py",
-    ("tools/benchmark.py", "search"): "tests/benchmark/test_search.py",
-    ("tools/browse.py",): "tests/retrieval/test_browse_tool.py",
+    ("tools/browse.py",): "tests/browser/test_browse_tool.py",
+    ("tools/convert.py", "checkpoint.pth.tar"): "tests/test_convert_tool.py",
+    ("tools/convert.py", "X3D_S.pyth"): "tests/test_convert_tool.py",
+    ("tools/convert.py", "SLOW_8x8_R50.pkl"): "tests/test_convert_tool.py",
+    ("tools/convert.py", "torchvision:r2plus1d_18"): "tests/test_convert_tool.py",
+    ("tools/convert.py", "runs/mine/avid_cma", "--to", "weights/mine", "--onnx"): "tests/test_convert_tool.py",
 }
-NOT_RUN = ("make", "torchrun")  # make: the issue exempts it; torchrun: tests/test_train.py starts several processes
+NOT_RUN = ("make", "torchrun", "pip")  # torchrun: tests/test_train.py starts several processes
 
 
-def readme_commands() -> list[list[str]]:
-    """The words of every command in the README's bash blocks, in order."""
-    blocks = re.findall(r"^```bash\n(.*?)^```", (ROOT / "README.md").read_text(), re.MULTILINE | re.DOTALL)
-    lines = "".join(blocks).replace("\\\n", " ").splitlines()
+def blocks(page: str, language: str) -> list[str]:
+    return re.findall(FENCED % language, (ROOT / page).read_text(), re.MULTILINE | re.DOTALL)
+
+
+def commands_of(page: str) -> list[list[str]]:
+    """The words of every command in a page's bash blocks, in order; `avssl x` as `python tools/x.py`, `-m tests.rigs.x`
+    as `tests/rigs/x.py`.
+    """
+    text = re.sub(r"-m tests\.rigs\.(\w+)", r"tests/rigs/\1.py", "".join(blocks(page, "bash")))
+    text = re.sub(r"^avssl (\w+)", r"python tools/\1.py", text, flags=re.MULTILINE)
+    lines = text.replace("\\\n", " ").splitlines()
     return [words for line in lines if (words := shlex.split(line, comments=True))]
 
 
-def test_readme_has_commands_only_where_they_are_run() -> None:
-    text = re.sub(r"^```bash\n.*?^```", "", (ROOT / "README.md").read_text(), flags=re.MULTILINE | re.DOTALL)
-    assert not re.search(r"\bpython3? \S+\.py|\bpython3? -m", text)
-    commands = readme_commands()
+def all_commands() -> list[list[str]]:
+    """Those of all pages, each once."""
+    return [list(words) for words in dict.fromkeys(tuple(words) for page in PAGES for words in commands_of(page))]
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_commands_stand_only_where_they_are_run(page: str) -> None:
+    text = re.sub(FENCED % "bash", "", (ROOT / page).read_text(), flags=re.MULTILINE | re.DOTALL)
+    assert not re.search(r"\bpython3? (?!tools/NAME\.py)\S+\.py|\bpython3? -m", text)
+
+
+def test_the_first_page_is_one_screen_and_part_of_the_guide() -> None:
+    assert len((ROOT / "README.md").read_text().splitlines()) <= 150
+    guide = commands_of("docs/guide.md")
+    places = [guide.index(words) for words in commands_of("README.md") if words[0] == "python"]
+    assert len(places) == 6
+    assert places == sorted(places)
+
+
+@pytest.mark.parametrize("page", [*PAGES, "CONTRIBUTING.md", "datasets/README.md"])
+def test_links_lead_somewhere(page: str) -> None:
+    text = re.sub(FENCED % r"\w*", "", (ROOT / page).read_text(), flags=re.MULTILINE | re.DOTALL)
+    text = re.sub(r"`[^`]*`", "", text)  # code
+    for target in re.findall(r"\]\(([^)\s]+)\)", text):
+        path, _, anchor = target.partition("#")
+        if path.startswith(("http://", "https://")):
+            continue
+        file = (ROOT / page).parent / path if path else ROOT / page
+        assert file.exists(), target
+        if anchor:
+            headings = re.findall(r"^#+ (.*)", file.read_text(), re.MULTILINE)
+            assert anchor in {re.sub(r"[^\w -]", "", each.lower()).replace(" ", "-") for each in headings}, target
+
+
+def test_every_command_is_known() -> None:
+    commands = all_commands()
     assert {words[0] for words in commands} == {"python", *NOT_RUN}
     known = {key.split()[0] for key in KNOWN}
-    assert {words[1] for words in commands if words[0] == "python"} == {*known, *(key[0] for key in OWN_TESTS)}
+    called = {words[1] for words in commands if words[0] == "python" and not is_dry(words)}
+    assert called == {*known, *(key[0] for key in OWN_TESTS)}
     for words in commands:
         if words[0] == "torchrun":
             assert [word for word in words if word.endswith((".py", ".yaml"))] == [
@@ -238,17 +282,29 @@ def own_test(words: list[str]) -> tuple[str, ...] | None:
     return next((key for key in OWN_TESTS if tuple(words[1 : 1 + len(key)]) == key), None)
 
 
+def is_dry(words: list[str]) -> bool:
+    """Whether a command measures or compares at length; that of mining without sizes is run at a small one."""
+    return words[0] == "python" and words[1].startswith(DRY) and (words[1] not in KNOWN or "--n" in words)
+
+
+def test_experiments_and_benchmarks_say_what_they_would_do(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for words in filter(is_dry, all_commands()):
+        assert call(words[1], [*words[2:], "--dry-run"], monkeypatch) == 0
+        assert all(line.startswith("would ") for line in capsys.readouterr().out.splitlines()), words
+
+
 def test_commands_with_tests_of_their_own_use_options_that_exist(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    found = [(words, key) for words in readme_commands() if (key := own_test(words))]
+    found = [(words, key) for words in all_commands() if (key := own_test(words))]
     assert {key for _, key in found} == set(OWN_TESTS)
     for words, key in found:
-        text, name = (ROOT / OWN_TESTS[key]).read_text(), Path(key[-1]).name
-        assert f'"{name}"' in text or f'"{name.removesuffix(".py")}"' in text
-        subcommand = [word for word in words[2:3] if key[0] == "tools/benchmark.py"]
+        text, name = (ROOT / OWN_TESTS[key]).read_text(), Path(key[0]).stem
+        assert re.search(rf'\b{name}(\.py)?"|{name} import main', text), key
         with pytest.raises(SystemExit):
-            call(key[0], [*subcommand, "--help"], monkeypatch)
+            call(key[0], ["--help"], monkeypatch)
         printed = capsys.readouterr().out
         assert all(word in printed for word in words if word.startswith("--")), words
 
@@ -265,18 +321,23 @@ def make_actions(folder: Path) -> None:
 
 
 @pytest.fixture
-def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder with what the README takes for granted: clips, one more clip, and the repository's configs."""
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A folder with what the pages take for granted: clips, one more clip, the method of docs/methods.md, and the
+    repository's configs.
+    """
     make_set(tmp_path / "my_clips", num_train=NUM_TRAIN, num_test=NUM_TEST)
     (tmp_path / "my_clips" / "manifest.parquet").unlink()
     make_clip(tmp_path / "another_clip.mp4", 1, 999)
     make_actions(tmp_path / "my_actions")
+    (method,) = [block for block in blocks("docs/methods.md", "python") if "class SimSiam(Method)" in block]
+    (tmp_path / OWN_METHOD.partition(":")[0]).write_text(method)
     (tmp_path / "configs").symlink_to(ROOT / "configs")
     monkeypatch.chdir(tmp_path)
-    return tmp_path
+    yield tmp_path
+    METHODS.pop(OWN_METHOD, None)
 
 
-def test_commands_of_the_readme(
+def test_commands_and_code_of_the_pages(
     folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run = subprocess.run
@@ -288,11 +349,11 @@ def test_commands_of_the_readme(
         )  # the demo has no flag for this size
 
     monkeypatch.setattr(subprocess, "run", run_small)
-    for words in readme_commands():
-        if words[0] in NOT_RUN or own_test(words):
+    for words in all_commands():
+        if words[0] in NOT_RUN or own_test(words) or is_dry(words):
             continue
         script = words[1]
-        assert script in KNOWN, f"the README runs {script}, which this test does not know: add it to KNOWN"
+        assert script in KNOWN, f"a page runs {script}, which this test does not know: add it to KNOWN"
         miniature = next((KNOWN[key] for word in words[2:] if (key := f"{script} {word}") in KNOWN), KNOWN[script])
         is_avid = script != "tools/train.py" or "avid" in words[2]
         arguments = [*words[2:], *(miniature.smaller if is_avid else NOT_AVID)]
@@ -301,6 +362,11 @@ def test_commands_of_the_readme(
         printed = capsys.readouterr()
         assert code == 0, f"{shlex.join(words)}: exit code {code}\n{printed.err[-2000:]}"
         miniature.check(words[2:], printed.out)
+    for page in ("README.md", "docs/guide.md", "docs/weights.md"):
+        (block,) = blocks(page, "python")
+        known: dict[str, Any] = {}
+        exec(block.replace("clip.mp4", "another_clip.mp4"), known)
+        assert {modality: len(each) for modality, each in known["features"].items()} == {"video": 3, "audio": 3}, page
 
 
 def call(script: str, arguments: list[str], monkeypatch: pytest.MonkeyPatch) -> int:

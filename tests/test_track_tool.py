@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import asdict
 from pathlib import Path
 from types import ModuleType
 
@@ -17,16 +18,18 @@ import cv2
 import numpy as np
 import pytest
 
-import avssl.track
-from avssl.benchmark.scenes import make_scene
+from avssl.cli.track import LINE, SHEET_HEIGHT
+from avssl.data import find_tracks
 from avssl.data.check import build_table
 from avssl.data.manifest import Manifest, read_manifest, write_manifest
 from avssl.data.tracks import read_tracks
+from avssl.evaluate.scenes import make_scene
 from avssl.media.encode import write_clip
 from avssl.mining.tracking import Options
 from avssl.workers import run_jobs
-from tests.clips import make_sound
+from tests.support.clips import make_sound
 
+pytestmark = pytest.mark.slow
 Call = Callable[..., int]
 NAMES = ("a_moves.mp4", "b_pans.mp4", "c_still.mp4", "d_moves.mp4", "e_sound.mp3", "f_text.mp4", "g_moves.mp4")
 
@@ -72,7 +75,7 @@ def call(tool: ModuleType) -> Call:
     return call
 
 
-def watch_jobs(monkeypatch: pytest.MonkeyPatch, module: str = avssl.track.MODULE) -> list[str]:
+def watch_jobs(monkeypatch: pytest.MonkeyPatch, module: str = find_tracks.MODULE) -> list[str]:
     """Names of the files that workers are asked for, from now on."""
     asked: list[str] = []
 
@@ -80,7 +83,7 @@ def watch_jobs(monkeypatch: pytest.MonkeyPatch, module: str = avssl.track.MODULE
         asked.extend(Path(job["path"]).name for job in jobs)
         return run_jobs(module, jobs, **options)
 
-    monkeypatch.setattr(avssl.track, "run_jobs", watched)
+    monkeypatch.setattr(find_tracks, "run_jobs", watched)
     return asked
 
 
@@ -90,7 +93,7 @@ def test_what_is_found_and_shown(made: Path, tmp_path: Path, call: Call, capsys)
     assert call(made / "manifest.parquet", out, "--show", 2, "--json", tmp_path / "summary.json") == 1  # f_text
     summary = json.loads((tmp_path / "summary.json").read_text())
     assert (summary["clips"], summary["with_track"], summary["tracks"], summary["kept"]) == (7, 3, 3, 0)
-    assert summary["without"] == {"no motion": 2, "no picture": 1}
+    assert summary["without"] == {"no motion": 2, "no video": 1}
     assert [entry["path"] for entry in summary["not_read"]] == ["f_text.mp4"]
     words = capsys.readouterr().out
     assert "3 tracks in 3 of 7 clips" in words
@@ -104,7 +107,7 @@ def test_what_is_found_and_shown(made: Path, tmp_path: Path, call: Call, capsys)
     (sheet,) = summary["sheets"]
     assert Path(sheet) == out.with_name("tracks_sheet_0.png")
     picture = cv2.imread(sheet)
-    assert picture.shape[0] == 2 * (avssl.track.SHEET_HEIGHT + 2 * avssl.track.LINE + 4)
+    assert picture.shape[0] == 2 * (SHEET_HEIGHT + 2 * LINE + 4)
     assert (picture == [0, 255, 255]).all(axis=2).sum() > 500  # boxes, yellow
     assert sorted(path.name for path in out.parent.iterdir()) == ["tracks.parquet", "tracks_sheet_0.png"]
 
@@ -163,12 +166,12 @@ def test_a_file_that_hangs_or_kills_is_named_and_tried_again(
 ) -> None:
     (tmp_path / "hostile_track.py").write_text(
         "import os, time\n"
-        "from avssl.mining.tracking import answer\n"
+        "from avssl.mining.tracking import _run_job\n"
         "from avssl.workers import serve\n"
         "def worse(job):\n"
         "    if 'a_moves' in job['path']: os._exit(9)\n"
         "    if 'b_pans' in job['path']: time.sleep(60)\n"
-        "    return answer(job)\n"
+        "    return _run_job(job)\n"
         "serve(worse)\n"
     )
     monkeypatch.setenv("PYTHONPATH", f"{tmp_path}:{repository}")
@@ -216,8 +219,8 @@ def test_a_table_of_another_manifest_is_left_alone(made: Path, tmp_path: Path, c
 
 def test_interrupted_and_alone(made: Path, tmp_path: Path, call: Call, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
     out, manifest = tmp_path / "tracks.parquet", read_manifest(made / "manifest.parquet")
-    options = Options(max_frames=12, max_tracks=1)
-    with avssl.track._journal(out, manifest.hash, options):
+    options = asdict(Options(max_frames=12, max_tracks=1))
+    with find_tracks._journal(out, manifest.hash, options):
         assert call(made / "manifest.parquet", out) == 2
     assert "tracks.parquet: wait for it or end it" in capsys.readouterr().err
 
@@ -225,8 +228,8 @@ def test_interrupted_and_alone(made: Path, tmp_path: Path, call: Call, monkeypat
         yield 0, {"tracks": [], "reason": "no motion"}
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(avssl.track, "run_jobs", interrupted)
+    monkeypatch.setattr(find_tracks, "run_jobs", interrupted)
     assert call(made / "manifest.parquet", out) == 130
     assert "the same command continues" in capsys.readouterr().err
-    with avssl.track._journal(out, manifest.hash, options) as journal:
-        assert avssl.track._read_journal(journal)[0]["reason"] == "no motion"
+    with find_tracks._journal(out, manifest.hash, options) as journal:
+        assert find_tracks._read_journal(journal)[0]["reason"] == "no motion"

@@ -1,4 +1,4 @@
-"""The loop: a stopped run continues bit-equal (killed ones: benchmark/test_chaos.py), what is wrong is said before or
+"""The loop: a stopped run continues bit-equal (killed ones: rigs/test_chaos.py), what is wrong is said before or
 while it happens, and two processes train as one.
 """
 
@@ -16,28 +16,16 @@ import pytest
 import torch
 from torch import nn
 
-from avssl.checkpoint import CheckpointError, load_checkpoint
-from avssl.config import Config, ConfigError, from_dict, loads
+from avssl.config import ConfigError, loads
 from avssl.data.manifest import Manifest, read_manifest
 from avssl.logs import read_log
-from avssl.pretrained import load_run
-from avssl.train import TrainingError, train
-from tests.clips import TINY
+from avssl.training.checkpoint import CheckpointError, load_checkpoint
+from avssl.training.loop import train
+from avssl.training.session import TrainingError
+from avssl.weights.load import load_run
+from tests.support.runs import CMA, TINY, config, equal_models
 
-CMA = [
-    "method.name=avid_cma",
-    "method.num_positives=2",
-    "method.num_negatives_within=4",
-    "method.mine_every=1",
-    "method.mine_from_epoch=1",
-]
-
-
-def config(manifest: Manifest, folder: Path, *overrides: str) -> Config:
-    from omegaconf import OmegaConf
-
-    lines = [f"data.manifest={manifest.root / 'manifest.parquet'}", f"run.dir={folder}", *TINY, *overrides]
-    return from_dict(OmegaConf.to_container(OmegaConf.from_dotlist(lines)), source="test")
+pytestmark = pytest.mark.slow
 
 
 def command(repository: Path, manifest: Manifest, folder: Path, *overrides: str) -> list[str]:
@@ -46,19 +34,6 @@ def command(repository: Path, manifest: Manifest, folder: Path, *overrides: str)
         sys.executable, str(repository / "tools" / "train.py"), str(folder.parent / "empty.yaml"),
         f"data.manifest={manifest.root / 'manifest.parquet'}", f"run.dir={folder}", *TINY, *overrides,
     ]  # fmt: skip
-
-
-def equal_models(one: Path, two: Path) -> bool:
-    a, b = load_checkpoint(one), load_checkpoint(two)
-    same = all(
-        torch.equal(a["model"][name], b["model"][name])
-        for name in a["model"]
-        if not torch.isnan(a["model"][name]).any()
-    )
-    moments = [
-        [state[key] for state in x["optimizer"]["state"].values() for key in ("exp_avg", "exp_avg_sq")] for x in (a, b)
-    ]
-    return same and a["step"] == b["step"] and all(torch.equal(x, y) for x, y in zip(*moments, strict=True))
 
 
 @pytest.mark.parametrize("extra", [[], CMA], ids=["avid", "avid_cma"])
@@ -131,15 +106,15 @@ def test_two_processes_train_as_one(clip_set: Manifest, tmp_path: Path, reposito
 def test_a_loss_that_is_not_finite_stops_the_run(
     clip_set: Manifest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from avssl.models.heads import ProjectionHead
+    from avssl.models.heads import MLP
 
-    forward, calls = ProjectionHead.forward, []
+    forward, calls = MLP.forward, []
 
     def poisoned(self: nn.Module, x: torch.Tensor) -> torch.Tensor:
         calls.append(1)
         return forward(self, x) * (float("nan") if len(calls) > 6 else 1.0)
 
-    monkeypatch.setattr(ProjectionHead, "forward", poisoned)
+    monkeypatch.setattr(MLP, "forward", poisoned)
     message = r"step 3: loss is nan.*such a gradient: encoders\.video.*last good checkpoint is .*last\.pt"
     with pytest.raises(TrainingError, match=message):
         train(config(clip_set, tmp_path / "run", "run.checkpoint_every=2"))
@@ -172,7 +147,7 @@ def test_what_a_run_belongs_to_is_checked_before_any_work(clip_set: Manifest, tm
         train(config(clip_set, tmp_path / "new", "data.split=val"))
     with pytest.raises(ConfigError, match=r"unknown key temprature in method avid: did you mean temperature\?"):
         train(config(clip_set, tmp_path / "new", "method.temprature=1"))
-    from tests.clips import make_set
+    from tests.support.clips import make_set
 
     other = make_set(tmp_path / "other", num_train=8, num_test=0)
     with pytest.raises(CheckpointError, match="belongs to another manifest"):
@@ -181,7 +156,7 @@ def test_what_a_run_belongs_to_is_checked_before_any_work(clip_set: Manifest, tm
         train(config(other, tmp_path / "new", f"model.init={tmp_path / 'run'}"))
 
 
-def test_accumulation_moves_the_same_memories_once_per_step(clip_set: Manifest, tmp_path: Path) -> None:
+def test_accumulation_updates_the_same_memory_banks_once_per_step(clip_set: Manifest, tmp_path: Path) -> None:
     """BatchNorm sees the parts, so vectors differ; which rows of the banks move, and how often, may not."""
     moved = {}
     for name, parts in (("whole", 1), ("parts", 2)):

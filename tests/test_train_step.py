@@ -1,17 +1,17 @@
-"""One optimiser step: nothing in it makes the host wait for a GPU, the check of its figures may look a step later, and
+"""One optimizer step: nothing in it causes a host sync, the check of its metrics may look a step later, and
 compiled encoders stay the same encoders.
 """
 
 import shutil
 import subprocess
 import sys
+from operator import itemgetter
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from torch import nn
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from avssl.config import Config
 from avssl.data.dataset import ClipDataset, collate
@@ -19,33 +19,12 @@ from avssl.data.manifest import Manifest
 from avssl.data.sampling import Key
 from avssl.methods import build_method
 from avssl.methods.base import Method
-from avssl.optim import build_optimizer
 from avssl.structs import Batch, Progress
-from avssl.train import FiniteCheck, GradientNorms, TrainingError, to_channels_last, train_step, usable_instances
-from tests.test_train import CMA, config
-
-WAITING = {  # operations of aten whose result, or its shape, the host must read
-    "_local_scalar_dense", "item", "is_nonzero", "equal", "nonzero", "masked_select", "_unique", "_unique2",
-    "unique_dim", "unique_consecutive", "repeat_interleave", "bincount", "histc",
-}  # fmt: skip
-
-
-class Waits(TorchDispatchMode):
-    """Records every operation that would make the host wait if its tensors were on a GPU."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.seen: list[str] = []
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        name = func.overloadpacket.__name__
-        marked = name.startswith("index") and any(
-            index is not None and index.dtype in (torch.bool, torch.uint8)
-            for index in (args[1] if isinstance(args[1], list | tuple) else [])
-        )
-        if name in WAITING or marked:
-            self.seen.append(name)
-        return func(*args, **(kwargs or {}))
+from avssl.training.optim import build_optimizer
+from avssl.training.session import TrainingError
+from avssl.training.setup import to_channels_last, usable_instances
+from avssl.training.step import FiniteCheck, GradientNorms, train_step
+from tests.support.runs import CMA, Waits, config
 
 
 @pytest.mark.parametrize(
@@ -67,17 +46,17 @@ def test_the_recorder_sees_what_waits(name: str, wait) -> None:
 
 
 def first_batch(manifest: Manifest, settings: Config, method: Method) -> Batch:
-    rows = np.flatnonzero(manifest.valid("train"))[-4:]  # the last of them has no sound
+    rows = np.flatnonzero(manifest.valid("train"))[-4:]  # the last of them has no audio
     dataset = ClipDataset(manifest, settings.data, method.views)
     return collate([dataset[Key(epoch=0, id=int(row), clip=0)] for row in rows])
 
 
-@pytest.mark.parametrize("optimiser", ["adam", "lars"])
+@pytest.mark.parametrize("optimizer", ["adam", "lars"])
 @pytest.mark.parametrize("extra", [["method.within=1"], CMA], ids=["avid", "avid_cma"])
-def test_a_step_never_makes_the_host_wait(clip_set: Manifest, tmp_path: Path, extra: list[str], optimiser: str) -> None:
-    settings = config(clip_set, tmp_path, *extra, f"optim.name={optimiser}", "optim.clip_norm=1.0", "data.flip=1")
+def test_a_step_never_makes_the_host_wait(clip_set: Manifest, tmp_path: Path, extra: list[str], optimizer: str) -> None:
+    settings = config(clip_set, tmp_path, *extra, f"optim.name={optimizer}", "optim.clip_norm=1.0", "data.flip=1")
     method = build_method(settings, usable_instances(clip_set, settings)).train()
-    optimizer = build_optimizer(method.parameters(), settings.optim)
+    optimizer = build_optimizer(method.named_parameters(), settings.optim)
     check = FiniteCheck(tmp_path, delayed=True)
     batch = first_batch(clip_set, settings, method)
     with Waits() as waits:  # the first step asks whether log_z is set
@@ -92,13 +71,36 @@ def test_a_step_never_makes_the_host_wait(clip_set: Manifest, tmp_path: Path, ex
     assert ("pos_v2v" in done.logs) == (extra == CMA)
 
 
+@pytest.mark.parametrize(
+    "method",
+    [
+        {"name": "byol", "hidden_dim": 16},
+        {"name": "rotation"},
+        {"name": "swav", "hidden_dim": 16, "num_prototypes": 8, "queue_size": 8, "queue_from_epoch": 1},
+        {"name": "infonce", "hidden_dim": 16},
+    ],
+    ids=itemgetter("name"),
+)
+def test_other_families_do_not_wait_either(clip_set: Manifest, tmp_path: Path, method: dict) -> None:
+    settings = config(clip_set, tmp_path, "optim.clip_norm=1.0").replace(method=method)
+    method = build_method(settings, usable_instances(clip_set, settings)).train()
+    optimizer = build_optimizer(method.named_parameters(), settings.optim)
+    batch = first_batch(clip_set, settings, method)
+    for epoch in (0, 1):
+        method.on_epoch(epoch)
+        train_step(method, optimizer, batch, settings, Progress(epoch, epoch, 4))
+    with Waits() as waits:
+        train_step(method, optimizer, batch.to(torch.device("cpu")), settings, Progress(1, 2, 4))
+    assert waits.seen == []
+
+
 def test_what_the_host_remembers_comes_from_the_state(clip_set: Manifest, tmp_path: Path) -> None:
     """A loaded state decides, whatever the method did before."""
     settings = config(clip_set, tmp_path, *CMA)
     method, other = (build_method(settings, usable_instances(clip_set, settings)).train() for _ in range(2))
     fresh = {name: value.clone() for name, value in method.state_dict().items()}
     batch = first_batch(clip_set, settings, method)
-    optimizer = build_optimizer(method.parameters(), settings.optim)
+    optimizer = build_optimizer(method.named_parameters(), settings.optim)
     train_step(method, optimizer, batch, settings, Progress(0, 0, 4))
     method.on_epoch(1)
     assert method.mined
@@ -113,7 +115,7 @@ def test_what_the_host_remembers_comes_from_the_state(clip_set: Manifest, tmp_pa
 
 
 @pytest.mark.parametrize("delayed", [False, True])
-def test_figures_that_are_not_finite_stop_the_run(tmp_path: Path, delayed: bool) -> None:
+def test_metrics_that_are_not_finite_stop_the_run(tmp_path: Path, delayed: bool) -> None:
     check = FiniteCheck(tmp_path / "last.pt", delayed=delayed)
     good, bad = torch.tensor([1.0, 2.0]), torch.tensor([1.0, float("inf")])
     names = ["encoders.a", "encoders.b"]
@@ -130,27 +132,37 @@ def test_figures_that_are_not_finite_stop_the_run(tmp_path: Path, delayed: bool)
 
 
 def test_channels_last_reaches_a_kernel_of_one_channel() -> None:
-    towers = nn.Sequential(nn.Conv2d(1, 4, 3), nn.Conv2d(4, 4, 3), nn.Conv3d(3, 4, 3))
-    before = [parameter.clone() for parameter in towers.parameters()]
-    to_channels_last(towers)
-    assert all(torch.equal(*pair) for pair in zip(towers.parameters(), before, strict=True))
-    assert towers[0].weight.stride() == (9, 1, 3, 1)
-    assert towers[0](torch.randn(2, 1, 8, 8)).is_contiguous(memory_format=torch.channels_last)
-    assert towers[2].weight.is_contiguous(memory_format=torch.channels_last_3d)
+    network = nn.Sequential(nn.Conv2d(1, 4, 3), nn.Conv2d(4, 4, 3), nn.Conv3d(3, 4, 3))
+    before = [parameter.clone() for parameter in network.parameters()]
+    to_channels_last(network)
+    assert all(torch.equal(*pair) for pair in zip(network.parameters(), before, strict=True))
+    assert network[0].weight.stride() == (9, 1, 3, 1)
+    assert network[0](torch.randn(2, 1, 8, 8)).is_contiguous(memory_format=torch.channels_last)
+    assert network[2].weight.is_contiguous(memory_format=torch.channels_last_3d)
 
 
 COMPILED = """
 import torch
-from avssl.models.heads import ProjectionHead
-from avssl.train import compile_encoders
+from torch._dynamo.utils import counters
+from avssl.models.heads import mlp
+from avssl.training.setup import compile_encoders
 method = torch.nn.Module()
-method.encoders = torch.nn.ModuleDict({"video": ProjectionHead(4, hidden_dim=4, out_dim=2)})
+method.views = ("video", "audio")
+method.encoders = torch.nn.ModuleDict({"video": mlp([4, 4, 2])})
 names = list(method.state_dict())
 x = torch.ones(2, 4)
 expected = method.encoders["video"](x)
 compile_encoders(method, torch.device("cpu"))
 assert list(method.state_dict()) == names
 torch.testing.assert_close(method.encoders["video"](x), expected)
+before = counters["stats"]["unique_graphs"]
+method.encoders["video"](torch.ones(3, 4))
+assert counters["stats"]["unique_graphs"] == before + 1  # another shape is compiled, not run eagerly
+torch._dynamo.config.recompile_limit = 2
+try:
+    method.encoders["video"](torch.ones(5, 4))
+except torch._dynamo.exc.FailOnRecompileLimitHit:
+    print("refused")
 """
 
 
@@ -163,6 +175,7 @@ def test_compiled_encoders_keep_their_names_and_a_missing_compiler_is_said(tmp_p
     done = subprocess.run([sys.executable, "-c", COMPILED], env=environment, capture_output=True, text=True)
     if compiler == "g++":
         assert done.returncode == 0, done.stderr
+        assert done.stdout == "refused\n"  # more shapes than views, which would silently fall back to eager
     else:
         assert "ConfigError: run.compile=true, but torch.compile fails here" in done.stderr
         assert "install a C++ compiler" in done.stderr

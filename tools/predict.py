@@ -1,65 +1,8 @@
-"""Name the classes of clips, with a network that was fine-tuned or a linear classifier that was saved.
+"""avssl predict: see avssl/cli/predict.py."""
 
-    python tools/predict.py runs/mine/finetune/split/trained clip.mp4
-    python tools/predict.py weights/classes clip.mp4 another.mp4 --top 3 --json
-
-WEIGHTS is the run of a fine-tuning (tools/evaluate.py RUN finetune, OUT/<split>/trained), or a folder that
-tools/evaluate.py RUN linear --save has written. Scores are the mean over clips of the file, and crops of each, of the
-softmax.
-Exit code: 0 done, 1 a file could not be read or lacks what the classifier looks at (it is named), 2 wrong call.
-"""
-
-import argparse
 import sys
-from pathlib import Path
 
-from avssl.evaluate.predict import predict
-from avssl.files import answer, check_writable
-from avssl.pretrained import load, with_data
-
-
-def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("weights", type=Path, metavar="WEIGHTS", help="run of a fine-tuning, or saved classifier")
-    parser.add_argument("files", type=Path, nargs="+", metavar="FILE", help="clips")
-    parser.add_argument("--top", type=int, default=5, help="classes to name (default: 5)")
-    parser.add_argument("--num-clips", type=int, default=10, help="clips of each file (default: 10)")
-    parser.add_argument("--num-crops", type=int, default=3, help="crops of each clip (default: 3)")
-    parser.add_argument("--json", nargs="?", const="-", help="print JSON, or write it to a file")
-    arguments = parser.parse_args()
-    found, lines, lost = {}, [], {}
-    try:
-        if arguments.json not in (None, "-"):
-            check_writable(arguments.json)
-        if arguments.top < 1:
-            raise ValueError(f"--top {arguments.top}: expected at least 1")
-        towers = with_data(load(arguments.weights), num_workers=0)
-        if towers.classifier is None:
-            raise ValueError(
-                f"{arguments.weights} has no classifier: fine-tune with tools/evaluate.py RUN finetune and give "
-                "OUT/<split>/trained, or save one with tools/evaluate.py RUN linear --save"
-            )
-        views = {"num_clips": arguments.num_clips, "num_crops": arguments.num_crops}
-        for number in views.values():
-            if number < 1:
-                raise ValueError(f"--num-clips and --num-crops must be at least 1, not {number}")
-    except ValueError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    for path in arguments.files:
-        try:
-            scores = predict(towers, path, **views)
-        except ValueError as error:
-            lost[str(path)] = str(error)
-            continue
-        best = sorted(scores.items(), key=lambda entry: -entry[1])[: arguments.top]
-        found[str(path)] = dict(best)
-        lines += [str(path), *(f"{score:6.3f}  {name}" for name, score in best)]
-    for path, reason in lost.items():
-        print(f"not told: {path}: {reason}", file=sys.stderr)
-    answer(found, "\n".join(lines), to=arguments.json)
-    return 1 if lost else 0
-
+from avssl.cli.predict import main
 
 if __name__ == "__main__":
     sys.exit(main())

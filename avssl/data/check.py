@@ -1,15 +1,12 @@
-"""Finding out in worker processes what files hold: `build_table` probes those of a new manifest, `inspect_manifest`
-decodes those of an old one wholly, and `with_findings` writes down what it found.
-
-What lives here: joining the facts with what is known of each row. What does not: the facts themselves (media/probe.py,
-media/inspect.py), which of them matter (policy.py), the pool (workers.py) and how files are found (datasets/*.py).
+"""Checking files in worker processes: `build_table` probes those of a new manifest, `inspect_manifest` decodes those
+of an existing one, and `with_findings` adds the results to it.
 """
 
 import collections
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -18,26 +15,27 @@ from tqdm import tqdm
 from avssl.data.manifest import SCHEMA, Manifest, ManifestError, read_manifest
 from avssl.data.policy import TITLES, cases
 from avssl.data.quarantine import release
-from avssl.files import whole_file
+from avssl.files import atomic_write
 from avssl.media.inspect import Inspection
 from avssl.media.probe import Probe
 from avssl.workers import Lost, run_jobs
 
+T = TypeVar("T", bound=Probe)
 FACTS = tuple(asdict(Probe()))
-FIXED = ("size", "content_key")  # facts that belong to the instance: a checked manifest keeps them
+FIXED = ("size", "content_key")  # facts that identify the instance: a checked manifest keeps them
 TIMES = ("duration", "video_start", "video_end", "audio_start", "audio_end")
-SAME_SECONDS = 0.1  # recorded times stay when decoding agrees this well: the clips that training draws follow from them
+SAME_SECONDS = 0.1  # recorded times stay if decoding agrees this well, as training draws windows from them
 FINDINGS = {  # further columns of a checked manifest
     "cut_off_at": pa.float64(),
     "damaged_at": pa.float64(),
     "variable_rate": pa.bool_(),
-    "duplicate_of": pa.string(),  # path of the first row with the same content and the same part of it
+    "duplicate_of": pa.string(),  # path of the first row with the same content, start and end
 }
 EXCHANGED = (
     "the file is not the one that the manifest was written from: put that one back, or write the manifest anew and "
     "train anew, as rows are instances"
 )
-MAX_NAMED = 20  # files named one by one for a person; --json names all
+MAX_NAMED = 20  # files listed as text; --json lists all
 
 
 def build_table(
@@ -47,25 +45,22 @@ def build_table(
 
     Args:
         root: folder that the paths are relative to.
-        rows: in the order of the manifest: "path" and, where known, start, end, group, label, split, further columns.
-            `group` defaults to the path. A further column named like a probed fact is kept as listed_<name>.
-        num_workers: processes.
+        rows: in the order of the manifest: "path" and optionally start, end, group (default: the path), label, split,
+            further columns. One named like a probed fact is kept as listed_<name>.
         timeout_seconds: per file; a file that takes longer gets the status timeout.
     """
-    root = Path(root)
     paths = sorted({row["path"] for row in rows})
-    facts = {}
-    probed = probe_files([root / path for path in paths], num_workers=num_workers, timeout_seconds=timeout_seconds)
-    for i, probe in tqdm(probed, total=len(paths), desc="probing", unit="clip"):
-        facts[paths[i]] = asdict(probe)
-    return join_facts(rows, facts)
+    files = [Path(root) / path for path in paths]
+    probed = probe_files(files, num_workers=num_workers, timeout_seconds=timeout_seconds)
+    probed = tqdm(probed, total=len(paths), desc="probing", unit="clip")
+    return join_facts(rows, {paths[i]: asdict(probe) for i, probe in probed})
 
 
 def manifest_of_file(path: Path) -> Manifest:
     """A manifest of one clip. Raises ManifestError where it cannot be used."""
     if not path.is_file():
         why = "is a folder" if path.is_dir() else "does not exist"
-        raise ManifestError(f"{path} {why}: give a file with pictures or sound")
+        raise ManifestError(f"{path} {why}: give a file with video or audio")
     _, probe = next(probe_files([path], num_workers=1, timeout_seconds=60.0))
     manifest = Manifest(join_facts([{"path": path.name}], {path.name: asdict(probe)}), path.parent)
     if not manifest.usable()[0]:
@@ -74,12 +69,7 @@ def manifest_of_file(path: Path) -> Manifest:
 
 
 def join_facts(rows: Sequence[Mapping[str, Any]], facts: Mapping[str, Mapping[str, Any]]) -> pa.Table:
-    """The table of a manifest.
-
-    Args:
-        rows: see `build_table`.
-        facts: of each path, the fields of a `Probe`.
-    """
+    """The table of a manifest from rows as in `build_table` and the fields of a `Probe` of each path."""
     columns: dict[str, list] = {name: [] for name in SCHEMA.names}
     further = {name: None for row in rows for name in row if name in FACTS or name not in SCHEMA.names}
     for row in rows:
@@ -96,39 +86,30 @@ def join_facts(rows: Sequence[Mapping[str, Any]], facts: Mapping[str, Mapping[st
 def probe_files(
     paths: Sequence[str | Path], *, num_workers: int, timeout_seconds: float
 ) -> Iterator[tuple[int, Probe]]:
-    """Yield (position in `paths`, facts) as they come; see `run_jobs` for the rest."""
-    jobs = [str(path) for path in paths]
-    answers = run_jobs("avssl.media.probe", jobs, num_workers=num_workers, timeout_seconds=timeout_seconds)
-    for i, answer in answers:
-        yield i, Probe(status=answer.status, reason=answer.reason) if isinstance(answer, Lost) else Probe(**answer)
+    """Yield (position in `paths`, facts) as they come; see `run_jobs`."""
+    return _run_workers("avssl.media.probe", Probe, paths, num_workers, timeout_seconds)
 
 
 def inspect_manifest(manifest: Manifest, *, num_workers: int, timeout_seconds: float) -> dict[str, Inspection]:
-    """Decode all files of a manifest wholly, each file once, with a progress bar: {path: what was found}.
-
-    Args:
-        num_workers: processes.
-        timeout_seconds: per file; a file that takes longer gets the status timeout.
-    """
+    """Decode each file of a manifest once, with a progress bar: {path: inspection}."""
     paths = sorted(set(manifest.column("path")))
-    jobs = [str(manifest.root / path) for path in paths]
-    answers = run_jobs("avssl.media.inspect", jobs, num_workers=num_workers, timeout_seconds=timeout_seconds)
-    found = {}
-    for i, answer in tqdm(answers, total=len(paths), desc="checking", unit="clip"):
-        is_lost = isinstance(answer, Lost)
-        found[paths[i]] = Inspection(status=answer.status, reason=answer.reason) if is_lost else Inspection(**answer)
-    return found
+    files = [manifest.root / path for path in paths]
+    found = _run_workers("avssl.media.inspect", Inspection, files, num_workers, timeout_seconds)
+    return {paths[i]: each for i, each in tqdm(found, total=len(paths), desc="checking", unit="clip")}
+
+
+def _run_workers(
+    module: str, kind: type[T], paths: Sequence[str | Path], num_workers: int, timeout_seconds: float
+) -> Iterator[tuple[int, T]]:
+    jobs = [str(path) for path in paths]
+    for i, answer in run_jobs(module, jobs, num_workers=num_workers, timeout_seconds=timeout_seconds):
+        yield i, kind(status=answer.status, reason=answer.reason) if isinstance(answer, Lost) else kind(**answer)
 
 
 def with_findings(table: pa.Table, found: Mapping[str, Inspection]) -> pa.Table:
-    """The table of a manifest with what decoding found: status, reason, times and the columns of FINDINGS.
+    """The table of a manifest, same rows, with results of decoding: status, reason, times and the columns of FINDINGS.
 
-    The same instances in the same order. A file that is another than the recorded one gets the status exchanged, and a
-    quarantined row stays so.
-
-    Args:
-        table: of a manifest.
-        found: of every path in it.
+    A file other than the recorded one gets the status exchanged; a quarantined row stays so.
     """
     rows = table.to_pylist()
     first: dict[tuple, str] = {}  # (digest, start, end) -> path of the first row
@@ -149,11 +130,10 @@ def with_findings(table: pa.Table, found: Mapping[str, Inspection]) -> pa.Table:
 
 
 def fix_manifest(path: str | Path, manifest: Manifest, found: Mapping[str, Inspection]) -> list[str]:
-    """Write what was found into the manifest file, whole or not at all; ids, hash and recorded root stay. Files that
-    decode leave the quarantine list; of the others the manifest itself now tells.
+    """Write the findings into the manifest file, atomically; ids, hash and recorded root stay. Files that decode leave
+    the quarantine list.
 
     Args:
-        path: of the manifest.
         manifest: as it was read before the files were inspected.
         found: of every path in it.
 
@@ -166,23 +146,22 @@ def fix_manifest(path: str | Path, manifest: Manifest, found: Mapping[str, Inspe
     """
     if read_manifest(path, root=manifest.root).hash != manifest.hash:
         raise ManifestError(f"manifest {path} was exchanged while its files were checked: check it again")
-    table = with_findings(pq.read_table(path), found)  # as it stands in the file, without the quarantine list
-    with whole_file(path) as temporary:
+    table = with_findings(pq.read_table(path), found)  # as in the file, without the quarantine list
+    with atomic_write(path) as temporary:
         pq.write_table(table, temporary)
     return release(path, {name for name, inspection in found.items() if inspection.status in ("ok", "no_video")})
 
 
 def report(manifest: Manifest, found: Mapping[str, Inspection], *, clip_seconds: float) -> dict[str, Any]:
-    """What is the matter with the files of a manifest, as plain data.
+    """Problems of the files of a manifest, as plain data.
 
     Args:
-        manifest: any; what was found counts, not what it says.
-        found: of every path in it.
+        found: of every path in the manifest; takes precedence over it.
         clip_seconds: files shorter than this are short.
 
     Returns:
-        rows, files, clip_seconds; cases {case: number of files}; problems, one entry per file that is in any case, in
-        the order of the manifest.
+        rows, files, clip_seconds; cases {case: number of files}; problems: an entry per file in any case, in the order
+        of the manifest.
     """
     table = with_findings(manifest.table, found)
     facts = table.select(["path", "status", "reason", *FINDINGS]).to_pylist()
@@ -205,16 +184,20 @@ def report(manifest: Manifest, found: Mapping[str, Inspection], *, clip_seconds:
 
 
 def describe(summary: Mapping[str, Any]) -> str:
-    """The report in words: how many files are in each case, and up to MAX_NAMED of them by name."""
+    """The report as text: how many files are in each case, and up to MAX_NAMED of them by name."""
     lines = [f"{summary['files']} files decoded, {len(summary['problems'])} with findings"]
     for case, title in TITLES.items():
         entries = [entry for entry in summary["problems"] if case in entry["cases"]]
         if entries:
             lines.append(f"{len(entries)} {title}:")
-            lines += [f"  {entry['path']}{_detail(case, entry)}" for entry in entries[:MAX_NAMED]]
-        if len(entries) > MAX_NAMED:
-            lines.append(f"  and {len(entries) - MAX_NAMED} more: --json names all")
+            lines += name_some([f"{entry['path']}{_detail(case, entry)}" for entry in entries], "--json names all")
     return "\n".join(lines)
+
+
+def name_some(names: Sequence[str], where: str) -> list[str]:
+    """Up to MAX_NAMED indented lines, then how many more there are and where."""
+    lines = [f"  {name}" for name in names[:MAX_NAMED]]
+    return lines + ([f"  and {len(names) - MAX_NAMED} more: {where}"] if len(names) > MAX_NAMED else [])
 
 
 def _detail(case: str, entry: Mapping[str, Any]) -> str:
@@ -231,16 +214,15 @@ def _detail(case: str, entry: Mapping[str, Any]) -> str:
 
 
 def _facts(row: Mapping[str, Any], found: Inspection) -> dict[str, Any]:
-    """What a row of a manifest is to say by what was found."""
+    """New values of a row of a manifest."""
     if row["status"] == "quarantined":
         return {}
-    if not found.content_key:  # missing, timeout, crashed: of what it holds nothing new is known
+    if not found.content_key:  # missing, timeout, crashed
         return {"status": found.status, "reason": found.reason}
     if found.content_key != row["content_key"]:
         return {"status": "exchanged", "reason": EXCHANGED}
-    facts = {name: value for name, value in asdict(found).items() if name in FINDINGS or name in FACTS}
-    for name in FIXED:
-        del facts[name]
+    kept = (set(FINDINGS) | set(FACTS)) - set(FIXED)
+    facts = {name: value for name, value in asdict(found).items() if name in kept}
     for name in TIMES:
         if None not in (row[name], facts[name]) and abs(row[name] - facts[name]) < SAME_SECONDS:
             facts[name] = row[name]

@@ -1,17 +1,15 @@
-"""Clips as samples: which seconds and which parameters (drawn), then the pictures and sounds (decoded). Runs in
-worker processes.
+"""Clips as samples: all views of a clip are planned, then its file is read once. Runs in worker processes.
 
-A file that cannot be read becomes an empty place: zeros with id -1 that match nothing, and its name and reason
-travel with the batch.
-It is never replaced by another clip. Differs from AVID-CMA, where the next file takes its place silently.
-A clip that lacks one side keeps its id: zeros stand for that side, and has_audio or has_video says so.
+A file that cannot be read becomes a masked row: zeros with id -1 that match nothing; its name and reason are in
+batch.errors. Differs from AVID-CMA, which silently takes the next file. A clip without one modality keeps its id, with
+zeros and has_audio or has_video false.
 """
 
 import dataclasses
 import os
 import time
 from collections.abc import Mapping, Sequence
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -19,33 +17,26 @@ from torch.utils.data import Dataset, default_collate, get_worker_info
 
 from avssl.config import ConfigError, DataConfig
 from avssl.data.manifest import Manifest
-from avssl.data.sampling import ONE_CLIP, Clips, Key, Patches, Span, draw_windows, further_starts, spread_windows
+from avssl.data.sampling import Key, plan_windows
 from avssl.data.tracks import Tracks
 from avssl.media.cache import ClipCache
-from avssl.media.decode import AudioWindow, VideoWindow, read_clip
+from avssl.media.decode import Frames, Samples, read_clip
 from avssl.media.decoders import DecoderMissingError, describe
 from avssl.media.reader import DecodeError, Limits
-from avssl.structs import SMALL_BYTES, Batch, Sample
-from avssl.transforms.video import spread_crops
-from avssl.transforms.views import number_of, numbered, view_of
+from avssl.structs import MODALITIES, SMALL_BYTES, Batch, Sample
+from avssl.transforms.recipes import Clip, Plan, Window
+from avssl.transforms.views import First, Same, Spread, TrackFrame, View, check_views
+from avssl.windows import Span
 
-CLOSED = "the manifest marks it"  # begins the reason why a file is not even opened
+CLOSED = "the manifest marks it"  # begins the reason of a file that is not opened
 
 
 class ClipNote(NamedTuple):
-    """What a worker process is doing."""
+    """The clip that a worker process reads."""
 
     pid: int
     id: int  # row of the manifest, -1 between clips
     since: float  # seconds since the epoch
-
-
-class Place(NamedTuple):
-    """Where in a clip a view lies."""
-
-    start: float  # seconds
-    box: tuple[float, float, float, float] | None = None  # top, left, height, width as fractions; None = drawn
-    track: int = -1  # number of the track that the box is of
 
 
 class ClipDataset(Dataset[Sample]):
@@ -54,67 +45,53 @@ class ClipDataset(Dataset[Sample]):
     Args:
         manifest: its rows are the instances.
         data: lengths, rates and augmentation.
-        views: names of views that are wanted. All of a sample comes out of one opened file; sound overlaps the first
-            clip.
-        clips: how many clips of a video a sample holds, and where they lie.
-        patches: which tracked patches it holds, and
-        tracks: the tracks that they are cut out of.
-        seed: of the run.
-        num_eval_clips: None = training, seconds and parameters drawn at random; a number = evaluation: that many
-            clips spread evenly over the video, no augmentation. Views video, video.1, ... are then crops of one clip,
-            spread over the long side of the picture; one alone is the centre.
+        views: of each clip; all are read from one opened file.
+        tracks: for views of tracked patches.
+        num_eval_clips: None = training, windows and parameters are drawn; a number = evaluation: that many clips spread
+            evenly over the video, no augmentation.
 
     Raises:
         ConfigError: data.decoder cannot be used.
-        ValueError: a value of `data` is out of range (TracksError, which is one: the tracks do not fit the manifest).
+        ValueError: a view cannot be planned (TracksError, which is one: the tracks do not fit the manifest).
     """
 
     def __init__(
         self,
         manifest: Manifest,
         data: DataConfig,
-        views: Sequence[str],
+        views: Sequence[View],
         *,
-        clips: Clips = ONE_CLIP,
-        patches: Patches | None = None,
         tracks: Tracks | None = None,
         seed: int = 0,
         num_eval_clips: int | None = None,
     ) -> None:
         check_decoder(data)
+        check_views(views, data, evaluation=num_eval_clips is not None)
         self.data = data
         self.views = tuple(views)
-        self.clips, self.patches, self.tracks = clips, patches, tracks
-        self._hears = any(view_of(view).modality == "audio" for view in self.views)
+        self.tracks = tracks
+        self._uses_audio = any(view.modality == "audio" for view in self.views)
         self.seed = seed
         self.num_eval_clips = num_eval_clips
         self.limits = Limits(max_pixels=data.max_pixels, max_seconds=data.max_seconds)
         self.opener = ClipCache(data.cache_gigabytes * 1e9, limits=self.limits).open if data.cache_gigabytes else None
-        self._notes: torch.Tensor | None = None  # (workers, 3) process, row of the manifest, since when
+        self._notes: torch.Tensor | None = None  # (workers, 3) ClipNote
         self.root = manifest.root
         self.paths = manifest.column("path")
         self.has_video = manifest.has_video
         self.has_audio = manifest.has_audio & manifest.usable()  # nothing is read of a row in quarantine
         self.status, self.reasons = manifest.column("status"), manifest.column("reason")
         self.sizes = np.stack([manifest.column("width"), manifest.column("height")], axis=1)
-        self.bounds = {track: manifest.bounds(track) for track in ("video", "audio")}
-        self._check_views()
+        self.bounds = {track: manifest.bounds(track) for track in MODALITIES}
         if tracks is not None:
-            tracks.check_rows(self.bounds["video"], path=patches.tracks)
-
-    def _check_views(self) -> None:
-        """Raise ValueError for values of `data` that no view can be drawn with, before any worker starts."""
-        rng = None if self.num_eval_clips is not None else np.random.default_rng(0)
-        for view in self.views:
-            view_of(view).draw(rng, self.data, width=self.data.size, height=self.data.size, number=number_of(view))
+            tracks.check_rows(self.bounds["video"], path=track_table(self.views))
 
     def note_clips(self, num_workers: int) -> None:
-        """From now on each of so many worker processes notes which clip it is at, where the main process can read it:
-        see `notes`."""
+        """From now on each worker process records its clip in shared memory, for `notes`."""
         self._notes = torch.full((num_workers, 3), -1.0, dtype=torch.float64).share_memory_()
 
     def notes(self) -> list[ClipNote]:
-        """What the worker processes noted last, also those that are dead."""
+        """The last note of each worker process, also of dead ones."""
         if self._notes is None:
             return []
         return [ClipNote(int(pid), int(id), since) for pid, id, since in self._notes.tolist()]
@@ -130,158 +107,119 @@ class ClipDataset(Dataset[Sample]):
 
     def _sample(self, key: Key) -> Sample:
         rng = self._generator(key)
-        has_audio, has_video = bool(self.has_audio[key.id]), bool(self.has_video[key.id])
-        starts = self._starts(rng, key)
-        places = self._places(rng, key, starts)
-        # without a picture there is nothing to crop: any size does
-        width, height = (int(value) for value in self.sizes[key.id]) if has_video else (self.data.size, self.data.size)
-        params = {
-            view: view_of(view).draw(rng, self.data, width=width, height=height, number=number_of(view))
-            for view in self.views
+        clip = self._clip(key.id)
+        windows = self._plan_windows(rng, key, clip)
+        plans = {
+            view.name: view.made.plan(rng, view.settings(self.data), clip, windows[view.name]) for view in self.views
         }
-        if not (has_audio or has_video):
+        if clip.video is None and not self.has_audio[key.id]:
             why = f"{CLOSED} {self.status[key.id]}, {self.reasons[key.id]}"
-            return self._empty(params, f"{self.root / self.paths[key.id]}: {why}")
-        videos = [view for view in self.views if view in places and view_of(view).modality == "video"]
-        audios = [view for view in self.views if view in places and view_of(view).modality == "audio"]
+            return self._assemble(key, windows, plans, {}, error=f"{self.root / self.paths[key.id]}: {why}")
+        wanted = [view for view in self.views if windows[view.name].present]
+        videos = [
+            (view.name, window) for view in wanted if view.modality == "video" for window in plans[view.name].windows
+        ]
+        audios = [(view, window) for view in wanted if view.modality == "audio" for window in plans[view.name].windows]
+        order = [name for name, _ in videos]
         try:
             frames, samples = read_clip(
                 self.root / self.paths[key.id],
-                video=[self._video_window(view, params[view], places[view]) for view in videos],
-                audio=[
-                    AudioWindow(
-                        start=places[view].start,
-                        duration=self.data.audio_seconds,
-                        sample_rate=self.data.sample_rate,
-                        follows=videos.index("video") if "video" in videos else None,
-                    )
-                    for view in audios
-                ],
+                video=[window for _, window in videos],
+                audio=[dataclasses.replace(window, follows=self._followed(view, order)) for view, window in audios],
                 decoder=self.data.decoder,
                 opener=self.opener,
                 limits=self.limits,
             )
         except DecodeError as error:
-            return self._empty(params, str(error))
-        reads = dict(zip(videos + audios, [*frames, *samples], strict=True))
+            return self._assemble(key, windows, plans, {}, error=str(error))
+        reads: dict[str, list[Frames | Samples]] = {}
+        for name, read in zip([*order, *(view.name for view, _ in audios)], [*frames, *samples], strict=True):
+            reads.setdefault(name, []).append(read)
+        return self._assemble(key, windows, plans, reads)
+
+    def _assemble(
+        self,
+        key: Key,
+        windows: Mapping[str, Window],
+        plans: Mapping[str, Plan],
+        reads: Mapping[str, list[Frames | Samples]],
+        *,
+        error: str | None = None,
+    ) -> Sample:
+        """A sample with zeros for all that was not read; with an error, for the whole clip."""
+
+        def array(view: View) -> np.ndarray:
+            shape = plans[view.name].shape
+            if view.name not in reads:
+                return np.zeros(shape, dtype=np.uint8 if view.modality == "video" else np.float32)
+            parts = [read.data for read in reads[view.name]]
+            return (parts[0] if len(parts) == 1 else np.concatenate(parts)).reshape(shape)
+
+        def start(name: str) -> float:
+            return reads[name][0].start if name in reads else windows[name].start
+
+        read = error is None
         return Sample(
-            id=key.id,
-            video={
-                view: reads[view].data if view in reads else self._darkness(view)
-                for view in self.views
-                if view_of(view).modality == "video"
-            },
-            audio={
-                view: reads[view].data if view in reads else self._silence()
-                for view in self.views
-                if view_of(view).modality == "audio"
-            },
-            start={view: reads[view].start if view in reads else starts[1] for view in self.views},
-            has_audio=has_audio,
-            has_video=has_video,
-            params=params,
-            padded={view: view in reads and reads[view].padded for view in self.views},
-            target=self._track_numbers(places),
+            id=key.id if read else -1,
+            video={view.name: array(view) for view in self.views if view.modality == "video"},
+            audio={view.name: array(view) for view in self.views if view.modality == "audio"},
+            start={view.name: start(view.name) if read else 0.0 for view in self.views},
+            has_audio=read and bool(self.has_audio[key.id]),
+            has_video=read and bool(self.has_video[key.id]),
+            params={name: plan.params for name, plan in plans.items()},
+            padded={view.name: any(each.padded for each in reads.get(view.name, [])) for view in self.views},
+            target=self._track_numbers(windows if read else {}),
+            error=error,
         )
 
-    def _places(self, rng: np.random.Generator | None, key: Key, starts: tuple[float, float]) -> dict[str, Place]:
-        """Where each view lies that the clip can fill."""
-        places = {}
-        if self.has_video[key.id]:
-            first = starts[0]
-            places |= {view: Place(first) for view in self.views if view in ("video", "walk")}
-            if rng is None:
-                places |= self._crops(key.id, first)
-            if self.clips.num > 1:
-                seconds, video = self.data.num_frames / self.data.fps, self._span(key.id, "video")
-                further = further_starts(rng, first, video, seconds=seconds, clips=self.clips)
-                places |= {numbered("video", number): Place(start) for number, start in enumerate(further, 1)}
-            if self.patches is not None:
-                tracks = self.tracks.of(key.id)
-                picked = self.patches.draw(rng, [len(track.times) for track in tracks])
-                for number, (track, frame) in enumerate(picked):
-                    found = tracks[track]
-                    box = tuple(found.boxes[frame].tolist())
-                    places[numbered("patch", number)] = Place(float(found.times[frame]), box, found.number)
-        if self.has_audio[key.id]:
-            places |= {view: Place(starts[1]) for view in self.views if view_of(view).modality == "audio"}
-        return places
+    def _followed(self, view: View, order: Sequence[str]) -> int | None:
+        """Index, among the windows of frames, of the one whose true start the audio of a view follows."""
+        named = {each.name: each for each in self.views}
+        while isinstance(view.when, Same):
+            view = named[view.when.view]
+            if view.modality == "video":
+                return order.index(view.name) if view.name in order else None
+        shared = [each.name for each in self.views if isinstance(each.when, First | Spread)]
+        names = shared if isinstance(view.when, First) else []
+        return next((order.index(name) for name in names if name in order), None)
 
-    def _crops(self, id: int, start: float) -> dict[str, Place]:
-        """Where the crops of an evaluation clip lie."""
-        names = [view for view in self.views if view.partition(".")[0] == "video"]
-        width, height = self.sizes[id].tolist()
-        boxes = spread_crops(width=int(width), height=int(height), num=len(names)) if names else []
-        return {name: Place(start, tuple(box)) for name, box in zip(names, boxes, strict=True)}
-
-    def _video_window(self, view: str, params: Mapping[str, np.ndarray], place: Place) -> VideoWindow:
-        size = self._shape(view)[1]
-        return VideoWindow(
-            start=place.start,
-            duration=self._shape(view)[0] / self.data.fps,
-            fps=self.data.fps,
-            crop=tuple(float(edge) for edge in params["crop"]) if place.box is None else place.box,
-            size=(size, size),
-        )
-
-    def _track_numbers(self, places: Mapping[str, Place]) -> dict[str, np.ndarray]:
-        """Number of each track that a sample shows, -1 where its clip has no more."""
-        if self.patches is None:
+    def _track_numbers(self, windows: Mapping[str, Window]) -> dict[str, np.ndarray]:
+        """Number of each track in a sample, -1 where its clip has fewer."""
+        shown = {view.when.track: view.name for view in self.views if isinstance(view.when, TrackFrame)}
+        if not shown:
             return {}
-        shown = [places.get(numbered("patch", 2 * i)) for i in range(self.patches.num)]
-        return {"track": np.array([-1 if place is None else place.track for place in shown])}
+        names = [shown.get(track) for track in range(1 + max(shown))]
+        return {"track": np.array([windows[name].track if name in windows else -1 for name in names])}
 
-    def starts(self, key: Key) -> tuple[float, float]:
-        """Seconds at which the picture's and the sound's window begin, as far as the manifest knows."""
-        return self._starts(self._generator(key), key)
+    def windows(self, key: Key) -> dict[str, Window]:
+        """Where each view of a sample lies, as far as the manifest knows."""
+        return self._plan_windows(self._generator(key), key, self._clip(key.id))
 
     def _generator(self, key: Key) -> np.random.Generator | None:
         return (
             None if self.num_eval_clips is not None else np.random.default_rng((self.seed, key.epoch, key.id, key.clip))
         )
 
-    def _starts(self, rng: np.random.Generator | None, key: Key) -> tuple[float, float]:
-        hears = self._hears and self.has_audio[key.id]
-        spans = (
-            self._span(key.id, "video") if self.has_video[key.id] else None,
-            self._span(key.id, "audio") if hears else None,
+    def _clip(self, id: int) -> Clip:
+        """Size and spans of a row by the manifest; audio that no view uses is left out."""
+        spans = [
+            Span(*self.bounds[track][id].tolist()) if present else None
+            for track, present in (("video", self.has_video[id]), ("audio", self._uses_audio and self.has_audio[id]))
+        ]
+        # without video there is nothing to crop: any size does
+        width, height = (int(value) for value in self.sizes[id]) if spans[0] else (self.data.size, self.data.size)
+        return Clip(width, height, *spans)
+
+    def _plan_windows(self, rng: np.random.Generator | None, key: Key, clip: Clip) -> dict[str, Window]:
+        tracks = [] if self.tracks is None else self.tracks.of(key.id)
+        return plan_windows(
+            rng, self.views, self.data, clip, tracks=tracks, number=key.clip, num_clips=self.num_eval_clips or 1
         )
-        if spans == (None, None):
-            return 0.0, 0.0
-        lengths = {"video_seconds": self.data.num_frames / self.data.fps, "audio_seconds": self.data.audio_seconds}
-        if rng is None:
-            return spread_windows(*spans, **lengths, clip=key.clip, num_clips=self.num_eval_clips or 1)
-        return draw_windows(rng, *spans, **lengths, max_offset_seconds=self.data.max_offset_seconds)
 
-    def _span(self, id: int, track: Literal["video", "audio"]) -> Span:
-        """Picture or sound of a row."""
-        return Span(*self.bounds[track][id].tolist())
 
-    def _shape(self, view: str) -> tuple[int, int, int, int]:
-        """(T, H, W, 3) of a view of pictures."""
-        if view.startswith("patch"):
-            return 1, self.data.patch_size, self.data.patch_size, 3
-        return self.data.num_frames, self.data.size, self.data.size, 3
-
-    def _silence(self) -> np.ndarray:
-        return np.zeros(round(self.data.audio_seconds * self.data.sample_rate), dtype=np.float32)
-
-    def _darkness(self, view: str) -> np.ndarray:
-        return np.zeros(self._shape(view), dtype=np.uint8)
-
-    def _empty(self, params: dict[str, dict[str, np.ndarray]], error: str) -> Sample:
-        return Sample(
-            id=-1,
-            video={view: self._darkness(view) for view in self.views if view_of(view).modality == "video"},
-            audio={view: self._silence() for view in self.views if view_of(view).modality == "audio"},
-            start={view: 0.0 for view in self.views},
-            has_audio=False,
-            has_video=False,
-            params=params,
-            padded={view: False for view in self.views},
-            target=self._track_numbers({}),
-            error=error,
-        )
+def track_table(views: Sequence[View]) -> str | None:
+    """The file of tracks that views use."""
+    return next((view.when.table for view in views if isinstance(view.when, TrackFrame)), None)
 
 
 def check_decoder(data: DataConfig) -> dict[str, str]:
@@ -327,16 +265,3 @@ def collate(samples: Sequence[Sample]) -> Batch:
 def _stacked(values: Sequence[np.ndarray]) -> torch.Tensor:
     is_small = len(values) * values[0].nbytes <= SMALL_BYTES
     return torch.from_numpy(np.stack(values)) if is_small else default_collate(values)
-
-
-def apply_views(batch: Batch, data: DataConfig) -> Batch:
-    """The batch as the encoders take it: every view's recipe applied on the batch's device.
-
-    Returns:
-        video {view: (B, 3, T, H, W)} and audio {view: (B, 1, S, F)}, float32.
-    """
-    return dataclasses.replace(
-        batch,
-        video={view: view_of(view).apply(value, batch.params[view], data) for view, value in batch.video.items()},
-        audio={view: view_of(view).apply(value, batch.params[view], data) for view, value in batch.audio.items()},
-    )

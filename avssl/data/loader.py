@@ -1,5 +1,5 @@
-"""Worker processes in front of a dataset: keys in, batches out, in the order of the keys whatever the number of
-workers. Each worker notes which clip it is at, so that one that dies or hangs leaves the name of its file.
+"""Loading batches in worker processes, in the order of the keys; each worker notes its clip, so that one that dies or
+hangs leaves the name of its file.
 """
 
 import multiprocessing
@@ -20,7 +20,7 @@ from avssl.data.sampling import Key
 from avssl.structs import Batch
 
 PREFETCH = 4  # batches that each worker prepares ahead
-LOOK_SECONDS = 5.0  # between two looks for dead workers
+CHECK_SECONDS = 5.0  # between checks for dead workers
 KILL_SECONDS = 5.0  # for a killed worker to end: one that waits for a lost disk does not
 
 
@@ -28,7 +28,7 @@ class WorkerLost(RuntimeError):
     """A worker process died or hung.
 
     Attributes:
-        ids: rows of the manifest that such a worker was at; empty when it was at none.
+        ids: rows of the manifest that such a worker was reading.
     """
 
     def __init__(self, reason: str, ids: Sequence[int]) -> None:
@@ -62,17 +62,12 @@ def build_loader(
 
 @contextmanager
 def lost_workers_named(dataset: ClipDataset, data: DataConfig) -> Iterator[None]:
-    """Turn the loader's error about a worker into one that says which clips such a worker was at. When this ends, the
-    workers end.
+    """Turn the loader's error about a worker into WorkerLost, which names its clips; at the end, end the workers.
 
-    Around everything that happens while the workers run: torch raises in the main process as soon as one dies, wherever
-    that is.
-
-    Raises:
-        WorkerLost
+    For all code that runs while the workers do: torch raises anywhere in the main process as soon as one dies.
     """
     try:
-        with _looking_again(dataset):
+        with _checking_workers(dataset):
             yield
     except RuntimeError as error:
         text = str(error)
@@ -87,18 +82,18 @@ def lost_workers_named(dataset: ClipDataset, data: DataConfig) -> Iterator[None]
         else:
             pids = [int(pid) for pid in died.group(1).split(",")]
             ids = [note.id for note in notes if note.id >= 0 and note.pid in pids]
-            reason = f"a worker died ({_how(error)})"
+            reason = f"a worker died ({_exit_reason(error)})"
         raise WorkerLost(reason, ids) from error
     finally:
         _kill(dataset.notes())
 
 
 @contextmanager
-def _looking_again(dataset: ClipDataset) -> Iterator[None]:
-    """Look for dead workers every few seconds. torch raises once, when the system tells that one died; where that is
-    swallowed, the main process may wait without an end for the rest of a batch of which the worker had sent a part."""
+def _checking_workers(dataset: ClipDataset) -> Iterator[None]:
+    """Check for dead workers every few seconds: torch raises only once, on SIGCHLD; if that is swallowed, the main
+    process may wait forever for the rest of a batch."""
     handler = signal.signal(signal.SIGALRM, lambda number, frame: _raise_if_dead(dataset.notes()))
-    signal.setitimer(signal.ITIMER_REAL, LOOK_SECONDS, LOOK_SECONDS)
+    signal.setitimer(signal.ITIMER_REAL, CHECK_SECONDS, CHECK_SECONDS)
     try:
         yield
     finally:
@@ -107,7 +102,7 @@ def _looking_again(dataset: ClipDataset) -> Iterator[None]:
 
 
 def _raise_if_dead(notes: Sequence[ClipNote]) -> None:
-    """Raise RuntimeError as torch words it for a worker that was killed or failed; its end stays to be waited for."""
+    """Raise RuntimeError as torch does for a worker that was killed or failed, which stays to be waited for."""
     for note in notes:
         try:
             end = os.waitid(os.P_PID, note.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) if note.pid > 0 else None
@@ -122,8 +117,7 @@ def _raise_if_dead(notes: Sequence[ClipNote]) -> None:
 
 
 def _kill(notes: Sequence[ClipNote]) -> None:
-    """End the workers: a request to stop does not reach them, and one that hangs would keep the main process from
-    ending, whatever the reason is that it ends for."""
+    """End the workers: they ignore SIGTERM, and one that hangs would keep the main process from ending."""
     pids = {note.pid for note in notes}
     handler = signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch would raise again for each of them
     try:
@@ -135,8 +129,8 @@ def _kill(notes: Sequence[ClipNote]) -> None:
         signal.signal(signal.SIGCHLD, handler)
 
 
-def _how(error: RuntimeError) -> str:
-    """The part of torch's sentences that says how it ended."""
+def _exit_reason(error: RuntimeError) -> str:
+    """The part of torch's message that tells how it ended."""
     text = f"{error.__cause__} {error}"  # the first knows the signal
     found = re.search(r"killed by signal: [^.]*|exited unexpectedly[^.:]*", text)
     if not found:
@@ -145,8 +139,7 @@ def _how(error: RuntimeError) -> str:
 
 
 def _prepare_worker(worker: int) -> None:
-    """One thread each: the processes share the cores already. A request to stop, which a terminal or a scheduler
-    sends to the whole group of processes, is for the main process: it saves first, then ends its workers."""
+    """One thread each. Stop signals, sent to the whole process group, are for the main process, which saves first."""
     torch.set_num_threads(1)
     cv2.setNumThreads(0)
     signal.signal(signal.SIGINT, signal.SIG_IGN)

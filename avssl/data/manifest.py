@@ -1,9 +1,5 @@
-"""The manifest: one parquet file that says which clips there are. The number of a row is the id of an instance.
+"""The manifest: one parquet file that lists the clips. The number of a row is the id of an instance."""
 
-What lives here: reading, writing and asking it. What does not: finding and probing the files (check.py, datasets/*.py).
-"""
-
-import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -16,7 +12,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from avssl.data.quarantine import read_quarantine
-from avssl.files import whole_file
+from avssl.files import atomic_write, digest
 
 # A row is a clip or, with start and end, a part of one. Further columns may follow.
 SCHEMA = pa.schema(
@@ -24,7 +20,7 @@ SCHEMA = pa.schema(
         ("path", pa.string()),  # relative to the root, with forward slashes
         ("start", pa.float64()),  # seconds; null = from the beginning
         ("end", pa.float64()),  # seconds; null = to the end
-        ("group", pa.string()),  # what must not be split over train and test, such as the scene; the path if unknown
+        ("group", pa.string()),  # kept together in train or test, such as the scene; the path if unknown
         ("label", pa.string()),
         ("split", pa.string()),
         # the facts of avssl.media.probe.Probe
@@ -45,13 +41,13 @@ SCHEMA = pa.schema(
         ("reason", pa.string()),
     ]
 )
-IDENTITY = ("path", "start", "end", "content_key")  # what makes a row the instance it is
+IDENTITY = ("path", "start", "end", "content_key")  # what identifies an instance
 ROOT_KEY = b"avssl.root"
 OUTSIDE = r"^/|(^|/)\.\.(/|$)"  # a path that leaves the root
 
 
 class ManifestError(ValueError):
-    """A manifest that cannot be used: the message names the file and the way out."""
+    """A manifest that cannot be used: the message names the file and the fix."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,25 +58,21 @@ class Manifest:
     root: Path
 
     def __len__(self) -> int:
-        return self.table.num_rows
-
-    @property
-    def num_instances(self) -> int:
-        """N: rows of every status and split, because ids and bank slots count all of them."""
+        """N: rows of every status and split, as ids and bank slots count all of them."""
         return self.table.num_rows
 
     @cached_property
     def hash(self) -> str:
-        """Digest (32 hex digits) of which instances stand in which order; labels and probed facts do not enter."""
-        digest = hashlib.blake2b(digest_size=16)
+        """Digest (32 hex digits) of the instances and their order, without labels and probed facts."""
+        parts = []
         for name in IDENTITY:
             values = self.table.column(name)
             if pa.types.is_floating(values.type):
-                digest.update(values.to_numpy().astype("<f8").tobytes())  # null is NaN
+                parts.append(values.to_numpy().astype("<f8").tobytes())  # null is NaN
             else:
-                digest.update("\0".join(value or "" for value in values.to_pylist()).encode())
-            digest.update(b"\n")
-        return digest.hexdigest()
+                parts.append("\0".join(value or "" for value in values.to_pylist()))
+            parts.append("\n")
+        return digest(*parts)
 
     def column(self, name: str) -> np.ndarray:
         """One column as (N,) array: text as objects with None, numbers with nulls as float64 with NaN.
@@ -97,27 +89,26 @@ class Manifest:
         return self.root / self.table.column("path")[id].as_py()
 
     def valid(self, split: str | None = None) -> np.ndarray:
-        """(N,) bool: rows whose pictures can be read and, if a split is named, that belong to it."""
+        """(N,) bool: rows whose video can be read, of one split if named."""
         return self.has_video if split is None else self.has_video & (self.column("split") == split)
 
     def usable(self, split: str | None = None) -> np.ndarray:
-        """(N,) bool: rows with a side that can be read, files of sound alone included, likewise of one split."""
+        """(N,) bool: rows with a readable modality, of one split if named."""
         mask = self.has_video | ((self.column("status") == "no_video") & self.has_audio)
         return mask if split is None else mask & (self.column("split") == split)
 
     @property
     def has_video(self) -> np.ndarray:
-        """(N,) bool: rows whose pictures can be read."""
+        """(N,) bool: rows whose video can be read."""
         return self.column("status") == "ok"
 
     @property
     def has_audio(self) -> np.ndarray:
-        """(N,) bool: rows with sound that is not digital silence."""
+        """(N,) bool: rows with audio that is not digital silence."""
         return pc.fill_null(self.table.column("has_audio"), False).to_numpy()
 
     def bounds(self, track: Literal["video", "audio"]) -> np.ndarray:
-        """(N, 2) float64 seconds at which each row's pictures or sound begin and end, inside the part of the file that
-        the row is; NaN where it is not known."""
+        """(N, 2) float64 seconds at which a track begins and ends inside each row's part of the file; NaN = unknown."""
         begin, first, end, last = (
             self.column(name).astype(np.float64) for name in (f"{track}_start", "start", f"{track}_end", "end")
         )
@@ -132,7 +123,7 @@ class Manifest:
         """(N,) int64 positions of the labels in `class_names`, -1 for rows without a label or with another one.
 
         Args:
-            class_names: of the manifest trained on, when this is another; None = the labels of this one.
+            class_names: of the training manifest, if it is another; None = the labels of this one.
         """
         index = {name: i for i, name in enumerate(self.class_names if class_names is None else class_names)}
         return np.array([index.get(label, -1) for label in self.table.column("label").to_pylist()], dtype=np.int64)
@@ -183,7 +174,7 @@ def read_manifest(path: str | Path, *, root: str | Path | None = None) -> Manife
 
 
 def _quarantined(path: Path, table: pa.Table) -> pa.Table:
-    """The table with the status of files on the quarantine list; one that was exchanged since is not on it."""
+    """The table with the status of files on the quarantine list, by path and content key."""
     reasons = {(entry.path, entry.content_key): entry.reason for entry in read_quarantine(path)}
     if not reasons:
         return table
@@ -192,21 +183,18 @@ def _quarantined(path: Path, table: pa.Table) -> pa.Table:
         if file in reasons:
             columns["status"][row], columns["reason"][row] = "quarantined", reasons[file]
     for name in ("status", "reason"):
-        place = table.column_names.index(name)
-        table = table.set_column(place, name, pa.array(columns[name], pa.string()))
+        table = table.set_column(table.column_names.index(name), name, pa.array(columns[name], pa.string()))
     return table
 
 
 def write_manifest(path: str | Path, table: pa.Table, *, root: str | Path) -> None:
-    """Write a manifest, whole or not at all.
-
-    The root is stored relative to the manifest when it is the folder of the manifest or lies inside it, so that such a
-    folder can be moved as one; otherwise absolute.
+    """Write a manifest atomically.
 
     Args:
         path: file to write; missing folders are made.
         table: the columns of SCHEMA, in any order, and further ones.
-        root: folder that the paths are relative to.
+        root: folder that the paths are relative to; stored relative to the manifest if it is inside the manifest's
+            folder, so that both can be moved, otherwise absolute.
 
     Raises:
         ManifestError: columns are missing or cannot be read as their type.
@@ -224,5 +212,5 @@ def write_manifest(path: str | Path, table: pa.Table, *, root: str | Path) -> No
         table = table.select(schema.names).cast(schema).replace_schema_metadata({ROOT_KEY: recorded.encode()})
     except pa.ArrowInvalid as error:
         raise ManifestError(f"the table for {path} does not fit the columns of a manifest: {error}") from error
-    with whole_file(path) as temporary:
+    with atomic_write(path) as temporary:
         pq.write_table(table, temporary)

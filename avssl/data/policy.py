@@ -1,35 +1,30 @@
-"""What a clip may lack, and which clips a run trains on in spite of it.
+"""Defects of clips, and which clips a run trains on in spite of them, by row (start, end). N = rows.
 
-What lives here: pure functions of the manifest. What does not: how the facts are found (media/probe.py,
-media/inspect.py), and how what is missing is marked in a batch (dataset.py).
-
-Every row is judged by its own part of the file (start, end). cut_off, damaged, variable_rate and duplicate are known
-only after `python tools/check.py MANIFEST --fix-manifest`.
-
-Letter: N rows.
+cut_off, damaged, variable_rate and duplicate are known only after `python tools/check.py MANIFEST --fix-manifest`.
 """
 
 from dataclasses import dataclass
+from typing import get_args
 
 import numpy as np
 import pyarrow as pa
 
-from avssl.config import CHOICES, ConfigError, DataConfig
+from avssl.config import ConfigError, DataConfig, PolicyConfig
 from avssl.data.manifest import Manifest
 
-SHORT_SECONDS = 0.1  # may be missing of a window: sound of whole clips ends up to 0.06 s off (priming, last packet)
-LATE_SECONDS = 0.2  # whole clips in MPEG and FLV begin up to 0.1 s apart; a frame held for longer is seen
-UNEQUAL_SECONDS = 0.5  # recorders close one track later than the other; more is content that one of them lacks
+SHORT_SECONDS = 0.1  # may be missing of a window: audio of intact clips ends up to 0.06 s off (priming, last packet)
+LATE_SECONDS = 0.2  # tracks of intact MPEG and FLV begin up to 0.1 s apart
+UNEQUAL_SECONDS = 0.5  # recorders close one track later than the other
 TITLES = {
     "unreadable": "unreadable",
     "quarantined": "in quarantine",
-    "no_video": "sound only",
-    "no_audio": "without sound",
-    "silent": "with a silent sound track",
+    "no_video": "audio only",
+    "no_audio": "without audio",
+    "silent": "with a silent audio track",
     "short": "shorter than a clip",
     "late_start": "with a late first frame",
     "rotated": "rotated",
-    "unequal_length": "with sound and picture of different length",
+    "unequal_length": "with audio and video of different length",
     "cut_off": "cut off",
     "damaged": "damaged",
     "variable_rate": "with a variable frame rate",
@@ -39,34 +34,24 @@ TITLES = {
 
 @dataclass(frozen=True)
 class Admitted:
-    """What a run trains on.
+    """Rows that a run trains on."""
 
-    Args:
-        valid: (N,) bool, rows of the split that are trained on.
-        skipped: how many rows of the split are left out, by case, where there are any; a row can be in several cases.
-        masked: how many are trained on although they are in a case, likewise.
-    """
-
-    valid: np.ndarray
-    skipped: dict[str, int]
-    masked: dict[str, int]
+    valid: np.ndarray  # (N,) bool, rows of the split that are trained on
+    skipped: dict[str, int]  # {case: number of rows of the split left out}; a row can be in several cases
+    masked: dict[str, int]  # {case: number of rows in it that are trained on}
 
     def describe(self) -> str:
-        """A line for a person."""
+        """One line of text."""
         return f"left out: {_listed(self.skipped)}; masked: {_listed(self.masked)}"
 
 
 def cases(manifest: Manifest, clip_seconds: float) -> dict[str, np.ndarray]:
-    """Which rows are in which case of `PolicyConfig`.
+    """Rows in each case of `PolicyConfig`: {case: (N,) bool}.
 
-    A row that cannot be read is in no further case; one of sound only is in none that is about pictures.
+    A row that cannot be read is in no further case; one of audio only is in none about video.
 
     Args:
-        manifest: of N rows.
-        clip_seconds: the longer of a clip's two windows, of picture and of sound.
-
-    Returns:
-        {case: (N,) bool}, every case.
+        clip_seconds: the longer of a clip's video and audio window.
     """
     status, has_audio = manifest.column("status"), manifest.has_audio
     ok, quarantined = status == "ok", status == "quarantined"
@@ -80,8 +65,8 @@ def cases(manifest: Manifest, clip_seconds: float) -> dict[str, np.ndarray]:
         )
         for track in ("video", "audio")
     )  # two (N,) each, NaN without the track
-    heard, seen = np.where(has_audio, audio, np.nan), np.where(ok, video, np.nan)  # (2, N)
-    overlap = np.fmin(heard[1], seen[1]) - np.fmax(heard[0], seen[0])  # (N,) where the windows of a clip lie
+    audio_span, video_span = np.where(has_audio, audio, np.nan), np.where(ok, video, np.nan)  # (2, N)
+    overlap = np.fmin(audio_span[1], video_span[1]) - np.fmax(audio_span[0], video_span[0])  # (N,) seconds
     end = np.nan_to_num(end, nan=np.inf)
     return {
         "unreadable": ~readable & ~quarantined,
@@ -90,9 +75,10 @@ def cases(manifest: Manifest, clip_seconds: float) -> dict[str, np.ndarray]:
         "no_audio": ok & np.isnan(audio[0]),
         "silent": ok & ~np.isnan(audio[0]) & ~has_audio,
         "short": readable & (overlap < clip_seconds - SHORT_SECONDS),
-        "late_start": ok & (seen[0] - heard[0] > LATE_SECONDS),
+        "late_start": ok & (video_span[0] - audio_span[0] > LATE_SECONDS),
         "rotated": ok & (_numbers(manifest, "rotation") > 0),
-        "unequal_length": ok & (np.abs((seen[1] - seen[0]) - (heard[1] - heard[0])) > UNEQUAL_SECONDS),
+        "unequal_length": ok
+        & (np.abs((video_span[1] - video_span[0]) - (audio_span[1] - audio_span[0])) > UNEQUAL_SECONDS),
         "cut_off": readable & (_numbers(manifest, "cut_off_at") < end),
         "damaged": readable & (_numbers(manifest, "damaged_at") < end),
         "variable_rate": ok & (_numbers(manifest, "variable_rate") > 0),
@@ -113,7 +99,7 @@ def admit(manifest: Manifest, data: DataConfig) -> Admitted:
         case: rows & split
         for case, rows in cases(manifest, max(data.num_frames / data.fps, data.audio_seconds)).items()
     }
-    policy = vars(data.policy)
+    policy = dict(data.policy)
     for case, rows in found.items():
         if policy[case] == "error" and rows.any():
             raise ConfigError(_refusal(case, manifest, rows, split=data.split))
@@ -124,10 +110,11 @@ def admit(manifest: Manifest, data: DataConfig) -> Admitted:
 
 
 def _refusal(case: str, manifest: Manifest, rows: np.ndarray, *, split: str | None) -> str:
-    others = " or ".join(choice for choice in CHOICES[f"data.policy.{case}"] if choice != "error")
+    choices = get_args(PolicyConfig.model_fields[case].annotation)
+    others = " or ".join(choice for choice in choices if choice != "error")
     return (
         f"data.policy.{case}=error, and {int(rows.sum())} clips of data.split={split or 'null'} are "
-        f"{TITLES[case]}, first {manifest.path(int(rows.argmax()))}: mend or remove them, or set "
+        f"{TITLES[case]}, first {manifest.path(int(rows.argmax()))}: fix or remove them, or set "
         f"data.policy.{case} to {others}"
     )
 
@@ -141,14 +128,14 @@ def _listed(counts: dict[str, int]) -> str:
 
 
 def _numbers(manifest: Manifest, name: str) -> np.ndarray:
-    """(N,) float64, NaN where nothing is known; a column that only the doctor writes may not be there."""
+    """(N,) float64, NaN where unknown; columns of FINDINGS may be missing."""
     if name not in manifest.table.column_names:
         return np.full(len(manifest), np.nan)
     return manifest.table.column(name).cast(pa.float64()).to_numpy().astype(np.float64)
 
 
 def _is_named(manifest: Manifest, name: str) -> np.ndarray:
-    """(N,) bool: a text column that may not be there holds something."""
+    """(N,) bool: a text column, which may be missing, is not null."""
     if name not in manifest.table.column_names:
         return np.zeros(len(manifest), dtype=bool)
     return manifest.table.column(name).is_valid().to_numpy()

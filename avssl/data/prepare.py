@@ -1,17 +1,8 @@
-"""From a folder of clips to a folder of training copies and its manifest.
-
-What lives here: which clips there are, what their copies are called, the pool, and the manifest. What does not: one
-copy (media/prepare.py) and the words of the command (tools/prepare.py).
-
-Names: the copy of a/b.avi is a/b.mp4. Where two clips would get the same name (also if only upper and lower case
-differ), each of them keeps its whole name: a/b.avi.mp4 and a/b.mkv.mp4.
-"""
+"""From a folder of clips to a folder of training copies and its manifest."""
 
 import collections
 import contextlib
 import csv
-import fcntl
-import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path, PurePosixPath
@@ -21,26 +12,26 @@ import pyarrow as pa
 from tqdm import tqdm
 
 from avssl.data.check import FACTS, join_facts
-from avssl.data.layout import find_clips, label_clips
 from avssl.data.manifest import SCHEMA, read_manifest, write_manifest
-from avssl.files import check_writable, whole_file
+from avssl.data.recipes.layout import find_clips, label_clips
+from avssl.files import atomic_write, folder_lock
 from avssl.media.prepare import EXTENSION, Prepared, Settings
 from avssl.media.probe import Probe
 from avssl.workers import Lost, run_jobs
 
 MODULE = "avssl.media.prepare"
 MANIFEST, FAILURES = "manifest.parquet", "not_prepared.csv"
-KNOWN = tuple(name for name in SCHEMA.names if name not in FACTS)  # what a row says besides the facts of its file
+KNOWN = tuple(name for name in SCHEMA.names if name not in FACTS)  # columns that are not facts of the file
 GIGABYTE = 1e9
 
 
 class PrepareError(ValueError):
-    """Work that cannot begin or go on: the message says why, and the way out."""
+    """Work that cannot begin or continue: the message says why, and the fix."""
 
 
 @dataclass(frozen=True)
 class Listing:
-    """Rows to carry over: `rows` with the columns of KNOWN, `further` the other columns, `clips` each file once."""
+    """Rows to carry over: `rows` with the columns of KNOWN, `further` other columns, `clips` each file once."""
 
     rows: list[dict[str, Any]]
     further: dict[str, pa.ChunkedArray]
@@ -75,13 +66,12 @@ def list_clips(source: Path, manifest: Path | None = None) -> Listing:
 
 
 def name_copies(clips: Sequence[str]) -> dict[str, str]:
-    """Path of each clip -> path of its copy; see the module for the rule."""
+    """{clip: its copy}: a/b.avi becomes a/b.mp4, or a/b.avi.mp4 if two names would be equal when case is ignored."""
     names = {clip: str(PurePosixPath(clip).with_suffix(EXTENSION)) for clip in clips}
     while True:
         claims = collections.Counter(name.casefold() for name in names.values())
-        clashes = [
-            clip for clip, name in names.items() if claims[name.casefold()] > 1 and name != clip + EXTENSION
-        ]  # a name that was lengthened may meet another one
+        # a longer name may clash with another one
+        clashes = [clip for clip, name in names.items() if claims[name.casefold()] > 1 and name != clip + EXTENSION]
         if not clashes:
             return names
         names |= {clip: clip + EXTENSION for clip in clashes}
@@ -98,12 +88,12 @@ def check_folders(source: Path, target: Path) -> None:
         raise PrepareError(f"DST {target} is a file, and must be a folder or a new name")
 
 
-def look(
+def plan(
     source: Path, target: Path, listing: Listing, settings: Settings, *, num_workers: int, timeout_seconds: float
 ) -> dict[str, Any]:
-    """What `prepare` would do; nothing is written."""
+    """What `prepare` would do, without writing."""
     names = name_copies(listing.clips)
-    jobs = _jobs(source, target, names, settings, look_only=True)
+    jobs = _jobs(source, target, names, settings, dry_run=True)
     answers = run_jobs(MODULE, jobs, num_workers=num_workers, timeout_seconds=timeout_seconds)
     seen = dict(tqdm(answers, total=len(jobs), desc="looking", unit="clip"))
     done = [clip for i, clip in enumerate(names) if not isinstance(seen[i], Lost) and seen[i]["done"]]
@@ -120,26 +110,18 @@ def look(
 def prepare(
     source: Path, target: Path, listing: Listing, settings: Settings, *, num_workers: int, timeout_seconds: float
 ) -> dict[str, Any]:
-    """Make all copies that are not there yet, then the manifest of all rows and the list of failures.
-
-    Args:
-        source: folder of the clips.
-        target: folder of the copies; made if missing.
-        listing: of `list_clips`.
-        settings: of every copy.
-        num_workers: processes.
-        timeout_seconds: per clip.
+    """Make all missing copies, then the manifest of all rows and the list of failures.
 
     Returns:
-        Counts, bytes, and `not_prepared`: path, status and reason of each clip that has no copy.
+        Counts, bytes, and `not_prepared`: path, status and reason of each clip without a copy.
 
     Raises:
-        PrepareError: another process works on the same folder, or no copy can be written any more, as on a full disk.
+        LockedError: another process works on the same folder.
+        PrepareError: no copy can be written any more, as on a full disk.
         WriteError: the folder cannot be written to.
     """
     names = name_copies(listing.clips)
-    check_writable(target / str(os.getpid()))  # makes the folder; a name that no other process writes to
-    with _alone(target):
+    with folder_lock(target):
         try:
             done = _make_copies(source, target, names, settings, num_workers, timeout_seconds)
         finally:
@@ -160,7 +142,7 @@ def prepare(
         "kept": states["kept"],
         "source_bytes": sum(map(_size, (source / clip for clip in names))),
         "bytes": sum(each.facts.size for each in done.values()),
-        "without_sound": sum(each.state != "failed" and not each.facts.has_audio for each in done.values()),
+        "without_audio": sum(each.state != "failed" and not each.facts.has_audio for each in done.values()),
         "not_prepared": failures,
     }
 
@@ -168,14 +150,13 @@ def prepare(
 def _make_copies(
     source: Path, target: Path, names: dict[str, str], settings: Settings, num_workers: int, timeout_seconds: float
 ) -> dict[str, Prepared]:
-    """What became of each clip, in the order of `names`."""
+    """Result for each clip, in the order of `names`."""
     _remove_unfinished(target)
     clips = list(names)
-    jobs = _jobs(source, target, names, settings, look_only=False)
+    jobs = _jobs(source, target, names, settings, dry_run=False)
     done: dict[str, Prepared] = {}
-    with contextlib.closing(
-        run_jobs(MODULE, jobs, num_workers=num_workers, timeout_seconds=timeout_seconds)
-    ) as answers:
+    pool = run_jobs(MODULE, jobs, num_workers=num_workers, timeout_seconds=timeout_seconds)
+    with contextlib.closing(pool) as answers:
         for i, answer in _with_progress(answers, [_size(source / clip) for clip in clips]):
             if isinstance(answer, Lost):
                 answer = Prepared("failed", "", 0.0, Probe(status=answer.status, reason=answer.reason))
@@ -188,7 +169,7 @@ def _make_copies(
 def _with_progress(
     answers: Iterable[tuple[int, dict | Lost]], sizes: list[int]
 ) -> Iterator[tuple[int, Prepared | Lost]]:
-    """Show what is done by bytes of source, which foretell time and size better than the number of clips."""
+    """Show progress by bytes of source, which predict time and size better than the number of clips."""
     total, read, written = sum(sizes), 0, 0
     with tqdm(total=total, desc="preparing", unit="B", unit_scale=True, unit_divisor=1000) as bar:
         for number, (i, answer) in enumerate(answers, 1):
@@ -197,24 +178,17 @@ def _with_progress(
                 if answer.state in ("written", "kept"):
                     read, written = read + sizes[i], written + answer.facts.size
             expected = written / max(read, 1) * total
-            words = f"{number}/{len(sizes)} clips, {written / GIGABYTE:.2f} of about {expected / GIGABYTE:.2f} GB"
-            bar.set_postfix_str(words, refresh=False)
+            text = f"{number}/{len(sizes)} clips, {written / GIGABYTE:.2f} of about {expected / GIGABYTE:.2f} GB"
+            bar.set_postfix_str(text, refresh=False)
             bar.update(sizes[i])
             yield i, answer
 
 
 def _jobs(
-    source: Path, target: Path, names: dict[str, str], settings: Settings, *, look_only: bool
+    source: Path, target: Path, names: dict[str, str], settings: Settings, *, dry_run: bool
 ) -> list[dict[str, Any]]:
-    return [
-        {
-            "source": str(source / clip),
-            "target": str(target / name),
-            "settings": asdict(settings),
-            "look_only": look_only,
-        }
-        for clip, name in names.items()
-    ]
+    shared = {"settings": asdict(settings), "dry_run": dry_run}
+    return [{"source": str(source / clip), "target": str(target / name)} | shared for clip, name in names.items()]
 
 
 def _table(listing: Listing, names: dict[str, str], done: dict[str, Prepared]) -> pa.Table:
@@ -238,30 +212,16 @@ def _write_failures(path: Path, failures: list[dict[str, str]]) -> None:
     if not failures:
         path.unlink(missing_ok=True)  # of a call before
         return
-    with whole_file(path) as temporary, open(temporary, "w", newline="", encoding="utf-8") as file:
+    with atomic_write(path) as temporary, open(temporary, "w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, ["path", "status", "reason"])
         writer.writeheader()
         writer.writerows(failures)
 
 
-@contextlib.contextmanager
-def _alone(target: Path) -> Iterator[None]:
-    """Two processes in one folder would do everything twice; the lock ends with the process, however it ends."""
-    folder = os.open(target, os.O_RDONLY)
-    try:
-        fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        yield
-    except BlockingIOError as error:
-        raise PrepareError(f"another process prepares clips in {target}: wait for it or end it") from error
-    finally:
-        os.close(folder)
-
-
 def _remove_unfinished(target: Path) -> None:
-    for folder, _, files in os.walk(target):
-        for name in files:
-            if name.startswith(".") and name.endswith(".partial"):
-                (Path(folder) / name).unlink(missing_ok=True)
+    for path in list(target.rglob(".*.partial")):
+        if path.is_file():
+            path.unlink(missing_ok=True)
 
 
 def _size(path: Path) -> int:

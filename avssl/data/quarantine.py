@@ -1,8 +1,7 @@
-"""The list of files that brought a worker process down, beside the manifest: MANIFEST.quarantine.jsonl.
+"""The list of files that crashed a worker process, beside the manifest: MANIFEST.quarantine.jsonl.
 
-Only ever appended to while runs go on, one line at a time, so that several runs and ranks can share it. A file that was
-exchanged (another content key) is free again; `python tools/check.py MANIFEST --fix-manifest` decodes every file wholly
-and releases those that are sound.
+Runs only append lines, so several runs and ranks can share it. A replaced file (another content key) is not on it;
+`python tools/check.py MANIFEST --fix-manifest` decodes every file and releases those that are intact.
 """
 
 import json
@@ -12,7 +11,7 @@ from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
-from avssl.files import WriteError, whole_file
+from avssl.files import WriteError, atomic_write
 
 
 @dataclass(frozen=True)
@@ -32,7 +31,7 @@ def quarantine_path(manifest: str | Path) -> Path:
 
 
 def read_quarantine(manifest: str | Path) -> list[Entry]:
-    """The entries, oldest first; none when there is no list. A last line that was cut off by a crash is passed over."""
+    """The entries, oldest first; a line truncated by a crash is ignored."""
     path = quarantine_path(manifest)
     if not path.exists():
         return []
@@ -46,17 +45,13 @@ def read_quarantine(manifest: str | Path) -> list[Entry]:
 
 
 def add_to_quarantine(manifest: str | Path, entry: Entry) -> None:
-    """Append one entry.
-
-    Raises:
-        WriteError: the list cannot be written to.
-    """
+    """Append one entry. Raises WriteError."""
     path = quarantine_path(manifest)
     line = json.dumps(asdict(entry) | {"time": datetime.now(UTC).isoformat(timespec="seconds")})
     try:
         descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
         try:
-            os.write(descriptor, f"\n{line}\n".encode())  # begins a line also where a crash has cut one
+            os.write(descriptor, f"\n{line}\n".encode())  # begins a new line even after a truncated one
             os.fsync(descriptor)
         finally:
             os.close(descriptor)
@@ -65,20 +60,10 @@ def add_to_quarantine(manifest: str | Path, entry: Entry) -> None:
 
 
 def release(manifest: str | Path, paths: Collection[str]) -> list[str]:
-    """Take files off the list.
-
-    Args:
-        paths: as in the manifest.
-
-    Returns:
-        Those that were on it, sorted.
-
-    Raises:
-        WriteError: the list cannot be written.
-    """
+    """Take files off the list, and return those that were on it, sorted. Raises WriteError."""
     entries = read_quarantine(manifest)
     kept = [entry for entry in entries if entry.path not in paths]
     if len(kept) < len(entries):
-        with whole_file(quarantine_path(manifest)) as temporary:
+        with atomic_write(quarantine_path(manifest)) as temporary:
             temporary.write_text("".join(f"{json.dumps(asdict(entry))}\n" for entry in kept), encoding="utf-8")
     return sorted({entry.path for entry in entries} - {entry.path for entry in kept})

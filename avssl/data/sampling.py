@@ -1,15 +1,18 @@
-"""Which clips, in which order, and which seconds of them: pure functions of (seed, epoch, step) and of a row of the
-manifest.
-
-Nothing here has state or reads a file, so that any number of workers and ranks draws the same clips, and a resumed
-run continues in the middle of an epoch.
+"""Order of clips and their windows: pure functions of (seed, epoch, step) and of a row of the manifest, so that any
+number of workers and ranks draws the same and a resumed run continues in the middle of an epoch.
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
+
+from avssl.config import DataConfig
+from avssl.data.tracks import Track
+from avssl.transforms.recipes import Clip, Window
+from avssl.transforms.video import spread_crops
+from avssl.transforms.views import Beyond, First, OtherHalf, Same, Spread, TrackFrame, Uniform, View, Within
+from avssl.windows import Span
 
 
 class Key(NamedTuple):
@@ -18,61 +21,6 @@ class Key(NamedTuple):
     epoch: int
     id: int
     clip: int  # which of the video's clips of this epoch
-
-
-class Span(NamedTuple):
-    """Seconds [start, end] of a track on the container's clock."""
-
-    start: float
-    end: float
-
-    def clamp(self, start: float, duration: float) -> float:
-        """The start nearest to `start` at which a window of `duration` lies inside; the span's start when it is too
-        short.
-        """
-        return max(self.start, min(start, self.end - duration))
-
-
-@dataclass(frozen=True)
-class Clips:
-    """How many clips of one video a sample holds (views video, video.1, ...), and where the further ones start.
-
-    Laws, each given the start of the first clip:
-        uniform: anywhere in the video, each by itself. The interval between two clips is then linearly decreasing, with
-            density 2 / M (1 - interval / M) over the M seconds of possible starts: CVRL's law, and SlowFast's and
-            VINCE's draws.
-        radii: at most `max_seconds` from the first one, but the last `num_far` at least `min_far_seconds` from it
-            (TCN); where a video is too short for that, they lie anywhere.
-        halves: the next one starts with the first; the rest lie in the other half of the video, in order (SeCo).
-    """
-
-    num: int = 1
-    law: Literal["uniform", "radii", "halves"] = "uniform"
-    max_seconds: float | None = None  # radii
-    num_far: int = 0  # radii
-    min_far_seconds: float | None = None  # radii
-
-
-ONE_CLIP = Clips()
-
-
-@dataclass(frozen=True)
-class Patches:
-    """Which tracked patches a sample holds: views patch and patch.1 are two frames of one track, patch.2 and patch.3 of
-    another one of the same clip."""
-
-    tracks: str  # parquet file of tools/track.py
-    num: int = 1  # tracks of one clip
-    frames: Literal["ends", "any"] = "ends"  # the first and the last, or any two
-
-    def draw(self, rng: np.random.Generator, lengths: Sequence[int]) -> list[tuple[int, int]]:
-        """(track, frame) of every patch view that a clip with tracks of these lengths can fill."""
-        picked = []
-        for track in rng.permutation(len(lengths))[: self.num].tolist():
-            last = lengths[track] - 1
-            pair = (0, last) if self.frames == "ends" else sorted(rng.choice(last + 1, 2, replace=False).tolist())
-            picked += [(track, frame) for frame in pair]
-        return picked
 
 
 def num_steps_per_epoch(num_videos: int, *, clips_per_video: int, batch_size: int) -> int:
@@ -140,11 +88,11 @@ class TrainingBatches:
     def __iter__(self) -> Iterator[list[Key]]:
         keys, drawn_epoch = np.empty((0, 2), dtype=np.int64), -1
         for step in range(self.first_step, self.num_steps):
-            epoch, place = divmod(step, self.steps_per_epoch)
+            epoch, number = divmod(step, self.steps_per_epoch)
             if epoch != drawn_epoch:
                 keys = epoch_keys(self.ids, clips_per_video=self.clips_per_video, seed=self.seed, epoch=epoch)
                 drawn_epoch = epoch
-            first = place * self.batch_size + self.offset
+            first = number * self.batch_size + self.offset
             yield [Key(epoch, int(row), int(clip)) for row, clip in keys[first : first + self.rows]]
 
 
@@ -157,13 +105,13 @@ def draw_windows(
     audio_seconds: float,
     max_offset_seconds: float,
 ) -> tuple[float, float]:
-    """Starts of a picture window and of a sound window that overlap, drawn at random.
+    """Random starts of a video window and of an audio window that overlap.
 
     The longer window is drawn first, anywhere inside its track; the shorter one then lies inside it, or up to
     `max_offset_seconds` before or after it, and inside its own track. A track shorter than its window begins with it.
-    Of a clip without sound, or without picture, only the other window is drawn, and both start there.
+    Of a clip with one modality only its window is drawn, and both start there.
 
-    Source: AVID-CMA datasets/video_db.py, for sound longer than picture. Differs from AVID-CMA: the shorter window
+    Source: AVID-CMA datasets/video_db.py, for audio longer than video. Differs from AVID-CMA: the shorter window
     stays inside its track, and a clip that is too short is looped and padded instead of being replaced by the next
     file.
     """
@@ -173,37 +121,118 @@ def draw_windows(
         return start, start
     both = Span(max(video.start, audio.start), min(video.end, audio.end))
     if audio_seconds >= video_seconds:
-        sound = _uniform(rng, both.start, both.end - audio_seconds)
-        picture = _uniform(rng, *_around(sound, audio_seconds, video_seconds, max_offset_seconds, video))
+        audio_start = _uniform(rng, both.start, both.end - audio_seconds)
+        video_start = _uniform(rng, *_around(audio_start, audio_seconds, video_seconds, max_offset_seconds, video))
     else:
-        picture = _uniform(rng, both.start, both.end - video_seconds)
-        sound = _uniform(rng, *_around(picture, video_seconds, audio_seconds, max_offset_seconds, audio))
-    return picture, sound
+        video_start = _uniform(rng, both.start, both.end - video_seconds)
+        audio_start = _uniform(rng, *_around(video_start, video_seconds, audio_seconds, max_offset_seconds, audio))
+    return video_start, audio_start
 
 
-def further_starts(rng: np.random.Generator, first: float, video: Span, *, seconds: float, clips: Clips) -> list[float]:
-    """Starts of the clips behind the first one, clips.num - 1 of them, inside the track.
+def plan_windows(
+    rng: np.random.Generator | None,
+    views: Sequence[View],
+    data: DataConfig,
+    clip: Clip,
+    *,
+    tracks: Sequence[Track] = (),
+    number: int = 0,
+    num_clips: int = 1,
+) -> dict[str, Window]:
+    """Windows of the views of a sample: first the sample's own, then further starts in the order of the views, then
+    tracks without replacement.
 
-    A video shorter than a clip has one start only, its beginning: its clips differ by augmentation alone.
+    A track shorter than a view has one start only, its beginning: such views differ by augmentation alone.
 
     Args:
-        first: where the first clip starts.
-        video: track of the pictures.
-        seconds: length of a clip.
+        rng: None = evaluation: the `number`-th of `num_clips` windows spread evenly over the clip.
+        clip: the span of audio that no view uses is None.
+        tracks: of the clip, for views of a TrackFrame.
+
+    Returns:
+        {view: window}, absent where the clip lacks what the view shows.
     """
-    low, high = video.start, max(video.start, video.end - seconds)
-    match clips.law:
-        case "uniform":
-            return [_uniform(rng, low, high) for _ in range(clips.num - 1)]
-        case "radii":
-            num_near = clips.num - 1 - clips.num_far
-            near = Span(max(low, first - clips.max_seconds), min(high, first + clips.max_seconds))
-            starts = [_uniform(rng, near.start, near.end) for _ in range(num_near)]
-            return starts + [_far(rng, first, low, high, clips.min_far_seconds) for _ in range(clips.num_far)]
-        case "halves":
-            middle = (low + high) / 2
-            other = (middle, high) if first < middle else (low, middle)
-            return [first, *sorted(_uniform(rng, *other) for _ in range(clips.num - 2))][: clips.num - 1]
+    spans = {"video": clip.video, "audio": clip.audio}
+    first = _first_windows(rng, views, data, clip, number=number, num_clips=num_clips)
+    windows: dict[str, Window] = {}
+    by_name = {view.name: view for view in views}
+    later: dict[tuple, list[float]] = {}  # {changes: starts in the other half, drawn together}
+    for view in views:
+        span, start, seconds = spans[view.modality], first[view.modality], view.seconds(data)
+        if span is None or isinstance(view.when, TrackFrame):
+            continue
+        box = None
+        match view.when:
+            case Same(other):
+                found, followed = windows.get(other), by_name[other]
+                start = start if found is None else found.start
+                fits = view.modality == followed.modality and seconds <= followed.seconds(data)
+                start = start if found is None or fits else span.clamp(start, seconds)
+            case Uniform():
+                start = _uniform(rng, span.start, span.end - seconds)
+            case Within(most):
+                high = max(span.start, span.end - seconds)
+                start = _uniform(rng, max(span.start, start - most), min(high, start + most))
+            case Beyond(least):
+                start = _far(rng, start, span.start, max(span.start, span.end - seconds), least)
+            case OtherHalf():
+                if view.changes not in later:
+                    num = sum(isinstance(each.when, OtherHalf) and each.changes == view.changes for each in views)
+                    later[view.changes] = _other_half(rng, start, span, seconds=seconds, num=num)
+                start = later[view.changes].pop(0)
+            case Spread(crop, num):
+                box = tuple(spread_crops(width=clip.width, height=clip.height, num=num)[crop].tolist())
+        windows[view.name] = Window(start, box)
+    if clip.video is not None:
+        windows |= _track_windows(rng, views, tracks)
+    absent = Window(first["audio"], present=False)
+    return {view.name: windows.get(view.name, absent) for view in views}
+
+
+def _first_windows(
+    rng: np.random.Generator | None, views: Sequence[View], data: DataConfig, clip: Clip, *, number: int, num_clips: int
+) -> dict[str, float]:
+    """Starts of the first window in either modality, long enough for the longest view in it."""
+    if clip.video is None and clip.audio is None:
+        return {"video": 0.0, "audio": 0.0}
+    lengths = {}
+    for modality, usual in (("video", data.num_frames / data.fps), ("audio", data.audio_seconds)):
+        own = [view for view in views if view.modality == modality and isinstance(view.when, First | Spread)]
+        lengths[f"{modality}_seconds"] = max((view.seconds(data) for view in own), default=usual)
+    if rng is None:
+        video, audio = spread_windows(clip.video, clip.audio, **lengths, clip=number, num_clips=num_clips)
+    else:
+        video, audio = draw_windows(rng, clip.video, clip.audio, **lengths, max_offset_seconds=data.max_offset_seconds)
+    return {"video": video, "audio": audio}
+
+
+def _other_half(rng: np.random.Generator, first: float, span: Span, *, seconds: float, num: int) -> list[float]:
+    """Ascending starts in the half of the track that `first` is not in (SeCo)."""
+    low, high = span.start, max(span.start, span.end - seconds)
+    middle = (low + high) / 2
+    half = (middle, high) if first < middle else (low, middle)
+    return sorted(_uniform(rng, *half) for _ in range(num))
+
+
+def _track_windows(rng: np.random.Generator, views: Sequence[View], tracks: Sequence[Track]) -> dict[str, Window]:
+    """Windows of the views of tracked patches that the clip's tracks can fill."""
+    wanted = [(view.name, view.when) for view in views if isinstance(view.when, TrackFrame)]
+    if not wanted:
+        return {}
+    num = 1 + max(when.track for _, when in wanted)
+    picked = []  # (track, its two frames)
+    for track in (tracks[i] for i in rng.permutation(len(tracks))[:num].tolist()):
+        last = len(track.times) - 1
+        any_two = wanted[0][1].frames == "any"
+        pair = sorted(rng.choice(last + 1, 2, replace=False).tolist()) if any_two else [0, last]
+        picked.append((track, pair))
+    windows = {}
+    for name, when in wanted:
+        if when.track < len(picked):
+            track, pair = picked[when.track]
+            frame = pair[when.end]
+            windows[name] = Window(float(track.times[frame]), tuple(track.boxes[frame].tolist()), track.number)
+    return windows
 
 
 def _far(rng: np.random.Generator, first: float, low: float, high: float, distance: float) -> float:
@@ -211,26 +240,25 @@ def _far(rng: np.random.Generator, first: float, low: float, high: float, distan
     before, behind = max(first - distance - low, 0.0), max(high - first - distance, 0.0)
     if before + behind == 0:
         return _uniform(rng, low, high)
-    place = rng.random() * (before + behind)
-    return low + place if place < before else first + distance + place - before
+    drawn = rng.random() * (before + behind)
+    return low + drawn if drawn < before else first + distance + drawn - before
 
 
 def spread_windows(
     video: Span | None, audio: Span | None, *, video_seconds: float, audio_seconds: float, clip: int, num_clips: int
 ) -> tuple[float, float]:
-    """Starts of the `clip`-th of `num_clips` windows spread evenly over the picture (one clip: the middle), for
-    evaluation.
+    """Starts of the `clip`-th of `num_clips` windows spread evenly over the video (one: the middle), for evaluation.
 
-    The sound window has the same centre as the picture's, moved inside its track. Sound alone is spread over its own.
+    The audio window has the same center, moved inside its track. Audio alone is spread over its own.
     """
     if video is None:
         room = max(audio.end - audio_seconds - audio.start, 0.0)
-        sound = audio.start + room * (clip + 0.5) / num_clips
-        return sound, sound
+        audio_start = audio.start + room * (clip + 0.5) / num_clips
+        return audio_start, audio_start
     room = max(video.end - video_seconds - video.start, 0.0)
-    picture = video.start + room * (clip + 0.5) / num_clips
-    sound = picture + (video_seconds - audio_seconds) / 2
-    return picture, sound if audio is None else audio.clamp(sound, audio_seconds)
+    video_start = video.start + room * (clip + 0.5) / num_clips
+    audio_start = video_start + (video_seconds - audio_seconds) / 2
+    return video_start, audio_start if audio is None else audio.clamp(audio_start, audio_seconds)
 
 
 def _uniform(rng: np.random.Generator, low: float, high: float) -> float:

@@ -1,12 +1,8 @@
-"""The table of tracks: one parquet file that says where patches can be followed in the clips of a manifest.
-
-What lives here: writing, reading and asking it. What does not: finding tracks (mining/tracking.py) and the command
-(tools/track.py).
+"""The table of tracks: one parquet file with tracked patches of the clips of a manifest.
 
 A row is a track of a clip; a clip without any has one row with track -1, empty lists and the reason.
 """
 
-import hashlib
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -17,72 +13,53 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from avssl.files import whole_file
+from avssl.files import atomic_write, digest
 
 SCHEMA = pa.schema(
     [
         ("id", pa.int64()),  # row of the manifest
         ("track", pa.int32()),  # number among its clip's tracks, from 0, best first; -1 = the clip has none
         ("times", pa.list_(pa.float64())),  # (T,) seconds of the container's clock
-        ("boxes", pa.list_(pa.list_(pa.float32()))),  # (T, 4) top, left, height, width, fractions of the picture
+        ("boxes", pa.list_(pa.list_(pa.float32()))),  # (T, 4) top, left, height, width, fractions of the frame
         ("confidence", pa.list_(pa.float32())),  # (T,) in [0, 1]
         ("reason", pa.string()),  # why the clip has no track; null for tracks
     ]
 )
 MANIFEST_KEY, OPTIONS_KEY = b"avssl.manifest", b"avssl.tracks"
-SLACK = 0.1  # seconds that a frame may lie outside of its row: manifests round, too
-EDGE = 1e-6  # by which a box may pass the picture's edge: float32 rounds
+SLACK = 0.1  # seconds that a frame may lie outside of its row, by rounding
+EDGE = 1e-6  # by which a box may pass the edge of the frame, by rounding
 EMPTY: dict[str, Any] = {"track": -1, "times": [], "boxes": [], "confidence": []}
 
 
 class TracksError(ValueError):
-    """A table of tracks that cannot be used: the message names the file and the way out."""
+    """A table of tracks that cannot be used: the message names the file and the fix."""
 
 
 @dataclass(frozen=True)
 class Track:
-    """One followed patch.
+    """One tracked patch."""
 
-    Args:
-        times: (T,) float64 rising seconds of the container's clock.
-        boxes: (T, 4) float64 top, left, height, width as fractions of the upright picture, inside it.
-        confidence: (T,) float64 in [0, 1]: how alike the patch is to the first.
-        number: among the tracks of its clip, from 0.
-    """
-
-    times: np.ndarray
-    boxes: np.ndarray
-    confidence: np.ndarray
-    number: int
+    times: np.ndarray  # (T,) float64 rising seconds of the container's clock
+    boxes: np.ndarray  # (T, 4) float64 top, left, height, width as fractions of the upright frame, inside it
+    confidence: np.ndarray  # (T,) float64 in [0, 1]: correlation with the first patch
+    number: int  # among the tracks of its clip, from 0
 
 
 @dataclass(frozen=True)
 class Tracks:
-    """The tracks of a manifest's clips, in a few flat arrays: 230,000 clips with two tracks of 30 frames take 0.4 GB,
-    and worker processes share them.
+    """All tracks in flat arrays (K tracks, n frames), shared by processes: 0.4 GB for 230,000 clips with 2 tracks."""
 
-    Args:
-        ids: (K,) int64 rows of the manifest, ascending, one for each track.
-        numbers: (K,) of each track among its clip's.
-        ends: (K,) where its frames end among all frames.
-        times: (n,) float64 of all frames.
-        boxes: (n, 4) float32.
-        confidence: (n,) float32.
-        reasons: {id: why the clip has none}.
-        options: how they were found.
-    """
-
-    ids: np.ndarray
-    numbers: np.ndarray
-    ends: np.ndarray
-    times: np.ndarray
-    boxes: np.ndarray
-    confidence: np.ndarray
-    reasons: Mapping[int, str]
-    options: Mapping[str, Any] = field(default_factory=dict)
+    ids: np.ndarray  # (K,) int64 rows of the manifest, ascending
+    numbers: np.ndarray  # (K,) of each track in its clip
+    ends: np.ndarray  # (K,) where its frames end among all frames
+    times: np.ndarray  # (n,) float64
+    boxes: np.ndarray  # (n, 4) float32
+    confidence: np.ndarray  # (n,) float32
+    reasons: Mapping[int, str]  # {id: why the clip has none}
+    options: Mapping[str, Any] = field(default_factory=dict)  # of the search
 
     def of(self, id: int) -> list[Track]:
-        """The tracks of one clip, best first; none for a clip that has none or that is not in the table."""
+        """The tracks of one clip, best first."""
         found = []
         for k in range(*np.searchsorted(self.ids, [id, id + 1])):
             frames = slice(self.ends[k - 1] if k else 0, self.ends[k])
@@ -91,15 +68,12 @@ class Tracks:
         return found
 
     def check_rows(self, bounds: np.ndarray, *, path: str | Path) -> None:
-        """Raise TracksError, naming `path`, unless every track is of a row and lies inside its seconds.
-
-        Args:
-            bounds: (N, 2) seconds between which the picture of each row of the manifest lies; NaN = not known.
-        """
-        way_out = "write them anew with python tools/track.py MANIFEST --out"
+        """Raise TracksError, naming `path`, unless every track is in a row and inside its `bounds` (N, 2) of video
+        seconds (NaN = unknown)."""
+        hint = "write them anew with python tools/track.py MANIFEST --out"
         if self.ids.max(initial=-1) >= len(bounds):
             raise TracksError(
-                f"tracks {path} are of row {self.ids.max()}, but the manifest has {len(bounds)} rows: {way_out} {path}"
+                f"tracks {path} are of row {self.ids.max()}, but the manifest has {len(bounds)} rows: {hint} {path}"
             )
         rows = np.repeat(self.ids, np.diff(self.ends, prepend=0))  # (n,)
         outside = (self.times < bounds[rows, 0] - SLACK) | (self.times > bounds[rows, 1] + SLACK)
@@ -108,63 +82,53 @@ class Tracks:
             low, high = bounds[rows[first]]
             raise TracksError(
                 f"tracks {path}: a frame at second {self.times[first]:g} of row {rows[first]}, which lasts from "
-                f"{low:g} to {high:g}: {way_out} {path}"
+                f"{low:g} to {high:g}: {hint} {path}"
             )
 
     @property
     def digest(self) -> str:
-        """SHA-256 of the tracks: what a run that is trained on them belongs to."""
-        sha = hashlib.sha256()
-        for values in (self.ids, self.numbers, self.ends, self.times, self.boxes):
-            sha.update(np.ascontiguousarray(values).tobytes())
-        return sha.hexdigest()
+        """SHA-256 of the tracks, recorded in runs trained on them."""
+        columns = (self.ids, self.numbers, self.ends, self.times, self.boxes)
+        return digest(*(values.tobytes() for values in columns), algorithm="sha256")
 
 
 def write_tracks(
     path: str | Path, rows: Iterable[Mapping[str, Any]], *, manifest_hash: str, options: Mapping[str, Any]
 ) -> None:
-    """Write a table, whole or not at all.
+    """Write a table atomically. Raises WriteError.
 
     Args:
-        path: file to write.
-        rows: with the columns of SCHEMA; they are sorted by id and track.
+        rows: with the columns of SCHEMA, in any order.
         manifest_hash: of the manifest whose rows the ids are.
-        options: how the tracks were found, plain data.
-
-    Raises:
-        WriteError: the file cannot be written.
+        options: of the search, plain data.
     """
     ordered = sorted(rows, key=lambda row: (row["id"], row["track"]))
     metadata = {MANIFEST_KEY: manifest_hash.encode(), OPTIONS_KEY: json.dumps(options, sort_keys=True).encode()}
     table = pa.Table.from_pylist(ordered, SCHEMA.with_metadata(metadata))
-    with whole_file(path) as temporary:
+    with atomic_write(path) as temporary:
         pq.write_table(table, temporary)
 
 
 def read_tracks(path: str | Path, *, manifest_hash: str) -> Tracks:
-    """Read a table.
-
-    Args:
-        path: parquet file written by `write_tracks`.
-        manifest_hash: of the manifest that it is to be used with.
+    """Read a table written by `write_tracks`.
 
     Raises:
         TracksError: the file is missing, is no table of tracks, is damaged, or belongs to another manifest.
     """
-    way_out = "write it with python tools/track.py MANIFEST --out"
+    hint = "write it with python tools/track.py MANIFEST --out"
     if not Path(path).is_file():
-        raise TracksError(f"tracks {path} do not exist: {way_out} {path}")
+        raise TracksError(f"tracks {path} do not exist: {hint} {path}")
     try:
         table = pq.read_table(path)
     except (pa.ArrowException, OSError) as error:
-        raise TracksError(f"tracks {path} are no parquet file that can be read: {way_out} {path}") from error
+        raise TracksError(f"tracks {path} are no parquet file that can be read: {hint} {path}") from error
     metadata = table.schema.metadata or {}
     if not table.schema.equals(SCHEMA) or not {MANIFEST_KEY, OPTIONS_KEY} <= set(metadata):
-        raise TracksError(f"{path} is no table of tracks: {way_out} and another name")
+        raise TracksError(f"{path} is no table of tracks: {hint} and another name")
     recorded = metadata[MANIFEST_KEY].decode()
     if recorded != manifest_hash:
         raise TracksError(
-            f"tracks {path} belong to another manifest (hash {recorded}, not {manifest_hash}): {way_out} and another "
+            f"tracks {path} belong to another manifest (hash {recorded}, not {manifest_hash}): {hint} and another "
             "name, or name the manifest that they were written from"
         )
     none = np.asarray(table["track"]) < 0
@@ -173,17 +137,11 @@ def read_tracks(path: str | Path, *, manifest_hash: str) -> Tracks:
     ids, numbers = np.asarray(table["id"]), np.asarray(table["track"])
     times, boxes, confidence = (table[name].combine_chunks() for name in ("times", "boxes", "confidence"))
     lengths = np.stack([np.asarray(values.value_lengths()) for values in (times, boxes, confidence)])  # (3, K)
-    sides = np.asarray(boxes.flatten().value_lengths())  # (n,) numbers of each box
-    if (lengths == lengths[0]).all() and (lengths > 1).all() and (sides == 4).all():
+    box_lengths = np.asarray(boxes.flatten().value_lengths())  # (n,)
+    if (lengths == lengths[0]).all() and (lengths > 1).all() and (box_lengths == 4).all():
         flat = np.asarray(boxes.flatten().flatten()).reshape(-1, 4)
-        arrays = (
-            ids,
-            numbers,
-            lengths[0].cumsum(),
-            np.asarray(times.flatten()),
-            flat,
-            np.asarray(confidence.flatten()),
-        )
+        seconds, alike = np.asarray(times.flatten()), np.asarray(confidence.flatten())
+        arrays = (ids, numbers, lengths[0].cumsum(), seconds, flat, alike)
         tracks = Tracks(*arrays, dict(zip(*reasons.values(), strict=True)), json.loads(metadata[OPTIONS_KEY]))
         wrong = _misplaced(tracks)
     else:
@@ -192,15 +150,15 @@ def read_tracks(path: str | Path, *, manifest_hash: str) -> Tracks:
     if wrong.any():
         raise TracksError(
             f"tracks {path} are damaged, at row {ids[wrong.argmax()]} of the manifest (a track has 2 frames or more, "
-            f"rising times, and boxes inside the picture): {way_out} {path} anew"
+            f"rising times, and boxes inside the frame): {hint} {path} anew"
         )
     return tracks
 
 
 def _misplaced(tracks: Tracks) -> np.ndarray:
-    """(K,) bool: tracks whose times do not rise, or whose boxes are empty or not inside the picture."""
-    corners, sides = tracks.boxes[:, :2], tracks.boxes[:, 2:]
-    wrong = ~((corners >= -EDGE) & (sides > 0) & (corners + sides <= 1 + EDGE)).all(axis=1)  # (n,)
+    """(K,) bool: tracks whose times do not rise, or whose boxes are empty or not inside the frame."""
+    corners, sizes = tracks.boxes[:, :2], tracks.boxes[:, 2:]
+    wrong = ~((corners >= -EDGE) & (sizes > 0) & (corners + sizes <= 1 + EDGE)).all(axis=1)  # (n,)
     begins = tracks.ends - np.diff(tracks.ends, prepend=0)  # (K,)
     falls = np.diff(tracks.times, prepend=-np.inf) <= 0
     falls[begins] = False

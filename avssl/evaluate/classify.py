@@ -1,15 +1,16 @@
-"""Linear classification on frozen features by scikit-learn: one figure per video, all features in memory.
-
-What lives here: logistic regression, the support vector machine of ESC-50, and few labels. What does not: heads on
-every map of an encoder (heads.py).
+"""Classification and clustering of frozen features in memory: nearest neighbors and scikit-learn's models.
 
 Letters: n training videos, m test videos, V views of each, D feature, C classes.
 """
 
 import warnings
 from collections.abc import Iterator
+from contextlib import contextmanager
 
 import numpy as np
+import torch
+import torch.nn.functional as F
+from sklearn.cluster import KMeans
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import GroupKFold
@@ -17,26 +18,61 @@ from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import StandardScaler
 from sklearn.svm import LinearSVC
 from threadpoolctl import threadpool_limits
+from torch import Tensor
 
+QUERIES = 1024  # per matrix product
 STRENGTHS = (1e-3, 1e-2, 1e-1, 1.0, 10.0)  # C of scikit-learn: inverse of the L2 penalty
 SVM_STRENGTHS = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)
 FOLDS = 3
+NUM_STARTS = 10  # of k-means
+
+
+def knn_predict(
+    train: Tensor, train_targets: Tensor, test: Tensor, *, k: int = 20, temperature: float | None = 0.07
+) -> Tensor:
+    """Votes of the k nearest training videos by cosine.
+
+    Args:
+        train: (n, D) features, any length.
+        train_targets: (n,) int64 classes >= 0.
+        test: (m, D).
+        k: number of neighbours; all of them when there are fewer.
+        temperature: votes weigh exp(cosine / temperature); None = all the same, ties go to the nearer neighbour.
+
+    Returns:
+        (m,) int64 classes with the most votes.
+
+    Source: Wu et al. 2018 (NPID), section 3.4.
+    """
+    if len(train) == 0:
+        raise ValueError("kNN has no training features: no labeled clip of the train manifest could be read")
+    gallery, num_classes = F.normalize(train.float(), dim=1), int(train_targets.max()) + 1
+    parts = [torch.zeros(0, num_classes)]
+    for query in F.normalize(test.float(), dim=1).split(QUERIES):
+        nearest = (query @ gallery.T).topk(min(k, len(train)), dim=1)  # nearest first
+        if temperature is None:
+            order = torch.arange(nearest.values.shape[1], dtype=torch.float64)
+            weights = (1 + 2.0 ** -(order + 2)).expand_as(nearest.values)  # extras sum to less than half a vote
+        else:
+            weights = ((nearest.values - nearest.values[:, :1]) / temperature).exp()  # minus the largest: no overflow
+        votes = torch.zeros(len(query), num_classes, dtype=weights.dtype)  # (q, C)
+        parts.append(votes.scatter_add_(1, train_targets[nearest.indices], weights))
+    return torch.cat(parts).argmax(dim=1)
 
 
 def linear_predict(
     train: np.ndarray, train_targets: np.ndarray, test: np.ndarray, *, groups: np.ndarray | None = None
 ) -> tuple[np.ndarray, float]:
-    """Multinomial logistic regression on standardised features; the L2 penalty is chosen by cross-validation on the
-    training features alone.
+    """Multinomial logistic regression on standardized features, L2 penalty by cross-validation on the training set.
 
     Args:
         train: (n, D) features.
         train_targets: (n,) classes.
         test: (m, D) features.
-        groups: (n,) clips of one group (scene, source video) are never on both sides of a fold; None = each by itself.
+        groups: (n,) clips of one group (scene, source video) are never split over folds; None = no groups.
 
     Returns:
-        (m,) predicted classes, and the penalty C that was chosen.
+        (m,) predicted classes, and the chosen C.
 
     Raises:
         ValueError: fewer than two classes.
@@ -57,48 +93,23 @@ def linear_predict(
     return _fit(train, train_targets, best).predict(test), best
 
 
-def grouped_predict(features: np.ndarray, targets: np.ndarray, groups: np.ndarray, *, num_folds: int = 5) -> np.ndarray:
-    """Every clip classified by a linear probe that has seen no clip of its group (scene, source video).
-
-    Args:
-        features: (n, D).
-        targets: (n,) classes.
-        groups: (n,) any labels.
-        num_folds: groups are shared out over as many folds, of about equal numbers of clips.
-
-    Returns:
-        (n,) predicted classes.
-
-    Raises:
-        ValueError: fewer groups than folds, or a fold whose training side has one class only.
-    """
-    member = np.unique(groups, return_inverse=True)[1]
-    if member.max(initial=-1) + 1 < num_folds:
-        raise ValueError(f"{member.max(initial=-1) + 1} groups cannot be shared out over num_folds={num_folds}")
-    predicted = np.empty_like(targets)
-    for train, test in GroupKFold(num_folds).split(features, groups=member):
-        predicted[test], _ = linear_predict(features[train], targets[train], features[test], groups=member[train])
-    return predicted
-
-
 def svm_scores(
     train: np.ndarray, train_targets: np.ndarray, test: np.ndarray, *, groups: np.ndarray, num_classes: int
 ) -> tuple[np.ndarray, float]:
-    """Linear support vector machine, one class against the others, on standardised features of single views; the
-    decision values of a video are the mean over its views. C is chosen inside the training videos.
+    """Linear one-vs-rest SVM on standardized features of single views; decision values are averaged over the views.
 
     Args:
         train: (n, V, D) features; every view is a sample.
         train_targets: (n,) classes.
         test: (m, V, D).
-        groups: (n,) videos of one group are never on both sides of a fold.
+        groups: (n,) as in `linear_predict`.
         num_classes: C.
 
     Returns:
-        (m, C) mean decision values, -inf for a class that was not learned; and the C that was chosen.
+        (m, C) mean decision values, -inf for a class without training videos; and the chosen SVM penalty.
 
     Source: the protocol of ESC-50 in the AVID paper, section 4.
-    Differs from the scripts that are public: there C is chosen on the test folds.
+    Differs from the public scripts: there the penalty is chosen on the test folds.
     """
     right = []
     for strength in SVM_STRENGTHS:
@@ -111,22 +122,39 @@ def svm_scores(
     return _svm(train, train_targets, test, best, num_classes), best
 
 
-def draw_few(targets: np.ndarray, share: float, *, num_draws: int, seed: int = 0) -> Iterator[np.ndarray]:
-    """Positions of so few labelled videos: `share` of every class, at least one, in `num_draws` draws.
+def draw_few(targets: np.ndarray, fraction: float, *, num_draws: int, seed: int = 0) -> Iterator[np.ndarray]:
+    """Positions of a fraction of every class, at least one video each, in `num_draws` random draws.
 
     Source: the balanced lists of SimCLR (Chen et al. 2020), drawn here by a seed.
     """
     for draw in range(num_draws):
         rng = np.random.default_rng((seed, draw))
-        kept = []
+        drawn = []
         for each in np.unique(targets):
             rows = np.flatnonzero(targets == each)
-            kept.append(rng.choice(rows, max(1, round(share * len(rows))), replace=False))
-        yield np.sort(np.concatenate(kept))
+            drawn.append(rng.choice(rows, max(1, round(fraction * len(rows))), replace=False))
+        yield np.sort(np.concatenate(drawn))
+
+
+def cluster(features: np.ndarray, *, num_clusters: int, seed: int = 0) -> np.ndarray:
+    """(n,) clusters by k-means on features (n, D) scaled to unit length, the best of NUM_STARTS starts."""
+    lengths = np.linalg.norm(features, axis=1, keepdims=True)
+    model = KMeans(min(num_clusters, len(features)), n_init=NUM_STARTS, random_state=seed)
+    with _quiet():  # warns about fewer distinct videos than clusters
+        return model.fit_predict(features / np.maximum(lengths, 1e-12))
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Silence convergence warnings: ranking penalties does not need it. One thread: for small products, waiting threads
+    make a fit up to 20 times slower."""
+    with warnings.catch_warnings(), threadpool_limits(1):
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        yield
 
 
 def _folds(groups: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Positions inside and outside of each of at most FOLDS folds of whole groups; of rows where all are one group."""
+    """(inside, outside) positions of at most FOLDS folds of whole groups; of single rows if there is one group only."""
     member = np.unique(groups, return_inverse=True)[1]
     if member.max() == 0:
         member = np.arange(len(groups))
@@ -137,12 +165,12 @@ def _folds(groups: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
 def _svm(train: np.ndarray, targets: np.ndarray, test: np.ndarray, strength: float, num_classes: int) -> np.ndarray:
     """Mean decision values (m, C) of `test` (m, V, D)."""
     model = make_pipeline(StandardScaler(), LinearSVC(C=strength, random_state=0))
-    with warnings.catch_warnings(), threadpool_limits(1):
-        warnings.simplefilter("ignore", ConvergenceWarning)
+    with _quiet():
         model.fit(train.reshape(-1, train.shape[2]), np.repeat(targets, train.shape[1]))
     found = model.decision_function(test.reshape(-1, test.shape[2]))
     known = model.classes_
-    found = np.stack([-found, found], axis=1) if len(known) == 2 else found  # of two classes one value is given
+    if len(known) == 2:  # scikit-learn returns a single column
+        found = np.stack([-found, found], axis=1)
     scores = np.full((len(test), num_classes), -np.inf)
     scores[:, known] = found.reshape(len(test), -1, len(known)).mean(axis=1)
     return scores
@@ -150,7 +178,5 @@ def _svm(train: np.ndarray, targets: np.ndarray, test: np.ndarray, strength: flo
 
 def _fit(features: np.ndarray, targets: np.ndarray, strength: float) -> Pipeline:
     model = make_pipeline(StandardScaler(), LogisticRegression(C=strength, max_iter=300))
-    # One thread: the products are small, and threads that wait for each other make a fit up to 20 times slower.
-    with warnings.catch_warnings(), threadpool_limits(1):
-        warnings.simplefilter("ignore", ConvergenceWarning)  # weak penalties need not converge to rank the strengths
+    with _quiet():
         return model.fit(features.astype(np.float64), targets)

@@ -1,5 +1,5 @@
 """Clips in the layout of DAVIS 2017: JPEGImages/480p/NAME/*.jpg and Annotations/480p/NAME/*.png, where a mask's
-pixel is the number of the thing seen there.
+pixel is the number of the object.
 
 Letters: T frames, H x W pixels.
 """
@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image
 
 FRAMES, MASKS = Path("JPEGImages", "480p"), Path("Annotations", "480p")
-VOID = 255  # in a mask: not decided; ground for davis2017-evaluation, and here
+VOID = 255  # ignored pixels of a mask: background, as in davis2017-evaluation
 
 
 def davis_names(folder: Path, split: Path | None = None) -> list[str]:
@@ -41,7 +41,7 @@ def read_davis(folder: Path, name: str) -> tuple[np.ndarray, np.ndarray]:
     """Frames (T, H, W, 3) uint8 RGB and masks (T, H, W) uint8 of one clip.
 
     Raises:
-        ValueError: a file is missing or damaged, frames and masks do not fit, or a mask holds colours.
+        ValueError: a file is missing or damaged, frames and masks do not fit, or a mask holds colors.
     """
     frames = [_read(path, "RGB") for path in sorted((folder / FRAMES / name).glob("*.jpg"))]
     masks = [_read(path, None) for path in sorted((folder / MASKS / name).glob("*.png"))]
@@ -62,7 +62,7 @@ def read_davis(folder: Path, name: str) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _read(path: Path, mode: str | None) -> np.ndarray:
-    """A picture's pixels; without mode as stored, which for a palette is the number of the colour."""
+    """Pixels of an image; without mode as stored (palette index)."""
     try:
         with Image.open(path) as picture:
             return np.array(picture.convert(mode) if mode else picture, dtype=np.uint8)

@@ -1,17 +1,13 @@
-"""Frozen features of a trained run: encoders and heads in evaluation mode, several clips of a video averaged.
+"""Outputs of frozen encoders and heads for several clips per video, in memory or cached on disk.
 
 Letters: n videos, C clips per video, D feature.
 """
 
 import contextlib
 import dataclasses
-import fcntl
-import hashlib
 import itertools
 import json
 import os
-import shutil
-import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -25,35 +21,39 @@ from torch import Tensor
 from tqdm import tqdm
 
 from avssl import distributed
-from avssl.data.dataset import ClipDataset, apply_views, check_decoder
+from avssl.data.dataset import ClipDataset, check_decoder
 from avssl.data.loader import WorkerLost, build_loader, lost_workers_named
 from avssl.data.manifest import Manifest
 from avssl.data.sampling import Key
-from avssl.files import WriteError
+from avssl.files import WriteError, cached_folder, digest
 from avssl.models.heads import describe_maps, side_by_side
-from avssl.pretrained import Pretrained
 from avssl.structs import MODALITIES
-from avssl.transforms.views import numbered
+from avssl.transforms.views import Spread, View, apply_views
+from avssl.weights.load import Pretrained
 
-BATCH_CLIPS = 32  # clips that go through the towers together
-VIEWED = (  # what of the data section an evaluation view depends on
+BATCH_CLIPS = 32  # clips per forward pass
+VIEW_OPTIONS = (  # options of the data section that an evaluation view depends on
     *("decoder", "max_pixels", "max_seconds", "num_frames", "fps", "size", "audio_seconds", "sample_rate"),
     *("spectrogram", "n_fft", "num_mels", "hop_seconds", "pixel_mean", "pixel_std"),
 )
 
 
+def _has(self: "Extracted | ClipVectors", modality: Literal["video", "audio", "both"]) -> np.ndarray:
+    """(n,) bool: videos that have this modality."""
+    has = {"video": self.has_video, "audio": self.has_audio, "both": self.has_video & self.has_audio}
+    return has[modality]
+
+
 @dataclass(frozen=True)
 class Extracted:
-    """What the towers say of n videos. Rows of sound are zeros where `has_audio` is False, rows of pictures where
-    `has_video` is False; videos that could not be read are left out and stand in `errors` instead."""
+    """Outputs for n readable videos; zeros where a video lacks the modality."""
 
     ids: np.ndarray  # (n,) int64 rows of the manifest
     has_audio: np.ndarray  # (n,) bool
     has_video: np.ndarray  # (n,) bool
-    embedding: dict[str, np.ndarray]  # {video, audio: (n, D) float32 unit length}: outputs of the heads
-    features: dict[str, np.ndarray]  # {video, audio: (n, dim) float32}: outputs of the trunks
+    embedding: dict[str, np.ndarray]  # {video, audio: (n, D) float32 unit length}: head outputs
+    features: dict[str, np.ndarray]  # {video, audio: (n, dim) float32}: encoder outputs
     errors: dict[int, str]  # {id: reason}
-    towers: tuple[str, ...] = MODALITIES  # that the run has; the other side counts as lacking in every video
 
     def take(self, keep: np.ndarray) -> "Extracted":
         """Only the videos marked in `keep` (n,) bool."""
@@ -66,40 +66,23 @@ class Extracted:
             features={name: value[keep] for name, value in self.features.items()},
         )
 
-    def has(self, side: Literal["video", "audio", "both"]) -> np.ndarray:
-        """(n,) bool: videos that have this side."""
-        return _has(self, side)
-
-    def both(self) -> np.ndarray:
-        """Trunk features of picture and sound side by side, each of unit length so that neither outweighs the other:
-        (n, dim_video + dim_audio)."""
-        return side_by_side(*(torch.from_numpy(self.features[name]) for name in MODALITIES)).numpy()
+    has = _has
 
 
 def extract(
-    towers: Pretrained,
+    pretrained: Pretrained,
     manifest: Manifest,
     ids: Sequence[int] | np.ndarray,
     *,
     num_clips: int = 3,
     progress: str | None = None,
 ) -> Extracted:
-    """Average the towers' outputs over `num_clips` clips spread over each video. A run that has one tower only sees the
-    other side of no clip.
-
-    Args:
-        ids: (n,) rows of the manifest, any manifest; files of sound alone too.
-        num_clips: C, clips per video.
-        progress: words before the progress bar; None = no bar.
-
-    Raises:
-        ValueError: num_clips < 1, or a worker process died or hung.
-    """
-    return clip_vectors(towers, manifest, ids, num_clips=num_clips, progress=progress).videos()
+    """Outputs averaged over `num_clips` clips spread over each video; arguments and errors as `clip_vectors`."""
+    return clip_vectors(pretrained, manifest, ids, num_clips=num_clips, progress=progress).videos()
 
 
 class Rows:
-    """Some rows of an array, read from disk when they are asked for by index, by slice or by (rows, columns)."""
+    """Rows of an array, read from disk when indexed by index, slice or (rows, columns)."""
 
     def __init__(self, array: np.ndarray, rows: np.ndarray) -> None:
         self.array, self.rows = array, rows
@@ -119,56 +102,64 @@ class Rows:
 
 @dataclass(frozen=True)
 class ClipVectors:
-    """What the towers say of every clip of n videos, apart. V views of a video: its clips, and of pictures each crop of
-    each clip, the crops of one clip together. Rows of a side that a video lacks, or that could not be read, are zeros.
-    """
+    """Outputs for every view of n videos. V views of a video: its clips; for video each crop of each clip, the crops
+    of one clip adjacent. Zeros where a modality is missing or the video could not be read."""
 
-    ids: np.ndarray  # (n,) int64 rows of the manifest, all that were asked for
+    ids: np.ndarray  # (n,) int64 rows of the manifest, unreadable ones too
     readable: np.ndarray  # (n,) bool
     has_audio: np.ndarray  # (n,) bool; False where the video could not be read
     has_video: np.ndarray  # (n,) bool; likewise
-    vectors: dict[str, dict[str, np.ndarray]]  # {video, audio: {pool, other maps: (n, V, d) float32}}, trunks
+    vectors: dict[str, dict[str, np.ndarray]]  # {video, audio: {pool, other maps: (n, V, d) float32}}: encoder outputs
     embedding: dict[str, np.ndarray]  # {video, audio: (n, V, D) float32 unit length}, where there are heads
     errors: dict[int, str]  # {id: reason}
 
-    def has(self, side: Literal["video", "audio", "both"]) -> np.ndarray:
-        """(n,) bool: videos that have this side."""
-        return _has(self, side)
+    has = _has
 
-    def maps(self, side: Literal["video", "audio", "both"], rows: np.ndarray) -> dict[str, "Rows | np.ndarray"]:
-        """{map: (m, V, d)} at these positions (m,); of both sides {pool}: pooled outputs side by side, a clip's sound
-        beside each of its crops."""
-        if side != "both":
-            return {name: Rows(each, rows) for name, each in self.vectors[side].items()}
+    def maps(self, modality: Literal["video", "audio", "both"], rows: np.ndarray) -> dict[str, "Rows | np.ndarray"]:
+        """{map: (m, V, d)} at these positions (m,); for both modalities {pool}: pooled outputs concatenated, a clip's
+        audio with each of its crops."""
+        if modality != "both":
+            return {name: Rows(each, rows) for name, each in self.vectors[modality].items()}
         video, audio = (torch.from_numpy(self.vectors[name]["pool"][rows]) for name in MODALITIES)
         audio = audio.repeat_interleave(video.shape[1] // audio.shape[1], dim=1)
         return {"pool": side_by_side(video.flatten(0, 1), audio.flatten(0, 1)).unflatten(0, video.shape[:2]).numpy()}
 
     def videos(self) -> Extracted:
-        """The mean over the views of each video that could be read; the mean of unit vectors is made one again."""
-        keep, names = self.readable, tuple(self.vectors)
+        """Mean over the views of each readable video; means of unit vectors are normalized again."""
+        keep = self.readable
 
-        def of_sides(means: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-            return {side: means.get(side, np.zeros_like(next(iter(means.values())))) for side in MODALITIES}
+        def mean(views: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+            means = {modality: each[keep].mean(axis=1) for modality, each in views.items()}
+            return {
+                modality: means.get(modality, np.zeros_like(next(iter(means.values()))))
+                for modality in MODALITIES
+                if means
+            }
 
-        embedding = {side: each[keep].mean(axis=1) for side, each in self.embedding.items()}
-        lengths = {side: np.linalg.norm(each, axis=1, keepdims=True) for side, each in embedding.items()}
-        none = np.zeros(int(keep.sum()), dtype=bool)
         return Extracted(
             ids=self.ids[keep],
-            has_audio=self.has_audio[keep] if "audio" in names else none,
-            has_video=self.has_video[keep] if "video" in names else none,
-            embedding=of_sides({side: each / np.maximum(lengths[side], 1e-12) for side, each in embedding.items()})
-            if embedding
-            else {},
-            features=of_sides({side: maps["pool"][keep].mean(axis=1) for side, maps in self.vectors.items()}),
+            has_audio=self.has_audio[keep],
+            has_video=self.has_video[keep],
+            embedding={
+                modality: each / np.maximum(np.linalg.norm(each, axis=1, keepdims=True), 1e-12)
+                for modality, each in mean(self.embedding).items()
+            },
+            features=mean({modality: maps["pool"] for modality, maps in self.vectors.items()}),
             errors=self.errors,
-            towers=names,
         )
+
+    def averaged(self) -> "ClipVectors":
+        """Mean over the views of each video, as a single view."""
+
+        def mean(views: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+            return {name: each.mean(axis=1, keepdims=True) for name, each in views.items()}
+
+        vectors = {modality: mean(maps) for modality, maps in self.vectors.items()}
+        return dataclasses.replace(self, vectors=vectors, embedding=mean(self.embedding))
 
 
 def clip_vectors(
-    towers: Pretrained,
+    pretrained: Pretrained,
     manifest: Manifest,
     ids: Sequence[int] | np.ndarray,
     *,
@@ -178,16 +169,15 @@ def clip_vectors(
     folder: Path | None = None,
     progress: str | None = None,
 ) -> ClipVectors:
-    """The towers' outputs for `num_clips` clips spread over each video, in evaluation mode; nothing of a tower changes.
+    """Outputs for `num_clips` clips spread over each video, in evaluation mode.
 
     Args:
         ids: (n,) rows of the manifest, unreadable ones too.
         num_clips: C, clips per video.
-        num_crops: of each clip, spread over the long side of the picture.
-        maps: all maps of the encoders, as `describe_maps` makes them vectors, not the pooled output alone.
-        folder: where to keep them, or to find them from before; they are then read from disk as they are needed. With
-            several processes each computes its share and writes it there. None = in memory, all by this process.
-        progress: words before the progress bar; None = no bar.
+        num_crops: per clip, spread over the long side of the frames.
+        maps: all maps of the encoders as vectors (see `describe_maps`), not only the pooled output.
+        folder: cache on disk, filled by all processes together; None = in memory, all by this process.
+        progress: label of the progress bar; None = no bar.
 
     Raises:
         ValueError: num_clips or num_crops < 1, or a worker process died or hung.
@@ -196,18 +186,18 @@ def clip_vectors(
     for name, number in (("num_clips", num_clips), ("num_crops", num_crops)):
         if number < 1:
             raise ValueError(f"{name}={number} must be at least 1")
-    looks = _Looks(towers, manifest, np.asarray(ids, dtype=np.int64), num_clips, num_crops, maps, progress)
+    extractor = _Extractor(pretrained, manifest, np.asarray(ids, dtype=np.int64), num_clips, num_crops, maps, progress)
     if folder is None:
-        groups = looks.look(share=0, num_shares=1)
-        return looks.collect(groups, lambda _, rows: np.zeros((len(looks.ids), *rows.shape[1:]), rows.dtype))
-    return _kept(looks, folder)
+        groups = extractor.groups(shard=0, num_shards=1)
+        return extractor.collect(groups, lambda _, rows: np.zeros((len(extractor.ids), *rows.shape[1:]), rows.dtype))
+    return _cached(extractor, folder)
 
 
 @dataclass(frozen=True)
-class _Looks:
-    """How to look at videos, a group of them at a time."""
+class _Extractor:
+    """Computes the vectors of videos, one group at a time."""
 
-    towers: Pretrained
+    pretrained: Pretrained
     manifest: Manifest
     ids: np.ndarray
     num_clips: int
@@ -215,28 +205,29 @@ class _Looks:
     maps: bool
     progress: str | None
 
-    def look(self, *, share: int, num_shares: int) -> Iterator[tuple[slice, dict[str, np.ndarray], dict[int, str]]]:
-        """Yield (place in ids, {name: (g, ...)}, errors) of every group that is this share's: the same groups for any
-        number of shares, so that a vector does not depend on it."""
-        towers, modalities = self.towers, tuple(self.towers.encoders)
-        crops = [numbered("video", crop) for crop in range(self.num_crops)]
-        views = {"video": crops, "audio": ["audio"]}
+    def groups(self, *, shard: int, num_shards: int) -> Iterator[tuple[slice, dict[str, np.ndarray], dict[int, str]]]:
+        """Yield (slice of ids, {name: (g, ...)}, errors) for every group of this shard; groups, and with them vectors,
+        do not depend on the number of shards."""
+        pretrained, modalities = self.pretrained, tuple(self.pretrained.encoders)
+        crops = [View(f"crop {i}", when=Spread(i, self.num_crops)) for i in range(self.num_crops)]
+        views = {"video": crops, "audio": [View("audio", recipe="audio")]}
+        wanted = [view for modality in modalities for view in views[modality]]
         dataset = ClipDataset(
             self.manifest,
-            towers.data,
-            [view for modality in modalities for view in views[modality]],
+            pretrained.data,
+            wanted,
             num_eval_clips=self.num_clips,
         )
         step = max(1, BATCH_CLIPS // self.num_clips)
-        places = [slice(i, min(i + step, len(self.ids))) for i in range(0, len(self.ids), step)][share::num_shares]
-        keys = [[Key(0, int(row), c) for row in self.ids[place] for c in range(self.num_clips)] for place in places]
-        loader = build_loader(dataset, keys, towers.data, device=towers.device)
-        total = sum(place.stop - place.start for place in places)
+        slices = [slice(i, min(i + step, len(self.ids))) for i in range(0, len(self.ids), step)][shard::num_shards]
+        keys = [[Key(0, int(row), c) for row in self.ids[part] for c in range(self.num_clips)] for part in slices]
+        loader = build_loader(dataset, keys, pretrained.data, device=pretrained.device)
+        total = sum(part.stop - part.start for part in slices)
         bar = tqdm(total=total, desc=self.progress, unit="video", disable=self.progress is None, mininterval=1)
-        with _lost_explained(dataset), bar, torch.inference_mode():
-            for place, batch in zip(places, loader, strict=True):
-                group = self.ids[place]
-                batch = apply_views(batch.to(towers.device), towers.data)
+        with _wrap_errors(dataset), bar, torch.inference_mode():
+            for part, batch in zip(slices, loader, strict=True):
+                group = self.ids[part]
+                batch = apply_views(batch.to(pretrained.device), wanted, pretrained.data)
                 lost = (batch.ids < 0).reshape(len(group), self.num_clips)
                 readable = ~lost.any(dim=1)
                 reasons, errors = iter(batch.errors), {}
@@ -249,26 +240,26 @@ class _Looks:
                     found[f"has.{modality}"] = here = present.reshape(len(group), -1)[:, 0] & readable
                     seen: dict[str, list[Tensor]] = {}
                     for view in views[modality]:
-                        for name, value in self._vectors(modality, getattr(batch, modality)[view]).items():
+                        for name, value in self._vectors(modality, getattr(batch, modality)[view.name]).items():
                             seen.setdefault(name, []).append(value)
-                    for name, values in seen.items():  # each (g C, d); the crops of a clip become neighbours
+                    for name, values in seen.items():  # each (g C, d); crops of a clip become adjacent
                         each = torch.stack(values, dim=1).reshape(len(group), -1, values[0].shape[1])  # (g, V, d)
                         found[name] = torch.where(here[:, None, None], each, 0.0)
                         if not found[name].isfinite().all():
                             raise ValueError(
-                                f"the {modality} encoder of {towers.path} gives NaN or infinity ({name}): its weights "
-                                "are broken, go back to an earlier checkpoint"
+                                f"the {modality} encoder of {pretrained.path} gives NaN or infinity ({name}): its "
+                                "weights are broken, go back to an earlier checkpoint"
                             )
-                yield place, {name: value.cpu().numpy() for name, value in found.items()}, errors
+                yield part, {name: value.cpu().numpy() for name, value in found.items()}, errors
                 bar.update(len(group))
 
     def _vectors(self, modality: str, x: Tensor) -> dict[str, Tensor]:
         """{modality.map: (B, d)} of clips, and head.modality: (B, D) where there is a head."""
-        encoder = self.towers.encoders[modality]
+        encoder = self.pretrained.encoders[modality]
         vectors = describe_maps(encoder.forward_features(x)) if self.maps else {"pool": encoder(x)}
         named = {f"{modality}.{name}": value for name, value in vectors.items()}
-        if modality in self.towers.heads:
-            named[f"head.{modality}"] = F.normalize(self.towers.heads[modality](vectors["pool"]), dim=1)
+        if modality in self.pretrained.heads:
+            named[f"head.{modality}"] = F.normalize(self.pretrained.heads[modality](vectors["pool"]), dim=1)
         return named
 
     def collect(
@@ -276,14 +267,14 @@ class _Looks:
         groups: Iterable[tuple[slice, dict[str, np.ndarray], dict[int, str]]],
         make: Callable[[str, np.ndarray], np.ndarray],
     ) -> ClipVectors:
-        """Put groups into arrays for all videos, which make(name, rows of the first group) gives."""
+        """Gather groups in arrays for all videos, allocated by make(name, rows of the first group)."""
         arrays: dict[str, np.ndarray] = {}
         errors: dict[int, str] = {}
-        for place, found, lost in groups:
+        for part, found, lost in groups:
             for name, value in found.items():
                 if name not in arrays:
                     arrays[name] = make(name, value)
-                arrays[name][place] = value
+                arrays[name][part] = value
             errors |= lost
         return self.arranged(arrays, errors)
 
@@ -295,102 +286,85 @@ class _Looks:
             has_audio=arrays.get("has.audio", none),
             has_video=arrays.get("has.video", none),
             vectors={
-                side: {name: arrays[f"{side}.{name}"] for name in encoder.feature_dims if f"{side}.{name}" in arrays}
-                for side, encoder in self.towers.encoders.items()
+                modality: {
+                    name: arrays[f"{modality}.{name}"]
+                    for name in encoder.feature_dims
+                    if f"{modality}.{name}" in arrays
+                }
+                for modality, encoder in self.pretrained.encoders.items()
             },
-            embedding={side: arrays[f"head.{side}"] for side in self.towers.encoders if f"head.{side}" in arrays},
+            embedding={
+                modality: arrays[f"head.{modality}"]
+                for modality in self.pretrained.encoders
+                if f"head.{modality}" in arrays
+            },
             errors=errors,
         )
 
 
-def _has(found: Extracted | ClipVectors, side: Literal["video", "audio", "both"]) -> np.ndarray:
-    sides = {"video": found.has_video, "audio": found.has_audio}
-    return sides["video"] & sides["audio"] if side == "both" else sides[side]
-
-
-def _kept(looks: _Looks, folder: Path) -> ClipVectors:
-    """The same out of `folder`, where each set of vectors has a folder of its own; computed first when it is not there,
-    by all processes together. One call at a time computes into a folder, others wait."""
-    homes = [folder / _key(each) for each in (dataclasses.replace(looks, maps=True), looks)]  # all maps do as well
+def _cached(extractor: _Extractor, folder: Path) -> ClipVectors:
+    """Read the vectors from a subfolder of `folder` named by their key; all processes compute them first if missing.
+    One call at a time fills a folder, others wait."""
+    with_maps = dataclasses.replace(extractor, maps=True)  # its vectors include pool
+    homes = [folder / _key(each) for each in (with_maps, extractor)]
 
     def find() -> Path | None:
-        return next((home for home in homes if home.exists() and not _mended(looks, home)), None)
+        return next((home for home in homes if home.exists() and not _repaired(extractor, home)), None)
 
-    home = find()
-    if distributed.any_rank(home is None):
-        with _alone(folder):
-            home = find()  # another call may have been faster
-            if distributed.any_rank(home is None):
-                home = homes[-1]
-                _compute(looks, home)
-    arrays = {path.stem: np.load(path, mmap_mode="r") for path in home.glob("*.npy")}
-    return looks.arranged(arrays, {row: why for row, (why, _) in _read_errors(home).items()})
-
-
-@contextmanager
-def _alone(folder: Path) -> Iterator[None]:
-    """The first process of a call holds a lock on the folder, which ends with it; what a killed one left is removed."""
-    with contextlib.ExitStack() as stack:
-        if distributed.is_main():
-            with _written(folder):
-                folder.mkdir(parents=True, exist_ok=True)
-                lock = stack.enter_context(open(folder / ".lock", "w"))
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                print(f"waiting: another call computes vectors in {folder}", file=sys.stderr)
-                fcntl.flock(lock, fcntl.LOCK_EX)
-            for begun in folder.glob(".*.partial"):
-                shutil.rmtree(begun, ignore_errors=True)
+    if distributed.any_rank(find() is None):
+        filling = cached_folder(homes[-1], is_ready=lambda: find() is not None)
+        with filling if distributed.is_main() else contextlib.nullcontext() as begun:  # rank 0 holds the lock
+            if distributed.any_rank(begun is not None):
+                try:
+                    _compute(extractor, homes[-1].with_name(f".{homes[-1].name}.partial"))
+                except OSError as error:
+                    raise WriteError(homes[-1], error) from error
         distributed.barrier()
-        yield
+    home = find() or homes[-1]
+    arrays = {path.stem: np.load(path, mmap_mode="r") for path in home.glob("*.npy")}
+    return extractor.arranged(arrays, {row: why for row, (why, _) in _read_errors(home).items()})
 
 
-def _compute(looks: _Looks, home: Path) -> None:
-    begun = home.with_name(f".{home.name}.partial")
-    looking = looks.look(share=distributed.rank(), num_shares=distributed.world_size())
-    with contextlib.closing(looking) as groups, _written(begun):
+def _compute(extractor: _Extractor, begun: Path) -> None:
+    """Fill a partial cache folder, all processes together."""
+    looking = extractor.groups(shard=distributed.rank(), num_shards=distributed.world_size())
+    with contextlib.closing(looking) as groups:
         first = []
         if distributed.is_main():
             first = list(itertools.islice(groups, 1))
-            begun.mkdir(parents=True)
             for name, value in (first[0][1] if first else {}).items():
-                _reserve(begun / f"{name}.npy", (len(looks.ids), *value.shape[1:]), value.dtype)
+                _reserve(begun / f"{name}.npy", (len(extractor.ids), *value.shape[1:]), value.dtype)
         distributed.barrier()
         arrays = {path.stem: np.load(path, mmap_mode="r+") for path in begun.glob("*.npy")}
-        found = looks.collect(itertools.chain(first, groups), lambda name, _: arrays[name])
-        errors = {row: (why, _stamp(looks.manifest.path(row))) for row, why in found.errors.items()}
+        found = extractor.collect(itertools.chain(first, groups), lambda name, _: arrays[name])
+        errors = {row: (why, _stamp(extractor.manifest.path(row))) for row, why in found.errors.items()}
         (begun / f"errors-{distributed.rank()}.json").write_text(json.dumps(errors))
         for array in arrays.values():
             array.flush()
         distributed.barrier()
-        if distributed.is_main():
-            shutil.rmtree(home, ignore_errors=True)
-            begun.rename(home)
-    distributed.barrier()
 
 
 def _reserve(path: Path, shape: tuple[int, ...], dtype: np.dtype) -> None:
-    """An array file of zeros whose room on the disk is taken at once: a disk that fills up later would kill the process
-    that writes into the map, without a word."""
+    """Create an array file of zeros with its disk space allocated: writing to a map of a full disk kills the
+    process."""
     np.lib.format.open_memmap(path, mode="w+", dtype=dtype, shape=shape)
     with path.open("r+b") as file:
         os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
 
 
-def _mended(looks: _Looks, home: Path) -> bool:
-    """Whether a file that could not be read has been changed since."""
-    return any(_stamp(looks.manifest.path(row)) != stamp for row, (_, stamp) in _read_errors(home).items())
+def _repaired(extractor: _Extractor, home: Path) -> bool:
+    """Whether an unreadable file has changed since."""
+    return any(_stamp(extractor.manifest.path(row)) != stamp for row, (_, stamp) in _read_errors(home).items())
 
 
 def _read_errors(home: Path) -> dict[int, tuple[str, list[int] | None]]:
-    """{row: reason, and the stamp of its file at that time}."""
+    """{row: (reason, stamp of its file at that time)}."""
     parts = [json.loads(path.read_text()) for path in sorted(home.glob("errors-*.json"))]
     return {int(row): tuple(entry) for part in parts for row, entry in part.items()}
 
 
 def _stamp(path: Path) -> list[int] | None:
-    """What changes when a file does; None where there is none."""
+    """Size and modification time; None for a missing file."""
     try:
         found = path.stat()
     except OSError:
@@ -398,45 +372,28 @@ def _stamp(path: Path) -> list[int] | None:
     return [found.st_size, found.st_mtime_ns]
 
 
-def _key(looks: _Looks) -> str:
-    """Digest of all that the vectors depend on."""
+def _key(extractor: _Extractor) -> str:
+    """Digest of everything the vectors depend on."""
     facts = {
-        "weights": looks.towers.weights_hash,
-        "sides": list(looks.towers.encoders),
-        "manifest": looks.manifest.hash,
-        "data": {name: getattr(looks.towers.data, name) for name in VIEWED},
-        "decoder": check_decoder(looks.towers.data),
-        "views": (looks.num_clips, looks.num_crops, looks.maps),
+        "weights": extractor.pretrained.weights_hash,
+        "modalities": list(extractor.pretrained.encoders),
+        "manifest": extractor.manifest.hash,
+        "data": {name: getattr(extractor.pretrained.data, name) for name in VIEW_OPTIONS},
+        "decoder": check_decoder(extractor.pretrained.data),
+        "views": (extractor.num_clips, extractor.num_crops, extractor.maps),
     }
-    digest = hashlib.blake2b(json.dumps(facts, sort_keys=True).encode(), digest_size=12)
-    digest.update(looks.ids.astype("<i8").tobytes())
-    manifest = looks.manifest  # what it says of a file may change, and with it where is looked
-    facts = [
-        manifest.usable(),
-        manifest.has_video,
-        manifest.has_audio,
-        manifest.column("width"),
-        manifest.column("height"),
+    manifest = extractor.manifest  # its entries may change, and with them the windows
+    columns = [
+        *(manifest.usable(), manifest.has_video, manifest.has_audio, manifest.column("width")),
+        *(manifest.column("height"), manifest.bounds("video"), manifest.bounds("audio")),
     ]
-    for each in (*facts, manifest.bounds("video"), manifest.bounds("audio")):
-        digest.update(np.nan_to_num(each[looks.ids].astype("<f8")).tobytes())
-    return digest.hexdigest()
+    values = [np.nan_to_num(each[extractor.ids].astype("<f8")).tobytes() for each in columns]
+    return digest(json.dumps(facts, sort_keys=True), extractor.ids.astype("<i8").tobytes(), *values, num_bytes=12)
 
 
 @contextmanager
-def _written(folder: Path) -> Iterator[None]:
-    """Raises WriteError, and leaves nothing of a folder that was begun."""
-    try:
-        yield
-    except OSError as error:
-        if folder.name.endswith(".partial"):
-            shutil.rmtree(folder, ignore_errors=True)
-        raise WriteError(folder, error) from error
-
-
-@contextmanager
-def _lost_explained(dataset: ClipDataset) -> Iterator[None]:
-    """Raises ValueError: a worker died or hung; names the clips that it was at, and the way out."""
+def _wrap_errors(dataset: ClipDataset) -> Iterator[None]:
+    """Turn a lost worker into a ValueError that names its clips and the fix."""
     try:
         with lost_workers_named(dataset, dataset.data):
             yield

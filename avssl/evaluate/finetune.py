@@ -1,28 +1,20 @@
-"""Fine-tuning as training runs: one for each split, resumable like any other.
+"""Fine-tuning as an ordinary, resumable training run."""
 
-What lives here: the recipe and the run. What does not: the method (methods/finetune.py), what the tuned network is
-asked (measure.py).
-"""
-
-import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
-from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 from safetensors.torch import save
 
 from avssl import distributed
-from avssl.config import ConfigError, from_dict
+from avssl.config import ConfigError, PolicyConfig, from_dict, merge, read_sections, with_overrides
 from avssl.data.manifest import Manifest, read_manifest, write_manifest
-from avssl.files import whole_file
+from avssl.files import atomic_write
 from avssl.methods import is_supervised
-from avssl.pretrained import Pretrained, Run, load_run
-from avssl.train import train
+from avssl.training.loop import train
+from avssl.weights.load import Pretrained, Run, load_run
 
-RECIPE = {  # AVID on UCF101: 5 epochs of the classifier alone, then 16; clips and towers are those of the pretraining
+RECIPE = {  # AVID on UCF101: 5 epochs of the classifier alone, then 16; clips and encoders are those of the pretraining
     "data": {"clips_per_video": 5, "batch_size": 32, "split": "train"},
     "method": {"name": "finetune"},
     "optim": {
@@ -35,12 +27,11 @@ RECIPE = {  # AVID on UCF101: 5 epochs of the classifier alone, then 16; clips a
         "gamma": 0.3,
     },
 }
-SECTIONS = ("data", "model", "method", "optim", "run")
 NOT_FOR_SOUND = {"no_audio": "skip", "silent": "skip", "no_video": "mask"}  # policy when the audio encoder is tuned
 
 
 def train_classifier(
-    towers: Pretrained,
+    pretrained: Pretrained,
     manifest: Manifest,
     *,
     out: Path,
@@ -51,90 +42,67 @@ def train_classifier(
     """Fine-tune one of the encoders on the labels of the rows whose split is train.
 
     Args:
-        towers: that it starts from; its data section says how clips are read.
+        pretrained: initial weights; its data section says how clips are read.
         manifest: with the column split of this run.
-        out: folder of the run, of `train`; a run there is continued.
-        trained: False = random weights by run.seed, which is supervised training.
-        recipe: YAML with sections of a run; what it says comes before RECIPE and the towers' data section.
-        overrides: section.key=value, which win.
+        out: folder of the run; a run there is continued.
+        trained: False = random weights by run.seed (supervised training).
+        recipe: YAML with sections of a run; which overrides RECIPE and the data section of the weights.
+        overrides: section.key=value, which override all others.
 
     Returns:
-        The run after its last epoch; None when it was asked to stop.
+        The run after its last epoch; None when interrupted.
 
     Raises:
-        ConfigError: recipe or overrides cannot be used, or the run in `out` is another one, or on other clips, labels
-            or splits.
+        ConfigError: recipe or overrides cannot be used, or `out` holds another run.
         TrainingError: as `train`.
     """
-    given = _merged(towers, recipe, overrides)
-    modality = given["method"].get("modality", "video")
-    if modality not in towers.encoders:
-        raise ConfigError(
-            f"method.modality={modality}, but {towers.path} has no encoder for it, only for "
-            f"{', '.join(towers.encoders)}: choose that one"
-        )
-    if given["data"].get("split") != "train":
-        raise ConfigError(
-            f"data.split={given['data'].get('split')}: fine-tuning learns from the training clips of the split that is "
-            "asked about, and from no others"
-        )
-    _check_rows(manifest, modality)
     path = out / "manifest.parquet"
-    given["data"] |= {"manifest": str(path), "root": str(manifest.root)}
-    given["run"] = given.get("run", {}) | {"dir": str(out)}
-    if modality == "audio":
-        given["data"]["policy"] = NOT_FOR_SOUND | given["data"]["policy"]
-    start = out / f"start-{towers.weights_hash[:12]}.safetensors"
-    if trained:
-        given["model"][f"{modality}_weights"] = str(start)
-    config = from_dict(given, source=str(recipe or "the recipe of fine-tuning"))
+    given = with_overrides(merge(_base(pretrained), read_sections(recipe) if recipe else {}), overrides)
+    own = {"data": {"manifest": str(path), "root": str(manifest.root)}, "run": {"dir": str(out)}}
+    config = from_dict(merge(given, own), source=str(recipe or "the recipe of fine-tuning"))
     if not is_supervised(config):
         raise ConfigError(f"method.name={config.method['name']} learns no labels: fine-tuning is method.name=finetune")
+    modality = config.method.get("modality", "video")
+    if modality not in pretrained.encoders:
+        raise ConfigError(
+            f"method.modality={modality}, but {pretrained.path} has no encoder for it, only for "
+            f"{', '.join(pretrained.encoders)}: choose that one"
+        )
+    if config.data.split != "train":
+        raise ConfigError(
+            f"data.split={config.data.split or 'null'}: fine-tuning learns from the training clips of the evaluated "
+            "split, and from no others"
+        )
+    _check_rows(manifest, modality)
+    if modality == "audio":
+        policy = PolicyConfig(**NOT_FOR_SOUND | config.data.policy.model_dump(exclude_unset=True))
+        config = config.replace(data=config.data.replace(policy=policy))
+    start = out / f"start-{pretrained.weights_hash[:12]}.safetensors"
+    if trained:
+        config = config.replace(model=config.model.replace(**{f"{modality}_weights": str(start)}))
     if distributed.is_main():
-        _prepare(towers, manifest, path, start if trained else None)
+        _prepare(pretrained, manifest, path, start if trained else None)
     distributed.barrier()
     return load_run(out) if train(config) else None
 
 
-def _merged(towers: Pretrained, recipe: Path | None, overrides: Sequence[str]) -> dict[str, Any]:
-    """Sections as plain dictionaries."""
-    data, model = (dataclasses.asdict(each) for each in (towers.data, towers.model))
-    for name in ("manifest", "root"):
-        del data[name]
-    data["policy"] = {}  # that of the pretraining is none of fine-tuning's
-    base = {"data": data, "model": model | {"video_weights": None, "audio_weights": None, "init": None}}
-    try:
-        layers = [OmegaConf.create(base), OmegaConf.create(RECIPE)]
-        if recipe is not None:
-            layers.append(OmegaConf.load(recipe))
-        layers.append(OmegaConf.from_dotlist(list(overrides)))
-        merged = OmegaConf.to_container(OmegaConf.merge(*layers))
-    except (OmegaConfBaseException, yaml.YAMLError, OSError, UnicodeDecodeError, TypeError) as error:
-        where = f"recipe {recipe}" if recipe else "a section.key=value"
-        raise ConfigError(
-            f"{where} cannot be read ({str(error).splitlines()[0]}): expected sections of a run"
-        ) from error
-    unknown = sorted(set(merged) - set(SECTIONS))
-    if unknown:
-        raise ConfigError(f"{unknown[0]} is no section of a run: expected {', '.join(SECTIONS)}")
-    for name in (*merged, "data.policy"):
-        section = merged["data"]["policy"] if name == "data.policy" else merged[name]
-        if not isinstance(section, dict):
-            raise ConfigError(f"{name}={section}: expected a mapping of keys, such as method: {{modality: audio}}")
-    return merged
+def _base(pretrained: Pretrained) -> dict[str, Any]:
+    """RECIPE with the clips and encoders of the pretraining; its policy is none of fine-tuning's."""
+    model = pretrained.model.replace(video_weights=None, audio_weights=None, init=None).model_dump()
+    return merge({"data": pretrained.data.model_dump(exclude={"manifest", "root", "policy"}), "model": model}, RECIPE)
 
 
 def _check_rows(manifest: Manifest, modality: str) -> None:
-    """Raise ConfigError unless some training clip has what the encoder looks at."""
+    """Raise ConfigError unless some training clip has the encoder's modality."""
     has, lacks, other = {
-        "video": (manifest.has_video, "pictures", "audio"),
-        "audio": (manifest.has_audio & manifest.usable(), "sound", "video"),
+        "video": (manifest.has_video, "video", "audio"),
+        "audio": (manifest.has_audio & manifest.usable(), "audio", "video"),
     }[modality]
     if not (has & (manifest.column("split") == "train")).any():
         raise ConfigError(f"no training clip has {lacks} that can be read: tune method.modality={other}")
 
 
-def _prepare(towers: Pretrained, manifest: Manifest, path: Path, start: Path | None) -> None:
+def _prepare(pretrained: Pretrained, manifest: Manifest, path: Path, start: Path | None) -> None:
     """Write the run's manifest and the weights that it starts from."""
     if path.exists():
         before = read_manifest(path, root=manifest.root)
@@ -146,6 +114,6 @@ def _prepare(towers: Pretrained, manifest: Manifest, path: Path, start: Path | N
     else:
         write_manifest(path, manifest.table, root=manifest.root)
     if start is not None and not start.exists():
-        weights = {name: value.detach().cpu().contiguous() for name, value in towers.encoders.state_dict().items()}
-        with whole_file(start) as temporary:
+        weights = {name: value.detach().cpu().contiguous() for name, value in pretrained.encoders.state_dict().items()}
+        with atomic_write(start) as temporary:
             temporary.write_bytes(save(weights))

@@ -1,28 +1,23 @@
-"""A protocol on one labelled set: over all of its splits and every modality, with what could not be answered counted.
+"""A protocol on one labeled set: predictions for each split and modality, and metrics over all splits.
 
-What lives here: which videos answer and what the others count for, figures over splits, and the result as plain data.
-What does not: the protocols (protocols.py), the vectors (features.py), the splits (splits.py), fine-tuning
-(finetune.py).
-
-Letters: N rows of the manifest, n training videos of a split, m videos that are asked about, C classes.
+Letters: N rows of the manifest, n training videos of a split, m test videos, C classes.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
 
 from avssl.data.manifest import Manifest
 from avssl.evaluate.features import ClipVectors
-from avssl.evaluate.partition import FIGURES, figure_interval
-from avssl.evaluate.protocols import PROTOCOLS, Options, Outcomes, Sides, retrieval
-from avssl.evaluate.scores import summarise
+from avssl.evaluate.metrics import PARTITION_METRICS, over_splits, partition_interval, summarize
+from avssl.evaluate.protocols import PROTOCOLS, Options, Outcomes, SplitData, retrieval
 from avssl.evaluate.splits import Split, groups_of, labels_of
 
-NUM_PERMUTATIONS = 20  # of the classes, for the chance of a partition
-DIRECTIONS = {  # of retrieval: query, gallery, and whether outputs of the heads are compared, or of the trunks
+NUM_PERMUTATIONS = 20  # of the classes, for the chance level of a partition
+DIRECTIONS = {  # of retrieval: query, gallery, whether head outputs are compared (else encoder outputs)
     "video": ("video", "video", False),
     "audio": ("audio", "audio", False),
     "video to audio": ("video", "audio", True),
@@ -31,12 +26,12 @@ DIRECTIONS = {  # of retrieval: query, gallery, and whether outputs of the heads
 
 
 @dataclass(frozen=True)
-class Answers:
-    """What a protocol said of one split in each way, and which videos it was asked about."""
+class Predictions:
+    """Outcomes of a protocol on one split."""
 
     split: Split
     outcomes: Outcomes
-    answered: dict[str, np.ndarray]  # {way: (m,) bool}: videos that have what the way needs
+    answered: dict[str, np.ndarray]  # {metric: (m,) bool}: test videos that have the modalities it needs
 
 
 class Labels:
@@ -46,12 +41,12 @@ class Labels:
         labels = labels_of(manifest)
         rows = np.unique(np.concatenate([each for split in splits for each in (split.train, split.test)]))
         self.classes = sorted(set(labels[rows].tolist()))
-        self.targets = np.searchsorted(self.classes, labels)  # (N,); of rows in no split anything
+        self.targets = np.searchsorted(self.classes, labels)  # (N,); undefined for rows in no split
         self.groups = groups_of(manifest)  # (N,)
-        self.root = manifest.root  # named when nothing can be read
+        self.root = manifest.root  # for error messages
 
 
-def answer(
+def evaluate_split(
     protocol: str,
     vectors: ClipVectors,
     labels: Labels,
@@ -60,111 +55,121 @@ def answer(
     *,
     device: torch.device,
     **more: Any,
-) -> Answers:
-    """Ask one of PROTOCOLS, or retrieval, about one split, in every modality that both of its sides have.
+) -> Predictions:
+    """Run one of PROTOCOLS, or retrieval, on one split, for every modality that both test and training videos have.
 
     Args:
-        vectors: of all rows of the split at least, sorted by row.
-        more: for the protocol.
+        vectors: of at least all rows of the split, sorted by row.
+        more: further arguments of the protocol.
 
     Raises:
-        ValueError: no video of a side could be read, or no modality has videos on both sides.
+        ValueError: no training or no test video could be read, or they have no modality in common.
     """
-    places = {name: np.searchsorted(vectors.ids, rows) for name, rows in (("train", split.train), ("test", split.test))}
-    for name, rows in places.items():
+    positions = {name: np.searchsorted(vectors.ids, getattr(split, name)) for name in ("train", "test")}
+    for name, rows in positions.items():
         if not vectors.readable[rows].any():
             first = next((vectors.errors[row] for row in vectors.ids[rows].tolist() if row in vectors.errors), "none")
             raise ValueError(
                 f"no {name} clip of {split.name} could be read (first: {first}): is {labels.root} the folder of the "
                 "clips?"
             )
-    pairs = _directions(vectors) if protocol == "retrieval" else {side: (side, side) for side in _modalities(vectors)}
     outcomes, answered = {}, {}
-    for name, (asked, known) in pairs.items():
-        train = places["train"][vectors.has(known)[places["train"]]]
-        here = vectors.has(asked)[places["test"]]
-        test = places["test"][here]
+    for name, (query, gallery) in _modality_pairs(protocol, vectors).items():
+        has_query = vectors.has(query)[positions["test"]]
+        test = positions["test"][has_query]
+        train = positions["train"][vectors.has(gallery)[positions["train"]]]
         if not (len(train) and len(test)):
             continue
-        targets = {side: labels.targets[vectors.ids[rows]] for side, rows in (("train", train), ("test", test))}
+        train_targets, test_targets = (labels.targets[vectors.ids[rows]] for rows in (train, test))
         if protocol == "retrieval":
-            seen = _comparable(vectors, name, train, test)
-            found = retrieval(name, seen[1], targets["test"], seen[0], targets["train"])
+            gallery_vectors, query_vectors = _unit_vectors(vectors, name, train, test)
+            found = retrieval(name, query_vectors, test_targets, gallery_vectors, train_targets)
         else:
-            sides = Sides(
+            data = SplitData(
                 modality=name,
                 train=vectors.maps(name, train),
-                train_targets=targets["train"],
+                train_targets=train_targets,
                 train_groups=labels.groups[vectors.ids[train]],
                 test=vectors.maps(name, test),
-                test_targets=targets["test"],
+                test_targets=test_targets,
                 classes=labels.classes,
                 device=device,
             )
-            found = PROTOCOLS[protocol](sides, options, **more)
+            found = PROTOCOLS[protocol](data, options, **more)
         outcomes |= found
-        answered |= {way: here for way in found}
+        answered |= dict.fromkeys(found, has_query)
     if not outcomes:
         raise ValueError(
-            f"{split.name}: the clips of one side have no pictures and those of the other no sound, or the weights "
-            "have no tower for what both have: choose other splits"
+            f"{split.name}: training and test clips have no modality in common (one part has no video, the other no "
+            "audio), or the weights have no encoder for it: choose other splits"
         )
-    return Answers(split, outcomes, answered)
+    return Predictions(split, outcomes, answered)
 
 
-def figures(parts: Sequence[Answers], labels: Labels, *, skip_unreadable: bool) -> dict[str, dict[str, Any]]:
-    """Each way's figure over the splits.
+def compute_metrics(
+    parts: Sequence[Predictions], labels: Labels, *, skip_unreadable: bool
+) -> dict[str, dict[str, Any]]:
+    """Every metric over the splits.
 
     Args:
-        skip_unreadable: videos without an answer are left out, and splits in which none has one; otherwise they count
-            as wrong.
+        skip_unreadable: leave out unanswered videos, and splits without an answered one; otherwise they are wrong.
 
     Returns:
-        {way: mean, spread, interval, splits, chance, num (videos that count), unanswered, and where there is one:
-        confusion (C, C + 1), the last column for those without an answer; chosen (of each split); draws and
-        draw_spread}.
+        {metric: mean, spread, interval, splits, chance, num (videos that count), unanswered, and where there is one:
+        confusion (C, C + 1), last column unanswered; chosen (of each split); draws and draw_spread}.
     """
     result = {}
-    for way in dict.fromkeys(way for part in parts for way in part.outcomes):
-        is_partition = any(way in part.outcomes and part.outcomes[way].clusters is not None for part in parts)
-        seen = [_Seen(part, way, labels, skip=skip_unreadable or is_partition) for part in parts]
-        seen = [each for each in seen if len(each.rows)]
-        outcomes = [each.outcome for each in seen if each.outcome is not None]
+    for name in dict.fromkeys(name for part in parts for name in part.outcomes):
+        is_partition = any(name in part.outcomes and part.outcomes[name].clusters is not None for part in parts)
+        every = [SplitScores(part, name, skip=skip_unreadable or is_partition) for part in parts]
+        scores = [each for each in every if len(each.rows)]
+        outcomes = [each.outcome for each in scores if each.outcome is not None]
         if is_partition:
-            figure = _partition_figure(way.rpartition(" ")[2], seen, labels)
+            metric = _partition_metric(name.rpartition(" ")[2], scores, labels)
         else:
-            figure = summarise([each.values for each in seen], [labels.groups[each.rows] for each in seen])
-            figure["chance"] = float(np.mean([each.chance(labels) for each in seen]))
-        figure["num"] = sum(len(each.rows) for each in seen)
-        figure["unanswered"] = sum(each.num_unanswered for each in (_Seen(p, way, labels, skip=False) for p in parts))
+            metric = summarize([each.values for each in scores], [labels.groups[each.rows] for each in scores])
+            metric["chance"] = float(np.mean([each.chance(labels) for each in scores]))
+        metric["num"] = sum(len(each.rows) for each in scores)
+        metric["unanswered"] = sum(each.num_unanswered for each in every)
         if outcomes[0].predicted is not None:
-            figure["confusion"] = sum(each.confusion(labels) for each in seen).tolist()
+            metric["confusion"] = sum(each.confusion(labels) for each in scores).tolist()
         if any(outcome.chosen for outcome in outcomes):
-            figure["chosen"] = [None if each.outcome is None else dict(each.outcome.chosen) for each in seen]
+            metric["chosen"] = [None if each.outcome is None else dict(each.outcome.chosen) for each in scores]
         if outcomes[0].draws:
-            draws = np.array([each.draws(len(outcomes[0].draws)) for each in seen])  # (s, number of draws)
-            figure["draws"] = draws.tolist()
-            figure["draw_spread"] = float(draws.mean(axis=0).std(ddof=1)) if draws.shape[1] > 1 else 0.0
-        result[way] = figure
+            draws = np.array([each.draws(len(outcomes[0].draws)) for each in scores])  # (splits, draws)
+            metric["draws"] = draws.tolist()
+            metric["draw_spread"] = float(draws.mean(axis=0).std(ddof=1)) if draws.shape[1] > 1 else 0.0
+        result[name] = metric
     return result
 
 
-class _Seen:
-    """One way in one split, over the videos that count."""
+def accuracies(
+    protocol: Literal["knn", "logistic"], vectors: ClipVectors, manifest: Manifest, split: Split
+) -> dict[str, dict[str, Any]]:
+    """Weighted kNN, or logistic regression with all labels, on outputs averaged over the clips of a video: the metric
+    of each modality (see `compute_metrics`) over the answered videos. Raises ValueError as `evaluate_split`."""
+    labels = Labels(manifest, [split])
+    name, options = ("knn", Options()) if protocol == "knn" else ("fewlabels", Options(shares=(1.0,), draws=1))
+    part = evaluate_split(name, vectors.averaged(), labels, split, options, device=torch.device("cpu"))
+    found = compute_metrics([part], labels, skip_unreadable=True)
+    return {name.removesuffix(" 100%"): metric for name, metric in found.items() if not name.endswith(" plain")}
 
-    def __init__(self, part: Answers, way: str, labels: Labels, *, skip: bool) -> None:
-        self.outcome = part.outcomes.get(way)
-        answered = part.answered.get(way, np.zeros(len(part.split.test), dtype=bool))
-        keep = answered if skip else np.ones(len(part.split.test), dtype=bool)
-        self.rows = part.split.test[keep]
-        self.answered = answered[keep]
+
+class SplitScores:
+    """One metric on one split, over the videos that count."""
+
+    def __init__(self, part: Predictions, name: str, *, skip: bool) -> None:
+        self.outcome = part.outcomes.get(name)
+        answered = part.answered.get(name, np.zeros(len(part.split.test), dtype=bool))
+        keep = answered | (not skip)
+        self.rows, self.answered = part.split.test[keep], answered[keep]
         self.num_unanswered = int((~answered).sum())
-        self.values = np.zeros(len(self.rows))  # 0 where there is no answer
+        self.values = np.zeros(len(self.rows))  # 0 for unanswered videos
         if self.outcome is not None:
             self.values[self.answered] = self.outcome.values
 
     def chance(self, labels: Labels) -> float:
-        """What is right by chance among those that have an answer, and wrong without one."""
+        """Chance level of the answered videos; unanswered ones are wrong."""
         if self.outcome is None:
             return 0.0
         found = self.outcome.chance
@@ -174,11 +179,11 @@ class _Seen:
         return float(found * self.answered.mean())
 
     def draws(self, num: int) -> list[float]:
-        """The mean of the values for each draw of labels."""
+        """Mean of the values for each draw of labels."""
         return [value * self.answered.mean() for value in self.outcome.draws] if self.outcome else [0.0] * num
 
     def confusion(self, labels: Labels) -> np.ndarray:
-        """(C, C + 1) videos by class and by what they were taken for; the last column: no answer."""
+        """(C, C + 1) videos by true and predicted class; last column: unanswered."""
         num = len(labels.classes)
         predicted = np.full(len(self.rows), num)
         if self.outcome is not None:
@@ -188,68 +193,60 @@ class _Seen:
         return table
 
 
-def lacking(seen: Sequence[tuple[ClipVectors, np.ndarray]]) -> dict[str, int]:
-    """How many clips of one side of the splits there are, and how many of them could not be read, have no sound, have
-    no picture.
-
-    Args:
-        seen: vectors, and the rows among them that count; a row may come several times.
-    """
+def count_missing(parts: Sequence[tuple[ClipVectors, np.ndarray]]) -> dict[str, int]:
+    """Number of distinct clips among (vectors, rows), and how many are unreadable, without audio, without video."""
     facts: dict[int, dict[str, bool]] = {}
-    for vectors, rows in seen:
-        places = np.searchsorted(vectors.ids, rows)
-        lost = {"unreadable": ~vectors.readable[places]}
-        for modality, lack in (("audio", "without_sound"), ("video", "without_picture")):
+    for vectors, rows in parts:
+        positions = np.searchsorted(vectors.ids, rows)
+        missing = {"unreadable": ~vectors.readable[positions]}
+        for modality, name in (("audio", "without_audio"), ("video", "without_video")):
             if modality in vectors.vectors:
-                lost[lack] = vectors.readable[places] & ~vectors.has(modality)[places]
+                missing[name] = vectors.readable[positions] & ~vectors.has(modality)[positions]
         for i, row in enumerate(rows.tolist()):
-            facts[row] = {name: bool(flags[i]) for name, flags in lost.items()}
+            facts[row] = {name: bool(flags[i]) for name, flags in missing.items()}
     names = dict.fromkeys(name for each in facts.values() for name in each)
     return {"clips": len(facts)} | {name: sum(each[name] for each in facts.values()) for name in names}
 
 
-def _modalities(vectors: ClipVectors) -> list[str]:
-    return [*vectors.vectors, *(["both"] if len(vectors.vectors) == 2 else [])]
+def _modality_pairs(protocol: str, vectors: ClipVectors) -> dict[str, tuple[str, str]]:
+    """{modality, or direction of retrieval: modalities that test and training videos need}."""
+    if protocol != "retrieval":
+        names = [*vectors.vectors, *(["both"] if len(vectors.vectors) == 2 else [])]
+        return {name: (name, name) for name in names}
+    return {
+        name: (query, gallery)
+        for name, (query, gallery, by_heads) in DIRECTIONS.items()
+        if {query, gallery} <= set(vectors.embedding if by_heads else vectors.vectors)
+    }
 
 
-def _directions(vectors: ClipVectors) -> dict[str, tuple[str, str]]:
-    """{direction: (query, gallery)} that the towers can take."""
-    found = {}
-    for name, (query, gallery, by_heads) in DIRECTIONS.items():
-        if {query, gallery} <= set(vectors.embedding if by_heads else vectors.vectors):
-            found[name] = (query, gallery)
-    return found
+def _unit_vectors(vectors: ClipVectors, name: str, train: np.ndarray, test: np.ndarray) -> list[np.ndarray]:
+    """Unit vectors of the gallery (n, D) and the queries (m, D): head outputs, or encoder outputs minus the gallery's
+    mean.
 
-
-def _comparable(vectors: ClipVectors, name: str, train: np.ndarray, test: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Unit vectors of the gallery (n, D) and the queries (m, D): outputs of the heads, or outputs of the trunks less
-    the mean of the gallery.
-
-    Source: CoCLR, eval/main_classifier.py. Differs from CoCLR: there test videos lose the mean of the test side.
+    Source: CoCLR, eval/main_classifier.py. Differs from CoCLR: there test videos lose their own mean.
     """
     query, gallery, by_heads = DIRECTIONS[name]
     if by_heads:
         pair = vectors.embedding[gallery][train].mean(axis=1), vectors.embedding[query][test].mean(axis=1)
     else:
-        pair = tuple(vectors.vectors[query]["pool"][rows].mean(axis=1) for rows in (train, test))
-        pair = pair[0] - pair[0].mean(axis=0), pair[1] - pair[0].mean(axis=0)
-    return tuple(each / np.maximum(np.linalg.norm(each, axis=1, keepdims=True), 1e-12) for each in pair)
+        pair = [vectors.vectors[query]["pool"][rows].mean(axis=1) for rows in (train, test)]
+        center = pair[0].mean(axis=0)
+        pair = [each - center for each in pair]
+    return [each / np.maximum(np.linalg.norm(each, axis=1, keepdims=True), 1e-12) for each in pair]
 
 
-def _partition_figure(name: str, seen: Sequence[_Seen], labels: Labels) -> dict[str, Any]:
-    """NMI, adjusted Rand index or purity, of the videos that have an answer; chance: of shuffled classes."""
-    rng = np.random.default_rng(0)
+def _partition_metric(name: str, scores: Sequence[SplitScores], labels: Labels) -> dict[str, Any]:
+    """NMI, adjusted Rand index or purity over the answered videos; chance by permuting the classes."""
+    rng, metric = np.random.default_rng(0), PARTITION_METRICS[name]
     splits, chances = [], []
-    for each in seen:
+    for each in scores:
         targets, clusters = labels.targets[each.rows], each.outcome.clusters
-        interval = figure_interval(name, targets, clusters, labels.groups[each.rows])
-        splits.append({"value": float(FIGURES[name](targets, clusters)), "interval": interval})
-        chances.append(np.mean([FIGURES[name](rng.permutation(targets), clusters) for _ in range(NUM_PERMUTATIONS)]))
-    values, intervals = [split["value"] for split in splits], [split["interval"] for split in splits]
-    return {
-        "mean": float(np.mean(values)),
-        "spread": float(np.std(values, ddof=1)) if len(values) > 1 else 0.0,
+        interval = partition_interval(name, targets, clusters, labels.groups[each.rows])
+        splits.append({"value": float(metric(targets, clusters)), "interval": interval})
+        chances.append(np.mean([metric(rng.permutation(targets), clusters) for _ in range(NUM_PERMUTATIONS)]))
+    intervals = [split["interval"] for split in splits]
+    return over_splits(splits) | {
         "interval": None if None in intervals else np.mean(intervals, axis=0).tolist(),
-        "splits": splits,
         "chance": float(np.mean(chances)),
     }

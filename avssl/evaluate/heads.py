@@ -1,6 +1,6 @@
-"""Linear heads on every map of a frozen encoder, trained together on kept vectors.
+"""Linear heads on every map of a frozen encoder, trained together on cached vectors.
 
-Letters: n videos, V views of each, d figures of a map, C classes, B views in a batch.
+Letters: n videos, V views of each, d dimensions of a map, C classes, B views in a batch.
 """
 
 import math
@@ -14,11 +14,11 @@ from sklearn.model_selection import GroupShuffleSplit
 from torch import Tensor
 
 from avssl.evaluate.features import Rows
-from avssl.evaluate.scores import Average, video_scores
+from avssl.evaluate.metrics import Average, video_scores
 from avssl.models.heads import Classifier
 
 RATES = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2)  # of Adam, tried on the held-out part
-HELD_OUT = 0.2  # share of the training groups
+HELD_OUT = 0.2  # fraction of the training groups
 EPOCHS, BATCH_VIEWS = 12, 128
 DROPS, GAMMA = (0.5, 0.75), 0.1  # epochs 6 and 9 of 12
 MIN_STEPS = 300  # a small set is passed through more often
@@ -45,21 +45,19 @@ def train_heads(
     seed: int = 0,
     device: torch.device,
 ) -> dict[str, Head]:
-    """A linear classifier for each map. Every learning rate is tried on a held-out part of these videos, of whole
-    groups; then the heads are trained on all of them, each with the rate that was best for it. No test
-    video plays a part.
+    """A linear classifier for each map, trained on all videos with the learning rate that was best for it on a held-out
+    part of whole groups.
 
     Args:
         vectors: of n training videos; every view is a sample.
-        targets: (n,) classes.
-        groups: (n,) any labels: videos of one group are never on both sides.
-        classes: their names.
+        targets: (n,) classes, named by `classes`.
+        groups: (n,) any labels; the held-out part consists of whole groups.
         modality: of the encoder, for `Classifier`.
-        average: how views are put together where accuracy is compared.
+        average: how the scores of views are combined.
 
     Source: AVID-CMA, eval-action-recg-linear.py: the sum of the losses of independent heads, Adam without weight decay,
     12 epochs, rate x .1 at 6 and 9.
-    Differs from AVID-CMA: features are standardised with the mean and deviation of all training views instead of those
+    Differs from AVID-CMA: features are standardized with the mean and deviation of all training views instead of those
     of a batch, and come from the encoder in evaluation mode (there its BatchNorm drifts); the rate is chosen.
     """
     everything = np.arange(len(targets))
@@ -68,13 +66,13 @@ def train_heads(
     best: dict[str, tuple[float, float]] = {}  # {map: (rate, accuracy)}
     all_rates = {name: RATES for name in vectors}
     for name, tried in _fit(vectors, targets, inside, rates=all_rates, **settings).items():
-        asked = [
+        scores = [
             head_scores(head, vectors[name], outside, average=average)
             for head in tried.classifiers(classes, modality, name)
         ]
-        said = [_accuracy_and_likelihood(scores, targets[outside], average) for scores in asked]
-        chosen = max(range(len(RATES)), key=said.__getitem__)
-        best[name] = RATES[chosen], said[chosen][0]
+        quality = [_accuracy_and_likelihood(each, targets[outside], average) for each in scores]
+        chosen = max(range(len(RATES)), key=quality.__getitem__)
+        best[name] = RATES[chosen], quality[chosen][0]
     final = _fit(vectors, targets, everything, rates={name: (rate,) for name, (rate, _) in best.items()}, **settings)
     return {name: Head(fitted.classifiers(classes, modality, name)[0], *best[name]) for name, fitted in final.items()}
 
@@ -170,14 +168,14 @@ def _moments(array: np.ndarray | Rows, rows: np.ndarray) -> tuple[Tensor, Tensor
 
 
 def _accuracy_and_likelihood(scores: np.ndarray, targets: np.ndarray, average: Average) -> tuple[float, float]:
-    """Of scores (m, C); of rates that are right equally often the surer one is the better."""
+    """Of scores (m, C); likelihood breaks ties of accuracy."""
     probabilities = torch.from_numpy(scores) if average == "softmax" else torch.from_numpy(scores).softmax(dim=1)
     likelihood = probabilities[torch.arange(len(targets)), torch.from_numpy(targets)].clamp(min=1e-12).log().mean()
     return float((scores.argmax(axis=1) == targets).mean()), float(likelihood)
 
 
 def _hold_out(targets: np.ndarray, groups: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Positions to try rates on, and those to compare them on: a share of the groups."""
+    """Positions for trying rates, and held-out positions: a fraction of the groups."""
     if len(np.unique(groups)) < 2:
         groups = np.arange(len(targets))  # one group only: nothing better can be done
     return next(GroupShuffleSplit(1, test_size=HELD_OUT, random_state=seed).split(targets, groups=groups))

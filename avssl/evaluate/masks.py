@@ -1,6 +1,6 @@
-"""How well masks of moving things fit the truth: DAVIS' region similarity J and boundary accuracy F.
+"""Accuracy of object masks: DAVIS' region similarity J and boundary accuracy F.
 
-Letters: T frames, H x W pixels, K things.
+Letters: T frames, H x W pixels, K objects.
 """
 
 import math
@@ -8,16 +8,15 @@ import math
 import cv2
 import numpy as np
 
-TOLERANCE = 0.008  # how far matching boundaries may be apart, in the picture's diagonal
+TOLERANCE = 0.008  # largest distance of matching boundaries, as a fraction of the diagonal
 
 
 def score_masks(truth: np.ndarray, found: np.ndarray) -> np.ndarray:
-    """J and F of every thing that the first frame shows, averaged over the frames but the first, which is given, and
-    the last: as DAVIS does in its semi-supervised task.
+    """J and F of every object in the first frame, averaged over all frames but the first, which is given, and the last,
+    as in DAVIS' semi-supervised task.
 
     Args:
-        truth: (T, H, W) integers, T >= 3; 0 the ground, other numbers the things.
-        found: (T, H, W), likewise.
+        truth, found: (T, H, W) integers, T >= 3; 0 = background, other numbers are objects.
 
     Returns:
         (K, 2) float64: J and F in [0, 1].
@@ -34,7 +33,7 @@ def score_masks(truth: np.ndarray, found: np.ndarray) -> np.ndarray:
         )
     things = [int(number) for number in np.unique(truth[0]) if number]
     if not things:
-        raise ValueError("the first mask shows only ground, so there is nothing to follow: leave this clip out")
+        raise ValueError("the first mask shows only background, so there is nothing to follow: leave this clip out")
     scores = np.zeros((len(things), 2))
     for k, thing in enumerate(things):
         pairs = [(true == thing, mine == thing) for true, mine in zip(truth[1:-1], found[1:-1], strict=True)]
@@ -52,8 +51,7 @@ def region_similarity(truth: np.ndarray, found: np.ndarray) -> float:
 
 
 def boundary_accuracy(truth: np.ndarray, found: np.ndarray) -> float:
-    """F: harmonic mean of the share of found boundary pixels that are true and the share of true ones that are found,
-    of two (H, W) bool masks.
+    """F: harmonic mean of precision and recall of boundary pixels, of two (H, W) bool masks.
 
     Two boundary pixels match when they are at most ceil(0.008 x diagonal) pixels apart. 1 when neither mask has a
     boundary, 0 when only one has.

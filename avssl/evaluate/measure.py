@@ -1,11 +1,6 @@
-"""From trained towers and a labelled set to a result that can be kept and compared: plain data.
-
-What lives here: the order of the work, the baseline of random weights, and the facts beside the figures. What does not:
-the figures themselves (harness.py), comparing results (table.py).
-"""
+"""From trained encoders and a labeled set to a result in plain data, which can be saved and compared."""
 
 import dataclasses
-import hashlib
 import importlib.metadata
 import json
 import platform
@@ -22,44 +17,39 @@ from torch import nn
 
 import avssl
 from avssl import distributed
-from avssl.checkpoint import LAST
 from avssl.data.dataset import check_decoder
 from avssl.data.manifest import Manifest
-from avssl.evaluate.features import VIEWED, ClipVectors, clip_vectors
+from avssl.evaluate.features import VIEW_OPTIONS, ClipVectors, clip_vectors
 from avssl.evaluate.finetune import train_classifier
-from avssl.evaluate.harness import Answers, Labels, answer, figures, lacking
+from avssl.evaluate.harness import Labels, Predictions, compute_metrics, count_missing, evaluate_split
 from avssl.evaluate.heads import Head, head_scores
 from avssl.evaluate.protocols import Options, Outcome
 from avssl.evaluate.splits import Split
-from avssl.media.decoders import in_words
-from avssl.pretrained import Pretrained, Run, untrained
+from avssl.files import digest
+from avssl.media.decoders import format_decoder
+from avssl.methods import method_options
+from avssl.training.checkpoint import LAST
+from avssl.weights.load import Pretrained, Run, untrained
 
-PARTS = ("encoders", "heads")  # of towers
-NO_MATTER = ("manifest", "root", "num_workers", "worker_timeout_seconds", "cache_gigabytes")  # of a data section
+IGNORED = ("manifest", "root", "num_workers", "worker_timeout_seconds", "cache_gigabytes")  # of a result's data section
 SECONDS = "seconds.json"  # in the folder of a fine-tuning
-VERSIONS = ("torch", "numpy", "scikit-learn", "av")  # noted in a result
+VERSIONS = ("torch", "numpy", "scikit-learn", "av")  # recorded in a result
+
+Parts = Sequence[tuple[ClipVectors, np.ndarray]]  # vectors, and the rows of the manifest that count
 
 
 @dataclass(frozen=True)
-class Asked:
-    """What is asked, of which clips.
+class EvalSpec:
+    """What is evaluated, on which clips."""
 
-    Args:
-        protocol: one of PROTOCOLS, retrieval or finetune.
-        manifest_path: where the manifest was read from; it stands in the result.
-        num_clips: of each video, spread over it.
-        num_crops: of each clip.
-        skip_unreadable: videos without an answer are left out; otherwise they count as wrong.
-    """
-
-    protocol: str
+    protocol: str  # one of PROTOCOLS, retrieval or finetune
     manifest: Manifest
-    manifest_path: str
+    manifest_path: str  # recorded in the result
     splits: Sequence[Split]
     options: Options
-    num_clips: int = 10
-    num_crops: int = 3
-    skip_unreadable: bool = False
+    num_clips: int = 10  # of each video, spread over it
+    num_crops: int = 3  # of each clip
+    skip_unreadable: bool = False  # leave unanswered videos out; otherwise they count as wrong
 
     @property
     def rows(self) -> np.ndarray:
@@ -68,229 +58,208 @@ class Asked:
 
 
 def measure_frozen(
-    towers: Pretrained, asked: Asked, *, cache: Path, baseline: bool = True, keep: dict[str, Head] | None = None
+    pretrained: Pretrained, spec: EvalSpec, *, cache: Path, baseline: bool = True, keep: dict[str, Head] | None = None
 ) -> dict[str, Any] | None:
-    """A protocol that leaves the towers as they are. With several processes each looks at its share of the clips.
+    """A protocol on frozen encoders. With several processes each computes its fraction of the vectors.
 
     Args:
-        cache: folder where vectors are kept, so that the next protocol finds them.
-        baseline: ask towers with random weights too.
-        keep: receives the best linear head of every modality; with several splits those of all labelled clips together.
+        cache: folder of vectors, which later protocols reuse.
+        baseline: evaluate random weights too.
+        keep: receives the best linear head of every modality; with several splits one fitted on all labeled clips.
 
     Returns:
         The result; None on ranks other than the first.
 
     Raises:
-        ValueError: nothing can be compared, or a worker process was lost; WriteError, which is one: the cache.
+        ValueError: nothing can be compared, or a worker process was lost. WriteError: the cache cannot be written.
     """
-    since = time.perf_counter()
-    towers = _needed(towers, asked)
-    seen = {}
-    for name, each in (("scores", towers), *([("random", untrained(towers))] if baseline else [])):
-        seen[name] = clip_vectors(
+    start = time.perf_counter()
+    has = {"video": spec.manifest.has_video[spec.rows], "audio": spec.manifest.has_audio[spec.rows]}
+    modalities = [name for name in pretrained.encoders if has[name].any()] or list(pretrained.encoders)
+    parts = {
+        name: nn.ModuleDict({key: each for key, each in getattr(pretrained, name).items() if key in modalities})
+        for name in ("encoders", "heads")
+    }
+    pretrained = dataclasses.replace(pretrained, **parts)  # without encoders that no clip needs
+    vectors_of = {}
+    for name, each in (("scores", pretrained), *([("random", untrained(pretrained))] if baseline else [])):
+        vectors_of[name] = clip_vectors(
             each,
-            asked.manifest,
-            asked.rows,
-            num_clips=asked.num_clips,
-            num_crops=asked.num_crops,
-            maps=asked.protocol == "linear" or asked.options.map != "pool",
+            spec.manifest,
+            spec.rows,
+            num_clips=spec.num_clips,
+            num_crops=spec.num_crops,
+            maps=spec.protocol == "linear" or spec.options.map != "pool",
             folder=cache,
             progress="vectors" if name == "scores" else "vectors, random weights",
         )
     if not distributed.is_main():
         return None
-    looked = time.perf_counter()
-    labels = Labels(asked.manifest, asked.splits)
-    found: dict[str, Any] = {"random": None}
-    for name, vectors in seen.items():
+    extracted = time.perf_counter()
+    labels, device = Labels(spec.manifest, spec.splits), pretrained.device
+    facts: dict[str, Any] = {"random": None}
+    for name, vectors in vectors_of.items():
         more = {"keep": keep} if name == "scores" and keep is not None else {}
-        parts = [
-            answer(asked.protocol, vectors, labels, split, asked.options, device=towers.device, **more)
-            for split in asked.splits
+        predictions = [
+            evaluate_split(spec.protocol, vectors, labels, split, spec.options, device=device, **more)
+            for split in spec.splits
         ]
-        found[name] = figures(parts, labels, skip_unreadable=asked.skip_unreadable)
-    if keep is not None and len(asked.splits) > 1:
-        everything = Split("all labelled clips", asked.rows, asked.rows)
-        answer("linear", seen["scores"], labels, everything, asked.options, device=towers.device, keep=keep)
-    sides = {side: [(seen["scores"], getattr(split, side)) for split in asked.splits] for side in ("train", "test")}
-    seconds = {"vectors": looked - since, "protocol": time.perf_counter() - looked}
-    facts = _facts_of_clips(asked, sides) | {"data": _viewed(towers), "training": None, "seconds": seconds}
-    return _result(towers, asked, labels, found | facts)
+        facts[name] = compute_metrics(predictions, labels, skip_unreadable=spec.skip_unreadable)
+    vectors = vectors_of["scores"]
+    if keep is not None and len(spec.splits) > 1:
+        everything = Split("all labeled clips", spec.rows, spec.rows)
+        evaluate_split("linear", vectors, labels, everything, spec.options, device=device, keep=keep)
+    facts |= _clip_facts(
+        spec, {name: [(vectors, getattr(split, name)) for split in spec.splits] for name in ("train", "test")}
+    )
+    seconds = {"vectors": extracted - start, "protocol": time.perf_counter() - extracted}
+    return _result(
+        pretrained, spec, labels, facts | {"data": _view_options(pretrained), "training": None, "seconds": seconds}
+    )
 
 
 def measure_finetuned(
-    towers: Pretrained,
-    asked: Asked,
+    pretrained: Pretrained,
+    spec: EvalSpec,
     *,
     out: Path,
     baseline: bool = True,
     recipe: Path | None = None,
     overrides: Sequence[str] = (),
 ) -> dict[str, Any] | None:
-    """The whole network trained on the labels of every split, always its last epoch; random weights likewise, which is
-    the supervised baseline.
+    """The whole network trained on the labels of every split, last epoch; random weights too (supervised baseline).
 
     Args:
-        out: folder of the runs, OUT/<split>/{trained, random}: the same call continues them.
+        out: folder of the runs, OUT/<split>/{trained, random}, which are resumed.
         recipe, overrides: see `train_classifier`.
 
     Returns:
-        The result; None when asked to stop, and on ranks other than the first.
+        The result; None when interrupted, and on ranks other than the first.
 
     Raises:
         ValueError: as `train_classifier`, or no test clip could be read.
     """
-    labels = Labels(asked.manifest, asked.splits)
-    scores: dict[str, Any] = {"random": None}
-    facts: dict[str, Any] = {}
+    labels = Labels(spec.manifest, spec.splits)
+    facts: dict[str, Any] = {"random": None}
     for name in ("scores", "random") if baseline else ("scores",):
-        parts, seen, seconds = [], [], []
-        for split in asked.splits:
-            run = _train_timed(
-                towers,
-                _only(asked.manifest, split),
-                out=out / split.name / ("trained" if name == "scores" else "random"),
+        predictions, parts, seconds = [], [], []
+        for split in spec.splits:
+            folder = out / split.name / ("trained" if name == "scores" else "random")
+            is_resumed, start = (folder / LAST).exists(), time.perf_counter()
+            run = train_classifier(
+                pretrained,
+                _with_split(spec.manifest, split),
+                out=folder,
                 trained=name == "scores",
                 recipe=recipe,
                 overrides=overrides,
             )
             if run is None:
                 return None
-            seconds.append(_seconds_of(run))
+            if not is_resumed and distributed.is_main():
+                (folder / SECONDS).write_text(json.dumps(time.perf_counter() - start))
+            timed = run.path.with_name(SECONDS)
+            seconds.append(json.loads(timed.read_text()) if timed.exists() else None)
             vectors = clip_vectors(
                 run,
-                asked.manifest,
+                spec.manifest,
                 split.test,
-                num_clips=asked.num_clips,
-                num_crops=asked.num_crops,
+                num_clips=spec.num_clips,
+                num_crops=spec.num_crops,
                 folder=out / "vectors",
                 progress=f"vectors {split.name}",
             )
-            parts.append(_told(run, vectors, split, labels, asked.options))
-            seen.append((vectors, split.test))
-        scores[name] = figures(parts, labels, skip_unreadable=asked.skip_unreadable)
+            predictions.append(_classify(run, vectors, split, labels, spec.options))
+            parts.append((vectors, split.test))
+        facts[name] = compute_metrics(predictions, labels, skip_unreadable=spec.skip_unreadable)
         if name == "scores":
-            training = {key: dataclasses.asdict(run.config)[key] for key in ("method", "optim", "data")}
-            training["data"] = {key: value for key, value in training["data"].items() if key not in NO_MATTER}
-            facts = _facts_of_clips(asked, {"test": seen}) | {"data": _viewed(run), "training": training}
-            facts["seconds"] = {"training": seconds}
-    return _result(towers, asked, labels, scores | facts) if distributed.is_main() else None
+            training = run.config.model_dump(mode="json", include={"optim", "data"})
+            training["method"] = method_options(run.config, only_given=True)
+            training["data"] = {key: value for key, value in training["data"].items() if key not in IGNORED}
+            facts |= _clip_facts(spec, {"test": parts})
+            facts |= {"data": _view_options(run), "training": training, "seconds": {"training": seconds}}
+    return _result(pretrained, spec, labels, facts) if distributed.is_main() else None
 
 
-def _train_timed(towers: Pretrained, manifest: Manifest, *, out: Path, **how: Any) -> Run | None:
-    """`train_classifier`; how long it took is kept in the folder, unless it was stopped in between."""
-    resumed, since = (out / LAST).exists(), time.perf_counter()
-    run = train_classifier(towers, manifest, out=out, **how)
-    if run is not None and not resumed and distributed.is_main():
-        (out / SECONDS).write_text(json.dumps(time.perf_counter() - since))
-    return run
+def _view_options(pretrained: Pretrained) -> dict[str, Any]:
+    return {name: getattr(pretrained.data, name) for name in VIEW_OPTIONS}
 
 
-def _seconds_of(run: Run) -> float | None:
-    path = run.path.with_name(SECONDS)
-    return json.loads(path.read_text()) if path.exists() else None
-
-
-def _viewed(towers: Pretrained) -> dict[str, Any]:
-    """How its clips are read."""
-    return {name: getattr(towers.data, name) for name in VIEWED}
-
-
-def _needed(towers: Pretrained, asked: Asked) -> Pretrained:
-    """Without the tower that none of the clips has anything for."""
-    has = {"video": asked.manifest.has_video[asked.rows], "audio": asked.manifest.has_audio[asked.rows]}
-    sides = [side for side in towers.encoders if has[side].any()] or list(towers.encoders)
-    parts = {name: {side: each for side, each in getattr(towers, name).items() if side in sides} for name in PARTS}
-    return dataclasses.replace(towers, **{name: nn.ModuleDict(each) for name, each in parts.items()})
-
-
-def _told(run: Run, vectors: ClipVectors, split: Split, labels: Labels, options: Options) -> Answers:
-    """What a fine-tuned network says of the test videos of its split."""
+def _classify(run: Run, vectors: ClipVectors, split: Split, labels: Labels, options: Options) -> Predictions:
+    """Predictions of a fine-tuned network for the test videos of its split."""
     classifier = run.classifier
-    here = vectors.has(classifier.modality)
+    has = vectors.has(classifier.modality)
     if not vectors.readable.any():
-        first = next(iter(vectors.errors.values()), "none was asked for")
+        first = next(iter(vectors.errors.values()), "the split has no test clip")
         raise ValueError(f"no test clip of {split.name} could be read (first: {first}): are the clips where they were?")
-    said = head_scores(
-        classifier, vectors.vectors[classifier.modality]["pool"], np.flatnonzero(here), average=options.average
-    ).argmax(axis=1)
-    # it knows the classes of its training clips, which may be fewer
-    predicted = np.searchsorted(labels.classes, np.array(classifier.classes))[said]
-    right = predicted == labels.targets[split.test[here]]
-    outcome = Outcome(values=right.astype(float), predicted=predicted)
-    return Answers(split, {classifier.modality: outcome}, {classifier.modality: here})
+    scores = head_scores(
+        classifier, vectors.vectors[classifier.modality]["pool"], np.flatnonzero(has), average=options.average
+    )
+    # its training clips may have fewer classes than the set
+    predicted = np.searchsorted(labels.classes, np.array(classifier.classes))[scores.argmax(axis=1)]
+    correct = predicted == labels.targets[split.test[has]]
+    outcome = Outcome(values=correct.astype(float), predicted=predicted)
+    return Predictions(split, {classifier.modality: outcome}, {classifier.modality: has})
 
 
-def _only(manifest: Manifest, split: Split) -> Manifest:
-    """The manifest whose column split says train and test of one split, and nothing else."""
+def _with_split(manifest: Manifest, split: Split) -> Manifest:
+    """The manifest with its column split set to train and test of one split, null elsewhere."""
     names = np.full(len(manifest), None, dtype=object)
     names[split.train], names[split.test] = "train", "test"
-    place = manifest.table.column_names.index("split")
-    return Manifest(manifest.table.set_column(place, "split", pa.array(names, pa.string())), manifest.root)
+    column = manifest.table.column_names.index("split")
+    return Manifest(manifest.table.set_column(column, "split", pa.array(names, pa.string())), manifest.root)
 
 
-def _facts_of_clips(asked: Asked, seen: Mapping[str, Sequence[tuple[ClipVectors, np.ndarray]]]) -> dict[str, Any]:
-    """Counts of each side, and {path: reason} of what could not be read."""
-    paths = asked.manifest.column("path")
-    errors = {row: why for parts in seen.values() for vectors, _ in parts for row, why in vectors.errors.items()}
+def _clip_facts(spec: EvalSpec, parts: Mapping[str, Parts]) -> dict[str, Any]:
+    """Counts of train and test clips, and {path: reason} of the unreadable ones."""
+    paths = spec.manifest.column("path")
+    errors = {row: why for each in parts.values() for vectors, _ in each for row, why in vectors.errors.items()}
     return {
-        "clips": {side: lacking(parts) for side, parts in seen.items()},
+        "clips": {name: count_missing(each) for name, each in parts.items()},
         "errors": {str(paths[row]): why for row, why in sorted(errors.items())},
     }
 
 
-def _digest(asked: Asked, labels: Labels) -> str:
-    """Of which clips, under which names, are on which side of which split."""
-    digest = hashlib.blake2b("\0".join(labels.classes).encode(), digest_size=12)
-    for split in asked.splits:
-        for rows in (split.train, split.test):
-            digest.update(np.stack([rows, labels.targets[rows]]).astype("<i8").tobytes() + b"\n")
-    return digest.hexdigest()
-
-
-def _shared(manifest: Manifest, split: Split, labels: Labels) -> dict[str, int]:
-    """Test clips whose file, by its content, or whose group is among the training clips too."""
+def _result(pretrained: Pretrained, spec: EvalSpec, labels: Labels, facts: Mapping[str, Any]) -> dict[str, Any]:
+    """The whole result."""
+    manifest = spec.manifest
+    sets = [rows for split in spec.splits for rows in (split.train, split.test)]
+    tables = [np.stack([rows, labels.targets[rows]]).astype("<i8").tobytes() + b"\n" for rows in sets]
     keys = np.array([key or "" for key in manifest.column("content_key").tolist()])
+    shared = [  # test clips whose file, by content, or whose group is among the training clips too
+        {
+            name: int((np.isin(of[split.test], of[split.train]) & (of[split.test] != "")).sum())
+            for name, of in (("files", keys), ("groups", labels.groups))
+        }
+        for split in spec.splits
+    ]
+    several = []  # column labels of sets such as AudioSet, where only the first class counts
+    if "labels" in manifest.table.column_names:
+        several = manifest.table.column("labels").take(spec.rows).to_pylist()
     return {
-        name: int((np.isin(of[split.test], of[split.train]) & (of[split.test] != "")).sum())
-        for name, of in (("files", keys), ("groups", labels.groups))
-    }
-
-
-def _several_labels(asked: Asked) -> int:
-    """Clips with more than one class, of which the first counts (column labels of sets such as AudioSet)."""
-    if "labels" not in asked.manifest.table.column_names:
-        return 0
-    labels = asked.manifest.table.column("labels").to_pylist()
-    return sum(len(labels[row] or []) > 1 for row in asked.rows.tolist())
-
-
-def _result(towers: Pretrained, asked: Asked, labels: Labels, found: Mapping[str, Any]) -> dict[str, Any]:
-    """Everything that a reader of the figures has to know."""
-    return {
-        "protocol": asked.protocol,
-        "weights": str(towers.path),
-        "weights_hash": towers.weights_hash,
-        "manifest": asked.manifest_path,
-        "manifest_hash": asked.manifest.hash,
-        "splits": [split.name for split in asked.splits],
-        "asked_hash": _digest(asked, labels),
-        "shared": [_shared(asked.manifest, split, labels) for split in asked.splits],
-        "several_labels": _several_labels(asked),
+        "protocol": spec.protocol,
+        "weights": str(pretrained.path),
+        "weights_hash": pretrained.weights_hash,
+        "manifest": spec.manifest_path,
+        "manifest_hash": manifest.hash,
+        "splits": [split.name for split in spec.splits],
+        "asked_hash": digest("\0".join(labels.classes), *tables, num_bytes=12),  # which clips, classes and splits
+        "shared": shared,
+        "several_labels": sum(len(each or []) > 1 for each in several),
         "classes": labels.classes,
         "settings": {
-            "num_clips": asked.num_clips,
-            "num_crops": asked.num_crops,
-            "skip_unreadable": asked.skip_unreadable,
-            **dataclasses.asdict(asked.options),
+            "num_clips": spec.num_clips,
+            "num_crops": spec.num_crops,
+            "skip_unreadable": spec.skip_unreadable,
+            **dataclasses.asdict(spec.options),
         },
-        **found,
+        **facts,
         "versions": {
             "avssl": avssl.__version__,
             "python": platform.python_version(),
-            "decoder": in_words(check_decoder(towers.data)),
+            "decoder": format_decoder(check_decoder(pretrained.data)),
             **{name: importlib.metadata.version(name) for name in VERSIONS},
         },
-        "device": str(towers.device),
+        "device": str(pretrained.device),
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
     }

@@ -1,4 +1,4 @@
-"""Classes of a single file, by a classifier that was learned before."""
+"""Classify a single file with a trained classifier."""
 
 from pathlib import Path
 
@@ -7,24 +7,18 @@ import numpy as np
 from avssl.data.check import manifest_of_file
 from avssl.evaluate.features import clip_vectors
 from avssl.evaluate.heads import head_scores
-from avssl.pretrained import Pretrained
+from avssl.weights.load import Pretrained
 
 
-def predict(towers: Pretrained, path: str | Path, *, num_clips: int = 10, num_crops: int = 3) -> dict[str, float]:
-    """The mean softmax over clips spread over a file, and crops of each.
-
-    Args:
-        towers: with a classifier.
-
-    Returns:
-        {class: score}, in the order of the classifier; together 1.
+def predict(pretrained: Pretrained, path: str | Path, *, num_clips: int = 10, num_crops: int = 3) -> dict[str, float]:
+    """{class: mean softmax over clips spread over a file, and crops of each}, in the order of the classifier.
 
     Raises:
-        ValueError: the file cannot be read, or lacks the sound or the pictures that the classifier looks at.
+        ValueError: the file cannot be read, or lacks the classifier's modality.
     """
-    classifier = towers.classifier
+    classifier = pretrained.classifier
     found = clip_vectors(
-        towers,
+        pretrained,
         manifest_of_file(Path(path)),
         [0],
         num_clips=num_clips,
@@ -34,7 +28,7 @@ def predict(towers: Pretrained, path: str | Path, *, num_clips: int = 10, num_cr
     if found.errors:
         raise ValueError(found.errors[0])
     if not found.has(classifier.modality)[0]:
-        looks = {"video": "pictures", "audio": "sound", "both": "pictures and sound"}[classifier.modality]
-        raise ValueError(f"the classifier looks at {looks}, which this file lacks")
+        needs = "video and audio" if classifier.modality == "both" else classifier.modality
+        raise ValueError(f"the classifier needs {needs}, which this file lacks")
     vectors = np.asarray(found.maps(classifier.modality, np.array([0]))[classifier.stage])
     return dict(zip(classifier.classes, head_scores(classifier, vectors)[0].tolist(), strict=True))

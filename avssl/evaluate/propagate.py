@@ -1,9 +1,6 @@
-"""Label propagation: how far features alone carry the mask of a clip's first frame. Nothing is trained.
+"""Label propagation: carry the mask of a clip's first frame through the clip by feature similarity, without training.
 
-What lives here: features of frames, propagation, the score of a set of clips. What does not: J and F (masks.py), where
-clips come from (davis.py, benchmark/scenes.py).
-
-Letters: T frames, H x W pixels, h x w cells of a map, C = h w, D channels, L labels (the ground and the things),
+Letters: T frames, H x W pixels, h x w cells of a map, C = h w, D channels, L labels (background and objects),
 P cells within reach, S source frames, k neighbours.
 """
 
@@ -18,11 +15,11 @@ from torch import Tensor
 from tqdm import tqdm
 
 from avssl.config import DataConfig
-from avssl.evaluate.bootstrap import bootstrap_interval
 from avssl.evaluate.masks import score_masks
+from avssl.evaluate.metrics import bootstrap_interval
 from avssl.models.heads import Encoder
-from avssl.pretrained import Pretrained
-from avssl.transforms.video import normalise_
+from avssl.transforms.video import normalize_
+from avssl.weights.load import Pretrained
 
 SIZE = 240  # pixels of the frames' short side
 LARGEST = 2160  # of them
@@ -33,7 +30,7 @@ Read = Callable[[str], tuple[np.ndarray, np.ndarray]]  # name -> frames (T, H, W
 
 
 def score_propagation(
-    towers: Pretrained,
+    pretrained: Pretrained,
     names: Sequence[str],
     read: Read,
     *,
@@ -41,18 +38,17 @@ def score_propagation(
     size: int = SIZE,
     progress: str | None = None,
 ) -> dict[str, Any]:
-    """J and F of the video encoder on clips whose true masks are known, beside those of the first mask copied to
-    every frame.
+    """J and F of the video encoder on clips with true masks, and of the first mask copied to every frame.
 
     Args:
         names: of the clips.
-        read: called with each name. A clip for which it raises ValueError is left out, as is one of fewer than 3 frames
-            or with an empty first mask.
+        read: called with each name. A clip is left out if it raises ValueError, has fewer than 3 frames or an empty
+            first mask.
         map_name, size: as for `frame_features`.
-        progress: words before the progress bar; None = no bar.
+        progress: label of the progress bar; None = no bar.
 
     Returns:
-        protocol, map, size, scores {propagated, still: {j, f, jf, interval}} with means over all things and the 95 %
+        protocol, map, size, scores {propagated, still: {j, f, jf, interval}} with means over all objects and the 95 %
         interval of jf over clips, num_clips, num_things, errors {name: reason}.
 
     Raises:
@@ -69,7 +65,12 @@ def score_propagation(
             errors[name] = str(error)
             continue
         features, chosen = frame_features(
-            towers.encoders["video"], frames, data=towers.data, size=size, map_name=map_name, device=towers.device
+            pretrained.encoders["video"],
+            frames,
+            data=pretrained.data,
+            size=size,
+            map_name=map_name,
+            device=pretrained.device,
         )
         scores["propagated"].append(score_masks(masks, propagate_mask(features, masks[0])))
         scores["still"].append(still)
@@ -105,7 +106,7 @@ def frame_features(
     Args:
         encoder: on `device`, in evaluation mode.
         frames: (T, H, W, 3) uint8 RGB.
-        data: says how colours are standardised.
+        data: pixel_mean and pixel_std.
         size: pixels of the short side that frames are resized to; both sides become multiples of 8.
         map_name: a key of `encoder.feature_dims` but pool; None = the deepest map of at most 8 pixels per cell, or the
             finest where all are coarser.
@@ -129,7 +130,7 @@ def frame_features(
     parts = []
     for batch in torch.from_numpy(small).split(BATCH_FRAMES):
         clips = batch.to(device).permute(0, 3, 1, 2)[:, :, None].float().div_(255)  # (n, 3, 1, height, width)
-        normalise_(clips, mean=data.pixel_mean, std=data.pixel_std)
+        normalize_(clips, mean=data.pixel_mean, std=data.pixel_std)
         maps = encoder.forward_features(clips.repeat_interleave(max(1, encoder.min_size[0]), dim=2))
         map_name = map_name or _fine_map({name: maps[name] for name in names}, height)
         parts.append(F.normalize(maps[map_name].float().mean(dim=2), dim=1))  # (n, D, h, w)
@@ -163,9 +164,9 @@ def propagate_mask(
 
     Source: Jabri et al. 2020 (CRW), as in videowalk code/test.py.
     Differs from videowalk: the reach holds in the first frame too, as in DINO (Caron et al. 2021, DAVIS protocol);
-    cells of the whole first frame put ground over the things when features are weak. Each source frame counts once;
+    otherwise background spreads over the objects when features are weak. Each source frame counts once;
     there, copies of the first stand before the clip and fill the neighbours of early frames. A cell's first label is
-    the share of its pixels, not an interpolation.
+    the fraction of its pixels, not an interpolation.
     """
     num_frames, _, height, width = features.shape
     near, outside = _within_reach(height, width, max(2.0, radius * min(height, width)), device=features.device)
@@ -207,6 +208,6 @@ def _within_reach(height: int, width: int, radius: float, *, device: torch.devic
 
 
 def _summary(scores: np.ndarray, groups: np.ndarray) -> dict[str, Any]:
-    """Scores (n, 2) of things, and the clip of each -> their means."""
+    """Scores (n, 2) of objects, and the clip of each -> their means."""
     j, f = scores.mean(axis=0).tolist()
     return {"j": j, "f": f, "jf": (j + f) / 2, "interval": bootstrap_interval(scores.mean(axis=1), groups)}

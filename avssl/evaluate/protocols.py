@@ -1,9 +1,6 @@
-"""The protocols over kept vectors: what each says of the videos that it is asked about.
+"""The protocols: each predicts the test videos of a split from cached feature vectors of one modality.
 
-What lives here: one function per protocol, from the vectors of one modality to outcomes. What does not: which videos
-answer, splits and figures (harness.py), the classifiers themselves.
-
-Letters: n training videos, m videos that are asked about, V views of each, d figures of a map, C classes.
+Letters: n training videos, m test videos, V views of each, d dimensions of a map, C classes.
 """
 
 import math
@@ -13,13 +10,10 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 
-from avssl.evaluate.classify import draw_few, linear_predict, svm_scores
+from avssl.evaluate.classify import cluster, draw_few, knn_predict, linear_predict, svm_scores
 from avssl.evaluate.features import Rows
 from avssl.evaluate.heads import Head, head_scores, train_heads
-from avssl.evaluate.knn import knn_predict
-from avssl.evaluate.partition import FIGURES, cluster
-from avssl.evaluate.retrieval import chance_gallery_recall, gallery_hits
-from avssl.evaluate.scores import Average
+from avssl.evaluate.metrics import PARTITION_METRICS, Average, chance_gallery_recall, gallery_hits
 
 Vectors = np.ndarray | Rows
 KS = (1, 5, 10, 20, 50)  # of retrieval
@@ -27,11 +21,7 @@ KS = (1, 5, 10, 20, 50)  # of retrieval
 
 @dataclass(frozen=True)
 class Options:
-    """What protocols may be told; each reads its own.
-
-    Raises:
-        ValueError: a number is out of range; it is called by its option of tools/evaluate.py.
-    """
+    """Options of all protocols; each reads its own. Raises ValueError, naming the option of tools/evaluate.py."""
 
     average: Average = "softmax"  # linear, finetune
     k: int = 20  # knn
@@ -52,141 +42,123 @@ class Options:
 
 
 @dataclass(frozen=True)
-class Sides:
-    """The training videos of a split and those that are asked about, all of which have one modality."""
+class SplitData:
+    """The training and test videos of a split that have one modality."""
 
     modality: str
     train: Mapping[str, Vectors]  # {map: (n, V, d)}
     train_targets: np.ndarray  # (n,)
     train_groups: np.ndarray  # (n,)
     test: Mapping[str, Vectors]  # {map: (m, V, d)}
-    test_targets: np.ndarray  # (m,), to compare with, never to choose by
+    test_targets: np.ndarray  # (m,) for scoring, never for model selection
     classes: Sequence[str]
     device: torch.device
 
     def means(self) -> tuple[np.ndarray, np.ndarray]:
-        """Mean pooled outputs of both: (n, d) and (m, d)."""
+        """Pooled outputs averaged over views, train and test: (n, d) and (m, d)."""
         return np.asarray(self.train["pool"]).mean(axis=1), np.asarray(self.test["pool"]).mean(axis=1)
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What is said of the m videos in one way.
+    """Scores of the m test videos by one metric."""
 
-    Args:
-        values: (m,) what each counts: 1 right, 0 wrong, or a share of several trials.
-        predicted: (m,) classes, where there is one prediction.
-        chance: of a value; None = the share of the most frequent class.
-        chosen: what was chosen without looking at these videos.
-        draws: the mean of the values for each draw of labels.
-        clusters: (m,), of a partition, whose figures are of all videos together.
-    """
-
-    values: np.ndarray
-    predicted: np.ndarray | None = None
-    chance: float | None = None
-    chosen: Mapping[str, float | str] = field(default_factory=dict)
-    draws: Sequence[float] = ()
-    clusters: np.ndarray | None = None
+    values: np.ndarray  # (m,) 1 correct, 0 wrong, or the fraction of correct trials
+    predicted: np.ndarray | None = None  # (m,) classes, where there is one prediction
+    chance: float | None = None  # expected value by chance; None = frequency of the most common class
+    chosen: Mapping[str, float | str] = field(default_factory=dict)  # hyperparameters, chosen on training videos
+    draws: Sequence[float] = ()  # mean value for each draw of labels
+    clusters: np.ndarray | None = None  # (m,) for partition, whose metrics need all videos together
 
 
-Outcomes = dict[str, Outcome]  # {way: ...}
+Outcomes = dict[str, Outcome]  # {metric: ...}
 
 
-def knn(sides: Sides, options: Options) -> Outcomes:
-    """Votes of the nearest training videos, weighted under the modality's own name, and plain."""
-    train, test = (torch.from_numpy(each) for each in sides.means())
-    targets = torch.from_numpy(sides.train_targets)
+def knn(data: SplitData, options: Options) -> Outcomes:
+    """Votes of the nearest training videos: weighted (metric named like the modality) and unweighted ("plain")."""
+    train, test = (torch.from_numpy(each) for each in data.means())
+    targets = torch.from_numpy(data.train_targets)
     found = {}
-    for way, temperature in ((sides.modality, options.temperature), (f"{sides.modality} plain", None)):
+    for name, temperature in ((data.modality, options.temperature), (f"{data.modality} plain", None)):
         predicted = knn_predict(train, targets, test, k=options.k, temperature=temperature).numpy()
-        found[way] = _classified(predicted, sides)
+        found[name] = _classified(predicted, data)
     return found
 
 
-def linear(sides: Sides, options: Options, *, keep: dict[str, Head] | None = None) -> Outcomes:
-    """A linear head on every map, and the map that was best on the held-out part of the training videos under the
-    modality's own name.
-
-    Args:
-        keep: receives that head, {modality: head}.
-    """
-    if len(np.unique(sides.train_targets)) < 2:
-        return only_class(sides, [sides.modality])
+def linear(data: SplitData, options: Options, *, keep: dict[str, Head] | None = None) -> Outcomes:
+    """A linear head on every map; the one with the best held-out accuracy is reported under the modality's name and
+    stored in `keep` {modality: head}."""
+    if len(np.unique(data.train_targets)) < 2:
+        return _only_class(data, [data.modality])
     heads = train_heads(
-        sides.train,
-        sides.train_targets,
-        sides.train_groups,
-        classes=sides.classes,
-        modality=sides.modality,
+        data.train,
+        data.train_targets,
+        data.train_groups,
+        classes=data.classes,
+        modality=data.modality,
         average=options.average,
         seed=options.seed,
-        device=sides.device,
+        device=data.device,
     )
     found = {}
     for name, head in heads.items():
-        scores = head_scores(head.classifier, sides.test[name], average=options.average)
+        scores = head_scores(head.classifier, data.test[name], average=options.average)
         chosen = {"rate": head.rate, "held_out": head.held_out}
-        found[f"{sides.modality} {name}"] = _classified(scores.argmax(axis=1), sides, chosen=chosen)
-    best = max(heads, key=lambda name: (heads[name].held_out, list(heads).index(name)))  # of equal ones the deepest
+        found[f"{data.modality} {name}"] = _classified(scores.argmax(axis=1), data, chosen=chosen)
+    best = max(heads, key=lambda name: (heads[name].held_out, list(heads).index(name)))  # ties: the deepest
     if keep is not None:
-        keep[sides.modality] = heads[best]
-    of_best = found[f"{sides.modality} {best}"]
-    return {sides.modality: _classified(of_best.predicted, sides, chosen={"map": best, **of_best.chosen}), **found}
+        keep[data.modality] = heads[best]
+    of_best = found[f"{data.modality} {best}"]
+    return {data.modality: _classified(of_best.predicted, data, chosen={"map": best, **of_best.chosen}), **found}
 
 
-def svm(sides: Sides, options: Options) -> Outcomes:
-    """The support vector machine on one of the maps; of both sides together on the pooled outputs."""
-    name = "pool" if sides.modality == "both" else options.map
-    if name not in sides.train:
-        raise ValueError(f"--map {name} is not a map of the {sides.modality} encoder: choose {', '.join(sides.train)}")
-    if len(np.unique(sides.train_targets)) < 2:
-        return only_class(sides, [sides.modality])
+def svm(data: SplitData, options: Options) -> Outcomes:
+    """A support vector machine on one of the maps; for both modalities together, on the pooled outputs."""
+    name = "pool" if data.modality == "both" else options.map
+    if name not in data.train:
+        raise ValueError(f"--map {name} is not a map of the {data.modality} encoder: choose {', '.join(data.train)}")
+    if len(np.unique(data.train_targets)) < 2:
+        return _only_class(data, [data.modality])
     scores, strength = svm_scores(
-        np.asarray(sides.train[name]),
-        sides.train_targets,
-        np.asarray(sides.test[name]),
-        groups=sides.train_groups,
-        num_classes=len(sides.classes),
+        np.asarray(data.train[name]),
+        data.train_targets,
+        np.asarray(data.test[name]),
+        groups=data.train_groups,
+        num_classes=len(data.classes),
     )
-    return {sides.modality: _classified(scores.argmax(axis=1), sides, chosen={"map": name, "C": strength})}
+    return {data.modality: _classified(scores.argmax(axis=1), data, chosen={"map": name, "C": strength})}
 
 
-def fewlabels(sides: Sides, options: Options) -> Outcomes:
-    """Logistic regression on the pooled outputs, from a small share of the labels."""
-    if len(np.unique(sides.train_targets)) < 2:
-        return only_class(sides, [f"{sides.modality} {share:.0%}" for share in options.shares])
-    train, test = sides.means()
+def fewlabels(data: SplitData, options: Options) -> Outcomes:
+    """Logistic regression on the pooled outputs, from a small fraction of the labels."""
+    if len(np.unique(data.train_targets)) < 2:
+        return _only_class(data, [f"{data.modality} {fraction:.0%}" for fraction in options.shares])
+    train, test = data.means()
     found = {}
-    for share in options.shares:
-        trials, num = [], 0
-        for rows in draw_few(sides.train_targets, share, num_draws=options.draws, seed=options.seed):
-            known = {"train": train[rows], "train_targets": sides.train_targets[rows]}
-            predicted, _ = linear_predict(**known, test=test, groups=sides.train_groups[rows])
-            trials.append(predicted == sides.test_targets)
-            num = len(rows)
-        found[f"{sides.modality} {share:.0%}"] = Outcome(
-            values=np.mean(trials, axis=0), chosen={"labels": num}, draws=[float(each.mean()) for each in trials]
+    for fraction in options.shares:
+        trials = []
+        for rows in draw_few(data.train_targets, fraction, num_draws=options.draws, seed=options.seed):
+            predicted, _ = linear_predict(train[rows], data.train_targets[rows], test, groups=data.train_groups[rows])
+            trials.append(predicted == data.test_targets)
+        found[f"{data.modality} {fraction:.0%}"] = Outcome(
+            values=np.mean(trials, axis=0), chosen={"labels": len(rows)}, draws=[float(each.mean()) for each in trials]
         )
     return found
 
 
-def partition(sides: Sides, options: Options) -> Outcomes:
-    """k-means on the pooled outputs of the videos asked about, with as many clusters as classes."""
-    _, test = sides.means()
-    clusters = cluster(test, num_clusters=len(sides.classes), seed=options.seed)
+def partition(data: SplitData, options: Options) -> Outcomes:
+    """k-means on the pooled outputs of the test videos, with as many clusters as classes."""
+    _, test = data.means()
+    clusters = cluster(test, num_clusters=len(data.classes), seed=options.seed)
     empty = np.zeros(len(test))
-    return {f"{sides.modality} {name}": Outcome(values=empty, clusters=clusters) for name in FIGURES}
+    return {f"{data.modality} {name}": Outcome(values=empty, clusters=clusters) for name in PARTITION_METRICS}
 
 
 def retrieval(
     name: str, query: np.ndarray, query_targets: np.ndarray, gallery: np.ndarray, targets: np.ndarray
 ) -> Outcomes:
-    """Recall of classes: queries (m, D) are the videos asked about, the gallery (n, D) the training videos.
-
-    Args:
-        name: of the direction, such as "video to audio".
-    """
+    """Class recall in one direction, such as "video to audio": queries (m, D) are test videos, the gallery (n, D)
+    training videos."""
     hits = gallery_hits(query, query_targets, gallery, targets, ks=KS)
     return {
         f"{name} R@{k}": Outcome(
@@ -196,15 +168,15 @@ def retrieval(
     }
 
 
-def _classified(predicted: np.ndarray, sides: Sides, **facts: Mapping[str, float | str]) -> Outcome:
-    return Outcome(values=(predicted == sides.test_targets).astype(float), predicted=predicted, **facts)
+def _classified(predicted: np.ndarray, data: SplitData, **facts: Mapping[str, float | str]) -> Outcome:
+    return Outcome(values=(predicted == data.test_targets).astype(float), predicted=predicted, **facts)
 
 
-def only_class(sides: Sides, ways: Sequence[str]) -> Outcomes:
-    """What any classifier says that was shown one class alone."""
-    predicted = np.full(len(sides.test_targets), sides.train_targets[0])
-    chosen = {"only_class": sides.classes[sides.train_targets[0]]}
-    return {way: _classified(predicted, sides, chosen=chosen) for way in ways}
+def _only_class(data: SplitData, names: Sequence[str]) -> Outcomes:
+    """Predictions of any classifier trained on a single class."""
+    predicted = np.full(len(data.test_targets), data.train_targets[0])
+    chosen = {"only_class": data.classes[data.train_targets[0]]}
+    return {name: _classified(predicted, data, chosen=chosen) for name in names}
 
 
 PROTOCOLS: dict[str, Callable[..., Outcomes]] = {

@@ -1,11 +1,11 @@
-"""Results side by side: one table for each protocol and set, with chance and random weights beside what was trained."""
+"""Tables of results: one for each protocol and set, with chance and random weights."""
 
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-COMPARED = ("splits", "asked_hash", "settings", "training")  # what results of one table must share
+COMPARED = ("splits", "asked_hash", "settings", "training")  # must be equal for results of one table
 NEEDED = (
     *("protocol", "weights", "manifest", "manifest_hash", "scores", "random", "clips", "several_labels", "shared"),
     *COMPARED,
@@ -15,11 +15,7 @@ Result = Mapping[str, Any]
 
 
 def read_result(path: str | Path) -> dict[str, Any]:
-    """A result that tools/evaluate.py has written.
-
-    Raises:
-        ValueError: the file cannot be read, or is none.
-    """
+    """A result written by tools/evaluate.py. Raises ValueError: the file cannot be read, or is no result."""
     try:
         result = json.loads(Path(path).read_text())
     except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
@@ -31,7 +27,7 @@ def read_result(path: str | Path) -> dict[str, Any]:
 
 
 def compare(results: Sequence[Result]) -> str:
-    """One table for each protocol and set in words; what makes results of one table hard to compare is said below."""
+    """Text tables, one for each protocol and set, with remarks below."""
     tables = []
     for group in grouped(results):
         tables.append("\n".join([title(group[0]), *_lines(group), *remarks(group)]))
@@ -39,25 +35,25 @@ def compare(results: Sequence[Result]) -> str:
 
 
 def rows(group: Sequence[Result]) -> dict[str, list[str]]:
-    """{way: chance, random weights where they were asked, then every result}, each as words."""
-    ways = dict.fromkeys(way for result in group for way in result["scores"])
+    """{metric: formatted chance, random weights if evaluated, then every result}."""
+    names = dict.fromkeys(name for result in group for name in result["scores"])
     baseline = next((result["random"] for result in group if result["random"]), None)
     cells = {}
-    for way in ways:
-        given = next(result["scores"][way] for result in group if way in result["scores"])
-        cells[way] = [f"{given['chance']:.3f}"]
-        cells[way] += [shown(baseline.get(way))] if baseline else []
-        cells[way] += [shown(result["scores"].get(way)) for result in group]
+    for name in names:
+        given = next(result["scores"][name] for result in group if name in result["scores"])
+        cells[name] = [f"{given['chance']:.3f}"]
+        cells[name] += [shown(baseline.get(name))] if baseline else []
+        cells[name] += [shown(result["scores"].get(name)) for result in group]
     return cells
 
 
 def headings(group: Sequence[Result]) -> list[str]:
-    """Of the columns of `rows`."""
+    """Names of the columns of `rows`."""
     return ["chance", *(["random init"] if any(result["random"] for result in group) else []), *_names(group)]
 
 
 def shown(figure: Mapping[str, Any] | None) -> str:
-    """A figure with its 95 % interval; with its deviation over draws where labels were drawn."""
+    """A metric with its 95 % interval, and its standard deviation over draws of labels."""
     if figure is None:
         return ""
     interval = "({:.3f} to {:.3f})".format(*figure["interval"]) if figure["interval"] else "(one group)"
@@ -66,7 +62,7 @@ def shown(figure: Mapping[str, Any] | None) -> str:
 
 
 def grouped(results: Sequence[Result]) -> list[list[Result]]:
-    """The results that stand in one table: of one protocol and one set of clips."""
+    """Results by table: of one protocol and one set of clips."""
     groups: dict[tuple[str, str], list[Result]] = {}
     for result in results:
         groups.setdefault((result["protocol"], result["manifest_hash"]), []).append(result)
@@ -74,7 +70,7 @@ def grouped(results: Sequence[Result]) -> list[list[Result]]:
 
 
 def title(result: Result) -> str:
-    """Of the table of a group, by any of its results."""
+    """Title of the table that a result belongs to."""
     splits = result["splits"]
     over = splits[0] if len(splits) == 1 else f"mean of {len(splits)}: {', '.join(splits)}"
     settings = result["settings"]
@@ -83,7 +79,7 @@ def title(result: Result) -> str:
 
 
 def _names(group: Sequence[Result]) -> list[str]:
-    """The folder of each result's weights, with as much of its path as tells them apart."""
+    """Shortest distinguishing path of the folder of each result's weights."""
     paths = [Path(result["weights"]).parent for result in group]
     for depth in range(1, max(len(path.parts) for path in paths) + 1):
         names = ["/".join(path.parts[-depth:]) or "." for path in paths]
@@ -93,25 +89,25 @@ def _names(group: Sequence[Result]) -> list[str]:
 
 
 def _lines(group: Sequence[Result]) -> list[str]:
-    table = [["", *headings(group)], *([way, *cells] for way, cells in rows(group).items())]
+    table = [["", *headings(group)], *([name, *cells] for name, cells in rows(group).items())]
     widths = [max(len(line[i]) for line in table) for i in range(len(table[0]))]
     return ["  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in table]
 
 
 def remarks(group: Sequence[Result]) -> list[str]:
-    """What is to be known of a table: what makes its results hard to compare, and what could not be answered."""
-    return [*_differences(group), *_lacking(group)]
+    """Differences that make the results of a table incomparable, and notes on missing clips, without repeats."""
+    return [*_differences(group), *dict.fromkeys(line for result in group for line in _notes(result))]
 
 
 def _differences(group: Sequence[Result]) -> list[str]:
-    """What the results of a table do not share."""
+    """Differences between the results of a table."""
     lines = []
     for name in COMPARED:
         values = [result[name] for result in group]
         if all(value == values[0] for value in values):
             continue
         if name == "asked_hash":
-            what = "clips, their labels or their sides"
+            what = "clips, their labels or their splits"
         elif all(isinstance(value, Mapping) for value in values):
             flat = [_flat(value) for value in values]
             keys = [key for key in flat[0] if any(each.get(key) != flat[0][key] for each in flat)]
@@ -130,16 +126,12 @@ def _flat(value: Mapping[str, Any]) -> dict[str, Any]:
     return flat
 
 
-def _lacking(group: Sequence[Result]) -> list[str]:
-    """Clips that could not be answered for, and what else is to be known, in words; once for all that it is true of."""
-    return list(dict.fromkeys(line for result in group for line in _notes(result)))
-
-
 def _notes(result: Result) -> list[str]:
-    words = {"unreadable": "could not be read", "without_sound": "without sound", "without_picture": "without picture"}
+    """Sentences about unanswered clips, shared files and several labels."""
+    words = {"unreadable": "could not be read", "without_audio": "without audio", "without_video": "without video"}
     found = [
-        f"{number} of {counts['clips']} {side} clips {words[name]}"
-        for side, counts in result["clips"].items()
+        f"{number} of {counts['clips']} {part} clips {words[name]}"
+        for part, counts in result["clips"].items()
         for name, number in counts.items()
         if name in words and number
     ]

@@ -1,9 +1,7 @@
-"""Decoded files kept in memory, for sets small enough: a file is decoded once, and every later window is cut from that.
+"""Decoded files cached in memory, for small datasets: a file is decoded once, and later windows are cut from that.
 
-Short clips spend most of their loading time on opening and decoding; a set that fits into memory needs that only once.
-Pictures of an undamaged file are the same bytes as without a cache. So is sound, unless a window is reached by a seek:
-a lossy decoder that starts in the middle of a file differs by 1e-4 or so from one that started at its beginning, which
-is what is kept here.
+Frames of an undamaged file are the same bytes as without a cache; audio differs by up to about 1e-4 from a lossy
+decoder that starts in the middle of a file.
 """
 
 import bisect
@@ -17,23 +15,22 @@ import av
 
 from avssl.media.reader import LIMITS, Limits, Reader, Track
 
-DecodedFrames = list[tuple[float, av.VideoFrame | av.AudioFrame]]
-
 
 @dataclass(frozen=True)
 class DecodedTrack:
-    """What is asked of a stream whose file is closed."""
+    """One decoded track."""
 
     average_rate: Fraction | None
+    frames: list[tuple[float, av.VideoFrame | av.AudioFrame]]
 
 
+@dataclass(frozen=True)
 class DecodedFile:
-    """A whole file, decoded; it answers as a `Reader` does."""
+    """A whole decoded file with the interface of a `Reader`."""
 
-    def __init__(self, path: Path, tracks: dict[Track, DecodedTrack], frames: dict[Track, DecodedFrames]) -> None:
-        self.path = path
-        self.video, self.audio = tracks.get("video"), tracks.get("audio")
-        self._frames = frames
+    path: Path
+    video: DecodedTrack | None = None
+    audio: DecodedTrack | None = None
 
     def __enter__(self) -> Self:
         return self
@@ -44,20 +41,17 @@ class DecodedFile:
     def frames_from(
         self, kind: Track, seconds: float, wanted: Sequence[float] | None = None
     ) -> Iterator[tuple[float, av.VideoFrame | av.AudioFrame]]:
-        """Decoded frames with their seconds, in rising time; the first lies at or before `seconds` unless it is the
-        first of the file. All of them, whatever is `wanted`.
-        """
-        frames = self._frames[kind]
+        """As `Reader.frames_from`: all frames, whatever is `wanted`."""
+        frames = getattr(self, kind).frames
         first = bisect.bisect_right(frames, seconds, key=lambda each: each[0]) - 1
         yield from frames[max(first, 0) :]
 
 
 class ClipCache:
-    """Keeps decoded files until they take `max_bytes`; files after that are read as without a cache.
+    """Caches decoded files up to `max_bytes` in this process; files after that are read as without a cache.
 
     Args:
-        max_bytes: of decoded pictures (as stored in the file, before they become RGB) and sound, in this process.
-        limits: what a file may ask for.
+        max_bytes: of decoded frames (as stored in the file, before RGB) and audio.
     """
 
     def __init__(self, max_bytes: float, *, limits: Limits = LIMITS) -> None:
@@ -71,25 +65,23 @@ class ClipCache:
         """A decoded file, or a `Reader` when the cache is full. Raises DecodeError as `Reader` does."""
         path = Path(path)
         if path not in self._files and not self.full:
-            self._keep(path)
+            self._add(path)
         return self._files.get(path) or Reader(path, limits=self.limits)
 
-    def _keep(self, path: Path) -> None:
-        """Decode a file wholly; one that does not fit any more closes the cache."""
+    def _add(self, path: Path) -> None:
+        """Decode a whole file; the first that does not fit closes the cache."""
         tracks: dict[Track, DecodedTrack] = {}
-        frames: dict[Track, DecodedFrames] = {}
         num_bytes = 0
         with Reader(path, limits=self.limits) as reader:
             for kind in ("video", "audio"):
                 if getattr(reader, kind) is None:
                     continue
-                tracks[kind] = DecodedTrack(reader.video.average_rate if kind == "video" else None)
-                frames[kind] = []
+                tracks[kind] = DecodedTrack(reader.video.average_rate if kind == "video" else None, [])
                 for seconds, frame in reader.frames_from(kind, float("-inf")):
                     num_bytes += sum(plane.buffer_size for plane in frame.planes)
                     if self.num_bytes + num_bytes > self.max_bytes:
                         self.full = True
                         return
-                    frames[kind].append((seconds, frame))
+                    tracks[kind].frames.append((seconds, frame))
         self.num_bytes += num_bytes
-        self._files[path] = DecodedFile(path, tracks, frames)
+        self._files[path] = DecodedFile(path, **tracks)

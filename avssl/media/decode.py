@@ -1,10 +1,7 @@
-"""Reading windows of frames and of sound out of clips: numpy out, so that worker processes stay light (no torch here).
+"""Reading windows of frames and audio out of clips: numpy out, so that worker processes stay light (no torch here).
 
 Time is the container's clock: pts x time_base, never shifted. The frame at second t is the last one with
-pts <= t + 1e-4; before the first frame, the first. Sound is placed by its timestamps on the same clock.
-
-What lives here: `read_clip` (any number of windows out of one opened container) and its short forms `read_frames` and
-`read_samples`. What does not: which seconds are wanted (data/sampling.py), whether a file is worth reading (probe.py).
+pts <= t + 1e-4; before the first frame, the first. Audio is placed by its timestamps on the same clock.
 
 Letters: T frames, H x W pixels, n samples.
 """
@@ -13,7 +10,6 @@ import itertools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from fractions import Fraction
 from pathlib import Path
 
 import av
@@ -21,6 +17,7 @@ import cv2
 import numpy as np
 from av.video.reformatter import Interpolation, VideoReformatter
 
+from avssl.media.audio import Grid, resample
 from avssl.media.decoders import Decoder, open_source
 from avssl.media.reader import (
     LIMITS,
@@ -32,81 +29,20 @@ from avssl.media.reader import (
     Source,
     error_text,
     frame_duration,
-    to_mono,
 )
+from avssl.windows import AudioWindow, VideoWindow
 
 PREROLL_SECONDS = 0.25  # AAC, Opus and MP3 need the packets before a sample to decode it rightly
-MAX_SHRINK = 1.5  # up to here bilinear interpolation uses every pixel enough not to alias visibly
-MEAN_OF_COLOURS = Interpolation.AREA | Interpolation.ACCURATE_RND | Interpolation.FULL_CHR_H_INP
-WHOLE = (0.0, 0.0, 1.0, 1.0)  # the crop that is none
-LEAD_SECONDS = 0.02  # sound resampled around a window, so that its edges are not the resampler's
-
-
-@dataclass(frozen=True)
-class VideoWindow:
-    """Which frames to read.
-
-    Args:
-        start: second of the first frame.
-        duration: seconds; round(duration * fps) frames are read, frame i at start + i / fps.
-        fps: frames per second that come out, whatever the rate of the file.
-        crop: (top, left, height, width) as fractions of the upright picture; None = all of it. Rotation metadata is
-            applied, mirroring and pixels that are not square are not.
-        size: (height, width) in pixels that come out; None = the pixels of the file.
-    """
-
-    start: float
-    duration: float
-    fps: float
-    crop: tuple[float, float, float, float] | None = None
-    size: tuple[int, int] | None = None
-
-    def __post_init__(self) -> None:
-        _check_window(self.start, self.duration, self.fps, "fps")
-        if self.crop is not None:
-            top, left, height, width = self.crop
-            inside = min(top, left) >= 0 and min(height, width) > 0 and max(top + height, left + width) <= 1 + 1e-6
-            if not inside:
-                raise ValueError(
-                    f"crop={self.crop} must be (top, left, height, width), fractions of the picture that stay in [0, 1]"
-                )
-        if self.size is not None and min(self.size) < 1:
-            raise ValueError(f"size={self.size} must be (height, width) in pixels, at least 1 each")
-
-    @property
-    def num_frames(self) -> int:
-        return round(self.duration * self.fps)
-
-
-@dataclass(frozen=True)
-class AudioWindow:
-    """Which sound to read.
-
-    Args:
-        start: second of the first sample.
-        duration: seconds; round(duration * sample_rate) samples are read.
-        sample_rate: in Hz, whatever the rate of the file.
-        follows: index of a video window of the same call. Its first frame is not exactly at the second that was asked
-            for; this sound window moves by the same difference. None = the window stays where it is.
-    """
-
-    start: float
-    duration: float
-    sample_rate: int
-    follows: int | None = None
-
-    def __post_init__(self) -> None:
-        _check_window(self.start, self.duration, self.sample_rate, "sample_rate")
-
-    @property
-    def num_samples(self) -> int:
-        return round(self.duration * self.sample_rate)
+MAX_SHRINK = 1.5  # up to this factor bilinear interpolation does not alias visibly
+MEAN_OF_COLORS = Interpolation.AREA | Interpolation.ACCURATE_RND | Interpolation.FULL_CHR_H_INP
+WHOLE = (0.0, 0.0, 1.0, 1.0)  # no crop
+LEAD_SECONDS = 0.02  # audio resampled around a window, so that its edges are not the resampler's
 
 
 @dataclass(frozen=True)
 class Frames:
-    """Frames of one window: data (T, H, W, 3) uint8 RGB, upright; start = true second of the first; times (T,) float64
-    true second of each; padded: the clip ended inside the window and its frames are repeated from the first onwards."""
+    """Frames of one window: data (T, H, W, 3) uint8 RGB, upright; start, times (T,): true second of the first, of each;
+    padded: the clip ended inside the window and its frames are repeated from the first on."""
 
     data: np.ndarray
     start: float
@@ -116,7 +52,7 @@ class Frames:
 
 @dataclass(frozen=True)
 class Samples:
-    """Sound of one window: data (n,) float32 mono in [-1, 1]; start in seconds; padded: zeros where none exists."""
+    """Audio of one window: data (n,) float32 mono in [-1, 1]; start in seconds; padded: zeros where none exists."""
 
     data: np.ndarray
     start: float
@@ -141,7 +77,7 @@ def read_frames(
 def read_samples(
     path: str | Path, *, start: float, duration: float, sample_rate: int, decoder: Decoder = "pyav"
 ) -> Samples:
-    """Read one window of sound; see `AudioWindow` for the arguments and `read_clip` for the rules."""
+    """Read one window of audio; see `AudioWindow` for the arguments and `read_clip` for the rules."""
     _, samples = read_clip(path, audio=[AudioWindow(start, duration, sample_rate)], decoder=decoder)
     return samples[0]
 
@@ -155,27 +91,21 @@ def read_clip(
     opener: Callable[[str | Path], Source] | None = None,
     limits: Limits = LIMITS,
 ) -> tuple[list[Frames], list[Samples]]:
-    """Read any number of windows out of one opened file.
+    """Read any number of windows out of one opened file, results in the order asked for.
 
     A window of frames that runs past the end of the last frame repeats its own frames from the first onwards; one that
-    starts past the end repeats the last frame. Sound is mixed to mono by the plain mean of all channels, resampled, and
-    is zero wherever the file has none: before its first sample, after its last, in gaps between packets, where packets
-    are damaged, or everywhere if there is no track that can be decoded. Each result says so in `padded`.
+    starts past the end repeats the last frame. Audio is mixed to mono by the plain mean of all channels, resampled, and
+    zero wherever the file has none: before its first sample, after its last, in gaps and damaged packets, or everywhere
+    without a decodable track. `padded` of a result says so.
 
     Args:
-        path: a file of this machine; nothing is fetched over a network.
-        video: windows of frames, in any order.
-        audio: windows of sound, in any order.
-        decoder: the library that decodes the pictures; sound is PyAV's with each of them.
-        opener: gives the file instead, such as `ClipCache.open`, which remembers what was decoded.
-        limits: what the file may ask for.
-
-    Returns:
-        One `Frames` per video window and one `Samples` per audio window, in the order asked for.
+        path: a local file; nothing is fetched over a network.
+        decoder: the library that decodes frames; audio is always decoded by PyAV.
+        opener: opens the file instead, such as `ClipCache.open`.
 
     Raises:
-        DecodeError: the file cannot be opened, frames are asked for and none can be decoded, or it asks for more than
-            `limits`, or `decoder` would give wrong frames of it.
+        DecodeError: the file cannot be opened, has no decodable frames for a video window, exceeds `limits`, or
+            `decoder` would give wrong frames of it.
         DecoderMissingError: `decoder` is not installed.
         ValueError: `follows` names no video window.
     """
@@ -191,7 +121,7 @@ def read_clip(
                 if window.follows is not None:
                     start += frames[window.follows].start - video[window.follows].start
                 samples.append(_read_audio(reader, start, window))
-        except av.error.FFmpegError as error:  # such as a kind of pixels that cannot be converted
+        except av.error.FFmpegError as error:  # such as a pixel format that cannot be converted
             raise DecodeError(path, f"cannot be decoded ({error_text(error)})") from error
     return frames, samples
 
@@ -201,23 +131,23 @@ def _read_video(reader: Source, windows: Sequence[VideoWindow], limits: Limits) 
         return []
     if reader.video is None:
         raise DecodeError(reader.path, "no video track that can be decoded")
-    pictures = [_Pictures(reader.path, window, limits.max_bytes) for window in windows]
+    collectors = [_Collector(reader.path, window, limits.max_bytes) for window in windows]
     targets = sorted(
         (window.start + i / window.fps, index) for index, window in enumerate(windows) for i in range(window.num_frames)
     )
-    # split where the way to the next wanted frame is long enough to seek
+    # split where the next wanted frame is far enough to seek
     far = [i for i in range(1, len(targets)) if targets[i][0] - targets[i - 1][0] > MERGE_SECONDS]
     for begin, end in itertools.pairwise([0, *far, len(targets)]):
-        _pick_frames(reader, targets[begin:end], pictures)
-    return [each.finish() for each in pictures]
+        _pick_frames(reader, targets[begin:end], collectors)
+    return [each.finish() for each in collectors]
 
 
-def _pick_frames(reader: Source, targets: list[tuple[float, int]], pictures: list["_Pictures"]) -> None:
-    """Decode once over the targets (second, index of the window), which are sorted."""
+def _pick_frames(reader: Source, targets: list[tuple[float, int]], collectors: list["_Collector"]) -> None:
+    """Decode once over the sorted targets (second, index of the window)."""
     previous, position = None, 0  # (seconds, frame) before the present one; next target
     for seconds, frame in reader.frames_from("video", targets[0][0], [target for target, _ in targets]):
         while position < len(targets) and targets[position][0] + TIME_TOLERANCE < seconds:
-            pictures[targets[position][1]].take(*(previous or (seconds, frame)))
+            collectors[targets[position][1]].take(*(previous or (seconds, frame)))
             position += 1
         if position == len(targets):
             return
@@ -227,21 +157,21 @@ def _pick_frames(reader: Source, targets: list[tuple[float, int]], pictures: lis
     end = previous[0] + frame_duration(previous[1], reader.video)
     for target, index in targets[position:]:
         past_end = target + TIME_TOLERANCE >= end
-        if not past_end or not pictures[index].times:
-            pictures[index].take(*previous, past_end=past_end)
+        if not past_end or not collectors[index].times:
+            collectors[index].take(*previous, past_end=past_end)
 
 
-class _Pictures:
-    """Collects the pictures of one window, converting each wanted frame once."""
+class _Collector:
+    """Collects the frames of one window, converting each wanted frame once."""
 
     def __init__(self, path: Path, window: VideoWindow, max_bytes: int) -> None:
         self.path = path
         self.window = window
         self.max_bytes = max_bytes
         self.reformatter, self.narrower = VideoReformatter(), VideoReformatter()
-        self.data: np.ndarray | None = None  # (T, H, W, 3), made when the first picture tells its size
+        self.data: np.ndarray | None = None  # (T, H, W, 3), made when the first image tells its size
         self.times: list[float] = []
-        self.places: tuple | None = None  # shape of a picture, and what `_places` says of it
+        self.maps: tuple | None = None  # shape of a frame, and its `_crop_maps`
         self.past_end = False
 
     def take(self, seconds: float, frame: av.VideoFrame | LazyFrame, past_end: bool = False) -> None:
@@ -261,11 +191,11 @@ class _Pictures:
         return Frames(data, start=float(times[0]), times=times, padded=self.past_end or num_taken < num_frames)
 
     def _convert(self, taken: av.VideoFrame | LazyFrame, number: int) -> None:
-        """Write picture `number`: upright, cropped, resized.
+        """Write frame `number`: upright, cropped, resized.
 
-        swscale makes RGB and, where the picture shrinks a lot, resizes all of it in the same pass with a filter that
-        widens with the factor, so that nothing aliases. The crop is then cut out bilinearly at its exact place: from
-        100 pixels to 80 this is within 0.9 grey levels of Pillow's filter, whole pixels of a resized picture within 4.
+        swscale converts to RGB and, where the frame shrinks a lot, resizes it in the same pass with a filter that
+        widens with the factor. The crop is then cut out bilinearly at its exact position: from 100 pixels to 80 this
+        is within 0.9 gray levels of Pillow's filter, whole pixels of a resized image within 4.
         """
         frame = taken.decode() if isinstance(taken, LazyFrame) else taken
         turns = round(taken.rotation / 90) % 4  # quarter turns counterclockwise
@@ -279,41 +209,40 @@ class _Pictures:
         )
         stored = (width, height) if turns % 2 else (height, width)
         if isinstance(taken, LazyFrame) and taken.narrow and stored != (frame.height, frame.width):
-            # Another library has made RGB of it without smoothing its colours, which resizing from the stored pixels
-            # does. Back to those pixels: what comes out then differs from that by half as much.
-            frame = self.narrower.reformat(frame, format=taken.narrow, interpolation=MEAN_OF_COLOURS, threads=1)
+            # Another library made RGB of it without smoothing chroma, which resizing from the stored pixels does.
+            # Converting back to that format first halves the difference.
+            frame = self.narrower.reformat(frame, format=taken.narrow, interpolation=MEAN_OF_COLORS, threads=1)
         bilinear = Interpolation.BILINEAR
-        picture = self.reformatter.reformat(
+        image = self.reformatter.reformat(
             frame, height=stored[0], width=stored[1], format="rgb24", interpolation=bilinear, threads=1
         ).to_ndarray()
         if turns:
-            picture = np.ascontiguousarray(np.rot90(picture, turns))
+            image = np.ascontiguousarray(np.rot90(image, turns))
         if self.window.crop is None and (height, width) == size:
-            self.data[number] = picture
+            self.data[number] = image
             return
-        if self.places is None or self.places[0] != (height, width):  # pictures may change their size
-            self.places = ((height, width), *_places(height, width, crop, size))
+        if self.maps is None or self.maps[0] != (height, width):  # frames may change their size
+            self.maps = ((height, width), *_crop_maps(height, width, crop, size))
         out = self.data[number]
-        cv2.remap(picture, *self.places[1:], cv2.INTER_LINEAR, dst=out, borderMode=cv2.BORDER_REPLICATE)
+        cv2.remap(image, *self.maps[1:], cv2.INTER_LINEAR, dst=out, borderMode=cv2.BORDER_REPLICATE)
 
     def _allocate(self, height: int, width: int) -> None:
-        """Make room for all pictures once the first, upright, has told its size."""
+        """Allocate all frames once the size of the first, upright, is known."""
         _, _, crop_height, crop_width = self.window.crop or WHOLE
         size = self.window.size or (max(1, round(crop_height * height)), max(1, round(crop_width * width)))
         if 3 * self.window.num_frames * math.prod(size) > self.max_bytes:
+            wanted = f"{self.window.num_frames} frames of {size[1]}x{size[0]} pixels"
             raise DecodeError(
-                self.path,
-                f"{self.window.num_frames} pictures of {size[1]}x{size[0]} pixels are more than max_bytes="
-                f"{self.max_bytes}: ask for fewer or smaller ones",
+                self.path, f"{wanted} are more than max_bytes={self.max_bytes}: ask for fewer or smaller ones"
             )
         self.data = np.empty((self.window.num_frames, *size, 3), dtype=np.uint8)
 
 
-def _places(
+def _crop_maps(
     height: int, width: int, crop: tuple[float, float, float, float], size: tuple[int, int]
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Where each pixel of a crop lies in a picture of this size, in OpenCV's fixed-point form."""
-    # the middle of pixel x that comes out lies at left + (x + 0.5) / num * part; that of pixel 0 of the picture at 0.5
+    """Where each pixel of a crop lies in a frame of this size, as OpenCV's fixed-point maps."""
+    # the center of output pixel x is at left + (x + 0.5) / num * part; that of pixel 0 of the frame at 0.5
     rows, columns = (
         (start + (np.arange(num) + 0.5) / num * part) * side - 0.5
         for side, start, part, num in zip((height, width), crop[:2], crop[2:], size, strict=True)
@@ -322,7 +251,7 @@ def _places(
 
 
 def _read_audio(reader: Source, start: float, window: AudioWindow) -> Samples:
-    """Place decoded sound by its timestamps on a grid of the source's rate, then resample the grid."""
+    """Place decoded audio by its timestamps on a grid of the source's rate, then resample the grid."""
     data = np.zeros(window.num_samples, dtype=np.float32)
     if reader.audio is None:
         return Samples(data, start, padded=True)
@@ -331,76 +260,16 @@ def _read_audio(reader: Source, start: float, window: AudioWindow) -> Samples:
         if seconds > start + window.duration + LEAD_SECONDS:
             break
         if grid is None:
-            grid = _Grid(start - LEAD_SECONDS, window.duration + 2 * LEAD_SECONDS, frame.sample_rate)
+            grid = Grid(start - LEAD_SECONDS, window.duration + 2 * LEAD_SECONDS, frame.sample_rate)
         if frame.sample_rate == grid.sample_rate:
             grid.add(seconds, frame)
     if grid is None:
         return Samples(data, start, padded=True)
     grid.place()
-    resampled = _resample(grid.values, grid.sample_rate, window.sample_rate)
+    resampled = resample(grid.values, grid.sample_rate, window.sample_rate)
     skip = round(LEAD_SECONDS * window.sample_rate)
-    heard = resampled[skip : skip + window.num_samples]
-    np.clip(heard, -1, 1, out=data[: len(heard)])
+    output = resampled[skip : skip + window.num_samples]
+    np.clip(output, -1, 1, out=data[: len(output)])
     lead = round(LEAD_SECONDS * grid.sample_rate)
     missing = np.count_nonzero(~grid.filled[lead : lead + round(window.duration * grid.sample_rate)])
     return Samples(data, start, padded=bool(missing > 0.002 * grid.sample_rate))  # 2 ms: two ticks of Matroska
-
-
-class _Grid:
-    """Mono sound on a grid of the source's own rate; value i stands at (first + i) / sample_rate seconds."""
-
-    def __init__(self, start: float, duration: float, sample_rate: int) -> None:
-        self.sample_rate = sample_rate
-        self.first = round(start * sample_rate)
-        self.values = np.zeros(math.ceil(duration * sample_rate) + 1, dtype=np.float32)
-        self.filled = np.zeros(len(self.values), dtype=bool)
-        self._run: list[av.AudioFrame] = []  # of one format, without a gap between them
-        self._format: tuple[str, int] | None = None
-        self._length = 0  # samples of the run
-        self._anchors: list[float] = []  # where each frame of the run says that it begins
-
-    def add(self, seconds: float, frame: av.AudioFrame) -> None:
-        anchor = seconds * self.sample_rate - self.first
-        format = (frame.format.name, frame.layout.nb_channels)
-        if self._run and (format != self._format or abs(anchor - self._length - self._anchors[0]) > self._tolerance):
-            self.place()
-        if not self._run:
-            # timestamps are rounded to ticks (1 ms in Matroska), so a difference of one tick is no gap; but one tick of
-            # MP3 in AVI is a packet
-            ticks = max(float(frame.time_base), 5e-4) * self.sample_rate
-            self._format, self._tolerance = format, 1 + min(ticks, frame.samples / 2)
-        self._anchors.append(anchor - self._length)
-        self._run.append(frame)
-        self._length += frame.samples
-
-    def place(self) -> None:
-        """Put the run where the median of its frames says: one alone is rounded, the first after a seek twice."""
-        if not self._run:
-            return
-        begin = round(float(np.median(self._anchors)))
-        ends = begin + np.cumsum([frame.samples for frame in self._run])
-        inside = [i for i, end in enumerate(ends) if end > 0 and end - self._run[i].samples < len(self.values)]
-        if inside:
-            begin = int(ends[inside[0]]) - self._run[inside[0]].samples
-            low, high = max(begin, 0), min(int(ends[inside[-1]]), len(self.values))
-            self.values[low:high] = to_mono(*(self._run[i] for i in inside))[low - begin : high - begin]
-            self.filled[low:high] = True
-        self._run, self._length, self._anchors = [], 0, []
-
-
-def _resample(values: np.ndarray, source_rate: int, target_rate: int) -> np.ndarray:
-    """(n,) float32 at one rate -> (m,) at another; value 0 stays at the same second."""
-    if source_rate == target_rate:
-        return values
-    frame = av.AudioFrame.from_ndarray(values[None], format="fltp", layout="mono")
-    frame.sample_rate, frame.time_base, frame.pts = source_rate, Fraction(1, source_rate), 0
-    resampler = av.AudioResampler(format="fltp", layout="mono", rate=target_rate)
-    parts = resampler.resample(frame) + resampler.resample(None)
-    return np.concatenate([part.to_ndarray()[0] for part in parts])
-
-
-def _check_window(start: float, duration: float, rate: float, name: str) -> None:
-    if not math.isfinite(start):
-        raise ValueError(f"start={start} must be a finite number of seconds")
-    if not (duration > 0 and rate > 0 and round(duration * rate) >= 1):
-        raise ValueError(f"duration={duration} seconds at {name}={rate} must hold at least one: raise one of them")

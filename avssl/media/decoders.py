@@ -1,8 +1,4 @@
-"""The libraries that decode: which there are, whether one can be used here, and what to write down about it.
-
-PyAV comes with the package and is the default. The others are asked for by name, never chosen silently, and imported
-only then.
-"""
+"""Choice of the decoding library: PyAV is the default; others (backends/) are imported only when chosen by name."""
 
 import ctypes
 import importlib
@@ -16,7 +12,7 @@ import av
 from avssl.media.reader import LIMITS, Limits, Reader, Source
 
 Decoder = Literal["pyav", "decord", "torchcodec"]
-HOW_TO_INSTALL = {
+INSTALL_HINTS = {
     "decord": "pip install decord, which exists for Linux on x86-64",
     "torchcodec": "pip install 'avssl[torchcodec]', and FFmpeg's shared libraries from the system (Debian and Ubuntu: "
     "apt-get install ffmpeg)",
@@ -39,7 +35,7 @@ def open_source(path: str | Path, *, decoder: Decoder = "pyav", limits: Limits =
 
 
 def describe(decoder: Decoder) -> dict[str, str]:
-    """Name and version of a decoder and the version of the FFmpeg in it. Raises as `open_source`."""
+    """Name, version and FFmpeg version of a decoder. Raises as `open_source`."""
     if decoder == "pyav":
         return {"name": decoder, "version": av.__version__, "ffmpeg": av.ffmpeg_version_info}
     _reader_class(decoder)
@@ -48,8 +44,8 @@ def describe(decoder: Decoder) -> dict[str, str]:
     return {"name": decoder, "version": module.__version__, "ffmpeg": ffmpeg}
 
 
-def in_words(described: dict[str, str]) -> str:
-    """What `describe` gives, for people: pyav 18.1.0 (FFmpeg 8.1.2)."""
+def format_decoder(described: dict[str, str]) -> str:
+    """The result of `describe` as text: pyav 18.1.0 (FFmpeg 8.1.2)."""
     return f"{described['name']} {described['version']} (FFmpeg {described['ffmpeg']})"
 
 
@@ -59,12 +55,12 @@ def _reader_class(decoder: Decoder) -> Callable[..., Source]:
             return Reader
         case "decord":
             _load(decoder)
-            from avssl.media.decord_reader import DecordReader
+            from avssl.media.backends.decord_reader import DecordReader
 
             return DecordReader
         case "torchcodec":
             _load(decoder)
-            from avssl.media.torchcodec_reader import TorchcodecReader
+            from avssl.media.backends.torchcodec_reader import TorchcodecReader
 
             return TorchcodecReader
     raise ValueError(f"decoder={decoder!r} must be pyav, decord or torchcodec")
@@ -77,13 +73,12 @@ def _load(decoder: str) -> ModuleType:
     except (ImportError, RuntimeError, OSError) as error:
         problem = "is not installed" if isinstance(error, ModuleNotFoundError) else "does not load"
         raise DecoderMissingError(
-            f"decoder {decoder} {problem} here: {HOW_TO_INSTALL[decoder]}; or take pyav, the default"
+            f"decoder {decoder} {problem} here: {INSTALL_HINTS[decoder]}; or take pyav, the default"
         ) from error
 
 
 def _ffmpeg_of_decord(module: ModuleType) -> str:
-    """The wheel of decord carries FFmpeg's libraries in a folder beside the package; one that was built here does
-    not."""
+    """By the FFmpeg libraries that the wheel of decord carries; a local build has none."""
     library = next(Path(module.__file__).parents[1].glob("decord.libs/libavutil*"), None)
     if library is None:
         return "unknown"

@@ -1,8 +1,4 @@
-"""Writing clips: RGB frames and samples into a file, the same bytes for the same input.
-
-What lives here: `write_clip`, for the toy set and for the tests, which need every awkward kind of clip. What does not:
-reading (decode.py) and finding out what a file holds (probe.py).
-"""
+"""Writing clips: RGB frames and samples into a file, the same bytes for the same input."""
 
 from fractions import Fraction
 from pathlib import Path
@@ -32,25 +28,22 @@ def write_clip(
     times: np.ndarray | None = None,
     rotation: int = 0,
 ) -> None:
-    """Write one clip; its container is chosen by the extension of `path`.
-
-    One thread and bit-exact flags: the same input gives the same bytes with the same version of PyAV.
+    """Write one clip; the extension of `path` chooses the container. The same input gives the same bytes with the same
+    version of PyAV.
 
     Args:
-        path: file to write; its folder must exist.
         frames: (T, H, W, 3) uint8 RGB, H and W even.
         fps: frames per second; give a Fraction for rates such as 24000/1001.
-        samples: (n,) or (n, channels) float32 in [-1, 1], channels 1, 2 or 6 (5.1); None = no sound track.
+        samples: (n,) or (n, channels) float32 in [-1, 1], channels 1, 2 or 6 (5.1); None = no audio track.
         sample_rate: of `samples` in Hz.
-        video_codec: name of an encoder of FFmpeg.
-        audio_codec: name of an encoder of FFmpeg.
-        crf: quality of x264 (0 lossless to 51); ignored by codecs that do not know it.
+        video_codec, audio_codec: FFmpeg encoders.
+        crf: quality of x264 (0 lossless to 51) and VP8/9.
         gop: largest distance of keyframes in frames.
         b_frames: largest number of consecutive B-frames.
         video_start: time of the first frame in seconds.
         audio_start: time of the first sample in seconds.
-        times: (T,) strictly rising seconds of each frame, for a variable rate; they replace video_start + i / fps.
-        rotation: multiple of 90 written as metadata: degrees by which a player turns the picture counterclockwise.
+        times: (T,) strictly rising seconds of each frame, for a variable rate, instead of video_start + i / fps.
+        rotation: metadata, a multiple of 90: degrees by which a player turns the frames counterclockwise.
 
     Raises:
         ValueError: frames or samples that do not have the shape and type above.
@@ -95,7 +88,7 @@ def write_clip(
             frame.pts, frame.time_base = round(audio_start * sample_rate), Fraction(1, sample_rate)
             packets += audio.encode(frame)
             packets += audio.encode(None)
-        # the muxer would have to hold one whole track in memory if the other came first
+        # sorted, or the muxer would hold one whole track in memory
         container.mux(sorted(packets, key=lambda packet: packet.dts * packet.time_base))
 
 
@@ -113,7 +106,7 @@ def _check_frames(frames: np.ndarray, times: np.ndarray | None, rotation: int) -
         raise ValueError(f"frames must be (T, H, W, 3) uint8 with T > 0, not {frames.shape} {frames.dtype}")
     if frames.shape[1] % 2 or frames.shape[2] % 2:
         raise ValueError(
-            f"frames are {frames.shape[1]}x{frames.shape[2]}: height and width must be even (4:2:0 colour), crop or pad"
+            f"frames are {frames.shape[1]}x{frames.shape[2]}: height and width must be even (4:2:0 color), crop or pad"
         )
     if times is not None and (np.shape(times) != (len(frames),) or np.any(np.diff(times) <= 0)):
         raise ValueError(f"times must be {len(frames)} strictly rising seconds, one per frame, not {times!r}")

@@ -1,10 +1,4 @@
-"""Decoding a clip wholly, pictures and sound from beginning to end: what is missing, damaged or unusual in it.
-
-    python -m avssl.media.inspect      (a worker: one JSON string, the path, per line in; one JSON object per line out)
-
-What lives here: `inspect`. It imports av and numpy only, as probe.py does. What does not: the pool of workers
-(workers.py), and what of this matters to a run (data/policy.py).
-"""
+"""Decoding a whole clip to find what is missing, damaged or unusual; `python -m avssl.media.inspect` is a worker."""
 
 import hashlib
 import math
@@ -22,51 +16,33 @@ import av.stream
 import numpy as np
 from av.codec.context import Flags2
 
-from avssl.media.probe import (
-    SILENCE,
-    Probe,
-    counted_rate,
-    examine,
-    shape,
-    stated_rate,
-    without_picture,
-    without_sound,
-)
-from avssl.media.reader import MAX_FRUITLESS, MAX_RESUMED, DecodeError, Reader, frame_duration, to_mono
+from avssl.files import digest
+from avssl.media.audio import to_mono
+from avssl.media.probe import SILENCE, Probe, counted_rate, examine, missing_audio, missing_video, shape, stated_rate
+from avssl.media.reader import MAX_IDLE, MAX_RESUMED, DecodeError, Reader, frame_duration
 from avssl.workers import serve
 
-CUT_SECONDS = 0.2  # headers of whole files claim up to 0.05 s that is not there (rounding, filling of the last packet)
-UNEVEN = (
-    0.25  # share of the usual distance of two frames by which another may differ: clocks of 1 ms round 60 per second
-)
-UNEVEN_SHARE = 0.01  # of the distances; a single odd one in a long clip is no variable rate
-BROADCAST = ("mpegts", "mpeg")  # cut out of a stream anywhere: the first pictures miss what they are built on
+CUT_SECONDS = 0.2  # headers of intact files claim up to 0.05 s too much (rounding, padding of the last packet)
+UNEVEN = 0.25  # deviation from the median frame distance, as a fraction of it: 1 ms clocks round 60 per second
+UNEVEN_FRACTION = 0.01  # of the distances; a single odd one in a long clip is no variable rate
+BROADCAST = ("mpegts", "mpeg")  # cut out of a stream anywhere: the first frames lack their references
 
 
 @dataclass(frozen=True)
 class Inspection(Probe):
-    """Facts of one file after decoding all of it: those of `Probe`, with times by what can be decoded, and
+    """Facts of one file after decoding all of it: those of `Probe`, with times of decoded content, and damage."""
 
-    Args:
-        cut_off_at: second at which what can be decoded ends, where the header claims more; None = whole, or the header
-            (of a stream such as MPEG-TS) claims nothing.
-        claimed_end: second at which it ends by the header; None unless cut off.
-        damaged_at: second of the first damage that a decoder noticed; None = none noticed. Not every codec can: PCM
-            and VP8 take any bytes.
-        variable_rate: the distance of the frames varies; None without frames.
-        digest: of all pictures and sound as decoded, the same in any container; "" = nothing could be decoded.
-    """
-
-    cut_off_at: float | None = None
-    claimed_end: float | None = None
+    cut_off_at: float | None = None  # second at which decodable content ends, if the header claims more, else None
+    claimed_end: float | None = None  # second at which it ends by the header; None unless cut off
+    # second of the first damage that a decoder noticed, or None; PCM and VP8 notice none
     damaged_at: float | None = None
-    variable_rate: bool | None = None
-    digest: str = ""
+    variable_rate: bool | None = None  # the distance of the frames varies; None without frames
+    digest: str = ""  # of all decoded video and audio, the same in any container; "" = nothing could be decoded
 
 
 def inspect(path: str | Path) -> Inspection:
-    """Decode a file wholly and tell what it holds; never raises for a bad file, as `probe`."""
-    return Inspection(**examine(path, _look))
+    """Decode a whole file and return its facts; never raises for a bad file, as `probe`."""
+    return Inspection(**examine(path, _read_facts))
 
 
 class _Track:
@@ -74,14 +50,14 @@ class _Track:
 
     def __init__(self, stream: av.stream.Stream) -> None:
         self.stream = stream
-        self.starts: list[float] = []  # seconds of the frames, in the order they come in
+        self.starts: list[float] = []  # seconds of the frames, as decoded
         self.end = -math.inf
         self.damage: list[float] = []  # seconds of packets and frames
         self.digest = hashlib.blake2b(digest_size=16)
         self._following = 0.0
 
     def feed(self, packet: av.Packet, seconds: float) -> None:
-        """Decode a packet, which stands at `seconds`."""
+        """Decode the packet at `seconds`."""
         if packet.is_corrupt:
             self.damage.append(seconds)
         try:
@@ -101,12 +77,12 @@ class _Track:
         raise NotImplementedError
 
     def first_damage(self) -> float | None:
-        """Second of the first damage; a scrap behind the last frame, such as the tag of an MP3, is none."""
+        """Second of the first damage; trailing bytes after the last frame, such as the tag of an MP3, are none."""
         reaches_far = max(self.damage, default=-math.inf) > self.end + CUT_SECONDS
         return min((second for second in self.damage if reaches_far or second < self.end), default=None)
 
 
-class _Pictures(_Track):
+class _Video(_Track):
     def __init__(self, stream: av.stream.Stream) -> None:
         super().__init__(stream)
         self.shape: dict | None = None
@@ -130,20 +106,19 @@ class _Pictures(_Track):
         }
 
 
-class _Sound(_Track):
-    """Decoded with what the container hides at both ends, as another container of the same stream may show it: the
-    digest has it, the times and the loudness do not."""
+class _Audio(_Track):
+    """Decoded with the samples that the container hides at both ends: they count for the digest only."""
 
     def __init__(self, stream: av.stream.Stream) -> None:
         super().__init__(stream)
         stream.codec_context.flags2 |= Flags2.skip_manual.value
-        self.heard = False
+        self.is_audible = False
         self.sample_rate: int | None = None
-        self._hidden, self._filling = 0, 0  # samples to leave out: from here on, and of the next frame's end
+        self._hidden, self._padding = 0, 0  # samples to leave out: from here on, and at the end of the next frame
 
     def feed(self, packet: av.Packet, seconds: float) -> None:
         if packet.has_sidedata("skip_samples"):
-            self._hidden, self._filling = struct.unpack_from("<II", bytes(packet.get_sidedata("skip_samples")))
+            self._hidden, self._padding = struct.unpack_from("<II", bytes(packet.get_sidedata("skip_samples")))
         super().feed(packet, seconds)
 
     def take(self, frame: av.AudioFrame, start: float, packet: av.Packet) -> None:
@@ -151,65 +126,63 @@ class _Sound(_Track):
         # by samples and not by channels: containers cut the same PCM into packets of other lengths
         self.digest.update(np.ascontiguousarray(values.T if frame.format.is_planar else values))
         first = frame.samples if packet.is_discard else min(self._hidden, frame.samples)
-        last = frame.samples - self._filling
-        self._hidden, self._filling = max(self._hidden - frame.samples, 0), 0
+        last = frame.samples - self._padding
+        self._hidden, self._padding = max(self._hidden - frame.samples, 0), 0
         if first >= last:
             return
         self.sample_rate = self.sample_rate or frame.sample_rate
         self.starts.append(start + first / frame.sample_rate)
         self.end = max(self.end, start + last / frame.sample_rate)
-        self.heard = self.heard or bool(np.abs(to_mono(frame)[first:last]).max(initial=0) > SILENCE)
+        self.is_audible = self.is_audible or bool(np.abs(to_mono(frame)[first:last]).max(initial=0) > SILENCE)
 
     def facts(self) -> dict:
         if not self.starts:
-            return {"reason": "the sound track cannot be decoded"}
+            return {"reason": "the audio track cannot be decoded"}
         return {
             "audio_start": min(self.starts),
             "audio_end": self.end,
             "sample_rate": self.sample_rate,
-            "has_audio": self.heard,
-            "reason": "" if self.heard else "the sound track is silent",
+            "has_audio": self.is_audible,
+            "reason": "" if self.is_audible else "the audio track is silent",
         }
 
 
-def _look(reader: Reader) -> dict:
-    """The fields of an Inspection, but for those of its bytes."""
-    picture = None if reader.video is None else _Pictures(reader.video)
-    sound = None if reader.audio is None else _Sound(reader.audio)
-    tracks = [track for track in (picture, sound) if track is not None]
+def _read_facts(reader: Reader) -> dict:
+    """The fields of an Inspection, except size and content key."""
+    video = None if reader.video is None else _Video(reader.video)
+    audio = None if reader.audio is None else _Audio(reader.audio)
+    tracks = [track for track in (video, audio) if track is not None]
     if not tracks:
-        return without_sound(reader) | without_picture(reader)
+        return missing_audio(reader) | missing_video(reader)
     others_end = _decode(reader, tracks)
-    if picture is not None and not picture.starts:
+    if video is not None and not video.starts:
         raise DecodeError(reader.path, "no frame of the video track can be decoded")
-    cut_off_at, claimed_end = _find_cut(reader, tracks, others_end)
+    ends = [(end, claimed) for end, claimed in _claims(reader, tracks, others_end) if end < claimed - CUT_SECONDS]
+    cut_off_at, claimed_end = min(ends, default=(None, None))
     damaged_at = min((second for track in tracks if (second := track.first_damage()) is not None), default=None)
     if cut_off_at is not None and damaged_at is not None and damaged_at > cut_off_at - CUT_SECONDS:
         cut_off_at, damaged_at = min(cut_off_at, damaged_at), None  # the packet that was cut through
-    facts = without_sound(reader) if sound is None else sound.facts()
-    facts |= without_picture(reader) if picture is None else picture.facts(damaged_at)
+    digests = b"".join(track.digest.digest() for track in tracks if track.starts)
+    facts = missing_audio(reader) if audio is None else audio.facts()
+    facts |= missing_video(reader) if video is None else video.facts(damaged_at)
     return facts | {
         "cut_off_at": cut_off_at,
         "claimed_end": claimed_end,
         "damaged_at": damaged_at,
-        "digest": _join(track.digest.digest() for track in tracks if track.starts),
+        "digest": digest(digests) if digests else "",
     }
 
 
 def _decode(reader: Reader, tracks: list[_Track]) -> float:
-    """Feed every packet to its track, and return the second at which the packets of other tracks end (-inf: none).
-
-    Raises:
-        DecodeError: a packet is encrypted.
-    """
+    """Feed every packet to its track; return when the packets of other tracks end (-inf: none). Raises DecodeError."""
     wanted = {track.stream.index: track for track in tracks}
     skips_start = reader.container.format.name in BROADCAST
-    latest, others_end, fruitless = 0.0, -math.inf, 0  # latest: the end of the packets so far
-    stepped_over, num_messages = False, 0
+    latest, others_end, idle = 0.0, -math.inf, 0  # latest: the end of the packets so far
+    has_skipped, num_messages = False, 0
     with _errors() as messages:
         for packet in _packets(reader.container):
-            told = any(name == reader.container.format.name for _, name, _ in messages[num_messages:])
-            stepped_over, num_messages = stepped_over or packet is None or told, len(messages)
+            logged = any(name == reader.container.format.name for _, name, _ in messages[num_messages:])
+            has_skipped, num_messages = has_skipped or packet is None or logged, len(messages)
             if packet is None:
                 continue
             if packet.has_sidedata("encryption_info"):
@@ -222,24 +195,24 @@ def _decode(reader: Reader, tracks: list[_Track]) -> float:
                 others_end = max(others_end, end)
                 continue
             if packet.size == 0 and ticks is not None:
-                continue  # an AVI's sign for showing the frame before again; a decoder takes it for the end
-            if stepped_over and packet.size:  # something follows, so this was not merely the end
+                continue  # in AVI: show the frame before again; a decoder takes it for the end
+            if has_skipped and packet.size:  # something follows, so this was not merely the end
                 track.damage.append(latest)
-                stepped_over = False
-            known = track.end
+                has_skipped = False
+            end_before = track.end
             track.feed(packet, seconds)
             if skips_start and not track.starts:
                 track.damage.clear()
             latest = max(latest, end)
-            fruitless = 0 if track.end > known else fruitless + 1
-            if fruitless > MAX_FRUITLESS:
+            idle = 0 if track.end > end_before else idle + 1
+            if idle > MAX_IDLE:
                 break
     return others_end
 
 
 @contextmanager
 def _errors() -> Iterator[list[tuple[int, str, str]]]:
-    """(level, who, what) of each error that FFmpeg logs meanwhile: what a demuxer steps over is told nowhere else."""
+    """(level, component, message) of each error that FFmpeg logs: the only sign of what a demuxer skips."""
     before = av.logging.get_level()
     av.logging.set_level(av.logging.ERROR)
     try:
@@ -250,7 +223,7 @@ def _errors() -> Iterator[list[tuple[int, str, str]]]:
 
 
 def _packets(container: av.container.InputContainer) -> Iterator[av.Packet | None]:
-    """All packets and the empty ones that end each track; None where a damaged place is stepped over."""
+    """All packets and the empty ones that end each track; None where damaged data is skipped."""
     for _ in range(MAX_RESUMED):
         try:
             yield from container.demux()
@@ -259,28 +232,18 @@ def _packets(container: av.container.InputContainer) -> Iterator[av.Packet | Non
             yield None
 
 
-def _find_cut(reader: Reader, tracks: list[_Track], others_end: float) -> tuple[float | None, float | None]:
-    """The second at which what can be decoded ends and the one that the header claims, if that is later."""
-    ends = [(end, claimed) for end, claimed in _claims(reader, tracks, others_end) if end < claimed - CUT_SECONDS]
-    return min(ends, default=(None, None))
-
-
 def _claims(reader: Reader, tracks: list[_Track], others_end: float) -> list[tuple[float, float]]:
-    """(true end, claimed end) of each track, or of the file where its header speaks of the whole only. What FFmpeg
-    estimates for headers that say nothing is no claim."""
+    """(true end, claimed end) of each track, or of the file if its header has one duration; estimates of FFmpeg are no
+    claim."""
     container = reader.container
     tracks = [track for track in tracks if track.starts]
     name = container.format.name
     if name.startswith("mov,"):
-        stated = [(track, track.stream.start_time or 0, track.stream.duration) for track in tracks]
-        return [
-            (track.end, float((start + duration) * track.stream.time_base))
-            for track, start, duration in stated
-            if duration
-        ]
+        stated = [(track.end, track.stream) for track in tracks if track.stream.duration]
+        return [(end, float(((each.start_time or 0) + each.duration) * each.time_base)) for end, each in stated]
     if name == "avi":  # FFmpeg corrects the durations of a cut AVI, but not the number of frames
-        pictures = [track for track in tracks if track.stream is reader.video and track.stream.average_rate]
-        return [(track.end, float(track.stream.frames / track.stream.average_rate)) for track in pictures]
+        videos = [track for track in tracks if track.stream is reader.video and track.stream.average_rate]
+        return [(track.end, float(track.stream.frames / track.stream.average_rate)) for track in videos]
     if name in ("matroska,webm", "flv", "asf") and container.duration:
         return [(max(others_end, *(track.end for track in tracks)), container.duration / av.time_base)]
     return []
@@ -291,26 +254,21 @@ def _varies(starts: list[float], tick: float) -> bool:
     distances = np.diff(starts)
     if len(distances) < 2:
         return False
-    usual = np.median(distances)
-    uneven = np.abs(distances - usual) > max(UNEVEN * usual, 1.5 * tick)
-    return bool(uneven.mean() > UNEVEN_SHARE)
+    median = np.median(distances)
+    uneven = np.abs(distances - median) > max(UNEVEN * median, 1.5 * tick)
+    return bool(uneven.mean() > UNEVEN_FRACTION)
 
 
 def _digest(frame: av.VideoFrame) -> bytes:
-    """A fast digest of the pixels; 4 bytes per plane of colour."""
-    if len(frame.planes) != len(frame.format.components):  # several colours in one plane
+    """A fast digest of the pixels; 4 bytes per plane."""
+    if len(frame.planes) != len(frame.format.components):  # several channels in one plane
         return zlib.crc32(frame.to_ndarray(format="rgb24")).to_bytes(4)
     digests = []
     for plane, component in zip(frame.planes, frame.format.components, strict=True):
         num_bytes = plane.width * ((component.bits + 7) // 8)
         rows = np.frombuffer(plane, np.uint8, count=plane.height * plane.line_size).reshape(plane.height, -1)
-        digests.append(zlib.crc32(np.ascontiguousarray(rows[:, :num_bytes])))  # without the filling of the rows
+        digests.append(zlib.crc32(np.ascontiguousarray(rows[:, :num_bytes])))  # without row padding
     return struct.pack(f"<{len(digests)}I", *digests)
-
-
-def _join(digests: Iterator[bytes]) -> str:
-    joined = b"".join(digests)
-    return hashlib.blake2b(joined, digest_size=16).hexdigest() if joined else ""
 
 
 if __name__ == "__main__":

@@ -1,44 +1,14 @@
-"""One training copy of one clip: small pictures that decode fast, mono sound, and the times of the source.
+"""One training copy of one clip: small frames that decode fast, mono audio, and the times of the source.
 
-    python -m avssl.media.prepare        (a worker: one JSON job per line in, one JSON answer per line out)
+    python -m avssl.media.prepare        (a worker, see workers.py)
 
-What lives here: `prepare_clip`, the record inside each copy that tells what it was made of, and the worker. It imports
-av and numpy only. What does not: which clips there are, the pool and the manifest (data/prepare.py).
+A copy is an MP4 with H.264 video and PCM audio, interleaved by the second: 326 clips/s through `read_clip` (8 frames of
+112 x 112 and 2 s of audio from random places of four real clips of 10 s, 340 x 256, one core) at 37.4 dB and 0.47 s to
+make with preset medium, 322 at 38.8 dB and 0.29 s with the one chosen; the clips as they were give 36. The reader takes
+PCM from the offsets in the index (quirks.py).
 
-A copy is an MP4 with H.264 pictures and PCM sound, a second of which lies together. Chosen by measuring, on 25 November
-2026 on one core of an AMD EPYC, with 8 frames at 112 x 112 over 0.5 s and 2 s of sound read by `read_clip` from random
-places of four real clips (10 s, 340 x 256, 30 fps, a keyframe every 150 frames, 517 kB each). The figures move by 5 %
-from run to run; to compare sounds, pictures were made by medium, fastdecode, crf 20 (351 kB):
-
-    the clips as they were                                                        36 clips/s    517 kB
-    MP4: H.264 + FLAC, 2,304 samples a packet (what FFmpeg chooses by itself)    189           610
-    MP4: H.264 + FLAC, 6,000 samples a packet, compression level 0               215           623
-    MP4 or MOV: H.264 + PCM, through FFmpeg (1,024 samples a packet)             173-180       836
-    Matroska: H.264 + PCM or FLAC                                                191, 174      836, 628
-    NUT: H.264 + PCM, 12,000 samples a packet                                    243           832
-    MP4: H.264; int16 samples in a file beside it, mapped into memory            315           831
-
-The memory map showed what decoding sound costs, but two files can part. So the reader takes PCM of MP4 and MOV from the
-places that the index names (reader.py): on the clips of `tools/benchmark.py loader --make` that made the whole loader
-6.2 times as fast as plain PyAV where FLAC gave 5.2, in the same run. The price is a third more bytes.
-Matroska is out, its clock ticks in milliseconds; NUT too, as hardly any other program opens it.
-
-Pictures alone (the same windows, no sound; veryfast and medium are presets of x264, PSNR of the luma):
-
-    medium, crf 23, gop 12                            233 clips/s   237 kB   37.7 dB   0.49 s to make
-    the same, gop 8 / 24 / 1                          245 / 214 / 197   270 / 205 / 549 kB
-    the same, without deblocking                      253           238      37.5
-    the same, CAVLC instead of CABAC                  300           249      37.6
-    the same, profile baseline                        316           244      37.5      0.44
-    the same, tune fastdecode (both, no weights)      326           250      37.4      0.47
-    medium, fastdecode, crf 20, mbtree=0              331           325      39.2      0.47
-    veryfast, fastdecode, crf 20, mbtree=0            322           337      38.8      0.29            <- chosen
-
-Without mbtree=0 x264 does not always write the same bytes (encode.py).
-
-Times: pictures tick at 90 kHz and sound at its rate, so every frame keeps its second to 6 microseconds. MP4 holds no
-negative times: a clip that begins before 0 is moved as a whole, pictures and sound alike, so that it begins at 0; the
-record and the manifest (`source_shift`) say by how much.
+Video ticks at 90 kHz and audio at its rate, so every frame keeps its time to 6 microseconds. MP4 holds no negative
+times: a clip that begins before 0 is shifted as a whole to begin at 0 (`source_shift` of the manifest).
 """
 
 import contextlib
@@ -53,7 +23,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, replace
 from fractions import Fraction
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import av
 import av.container
@@ -61,41 +31,32 @@ import av.error
 import numpy as np
 from av.video.reformatter import ColorRange, Colorspace, Interpolation, VideoReformatter
 
-from avssl.files import WriteError, whole_file
+from avssl.files import WriteError, atomic_write
+from avssl.media.audio import mono_frame, resample_stream, without_gaps
 from avssl.media.probe import PLAUSIBLE_FPS, Probe, content_key, probe
-from avssl.media.reader import TIME_TOLERANCE, DecodeError, Reader, frame_duration, to_mono
+from avssl.media.reader import TIME_TOLERANCE, DecodeError, Reader, frame_duration
 from avssl.workers import serve
 
+T = TypeVar("T")
 EXTENSION = ".mp4"
-VERSION = 2  # of what is written below: another one makes all copies anew
-CLOCK = 90_000  # ticks per second of the pictures
-MOVIE_CLOCK = 360_000  # ticks of the starts of tracks: the least common multiple of CLOCK and 24 kHz
+VERSION = 2  # of the copies: another one makes all of them anew
+CLOCK = 90_000  # ticks per second of video
+MOVIE_CLOCK = 360_000  # ticks of track starts: the least common multiple of CLOCK and 24 kHz
 ENCODER = {"preset": "veryfast", "tune": "fastdecode", "crf": "20", "mbtree": "0"}
-PACKET_SECONDS = 1.0  # of sound: what lies together in the file
-MAX_GAP_SECONDS = 600.0  # of sound, filled with zeros
+PACKET_SECONDS = 1.0  # of audio in one packet
 RECORD = "avssl.prepare "  # begins the comment of a copy
-BLOCK_FRAMES, BLOCK_SECONDS = 32, (1.0, 10.0)  # sound whose place is found together: at least, at most
-JUMP_SECONDS = 5e-4  # sound further than this from where it should follow is placed anew
-AUDIO_TOLERANCE = 1e-3  # seconds; the first timestamp of a track with coarse ticks is rounded, the median of many not
-FULL = {errno.ENOSPC, errno.EDQUOT, errno.EROFS}  # after these no other copy can be written either
+AUDIO_TOLERANCE = 1e-3  # seconds; the first timestamp of a track with coarse ticks is rounded
+FULL = {errno.ENOSPC, errno.EDQUOT, errno.EROFS}  # no other file can be written either
 
 
 @dataclass(frozen=True)
 class Settings:
-    """How copies are made.
+    """How copies are made."""
 
-    Args:
-        short_side: pixels of the shorter side of the upright picture; smaller pictures keep their size. Both sides
-            become even.
-        gop: largest distance of keyframes in frames.
-        fps: frames per second; None = every frame keeps its own time.
-        sample_rate: of the sound in Hz.
-    """
-
-    short_side: int = 128
-    gop: int = 12
-    fps: float | None = None
-    sample_rate: int = 24000
+    short_side: int = 128  # pixels of the shorter side of the upright frame, at most; both sides become even
+    gop: int = 12  # largest distance of keyframes in frames
+    fps: float | None = None  # frames per second; None = every frame keeps its own time
+    sample_rate: int = 24000  # Hz
 
     def __post_init__(self) -> None:
         if self.short_side < 16:
@@ -110,64 +71,50 @@ class Settings:
 
 @dataclass(frozen=True)
 class Record:
-    """What a copy was made of; it is stored inside the copy.
+    """What a copy was made of; stored inside the copy."""
 
-    Args:
-        source_key: content key of the source.
-        settings: `Settings` as a dict, and the version.
-        shift: seconds by which pictures and sound were moved, because the source begins before 0.
-        reason: why the source has no sound; empty if it has.
-    """
-
-    source_key: str
-    settings: dict[str, Any]
-    shift: float = 0.0
-    reason: str = ""
+    source_key: str  # content key of the source
+    settings: dict[str, Any]  # `Settings` as a dict, and the version
+    shift: float = 0.0  # seconds added to all times, because the source begins before 0
+    reason: str = ""  # why the source has no audio; empty if it has
 
 
 @dataclass(frozen=True)
 class Prepared:
-    """What became of one clip.
+    """Result for one clip."""
 
-    Args:
-        state: written now, kept from before, failed (facts.status and facts.reason say why), or stopped: failed for a
-            reason that no other clip can escape, such as a full disk.
-        source_key: content key of the source.
-        shift: see `Record`.
-        facts: of the copy; of a clip that failed, only status and reason.
-    """
-
+    # written now, kept from before, failed (see facts.status, facts.reason), or stopped: failed for a reason that holds
+    # for all clips, such as a full disk
     state: Literal["written", "kept", "failed", "stopped"]
-    source_key: str
+    source_key: str  # see `Record`
     shift: float
-    facts: Probe
+    facts: Probe  # of the copy; of a failed clip, only status and reason
 
 
 def prepare_clip(source: str | Path, target: str | Path, settings: Settings) -> Prepared:
-    """Make the copy of one clip unless it is there; never raises for a bad file, and never leaves half a copy.
+    """Make the copy of one clip unless it exists; never raises for a bad file, and never leaves half a copy.
 
-    Args:
-        source: a file of this machine.
-        target: where the copy goes; a copy of another source or with other settings is replaced, any other file not.
-        settings: how it is made.
+    At `target` a copy of another source or with other settings is replaced, any other file is not.
     """
     target = Path(target)
-    known = read_record(target)
-    if known is not None and _is_of(known, source, settings):
-        return Prepared("kept", known.source_key, known.shift, _facts(target, known))
+    record = read_record(target)
+    if record is not None and _is_of(record, source, settings):
+        return Prepared("kept", record.source_key, record.shift, _facts(target, record))
     found = probe(source)
-    if known is None and target.exists():
+    if record is None and target.exists():
         return _failed(found, f"{target.name} exists in the target folder and is no copy made by this tool")
     if found.status not in ("ok", "no_video"):
         return _failed(found, found.reason)
     if found.status == "no_video" and found.audio_start is None:
-        return _failed(found, "neither pictures nor sound can be read")
-    record = Record(found.content_key, _described(settings), max(0.0, -_first_second(found)), found.reason)
+        return _failed(found, "neither video nor audio can be read")
+    starts = [start for start in (found.video_start, found.audio_start) if start is not None]
+    shift = max(0.0, -min(starts))
+    record = Record(found.content_key, _versioned(settings), shift, found.reason)
     try:
-        with whole_file(target) as temporary, _own_name(temporary) as unfinished:
+        with atomic_write(target) as temporary, _own_name(temporary) as unfinished:
             _write(source, unfinished, settings, record)
             facts = _facts(unfinished, record)
-            _check_copy(source, found, facts, record.shift)
+            _check_copy(source, found, facts, shift)
     except DecodeError as error:
         return _failed(found, error.reason)
     except (av.error.FFmpegError, WriteError) as error:
@@ -179,7 +126,7 @@ def prepare_clip(source: str | Path, target: str | Path, settings: Settings) -> 
         return _failed(found, "its times cannot be stored")
     except MemoryError:
         return _failed(found, "it needs more memory than a worker may take")
-    return Prepared("written", found.content_key, record.shift, facts)
+    return Prepared("written", found.content_key, shift, facts)
 
 
 def read_record(target: str | Path) -> Record | None:
@@ -192,23 +139,18 @@ def read_record(target: str | Path) -> Record | None:
         return None
 
 
-def _described(settings: Settings) -> dict[str, Any]:
+def _versioned(settings: Settings) -> dict[str, Any]:
     return {"version": VERSION} | asdict(settings)
 
 
 def _is_of(record: Record, source: str | Path, settings: Settings) -> bool:
-    """Whether a copy was made of this file as it is now, with these settings."""
-    return (
-        record.settings == _described(settings) and Path(source).is_file() and record.source_key == content_key(source)
-    )
-
-
-def _first_second(found: Probe) -> float:
-    return min(start for start in (found.video_start, found.audio_start) if start is not None)
+    """Whether a copy was made of this file in its present state, with these settings."""
+    same_settings = record.settings == _versioned(settings)
+    return same_settings and Path(source).is_file() and record.source_key == content_key(source)
 
 
 def _facts(target: Path, record: Record) -> Probe:
-    """Facts of a copy; why there is no sound is what was wrong with the source."""
+    """Facts of a copy; the reason of missing audio is that of the source."""
     found = probe(target)
     return found if found.has_audio or not record.reason else replace(found, reason=record.reason)
 
@@ -218,7 +160,7 @@ def _check_copy(source: str | Path, found: Probe, facts: Probe, shift: float) ->
     if facts.status != found.status:
         raise DecodeError(source, f"its copy cannot be read back ({facts.reason})")
     if facts.status == "no_video" and facts.audio_start is None:
-        raise DecodeError(source, "its sound is too short to be resampled")
+        raise DecodeError(source, "its audio is too short to be resampled")
     for name, tolerance in (("video_start", TIME_TOLERANCE), ("audio_start", AUDIO_TOLERANCE)):
         before, after = getattr(found, name), getattr(facts, name)
         if before is not None and after is not None and abs(before + shift - after) > tolerance:
@@ -230,9 +172,16 @@ def _failed(found: Probe, reason: str) -> Prepared:
     return Prepared("failed", found.content_key, 0.0, Probe(status=status, reason=reason))
 
 
+def peek(items: Iterable[T]) -> tuple[T | None, Iterator[T]]:
+    """The first item or None, and an iterator over all items."""
+    items = iter(items)
+    first = list(itertools.islice(items, 1))
+    return (first[0] if first else None), itertools.chain(first, items)
+
+
 @contextlib.contextmanager
 def _own_name(temporary: Path) -> Iterator[Path]:
-    """A name that no other process writes to, such as one whose pool was killed and that goes on for a moment."""
+    """A name that no other process writes to, such as a worker that outlives its pool for a moment."""
     own = temporary.with_name(f".{os.getpid()}.partial")
     try:
         yield own
@@ -242,46 +191,38 @@ def _own_name(temporary: Path) -> Iterator[Path]:
 
 
 def _write(source: str | Path, target: Path, settings: Settings, record: Record) -> None:
-    """Stream pictures and sound from two openings of the source into one file, in the order of their times."""
+    """Stream video and audio from two openings of the source into one file, in the order of their times."""
     with contextlib.ExitStack() as stack:
-        pictures = stack.enter_context(Reader(source))
-        sound = stack.enter_context(Reader(source))
+        video = stack.enter_context(Reader(source))
+        audio = stack.enter_context(Reader(source))
         clocks = {"movie_timescale": str(MOVIE_CLOCK), "video_track_timescale": str(CLOCK)}
         container = stack.enter_context(av.open(str(target), "w", format="mp4", options=clocks))
         container.flags |= av.container.Flags.bitexact.value  # the same bytes each time
         container.metadata["comment"] = RECORD + json.dumps(asdict(record))
         tracks = []
-        if pictures.video is not None:
-            tracks.append(_picture_packets(container, pictures, settings, record.shift))
-        if sound.audio is not None:
-            tracks.append(_sound_packets(container, sound, settings, record.shift))
-        # each adds its stream before its first packet, and merging asks all for one before it gives any
+        if video.video is not None:
+            tracks.append(_video_packets(container, video, settings, record.shift))
+        if audio.audio is not None:
+            tracks.append(_audio_packets(container, audio, settings, record.shift))
+        # each adds its stream before its first packet, and merging fetches the first of all before it yields any
         for packet in heapq.merge(*tracks, key=lambda packet: packet.dts * packet.time_base):
             container.mux(packet)
 
 
-def _picture_packets(
+def _video_packets(
     container: av.container.OutputContainer, reader: Reader, settings: Settings, shift: float
 ) -> Iterator[av.Packet]:
-    frames = reader.frames_from("video", -math.inf)
-    first = next(frames, None)
+    first, frames = peek(reader.frames_from("video", -math.inf))
     if first is None:
         return
-    timed = (
-        (seconds, frame_duration(frame, reader.video), frame) for seconds, frame in itertools.chain([first], frames)
-    )
-    yield from encode_pictures(
-        container,
-        timed if settings.fps is None else _at_rate(timed, settings.fps),
-        Resizer(first[1], settings.short_side),
-        rate=settings.fps or reader.video.average_rate,
-        gop=settings.gop,
-        options=ENCODER,
-        shift=shift,
-    )
+    timed = ((seconds, frame_duration(frame, reader.video), frame) for seconds, frame in frames)
+    timed = timed if settings.fps is None else _at_rate(timed, settings.fps)
+    rate = settings.fps or reader.video.average_rate
+    resize = Resizer(first[1], settings.short_side)
+    yield from encode_video(container, timed, resize, rate=rate, gop=settings.gop, options=ENCODER, shift=shift)
 
 
-def encode_pictures(
+def encode_video(
     container: av.container.OutputContainer,
     timed: Iterable[tuple[float, float, av.VideoFrame]],
     resize: "Resizer",
@@ -291,19 +232,16 @@ def encode_pictures(
     options: dict[str, str],
     shift: float,
 ) -> Iterator[av.Packet]:
-    """H.264 packets of small pictures that keep their own times; the stream is added before the first of them.
+    """H.264 packets of resized frames with their own times; the stream is added to the container before the first.
 
     Args:
-        container: to which the stream is added; the packets are not written.
-        timed: (second, duration in seconds, frame) in rising time.
-        resize: makes the pictures small.
-        rate: frames per second, as a hint for the encoder; None = not known.
+        timed: (second, duration in seconds, frame), rising.
+        rate: frames per second, a hint for the encoder; None = not known.
         gop: largest distance of keyframes in frames.
-        options: of x264, without B-frames.
+        options: of x264.
         shift: seconds added to all times, which must not be below 0 then.
     """
-    timed = iter(timed)
-    first = next(timed, None)
+    first, timed = peek(timed)
     if first is None:
         return
     colorspace = resize(first[2]).colorspace
@@ -317,9 +255,9 @@ def encode_pictures(
     context.thread_count = 1
     context.color_range, context.colorspace = ColorRange.MPEG, colorspace
 
-    durations = deque()  # of frames inside the encoder, which knows none
+    durations = deque()  # of frames inside the encoder, which drops them
     previous = -1
-    for seconds, duration, frame in itertools.chain([first], timed):
+    for seconds, duration, frame in timed:
         tick = round((seconds + shift) * CLOCK)
         if tick <= previous:  # closer than 11 microseconds to the one before
             continue
@@ -352,22 +290,21 @@ def _at_rate(
 
 
 class Resizer:
-    """Frames of one clip -> small upright yuv420p; the size is that of the first frame, as in decode.py.
+    """Frames of one clip -> small upright yuv420p of one size, by the first frame.
 
     Attributes:
-        upright: (height, width) that come out, both even.
-        colorspace: of pictures that come as RGB; None: as in the source, so that reading the copy converts as reading
-            the source does.
+        upright: (height, width) of the output, both even.
+        colorspace: of RGB input; None = as in the source.
     """
 
     def __init__(self, first: av.VideoFrame, short_side: float, *, pixel_aspect: float = 1.0) -> None:
-        """Pixels of the source are `pixel_aspect` times as wide as high; those that come out are square then."""
-        sides = (first.width * pixel_aspect, first.height)
-        scale = min(1.0, short_side / min(sides))
+        """Pixels of the source are `pixel_aspect` times as wide as high; output pixels are square."""
+        size = (first.width * pixel_aspect, first.height)
+        scale = min(1.0, short_side / min(size))
         if scale < 1:
-            self.width, self.height = (max(2, round(side * scale / 2) * 2) for side in sides)
-        else:  # a row and a column may be lost, none is added
-            self.width, self.height = (max(2, int(side) // 2 * 2) for side in sides)
+            self.width, self.height = (max(2, round(side * scale / 2) * 2) for side in size)
+        else:  # at most a row and a column are lost
+            self.width, self.height = (max(2, int(side) // 2 * 2) for side in size)
         turned = round(first.rotation / 90) % 2
         self.upright = (self.width, self.height) if turned else (self.height, self.width)
         self.colorspace = Colorspace.SMPTE170M if first.format.is_rgb else None
@@ -405,127 +342,39 @@ def _turn(frame: av.VideoFrame, turns: int) -> av.VideoFrame:
     return turned
 
 
-def _sound_packets(
+def _audio_packets(
     container: av.container.OutputContainer, reader: Reader, settings: Settings, shift: float
 ) -> Iterator[av.Packet]:
-    frames = reader.frames_from("audio", -math.inf)
-    first = next(frames, None)
+    first, frames = peek(reader.frames_from("audio", -math.inf))
     if first is None:
         return
     rate = settings.sample_rate
     stream = container.add_stream("pcm_s16le", rate=rate, layout="mono")
-    pieces = resampled(blocks_of(itertools.chain([first], frames)), rate, shift)
+    pieces = resample_stream(frames, rate, shift)
     for position, samples in _in_packets(without_gaps(pieces, rate, reader.path), round(PACKET_SECONDS * rate)):
-        frame = av.AudioFrame.from_ndarray(samples[None], format="s16", layout="mono")
-        frame.sample_rate, frame.time_base, frame.pts = rate, Fraction(1, rate), position
-        yield from stream.encode(frame)
+        yield from stream.encode(mono_frame(samples, rate, position))
     yield from stream.encode(None)
 
 
-@dataclass(frozen=True)
-class Block:
-    """Mono sound without a gap: (n,) float32 whose first sample is at second `start`."""
-
-    start: float
-    sample_rate: int
-    values: np.ndarray
-
-
-def blocks_of(frames: Iterable[tuple[float, av.AudioFrame]]) -> Iterator[Block]:
-    """Join frames to a second or more; the median of what they say is where the block begins, as in decode.py."""
-    values, anchors, length, rate = [], [], 0, 0  # anchors: seconds at which each frame says that the block begins
-
-    def block() -> Block:
-        return Block(float(np.median(anchors)), rate, np.concatenate(values))
-
-    for seconds, frame in frames:
-        if values:
-            tolerance = 1 / rate + max(float(frame.time_base), 5e-4)  # timestamps are rounded to ticks
-            apart = frame.sample_rate != rate or abs(seconds - length / rate - anchors[0]) > tolerance
-            at_least, at_most = BLOCK_SECONDS
-            full = length > at_most * rate or (len(values) >= BLOCK_FRAMES and length > at_least * rate)
-            if apart or full:
-                yield block()
-                values, anchors, length = [], [], 0
-        rate = frame.sample_rate
-        anchors.append(seconds - length / rate)
-        values.append(to_mono(frame))
-        length += frame.samples
-    if values:
-        yield block()
-
-
-def resampled(blocks: Iterable[Block], rate: int, shift: float) -> Iterator[tuple[int, np.ndarray]]:
-    """Pieces of sound at `rate`: (position of the first sample, (n,) int16).
-
-    Blocks that follow each other run through one resampler. One that lies elsewhere than it should follow, after a
-    gap or because two clocks drift apart, begins anew at its own time.
-    """
-    resampler, begin, end, position, source_rate, fed = None, 0.0, 0.0, 0, 0, 0
-    for block in blocks:
-        if resampler is None or block.sample_rate != source_rate or abs(block.start - end) > JUMP_SECONDS:
-            if resampler is not None:
-                yield from _pieces(resampler.resample(None), position)
-            resampler = av.AudioResampler(format="fltp", layout="mono", rate=rate)
-            begin, source_rate, fed = block.start, block.sample_rate, 0
-            position = max(0, round((begin + shift) * rate))  # the median may lie a little before the first frame
-        frame = av.AudioFrame.from_ndarray(block.values[None], format="fltp", layout="mono")
-        frame.sample_rate, frame.time_base, frame.pts = source_rate, Fraction(1, source_rate), fed
-        for piece in _pieces(resampler.resample(frame), position):
-            yield piece
-            position += len(piece[1])
-        fed += len(block.values)
-        end = begin + fed / source_rate
-    if resampler is not None:
-        yield from _pieces(resampler.resample(None), position)
-
-
-def _pieces(frames: list[av.AudioFrame], position: int) -> Iterator[tuple[int, np.ndarray]]:
-    for frame in frames:
-        samples = np.clip(np.rint(frame.to_ndarray()[0] * 32768), -32768, 32767).astype(np.int16)
-        yield position, samples
-        position += len(samples)
-
-
-def without_gaps(pieces: Iterable[tuple[int, np.ndarray]], rate: int, path: Path) -> Iterator[tuple[int, np.ndarray]]:
-    """The same pieces one right after another: gaps become zeros, and where pieces overlap, the earlier one counts.
-
-    Raises:
-        DecodeError: a gap is longer than MAX_GAP_SECONDS.
-    """
-    end = None
-    for position, samples in pieces:
-        end = position if end is None else end
-        if position - end > MAX_GAP_SECONDS * rate:
-            raise DecodeError(path, f"its sound has a gap of {(position - end) / rate:.0f} seconds")
-        while position > end:
-            zeros = np.zeros(min(position - end, rate), dtype=np.int16)
-            yield end, zeros
-            end += len(zeros)
-        fresh = samples[end - position :]
-        yield end, fresh
-        end += len(fresh)
-
-
 def _in_packets(pieces: Iterable[tuple[int, np.ndarray]], size: int) -> Iterator[tuple[int, np.ndarray]]:
-    """Pieces one right after another -> packets of `size` samples, the last one shorter."""
-    begin, waiting, length = None, [], 0
+    """Contiguous pieces -> packets of `size` samples, the last one shorter."""
+    begin, pending, length = None, [], 0
     for position, samples in pieces:
         begin = position if begin is None else begin
-        waiting.append(samples)
+        pending.append(samples)
         length += len(samples)
         while length >= size:
-            joined = np.concatenate(waiting)
+            joined = np.concatenate(pending)
             yield begin, joined[:size].copy()
-            begin, waiting, length = begin + size, [joined[size:]], length - size
+            begin, pending, length = begin + size, [joined[size:]], length - size
     if length:
-        yield begin, np.concatenate(waiting)
+        yield begin, np.concatenate(pending)
 
 
-def _answer(job: dict[str, Any]) -> dict[str, Any]:
-    """Do or, with look_only, look at one job: source, target and settings."""
+def _run_job(job: dict[str, Any]) -> dict[str, Any]:
+    """Make a copy or, with dry_run, only find out whether it exists."""
     source, target, settings = job["source"], job["target"], Settings(**job["settings"])
-    if not job["look_only"]:
+    if not job["dry_run"]:
         return asdict(prepare_clip(source, target, settings))
     try:
         with Reader(source) as reader:
@@ -537,4 +386,4 @@ def _answer(job: dict[str, Any]) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    serve(_answer)
+    serve(_run_job)

@@ -1,14 +1,8 @@
-"""Small pictures and playable previews of clips, for a web page that shows them.
+"""Thumbnails, spectrograms and playable previews of clips for the web page.
 
-    python -m avssl.media.preview        (a worker: one JSON job per line in, one JSON answer per line out)
+    python -m avssl.media.preview        (a worker, see workers.py; `_run_job` says what a job is)
 
-What lives here: the poster, the spectrogram and the preview of one clip, whether browsers play its file as it is, and
-the worker. It imports av, numpy and PIL only. What does not: where the results are kept (retrieval/previews.py) and the
-page.
-
-A clip is a file or a part of one, (start, end) in seconds on the container's clock. A job is a mapping of kind, source
-and part (None = the whole file), with target unless the kind is "playable"; the answer is a mapping with "reason": a
-sentence in plain words why it could not be done, empty if it was.
+A clip is a file or a part of one, (start, end) in seconds on the container's clock.
 """
 
 import contextlib
@@ -17,9 +11,8 @@ import itertools
 import math
 import time
 from collections.abc import Iterable, Iterator
-from fractions import Fraction
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import av
 import av.container
@@ -28,39 +21,38 @@ import av.stream
 import numpy as np
 from PIL import Image
 
-from avssl.files import WriteError, whole_file
-from avssl.media.prepare import FULL, Resizer, blocks_of, encode_pictures, resampled, without_gaps
+from avssl.files import WriteError, atomic_write
+from avssl.media.audio import mono_frame, resample_stream, without_gaps
+from avssl.media.prepare import FULL, Resizer, encode_video, peek
 from avssl.media.reader import TIME_TOLERANCE, DecodeError, Reader, Track, error_text, frame_duration, is_cover
 from avssl.workers import serve
 
-VERSION = 1  # of what is written below: another one makes everything anew
-T = TypeVar("T")
+VERSION = 1  # of the files written: another one makes all of them anew
 Part = tuple[float, float] | None  # seconds; None = the whole file
 
 POSTER_SIDE, JPEG_QUALITY = 256, 80
 
 SPECTROGRAM_SECONDS = 30.0
-SPECTROGRAM_RATE = 16_000  # Hz: half of it is the top of the picture
+SPECTROGRAM_RATE = 16_000  # Hz: half of it is the top of the image
 NUM_STEPS, NUM_MELS = 256, 64  # width and height in pixels
 WINDOW = 1024  # samples of one Fourier transform
-STRIDE = 256  # samples, at most, from one transform to the next
-RANGE_DB = 70.0  # from the darkest to the brightest colour
-COLOURS = [  # dark to bright in even steps of lightness (magma of matplotlib)
-    *((0, 0, 4), (28, 16, 68), (79, 18, 123), (129, 37, 129), (181, 54, 122)),
-    *((229, 80, 100), (251, 135, 97), (254, 194, 135), (252, 253, 191)),
-]
+STRIDE = 256  # samples from one transform to the next, at most
+RANGE_DB = 70.0  # from the darkest to the brightest color
+COLORS = (  # magma of matplotlib, dark to bright, as hex RGB
+    "000004 1c1044 4f127b 812581 b5367a e55064 fb8761 fec287 fcfdbf"
+)
 
 PREVIEW_SECONDS = 60.0
 PREVIEW_SIDE = 320  # pixels of the shorter side, at most
 PREVIEW_FPS = 30
-WORK_SECONDS = 40.0  # after so long a preview ends where it is: a short one is better than none
+MAX_WORK_SECONDS = 40.0  # then a preview ends where it is: a short one is better than none
 ENCODER = {"preset": "veryfast", "tune": "fastdecode", "profile": "baseline", "crf": "28"}
-SOUND_BITS_PER_SECOND = 96_000
-LEAD_SECONDS = 600  # before a part: no decoded piece of sound is longer
+AUDIO_BITS_PER_SECOND = 96_000
+LEAD_SECONDS = 600  # before a part: no decoded piece of audio is longer
 
-# What Chrome, Firefox and Safari all play, by container. Left out is what only some of them do.
-PLAYED_PICTURES = {"mp4": {"h264", "av1"}, "webm": {"vp8", "vp9", "av1"}}
-PLAYED_SOUND = {
+# Codecs that Chrome, Firefox and Safari all play, by container.
+VIDEO_CODECS = {"mp4": {"h264", "av1"}, "webm": {"vp8", "vp9", "av1"}}
+AUDIO_CODECS = {
     "mp4": {"aac"},
     "webm": {"opus", "vorbis"},
     "ogg": {"opus", "vorbis"},
@@ -68,13 +60,13 @@ PLAYED_SOUND = {
     "wav": {"pcm_s16le"},
     "flac": {"flac"},
 }
-PLAYED_PROFILES = {
+PROFILES = {
     "h264": {"Constrained Baseline", "Baseline", "Main", "High"},
     "vp9": {"Profile 0"},
     "av1": {"Main"},
     "aac": {"LC", "HE-AAC", "HE-AACv2"},
 }
-ONLY_FORMAT = {"ogg": "ogg", "mp3": "mpeg", "wav": "wav", "flac": "flac"}  # name in FFmpeg: container
+SIMPLE_FORMATS = {"ogg": "ogg", "mp3": "mpeg", "wav": "wav", "flac": "flac"}  # name in FFmpeg: container
 EBML_HEADER, WEBM = b"\x1a\x45\xdf\xa3", b"\x42\x82\x84webm"  # the last: DocType, 4 bytes long
 
 
@@ -82,24 +74,24 @@ def poster(source: str | Path, target: str | Path, part: Part = None) -> None:
     """Write the middle frame, upright and at most 256 pixels wide and high, as JPEG.
 
     Raises:
-        DecodeError: no picture can be shown.
+        DecodeError: no frame can be shown.
         WriteError: the target cannot be written.
     """
     with Reader(source) as reader:
-        _require(reader, "video", "picture")
+        _require(reader, "video")
         frame = _middle_frame(reader, part)
         if frame is None:
             raise DecodeError(source, "no frame of the video track can be decoded")
         aspect = _pixel_aspect(reader.video)
-    sides = (frame.width * aspect, frame.height)
-    small = Resizer(frame, POSTER_SIDE * min(sides) / max(sides), pixel_aspect=aspect)(frame)
-    picture = Image.fromarray(small.to_ndarray(format="rgb24"))
-    with whole_file(target) as temporary:
-        picture.save(temporary, "JPEG", quality=JPEG_QUALITY)
+    size = (frame.width * aspect, frame.height)
+    small = Resizer(frame, POSTER_SIDE * min(size) / max(size), pixel_aspect=aspect)(frame)
+    image = Image.fromarray(small.to_ndarray(format="rgb24"))
+    with atomic_write(target) as temporary:
+        image.save(temporary, "JPEG", quality=JPEG_QUALITY)
 
 
 def _middle_frame(reader: Reader, part: Part) -> av.VideoFrame | None:
-    """The frame shown in the middle, or the nearest one that decodes."""
+    """The frame shown in the middle, or the nearest decodable one."""
     if part is None:
         start, _ = next(reader.frames_from("video", -math.inf), (0.0, None))
         part = start, max(start, reader.end_seconds("video") or start)
@@ -112,61 +104,61 @@ def _middle_frame(reader: Reader, part: Part) -> av.VideoFrame | None:
 
 
 def _pixel_aspect(stream: av.stream.Stream) -> float:
-    """Width of a stored pixel by its height; 1 for what no player would believe."""
+    """Width of a stored pixel by its height; 1 for implausible values."""
     aspect = float(stream.sample_aspect_ratio or 1)
     return aspect if 1 / 4 <= aspect <= 4 else 1.0
 
 
-def _require(reader: Reader, kind: Track, what: str) -> None:
-    """Raises DecodeError: there is no such track that can be decoded."""
+def _require(reader: Reader, kind: Track) -> None:
+    """Raises DecodeError: there is no such decodable track."""
     if getattr(reader, kind) is None:
-        there = any(not is_cover(stream) for stream in getattr(reader.container.streams, kind))
-        raise DecodeError(reader.path, f"no decoder exists for the {what}" if there else f"the clip has no {what}")
+        exists = any(not is_cover(stream) for stream in getattr(reader.container.streams, kind))
+        raise DecodeError(reader.path, f"no decoder exists for the {kind}" if exists else f"the clip has no {kind}")
 
 
 def spectrogram(source: str | Path, target: str | Path, part: Part = None) -> None:
-    """Write the log-mel spectrogram of the first 30 s of the sound as PNG: 256 steps wide, 64 bands high, low ones at
-    the bottom; bright is loud, and 70 dB below the loudest place is dark.
+    """Write the log-mel spectrogram of the first 30 s of audio as PNG: 256 steps wide, 64 bands high, low ones at the
+    bottom; bright is loud, 70 dB below the loudest value is dark.
 
     Raises:
-        DecodeError: there is no sound that can be decoded.
+        DecodeError: there is no decodable audio.
         WriteError: the target cannot be written.
     """
     with Reader(source) as reader:
-        _require(reader, "audio", "sound")
-        first, sound = _peek(reader.frames_from("audio", part[0] if part else -math.inf))
+        _require(reader, "audio")
+        first, frames = peek(reader.frames_from("audio", part[0] if part else -math.inf))
         if first is None:
-            raise DecodeError(source, "the sound track cannot be decoded")
+            raise DecodeError(source, "the audio track cannot be decoded")
         start = part[0] if part else first[0]
         end = start + min(SPECTROGRAM_SECONDS, part[1] - part[0] if part else math.inf)
-        samples = [np.zeros(0, np.int16), *_sound(reader.path, sound, SPECTROGRAM_RATE, start, end)]
+        samples = [np.zeros(0, np.int16), *_samples(reader.path, frames, SPECTROGRAM_RATE, start, end)]
     values = np.concatenate(samples) / np.float32(32768)  # (n,)
-    if part:  # all of it is shown, also where there is no sound
+    if part:  # all of it is shown, also where there is no audio
         values = np.pad(values, (0, max(0, round((end - start) * SPECTROGRAM_RATE) - len(values))))
     levels = _levels(log_mel(values))  # (NUM_MELS, NUM_STEPS)
-    picture = Image.fromarray(levels[::-1].copy(), mode="P")
-    picture.putpalette(_palette().tobytes())
-    with whole_file(target) as temporary:
-        picture.save(temporary, "PNG")
+    image = Image.fromarray(levels[::-1].copy(), mode="P")
+    image.putpalette(_palette().tobytes())
+    with atomic_write(target) as temporary:
+        image.save(temporary, "PNG")
 
 
 def log_mel(samples: np.ndarray) -> np.ndarray:
-    """(n,) float32 at 16 kHz -> (NUM_MELS, NUM_STEPS) float32 in dB: every step is the mean power of its share."""
+    """(n,) float32 at 16 kHz -> (NUM_MELS, NUM_STEPS) float32 in dB: the mean power of each step."""
     per_step = max(1, math.ceil(len(samples) / NUM_STEPS / STRIDE))  # transforms
     num = per_step * NUM_STEPS
-    centres = ((np.arange(num) + 0.5) / num * len(samples)).astype(int)  # (num,)
+    centers = ((np.arange(num) + 0.5) / num * len(samples)).astype(int)  # (num,)
     padded = np.pad(samples, WINDOW // 2)
     power = np.empty((num, WINDOW // 2 + 1), np.float32)
     for begin in range(0, num, NUM_STEPS):  # bounded memory
         some = slice(begin, begin + NUM_STEPS)
-        cut = padded[centres[some, None] + np.arange(WINDOW)] * np.hanning(WINDOW)  # (NUM_STEPS, WINDOW)
+        cut = padded[centers[some, None] + np.arange(WINDOW)] * np.hanning(WINDOW)  # (NUM_STEPS, WINDOW)
         power[some] = np.abs(np.fft.rfft(cut)) ** 2
     power = power.reshape(NUM_STEPS, per_step, -1).mean(axis=1)  # (NUM_STEPS, WINDOW / 2 + 1)
     return 10 * np.log10(np.maximum(power @ _mel_bands(), 1e-10)).T
 
 
 def _mel_bands() -> np.ndarray:
-    """Triangles that are even on the mel scale of HTK, 0 Hz to half the rate: (WINDOW / 2 + 1, NUM_MELS) float32."""
+    """Triangular filters on HTK's mel scale, 0 Hz to half the rate: (WINDOW / 2 + 1, NUM_MELS) float32."""
     highest = 2595 * math.log10(1 + SPECTROGRAM_RATE / 2 / 700)
     corners = 700 * (10 ** (np.linspace(0, highest, NUM_MELS + 2) / 2595) - 1)  # Hz
     hertz = np.fft.rfftfreq(WINDOW, 1 / SPECTROGRAM_RATE)[:, None]
@@ -185,33 +177,32 @@ def _levels(decibel: np.ndarray) -> np.ndarray:
 
 def _palette() -> np.ndarray:
     """(256, 3) uint8 RGB."""
-    stops = np.linspace(0, 255, len(COLOURS))
-    return np.stack([np.interp(np.arange(256), stops, part) for part in np.transpose(COLOURS)], axis=1).astype(np.uint8)
+    colors = [tuple(bytes.fromhex(color)) for color in COLORS.split()]
+    stops = np.linspace(0, 255, len(colors))
+    return np.stack([np.interp(np.arange(256), stops, part) for part in np.transpose(colors)], axis=1).astype(np.uint8)
 
 
 def playable(source: str | Path) -> str | None:
-    """Media type under which today's browsers play a file as it is; None if one of them may not.
-
-    Container, codecs, their profile and the kind of pixels decide; that all is whole is not looked at.
+    """Media type under which browsers play a file as it is, by container, codecs, profile and pixel format; or None.
 
     Raises:
-        DecodeError: no media file that can be opened, or nothing in it that could be played.
+        DecodeError: no media file that can be opened, or without video and audio.
     """
     with Reader(source) as reader:
         container = _container(reader)
-        pictures = [stream for stream in reader.container.streams.video if not is_cover(stream)]
-        sounds = list(reader.container.streams.audio)
-        if not pictures and not sounds:
-            raise DecodeError(source, "neither pictures nor sound are in the file")
-        plays = all(_plays(each, PLAYED_PICTURES.get(container, ())) for each in pictures)
-        plays = plays and all(_plays(each, PLAYED_SOUND.get(container, ())) for each in sounds)
+        videos = [stream for stream in reader.container.streams.video if not is_cover(stream)]
+        audios = list(reader.container.streams.audio)
+        if not videos and not audios:
+            raise DecodeError(source, "the file has neither video nor audio")
+        plays = all(_plays(each, VIDEO_CODECS.get(container, ())) for each in videos)
+        plays = plays and all(_plays(each, AUDIO_CODECS.get(container, ())) for each in audios)
         if not plays or not _has_packets(reader):
             return None
-    return f"{'video' if pictures else 'audio'}/{container}"
+    return f"{'video' if videos else 'audio'}/{container}"
 
 
 def _container(reader: Reader) -> str | None:
-    """Second half of the media type; None for what browsers do not open."""
+    """Second half of the media type; None for containers that browsers do not open."""
     name = reader.container.format.name
     if name.startswith("mov"):
         return None if reader.container.metadata.get("major_brand", "").startswith("3g") else "mp4"
@@ -219,7 +210,7 @@ def _container(reader: Reader) -> str | None:
         with open(reader.path, "rb") as file:
             head = file.read(64)
         return "webm" if head.startswith(EBML_HEADER) and WEBM in head else None
-    return ONLY_FORMAT.get(name)
+    return SIMPLE_FORMATS.get(name)
 
 
 def _plays(stream: av.stream.Stream, codecs: Iterable[str]) -> bool:
@@ -227,13 +218,13 @@ def _plays(stream: av.stream.Stream, codecs: Iterable[str]) -> bool:
     if context is None:
         return False
     codec = context.codec.canonical_name
-    if codec not in codecs or (codec in PLAYED_PROFILES and context.profile not in PLAYED_PROFILES[codec]):
+    if codec not in codecs or (codec in PROFILES and context.profile not in PROFILES[codec]):
         return False
     return stream.type == "audio" or context.pix_fmt in ("yuv420p", "yuvj420p")
 
 
 def _has_packets(reader: Reader) -> bool:
-    """Whether each track begins with something that is not encrypted."""
+    """Whether each track begins with a packet that is not encrypted."""
     for kind in ("video", "audio"):
         if getattr(reader, kind) is not None:
             packet = next(reader.packets(kind), None)
@@ -243,22 +234,21 @@ def _has_packets(reader: Reader) -> bool:
 
 
 def preview(source: str | Path, target: str | Path, part: Part = None) -> str:
-    """Write the first 60 s as a small MP4 that every browser plays, and return its media type.
-
-    Pictures and sound keep their distance; the clip begins at 0. A track that cannot be decoded is left out.
+    """Write the first 60 s, from 0 on, as a small MP4 that every browser plays, and return its media type. A track that
+    cannot be decoded is left out.
 
     Raises:
-        DecodeError: neither pictures nor sound can be shown.
+        DecodeError: neither video nor audio can be decoded.
         WriteError: the target cannot be written.
     """
     with Reader(source) as reader:
         kinds = [kind for kind in ("video", "audio") if getattr(reader, kind) is not None]
     if not kinds:
-        raise DecodeError(source, "neither pictures nor sound can be decoded")
+        raise DecodeError(source, "neither video nor audio can be decoded")
     reason = ""
     for chosen in (kinds, *([kind] for kind in kinds if len(kinds) > 1)):
         try:
-            with whole_file(target) as temporary:
+            with atomic_write(target) as temporary:
                 return _write(source, temporary, part, chosen)
         except DecodeError as error:
             reason = reason or error.reason
@@ -276,51 +266,47 @@ def _write(source: str | Path, target: Path, part: Part, kinds: list[Track]) -> 
         readers = {kind: stack.enter_context(Reader(source)) for kind in kinds}
         frames, firsts = {}, []
         for kind, reader in readers.items():
-            first, frames[kind] = _peek(reader.frames_from(kind, part[0] if part else -math.inf))
+            first, frames[kind] = peek(reader.frames_from(kind, part[0] if part else -math.inf))
             firsts += [] if first is None else [first[0]]
         if not firsts:
-            raise DecodeError(source, "neither pictures nor sound can be decoded")
+            raise DecodeError(source, "neither video nor audio can be decoded")
         start = part[0] if part else min(firsts)
         end = start + min(PREVIEW_SECONDS, part[1] - part[0] if part else math.inf)
-        limit = time.monotonic() + WORK_SECONDS
+        limit = time.monotonic() + MAX_WORK_SECONDS
 
         container = stack.enter_context(av.open(str(target), "w", format="mp4", options={"movflags": "+faststart"}))
         tracks = []
         if "video" in kinds:
-            tracks.append(_picture_packets(container, readers["video"], frames["video"], start, end, limit))
+            shown = _until(frames["video"], start, end, limit)
+            tracks.append(_video_packets(container, readers["video"], shown, start))
         if "audio" in kinds:
-            tracks.append(_sound_packets(container, readers["audio"], frames["audio"], start, end, limit))
-        # each adds its stream before its first packet, and merging asks all for one before it gives any
+            tracks.append(_audio_packets(container, readers["audio"], frames["audio"], start, end, limit))
+        # each adds its stream before its first packet, and merging fetches the first of all before it yields any
         packets = heapq.merge(*tracks, key=lambda packet: packet.dts * packet.time_base)
-        first, packets = _peek(packets)
+        first, packets = peek(packets)
         if first is None:
-            raise DecodeError(source, "there is neither a picture nor sound in this part of the file")
+            raise DecodeError(source, "there is neither video nor audio in this part of the file")
         for packet in packets:
             container.mux(packet)
         return "video/mp4" if container.streams.video else "audio/mp4"
 
 
-def _picture_packets(
-    container: av.container.OutputContainer,
-    reader: Reader,
-    frames: Iterator[tuple[float, av.VideoFrame]],
-    start: float,
-    end: float,
-    limit: float,
+def _video_packets(
+    container: av.container.OutputContainer, reader: Reader, frames: Iterator[tuple[float, av.VideoFrame]], start: float
 ) -> Iterator[av.Packet]:
-    first, timed = _peek(_thinned(_until(frames, start, end, limit), reader))
+    first, timed = peek(_thinned(frames, reader))
     if first is None:
         return
     rate = min(reader.video.average_rate or PREVIEW_FPS, PREVIEW_FPS)
     resize = Resizer(first[2], PREVIEW_SIDE, pixel_aspect=_pixel_aspect(reader.video))
     gop = max(1, round(rate))  # a second
-    yield from encode_pictures(container, timed, resize, rate=rate, gop=gop, options=ENCODER, shift=-start)
+    yield from encode_video(container, timed, resize, rate=rate, gop=gop, options=ENCODER, shift=-start)
 
 
 def _until(
     frames: Iterator[tuple[float, av.VideoFrame]], start: float, end: float, limit: float
 ) -> Iterator[tuple[float, av.VideoFrame]]:
-    """The frames shown between two seconds; the one that is already shown at `start` begins there."""
+    """Frames shown between two seconds; the one already shown at `start` begins there."""
     before = None
     for seconds, frame in frames:
         if seconds <= start + TIME_TOLERANCE:
@@ -339,7 +325,7 @@ def _until(
 def _thinned(
     frames: Iterator[tuple[float, av.VideoFrame]], reader: Reader
 ) -> Iterator[tuple[float, float, av.VideoFrame]]:
-    """(second, duration, frame) without frames that follow another one too soon."""
+    """(second, duration, frame) at PREVIEW_FPS at most."""
     soonest = -math.inf
     for seconds, frame in frames:
         if seconds >= soonest:
@@ -347,7 +333,7 @@ def _thinned(
             soonest = seconds + 0.9 / PREVIEW_FPS  # times may be rounded to milliseconds
 
 
-def _sound_packets(
+def _audio_packets(
     container: av.container.OutputContainer,
     reader: Reader,
     frames: Iterator[tuple[float, av.AudioFrame]],
@@ -355,35 +341,32 @@ def _sound_packets(
     end: float,
     limit: float,
 ) -> Iterator[av.Packet]:
-    first, frames = _peek(frames)
+    first, frames = peek(frames)
     if first is None or first[0] >= end:
         return
     rate = 48_000 if first[1].sample_rate % 11_025 else 44_100
-    first, pieces = _peek(_sound(reader.path, frames, rate, start, end))
+    first, pieces = peek(_samples(reader.path, frames, rate, start, end))
     if first is None:
         return
     stream = container.add_stream("aac", rate=rate, layout="mono")
-    stream.codec_context.bit_rate = SOUND_BITS_PER_SECOND
+    stream.codec_context.bit_rate = AUDIO_BITS_PER_SECOND
     stream.codec_context.thread_count = 1
     position = 0
     for samples in pieces:
-        frame = av.AudioFrame.from_ndarray(samples[None], format="s16", layout="mono")
-        frame.sample_rate, frame.time_base, frame.pts = rate, Fraction(1, rate), position
+        yield from stream.encode(mono_frame(samples, rate, position))
         position += len(samples)
-        yield from stream.encode(frame)
         if time.monotonic() > limit:
             break
     yield from stream.encode(None)
 
 
-def _sound(
+def _samples(
     path: Path, frames: Iterator[tuple[float, av.AudioFrame]], rate: int, start: float, end: float
 ) -> Iterator[np.ndarray]:
-    """Pieces of mono sound, (n,) int16, that follow one another from second `start` to `end` at most; what is missing
-    before and between is silence."""
+    """Contiguous pieces of mono audio, (n,) int16, from second `start` to `end` at most; gaps are silence."""
     inside = itertools.takewhile(lambda each: each[0] < end, frames)
     inside = itertools.dropwhile(lambda each: each[0] + each[1].samples / each[1].sample_rate <= start, inside)
-    placed = _from_zero(resampled(blocks_of(inside), rate, LEAD_SECONDS - start), LEAD_SECONDS * rate)
+    placed = _from_zero(resample_stream(inside, rate, LEAD_SECONDS - start), LEAD_SECONDS * rate)
     last = round((end - start) * rate)
     for position, samples in without_gaps(itertools.chain([(0, np.zeros(0, np.int16))], placed), rate, path):
         if position >= last:
@@ -393,23 +376,22 @@ def _sound(
 
 
 def _from_zero(pieces: Iterable[tuple[int, np.ndarray]], zero: int) -> Iterator[tuple[int, np.ndarray]]:
-    """(position, samples) counted from position `zero`, without what lies before it."""
+    """(position, samples) counted from position `zero`, without samples before it."""
     for position, samples in pieces:
         position -= zero
         if position + len(samples) > 0:
             yield max(position, 0), samples[max(-position, 0) :]
 
 
-def _peek(items: Iterable[T]) -> tuple[T | None, Iterator[T]]:
-    """The first one, if there is any, and an iterator over all of them, the first one included."""
-    items = iter(items)
-    first = list(itertools.islice(items, 1))
-    return (first[0] if first else None), itertools.chain(first, items)
+def _run_job(job: dict[str, Any]) -> dict[str, Any]:
+    """Make or find out one thing.
 
+    Args:
+        job: kind ("poster", "spectrogram", "preview", "playable"), source, part (None = the whole file), target.
 
-def _answer(job: dict[str, Any]) -> dict[str, Any]:
-    """Do one job. Besides the reason, the answer has the media type where there is one, and `again` where the reason
-    does not lie in the file."""
+    Returns:
+        reason: why it failed, or empty; media_type if there is one; again: the reason is not in the file.
+    """
     source, part = job["source"], tuple(job["part"]) if job["part"] else None
     media_type = None
     try:
@@ -425,7 +407,7 @@ def _answer(job: dict[str, Any]) -> dict[str, Any]:
     except DecodeError as error:
         return {"reason": error.reason}
     except WriteError as error:
-        return {"reason": f"what was made of it cannot be kept ({error_text(error.__cause__)})", "again": True}
+        return {"reason": f"the result cannot be written ({error_text(error.__cause__)})", "again": True}
     except av.error.FFmpegError as error:
         return {"reason": f"it cannot be decoded ({error_text(error)})"}
     except OverflowError:
@@ -436,4 +418,4 @@ def _answer(job: dict[str, Any]) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    serve(_answer)
+    serve(_run_job)

@@ -1,12 +1,5 @@
-"""What a file holds and whether it can be read: the facts of one row of the manifest.
+"""Facts of a media file for one row of the manifest; `python -m avssl.media.probe` is a worker (see workers.py)."""
 
-    python -m avssl.media.probe        (a worker: one JSON string, the path, per line in; one JSON object per line out)
-
-What lives here: `probe`. It imports av and numpy only, so that a worker starts fast and a file that brings one down
-costs little. What does not: the pool of workers and its time limit (workers.py).
-"""
-
-import hashlib
 import itertools
 import os
 from collections.abc import Callable, Iterable
@@ -18,69 +11,51 @@ import av
 import av.stream
 import numpy as np
 
-from avssl.media.reader import EMPTY, MISSING, DecodeError, Reader, file_problem, frame_duration, is_cover, to_mono
+from avssl.files import digest
+from avssl.media.audio import to_mono
+from avssl.media.reader import EMPTY, MISSING, DecodeError, Reader, file_problem, frame_duration, is_cover
 from avssl.workers import serve
 
-SILENCE = 1 / 32768  # a peak up to one step of 16-bit sound is digital silence
+SILENCE = 1 / 32768  # a peak up to one step of 16-bit audio is digital silence
 BLOCK_BYTES = 65536
 PLAUSIBLE_FPS = 120
 
-# timeout and crashed are given by the pool, which outlives the worker
+# timeout and crashed are set by the pool
 Status = Literal["ok", "missing", "empty", "unreadable", "no_video", "timeout", "crashed"]
 
 
 @dataclass(frozen=True)
 class Probe:
-    """Facts of one file; None = not known. Times are seconds on the container's clock, see decode.py.
+    """Facts of one file; None = not known. Times are seconds on the container's clock, see decode.py."""
 
-    Args:
-        size: bytes.
-        content_key: digest of the size and of three blocks, see `content_key`.
-        duration: seconds of picture, video_end - video_start.
-        fps: average frames per second.
-        width, height: pixels of the upright picture, after `rotation`.
-        rotation: degrees counterclockwise by which the stored picture is turned: 0, 90, 180 or 270.
-        video_start, video_end: when the first frame begins and the last one that is in the file ends.
-        audio_start, audio_end: the same for the sound.
-        has_audio: some sample is louder than digital silence.
-        sample_rate: Hz of the sound as stored.
-        status: ok = frames can be read.
-        reason: in plain words, why the status is not ok, or why there is no sound; empty otherwise.
-    """
-
-    size: int = 0
-    content_key: str = ""
-    duration: float | None = None
-    fps: float | None = None
-    width: int | None = None
+    size: int = 0  # bytes
+    content_key: str = ""  # see `content_key`
+    duration: float | None = None  # seconds of video, video_end - video_start
+    fps: float | None = None  # average frames per second
+    width: int | None = None  # pixels of the upright frame, after `rotation`
     height: int | None = None
-    rotation: int | None = None
-    video_start: float | None = None
-    video_end: float | None = None
-    audio_start: float | None = None
+    rotation: int | None = None  # degrees counterclockwise to turn the stored frame upright: 0, 90, 180 or 270
+    video_start: float | None = None  # when the first frame in the file begins
+    video_end: float | None = None  # when the last frame in the file ends
+    audio_start: float | None = None  # likewise of the audio
     audio_end: float | None = None
-    has_audio: bool = False
-    sample_rate: int | None = None
-    status: Status = "unreadable"
-    reason: str = ""
+    has_audio: bool = False  # some sample is louder than digital silence
+    sample_rate: int | None = None  # Hz of the stored audio
+    status: Status = "unreadable"  # ok = frames can be read
+    reason: str = ""  # why the status is not ok, or why there is no audio; empty otherwise
 
 
 def probe(path: str | Path) -> Probe:
-    """Find out what a file holds; never raises for a bad file, but says so in `status` and `reason`.
+    """Facts of a file; never raises for a bad file, which `status` and `reason` describe.
 
-    The first frame is decoded, sound is decoded until the first sample that is not silent, and the end of both tracks
-    is looked for in the packets, because what a damaged or cut file says about its duration is not true.
+    The first frame is decoded, audio up to the first sample that is not silent, and the end of both tracks is taken
+    from the packets, because the header of a damaged or cut file is wrong.
     """
-    return Probe(**examine(path, _look))
+    return Probe(**examine(path, _read_facts))
 
 
-def examine(path: str | Path, look: Callable[[Reader], dict]) -> dict:
-    """Facts of one file, as a mapping of fields of `Probe`: its bytes, what `look` finds in it, or why it cannot.
-
-    Args:
-        path: any name; a file that is bad or not there is told in status and reason.
-        look: gets the opened file.
-    """
+def examine(path: str | Path, read_facts: Callable[[Reader], dict]) -> dict:
+    """Fields of `Probe` of one file: size, content key, what `read_facts` returns of the opened file, or the error."""
     path = Path(path)
     problem = file_problem(path)
     if problem not in (None, EMPTY):
@@ -93,7 +68,7 @@ def examine(path: str | Path, look: Callable[[Reader], dict]) -> dict:
         return known | {"status": "empty", "reason": EMPTY}
     try:
         with Reader(path) as reader:
-            return known | look(reader)
+            return known | read_facts(reader)
     except DecodeError as error:
         return known | {"status": "unreadable", "reason": error.reason}
     except av.error.FFmpegError as error:
@@ -101,33 +76,31 @@ def examine(path: str | Path, look: Callable[[Reader], dict]) -> dict:
 
 
 def content_key(path: str | Path) -> str:
-    """A fast digest (32 hex digits) of the size and of the first, middle and last 64 KiB: it tells clips apart and
-    notices a file that was exchanged, but not a change elsewhere in a big file."""
-    digest = hashlib.blake2b(digest_size=16)
+    """A fast digest (32 hex digits) of the size and of the first, middle and last 64 KiB of a file."""
+    blocks = []
     with open(path, "rb") as file:
         size = file.seek(0, os.SEEK_END)
-        digest.update(str(size).encode())
         for offset in (0, (size - BLOCK_BYTES) // 2, size - BLOCK_BYTES):
             file.seek(max(offset, 0))
-            digest.update(file.read(BLOCK_BYTES))
-    return digest.hexdigest()
+            blocks.append(file.read(BLOCK_BYTES))
+    return digest(size, *blocks)
 
 
-def without_picture(reader: Reader) -> dict:
-    """Status and reason of a file without a video track that can be decoded."""
+def missing_video(reader: Reader) -> dict:
+    """Status and reason of a file without a decodable video track."""
     if any(not is_cover(stream) for stream in reader.container.streams.video):
         return {"status": "unreadable", "reason": "no decoder exists for the video track"}
     return {"status": "no_video", "reason": "the file has no video track"}
 
 
-def without_sound(reader: Reader) -> dict:
-    """The reason why a file has no sound track that can be decoded."""
+def missing_audio(reader: Reader) -> dict:
+    """Reason of a file without a decodable audio track."""
     there = bool(reader.container.streams.audio)
-    return {"reason": "no decoder exists for the sound track" if there else "the file has no sound track"}
+    return {"reason": "no decoder exists for the audio track" if there else "the file has no audio track"}
 
 
 def shape(frame: av.VideoFrame) -> dict:
-    """Size and rotation of the upright picture. Raises FFmpegError when its kind of pixels cannot be converted."""
+    """Size and rotation of the upright frame. Raises FFmpegError when its pixel format cannot be converted."""
     frame.reformat(format="rgb24", threads=1)
     rotation = round(frame.rotation / 90) % 4 * 90
     width, height = (frame.height, frame.width) if rotation % 180 else (frame.width, frame.height)
@@ -135,25 +108,25 @@ def shape(frame: av.VideoFrame) -> dict:
 
 
 def stated_rate(stream: av.stream.Stream) -> float | None:
-    """Average frames per second by the header, unless it gives its clock (1000 in FLV) instead of a rate."""
+    """Average frames per second by the header, unless that is its clock (1000 in FLV)."""
     rate = stream.average_rate
     return float(rate) if rate and rate <= PLAUSIBLE_FPS else None
 
 
 def counted_rate(starts: Iterable[float]) -> float | None:
-    """Average frames per second by the seconds of all frames, in any order."""
+    """Average frames per second from the times of all frames, in any order."""
     seconds = set(starts)
     return (len(seconds) - 1) / (max(seconds) - min(seconds)) if len(seconds) > 1 else None
 
 
-def _look(reader: Reader) -> dict:
-    picture = _picture(reader)
-    return _sound(reader) | picture  # why there is no picture matters more than why there is no sound
+def _read_facts(reader: Reader) -> dict:
+    video = _video_facts(reader)
+    return _audio_facts(reader) | video  # the reason of missing video matters more
 
 
-def _picture(reader: Reader) -> dict:
+def _video_facts(reader: Reader) -> dict:
     if reader.video is None:
-        return without_picture(reader)
+        return missing_video(reader)
     end = reader.end_seconds("video")
     start, frame = next(reader.frames_from("video", -np.inf), (None, None))
     if frame is None:
@@ -168,25 +141,24 @@ def _picture(reader: Reader) -> dict:
     }
 
 
-def _sound(reader: Reader) -> dict:
-    """Facts of the sound, with a reason if there is none."""
+def _audio_facts(reader: Reader) -> dict:
     if reader.audio is None:
-        return without_sound(reader)
+        return missing_audio(reader)
     end = reader.end_seconds("audio")
     frames = reader.frames_from("audio", -np.inf)
     start, first = next(frames, (None, None))
     if first is None:
-        return {"reason": "the sound track cannot be decoded"}
-    heard = any(
+        return {"reason": "the audio track cannot be decoded"}
+    is_audible = any(
         np.abs(to_mono(frame)).max(initial=0) > SILENCE for _, frame in itertools.chain([(start, first)], frames)
     )
     facts = {
         "audio_start": start,
         "audio_end": max(end or start, start + frame_duration(first, reader.audio)),
         "sample_rate": first.sample_rate,
-        "has_audio": heard,
+        "has_audio": is_audible,
     }
-    return facts if heard else facts | {"reason": "the sound track is silent"}
+    return facts if is_audible else facts | {"reason": "the audio track is silent"}
 
 
 if __name__ == "__main__":

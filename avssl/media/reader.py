@@ -1,14 +1,9 @@
-"""One opened file: decoded frames with their seconds in rising time, also where its index or its packets are damaged.
-
-What lives here: opening local files (and nothing else) with PyAV, seeking, decoding, and what a file may ask for
-(`Limits`). What does not: windows and what is made of the frames (decode.py).
+"""One opened file: decoded frames with their seconds in rising order, even if its index or its packets are damaged.
 
 Time is the container's clock: pts x time_base, never shifted.
 """
 
-import bisect
 import collections
-import heapq
 import math
 import os
 import stat
@@ -19,32 +14,23 @@ from pathlib import Path
 from typing import Literal, Protocol, Self
 
 import av
-import av.audio.stream
 import av.container
 import av.format
 import av.stream
-import av.video.stream
-import numpy as np
+
+from avssl.media import quirks
 
 Track = Literal["video", "audio"]
 TIME_TOLERANCE = 1e-4  # seconds; timestamps are rounded to the ticks of the container
-MERGE_SECONDS = 1.0  # what lies closer than this is decoded in one go instead of seeking
+MERGE_SECONDS = 1.0  # windows closer than this are decoded in one go instead of seeking
 BACK_SECONDS = (0.0, 2.0, 10.0)  # how far before the wanted second a seek aims, tried in this order
 TAIL_SECONDS = 1.0  # how much of the end is looked at to see that it is there
-MAX_RESUMED = 3  # times that reading goes on behind a damaged place
-MAX_FRUITLESS = 10_000  # packets in a row that bring nothing new before a damaged file counts as ended
-MAX_KEPT_BYTES = 32 << 20  # packets of the other track that are kept, rather than opening the file again for them
-PCM_SECONDS = 1.0  # of plain sound read at a time
-PCM_TAGS = ("sowt", "ipcm", "lpcm")  # of little-endian samples in MOV and MP4
-LOOK_AHEAD = 20  # packets: H.264 shows a picture at most 16 later than it decodes it
+MAX_RESUMED = 3  # times that reading continues after a damaged packet
+MAX_IDLE = 10_000  # packets in a row without a new frame after which a damaged file counts as ended
+MAX_CACHED_BYTES = 32 << 20  # packets of the other track that are cached, to avoid opening the file again
 MAX_SIDE = 32_766  # pixels: what OpenCV can cut from
-# Formats whose packets mostly have no time of their own. FFmpeg counts on from the last one that has, and after a seek
-# counts a frame or two too few: an MPEG program stream, where a packet ends in the middle of a picture.
-COUNTED = frozenset({"mpeg"})
-AVI_CHUNK_HEADER = 8  # bytes between the place that an index names and that of the packet
-AVI_REORDER = 2  # frames looked ahead to put the times of an AVI in order
 OPEN_SECONDS = 60.0  # limit for one read of the file system, not for decoding
-SAMPLE_RATES = (100, 768_000)  # Hz; a rate outside is a damaged number, and memory is taken by it
+SAMPLE_RATES = (100, 768_000)  # Hz; a rate outside is a damaged header
 MISSING, EMPTY = "the file does not exist", "the file is empty"
 # Formats that make FFmpeg open other files, devices or addresses: a playlist that is called .mp4 reads nothing.
 FOREIGN = frozenset(
@@ -67,26 +53,19 @@ class DecodeError(ValueError):
 
 @dataclass(frozen=True)
 class Limits:
-    """What a file may ask for; one that asks for more is refused before memory is taken for it.
+    """Limits of a file; one beyond them is refused before memory is allocated."""
 
-    Args:
-        max_pixels: of one stored picture, width x height; the default admits 8K (7680 x 4320).
-        max_seconds: that the file claims to last; the hours at which an MPEG-TS recorder began (up to 26) are in it.
-        max_bytes: of the pictures of one window.
-    """
-
-    max_pixels: int = 2**25
+    max_pixels: int = 2**25  # of one stored frame, width x height; the default admits 8K (7680 x 4320)
+    # duration by the header, which includes the start time of an MPEG-TS recording (up to 26 hours)
     max_seconds: float = 360_000.0
-    max_bytes: int = 2**31
+    max_bytes: int = 2**31  # of the frames of one window
 
 
 LIMITS = Limits()
 
 
 def file_problem(path: Path) -> str | None:
-    """Why nothing can be read at this path; None for a regular file with something in it. A pipe is not opened: that
-    would wait for somebody to write into it.
-    """
+    """Why nothing can be read at this path; None for a regular file that is not empty. Pipes are not opened."""
     try:
         found = os.stat(path)
     except FileNotFoundError:
@@ -99,33 +78,24 @@ def file_problem(path: Path) -> str | None:
 
 
 class HasRate(Protocol):
-    """A video stream, or what is remembered of one."""
+    """A video stream, or the cached facts of one."""
 
     average_rate: Fraction | None
 
 
 @dataclass(frozen=True)
 class LazyFrame:
-    """A picture whose second is known, and that is decoded when it is wanted (indexed.py).
+    """A frame at a known second that is decoded on demand (backends/indexed.py)."""
 
-    Args:
-        decode: gives it as RGB, as it is stored.
-        duration: in ticks, 0 = not known.
-        time_base: seconds of a tick.
-        rotation: degrees counterclockwise by which it is to be turned.
-        narrow: name of the kind of pixels that the file stores, if it stores fewer colours than pixels.
-    """
-
-    decode: Callable[[], av.VideoFrame]
-    duration: int
-    time_base: Fraction
-    rotation: int
-    narrow: str | None
+    decode: Callable[[], av.VideoFrame]  # as RGB, as it is stored
+    duration: int  # ticks, 0 = not known
+    time_base: Fraction  # seconds of a tick
+    rotation: int  # degrees counterclockwise to turn it upright
+    narrow: str | None  # pixel format of the file if its chroma is subsampled, else None
 
 
 class Source(Protocol):
-    """What windows are cut out of: a `Reader`, a file that was decoded before (cache.py), or one whose pictures another
-    library decodes (indexed.py)."""
+    """What windows are read from: `Reader`, `DecodedFile` (cache.py) or `IndexedReader` (backends/indexed.py)."""
 
     path: Path
     video: HasRate | None
@@ -141,14 +111,13 @@ class Source(Protocol):
 
 
 class Reader:
-    """One opened file that yields decoded frames from wanted seconds on, also when its index is broken.
+    """One opened file that yields decoded frames from a given second on, even with a broken index.
 
     Attributes:
-        video, audio: the first stream of the kind that a decoder exists for, None where there is none; cover pictures
-            of songs do not count as video.
+        video, audio: the first decodable stream of the kind or None; cover art is no video.
 
     Raises:
-        DecodeError: the file does not exist, is empty, is no media file, or asks for more than `limits`.
+        DecodeError: the file does not exist, is empty, is no media file, or exceeds `limits`.
     """
 
     def __init__(self, path: str | Path, *, limits: Limits = LIMITS) -> None:
@@ -186,57 +155,53 @@ class Reader:
         streams = [stream for stream in (self.video, self.audio) if stream is not None]
         for stream in streams:
             stream.codec_context.thread_count = 1
-        if self.video is not None:  # pictures can also grow in the middle of a file
+        if self.video is not None:  # frames can also grow in the middle of a file
             self.video.codec_context.options = {"max_pixels": str(self.limits.max_pixels)}
         self._pass = _Pass(self.container, streams, from_beginning=True)
 
     def _check_limits(self) -> None:
-        if self.video is not None and max(self.video.width, self.video.height) > MAX_SIDE:
-            raise DecodeError(
-                self.path, f"a picture of {self.video.width}x{self.video.height} is longer than {MAX_SIDE}"
-            )
-        if self.video is not None and self.video.width * self.video.height > self.limits.max_pixels:
-            raise DecodeError(
-                self.path,
-                f"a picture of {self.video.width}x{self.video.height} pixels is larger than data.max_pixels="
-                f"{self.limits.max_pixels}: raise it if the file is sound",
-            )
+        width, height = (0, 0) if self.video is None else (self.video.width, self.video.height)
         seconds = (self.container.duration or 0) / av.time_base
+        if max(width, height) > MAX_SIDE:
+            raise DecodeError(self.path, f"a frame of {width}x{height} is larger than {MAX_SIDE} on a side")
+        if width * height > self.limits.max_pixels:
+            limit = f"data.max_pixels={self.limits.max_pixels}: raise it if the file is intact"
+            raise DecodeError(self.path, f"a frame of {width}x{height} pixels is larger than {limit}")
         if seconds > self.limits.max_seconds:
-            raise DecodeError(
-                self.path,
-                f"it claims to last {seconds:.0f} seconds, more than data.max_seconds={self.limits.max_seconds:.0f}: "
-                "raise it if the file is sound",
-            )
+            limit = f"data.max_seconds={self.limits.max_seconds:.0f}: raise it if the file is intact"
+            raise DecodeError(self.path, f"it claims to last {seconds:.0f} seconds, more than {limit}")
 
     def frames_from(
         self, kind: Track, seconds: float, wanted: Sequence[float] | None = None
     ) -> Iterator[tuple[float, av.VideoFrame | av.AudioFrame]]:
-        """Decoded frames with their seconds, in rising time; the first lies at or before `seconds` unless it is the
-        first of the file.
+        """Decoded frames with their seconds, rising; the first is at or before `seconds`, or the first of the file.
 
         Both tracks can be read one after the other from the beginning without opening the file twice.
 
         Args:
-            kind: "video" or "audio", a stream that exists.
-            seconds: where to begin.
-            wanted: seconds in rising order of the pictures that will be looked at: others may be missing, except the
-                first and the last of the file. None = all.
+            kind: of a stream that exists.
+            wanted: rising seconds of the video frames that are used: others may be left out, except the first and the
+                last of the file. None = all.
         """
         stream = getattr(self, kind)
-        if kind == "audio" and self._is_plain_pcm(stream):
-            yield from self._pcm_from(stream, seconds)
+        if kind == "audio" and quirks.is_plain_pcm(self.container, stream):
+            yield from quirks.read_pcm(self.path, stream, seconds)
             return
         first = -math.inf if stream.start_time is None else float(stream.start_time * stream.time_base)
         can_begin = self._pass.from_beginning and self._pass.holds(stream)
-        must_count = self._must_count()
+        must_count = quirks.must_count(self.container, self.video)
         if first > -math.inf and seconds > first + (MERGE_SECONDS if can_begin and not must_count else 0.0):
             for back in (None,) if must_count else BACK_SECONDS:
                 try:
-                    decoded = self._begin(kind, seconds, back, wanted)
+                    if back is None:  # no seek: packets are skipped from the beginning on
+                        self._restart(stream)
+                        decoded = self._decode(getattr(self, kind), wanted, skip_to=seconds)
+                    else:
+                        self._seek(stream, seconds - back)
+                        decoded = self._decode(stream, wanted)
                 except (av.error.FFmpegError, OverflowError):
                     continue
-                # pictures before the first keyframe miss what they are built on
+                # frames before the first keyframe lack their references
                 head = next((it for it in decoded if kind == "audio" or it[1].key_frame or it[0] > seconds), None)
                 if head is not None and head[0] <= seconds + TIME_TOLERANCE:
                     yield head
@@ -245,67 +210,8 @@ class Reader:
         self._restart(getattr(self, kind))
         yield from self._decode(getattr(self, kind), wanted)
 
-    def _is_plain_pcm(self, stream: av.audio.stream.AudioStream) -> bool:
-        """Whether the sound lies in the file as it is, at places that the index names, and ticks are samples."""
-        context = stream.codec_context
-        is_pcm = context.name == "pcm_s16le" and context.codec_tag in PCM_TAGS and context.channels
-        in_mov = self.container.format.name.startswith("mov")
-        entries = stream.index_entries
-        if not (is_pcm and in_mov and stream.time_base == Fraction(1, context.sample_rate) and len(entries)):
-            return False
-        # an edit list can hide sound at both ends, which decoding leaves out
-        is_whole = not entries[0].is_discard and not entries[len(entries) - 1].is_discard
-        return is_whole and entries[0].timestamp == stream.start_time
-
-    def _pcm_from(self, stream: av.audio.stream.AudioStream, seconds: float) -> Iterator[tuple[float, av.AudioFrame]]:
-        """As `frames_from`, read without demuxer and decoder, which give 1,024 samples at a time. What follows one
-        another in the file and in time becomes one frame.
-        """
-        context, rate, entries = stream.codec_context, stream.codec_context.sample_rate, stream.index_entries
-        sample_bytes = 2 * context.channels
-        begin = min(max(seconds, entries[0].timestamp / rate), entries[len(entries) - 1].timestamp / rate)
-        number = max(0, entries.search_timestamp(math.floor(begin * rate), backward=True))
-        entry = entries[number]
-        with open(self.path, "rb", buffering=0) as file:
-            while entry is not None:
-                position, tick, size = entry.pos, entry.timestamp, 0
-                while (
-                    entry is not None
-                    and entry.pos == position + size
-                    and entry.timestamp == tick + size // sample_bytes
-                    and size < PCM_SECONDS * rate * sample_bytes
-                ):
-                    size, number = size + entry.size, number + 1
-                    entry = entries[number] if number < len(entries) else None
-                file.seek(position)
-                found = file.read(size)
-                samples = np.frombuffer(found[: len(found) // sample_bytes * sample_bytes], dtype="<i2")
-                if not len(samples):  # the file is cut
-                    return
-                frame = av.AudioFrame.from_ndarray(samples[None], format="s16", layout=context.layout)
-                frame.sample_rate, frame.time_base, frame.pts = rate, stream.time_base, tick
-                yield tick / rate, frame
-
-    def _begin(
-        self, kind: Track, seconds: float, back: float | None, wanted: Sequence[float] | None
-    ) -> Iterator[tuple[float, av.VideoFrame | av.AudioFrame]]:
-        """What decodes after a seek to `back` seconds before; None = packets are skipped from the beginning on."""
-        stream = getattr(self, kind)
-        if back is not None:
-            self._seek(stream, seconds - back)
-            return self._decode(stream, wanted)
-        self._restart(stream)
-        return self._decode(getattr(self, kind), wanted, skip_to=seconds)
-
     def end_seconds(self, kind: str) -> float | None:
-        """When the last packet of a track ends, by the packets that are there and not by what the header claims.
-
-        Args:
-            kind: "video" or "audio", a stream that exists.
-
-        Raises:
-            DecodeError: a packet is encrypted.
-        """
+        """End of the last packet of a track, whatever the header claims. Raises DecodeError: a packet is encrypted."""
         stream = getattr(self, kind)
         claimed = None
         if stream.duration is not None:
@@ -319,12 +225,12 @@ class Reader:
             except (av.error.FFmpegError, OverflowError):
                 end = -math.inf
             if end >= claimed - TAIL_SECONDS:
-                # the last packet of sound holds filling that the header rightly leaves out
+                # the last audio packet holds padding that the header rightly leaves out
                 return claimed if claimed <= end < claimed + 0.1 else end
         return max((end for _, end in self.packet_times(kind)), default=None)
 
     def packets(self, kind: Track) -> Iterator[av.Packet]:
-        """All packets of a track from its beginning, not decoded, and the empty one that ends it."""
+        """All packets of a track from its beginning, undecoded, and the empty one that ends it."""
         self._restart(getattr(self, kind))
         return self._pass.packets(getattr(self, kind))
 
@@ -346,9 +252,7 @@ class Reader:
         self.container.seek(math.floor(seconds / stream.time_base), stream=stream)
 
     def _restart(self, stream: av.stream.Stream) -> None:
-        """Open afresh unless all packets of the track are still to come or kept: a seek to the beginning loses the
-        first packet of some tracks.
-        """
+        """Reopen unless all packets are ahead or cached: seeking to 0 loses the first packet of some tracks."""
         if not (self._pass.from_beginning and self._pass.holds(stream)):
             self.container.close()
             self._open()
@@ -356,51 +260,34 @@ class Reader:
     def _decode(
         self, stream: av.stream.Stream, wanted: Sequence[float] | None, *, skip_to: float | None = None
     ) -> Iterator[tuple[float, av.VideoFrame | av.AudioFrame]]:
-        """What decodes from here on, without frames whose time does not rise.
-
-        Args:
-            skip_to: packets that are not needed for this second and what follows are not decoded.
-        """
+        """Frames from here on with rising times; packets not needed from `skip_to` on are not decoded."""
         packets = self._pass.packets(stream)
         if skip_to is not None:
-            packets = _from_keyframe(packets, skip_to)
+            packets = quirks.from_keyframe(packets, skip_to, max_bytes=MAX_CACHED_BYTES)
         if stream.type == "video":
             stream.codec_context.skip_frame = "DEFAULT"
-            if wanted is not None and self._can_leave_out(stream):
-                packets = _leave_out(packets, stream, wanted)
-        if self.container.format.name == "avi" and not self._must_count():
-            packets = _by_index(packets, stream)
+            if wanted is not None and quirks.can_skip(self.container, stream):
+                packets = quirks.skip_unwanted(packets, stream, [each + TIME_TOLERANCE for each in wanted])
+        if self.container.format.name == "avi" and not quirks.must_count(self.container, self.video):
+            packets = quirks.times_of_index(packets, stream)
         decoded = self._timed(packets, stream)
         if stream.type == "video" and self.container.format.name == "avi":
-            decoded = _sort_times(decoded)
-        latest, fruitless = -math.inf, 0
+            decoded = quirks.sort_times(decoded)
+        latest, idle = -math.inf, 0
         for seconds, frame in decoded:
             if seconds > latest:
-                latest, fruitless = seconds, 0
+                latest, idle = seconds, 0
                 yield seconds, frame
             else:
-                fruitless += 1
-                if fruitless > MAX_FRUITLESS:
+                idle += 1
+                if idle > MAX_IDLE:
                     return
-
-    def _must_count(self) -> bool:
-        """Whether times are right only from the beginning on: after a seek FFmpeg would count from a wrong one."""
-        if self.container.format.name == "avi" and self.video is not None:
-            entries = self.video.index_entries  # the clock: number by number, a few of them for an empty packet
-            return len(entries) > 0 and entries[len(entries) - 1].timestamp + 1 < self.video.frames
-        return self.container.format.name in COUNTED
-
-    def _can_leave_out(self, stream: av.stream.Stream) -> bool:
-        """Whether packets say when they are shown, and there can be pictures that no other is built on."""
-        context = stream.codec_context
-        has_times = self.container.format.name.startswith(("mov", "matroska"))
-        return has_times and context.name == "h264" and context.has_b_frames
 
     def _timed(
         self, packets: Iterator[av.Packet], stream: av.stream.Stream
     ) -> Iterator[tuple[float, av.VideoFrame | av.AudioFrame]]:
-        """Decoded frames with their seconds; damaged packets are left out."""
-        latest, fruitless = None, 0  # (seconds, frame)
+        """Decoded frames with their seconds; damaged packets are skipped."""
+        latest, idle = None, 0  # (seconds, frame)
         for packet in packets:
             try:
                 decoded = packet.decode()
@@ -416,82 +303,13 @@ class Reader:
                         seconds = float(frame.dts * frame.time_base)
                 latest = (seconds, frame)
                 yield latest
-            fruitless = 0 if decoded else fruitless + 1
-            if fruitless > MAX_FRUITLESS:
+            idle = 0 if decoded else idle + 1
+            if idle > MAX_IDLE:
                 return
 
 
-def _leave_out(
-    packets: Iterator[av.Packet], stream: av.video.stream.VideoStream, wanted: Sequence[float]
-) -> Iterator[av.Packet]:
-    """The same packets; before each, the decoder is told whether it may leave out its picture, which it then does if no
-    other picture is built on it.
-
-    A picture is shown until the next one is. Packets come in the order of decoding, so the next one is known only some
-    packets later.
-    """
-    ticks_per_second = 1 / float(stream.time_base)
-    wanted_ticks = [(seconds + TIME_TOLERANCE) * ticks_per_second for seconds in wanted]
-    shown: list[int] = []  # ticks, rising, of what has been decoded or stands ahead
-    ahead: collections.deque[av.Packet] = collections.deque()
-    ended = False
-    while True:
-        while not ended and len(ahead) < LOOK_AHEAD:
-            packet = next(packets, None)
-            if packet is None:
-                ended = True
-                break
-            ahead.append(packet)
-            if packet.pts is not None:
-                bisect.insort(shown, packet.pts)
-        if not ahead:
-            return
-        packet = ahead.popleft()
-        stream.codec_context.skip_frame = "DEFAULT"
-        if packet.pts is not None:
-            following = bisect.bisect_right(shown, packet.pts)
-            place = bisect.bisect_left(wanted_ticks, packet.pts)  # first wanted second not before this picture
-            is_edge = following == len(shown) or shown[0] == packet.pts
-            if not is_edge and (place == len(wanted_ticks) or wanted_ticks[place] >= shown[following]):
-                stream.codec_context.skip_frame = "NONREF"
-        yield packet
-
-
-def _by_index(packets: Iterator[av.Packet], stream: av.stream.Stream) -> Iterator[av.Packet]:
-    """The packets of an AVI with the times of its index. FFmpeg counts them from where it began to read, so that each
-    one that it loses in a damaged place moves all that follow, and picture and sound apart.
-    """
-    entries = stream.index_entries
-    for packet in packets:
-        if packet.pos is not None and packet.dts is not None and len(entries):
-            place = bisect.bisect_left(entries, packet.pos - AVI_CHUNK_HEADER, key=lambda entry: entry.pos)
-            entry = entries[min(place, len(entries) - 1)]
-            if entry.pos == packet.pos - AVI_CHUNK_HEADER and entry.timestamp != packet.dts:
-                packet.pts = None if packet.pts is None else packet.pts + entry.timestamp - packet.dts
-                packet.dts = entry.timestamp
-        yield packet
-
-
-def _from_keyframe(packets: Iterator[av.Packet], seconds: float) -> Iterator[av.Packet]:
-    """The packets from the last keyframe at or before a second on, without a seek."""
-    kept: list[av.Packet] = []
-    latest, num_bytes = -math.inf, 0
-    for packet in packets:
-        shown = -math.inf if packet.pts is None else float(packet.pts * packet.time_base)
-        if packet.is_keyframe and latest < shown <= seconds:
-            kept, latest, num_bytes = [], shown, 0
-        kept.append(packet)
-        num_bytes += packet.size
-        is_behind = packet.dts is not None and float(packet.dts * packet.time_base) > seconds
-        if is_behind or num_bytes > MAX_KEPT_BYTES:
-            break
-    yield from kept
-    yield from packets
-
-
 class _Pass:
-    """One run through the packets of a file from some place on. While one track is read, the packets of the other are
-    kept, as long as they are few."""
+    """One pass over the packets of a file. While one track is read, packets of the other are cached, within a limit."""
 
     def __init__(
         self, container: av.container.InputContainer, streams: Sequence[av.stream.Stream], *, from_beginning: bool
@@ -500,31 +318,31 @@ class _Pass:
         for stream in container.streams:  # nothing is read for the others
             stream.discard = av.stream.Discard.default if stream in streams else av.stream.Discard.all
         self._packets = _demux(container, streams)
-        self._kept: dict[int, collections.deque[av.Packet]] = {each.index: collections.deque() for each in streams}
+        self._cached: dict[int, collections.deque[av.Packet]] = {each.index: collections.deque() for each in streams}
         self._num_bytes = 0
 
     def holds(self, stream: av.stream.Stream) -> bool:
-        """Whether `packets` can give all packets of the track from where the pass began."""
-        return stream.index in self._kept
+        """Whether `packets` can yield all packets of the track from the start of the pass."""
+        return stream.index in self._cached
 
     def packets(self, stream: av.stream.Stream) -> Iterator[av.Packet]:
         """Packets of one track and the empty one that ends it."""
-        kept = self._kept.pop(stream.index)
-        while kept:
-            yield kept.popleft()
+        cached = self._cached.pop(stream.index)
+        while cached:
+            yield cached.popleft()
         for packet in self._packets:
             index = packet.stream.index  # stream_index is 0 in the packets that end the tracks
             if index == stream.index:
                 yield packet
-            elif index in self._kept:
-                self._kept[index].append(packet)
+            elif index in self._cached:
+                self._cached[index].append(packet)
                 self._num_bytes += packet.size
-                if self._num_bytes > MAX_KEPT_BYTES:
-                    self._kept.clear()
+                if self._num_bytes > MAX_CACHED_BYTES:
+                    self._cached.clear()
 
 
 def frame_duration(frame: av.VideoFrame | LazyFrame | av.AudioFrame, stream: HasRate) -> float:
-    """How long a decoded frame lasts in seconds, from the average rate of the stream if it does not say itself."""
+    """Duration of a decoded frame in seconds, by the average rate of the stream if the frame has none."""
     if isinstance(frame, av.AudioFrame):
         return frame.samples / frame.sample_rate
     if frame.duration:
@@ -532,51 +350,18 @@ def frame_duration(frame: av.VideoFrame | LazyFrame | av.AudioFrame, stream: Has
     return float(1 / stream.average_rate) if stream.average_rate else 1 / 25
 
 
-def to_mono(*frames: av.AudioFrame) -> np.ndarray:
-    """Decoded sound that follows one another, of one format -> (n,) float32: the plain mean of its channels, full scale
-    = 1.
-    """
-    values = np.concatenate([frame.to_ndarray() for frame in frames], axis=1)  # (channels, n), or (1, n * channels)
-    num_channels = frames[0].layout.nb_channels
-    if not frames[0].format.is_planar:
-        values = values.reshape(-1, num_channels).T
-    kind, itemsize = values.dtype.kind, values.dtype.itemsize
-    scale = np.float32({"i": 2.0 ** (1 - 8 * itemsize), "u": 1 / 128}.get(kind, 1.0))
-    mono = values[0] * scale if num_channels == 1 else (values.mean(axis=0, dtype=np.float64) * scale)  # (n,)
-    mono = mono.astype(np.float32, copy=False)
-    if kind == "f":
-        return np.nan_to_num(mono, copy=False, posinf=1.0, neginf=-1.0)  # only damaged sound has such values
-    return mono - 1 if kind == "u" else mono
-
-
 def is_cover(stream: av.stream.Stream) -> bool:
-    """Whether a video stream is only the cover picture of a song."""
+    """Whether a video stream is only cover art."""
     return av.stream.Disposition.attached_pic in stream.disposition
 
 
 def error_text(error: Exception) -> str:
-    """What went wrong in FFmpeg's words."""
+    """FFmpeg's message of an error."""
     return getattr(error, "strerror", None) or str(error)
 
 
-def _sort_times(decoded: Iterator[tuple[float, av.VideoFrame]]) -> Iterator[tuple[float, av.VideoFrame]]:
-    """Give frames, which come in the order of display, their times in rising order.
-
-    AVI stores no times of display: FFmpeg guesses them from the order of decoding, and swaps some when two B-frames
-    follow each other (1, 2, 4, 3, 5, 7, 6).
-    """
-    frames, times = collections.deque(), []
-    for seconds, frame in decoded:
-        frames.append(frame)
-        heapq.heappush(times, seconds)
-        if len(frames) > AVI_REORDER:
-            yield heapq.heappop(times), frames.popleft()
-    while frames:
-        yield heapq.heappop(times), frames.popleft()
-
-
 def _demux(container: av.container.InputContainer, streams: Sequence[av.stream.Stream]) -> Iterator[av.Packet]:
-    """Packets of the streams and an empty one that ends each; a damaged place is stepped over a few times."""
+    """Packets of the streams and an empty one that ends each; damaged packets are skipped a few times."""
     for _ in range(MAX_RESUMED):
         try:
             yield from container.demux(*streams)
@@ -590,7 +375,7 @@ def _first_decodable(streams: Sequence[av.stream.Stream]) -> av.stream.Stream | 
 
 
 def _input_formats() -> str:
-    """Names of the formats that are read, in FFmpeg's notation."""
+    """FFmpeg's names of the formats that are read."""
     names = set()
     for name in av.formats_available:
         try:

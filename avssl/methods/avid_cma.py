@@ -1,32 +1,33 @@
 """AVID-CMA: AVID with positives expanded by cross-modal agreement (Morgado, Vasconcelos, Misra; CVPR 2021).
 
-Videos that resemble each other in picture AND in sound become each other's positives for a discrimination within
-each modality, which AVID alone lacks. Until the first sets are mined it is AVID.
+Videos that resemble each other in video AND in audio become each other's positives for a discrimination within each
+modality, which AVID alone lacks. Until the first sets are mined it is AVID.
 """
 
-from dataclasses import dataclass
+import functools
 
 import torch
+from pydantic import Field
 from torch import Tensor, nn
 
 from avssl import distributed
+from avssl.config import Count, NotNegative
 from avssl.methods.avid import AVID, AVIDOptions, Term
-from avssl.mining.agreement import RULES, Rule, minable, mine_agreement, overlap
+from avssl.mining.agreement import Rule, minable, mine_agreement, overlap
 from avssl.objectives.positives import in_set
 from avssl.structs import Embedded, Instances
 
 
-@dataclass
 class AVIDCMAOptions(AVIDOptions):
     """Defaults: the released InstX-N1024-PosW-N64-Top32 recipe, started from an AVID checkpoint (model.init)."""
 
-    num_negatives_within: int | None = 64
-    positives_within: float = 1.0  # weight of picture against its set's pictures and sound against its set's sounds
-    positives_cross: float = 0.0  # weight of picture against its set's sounds and sound against its set's pictures
+    num_negatives_within: Count | None = 64
+    positives_within: NotNegative = 1.0  # weight of a clip against its set within each modality
+    positives_cross: NotNegative = 0.0  # weight of a clip's video against its set's audio, and the reverse
     num_positives: int = 32  # size of a set
-    rule: str = "consensus"  # consensus | union (clips with picture and sound) | video | audio (clips with that side)
-    mine_from_epoch: int = 0  # AVID alone before
-    mine_every: int = 5  # epochs between two minings; 0 = mine once
+    rule: Rule = "consensus"  # consensus and union: of clips with both modalities; video, audio: with that one
+    mine_from_epoch: int = Field(0, ge=0)  # AVID alone before
+    mine_every: int = Field(5, ge=0)  # epochs between two minings; 0 = mine once
 
 
 class AVIDCMA(AVID):
@@ -34,10 +35,11 @@ class AVIDCMA(AVID):
 
     Differs from AVID-CMA: negatives contain neither the instance nor its set (there, the instance can be among them);
     self is left out of a set by id, not by rank; `within` scores within the modality (there it stores cross-modal
-    scores and is always 0); rows without a set (they lack a side that the rule looks at) drop out of the set's terms,
-    and so does a member that lacks the side a term compares with.
+    scores and is always 0); rows without a set (they lack a modality that the rule looks at) drop out of the set's
+    terms, and so does a member that lacks the modality a term compares with.
     """
 
+    Options = AVIDCMAOptions
     options: AVIDCMAOptions
     sets: Tensor
     set_scores: Tensor
@@ -49,68 +51,36 @@ class AVIDCMA(AVID):
         self._mined: bool | None = None
         self.register_load_state_dict_post_hook(AVIDCMA._ask_sets_again)
 
-    def check_clips(self, instances: Instances) -> None:
-        """Raise ValueError unless there are sets to mine, and negatives beside them."""
-        options = self.options
-        if options.rule not in RULES:
-            raise ValueError(f"method.rule={options.rule}: expected one of {', '.join(RULES)}")
-        num_usable = int(minable(**instances.usable, rule=options.rule).sum())
-        sides = {"video": "pictures", "audio": "sound"}.get(options.rule, "both picture and sound")
-        if num_usable == 0:
-            others = [rule for rule in ("video", "audio") if instances.usable[rule].any()]
-            raise ValueError(
-                f"no clip of this split has {sides}, which method.rule={options.rule} mines: check the manifest's "
-                "summary (status, has_audio) and data.split"
-                + (f", or mine one side alone with method.rule={others[0]} and method.within=1" if others else "")
-            )
-        if not 1 <= options.num_positives <= num_usable - 2:
-            raise ValueError(
-                f"method.num_positives={options.num_positives}, but {num_usable} usable clips have {sides}: expected 1 "
-                f"to {num_usable - 2}, so that each clip has negatives too; lower it or train on more clips"
-            )
-        if options.mine_from_epoch > 0 and not (options.cross or options.within):
-            raise ValueError(
-                f"method.cross=0 and method.within=0 leave nothing to learn from before sets are mined in epoch "
-                f"{options.mine_from_epoch}: set one of them to 1, or method.mine_from_epoch=0"
-            )
-        if not options.positives_within:  # sets within one side train clips without pairs, all else of AVID needs them
-            super().check_clips(instances)
+    def terms(self, video: Embedded, audio: Embedded, ids: Tensor) -> list[Term]:
+        terms = super().terms(video, audio, ids)
+        if not self.mined:
+            return terms
+        cross, within = self.options.positives_cross / 2, self.options.positives_within / 2
+        few, members, rule = (
+            self.options.num_negatives_within,
+            self.sets[ids],
+            functools.partial(in_set, sets=self.sets),
+        )
+        return [
+            *terms,
+            Term("pos_v2a", cross, video, "audio", members, None, rule),
+            Term("pos_a2v", cross, audio, "video", members, None, rule),
+            Term("pos_v2v", within, video, "video", members, few, rule),
+            Term("pos_a2a", within, audio, "audio", members, few, rule),
+        ]
+
+    def avoid(self, ids: Tensor) -> Tensor:
+        return torch.cat([ids[:, None], self.sets[ids]], dim=1)
 
     @property
     def mined(self) -> bool:
-        """Asked of the sets once after they changed: on a GPU the host has to wait for the answer."""
+        """Asked of the sets once after they changed: on a GPU each time is a host sync."""
         if self._mined is None:
             self._mined = bool((self.sets >= 0).any())
         return self._mined
 
     def _ask_sets_again(self, incompatible: object) -> None:
         self._mined = None
-
-    def avoid(self, ids: Tensor) -> Tensor:
-        return torch.cat([ids[:, None], self.sets[ids]], dim=1)
-
-    def terms(self, video: Embedded, audio: Embedded, ids: Tensor, negative_ids: dict[str, Tensor]) -> dict[str, Term]:
-        terms = super().terms(video, audio, ids, negative_ids)
-        return terms | self.set_terms(video, audio, ids, negative_ids) if self.mined else terms
-
-    def set_terms(
-        self, video: Embedded, audio: Embedded, ids: Tensor, negative_ids: dict[str, Tensor]
-    ) -> dict[str, Term]:
-        """Queries against the memories of their sets."""
-        options = self.options
-        directions = {  # name: weight, query, bank, number of negatives
-            "pos_v2a": (options.positives_cross, video, "audio", None),
-            "pos_a2v": (options.positives_cross, audio, "video", None),
-            "pos_v2v": (options.positives_within, video, "video", options.num_negatives_within),
-            "pos_a2a": (options.positives_within, audio, "audio", options.num_negatives_within),
-        }
-        terms = {}
-        for name, (weight, query, view, num_columns) in directions.items():
-            if weight:
-                negatives = negative_ids[view][:, :num_columns]
-                columns = self.banks[view].lookup(torch.cat([self.sets[ids], negatives], dim=1))  # (B, P + K, D)
-                terms[name] = Term(weight / 2, query, columns, in_set(query, columns, self.sets))
-        return terms
 
     def on_epoch(self, epoch: int) -> dict[str, float]:
         since = epoch - self.options.mine_from_epoch
@@ -120,10 +90,10 @@ class AVIDCMA(AVID):
     @torch.no_grad()
     def mine(self) -> dict[str, float]:
         """Refresh the sets from the banks: rank 0 searches, every rank gets its sets."""
-        rule: Rule = self.options.rule  # checked at construction
+        rule = self.options.rule
         ids, score, exact = self.sets, self.set_scores, torch.zeros((), device=self.sets.device)
         if distributed.is_main():
-            valid = minable(**{view: bank.valid for view, bank in self.banks.items()}, rule=rule)
+            valid = minable(**{modality: bank.valid for modality, bank in self.banks.items()}, rule=rule)
             found = mine_agreement(
                 self.banks["video"].z,
                 self.banks["audio"].z,
@@ -146,3 +116,28 @@ class AVIDCMA(AVID):
 
     def agreement_sets(self) -> dict[str, Tensor]:
         return {"mining": self.sets}
+
+    def check_clips(self, instances: Instances) -> None:
+        """Raise ValueError unless there are sets to mine, and negatives beside them."""
+        options = self.options
+        num_usable = int(minable(**instances.usable, rule=options.rule).sum())
+        needed = options.rule if options.rule in ("video", "audio") else "both video and audio"
+        if num_usable == 0:
+            others = [rule for rule in ("video", "audio") if instances.usable[rule].any()]
+            raise ValueError(
+                f"no clip of this split has {needed}, which method.rule={options.rule} mines: check the manifest's "
+                "summary (status, has_audio) and data.split"
+                + (f", or mine one modality alone with method.rule={others[0]} and method.within=1" if others else "")
+            )
+        if not 1 <= options.num_positives <= num_usable - 2:
+            raise ValueError(
+                f"method.num_positives={options.num_positives}, but {num_usable} usable clips have {needed}: expected "
+                f"1 to {num_usable - 2}, so that each clip has negatives too; lower it or train on more clips"
+            )
+        if options.mine_from_epoch > 0 and not (options.cross or options.within):
+            raise ValueError(
+                f"method.cross=0 and method.within=0 leave nothing to learn from before sets are mined in epoch "
+                f"{options.mine_from_epoch}: set one of them to 1, or method.mine_from_epoch=0"
+            )
+        if not options.positives_within:  # such sets train clips without pairs, all else needs pairs
+            super().check_clips(instances)

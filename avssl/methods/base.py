@@ -1,170 +1,269 @@
 """What every method has in common: views, encoders, and the three calls that the training loop makes.
 
-A method writes `loss`; where state moves it also writes `after_step` and `on_epoch`. It is pure otherwise: `loss`
-changes no buffer, and called twice it returns the same value.
+A method writes `loss`; where state moves it also writes `after_step` and `on_epoch`.
 """
 
-import math
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any, ClassVar
+import contextlib
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from avssl.data.sampling import ONE_CLIP, Clips, Patches
-from avssl.models.heads import ProjectionHead
+from avssl.config import Count, Options
+from avssl.models.heads import MLP, mlp
+from avssl.models.momentum import MomentumCopy, cosine_momentum
 from avssl.structs import Batch, Embedded, Instances, Progress, Step
-from avssl.transforms.views import view_of
+from avssl.transforms.views import View
 
 
-@dataclass
-class HeadOptions:
+class HeadOptions(Options):
     """Options of every method that contrasts the outputs of projection heads."""
 
-    embedding_dim: int = 128
-    hidden_dim: int = 512
-    head_batch_norm: bool = False  # normalise the heads' outputs over the batch: what keeps small sets from collapsing
+    embedding_dim: Count = 128
+    hidden_dim: Count = 512
+    head_batch_norm: bool = False  # normalize the heads' outputs over the batch: what keeps small sets from collapsing
 
 
 def build_heads(encoders: nn.ModuleDict, options: HeadOptions, modalities: Sequence[str]) -> nn.ModuleDict:
-    """One projection head for the encoder of each modality, by the same name."""
+    """One projection head of three layers for the encoder of each modality, by the same name."""
+    hidden, norm = options.hidden_dim, "out" if options.head_batch_norm else "none"
     return nn.ModuleDict(
         {
-            modality: ProjectionHead(
-                encoders[modality].dim,
-                hidden_dim=options.hidden_dim,
-                out_dim=options.embedding_dim,
-                batch_norm=options.head_batch_norm,
-            )
+            modality: mlp([encoders[modality].dim, hidden, hidden, options.embedding_dim], norm=norm)
             for modality in modalities
         }
     )
 
 
-def check_temperature(value: float, *, name: str = "temperature") -> None:
-    """Raise ValueError unless cosines may be divided by it."""
-    if not 0 < value < math.inf:
-        raise ValueError(f"method.{name}={value}: expected a positive number, such as 0.1")
-
-
-def encode_each(network: nn.Module, x: Tensor) -> Tensor:
-    """A network's output for every clip of x (..., 3, T, H, W) or every spectrogram of x (B, 1, S, F) -> (..., dim)."""
+def encode_each(network: nn.Module, x: Tensor, stage: str | None = None) -> Tensor:
+    """A network's output, or its map of a stage, for every clip of x (..., 3, T, H, W) or spectrogram of x
+    (B, 1, S, F) -> (..., dim).
+    """
     lead = x.shape[:-4] or x.shape[:1]
-    return network(x.flatten(0, len(lead) - 1)).unflatten(0, lead)
+    flat = x.flatten(0, len(lead) - 1)
+    out = network(flat) if stage is None else network.forward_features(flat)[stage]
+    return out.unflatten(0, lead)
+
+
+class Encode:
+    """The encoders on one batch, for one forward: `encode(view)` is made when first asked, and kept.
+
+    Gradients are recorded whatever the caller's mode, so that methods in one run may share an output. Statistics of
+    BatchNorm move with those views alone that the exported encoders will see (recipe, frames and size as configured),
+    where there are any.
+
+    Args:
+        encoders: {modality: network}.
+        views: all that the batch holds.
+        batch: as the encoders take it.
+    """
+
+    def __init__(self, encoders: nn.ModuleDict, views: Sequence[View], batch: Batch) -> None:
+        self._encoders, self._batch = encoders, batch
+        self._views = {view.name: view for view in views}
+        self._cached: dict[tuple[str, ...], tuple[Tensor, ...]] = {}
+        self.asked: set[str] = set()
+
+    def __call__(self, view: str, *, stage: str | None = None, x: Tensor | None = None) -> Tensor:
+        """Encoder output of a view: (B, dim); of several clips in each row, (B, ..., dim).
+
+        Args:
+            view: its name.
+            stage: a map of the encoder instead of its output; not kept.
+            x: pixels or spectrograms instead of the batch's, in the same layout; not kept.
+        """
+        if stage is None and x is None:
+            return self.together([view])[0]
+        self.asked.add(view)
+        return self._pass([view], self._input(view) if x is None else x, stage)
+
+    def together(self, views: Sequence[str]) -> tuple[Tensor, ...]:
+        """Outputs of views of equal shape that pass as one batch, for BatchNorm over all of them; kept as a group."""
+        group = tuple(views)
+        self.asked |= set(group)
+        if group not in self._cached:
+            inputs = [self._input(view) for view in group]
+            out = self._pass(group, inputs[0] if len(inputs) == 1 else torch.cat(inputs), None)
+            with torch.enable_grad():
+                self._cached[group] = out.chunk(len(group))
+        return self._cached[group]
+
+    @torch.no_grad()
+    def through(self, network: nn.Module, view: str) -> Tensor:
+        """A view's output of another network, such as a momentum copy: (B, ..., dim), without gradient; not kept."""
+        self.asked.add(view)
+        return encode_each(network, self._input(view))
+
+    def _input(self, view: str) -> Tensor:
+        if view not in self._views:
+            raise ValueError(f"view {view} is asked for, but the method declares {', '.join(self._views)}")
+        return getattr(self._batch, self._views[view].modality)[view]
+
+    def _pass(self, views: Sequence[str], x: Tensor, stage: str | None) -> Tensor:
+        encoder = self._encoders[self._views[views[0]].modality]
+        with torch.enable_grad(), self.statistics(encoder, views):
+            return encode_each(encoder, x, stage)
+
+    def statistics(self, network: nn.Module, views: Sequence[str]) -> contextlib.AbstractContextManager[None]:
+        """Inside, running statistics of BatchNorm in `network` move only if one of these views may move them."""
+        return statistics_of(network, views, self._views)
+
+
+def statistics_of(
+    network: nn.Module, views: Sequence[str], among: Mapping[str, View]
+) -> contextlib.AbstractContextManager[None]:
+    """As `Encode.statistics`, where the network sees the views `among` which these are."""
+    modality = among[views[0]].modality
+    exported = {name for name, view in among.items() if view.modality == modality and _is_exported(view)}
+    moves = bool(exported & set(views)) or not exported
+    return contextlib.nullcontext() if moves else _still_statistics(network)
+
+
+def _is_exported(view: View) -> bool:
+    """Whether the exported encoder will see clips like those of the view."""
+    reshaped = {"num_frames", "size", "audio_seconds"} & {name for name, _ in view.changes}
+    return view.recipe == view.modality and not reshaped
+
+
+@contextlib.contextmanager
+def _still_statistics(network: nn.Module) -> Iterator[None]:
+    """BatchNorm normalizes over the batch as ever, but its running statistics stand still."""
+    norms = [module for module in network.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
+    tracking = [norm for norm in norms if norm.training and norm.track_running_stats]
+    for norm in tracking:
+        norm.track_running_stats = False
+    try:
+        yield
+    finally:
+        for norm in tracking:
+            norm.track_running_stats = True
 
 
 class Method(nn.Module):
     """Base class.
 
     A class says which `modalities` it needs an encoder for (`needs`, where that depends on the options), and whether it
-    is `supervised`. An object says what it wants of each sample: `views`, and with several clips or tracked patches of
-    one video `clips` and `patches`; which `encoded` views go through the encoders: all, unless it says otherwise; and
-    whether parameters of it may rest (`rests`): on all ranks they then get no gradient in the same steps, not a zero,
-    at which Adam would count on.
+    is `supervised`. An object says what it wants of each sample, `views`, and whether parameters of it may go without a
+    gradient on all ranks in the same steps (`find_unused_parameters`).
 
     Args:
+        options: of the class's `Options`.
         encoders: {modality: ...}, each with `.dim`; what is exported after training.
+        instances: the rows of the manifest.
         seed: of the run; keys everything that `loss` draws.
     """
 
+    Options: ClassVar[type[Options]] = HeadOptions
     modalities: ClassVar[tuple[str, ...]] = ("video", "audio")
-    supervised: ClassVar[bool] = False  # it is trained on the labelled clips, and their classes
-    views: tuple[str, ...] = ()
-    clips: Clips = ONE_CLIP
-    patches: Patches | None = None
-    rests: bool = False
+    supervised: ClassVar[bool] = False  # it is trained on the labeled clips, and their classes
+    views: tuple[View, ...] = ()
+    find_unused_parameters: bool = False
 
-    def __init__(self, encoders: nn.ModuleDict, *, seed: int) -> None:
+    def __init__(self, options: Any, encoders: nn.ModuleDict, *, instances: Instances, seed: int) -> None:
         super().__init__()
+        self.options = options
         self.encoders = encoders
+        self.heads = nn.ModuleDict()
         self.seed = seed
+        self.target: MomentumCopy | None = None
 
     @classmethod
     def needs(cls, options: Any) -> tuple[str, ...]:
         """Modalities that a method with these options needs an encoder for."""
         return cls.modalities
 
-    @property
-    def encoded(self) -> tuple[str, ...]:
-        return self.views
-
-    def encode(self, batch: Batch) -> dict[str, Tensor]:
-        """Trunk outputs {view: (B, ..., dim)}, each view once, and what the method encodes besides."""
-        return self.encode_views(batch, self.encoded) | self.encode_keys(batch)
-
-    def encode_views(self, batch: Batch, views: Sequence[str]) -> dict[str, Tensor]:
-        """Trunk outputs {view: (B, ..., dim)}; of patches (B, T, N, 3, 1, P, P) one per patch."""
-        features = {}
-        for view in views:
-            modality = view_of(view).modality
-            features[view] = encode_each(self.encoders[modality], getattr(batch, modality)[view])
-        return features
-
-    def encode_keys(self, batch: Batch) -> dict[str, Tensor]:
-        """Outputs of a method's own networks, by names that are no views; none, unless it has a momentum copy."""
-        return {}
-
     def head(self, modality: str) -> nn.Module | None:
         """The head whose output stands for a clip after training; None where there is none."""
-        return self.heads[modality]
+        return dict(self.heads.items()).get(modality)
 
-    def loss(self, features: dict[str, Tensor], batch: Batch, progress: Progress) -> Step:
-        """The method's loss on this rank's rows; pure."""
+    def describe_heads(self) -> dict[str, dict[str, Any]]:
+        """{modality: {prefix, arguments}} of the heads in the state_dict, so that they can be built without the method.
+        Heads of a kind that `mlp` does not build are left out.
+        """
+        names = {id(module): f"{name}." for name, module in self.named_modules()}
+        heads = {modality: self.head(modality) for modality in self.encoders}
+        return {
+            modality: {"prefix": names[id(head)], "arguments": head.arguments}
+            for modality, head in heads.items()
+            if isinstance(head, MLP)
+        }
+
+    def loss(self, encode: Encode, batch: Batch, progress: Progress) -> Step:
+        """The method's loss on this rank's rows: changes no buffer, and called twice it returns the same value."""
         raise TypeError(f"{type(self).__name__} defines no loss")
 
     def forward(self, batch: Batch, progress: Progress) -> Step:
-        return self.loss(self.encode(batch), batch, progress)
+        encode = Encode(self.encoders, self.views, batch)
+        step = self.loss(encode, batch, progress)
+        check_asked(self, encode.asked)
+        return step
+
+    def modality_of(self, view: str) -> Literal["video", "audio"]:
+        return next(each.modality for each in self.views if each.name == view)
+
+    def present(self, batch: Batch, modality: str) -> Tensor:
+        """(B,) bool: rows that could be read and have the modality."""
+        return (batch.ids >= 0) & (batch.has_audio if modality == "audio" else batch.has_video)
 
     def embed(self, view: str, raw: Tensor, batch: Batch) -> Embedded:
-        """Unit vectors of one view out of a head's output (B, D); clips without that side become empty places."""
-        present = batch.has_audio if view_of(view).modality == "audio" else batch.has_video
-        ids = batch.ids.masked_fill(~present, -1)
+        """Unit vectors of one view out of a head's output (B, D); rows without its modality are masked (id -1)."""
+        ids = batch.ids.masked_fill(~self.present(batch, self.modality_of(view)), -1)
+        number = [each.name for each in self.views].index(view)
         return Embedded(
-            z=F.normalize(raw.float(), dim=1),
-            ids=ids,
-            view=torch.full_like(ids, self.views.index(view)),
-            start=batch.start[view],
+            z=F.normalize(raw.float(), dim=1), ids=ids, view=torch.full_like(ids, number), start=batch.start[view]
         )
 
-    @staticmethod
-    def check_pairs(instances: Instances) -> None:
-        """Raise ValueError unless some clip has both picture and sound."""
-        if not instances.paired.any():
-            raise ValueError(
-                "no clip of this split has both picture and sound, and the method learns from their pairing: check the "
-                "manifest's summary (status, has_audio) and data.split, or learn within one side with method.name=avid "
-                "and method.within=1"
-            )
+    def project(self, encode: Encode, view: str) -> Tensor:
+        """The head's output for a view (B, D); running statistics of BatchNorm move as those of the encoder do."""
+        head = self.heads[self.modality_of(view)]
+        features = encode(view)
+        with encode.statistics(head, [view]):
+            return head(features)
 
-    @staticmethod
-    def check_pictures(instances: Instances) -> None:
-        """Raise ValueError unless at least two clips have pictures, to be told apart."""
-        num_usable = int(instances.usable["video"].sum())
-        if num_usable < 2:
-            raise ValueError(
-                f"this split has {num_usable} usable clips with pictures, and a video is told apart from others: train "
-                "on at least 2 (the manifest's columns split, status and has_video say which are usable)"
-            )
+    def follow(
+        self, networks: Mapping[str, nn.Module], *, momentum: float, schedule: Literal["constant", "cosine"]
+    ) -> None:
+        """Keep a momentum copy of networks as `target`; it moves after every step.
 
-    def after_step(self, step: Step) -> None:
-        """Move state with what the step left in its memo; once per optimiser step."""
-
-    def restart_copy(self) -> None:
-        """Make a momentum copy equal to the networks that it follows, where there is one: their weights were replaced
-        by those of another run.
+        Args:
+            networks: by name.
+            momentum: weight of the old value, in [0, 1].
+            schedule: cosine = it rises to 1 over the run.
         """
+        self.target = MomentumCopy(networks)
+        self._followed, self._momentum, self._schedule = dict(networks), momentum, schedule
+
+    def encode_target(self, encode: Encode, view: str) -> Tensor:
+        """Output of the momentum copy's encoder for a view: (B, ..., dim), without gradient."""
+        return encode.through(self.target[self.modality_of(view)], view)
+
+    def after_step(self, step: Step, progress: Progress) -> None:
+        """Move state with what the step left in its memo; once per optimizer step."""
+        if self.target is not None:
+            done = progress.step / progress.num_steps
+            momentum = cosine_momentum(self._momentum, done) if self._schedule == "cosine" else self._momentum
+            self.target.ema_update(self._followed, momentum=momentum)
+
+    def reset_target(self) -> None:
+        """Make the momentum copy equal to the networks that it follows: their weights were replaced."""
+        if self.target is not None:
+            self.target.reset(self._followed)
 
     def on_epoch(self, epoch: int) -> dict[str, float]:
-        """Called before the first step of every epoch; same result on every rank. Returns figures for the log."""
+        """Called before the first step of every epoch; same result on every rank. Returns metrics for the log."""
         return {}
 
     def agreement_sets(self) -> dict[str, Tensor]:
-        """Mined sets (N, k) of each row, -1 = empty, by what the names of their figures from `on_epoch` begin with;
+        """Mined sets (N, k) of each row, -1 = empty, by what the names of their metrics from `on_epoch` begin with;
         none, unless the method mines. Asked by those who know labels, which a method does not.
         """
+        return {}
+
+    def lr_scales(self) -> dict[str, float | Literal["constant"]]:
+        """{parameter prefix: factor of the learning rate, or "constant" = without the schedule}."""
         return {}
 
     def generator(self, progress: Progress) -> torch.Generator:
@@ -173,3 +272,33 @@ class Method(nn.Module):
         """
         key = np.random.SeedSequence((self.seed, progress.step, progress.part)).generate_state(1, np.uint64)[0]
         return torch.Generator().manual_seed(int(key >> np.uint64(1)))
+
+
+def check_asked(method: Method, asked: Collection[str]) -> None:
+    """Raise RuntimeError unless a loss has encoded every view that its method declares: DDP waits for gradients."""
+    forgotten = [view.name for view in method.views if view.name not in asked]
+    if forgotten and not method.find_unused_parameters:
+        raise RuntimeError(
+            f"{type(method).__name__} declares the views {', '.join(forgotten)} and never encodes them: leave them out "
+            "of `views`, or set find_unused_parameters"
+        )
+
+
+def check_pairs(instances: Instances) -> None:
+    """Raise ValueError unless some clip has both video and audio."""
+    if not instances.paired.any():
+        raise ValueError(
+            "no clip of this split has both video and audio, and the method learns from their pairing: check the "
+            "manifest's summary (status, has_audio) and data.split, or learn within one modality with method.name=avid "
+            "and method.within=1"
+        )
+
+
+def check_videos(instances: Instances, *, least: int = 2) -> None:
+    """Raise ValueError unless enough clips have frames: two, to be told apart from one another."""
+    num_usable = int(instances.usable["video"].sum())
+    if num_usable < least:
+        raise ValueError(
+            f"this split has {num_usable} usable clips with video: train on at least {least} (the manifest's "
+            "columns split, status and has_video say which are usable)"
+        )

@@ -3,24 +3,26 @@
 With random weights to start from this is plain supervised training, the baseline of every fine-tuning.
 """
 
-from dataclasses import dataclass
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
+from pydantic import Field
 from torch import Tensor, nn
 
 from avssl import distributed
-from avssl.methods.base import Method
+from avssl.config import Options, Share
+from avssl.methods.base import Encode, Method
 from avssl.models.heads import Classifier
 from avssl.objectives.contrast import mean_over_rows
 from avssl.structs import Batch, Instances, Progress, Step
+from avssl.transforms.views import View
 
 
-@dataclass
-class FinetuneOptions:
-    modality: str = "video"  # video | audio: the encoder that is tuned
-    dropout: float = 0.5  # of the encoder's output, before the classifier
-    warmup_epochs: int = 5  # epochs that train the classifier alone
+class FinetuneOptions(Options):
+    modality: Literal["video", "audio"] = "video"  # the encoder that is tuned
+    dropout: Share = 0.5  # of the encoder's output, before the classifier
+    warmup_epochs: int = Field(5, ge=0)  # epochs that train the classifier alone
 
 
 class Finetune(Method):
@@ -29,56 +31,43 @@ class Finetune(Method):
     Source: AVID-CMA, eval-action-recg.py: dropout and one linear layer on the pooled output, cross-entropy; the first
     epochs train the classifier alone, at the same rate.
     Differs from AVID-CMA: meanwhile the encoder is in evaluation mode; there the statistics of its BatchNorm move.
-    Behind the warm-up the optimiser goes on; there it starts anew, for the classifier too.
+    Behind the warm-up the optimizer goes on; there it starts anew, for the classifier too.
     """
 
+    Options = FinetuneOptions
     modalities = ("video",)  # unless the options say audio
     supervised = True
 
     def __init__(self, options: FinetuneOptions, encoders: nn.ModuleDict, *, instances: Instances, seed: int) -> None:
-        super().__init__(encoders, seed=seed)
-        if not 0 <= options.dropout < 1:
-            raise ValueError(f"method.dropout={options.dropout}: expected a share in [0, 1), 0.5 is usual")
-        if options.warmup_epochs < 0:
-            raise ValueError(f"method.warmup_epochs={options.warmup_epochs}: expected 0 or more")
+        super().__init__(options, encoders, instances=instances, seed=seed)
         if instances.target is None:
             raise ValueError("method.name=finetune learns labels, and is no part of other methods")
-        self.options = options
-        self.views = (options.modality,)
-        self.rests = options.warmup_epochs > 0
+        self.views = (View(options.modality, recipe=options.modality),)
+        self.find_unused_parameters = options.warmup_epochs > 0
         self.classifier = Classifier(encoders[options.modality].dim, instances.classes, modality=options.modality)
-        self.register_buffer("target", instances.target, persistent=False)  # (N,), the manifest's
+        self.register_buffer("labels", instances.target, persistent=False)  # (N,), the manifest's
 
     @classmethod
     def needs(cls, options: FinetuneOptions) -> tuple[str, ...]:
-        if options.modality not in ("video", "audio"):
-            raise ValueError(f"method.modality={options.modality}: expected video or audio")
         return (options.modality,)
 
-    def head(self, modality: str) -> None:
-        """None: nothing is embedded."""
-
-    def forward(self, batch: Batch, progress: Progress) -> Step:
-        encoder = self.encoders[self.options.modality]
+    def loss(self, encode: Encode, batch: Batch, progress: Progress) -> Step:
+        modality, encoder = self.options.modality, self.encoders[self.options.modality]
         is_training, is_resting = encoder.training, progress.epoch < self.options.warmup_epochs
         encoder.train(is_training and not is_resting)
-        with torch.set_grad_enabled(torch.is_grad_enabled() and not is_resting):
-            features = self.encode(batch)
+        x = encode(modality)  # (B, dim)
         encoder.train(is_training)
-        return self.loss(features, batch, progress)
-
-    def loss(self, features: dict[str, Tensor], batch: Batch, progress: Progress) -> Step:
-        (view,) = self.views
-        embedded = self.embed(view, features[view], batch)  # id -1 where there is nothing to look at
-        target = self.target[embedded.ids.clamp(min=0)]  # (B,)
-        counted = (embedded.ids >= 0) & (target >= 0)
-        logits = self.classifier(self.drop(features[view], progress))  # (B, C)
-        rows = F.cross_entropy(logits, target.clamp(min=0), reduction="none")
-        right = (logits.detach().argmax(dim=1) == target).float()
+        x = x.detach() if is_resting else x
+        embedded = self.embed(modality, x, batch)  # id -1 where there is nothing to look at
+        label = self.labels[embedded.ids.clamp(min=0)]  # (B,)
+        counted = (embedded.ids >= 0) & (label >= 0)
+        logits = self.classifier(self.drop(x, progress))  # (B, C)
+        rows = F.cross_entropy(logits, label.clamp(min=0), reduction="none")
+        right = (logits.detach().argmax(dim=1) == label).float()
         return Step(
             mean_over_rows(rows, counted, logits),
             logs={"accuracy": (right * counted).sum() / counted.sum().clamp(min=1)},
-            memo={view: embedded.detach()},
+            embeddings={modality: embedded.detach()},
         )
 
     def drop(self, x: Tensor, progress: Progress) -> Tensor:

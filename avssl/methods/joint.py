@@ -1,69 +1,88 @@
 """Several methods on shared encoders in one run: one batch brings the union of their views, each view is encoded once,
-and every part keeps its own heads, memories and queues.
+and every part keeps its own heads, memory banks and queues.
 """
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import replace
 from typing import Any
 
+from pydantic import Field
 from torch import Tensor, nn
 
-from avssl.methods.base import Method
-from avssl.structs import Batch, Progress, Step
+from avssl.config import Options
+from avssl.methods.base import Encode, Method, check_asked, statistics_of
+from avssl.structs import Batch, Instances, Progress, Step
+from avssl.transforms.views import Same, View
 
 
-@dataclass
-class JointOptions:
+class JointOptions(Options):
     # {name of a method: its options, and `weight` (default 1)}; with `name: METHOD` inside, a part has its own name
-    parts: dict[str, Any] = field(default_factory=dict)
+    parts: dict[str, Any] = Field({})
 
 
 class Joint(Method):
     """See the module. What a clip lacks leaves out the parts that need it: a silent clip trains the others.
+
+    Views of the parts that are equal values are one view. Of two that share a name only, the later one stands in the
+    batch as `part/name`; the part itself sees its own names.
 
     Args:
         parts: methods that were built around `encoders`.
         weights: of their losses, by the same names.
     """
 
+    Options = JointOptions
+
     def __init__(
-        self, parts: Mapping[str, Method], weights: Mapping[str, float], encoders: nn.ModuleDict, *, seed: int
+        self,
+        options: JointOptions,
+        encoders: nn.ModuleDict,
+        *,
+        instances: Instances,
+        seed: int,
+        parts: Mapping[str, Method],
+        weights: Mapping[str, float],
     ) -> None:
-        super().__init__(encoders, seed=seed)
+        super().__init__(options, encoders, instances=instances, seed=seed)
         self.parts = nn.ModuleDict(parts)
         self.weights = dict(weights)
-        self.views = tuple(dict.fromkeys(view for part in parts.values() for view in part.views))
-        self.clips = _agreed(parts, "clips")
-        self.patches = _agreed(parts, "patches")
+        self.find_unused_parameters = any(part.find_unused_parameters for part in parts.values())
+        union: dict[str, View] = {}
+        self.names: dict[str, dict[str, str]] = {}  # {part: {its name of a view: that in the batch}}
+        for name, part in parts.items():
+            self.names[name] = names = {}
+            for view in part.views:
+                when = Same(names[view.when.view]) if isinstance(view.when, Same) else view.when
+                view = replace(view, when=when)
+                same = (key for key in union if key.rpartition("/")[2] == view.name)
+                equal = next((key for key in same if replace(union[key], name=view.name) == view), None)
+                names[view.name] = key = equal or (f"{name}/{view.name}" if view.name in union else view.name)
+                union[key] = replace(view, name=key)
+        self.views = tuple(union.values())
 
-    @property
-    def encoded(self) -> tuple[str, ...]:
-        return tuple(dict.fromkeys(view for part in self.parts.values() for view in part.encoded))
-
-    def encode_keys(self, batch: Batch) -> dict[str, Tensor]:
-        return {
-            f"{name}/{key}": value
-            for name, part in self.parts.items()
-            for key, value in part.encode_keys(batch).items()
-        }
-
-    def head(self, modality: str) -> nn.Module:
+    def head(self, modality: str) -> nn.Module | None:
         """That of the first part that has one."""
-        return next(part.heads[modality] for part in self.parts.values() if modality in part.heads)
+        return next((head for part in self.parts.values() if (head := part.head(modality)) is not None), None)
 
-    def loss(self, features: dict[str, Tensor], batch: Batch, progress: Progress) -> Step:
-        total, logs, memo = 0.0, {}, {}
+    def loss(self, encode: Encode, batch: Batch, progress: Progress) -> Step:
+        total, logs, memo, embeddings = 0.0, {}, {}, {}
         for name, part in self.parts.items():
-            step = part.loss(features | _of_part(features, name), batch, progress)
+            names = self.names[name]
+            own = PartEncode(encode, names, part.views)
+            step = part.loss(own, _renamed(batch, names), progress)
+            check_asked(part, own.asked)
             total = total + self.weights[name] * step.loss
             logs |= {f"{name}/loss": step.loss.detach()}
             logs |= {f"{name}/{key}": value for key, value in step.logs.items()}
             memo |= {f"{name}/{key}": value for key, value in step.memo.items()}
-        return Step(total, logs, memo)
+            embeddings |= {f"{name}/{key}": value for key, value in step.embeddings.items()}
+        return Step(total, logs, memo, embeddings)
 
-    def after_step(self, step: Step) -> None:
+    def after_step(self, step: Step, progress: Progress) -> None:
         for name, part in self.parts.items():
-            part.after_step(Step(step.loss, memo=_of_part(step.memo, name)))
+            own = Step(step.loss, memo=_of_part(step.memo, name), embeddings=_of_part(step.embeddings, name))
+            part.after_step(own, progress)
 
     def on_epoch(self, epoch: int) -> dict[str, float]:
         return {
@@ -75,24 +94,55 @@ class Joint(Method):
             f"{name}/{key}": sets for name, part in self.parts.items() for key, sets in part.agreement_sets().items()
         }
 
+    def lr_scales(self) -> dict[str, Any]:
+        return {
+            key if key.startswith("encoders.") else f"parts.{name}.{key}": scale
+            for name, part in self.parts.items()
+            for key, scale in part.lr_scales().items()
+        }
+
+
+class PartEncode:
+    """The encoders as one part asks them, by its own names of the views."""
+
+    def __init__(self, encode: Encode, names: Mapping[str, str], views: Sequence[View]) -> None:
+        self._encode, self._names = encode, names
+        self._views = {view.name: view for view in views}
+        self.asked: set[str] = set()
+
+    def __call__(self, view: str, *, stage: str | None = None, x: Tensor | None = None) -> Tensor:
+        self.asked.add(view)
+        return self._encode(self._names[view], stage=stage, x=x)
+
+    def through(self, network: nn.Module, view: str) -> Tensor:
+        self.asked.add(view)
+        return self._encode.through(network, self._names[view])
+
+    def statistics(self, network: nn.Module, views: Sequence[str]) -> AbstractContextManager[None]:
+        """Of a network of the part's own, which sees the part's views alone."""
+        return statistics_of(network, views, self._views)
+
+    def together(self, views: tuple[str, ...]) -> tuple[Tensor, ...]:
+        self.asked |= set(views)
+        return self._encode.together([self._names[view] for view in views])
+
+
+def _renamed(batch: Batch, names: Mapping[str, str]) -> Batch:
+    """A batch with the views of one part, by the part's names."""
+
+    def own(group: Mapping[str, Any]) -> dict[str, Any]:
+        return {name: group[key] for name, key in names.items() if key in group}
+
+    return replace(
+        batch,
+        video=own(batch.video),
+        audio=own(batch.audio),
+        start=own(batch.start),
+        params=own(batch.params),
+        padded=own(batch.padded),
+    )
+
 
 def _of_part(entries: Mapping[str, Any], name: str) -> dict[str, Any]:
     """The entries of one part, without its prefix."""
     return {key.removeprefix(f"{name}/"): value for key, value in entries.items() if key.startswith(f"{name}/")}
-
-
-def _agreed(parts: Mapping[str, Method], what: str) -> Any:
-    """What the parts ask of a sample: one answer, as their views share names.
-
-    Raises:
-        ValueError: two parts ask for different things.
-    """
-    default = getattr(Method, what)
-    asking = {name: getattr(part, what) for name, part in parts.items() if getattr(part, what) != default}
-    if len(set(asking.values())) > 1:
-        wishes = " and ".join(f"part {name} wants {wish}" for name, wish in asking.items())
-        raise ValueError(
-            f"one sample serves all parts of method joint, but {wishes}: give them the same options for these, or "
-            "train them apart"
-        )
-    return next(iter(asking.values()), default)

@@ -5,46 +5,95 @@ One table holds the family: where the clips lie (`interval`), how near is near, 
 videos come from. rho-MoCo, CVRL, VINCE and SeCo's inter and intra terms are settings of it, see configs/kinetics.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from typing import Annotated, Any, Literal, Self
 
 import torch
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from avssl import distributed
-from avssl.data.sampling import Clips
-from avssl.methods.base import HeadOptions, Method, build_heads, check_temperature, encode_each
-from avssl.models.momentum import MomentumCopy, rising_momentum
-from avssl.objectives.contrast import info_nce, similarity
-from avssl.objectives.negatives import Bank, Queue, draw_negatives, in_batch
+from avssl.config import Count, NotNegative, Positive, Probability
+from avssl.methods.base import Encode, HeadOptions, Method, build_heads, check_videos
+from avssl.objectives.contrast import info_nce, info_nce_pairs, similarity
+from avssl.objectives.negatives import Bank, Queue, in_batch
 from avssl.objectives.positives import neighbour, same_crop, same_instance
 from avssl.structs import Batch, Embedded, Instances, Progress, Step
-from avssl.transforms.views import numbered
-
-INTERVALS = ("uniform", "radii", "halves")
-FAR = ("negative", "ignore")
-SOURCES = ("batch", "queue", "bank")
+from avssl.transforms.views import Beyond, OtherHalf, Same, Uniform, View, Within, clips
 
 
-@dataclass
 class NeighbourOptions(HeadOptions):
-    num_clips: int = 2  # of each video (rho); with data.num_frames=1 they are frames
-    num_queries: int | None = None  # so many of them ask, the others are their keys; null = each is both
-    interval: str = "uniform"  # uniform | radii | halves: where they lie, see data/sampling.py (Clips)
-    num_far: int = 0  # radii: clips beyond min_far_seconds, the others within max_seconds
-    max_seconds: float | None = None  # largest interval of a positive; null = every clip of the video is one
+    num_clips: int = Field(2, ge=2)  # of each video (rho); with data.num_frames=1 they are frames
+    num_queries: Count | None = None  # so many of them ask, the others are their keys; null = each is both
+    # uniform: anywhere | radii: within max_seconds of the first | halves: one with the first, others in the other half
+    interval: Literal["uniform", "radii", "halves"] = "uniform"
+    further: dict[str, Any] = Field({})  # fields of the data section that differ for the clips behind the first
+    num_far: int = Field(0, ge=0)  # radii: clips beyond min_far_seconds, the others within max_seconds
+    max_seconds: NotNegative | None = None  # largest interval of a positive; null = every clip of the video is one
     min_far_seconds: float | None = None  # an interval above it is far, in between is ignored; null = max_seconds
-    far: str = "ignore"  # negative | ignore
-    negatives: list[str] = field(default_factory=lambda: ["batch"])  # other videos: batch | queue | bank, one or more
-    queue_size: int = 65536
-    num_negatives: int = 1024  # drawn from the bank
-    bank_momentum: float = 0.5  # weight of the old vector
-    temperature: float = 0.1
-    momentum: float | None = None  # of the copy that encodes the keys; null = the encoder itself does
-    momentum_schedule: str = "constant"  # constant | cosine: rises to 1 over the run
-    intra: float = 0.0  # weight of SeCo's intra term, which has a head of its own
-    intra_seconds: float = 0.0  # there, an interval up to this is positive, any other clip of the video negative
-    intra_temperature: float = 0.1
+    far: Literal["negative", "ignore"] = "ignore"
+    # where other videos come from
+    negatives: Annotated[tuple[Literal["batch", "queue", "bank"], ...], Field(min_length=1)] = ("batch",)
+    queue_size: Count = 65536
+    num_negatives: Count = 1024  # drawn from the bank
+    bank_momentum: Probability = 0.5  # weight of the old vector
+    temperature: Positive = 0.1
+    momentum: Probability | None = None  # of the copy that encodes the keys; null = the encoder itself does
+    momentum_schedule: Literal["constant", "cosine"] = "constant"  # cosine: rises to 1 over the run
+    intra: NotNegative = 0.0  # weight of SeCo's intra term, which has a head of its own
+    intra_seconds: NotNegative = 0.0  # there, an interval up to this is positive, any other clip of the video negative
+    intra_temperature: Positive = 0.1
+
+    @model_validator(mode="after")
+    def _check_together(self) -> Self:
+        least, far, near = self.num_far + 2, self.min_far_seconds, self.max_seconds
+        for wrong, message in (
+            (
+                self.num_queries is not None and self.num_queries >= self.num_clips,
+                f"num_queries={self.num_queries} of num_clips={self.num_clips}: expected 1 to {self.num_clips - 1}, or "
+                "null for clips that are both",
+            ),
+            (
+                far is not None and (near is None or far < near),
+                f"min_far_seconds={far} with max_seconds={near}: far begins where near ends or later: set max_seconds "
+                "at most as large",
+            ),
+            (self.interval == "radii" and near is None, "interval=radii draws clips within max_seconds: set it"),
+            (
+                self.num_far and (self.interval != "radii" or self.num_clips < least),
+                f"num_far={self.num_far} needs interval=radii and, beside the first clip and a near one, num_clips of "
+                f"at least {least}",
+            ),
+            (
+                self.interval == "halves" and self.num_clips < 3,
+                f"interval=halves with num_clips={self.num_clips} has no clip in the other half: expected at least 3",
+            ),
+            (
+                self.momentum_schedule == "cosine" and self.momentum is None,
+                "momentum_schedule=cosine needs momentum: set it, such as 0.994",
+            ),
+            (
+                self.far == "negative" and near is None,
+                "far=negative needs max_seconds: with null every clip of a video is near",
+            ),
+        ):
+            if wrong:
+                raise ValueError(message)
+        return self
+
+    @property
+    def far_seconds(self) -> float | None:
+        return self.max_seconds if self.min_far_seconds is None else self.min_far_seconds
+
+    def views(self) -> tuple[View, ...]:
+        """The clips of a video."""
+        num = self.num_clips - 1
+        match self.interval:
+            case "uniform":
+                when = [Uniform()] * num
+            case "radii":
+                when = [Within(self.max_seconds)] * (num - self.num_far) + [Beyond(self.far_seconds)] * self.num_far
+            case "halves":
+                when = [Same("video"), *[OtherHalf()] * (num - 1)]
+        return clips(self.num_clips, when=when, changes=self.further)
 
 
 class Neighbour(Method):
@@ -58,56 +107,54 @@ class Neighbour(Method):
     not shuffled over ranks; their BatchNorm sees other clips than the queries' in any case.
     """
 
+    Options = NeighbourOptions
     modalities = ("video",)
 
     def __init__(self, options: NeighbourOptions, encoders: nn.ModuleDict, *, instances: Instances, seed: int) -> None:
-        super().__init__(encoders, seed=seed)
-        _check(options)
-        self.check_pictures(instances)
-        self.options = options
-        self.views = tuple(numbered("video", number) for number in range(options.num_clips))
-        far = options.max_seconds if options.min_far_seconds is None else options.min_far_seconds
-        self.clips = Clips(options.num_clips, options.interval, options.max_seconds, options.num_far, far)
-        self.queries = self.views[: options.num_queries]
-        self.keys = self.views if options.num_queries is None else self.views[options.num_queries :]
+        super().__init__(options, encoders, instances=instances, seed=seed)
+        check_videos(instances)
+        self.views = options.views()
+        names = [view.name for view in self.views]
+        self.queries = names[: options.num_queries]
+        self.keys = names if options.num_queries is None else names[options.num_queries :]
         self.heads = build_heads(encoders, options, self.modalities)
         if options.intra:
             self.heads["intra"] = build_heads(encoders, options, self.modalities)["video"]
         if options.momentum is not None:
-            self.copy = MomentumCopy({"trunk": encoders["video"], **self.heads})
+            heads = {f"head {name}": head for name, head in self.heads.items()}
+            networks = {"video": encoders["video"], **heads}
+            self.follow(networks, momentum=options.momentum, schedule=options.momentum_schedule)
         if "queue" in options.negatives:
             self.queue = Queue(options.queue_size, options.embedding_dim)
         if "bank" in options.negatives:
             generator = torch.Generator().manual_seed(seed)
             self.bank = Bank(instances.usable["video"], options.embedding_dim, view=0, generator=generator)
 
-    @property
-    def encoded(self) -> tuple[str, ...]:
-        return self.views if self.options.momentum is None else self.queries
+    def loss(self, encode: Encode, batch: Batch, progress: Progress) -> Step:
+        raw = {view: encode(view) for view in self.queries}
+        raw_keys = {
+            view: encode(view) if self.target is None else self.encode_target(encode, view) for view in self.keys
+        }
 
-    @torch.no_grad()
-    def encode_keys(self, batch: Batch) -> dict[str, Tensor]:
-        if self.options.momentum is None:
-            return {}
-        return {f"key {view}": encode_each(self.copy["trunk"], batch.video[view]) for view in self.keys}
+        def embedded(head: str) -> tuple[Embedded, Embedded]:
+            """Queries (B n, D) and keys (B m, D), those of a row together."""
+            own = self.heads[head]
+            other = own if self.target is None else self.target[f"head {head}"]
+            queries = [self.embed(view, own(x), batch) for view, x in raw.items()]
+            keys = [self.embed(view, other(x), batch) for view, x in raw_keys.items()]
+            return Embedded.interleave(queries), Embedded.interleave(keys)
 
-    def loss(self, features: dict[str, Tensor], batch: Batch, progress: Progress) -> Step:
-        queries = self.embed_clips(self.queries, features, batch, head=self.heads["video"])  # (B n, D)
-        keys = self.embed_keys(features, batch, head="video")  # (B m, D)
+        queries, keys = embedded("video")
         logs = {"inter": self.contrast(queries, keys, progress)}
         loss = logs["inter"]
         if self.options.intra:
-            own_queries = self.embed_clips(self.queries, features, batch, head=self.heads["intra"])
-            logs["intra"] = self.contrast_intra(own_queries, self.embed_keys(features, batch, head="intra"))
+            logs["intra"] = self.contrast_intra(*embedded("intra"))
             loss = loss + self.options.intra * logs["intra"]
         return Step(
             loss=loss,
             logs={name: value.detach() for name, value in logs.items()},
-            memo={
-                "video": queries.detach(),
-                "keys": keys.detach(),
-                "done": torch.full_like(loss.detach(), progress.step / progress.num_steps),
-            },
+            memo={"keys": keys.detach()},
+            embeddings={"video": queries.detach()},
         )
 
     def contrast(self, queries: Embedded, keys: Embedded, progress: Progress) -> Tensor:
@@ -122,7 +169,10 @@ class Neighbour(Method):
             others = ~same_instance(queries, columns) & (columns.ids >= 0)
             tables.append((columns, torch.zeros_like(others), others))
         if "bank" in options.negatives:
-            columns = self.bank.lookup(self.draw(queries.ids, progress))  # (Q, K, D)
+            drawn = self.bank.draw(
+                options.num_negatives, avoid=queries.ids[:, None], generator=self.generator(progress)
+            )
+            columns = self.bank.lookup(drawn)  # (Q, K, D)
             tables.append((columns, torch.zeros_like(columns.ids, dtype=torch.bool), columns.ids >= 0))
         logits = torch.cat([similarity(queries, columns) for columns, _, _ in tables], dim=1) / options.temperature
         positive = torch.cat([positive for _, positive, _ in tables], dim=1)
@@ -136,7 +186,7 @@ class Neighbour(Method):
         if largest is None:
             return same, same & ~same_crop(queries, columns), torch.zeros_like(same)
         near = neighbour(queries, columns, max_seconds=largest)
-        far = same & ~neighbour(queries, columns, max_seconds=self.clips.min_far_seconds)
+        far = same & ~neighbour(queries, columns, max_seconds=self.options.far_seconds)
         return same, near & ~same_crop(queries, columns), far
 
     def contrast_intra(self, queries: Embedded, keys: Embedded) -> Tensor:
@@ -153,109 +203,12 @@ class Neighbour(Method):
         near = neighbour(queries, own, max_seconds=options.intra_seconds)
         positive = near & ~same_crop(queries, own)
         far = same_instance(queries, own) & ~near
-        each = logits.shape[1]  # a row for every far clip, with that one as its only negative
-        rows = logits.repeat_interleave(each, dim=0)  # (B n m, m)
-        only = torch.eye(each, dtype=torch.bool, device=far.device).repeat(len(far), 1) & far.repeat_interleave(each, 0)
-        positive = positive.repeat_interleave(each, dim=0) & only.any(dim=1, keepdim=True)
-        return info_nce(rows, positive, ignore=~positive & ~only)
-
-    def embed_clips(
-        self, views: Sequence[str], features: dict[str, Tensor], batch: Batch, *, head: nn.Module
-    ) -> Embedded:
-        """Unit vectors (B n, D) of n views, those of a row together."""
-        return Embedded.interleave([self.embed(view, head(features[view]), batch) for view in views])
-
-    def embed_keys(self, features: dict[str, Tensor], batch: Batch, *, head: str) -> Embedded:
-        if self.options.momentum is None:
-            return self.embed_clips(self.keys, features, batch, head=self.heads[head])
-        with torch.no_grad():
-            own = {view: features[f"key {view}"] for view in self.keys}
-            return self.embed_clips(self.keys, own, batch, head=self.copy[head])
-
-    def draw(self, ids: Tensor, progress: Progress) -> Tensor:
-        """Ids (Q, K) of other videos in the bank."""
-        return draw_negatives(
-            self.bank.valid_ids,
-            self.options.num_negatives,
-            avoid=ids[:, None],
-            generator=self.generator(progress),
-            first_row=distributed.rank() * len(ids),
-            num_rows=distributed.world_size() * len(ids),
-        )
-
-    def restart_copy(self) -> None:
-        if self.options.momentum is not None:
-            self.copy.restart({"trunk": self.encoders["video"], **self.heads})
+        return info_nce_pairs(logits, positive, far)
 
     @torch.no_grad()
-    def after_step(self, step: Step) -> None:
-        options = self.options
-        if "queue" in options.negatives:
+    def after_step(self, step: Step, progress: Progress) -> None:
+        if "queue" in self.options.negatives:
             self.queue.push(step.memo["keys"])
-        if "bank" in options.negatives:
-            self.bank.update(step.memo["video"], momentum=options.bank_momentum)
-        if options.momentum is not None:
-            momentum: float | Tensor = options.momentum
-            if options.momentum_schedule == "cosine":
-                momentum = rising_momentum(momentum, step.memo["done"])
-            self.copy.follow({"trunk": self.encoders["video"], **self.heads}, momentum=momentum)
-
-
-def _check(options: NeighbourOptions) -> None:
-    """Raise ValueError, with the way out, for settings that cannot work."""
-    for name, value, choices in (
-        ("interval", options.interval, INTERVALS),
-        ("far", options.far, FAR),
-        ("momentum_schedule", options.momentum_schedule, ("constant", "cosine")),
-        *(("negatives", value, SOURCES) for value in options.negatives),
-    ):
-        if value not in choices:
-            raise ValueError(f"method.{name}={value}: expected {' or '.join(choices)}")
-    if not options.negatives:
-        raise ValueError(f"method.negatives=[]: name one or more of {', '.join(SOURCES)}")
-    if options.num_clips < 2:
-        raise ValueError(f"method.num_clips={options.num_clips}: expected at least 2 clips of a video")
-    if options.num_queries is not None and not 1 <= options.num_queries < options.num_clips:
-        raise ValueError(
-            f"method.num_queries={options.num_queries} of num_clips={options.num_clips}: expected 1 to "
-            f"{options.num_clips - 1}, or null for clips that are both"
-        )
-    if options.min_far_seconds is not None and (
-        options.max_seconds is None or options.min_far_seconds < options.max_seconds
-    ):
-        raise ValueError(
-            f"method.min_far_seconds={options.min_far_seconds} with max_seconds={options.max_seconds}: far begins "
-            "where near ends or later: set max_seconds at most as large"
-        )
-    if options.interval == "radii" and options.max_seconds is None:
-        raise ValueError("method.interval=radii draws clips within method.max_seconds: set it")
-    if options.num_far and (options.interval != "radii" or options.num_far > options.num_clips - 2):
-        raise ValueError(
-            f"method.num_far={options.num_far} needs interval=radii and, beside the first clip and a near one, "
-            f"num_clips of at least {options.num_far + 2}"
-        )
-    if options.interval == "halves" and options.num_clips < 3:
-        raise ValueError(
-            f"method.interval=halves with num_clips={options.num_clips} has no clip in the other half: expected at "
-            "least 3"
-        )
-    if options.momentum_schedule == "cosine" and options.momentum is None:
-        raise ValueError("method.momentum_schedule=cosine needs method.momentum: set it, such as 0.994")
-    if options.far == "negative" and options.max_seconds is None:
-        raise ValueError("method.far=negative needs method.max_seconds: with null every clip of a video is near")
-    for name, least, needed in (
-        ("max_seconds", 0, options.max_seconds is not None),
-        ("num_far", 0, True),
-        ("queue_size", 1, "queue" in options.negatives),
-        ("num_negatives", 1, "bank" in options.negatives),
-        ("intra", 0, True),
-        ("intra_seconds", 0, True),
-    ):
-        if needed and not getattr(options, name) >= least:
-            raise ValueError(f"method.{name}={getattr(options, name)}: expected at least {least}")
-    for name in ("temperature", "intra_temperature"):
-        check_temperature(getattr(options, name), name=name)
-    if not 0 <= options.bank_momentum <= 1:
-        raise ValueError(f"method.bank_momentum={options.bank_momentum}: expected 0 to 1, such as 0.5")
-    if options.momentum is not None and not 0 <= options.momentum <= 1:
-        raise ValueError(f"method.momentum={options.momentum}: expected 0 to 1, such as 0.999, or null")
+        if "bank" in self.options.negatives:
+            self.bank.update(step.embeddings["video"], momentum=self.options.bank_momentum)
+        super().after_step(step, progress)

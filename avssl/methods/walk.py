@@ -2,21 +2,20 @@
 back has to end where it began. Correspondence without labels and without a tracker.
 """
 
-from dataclasses import dataclass
-
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import nn
 
-from avssl.methods.base import HeadOptions, Method, build_heads, check_temperature
+from avssl.config import Positive, Share
+from avssl.methods.base import Encode, HeadOptions, Method, build_heads, check_videos
 from avssl.objectives.walk import walk_accuracy, walk_loss
 from avssl.structs import Batch, Embedded, Instances, Progress, Step
+from avssl.transforms.views import View
 
 
-@dataclass
 class WalkOptions(HeadOptions):
-    temperature: float = 0.05
-    dropout: float = 0.1  # share of links that are cut
+    temperature: Positive = 0.05
+    dropout: Share = 0.1  # fraction of links that are cut
 
 
 class Walk(Method):
@@ -26,23 +25,19 @@ class Walk(Method):
     one, as in the other methods here.
     """
 
+    Options = WalkOptions
     modalities = ("video",)
-    views = ("walk",)
+    views = (View("walk", recipe="walk"),)
 
     def __init__(self, options: WalkOptions, encoders: nn.ModuleDict, *, instances: Instances, seed: int) -> None:
-        super().__init__(encoders, seed=seed)
-        check_temperature(options.temperature)
-        if not instances.usable["video"].any():
-            raise ValueError("this split has no usable clip with pictures: look at the manifest's split and has_video")
-        if not 0 <= options.dropout < 1:
-            raise ValueError(f"method.dropout={options.dropout}: expected a share of links in [0, 1), such as 0.1")
-        self.options = options
+        super().__init__(options, encoders, instances=instances, seed=seed)
+        check_videos(instances, least=1)
         self.heads = build_heads(encoders, options, self.modalities)
 
-    def loss(self, features: dict[str, Tensor], batch: Batch, progress: Progress) -> Step:
-        raw = features["walk"]  # (B, T, N, dim)
+    def loss(self, encode: Encode, batch: Batch, progress: Progress) -> Step:
+        raw = encode("walk")  # (B, T, N, dim)
         z = F.normalize(self.heads["video"](raw.flatten(0, 2)).float(), dim=1).unflatten(0, raw.shape[:3])
-        valid = (batch.ids >= 0) & batch.has_video  # (B,)
+        valid = self.present(batch, "video")  # (B,)
         temperature, dropout = self.options.temperature, self.options.dropout
         loss = walk_loss(z, temperature=temperature, dropout=dropout, generator=self.generator(progress), valid=valid)
         first = z[:, 0].detach()  # (B, N, D)
@@ -51,5 +46,5 @@ class Walk(Method):
         return Step(
             loss,
             logs={"returned": walk_accuracy(z, temperature=temperature, valid=valid)},
-            memo={"video": Embedded(first, ids, torch.zeros_like(ids), start).rows()},
+            embeddings={"video": Embedded(first, ids, torch.zeros_like(ids), start).rows()},
         )

@@ -1,25 +1,22 @@
-"""Agreement mining: for each clip, the k others that are most similar in sight and sound (AVID-CMA, section 3.3).
+"""Agreement mining: for each clip, the k others that are most similar in video and audio (AVID-CMA, section 3.3).
 
-What lives here: the exact search for the sets, and how often a set's members share the class of their row. What does
-not: the loss that uses the sets (methods/avid_cma.py).
+Definition: similarity(i, j) = min, max or one of the two cosines, the k largest without i, ties to the smaller id. A
+cosine is the inner product accumulated in float64 and rounded to float32, so it depends neither on block sizes, threads
+nor on how a candidate was found. As this is slow for all pairs, rows are searched at rising precision:
 
-The definition is dense: similarity(i, j) = min, max or one of the two cosines, the k largest without i, ties to the
-smaller id. A cosine here is the inner product accumulated in float64 and rounded to float32, so that it does not depend
-on block sizes, threads or on how a candidate was found. Computing that for all pairs is slow on a CPU, so rows are
-searched at falling speed and rising precision, and a row leaves as soon as its set is proven:
+    all pairs are scored in a fast type, and the best `depth` per row are scored again by the definition. If each fast
+    score is within e of the true one, no other pair can exceed (last fast score kept) + e; a row whose k-th score is
+    above that bound is proven and done.
 
-    all pairs are scored in a fast type, the best `depth` per row are kept and scored again by the definition. If each
-    fast score is within e of the true one, no pair left out can exceed (last fast score kept) + e; when the k-th score
-    of the kept ones is larger than that bound, the set is the one of the definition.
+e is a bound: |<x, y> - <x', y'>| <= |x| |y - y'| + |x - x'| |y'| for rounded x', y' (Cauchy-Schwarz, with the measured
+rounding |x - x'|), plus the rounding of the sum and of the stored result. bfloat16 proves nearly all rows of a trained
+bank; the others are searched deeper, then in float32, and finally by the definition.
 
-e is no estimate: |<x, y> - <x', y'>| <= |x| |y - y'| + |x - x'| |y'| for rounded vectors x', y' (Cauchy-Schwarz; the
-rounding |x - x'| is measured), plus the rounding of the sum and of the stored result. bfloat16 products, four times
-faster than float32 on a CPU that has them, prove nearly all rows of a trained bank; what is left is asked deeper, then
-in float32, and finally by the definition itself, which needs no proof.
+Differs from DESIGN section 6 (one FAISS search for the upper bound w v + (1 - w) a): the bound is the rounded agreement
+itself, which is tighter (no w to choose, depth 1.5k instead of 4k on a trained bank) and cheaper
+(`tools/benchmarks/mining.py`).
 
-Differs from DESIGN section 6 (one FAISS search for the upper bound w v + (1 - w) a): the same proof per row, but the
-bound is the rounded agreement itself instead of a mixture of the two cosines. It is tighter (no w to choose, a depth of
-about 1.5k instead of 4k on a trained bank) and cheaper; `tools/benchmark.py mining` measures both.
+Letters: N rows, D dimensions, R rows of a block, M candidates.
 """
 
 from __future__ import annotations
@@ -40,7 +37,7 @@ Rule = Literal["consensus", "union", "video", "audio"]
 RULES: tuple[Rule, ...] = get_args(Rule)
 Search = Callable[[Tensor], tuple[Tensor, Tensor, Tensor]]  # rows (R,) -> ids (R, k), scores (R, k), proven (R,)
 
-_BLOCK_ROWS = 256  # larger blocks allocate pages anew on every use, which costs more than the product
+_BLOCK_ROWS = 256  # larger blocks allocate pages anew on every use, which is slower than the product
 _BLOCK_BYTES = 2**26  # per score buffer (a thread has two), whatever N
 _GATHERED_VALUES = 2**20  # vectors gathered at once when candidates are scored again
 _GROUP_SIZE = 16  # columns that share one maximum, so that the top-k runs over N / 16 values
@@ -50,19 +47,12 @@ _UNIT_TOLERANCE = 1e-3
 
 @dataclass(frozen=True)
 class AgreementSets:
-    """The sets of all N rows.
+    """The sets of N rows."""
 
-    ids: (N, k) int64, ascending; a row never contains itself; -1 where a row has no set because it is not valid.
-    score: (N, k) float32, the similarity of each id; 0 where the id is -1.
-    exact: (N,) bool, the set is the one of the dense definition. Always true with this search, which ends with the
-        definition itself.
-    passes: (N,) uint8, how many searches it took to prove that: 1 = the first, fast one; 0 = the row has no set.
-    """
-
-    ids: Tensor
-    score: Tensor
-    exact: Tensor
-    passes: Tensor
+    ids: Tensor  # (N, k) int64, ascending, without the row itself; -1 where a row is not valid
+    score: Tensor  # (N, k) float32, the similarity of each id; 0 where the id is -1
+    exact: Tensor  # (N,) bool, the set is that of the definition: always true here
+    passes: Tensor  # (N,) uint8, searches until it was proven: 1 = the first, fast one; 0 = no set
 
 
 @torch.no_grad()
@@ -77,17 +67,16 @@ def mine_agreement(
 ) -> AgreementSets:
     """Find the k rows most similar to each row, exactly.
 
-    Memory beside the inputs at N = 250,000, D = 128, k = 32 and 2 threads: 1.5 GB; it grows with N (D + k) and by
-    about 0.2 GB per thread, never with N x N.
+    Memory beside the inputs: 1.5 GB at N = 250,000, D = 128, k = 32 and 2 threads; it grows with N (D + k), not N x N.
 
     Args:
         video: (N, D), rows of unit length.
         audio: (N, D), rows of unit length, on the device of `video`; the search runs there.
         k: ids per row, 1 to the number of valid rows less one.
-        rule: which similarity counts: the smaller cosine (consensus), the larger (union), or one space only.
+        rule: the smaller cosine (consensus), the larger (union), or one space only.
         valid: (N,) bool; the other rows get no set and are in nobody's set. None: all rows.
-        generator: draws the rows (on the CPU) on which the search depth is chosen. It changes the speed, not the
-            result. None: evenly spaced rows.
+        generator: draws the rows (on the CPU) on which the search depth is chosen; changes the speed, not the result.
+            None: evenly spaced rows.
 
     Raises:
         ValueError: k, rule, a shape, or a valid row that is not finite and of unit length.
@@ -108,73 +97,56 @@ def mine_agreement(
     if k >= len(rows):
         raise ValueError(
             f"k is {k}, but each of the {len(rows)} usable rows has only {max(len(rows) - 1, 0)} others: lower k "
-            "(method.num_positives, --k), or mine more clips with picture and sound"
+            "(method.num_positives, --k), or mine more clips with video and audio"
         )
-    spaces = {"video": [video], "audio": [audio]}.get(rule, [video, audio])
-    banks = [space[rows].double() for space in spaces]  # the definition's vectors, each (n, D)
+    # the definition's vectors, each (n, D)
+    banks = [space[rows].double() for space in _spaces(video, audio, rule).values()]
     ids, score, passes = _search(banks, rule, k=k, generator=generator)
     sets.ids[rows], sets.score[rows], sets.passes[rows] = rows[ids], score, passes
     return sets
 
 
 def minable(*, video: Tensor, audio: Tensor, rule: Rule) -> Tensor:
-    """Rows that a rule can mine: with both sides for consensus and union, else with the side it looks at.
-
-    Args:
-        video: (N,) bool, rows with a vector of the picture.
-        audio: (N,) bool, rows with one of the sound.
-
-    Returns:
-        (N,) bool, `valid` of `mine_agreement`.
+    """`valid` of `mine_agreement`, (N,) bool: rows with the vectors that the rule uses; `video`, `audio` (N,) bool tell
+    which rows have one.
     """
     return {"video": video, "audio": audio}.get(rule, video & audio)
 
 
 def agreement_precision(ids: Tensor, targets: Tensor) -> float:
-    """How often a member of a set shares the class of its row.
+    """Fraction of the labeled pairs (row, member of its set) of the same class; NaN if there is none.
 
     Args:
         ids: (N, k) int64 sets, -1 = empty.
-        targets: (N,) int64 classes; negative = unlabelled, left out as row and as member.
-
-    Returns:
-        Share in [0, 1] over all labelled pairs; NaN if there is none.
+        targets: (N,) int64 classes; negative = unlabeled, left out as row and as member.
     """
     targets = targets.to(ids.device)
-    labelled = (ids >= 0) & (targets >= 0)[:, None] & (targets[ids.clamp(min=0)] >= 0)
+    labeled = (ids >= 0) & (targets >= 0)[:, None] & (targets[ids.clamp(min=0)] >= 0)
     same = targets[ids.clamp(min=0)] == targets[:, None]
-    return same[labelled].double().mean().item()
+    return same[labeled].double().mean().item()
 
 
 def overlap(before: Tensor, after: Tensor) -> float:
-    """How much of the sets was in them before: the mean share of a row's members, over rows that have a set both times.
-
-    Args:
-        before, after: (N, k) int64 sets, each row ascending, -1 = the row has none.
-
-    Returns:
-        Share in [0, 1]; NaN when no row has a set both times.
+    """Mean fraction of a row's set that was in it before, over rows with a set both times (NaN if there are none); both
+    (N, k) int64, each row ascending, -1 = no set.
     """
     both = (before >= 0).all(dim=1) & (after >= 0).all(dim=1)
     before, after = before[both].contiguous(), after[both].contiguous()
-    place = torch.searchsorted(before, after).clamp(max=before.shape[1] - 1)
-    return (before.gather(1, place) == after).double().mean().item()
+    position = torch.searchsorted(before, after).clamp(max=before.shape[1] - 1)
+    return (before.gather(1, position) == after).double().mean().item()
 
 
 def chance_precision(targets: Tensor, valid: Tensor | None = None) -> float:
-    """What `agreement_precision` would be for sets drawn at random, without self, from the labelled valid rows.
-
-    Args:
-        targets: (N,) int64 classes; negative = unlabelled.
-        valid: (N,) bool rows that sets are drawn from. None: all rows.
-
-    Returns:
-        Share in [0, 1]; NaN with fewer than two labelled rows.
-    """
+    """`agreement_precision` expected of random sets of the labeled and `valid` (N,) rows; NaN with fewer than two."""
     usable = targets >= 0 if valid is None else (targets >= 0) & valid.to(targets.device)
     count = targets[usable].bincount().double()
     pairs = count.sum() * (count.sum() - 1)
     return ((count * (count - 1)).sum() / pairs).item()
+
+
+def _spaces(video: Tensor, audio: Tensor, rule: Rule) -> dict[str, Tensor]:
+    """The spaces that a rule uses."""
+    return {"video": {"video": video}, "audio": {"audio": audio}}.get(rule, {"video": video, "audio": audio})
 
 
 def _check(video: Tensor, audio: Tensor, *, k: int, rule: str, valid: Tensor | None) -> None:
@@ -191,9 +163,7 @@ def _check(video: Tensor, audio: Tensor, *, k: int, rule: str, valid: Tensor | N
         raise ValueError(
             f"valid is {valid.dtype} {tuple(valid.shape)}, expected torch.bool ({len(video)},) as in video"
         )
-    for name, bank in (("video", video), ("audio", audio)):
-        if rule in ("video", "audio") and rule != name:
-            continue
+    for name, bank in _spaces(video, audio, rule).items():
         length = torch.linalg.vector_norm(bank.float(), dim=1)  # (N,); NaN and infinity fail the comparison below
         wrong = ~((length - 1).abs() <= _UNIT_TOLERANCE)
         if valid is not None:
@@ -202,22 +172,14 @@ def _check(video: Tensor, audio: Tensor, *, k: int, rule: str, valid: Tensor | N
             row = int(wrong.nonzero()[0])
             raise ValueError(
                 f"{name} row {row} has length {length[row].item():.6g} ({int(wrong.sum())} such rows), expected unit "
-                "length: normalise the rows or mark those without a vector in `valid`"
+                "length: normalize the rows or mark those without a vector in `valid`"
             )
 
 
 def _search(
     banks: list[Tensor], rule: Rule, *, k: int, generator: torch.Generator | None
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The sets of n rows that are all valid.
-
-    Args:
-        banks: one or two (n, D) float64.
-        k: at most n - 1.
-
-    Returns:
-        ids (n, k) ascending, their scores (n, k), and passes (n,) uint8.
-    """
+    """Sets of n > k rows from banks (n, D) float64: ids (n, k) ascending, scores (n, k), passes (n,) uint8."""
     num_rows, device = len(banks[0]), banks[0].device
     ids = torch.zeros(num_rows, k, dtype=torch.int64, device=device)
     score = torch.zeros(num_rows, k, device=device)
@@ -237,7 +199,7 @@ def _search(
 def _plan(
     banks: list[Tensor], rule: Rule, *, k: int, generator: torch.Generator | None
 ) -> Iterator[tuple[Search, int]]:
-    """The searches to make in turn while rows are left, each with its rows per block; the last is the definition."""
+    """The searches, in turn while rows are left, each with its rows per block; the last is the definition."""
     device, num_rows = banks[0].device, len(banks[0])
     deepest = 8 * k
     if deepest < num_rows:
@@ -254,20 +216,19 @@ def _plan(
 
 
 def _has_fast_bfloat16() -> bool:
-    """Whether bfloat16 is multiplied natively (emulated it is slower than float32) and summed in float32, as the proof
-    needs and oneDNN does."""
+    """Whether bfloat16 is multiplied natively and summed in float32, as the proof needs and oneDNN does."""
     return torch.backends.mkldnn.enabled and torch.cpu.get_capabilities().get("avx512_bf16", False)
 
 
 def _has_true_float32(device: torch.device) -> bool:
-    """Whether float32 products are computed in float32: the user may have allowed TF32 or bfloat16 inside them."""
+    """Whether float32 products are computed in float32, without TF32 or bfloat16 inside."""
     backend = torch.backends.cuda if device.type == "cuda" else torch.backends.mkldnn
     return backend.matmul.fp32_precision in ("none", "ieee")
 
 
 def _choose_depth(fast: _Rounded, *, k: int, deepest: int, generator: torch.Generator | None) -> int | None:
-    """The depth that proves 95 % of those rows of a sample that `deepest` proves; None if these are less than half of
-    it, as when all cosines are so alike that rounding hides their order."""
+    """The depth that proves 95 % of the sampled rows that `deepest` proves; None if these are less than half, as with
+    cosines so similar that rounding hides their order."""
     size = min(_SAMPLE_ROWS, fast.num_rows)
     if generator is None:
         sample = torch.arange(size) * fast.num_rows // size
@@ -280,10 +241,8 @@ def _choose_depth(fast: _Rounded, *, k: int, deepest: int, generator: torch.Gene
 
 
 def _map_blocks(function: Callable[[Tensor], T], blocks: Sequence[Tensor]) -> list[T]:
-    """[function(block) for block in blocks]; on the CPU each thread takes whole blocks.
-
-    A block takes some thirty short operations. If each of them were split over the threads, all threads would wait for
-    the slowest one thirty times, which is several times slower as soon as another process wants a core.
+    """[function(block) for block in blocks]; on the CPU each thread takes whole blocks: splitting each of the thirty
+    short operations of a block over threads is several times slower as soon as another process needs a core.
     """
     num_threads = torch.get_num_threads()
     if num_threads == 1 or len(blocks) < 2 or blocks[0].device.type != "cpu":
@@ -301,7 +260,7 @@ def _block_rows(num_columns: int, dtype: torch.dtype) -> int:
 
 
 class _Rounded:
-    """All pairs scored on rounded vectors, and what that proves about the definition."""
+    """All pairs scored on rounded vectors, with a bound for the definition."""
 
     def __init__(self, banks: list[Tensor], rule: Rule, *, dtype: torch.dtype) -> None:
         self.banks, self.rule = banks, rule
@@ -310,7 +269,7 @@ class _Rounded:
         self.rounded = [F.pad(bank.to(dtype), (0, 0, 0, width - self.num_rows)) for bank in banks]  # (width, D)
         self.margin = max(_rounding_margin(bank, bank.to(dtype)) for bank in banks)
         self.block_rows = _block_rows(width, dtype)
-        self.kept = threading.local()  # each thread's score buffers
+        self.local = threading.local()  # each thread's score buffers
 
     def search(self, rows: Tensor, *, k: int, depth: int) -> tuple[Tensor, Tensor, Tensor]:
         """Sets of rows (R,): ids (R, k) ascending, scores (R, k), and whether each row is proven (R,)."""
@@ -320,36 +279,35 @@ class _Rounded:
         return ids, score, score.amin(dim=1) > bound[:, -1]
 
     def depth_needed(self, rows: Tensor, *, k: int, depth: int) -> Tensor:
-        """The smallest depth that proves each row, (R,); more than `depth` where that one does not."""
+        """The smallest depth that proves each row, (R,); more than `depth` if that does not."""
         candidates, bound = self._candidates(rows, depth)
         kth = _definition(self.banks, self.rule, rows, candidates).topk(k, dim=1).values[:, -1:]
         return (bound >= kth).sum(dim=1) + 1
 
     def _candidates(self, rows: Tensor, depth: int) -> tuple[Tensor, Tensor]:
-        """The best `depth` others per row, best first, (R, depth), and for each place an upper bound of the true score
-        of all that come after it."""
+        """The best `depth` others per row, best first, and a bound of the true score of all after each, (R, depth)."""
         scores = self._scores(rows)  # (R, width)
         width, group_size = scores.shape[1], 1
         maxima = scores
         # The best `depth` lie in the `depth` groups with the best maxima. A group is every stride-th column, so that
-        # its maximum is taken of whole halves, quarters, ... of the matrix.
+        # maxima are taken over halves, quarters, ... of the matrix.
         while group_size < _GROUP_SIZE and width // group_size >= 2 * depth:
             group_size *= 2
             maxima = torch.maximum(*maxima.chunk(2, dim=1))
         groups = maxima.float().topk(depth, dim=1, sorted=False).indices
         offsets = width // group_size * torch.arange(group_size, device=rows.device)
         columns = (groups[:, :, None] + offsets).flatten(1)  # (R, depth * group_size)
-        value, place = scores.gather(1, columns).float().topk(depth, dim=1)
+        value, position = scores.gather(1, columns).float().topk(depth, dim=1)
         stored = value.abs() * (torch.finfo(scores.dtype).eps / 2)  # rounding of the stored score: half a unit
-        return columns.gather(1, place), value + stored + self.margin
+        return columns.gather(1, position), value + stored + self.margin
 
     def _scores(self, rows: Tensor) -> Tensor:
-        """Similarity on the rounded vectors, (R, width), -inf for self and for columns that are padding."""
-        if not hasattr(self.kept, "buffers"):
-            self.kept.buffers = [bank.new_empty(self.block_rows, len(bank)) for bank in self.rounded]
+        """Similarity on the rounded vectors, (R, width), -inf for self and padding."""
+        if not hasattr(self.local, "buffers"):
+            self.local.buffers = [bank.new_empty(self.block_rows, len(bank)) for bank in self.rounded]
         scores = [  # a product with `out` also keeps its type under autocast
             torch.mm(bank[rows], bank.T, out=buffer[: len(rows)])
-            for bank, buffer in zip(self.rounded, self.kept.buffers, strict=True)
+            for bank, buffer in zip(self.rounded, self.local.buffers, strict=True)
         ]
         combined = _combine(scores, self.rule, out=scores[0])
         combined[:, self.num_rows :] = -torch.inf
@@ -370,8 +328,8 @@ def _search_definition(rows: Tensor, *, banks: list[Tensor], rule: Rule, k: int)
     """Sets of rows (R,) by scoring all pairs: ids (R, k) ascending, scores (R, k), and all proven (R,)."""
     score = _combine([torch.mm(bank[rows], bank.T) for bank in banks], rule).float()  # (R, n)
     score[torch.arange(len(rows), device=rows.device), rows] = -torch.inf
-    everyone = torch.arange(score.shape[1], device=rows.device).expand_as(score)
-    return *_best(everyone, score, k), torch.ones_like(rows, dtype=torch.bool)
+    columns = torch.arange(score.shape[1], device=rows.device).expand_as(score)
+    return *_best(columns, score, k), torch.ones_like(rows, dtype=torch.bool)
 
 
 def _definition(banks: list[Tensor], rule: Rule, rows: Tensor, ids: Tensor) -> Tensor:

@@ -41,9 +41,9 @@ class GuardedConv3d(nn.Conv3d):
 
 
 class GuardedLayerNorm(nn.LayerNorm):
-    """A normalisation in float32 whatever the autocast, as on a GPU.
+    """A normalization in float32 whatever the autocast, as on a GPU.
 
-    On CPU, torch 2.11 normalises bfloat16 as it is and sums the bias gradient over the tokens in bfloat16, where the
+    On CPU, torch 2.11 normalizes bfloat16 as it is and sums the bias gradient over the tokens in bfloat16, where the
     sum stops growing after some hundred of them: at 2,048 tokens it is a quarter of the true one, at 20,000 a fortieth.
     """
 

@@ -1,29 +1,30 @@
-"""The parts that both towers share: what an encoder is, how channel counts scale, and the projection head on top.
+"""What all encoders share: what an encoder is, how channel counts scale, and the projection head on top.
 
-The towers themselves live in the other files of this folder; they are built by name in `avssl.models.build_encoder`.
+The encoders themselves live in the other files of this folder; they are built by name in `avssl.models.build_encoder`.
 After training a classifier may stand on an encoder, or on one of its maps.
 """
 
+import itertools
 import math
 from collections.abc import Mapping, Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-MAP_SIZE = 9216  # most figures of a map that a classifier looks at
+MAP_SIZE = 9216  # most numbers of a map that a classifier looks at
 MAPS = ("conv1", "conv2x", "conv3x", "conv4x", "conv5x", "pool")  # of trunks with a stem and four stages
 
 
 class Encoder(nn.Module):
     """A trunk that turns a batch of inputs into one vector per clip, and can hand out its intermediate maps.
 
-    A subclass calls `__init__` with the figures below and writes `forward_features`, which begins with `check_input`.
+    A subclass calls `__init__` with the numbers below and writes `forward_features`, which begins with `check_input`.
 
     Args:
         modality: "video" or "audio".
-        layout: the expected shape in words, such as "(B, 3, T, H, W)".
+        layout: the expected shape as text, such as "(B, 3, T, H, W)".
         in_channels: channels on axis 1.
         min_size: smallest length of each axis after the channels, in pixels, frames or bins.
         feature_dims: channels of every map that `forward_features` returns, in order; "pool" is the output.
@@ -65,54 +66,79 @@ class Encoder(nn.Module):
         if any(size < least for size, least in zip(x.shape[2:], self.min_size, strict=True)):
             raise ValueError(
                 f"{where}: too small, expected at least {self.min_size} on the last axes of {self.layout}: "
-                "use larger pictures or longer sound"
+                "use larger frames or longer audio"
             )
 
 
-class ProjectionHead(nn.Module):
-    """Three linear layers with ReLU between them: the head whose output is contrasted (not normalised here).
+class MLP(nn.Module):
+    """Linear layers with ReLU between them, as `mlp` builds them; not normalized to unit length.
 
-    Args:
-        in_dim: dim of the encoder.
-        hidden_dim: width of both hidden layers.
-        out_dim: D of the embedding.
-        batch_norm: normalise the output over the batch. Without it, the embeddings of small sets start and stay almost
-            equal: maxima of non-negative maps have a large mean, against which what differs between clips vanishes.
-            Differs from AVID-CMA, which has none.
-
-    Source: AVID-CMA, models/av_wrapper.py (proj_dim [512, 512, 128]): its parameter names, PyTorch's initialisation.
+    Attributes:
+        arguments: of the call that built it: what an export keeps.
     """
 
-    def __init__(self, in_dim: int, *, hidden_dim: int = 512, out_dim: int = 128, batch_norm: bool = False) -> None:
+    def __init__(self, layers: nn.Sequential, arguments: dict[str, Any]) -> None:
         super().__init__()
-        self.in_dim, self.hidden_dim, self.out_dim, self.batch_norm = in_dim, hidden_dim, out_dim, batch_norm
-        self.projection = nn.Sequential(
-            nn.Linear(in_dim, hidden_dim),
-            nn.ReLU(),
-            nn.Linear(hidden_dim, hidden_dim),
-            nn.ReLU(),
-            nn.Linear(hidden_dim, out_dim),
-        )
-        if batch_norm:
-            self.projection.append(nn.BatchNorm1d(out_dim))
+        self.projection = layers
+        self.arguments = arguments
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, in_dim) -> (B, out_dim), in float32 whatever the autocast: bfloat16 rounds away how close embeddings
+        """(B, dims[0]) -> (B, dims[-1]), in float32 whatever the autocast: bfloat16 rounds away how close embeddings
         differ.
         """
         with torch.autocast(x.device.type, enabled=False):
             return self.projection(x.float())
 
 
+def mlp(
+    dims: Sequence[int],
+    *,
+    norm: Literal["none", "hidden", "out", "all"] = "none",
+    bias_hidden: bool | None = None,
+    bias_out: bool = True,
+    affine_out: bool | Literal["scale"] = True,
+) -> MLP:
+    """Every projection head, predictor and small classifier.
+
+    Args:
+        dims: of the input, the hidden layers and the output; two = one linear layer.
+        norm: where BatchNorm stands: behind the hidden linear layers, behind the last one, or both.
+        bias_hidden: whether hidden linear layers have a bias; None = only where no norm follows.
+        bias_out: likewise of the last one.
+        affine_out: whether the last norm has a scale and a shift, or a scale alone.
+
+    Source: norm none or out with 512-512-128: AVID-CMA, models/av_wrapper.py. Differs from AVID-CMA with out: without
+    it, the embeddings of small sets start and stay almost equal, as maxima of non-negative maps have a large mean.
+    """
+    arguments = {
+        "dims": list(dims),
+        "norm": norm,
+        "bias_hidden": bias_hidden,
+        "bias_out": bias_out,
+        "affine_out": affine_out,
+    }
+    hidden_norm = norm in ("hidden", "all")
+    layers: list[nn.Module] = []
+    for in_dim, out_dim in itertools.pairwise(dims[:-1]):
+        layers.append(nn.Linear(in_dim, out_dim, bias=not hidden_norm if bias_hidden is None else bias_hidden))
+        layers += [nn.BatchNorm1d(out_dim), nn.ReLU()] if hidden_norm else [nn.ReLU()]
+    layers.append(nn.Linear(dims[-2], dims[-1], bias=bias_out))
+    if norm in ("out", "all"):
+        layers.append(nn.BatchNorm1d(dims[-1], affine=bool(affine_out)))
+        if affine_out == "scale":
+            layers[-1].bias.requires_grad_(False)  # stays 0
+    return MLP(nn.Sequential(*layers), arguments)
+
+
 class Classifier(nn.Module):
     """A linear classifier on what `describe_maps` makes of an encoder's maps.
 
     Args:
-        in_dim: figures per clip.
+        in_dim: numbers per clip.
         classes: names, in the order of the outputs.
         modality: whose encoder it stands on; both = the pooled outputs of both, see `side_by_side`.
         stage: name of the map, pool for the encoder's output.
-        batch_norm: normalise the inputs over the batch first, with a scale and a shift of their own.
+        batch_norm: normalize the inputs over the batch first, with a scale and a shift of their own.
     """
 
     def __init__(

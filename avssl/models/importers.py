@@ -17,7 +17,7 @@ from torch import Tensor
 from avssl.models.heads import Encoder
 
 WRAPPERS = ("model_state", "state_dict", "model", "blobs")  # pytorchvideo; lightning, MoCo; AVID-CMA, avssl; Caffe2
-OWNERS = ("{}.", "{}_model.", "encoders.{}.")  # before a tower's names: encoders.safetensors; AVID-CMA; last.pt
+OWNERS = ("{}.", "{}_model.", "encoders.{}.")  # before an encoder's names: encoders.safetensors; AVID-CMA; last.pt
 
 
 def load_weights(encoder: Encoder, path: str | Path) -> None:
@@ -25,7 +25,7 @@ def load_weights(encoder: Encoder, path: str | Path) -> None:
 
     Args:
         path: .safetensors, or anything that `torch.load(weights_only=True)` reads (.pt, .pth, .pyth). Wrappers around
-            the weights, a leading `module.`, the other tower and the library's classifier are passed over.
+            the weights, a leading `module.`, the other encoder and the library's classifier are passed over.
 
     Raises:
         ValueError: the file is missing or cannot be read, or it lacks an entry, has one too many, or has one of
@@ -37,18 +37,18 @@ def load_weights(encoder: Encoder, path: str | Path) -> None:
     missing = [name for name in own if name not in given]
     unexpected = [name for name in given if name not in own]
     other = [name for name in own if name in given and own[name].shape != given[name].shape]
-    way_out = f"choose the file of this network, or the model.{encoder.modality} that the file belongs to"
+    hint = f"choose the file of this network, or the model.{encoder.modality} that the file belongs to"
     if missing:
-        raise ValueError(f"{option} has no {missing[0]} ({len(missing)} of {len(own)} entries missing): {way_out}")
+        raise ValueError(f"{option} has no {missing[0]} ({len(missing)} of {len(own)} entries missing): {hint}")
     if unexpected:
         raise ValueError(
-            f"{option} has {unexpected[0]}, which the encoder has not ({len(unexpected)} such entries): {way_out}"
+            f"{option} has {unexpected[0]}, which the encoder has not ({len(unexpected)} such entries): {hint}"
         )
     if other:
         name = other[0]
         raise ValueError(
             f"{option}: {name} is {tuple(given[name].shape)}, in the encoder {tuple(own[name].shape)} "
-            f"({len(other)} such entries): {way_out}"
+            f"({len(other)} such entries): {hint}"
         )
     encoder.load_state_dict(given)
 

@@ -58,6 +58,26 @@ def info_nce(
     return mean_over_rows(rows, positive.any(dim=1), logits)
 
 
+def info_nce_pairs(logits: Tensor, positive: Tensor, negative: Tensor) -> Tensor:
+    """Each positive of a row against each of its negatives, one pair at a time.
+
+    Args:
+        logits: (Q, M) cosines divided by the temperature.
+        positive: (Q, M) bool.
+        negative: (Q, M) bool.
+
+    Returns:
+        () as `info_nce`, over a row for every negative of every query.
+
+    Source: SeCo (Yao et al. 2021) eq. 2.
+    """
+    num = logits.shape[1]
+    only = torch.eye(num, dtype=torch.bool, device=logits.device).repeat(len(logits), 1)  # (Q M, M)
+    only = only & negative.repeat_interleave(num, dim=0)
+    positive = positive.repeat_interleave(num, dim=0) & only.any(dim=1, keepdim=True)
+    return info_nce(logits.repeat_interleave(num, dim=0), positive, ignore=~positive & ~only)
+
+
 def nce(logits: Tensor, positive: Tensor, *, log_z: Tensor, ignore: Tensor | None = None) -> Tensor:
     """AVID's noise-contrastive estimation: each column is told apart from noise drawn uniformly over the instances.
 

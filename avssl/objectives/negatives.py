@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from avssl import distributed
 from avssl.structs import Embedded
 
 
@@ -26,7 +27,7 @@ def draw_negatives(
     first_row: int = 0,
     num_rows: int | None = None,
 ) -> Tensor:
-    """Ids drawn uniformly with replacement from the valid instances that a row does not avoid; empty places (-1) where
+    """Ids drawn uniformly with replacement from the valid instances that a row does not avoid; masked rows (-1) where
     there is none.
 
     Exact: position r among the allowed ids is drawn, then moved past each avoided id at or below it; no draw is
@@ -47,14 +48,14 @@ def draw_negatives(
     """
     device = avoid.device
     valid_ids = valid.to(device).nonzero().squeeze(1) if valid.dtype == torch.bool else valid  # (V,) ascending
-    blocked = _blocked_positions(valid_ids, avoid)  # (Q, P) ascending, V for empty places
+    blocked = _blocked_positions(valid_ids, avoid)  # (Q, P) ascending, V for masked rows
     num_allowed = len(valid_ids) - (blocked < len(valid_ids)).sum(dim=1, keepdim=True)  # (Q, 1)
     num_rows = len(avoid) if num_rows is None else num_rows
     uniform = torch.rand(num_rows, num, generator=generator, dtype=torch.float64)[first_row : first_row + len(avoid)]
     rank = (uniform.to(device, non_blocking=True) * num_allowed).long()  # (Q, K) place among the allowed
     # Example: blocked 2, 5. Allowed 0 1 3 4 6: place 2 is id 3, since one blocked id stands at or below it: 2 - 0 <= 2.
     below = blocked - torch.arange(blocked.shape[1], device=device)  # (Q, P) allowed ids below each blocked one
-    below = below.masked_fill(blocked == len(valid_ids), len(valid_ids))  # empty places stand above every rank
+    below = below.masked_fill(blocked == len(valid_ids), len(valid_ids))  # masked rows stand above every rank
     shift = torch.searchsorted(below, rank, right=True)
     if not len(valid_ids):
         return torch.full_like(rank, -1)
@@ -76,7 +77,7 @@ class Bank(nn.Module):
     """One running unit vector per instance (NPID, PIRL, AVID).
 
     Args:
-        valid: (N,) bool, the instances that may be looked up; the others read as empty places.
+        valid: (N,) bool, the instances that may be looked up; the others read as masked rows.
         dim: D.
         view: position of the view whose vectors the bank holds.
         generator: draws the random unit vectors that the bank starts from.
@@ -98,7 +99,7 @@ class Bank(nn.Module):
         self.valid_ids = self.valid.nonzero().squeeze(1)
 
     def lookup(self, ids: Tensor) -> Embedded:
-        """Vectors of ids (...) -> columns (..., D) without gradient; id -1 and invalid ids become empty places."""
+        """Vectors of ids (...) -> columns (..., D) without gradient; id -1 and invalid ids become masked rows."""
         usable = (ids >= 0) & self.valid[ids.clamp(min=0)]
         return Embedded(
             z=self.z[ids.clamp(min=0)],
@@ -107,12 +108,22 @@ class Bank(nn.Module):
             start=torch.zeros_like(ids, dtype=torch.float64),
         )
 
+    def draw(self, num: int, *, avoid: Tensor, generator: torch.Generator) -> Tensor:
+        """Negatives (B, num) for the B rows of this rank, by `draw_negatives` from one stream over all ranks.
+
+        Args:
+            avoid: (B, P) ids that a row must not draw.
+        """
+        rank, world_size = distributed.rank(), distributed.world_size()
+        rows = {"first_row": rank * len(avoid), "num_rows": world_size * len(avoid)}
+        return draw_negatives(self.valid_ids, num, avoid=avoid, generator=generator, **rows)
+
     @torch.no_grad()
     def update(self, new: Embedded, *, momentum: float) -> None:
-        """Move the entries of new (B, D) on all ranks: normalise(momentum * old + (1 - momentum) * new).
+        """Move the entries of new (B, D) on all ranks: normalize(momentum * old + (1 - momentum) * new).
 
         Differs from AVID-CMA: an id that occurs more than once moves by the average of its vectors; there an
-        unspecified one wins. Empty places and invalid ids are left alone.
+        unspecified one wins. Masked rows and invalid ids are left alone.
 
         Args:
             momentum: weight of the OLD vector, in [0, 1].
@@ -125,7 +136,7 @@ class Bank(nn.Module):
         vectors = torch.where(keep[:, None], new.z.float(), 0.0)
         average = same.float() @ vectors / same.sum(dim=1, keepdim=True).clamp(min=1)
         moved = F.normalize(momentum * self.z[ids] + (1 - momentum) * average, dim=1)  # (n, D)
-        # Every row writes, without asking which may: a repeated id the vector of its first row, an empty place what the
+        # Every row writes, without asking which may: a repeated id the vector of its first row, an masked row what the
         # first row that counts writes (none counts: what stands there already). Whoever writes last, the bytes are the
         # same.
         number = torch.arange(len(ids), device=ids.device)
@@ -136,7 +147,7 @@ class Bank(nn.Module):
 
 
 class Queue(nn.Module):
-    """The latest vectors, first in, first out (MoCo). Starts empty: its places match nothing and are to be ignored.
+    """The latest vectors, first in, first out (MoCo). Starts empty: its rows match nothing and are to be ignored.
 
     Differs from MoCo, which starts from random vectors that serve as negatives for the first steps.
 

@@ -1,7 +1,7 @@
 """Where positives come from: each rule marks cells of the contrast table by comparing where vectors come from.
 
 Queries q are (Q,), columns k are shared (M,) or own (Q, M) [shapes of `ids`]; every rule returns (Q, M) bool and
-never marks an empty place (id -1). A new source of positives is one more function here.
+never marks an masked row (id -1). A new source of positives is one more function here.
 """
 
 import torch
@@ -53,10 +53,10 @@ def in_set(q: Embedded, k: Embedded, sets: Tensor) -> Tensor:
     Args:
         q: (Q,) queries.
         k: shared (M,) or own (Q, M) columns.
-        sets: (N, P) int64, a row of ids per instance, ascending with -1 for empty places.
+        sets: (N, P) int64, a row of ids per instance, ascending with -1 for masked rows.
     """
     rows = sets[q.ids.clamp(min=0)]  # (Q, P)
     keys = k.ids if k.ids.dim() == 2 else k.ids.expand(len(q.ids), -1)  # (Q, M)
-    rows = rows.sort(dim=1).values  # the empty places stand first
+    rows = rows.sort(dim=1).values  # the masked rows stand first
     place = torch.searchsorted(rows, keys.contiguous()).clamp(max=rows.shape[1] - 1)
     return (rows.gather(1, place) == keys) & _present(q, k)

@@ -31,7 +31,7 @@ def walk_loss(
     Args:
         nodes: (B, T, N, D) unit length, T >= 3, N >= 2.
         temperature: of the transitions softmax(cosine / temperature).
-        dropout: share of edges cut on either way, in [0, 1); a node without any edge left walks to any node.
+        dropout: fraction of edges cut on either way, in [0, 1); a node without any edge left walks to any node.
         generator: of the cut edges, on any device; needed with dropout. All ranks' edges are drawn on each, so that the
             loss of one process is that of several: give every rank the same state.
         valid: (B,) bool, clips that count; None = all.
@@ -45,10 +45,10 @@ def walk_loss(
     Source: Jabri et al. 2020 (CRW), the loss over palindromes of every length with edge dropout, as in videowalk
     code/model.py; like there, the shortest palindrome 0, 1, 0 is left out.
     Differs from videowalk: edges are cut independently on the way there and back. There the affinities are changed in
-    place, so that the way back lacks both draws' edges, a share of 1 - (1 - dropout)^2.
+    place, so that the way back lacks both draws' edges, a fraction of 1 - (1 - dropout)^2.
     """
     if not 0 <= dropout < 1:
-        raise ValueError(f"dropout={dropout}: expected a share of edges in [0, 1), such as 0.1")
+        raise ValueError(f"dropout={dropout}: expected a fraction of edges in [0, 1), such as 0.1")
     if dropout and generator is None:
         raise ValueError(f"dropout={dropout} needs a generator, which says which edges are cut")
     nodes, counted = _checked(nodes, temperature, valid)
@@ -104,7 +104,7 @@ def _affinities(nodes: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _cut_edges(affinity: Tensor, share: float, generator: torch.Generator) -> Tensor:
-    """Cut a share of the edges; a row that loses all has equal entries, hence equal probabilities."""
+    """Cut a fraction of the edges; a row that loses all has equal entries, hence equal probabilities."""
     num_clips = len(affinity)
     drawn = torch.rand(  # (W B, T - 1, N, N)
         (num_clips * distributed.world_size(), *affinity.shape[1:]), generator=generator, device=generator.device

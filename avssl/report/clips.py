@@ -1,7 +1,4 @@
-"""Clips shown by a middle frame over a spectrogram, and which of them are near which.
-
-What lives here: the vectors that neighbours are looked for in, drawing reference clips and choosing their neighbours,
-their pictures. What does not: the page around them.
+"""Reference clips with their neighbours, shown by a middle frame above a spectrogram.
 
 Letters: n clips with vectors, D dimensions, N rows of the manifest.
 """
@@ -13,130 +10,114 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
+from matplotlib.figure import Figure
 from torch import Tensor
 
 from avssl.data.manifest import Manifest
-from avssl.evaluate.features import Extracted, extract
+from avssl.evaluate.features import extract
 from avssl.media.decode import AudioWindow, VideoWindow, read_clip
 from avssl.media.reader import DecodeError
 from avssl.methods.base import Method
-from avssl.pretrained import Pretrained
-from avssl.report.page import picture, plt, png, text
+from avssl.report.page import html, png
 from avssl.retrieval.store import StoreError, read_store
 from avssl.structs import MODALITIES
 from avssl.transforms.audio import log_mel
+from avssl.weights.load import Pretrained
 
 SEED = 0  # draws the references
-MAX_EXTRACTED = 200  # clips that a report looks at when a run keeps no memories: some seconds on a CPU
+MAX_EXTRACTED = 200  # clips embedded for a run without memory bank: some seconds on a CPU
 NUM_POSITIVES = 2  # shown of each reference
-ALIKE = 0.05  # share of the clips, the nearest ones, that count as alike
-SIDES = {"video": "picture", "audio": "sound"}
+SIMILAR_FRACTION = 0.05  # nearest clips that count as similar
 
 
 @dataclass(frozen=True)
 class Vectors:
-    """Where neighbours are looked for.
+    """Vectors that are searched for neighbours."""
 
-    Args:
-        ids: (n,) int64 rows of the manifest.
-        z: {side: (n, D) float32 unit vectors}; without a side that the run has no tower for.
-        has: {side: (n,) bool}, which clips have that side; the others' vectors mean nothing.
-        source: in words.
-    """
-
-    ids: np.ndarray
-    z: Mapping[str, Tensor]
-    has: Mapping[str, Tensor]
-    source: str
+    ids: np.ndarray  # (n,) int64 rows of the manifest
+    z: Mapping[str, Tensor]  # {modality: (n, D) float32 unit vectors}, of those that the run has an encoder for
+    has: Mapping[str, Tensor]  # {modality: (n,) bool}: clips that have it; the others' vectors mean nothing
+    source: str  # description
 
     def at(self, rows: np.ndarray) -> "Vectors":
         """Only the clips whose row is marked in `rows` (N,) bool."""
         keep = torch.from_numpy(rows[self.ids])
-        z, has = ({side: each[keep] for side, each in of.items()} for of in (self.z, self.has))
+        z, has = ({modality: each[keep] for modality, each in of.items()} for of in (self.z, self.has))
         return Vectors(self.ids[keep.numpy()], z, has, self.source)
 
 
 @dataclass(frozen=True)
 class ShownClip:
-    """A clip on the page: its row of the manifest, and what is said of it."""
+    """A clip on the page and its row of the manifest."""
 
     role: str
     row: int
     note: str
 
 
-def vectors_of_memories(method: Method) -> Vectors | None:
-    """The memories that a method, or the first of its parts that has some, keeps of all clips; None = none does."""
+def vectors_of_banks(method: Method) -> Vectors | None:
+    """The memory banks of a method, or of the first of its parts that has some; None without any."""
     for part in (method, *getattr(method, "parts", {}).values()):
-        banks = {side: bank for side, bank in getattr(part, "banks", {}).items() if side in MODALITIES}
-        banks = {side: bank for side, bank in banks.items() if bank.valid.any()}
+        banks = getattr(part, "banks", {})
+        banks = {modality: bank for modality, bank in banks.items() if modality in MODALITIES and bank.valid.any()}
         if banks:
             return Vectors(
                 ids=np.arange(len(next(iter(banks.values())).z)),
-                z={side: bank.z.float().cpu() for side, bank in banks.items()},
-                has={side: bank.valid.cpu() for side, bank in banks.items()},
-                source="the memories at the end of the run, running means of embeddings of augmented clips",
+                z={modality: bank.z.float().cpu() for modality, bank in banks.items()},
+                has={modality: bank.valid.cpu() for modality, bank in banks.items()},
+                source="the memory banks at the end of the run, running means of embeddings of augmented clips",
             )
     return None
 
 
 def vectors_of_store(folder: Path, *, manifest_hash: str) -> Vectors:
-    """Embeddings that tools/extract.py has written.
-
-    Raises:
-        StoreError: as `read_store` does, or they are of another manifest than this.
-    """
+    """Embeddings written by tools/extract.py. Raises StoreError: as `read_store`, or they are of another manifest."""
     store = read_store(folder)
     if store.meta.manifest_hash != manifest_hash:
         raise StoreError(f"the embeddings in {folder} are of another manifest than the run's: extract its clips")
-    sides = [side for side in MODALITIES if side in store.meta.towers and store.has[side].any()]
+    modalities = [
+        modality for modality in MODALITIES if modality in store.meta.modalities and store.has[modality].any()
+    ]
     everything = np.arange(len(store))
     return Vectors(
         ids=store.ids,
-        z={side: store.vectors[side].take(everything) for side in sides},
-        has={side: torch.tensor(store.has[side]) for side in sides},
+        z={modality: store.vectors[modality].take(everything) for modality in modalities},
+        has={modality: torch.tensor(store.has[modality]) for modality in modalities},
         source=f"the embeddings in {folder}",
     )
 
 
-def vectors_of_some(towers: Pretrained, manifest: Manifest, rows: np.ndarray) -> Vectors:
-    """Extracted now, of at most MAX_EXTRACTED of `rows` (n,), drawn at random: outputs of the heads where every tower
-    has one, else of the trunks."""
+def vectors_of_some(pretrained: Pretrained, manifest: Manifest, rows: np.ndarray) -> Vectors:
+    """Embeddings computed now for at most MAX_EXTRACTED random rows of `rows` (n,): head outputs where every encoder
+    has a head, else encoder outputs."""
     drawn = np.sort(np.random.default_rng(SEED).permutation(rows)[:MAX_EXTRACTED])
-    found: Extracted = extract(towers, manifest, drawn, num_clips=1)
-    by_heads = set(towers.encoders) <= set(towers.heads)
+    found = extract(pretrained, manifest, drawn, num_clips=1)
+    by_heads = set(pretrained.encoders) <= set(pretrained.heads)
     vectors = found.embedding if by_heads else found.features
-    sides = [side for side in towers.encoders if found.has(side).any()]
+    modalities = [modality for modality in pretrained.encoders if found.has(modality).any()]
     what = "outputs of the heads" if by_heads else "outputs of the encoders"
     return Vectors(
         ids=found.ids,
-        z={side: _unit(vectors[side]) for side in sides},
-        has={side: torch.from_numpy(found.has(side)) for side in sides},
+        z={modality: F.normalize(torch.from_numpy(vectors[modality]), dim=1) for modality in modalities},
+        has={modality: torch.from_numpy(found.has(modality)) for modality in modalities},
         source=f"{what} for one clip of each of {len(found.ids)} videos, extracted for this page",
     )
 
 
-def _unit(vectors: np.ndarray) -> Tensor:
-    return F.normalize(torch.from_numpy(np.asarray(vectors, dtype=np.float32)), dim=1)
-
-
 def reference_clips(vectors: Vectors, targets: np.ndarray, *, num: int = 3) -> dict[str, list[ShownClip]]:
-    """Clips drawn at random, of different classes where there are some, each with others that are near: by agreement of
-    both sides, by picture alone and by sound alone; where one side is all there is, by that.
-
-    Args:
-        targets: (N,) classes, negative = unlabelled.
+    """Random clips, of different classes if labeled (targets (N,), negative = unlabeled), with their neighbours: by
+    agreement, by video only and by audio only, or by the single modality.
 
     Returns:
         {heading: reference and neighbours}; empty with fewer than three clips to choose from.
     """
-    sides = list(vectors.z)
-    if not sides:  # nothing could be read
+    modalities = list(vectors.z)
+    if not modalities:  # no clip was readable
         return {}
     usable = torch.stack([*vectors.has.values()]).all(dim=0)  # (n,)
-    if len(sides) == 2 and usable.sum() < 3:
-        sides = [max(sides, key=lambda side: int(vectors.has[side].sum()))]
-        usable = vectors.has[sides[0]]
+    if len(modalities) == 2 and usable.sum() < 3:
+        modalities = [max(modalities, key=lambda modality: int(vectors.has[modality].sum()))]
+        usable = vectors.has[modalities[0]]
     if usable.sum() < 3:
         return {}
     drawn = np.random.default_rng(SEED).permutation(np.flatnonzero(usable.numpy()))
@@ -146,13 +127,14 @@ def reference_clips(vectors: Vectors, targets: np.ndarray, *, num: int = 3) -> d
         if len(references) < num and (targets[vectors.ids[place]] < 0 or targets[vectors.ids[place]] not in known):
             references.append(place)
     return {
-        f"Reference {number}": _neighbours(vectors, sides, usable, place) for number, place in enumerate(references, 1)
+        f"Reference {number}": _neighbours(vectors, modalities, usable, place)
+        for number, place in enumerate(references, 1)
     }
 
 
-def _neighbours(vectors: Vectors, sides: Sequence[str], usable: Tensor, place: int) -> list[ShownClip]:
+def _neighbours(vectors: Vectors, modalities: Sequence[str], usable: Tensor, place: int) -> list[ShownClip]:
     """The reference at `place`, then its neighbours, each once."""
-    cosines = {side: vectors.z[side] @ vectors.z[side][place] for side in sides}  # (n,) each
+    cosines = {modality: vectors.z[modality] @ vectors.z[modality][place] for modality in modalities}  # (n,) each
     free = usable.clone()
     free[place] = False
     clips = [ShownClip("Reference", int(vectors.ids[place]), "")]
@@ -161,51 +143,46 @@ def _neighbours(vectors: Vectors, sides: Sequence[str], usable: Tensor, place: i
         if not free[best] or score[best] == -torch.inf:
             continue
         free[best] = False
-        words = ", ".join(f"{SIDES[side]} {float(cosines[side][best]):.2f}" for side in sides)
+        words = ", ".join(f"{modality} {float(cosines[modality][best]):.2f}" for modality in modalities)
         clips.append(ShownClip(role, int(vectors.ids[best]), f"cosine: {words}"))
     return clips
 
 
 def _wanted(cosines: Mapping[str, Tensor], free: Tensor) -> list[tuple[str, Tensor]]:
-    """(role, score (n,)) of every neighbour: the free clip with the largest score takes the role."""
+    """(role, score (n,)) of every neighbour; each role goes to the free clip with the largest score."""
     if len(cosines) == 1:
-        ((side, cosine),) = cosines.items()
-        return [(f"Near in {SIDES[side]}", cosine)] * (NUM_POSITIVES + 1)
-    look, sound = cosines["video"], cosines["audio"]
-    num_alike = min(int(free.sum()), max(NUM_POSITIVES + 1, int(free.sum() * ALIKE)))
-    looks_only, sounds_only = (
+        ((modality, cosine),) = cosines.items()
+        return [(f"Near in {modality}", cosine)] * (NUM_POSITIVES + 1)
+    video, audio = cosines["video"], cosines["audio"]
+    num_alike = min(int(free.sum()), max(NUM_POSITIVES + 1, int(free.sum() * SIMILAR_FRACTION)))
+    video_only, audio_only = (
         torch.where(one >= one[free].topk(num_alike).values[-1], one - other, -torch.inf)
-        for one, other in ((look, sound), (sound, look))
+        for one, other in ((video, audio), (audio, video))
     )
     return [
-        *[("Positive by agreement", torch.minimum(look, sound))] * NUM_POSITIVES,
-        ("Looks alike, sounds different", looks_only),
-        ("Sounds alike, looks different", sounds_only),
+        *[("Positive by agreement", torch.minimum(video, audio))] * NUM_POSITIVES,
+        ("Looks alike, sounds different", video_only),
+        ("Sounds alike, looks different", audio_only),
     ]
 
 
 def clips_html(manifest: Manifest, clips: Sequence[ShownClip]) -> str:
-    """Clips side by side; one that cannot be read says why."""
-    return f'<div class="clips">{"".join(_figure(manifest, clip) for clip in clips)}</div>'
-
-
-def _figure(manifest: Manifest, clip: ShownClip) -> str:
-    path = str(manifest.column("path")[clip.row])
-    label = manifest.column("label")[clip.row]
-    name = Path(path).name if label is None else f"{label} ({Path(path).name})"
-    try:
-        image = picture(clip_png(manifest, clip.row), alt=f"{clip.role}: middle frame and spectrogram of {path}")
-    except (DecodeError, OSError) as error:
-        image = f"<p>{text(error)}</p>"
-    return f"<figure>{image}<figcaption><b>{text(clip.role)}</b>{text(name)}<br>{text(clip.note)}</figcaption></figure>"
+    """Clips in a row; unreadable ones show the reason."""
+    figures = []
+    for clip in clips:
+        path, label = str(manifest.column("path")[clip.row]), manifest.column("label")[clip.row]
+        name = Path(path).name if label is None else f"{label} ({Path(path).name})"
+        image, error = b"", ""
+        try:
+            image = clip_png(manifest, clip.row)
+        except (DecodeError, OSError) as found:
+            error = str(found)
+        figures.append((clip.role, name, clip.note, image, path, error))
+    return html.clips(figures)
 
 
 def clip_png(manifest: Manifest, row: int) -> bytes:
-    """The middle frame of a clip over the log-mel spectrogram of its whole sound; of a file of sound alone no frame.
-
-    Raises:
-        DecodeError: the clip cannot be read.
-    """
+    """The middle frame of a clip, if any, above the log-mel spectrogram of its audio. Raises DecodeError."""
     has_video, has_audio = bool(manifest.has_video[row]), bool(manifest.has_audio[row])
     start, end = (float(each) for each in manifest.bounds("video" if has_video else "audio")[row])
     rate = 16_000
@@ -214,12 +191,13 @@ def clip_png(manifest: Manifest, row: int) -> bytes:
         video=[VideoWindow(start=(start + end) / 2, duration=0.04, fps=25.0)] if has_video else [],
         audio=[AudioWindow(start=start, duration=max(end - start, 0.1), sample_rate=rate)] if has_audio else [],
     )
-    figure, (above, below) = plt.subplots(2, 1, figsize=(2.6, 3.4), height_ratios=[2, 1.1])
+    figure = Figure(figsize=(2.6, 3.4))
+    above, below = figure.subplots(2, 1, height_ratios=[2, 1.1])
     figure.subplots_adjust(left=0.03, right=0.97, top=0.99, bottom=0.11, hspace=0.04)
     if has_video:
         above.imshow(frames[0].data[0])
     else:
-        above.text(0.5, 0.5, "no picture", ha="center", va="center")
+        above.text(0.5, 0.5, "no video", ha="center", va="center")
     if has_audio:
         spectrogram = log_mel(
             torch.from_numpy(samples[0].data)[None], sample_rate=rate, n_fft=512, hop_seconds=0.01, num_mels=64
@@ -228,7 +206,7 @@ def clip_png(manifest: Manifest, row: int) -> bytes:
         below.imshow(bands, origin="lower", aspect="auto", cmap="magma", extent=(start, end, 0, len(bands)))
         below.set_xlabel("seconds", fontsize=7, labelpad=1)
     else:
-        below.text(0.5, 0.5, "no sound", ha="center", va="center")
+        below.text(0.5, 0.5, "no audio", ha="center", va="center")
         below.set_xticks([])
     for axis in (above, below):
         axis.set_yticks([])

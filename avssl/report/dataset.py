@@ -1,4 +1,4 @@
-"""Which clips a run was trained on: the manifest in numbers, what was left out, and why.
+"""Training clips of a run: statistics of the manifest, what was left out, and why.
 
 Letter: N rows.
 """
@@ -11,39 +11,36 @@ import numpy as np
 from avssl.config import ConfigError, DataConfig
 from avssl.data.manifest import Manifest
 from avssl.data.policy import TITLES, admit, cases
-from avssl.report.page import note, table
+from avssl.report.page import note, paragraph, table
 
-MAX_SPLITS = 6  # columns; the smallest of more are counted together
-NUM_NAMED = 3  # files named of each reason
+MAX_SPLITS = 6  # columns; smaller splits are counted together
+NUM_NAMED = 3  # files named per reason
 MAX_REASONS = 15
 
 
 def dataset_parts(manifest: Manifest, data: DataConfig, *, num_trained: int) -> list[str]:
-    """Tables of rows by split and case, and of the reasons why files cannot be used.
-
-    Args:
-        num_trained: clips that the run trains on, as its checkpoint has them.
-    """
+    """Tables of rows by split and case, and of unusable files by reason; num_trained clips by the checkpoint."""
     found = cases(manifest, max(data.num_frames / data.fps, data.audio_seconds))
     splits = _splits(manifest)
     readable = manifest.has_video & manifest.has_audio
-    kinds = {"all": np.ones(len(manifest), dtype=bool), "with picture and sound": readable}
-    lines: list[tuple[Any, ...]] = [
-        (name, *(int((rows & split).sum()) for split in splits.values()), "", "") for name, rows in kinds.items()
+    kinds = [("all", np.ones(len(manifest), dtype=bool), "", ""), ("with video and audio", readable, "", "")]
+    kinds += [
+        (TITLES[case], rows, getattr(data.policy, case), _named(manifest, rows))
+        for case, rows in found.items()
+        if rows.any()
     ]
+    lines = [(name, *(int((rows & split).sum()) for split in splits.values()), *more) for name, rows, *more in kinds]
     columns = ("rows", *splits, "data.policy", "such as")
-    for case, rows in found.items():
-        if rows.any():
-            counts = (int((rows & split).sum()) for split in splits.values())
-            lines.append((TITLES[case], *counts, vars(data.policy)[case], _named(manifest, rows)))
     classes = len(manifest.class_names)
-    num_labelled = int((manifest.targets() >= 0).sum())
-    labels = f"{classes} classes, {num_labelled:,} rows with a label" if classes else "no labels"
-    hours = ", ".join(f"{_hours(manifest, side):.2f} hours of {words}" for side, words in _TRACKS)
+    num_labeled = int((manifest.targets() >= 0).sum())
+    labels = f"{classes} classes, {num_labeled:,} rows with a label" if classes else "no labels"
+    hours = f"{_hours(manifest, 'video'):.2f} hours of video, {_hours(manifest, 'audio'):.2f} hours of audio"
     parts = [
-        f"<p>{num_trained:,} clips of data.split={data.split or 'null'} were trained on. "
-        f"The manifest has {len(manifest):,} rows: {hours}; {labels}.</p>",
-        table("Rows by split and what they lack", columns, lines),
+        paragraph(
+            f"{num_trained:,} clips of data.split={data.split or 'null'} were trained on. "
+            f"The manifest has {len(manifest):,} rows: {hours}; {labels}."
+        ),
+        table("Rows by split and missing modality", columns, lines),
         note("A row can be in several lines. This is what the manifest and its quarantine list say now."),
         note(_policy(manifest, data)),
     ]
@@ -53,31 +50,26 @@ def dataset_parts(manifest: Manifest, data: DataConfig, *, num_trained: int) -> 
     return parts
 
 
-_TRACKS = (("video", "picture"), ("audio", "sound"))
-
-
 def _splits(manifest: Manifest) -> dict[str, np.ndarray]:
-    """{split: (N,) bool}, the largest first; one column of all rows where there are no splits."""
+    """{split: (N,) bool}, the largest first; one column of all rows without splits."""
     column = np.array([split or "no split" for split in manifest.column("split").tolist()])
     names, counts = np.unique(column, return_counts=True)
     ordered = names[np.argsort(-counts, kind="stable")].tolist()
-    if len(ordered) == 1:
-        return {ordered[0]: column == ordered[0]}
     kept = ordered[:MAX_SPLITS]
     splits = {name: column == name for name in kept}
     return splits | ({"other splits": ~np.isin(column, kept)} if len(kept) < len(ordered) else {})
 
 
-def _hours(manifest: Manifest, side: str) -> float:
-    rows = manifest.has_video if side == "video" else manifest.has_audio
-    start, end = manifest.bounds(side)[rows].T
+def _hours(manifest: Manifest, modality: str) -> float:
+    rows = manifest.has_video if modality == "video" else manifest.has_audio
+    start, end = manifest.bounds(modality)[rows].T
     return float(np.nansum(np.maximum(end - start, 0))) / 3600
 
 
 def _policy(manifest: Manifest, data: DataConfig) -> str:
     try:
         admitted = admit(manifest, data)
-    except ConfigError as error:  # quarantined since the run began, where data.policy says error
+    except ConfigError as error:  # quarantined since the run began, under policy error
         return f"data.policy today would refuse this set: {error}"
     left, kept = (
         ", ".join(f"{count:,} {TITLES[case]}" for case, count in counts.items()) or "none"
@@ -87,7 +79,7 @@ def _policy(manifest: Manifest, data: DataConfig) -> str:
 
 
 def _reasons(manifest: Manifest) -> list[Sequence[Any]]:
-    """Rows that are not usable by status and reason, the most frequent first."""
+    """Unusable rows by status and reason, the most frequent first."""
     status = manifest.column("status")
     reason = np.array([each or "no reason given" for each in manifest.column("reason").tolist()])
     bad = np.flatnonzero(~manifest.usable())

@@ -1,8 +1,4 @@
-"""A run's log as lines over its steps, and what they say of the training.
-
-What lives here: reading log.jsonl once, which figures stand in one chart, signs of collapse, refreshes of agreement
-sets. What does not: drawing (curves.py).
-"""
+"""A run's log as charts over its steps, with signs of collapse."""
 
 from array import array
 from collections import Counter
@@ -15,26 +11,26 @@ import numpy as np
 
 from avssl.logs import log_lines
 from avssl.report.curves import DASHES, Chart, Line, charts_html
-from avssl.report.page import heading, note, table, warning
+from avssl.report.page import heading, note, paragraph, table, warning
 
 COLLAPSED_STD, COLLAPSED_RANK = 0.1, 2.0  # at or below: reported as a sign of collapse
 MAX_REFRESHES = 40  # lines of the table; of more, evenly spaced ones
 SHARES = {
-    "share_unreadable": "could not be read",
-    "share_soundless": "without sound",
-    "share_pictureless": "without picture",
-    "share_padded": "shorter than what was asked of them",
+    "frac_unreadable": "could not be read",
+    "frac_no_audio": "without audio",
+    "frac_no_video": "without video",
+    "frac_padded": "shorter than the window",
 }
-OF_METHODS = {  # that are no loss
-    "accuracy": "classes named right",
+OF_METHODS = {  # metrics of methods that are no loss
+    "accuracy": "correct classes",
     "returned": "walks that returned",
-    "share_tracked": "clips with a track",
+    "frac_tracked": "clips with a track",
 }
 SPEED = {
     "lr": ("Learning rate", ""),
     "grad_norm": ("Gradient norm", "Before clipping."),
     "clips_per_second": ("Clips per second", "Over all processes."),
-    "data_wait": ("Share of time waiting for data", "Near 0 the training is the bottleneck, near 1 the decoding."),
+    "data_wait": ("Fraction of time waiting for data", "Near 0 the training is the bottleneck, near 1 the decoding."),
 }
 REFRESH = {  # of a refresh, after mining/: heading
     "rows_with_set": "rows with a set",
@@ -44,25 +40,23 @@ REFRESH = {  # of a refresh, after mining/: heading
     "precision": "precision",
     "chance": "chance",
 }
+REFRESH_CHARTS = {  # title: lines
+    "Members of the same class": {"precision": "precision", "chance": "chance"},
+    "Fractions of rows": {"exact": REFRESH["exact"], "rows_with_set": REFRESH["rows_with_set"]},
+    "Overlap with the sets before": {"overlap": ""},
+    "Mean score": {"score": ""},
+}
 
 
 @dataclass
 class History:
-    """What a log tells.
+    """Contents of a log."""
 
-    Args:
-        lines: {figure: its steps and values}, without what is not finite.
-        refreshes: of agreement sets, the lines of the log as they are.
-        unreadable: {reason, which names the file: how often}.
-        seconds: of training, by the clips per second that were reported.
-        step, epoch: of the last line; -1 without one.
-    """
-
-    lines: dict[str, Line] = field(default_factory=dict)
-    refreshes: list[dict[str, Any]] = field(default_factory=list)
-    unreadable: Counter = field(default_factory=Counter)
-    seconds: float = 0.0
-    step: int = -1
+    lines: dict[str, Line] = field(default_factory=dict)  # {metric: steps and values}, finite ones only
+    refreshes: list[dict[str, Any]] = field(default_factory=list)  # of agreement sets: raw log lines
+    unreadable: Counter = field(default_factory=Counter)  # {reason, which names the file: how often}
+    seconds: float = 0.0  # of training, by the clips per second that were reported
+    step: int = -1  # of the last line; -1 without one
     epoch: int = -1
 
 
@@ -90,19 +84,21 @@ def read_history(path: Path, *, batch_size: int) -> History:
 
 
 def training_parts(history: History) -> list[str]:
-    """Charts of the training, what its collapse figures say, and all figures in numbers."""
+    """Charts of the training, collapse metrics, and a table of all metrics."""
     lines = history.lines
     if not lines:
-        return [note("The log holds no figures: the run stopped before its first report.")]
+        return [note("The log holds no metrics: the run stopped before its first report.")]
     shares = {name: lines[name] for name in SHARES if name in lines and lines[name][1].any()}
     charts = _loss_charts(lines)
     charts += [Chart(title, {"": lines[name]}, words) for name, (title, words) in SPEED.items() if name in lines]
     if shares:
         named = {SHARES[name]: line for name, line in shares.items()}
-        charts.append(Chart("Share of clips that lack something", named))
-    told = {OF_METHODS[name.rpartition("/")[2]]: line for name, line in lines.items() if _is_of_method(name)}
-    if told:
-        charts.append(Chart("Shares of what was trained on", told))
+        charts.append(Chart("Fraction of clips with something missing", named))
+    fractions = {
+        OF_METHODS[part]: line for name, line in lines.items() if (part := name.rpartition("/")[2]) in OF_METHODS
+    }
+    if fractions:
+        charts.append(Chart("Fractions of the training data", fractions))
     rows = [
         (name, *(float(each) for each in (values[0], values.min(), values.max(), values[-1])), len(values))
         for name, (_, values) in lines.items()
@@ -114,68 +110,59 @@ def training_parts(history: History) -> list[str]:
         heading("Collapse"),
         *collapse_parts(lines),
         heading("In numbers"),
-        table("Figures of the log", ("figure", "first", "lowest", "highest", "last", "reports"), rows),
+        table("Metrics of the log", ("metric", "first", "lowest", "highest", "last", "reports"), rows),
     ]
 
 
 def _loss_charts(lines: Mapping[str, Line]) -> list[Chart]:
-    """The loss, then its parts: those of one method together, no more in a chart than can be told apart."""
-    own = [name for name in lines if not _is_general(name)]
-    groups: dict[str, list[str]] = {}
-    for name in own:
-        groups.setdefault(name.rpartition("/")[0], []).append(name)
+    """The loss, then its parts: those of one method together."""
+    groups: dict[str, dict[str, Line]] = {}
+    for name, line in lines.items():
+        method, _, part = name.rpartition("/")
+        others = name in ("loss", *SPEED, *SHARES) or part in OF_METHODS or "mining/" in name
+        if not others and not name.endswith(("_std", "_rank")):
+            groups.setdefault(method, {})[part] = line
     charts = [Chart("Loss", {"": lines["loss"]})] if "loss" in lines else []
-    for method, names in groups.items():
-        for first in range(0, len(names), len(DASHES)):
-            some = {name.rpartition("/")[2]: lines[name] for name in names[first : first + len(DASHES)]}
-            charts.append(Chart(f"Parts of the loss{f' of {method}' if method else ''}", some))
+    for method, own in groups.items():
+        charts += _charts(f"Parts of the loss{f' of {method}' if method else ''}", own)
     return charts
 
 
-def _is_general(name: str) -> bool:
-    """Whether a figure is no part of the loss."""
-    if name.endswith(("_std", "_rank")) or "mining/" in name or _is_of_method(name):
-        return True
-    return name == "loss" or name in SPEED or name in SHARES
-
-
-def _is_of_method(name: str) -> bool:
-    return name.rpartition("/")[2] in OF_METHODS
+def _charts(title: str, lines: Mapping[str, Line], **more: Any) -> list[Chart]:
+    """Charts of at most len(DASHES) lines each."""
+    names = list(lines)
+    return [
+        Chart(title, {name: lines[name] for name in names[first : first + len(DASHES)]}, **more)
+        for first in range(0, len(names), len(DASHES))
+    ]
 
 
 def collapse_parts(lines: Mapping[str, Line]) -> list[str]:
-    """Charts of the collapse figures, how to read them, and a warning where the last ones are those of a collapse."""
-    found = {ending: {n: line for n, line in lines.items() if n.endswith(ending)} for ending in ("_std", "_rank")}
-    if not any(found.values()):
-        return [note("No figures of collapse: the method keeps no embeddings that tell it.")]
-    charts = []
+    """Charts of the collapse metrics, how to read them, and a warning if the last values indicate collapse."""
+    charts, lost = [], []
     for ending, title, limit in (
         ("_std", "Spread of the embeddings", COLLAPSED_STD),
         ("_rank", "Effective rank of the embeddings", COLLAPSED_RANK),
     ):
-        names = list(found[ending])
-        for first in range(0, len(names), len(DASHES)):
-            some = {name.removesuffix(ending): found[ending][name] for name in names[first : first + len(DASHES)]}
-            charts.append(Chart(title, some, limits={f"collapse: below {limit:g}": limit}))
-    lost = [
-        f"{name} is {float(values[-1]):.3g}"
-        for ending, limit in (("_std", COLLAPSED_STD), ("_rank", COLLAPSED_RANK))
-        for name, (_, values) in found[ending].items()
-        if values[-1] <= limit
-    ]
+        found = {name: line for name, line in lines.items() if name.endswith(ending)}
+        lost += [f"{name} is {float(y[-1]):.3g}" for name, (_, y) in found.items() if y[-1] <= limit]
+        own = {name.removesuffix(ending): line for name, line in found.items()}
+        charts += _charts(title, own, limits={f"collapse: below {limit:g}": limit})
+    if not charts:
+        return [note("No collapse metrics: the method reports no embeddings.")]
     words = (
         "A collapse is a line that falls to the dotted one and stays there, often while the loss still falls. The "
         "spread is 1 for embeddings all over the sphere and 0 when all are equal. The effective rank is the number of "
         "directions that a batch uses, at least 1, at most the embedding's dimension or the batch size less one."
     )
-    verdict = "The last figures show no collapse."
+    verdict = "The last values show no collapse."
     if lost:
-        verdict = f"Collapsed by the last figures: {', '.join(lost)}. What was learned on that side is worth little."
-    return [charts_html(charts), warning(verdict) if lost else f"<p>{verdict}</p>", note(words)]
+        verdict = f"Collapsed by the last values: {', '.join(lost)}. The features of that modality are of little use."
+    return [charts_html(charts), warning(verdict) if lost else paragraph(verdict), note(words)]
 
 
 def refresh_parts(history: History, *, has_labels: bool) -> list[str]:
-    """Agreement sets over time: a table of the refreshes, and charts where there are several."""
+    """Agreement sets over time: a table of the refreshes, and charts of several."""
     parts = []
     places = np.unique(np.linspace(0, len(history.refreshes) - 1, MAX_REFRESHES).astype(int))
     kept = [history.refreshes[place] for place in places] if history.refreshes else []
@@ -195,16 +182,10 @@ def refresh_parts(history: History, *, has_labels: bool) -> list[str]:
             caption += f" ({len(kept)} of {len(history.refreshes)} refreshes)"
         parts.append(table(caption, ("step", "epoch", *(REFRESH[name] for name in given)), rows))
         charts = [
-            Chart(title, {REFRESH[name]: line for name in names if (line := history.lines.get(f"{prefix}/{name}"))})
-            for title, names in (
-                ("Members of the same class", ("precision", "chance")),
-                ("Shares of rows", ("exact", "rows_with_set")),
+            Chart(
+                title, {words: line for name, words in names.items() if (line := history.lines.get(f"{prefix}/{name}"))}
             )
-        ]
-        charts += [
-            Chart(title, {"": history.lines[f"{prefix}/{name}"]})
-            for title, name in (("Overlap with the sets before", "overlap"), ("Mean score", "score"))
-            if f"{prefix}/{name}" in history.lines
+            for title, names in REFRESH_CHARTS.items()
         ]
         if len(own) > 1:
             parts.append(charts_html([chart for chart in charts if chart.lines]))

@@ -1,6 +1,6 @@
-"""The report of a run: what ran, on which clips, how the training went, what is near what, and what it is worth.
+"""The report of a run: configuration, clips, training, neighbours and evaluation.
 
-The command is `python tools/report.py RUN`. What lives here: collecting the sections. What does not: how each is made.
+python tools/report.py RUN
 """
 
 import dataclasses
@@ -10,44 +10,44 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
-from avssl.checkpoint import CheckpointError, check_manifest, load_checkpoint
-from avssl.config import Config, dumps
+from avssl.config import Config, DataConfig, RunConfig, dumps
 from avssl.data.manifest import Manifest, ManifestError, read_manifest
 from avssl.data.sampling import num_steps_per_epoch
-from avssl.files import whole_file
-from avssl.methods import METHODS
-from avssl.pretrained import Run, load_run, with_data
+from avssl.files import atomic_write
+from avssl.methods import METHODS, method_options
 from avssl.report.clips import (
     SEED,
-    Vectors,
     clips_html,
     reference_clips,
-    vectors_of_memories,
+    vectors_of_banks,
     vectors_of_some,
     vectors_of_store,
 )
 from avssl.report.dataset import dataset_parts
 from avssl.report.evaluation import evaluation_parts, find_results
 from avssl.report.history import History, read_history, refresh_parts, training_parts
-from avssl.report.page import Section, details, heading, note, page, table, text, warning
-from avssl.sessions import read_sessions
+from avssl.report.page import Section, heading, html, note, page, paragraph, table, warning
+from avssl.training.checkpoint import CheckpointError, check_manifest, load_checkpoint
+from avssl.training.session import read_sessions
+from avssl.weights.load import Run, load_run, with_data
 
 REPORT = "report.html"
-MAX_UNREADABLE = 10  # files named that could not be read while training
-MAX_SESSIONS = 20  # starts of the run, the last ones
+MAX_UNREADABLE = 10  # unreadable files listed
+MAX_SESSIONS = 20  # last starts of the run that are listed
 
 
 @dataclasses.dataclass(frozen=True)
-class Shown:
-    """What the sections are made of."""
+class ReportData:
+    """Input of the sections."""
 
     run: Run
     state: Mapping[str, Any]  # of the checkpoint
     history: History
-    manifest: Manifest | None  # None = it is not where it was, or another one is
-    missing: str  # why there is none
+    manifest: Manifest | None  # None = not found, or another one
+    missing: str  # the reason
 
 
 def write_run_report(
@@ -59,52 +59,56 @@ def write_run_report(
     embeddings: Path | None = None,
     evaluations: Sequence[Path] = (),
 ) -> tuple[Path, list[str]]:
-    """Write the page of a run that is complete or was stopped.
+    """Write the page of a complete or interrupted run.
 
     Args:
         folder: of the run.
         out: the page; None = report.html in the folder.
-        manifest, root: where the manifest and its clips are now; None = where they were.
-        embeddings: folder of tools/extract.py to look for neighbours in, for a run without memories.
+        manifest, root: new locations of the manifest and its clips, if moved.
+        embeddings: folder of tools/extract.py to search for neighbours, for a run without memory bank.
         evaluations: results of tools/evaluate.py besides those in the folder.
 
     Returns:
-        Where the page is, and a sentence for everything that is missing in it.
+        Path of the page, and a sentence for everything missing in it.
 
     Raises:
-        CheckpointError: there is no run, or the manifest that was given is not the run's.
-        ManifestError: the manifest that was given cannot be used.
-        StoreError: neither can the embeddings. ValueError: nor an evaluation.
+        CheckpointError: there is no run, or the given manifest is not the run's.
+        ManifestError, StoreError, ValueError: the given manifest, embeddings or an evaluation cannot be used.
         WriteError: the page cannot be written.
     """
     state = load_checkpoint(folder)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")  # named, so that no process group is joined
+    # explicit, so that no process group is joined
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     run = load_run(folder, device=device)
     config = run.config
     found, missing = _manifest_of(state, config, folder, manifest, root)
     history = read_history(folder / "log.jsonl", batch_size=config.data.batch_size)
-    seen = Shown(run, state, history, found, missing)
+    data = ReportData(run, state, history, found, missing)
     results, others = find_results(folder, run.weights_hash, named=evaluations)
+    command = ["python", "tools/evaluate.py", folder, "knn", "--dataset", "MANIFEST", "--json", folder / "knn.json"]
+    none = f"No results yet. Measure, then write this page again: {shlex.join(map(str, command))}"
     sections = [
-        Section("What ran", _run_parts(seen, folder)),
+        Section("What ran", _run_parts(data, folder)),
         Section("Configuration", _config_parts(config)),
-        Section("Clips", _clip_parts(seen)),
+        Section("Clips", _clip_parts(data)),
         Section("Training", training_parts(history)),
         Section("Agreement sets", refresh_parts(history, has_labels=found is not None and bool(found.class_names))),
-        Section("Neighbours", _neighbour_parts(seen, embeddings)),
-        Section("Evaluation", [*_evaluation_parts(results, folder), *(note(other) for other in others)]),
+        Section("Neighbours", _neighbour_parts(data, embeddings)),
+        Section("Evaluation", [*(evaluation_parts(results) or [note(none)]), *(note(other) for other in others)]),
     ]
-    path = out or folder / REPORT
-    title = f"{config.method['name']}: {folder.resolve().name}"
-    with whole_file(path) as temporary:
-        temporary.write_text(page(title, sections, lead=[_lead(seen)]), encoding="utf-8")
+    path, name, total = out or folder / REPORT, config.method["name"], _total_steps(state, config)
+    stand = "complete" if state["step"] >= total else f"not complete, {state['step']:,} of {total:,} steps"
+    now = datetime.now(UTC).strftime("%d %B %Y, %H:%M")
+    lead = [paragraph(f"Run of avssl with method {name}, {stand}. Page of {now} UTC.")]
+    with atomic_write(path) as temporary:
+        temporary.write_text(page(f"{name}: {folder.resolve().name}", sections, lead=lead), encoding="utf-8")
     return path, [missing] if missing else []
 
 
 def _manifest_of(
     state: Mapping[str, Any], config: Config, folder: Path, manifest: Path | None, root: Path | None
 ) -> tuple[Manifest | None, str]:
-    """The run's manifest, or why there is none. One that was asked for by name must be right."""
+    """The run's manifest, or why there is none; errors about a given one are raised."""
     path = manifest or Path(config.data.manifest)
     try:
         found = read_manifest(path, root=root or (None if manifest else config.data.root))
@@ -116,16 +120,6 @@ def _manifest_of(
     return found, ""
 
 
-def _lead(seen: Shown) -> str:
-    state, config = seen.state, seen.run.config
-    total = _total_steps(state, config)
-    stand = "complete" if state["step"] >= total else f"not complete, {state['step']:,} of {total:,} steps"
-    return (
-        f"<p>Run of avssl with method {text(config.method['name'])}, {stand}. "
-        f"Page of {datetime.now(UTC).strftime('%d %B %Y, %H:%M')} UTC.</p>"
-    )
-
-
 def _total_steps(state: Mapping[str, Any], config: Config) -> int:
     num_videos = int(state["instances"]["valid"].sum())
     per_epoch = num_steps_per_epoch(
@@ -134,14 +128,14 @@ def _total_steps(state: Mapping[str, Any], config: Config) -> int:
     return config.optim.epochs * per_epoch
 
 
-def _run_parts(seen: Shown, folder: Path) -> list[str]:
-    state, config, history = seen.state, seen.run.config, seen.history
+def _run_parts(data: ReportData, folder: Path) -> list[str]:
+    state, config, history = data.state, data.run.config, data.history
     sessions = read_sessions(folder)
     weights = [each for each in (config.model.init, config.model.video_weights, config.model.audio_weights) if each]
     resumed = {0: "not known, as the run is of before that was noted", 1: "no, it ran in one piece"}
     facts = [
         ("Method", str(config.method["name"])),
-        ("Towers", ", ".join(f"{side}: {getattr(config.model, side)}" for side in seen.run.encoders)),
+        ("Encoders", ", ".join(f"{modality}: {getattr(config.model, modality)}" for modality in data.run.encoders)),
         ("Steps", f"{state['step']:,} of {_total_steps(state, config):,}, {config.optim.epochs} epochs wanted"),
         ("Clips per step", f"{config.data.batch_size} over all processes"),
         ("Time of training", f"{_duration(history.seconds)} by the log"),
@@ -150,45 +144,30 @@ def _run_parts(seen: Shown, folder: Path) -> list[str]:
         ("Precision", config.run.precision),
         ("Started from", ", ".join(weights) or "random weights"),
         ("Manifest", f"{config.data.manifest} (hash {state['manifest_hash'][:12]})"),
-        ("Weights now", f"hash {seen.run.weights_hash[:12]}"),
-        *(_session_facts(sessions[0]) if len(sessions) == 1 else ()),
+        ("Weights now", f"hash {data.run.weights_hash[:12]}"),
     ]
+    if len(sessions) == 1:
+        facts += [(name.capitalize(), value) for name, value in _facts(sessions[0]).items()]
     if not sessions:
         decoder = state["decoder"]
         facts.append(("Decoder", f"{decoder['name']} {decoder['version']} (FFmpeg {decoder['ffmpeg']})"))
     parts = [table("The run", (), facts)]
-    if len(sessions) > 1:
-        parts += [_session_table(sessions)]
+    if len(sessions) > 1:  # a run may move to another machine
+        lines = [(each["first_step"], *_facts(each).values()) for each in sessions[-MAX_SESSIONS:]]
+        many = f", the last {MAX_SESSIONS} of {len(sessions)}" if len(sessions) > MAX_SESSIONS else ""
+        parts.append(table(f"Starts of the run{many}", ("from step", *_facts(sessions[0])), lines))
     return parts
 
 
-def _session_facts(session: Mapping[str, Any]) -> list[tuple[str, str]]:
-    return [
-        ("Started", _when(session)),
-        ("Command", session["command"]),
-        ("Machine", session["machine"]),
-        ("Processes", session["processes"]),
-        ("Versions", _versions(session)),
-    ]
-
-
-def _session_table(sessions: Sequence[Mapping[str, Any]]) -> str:
-    """Every start with its machine: a run may move."""
-    lines = [
-        (each["first_step"], _when(each), each["machine"], each["processes"], _versions(each), each["command"])
-        for each in sessions[-MAX_SESSIONS:]
-    ]
-    many = f", the last {MAX_SESSIONS} of {len(sessions)}" if len(sessions) > MAX_SESSIONS else ""
-    headings = ("from step", "started", "machine", "processes", "versions", "command")
-    return table(f"Starts of the run{many}", headings, lines)
-
-
-def _when(session: Mapping[str, Any]) -> str:
-    return datetime.fromisoformat(session["started"]).strftime("%d %B %Y, %H:%M UTC")
-
-
-def _versions(session: Mapping[str, Any]) -> str:
-    return ", ".join(f"{name} {version}" for name, version in session["versions"].items())
+def _facts(session: Mapping[str, Any]) -> dict[str, str]:
+    """Facts about one start of the run."""
+    return {
+        "started": datetime.fromisoformat(session["started"]).strftime("%d %B %Y, %H:%M UTC"),
+        "machine": session["machine"],
+        "processes": session["processes"],
+        "versions": ", ".join(f"{name} {version}" for name, version in session["versions"].items()),
+        "command": session["command"],
+    }
 
 
 def _duration(seconds: float) -> str:
@@ -199,83 +178,67 @@ def _duration(seconds: float) -> str:
 
 
 def _config_parts(config: Config) -> list[str]:
-    given, usual = dataclasses.asdict(config), dataclasses.asdict(Config())
-    options = METHODS[str(config.method["name"])][1]
-    usual["method"] = dataclasses.asdict(options())
+    given = config.model_dump(mode="json") | {"method": method_options(config, only_given=True)}
+    defaults = Config.model_construct(data=DataConfig.model_construct(), run=RunConfig.model_construct())
+    usual = defaults.model_dump(mode="json")
+    usual["method"] = METHODS[config.method["name"]].Options.model_construct().model_dump(mode="json")
     lines = [(name, str(value), str(before)) for name, value, before in _differing(given, usual, "")]
     return [
         table("What differs from the defaults", ("key", "value", "default"), lines),
-        details("The whole configuration", f"<pre>{text(dumps(config))}</pre>"),
+        html.details("The whole configuration", dumps(config)),
     ]
 
 
 def _differing(given: Mapping[str, Any], usual: Mapping[str, Any], prefix: str) -> list[tuple[str, Any, Any]]:
-    """(section.key, value, default) of every value that is not its default."""
+    """(section.key, value, default) of every non-default value."""
     found: list[tuple[str, Any, Any]] = []
     for name, value in given.items():
         before = usual.get(name, "")
         if isinstance(value, Mapping):
             found += _differing(value, before if isinstance(before, Mapping) else {}, f"{prefix}{name}.")
         elif value != before:
-            found.append((f"{prefix}{name}", value, "" if before == "???" else before))
+            found.append((f"{prefix}{name}", value, before))
     return found
 
 
-def _clip_parts(seen: Shown) -> list[str]:
-    lost = seen.history.unreadable
-    parts = [warning(seen.missing.capitalize() + ".")] if seen.manifest is None else []
-    if seen.manifest is not None:
-        num_trained = int(seen.state["instances"]["valid"].sum())
-        parts += dataset_parts(seen.manifest, seen.run.config.data, num_trained=num_trained)
+def _clip_parts(data: ReportData) -> list[str]:
+    lost = data.history.unreadable
+    if data.manifest is None:
+        parts = [warning(data.missing.capitalize() + ".")]
+    else:
+        num_trained = int(data.state["instances"]["valid"].sum())
+        parts = dataset_parts(data.manifest, data.run.config.data, num_trained=num_trained)
     if lost:
-        lines = [(reason, times) for reason, times in lost.most_common(MAX_UNREADABLE)]
         more = f", {MAX_UNREADABLE} of {len(lost)}" if len(lost) > MAX_UNREADABLE else ""
-        parts.append(table(f"Could not be read while training{more}", ("file and reason", "times"), lines))
+        caption, lines = f"Could not be read while training{more}", lost.most_common(MAX_UNREADABLE)
+        parts.append(table(caption, ("file and reason", "times"), lines))
     return parts
 
 
-def _neighbour_parts(seen: Shown, embeddings: Path | None) -> list[str]:
-    manifest = seen.manifest
+def _neighbour_parts(data: ReportData, embeddings: Path | None) -> list[str]:
+    """Neighbors in the given embeddings, in the run's memory bank, or among some clips embedded now."""
+    manifest = data.manifest
     if manifest is None:
         return [note("No clips, as there is no manifest: see above.")]
-    vectors, why = _vectors(seen, manifest, embeddings)
-    if vectors is None:
-        return [note(why)]
+    if embeddings is not None:
+        vectors = vectors_of_store(embeddings, manifest_hash=manifest.hash)
+    elif (vectors := vectors_of_banks(data.run.method)) is None:
+        rows = np.flatnonzero(data.state["instances"]["valid"].numpy() & manifest.usable())
+        try:  # without workers: starting them would take longer
+            vectors = vectors_of_some(with_data(data.run, num_workers=0), manifest, rows)
+        except ValueError as error:
+            return [note(f"No neighbours, as no clips could be looked at: {error}")]
     vectors = vectors.at(manifest.usable())
     shown = reference_clips(vectors, manifest.targets())
     if not shown:
         return [note("Fewer than three clips can be compared.")]
     one = f" The run has vectors of {' and '.join(vectors.z)} alone." if len(vectors.z) == 1 else ""
     both = (
-        " Agreement is the smaller of both cosines; what is alike in one side only is the clip with the largest "
-        "difference of both among the nearest twentieth of that side."
+        " Agreement is the smaller of both cosines; what is alike in one modality only is the clip with the largest "
+        "difference of both among the nearest twentieth of that modality."
     )
     words = f"Reference clips drawn at random (seed {SEED}), with clips that are near in {vectors.source}."
     parts = [note(words + (one or both))]
     for name, clips in shown.items():
         parts += [heading(name), clips_html(manifest, clips)]
     return parts
-
-
-def _vectors(seen: Shown, manifest: Manifest, embeddings: Path | None) -> tuple[Vectors | None, str]:
-    """Where neighbours are looked for: in what was named, in the run's memories, or in some clips looked at now."""
-    if embeddings is not None:
-        return vectors_of_store(embeddings, manifest_hash=manifest.hash), ""
-    memories = vectors_of_memories(seen.run.method)
-    if memories is not None:
-        return memories, ""
-    rows = torch.nonzero(seen.state["instances"]["valid"]).squeeze(1).numpy()
-    rows = rows[manifest.usable()[rows]]
-    try:  # within this process: these clips take less time than to start another
-        return vectors_of_some(with_data(seen.run, num_workers=0), manifest, rows), ""
-    except ValueError as error:
-        return None, f"No neighbours, as no clips could be looked at: {error}"
-
-
-def _evaluation_parts(results: Sequence[Mapping[str, Any]], folder: Path) -> list[str]:
-    if results:
-        return evaluation_parts(results)
-    command = shlex.join(
-        ["python", "tools/evaluate.py", str(folder), "knn", "--dataset", "MANIFEST", "--json", str(folder / "knn.json")]
-    )
-    return [note(f"No results yet. Measure, then write this page again: {command}")]

@@ -2,11 +2,11 @@
 
     python -m avssl.retrieval.embed        (a worker: one JSON job per line in, one JSON answer per line out)
 
-What lives here: `embed_file`, and the worker, in which a visitor's file is decoded: it can be killed, or die of the
-file, without harm to anything else. What does not: who asks (uploads.py, tools/retrieve.py).
+In the worker a visitor's file is decoded: it can be killed, or die of the file, without harm to anything else.
 """
 
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,15 +16,15 @@ import torch
 from avssl.data.check import manifest_of_file
 from avssl.data.manifest import Manifest
 from avssl.evaluate.features import extract
-from avssl.pretrained import Pretrained, load, with_data
 from avssl.retrieval.store import Meta, StoreError
+from avssl.weights.load import Pretrained, load, with_data
 from avssl.workers import serve
 
 MEMORY_BYTES = 32 << 30  # address space; torch with its libraries maps 6 GB
 
 
 def embed_file(path: Path, meta: Meta, *, run: Pretrained, manifest: Manifest | None = None) -> dict[str, np.ndarray]:
-    """The vectors of a file as those of a store: {video, audio: (D,)} of the sides that it has and the run looks at.
+    """The vectors of a file as those of a store: {video, audio: (D,)}, where both file and run have it.
 
     Args:
         meta: of the store.
@@ -38,7 +38,7 @@ def embed_file(path: Path, meta: Meta, *, run: Pretrained, manifest: Manifest | 
     if found.errors:
         raise StoreError(found.errors[0])
     matrices = found.embedding if meta.kind == "embedding" else found.features
-    return {side: matrix[0] for side, matrix in matrices.items() if found.has(side)[0]}
+    return {modality: matrix[0] for modality, matrix in matrices.items() if found.has(modality)[0]}
 
 
 def run_of_store(meta: Meta, *, device: torch.device | None = None) -> Pretrained:
@@ -58,39 +58,32 @@ def run_of_store(meta: Meta, *, device: torch.device | None = None) -> Pretraine
     return run
 
 
-class _Embedder:
-    """Keeps the runs that it was asked for."""
+def answer_job(job: Mapping[str, Any], runs: dict[str, Pretrained]) -> dict[str, Any]:
+    """Vectors of job["path"] for each of job["stores"] (fields of a `Meta`), or the reason why there are none.
 
-    def __init__(self) -> None:
-        self.runs: dict[str, Pretrained] = {}
-
-    def answer(self, job: Mapping[str, Any]) -> dict[str, Any]:
-        """Vectors of job["path"] for each of job["stores"] (fields of a `Meta`), or the reason why there are none."""
-        path = Path(job["path"])
-        try:
-            manifest = manifest_of_file(path)
-            seconds = _seconds(manifest)
-            if seconds > job["max_seconds"]:
-                return {"reason": f"it lasts {seconds:.0f} seconds, more than the {job['max_seconds']:g} allowed here"}
-            vectors = []
-            for fields in job["stores"]:
-                meta = Meta(**fields)
-                if meta.weights_hash not in self.runs:
-                    self.runs[meta.weights_hash] = run_of_store(meta, device=torch.device("cpu"))
-                found = embed_file(path, meta, run=self.runs[meta.weights_hash], manifest=manifest)
-                vectors.append({side: vector.tolist() for side, vector in found.items()})
-        except ValueError as error:
-            return {"reason": str(error).replace(str(path), "it")}
-        sides = {"has_video": bool(manifest.has_video[0]), "has_audio": bool(manifest.has_audio[0])}
-        return {"vectors": vectors, "seconds": seconds, **sides}
-
-
-def _seconds(manifest: Manifest) -> float:
-    """How long the longer of both sides lasts."""
-    bounds = np.concatenate([manifest.bounds("video"), manifest.bounds("audio")])
-    return float(np.nanmax(bounds[:, 1] - bounds[:, 0]))
+    Args:
+        runs: by hash of their weights; missing ones are added.
+    """
+    path = Path(job["path"])
+    try:
+        manifest = manifest_of_file(path)
+        bounds = np.concatenate([manifest.bounds("video"), manifest.bounds("audio")])
+        seconds = float(np.nanmax(bounds[:, 1] - bounds[:, 0]))
+        if seconds > job["max_seconds"]:
+            return {"reason": f"it lasts {seconds:.0f} seconds, more than the {job['max_seconds']:g} allowed here"}
+        vectors = []
+        for fields in job["stores"]:
+            meta = Meta(**fields)
+            if meta.weights_hash not in runs:
+                runs[meta.weights_hash] = run_of_store(meta, device=torch.device("cpu"))
+            found = embed_file(path, meta, run=runs[meta.weights_hash], manifest=manifest)
+            vectors.append({modality: vector.tolist() for modality, vector in found.items()})
+    except ValueError as error:
+        return {"reason": str(error).replace(str(path), "it")}
+    modalities = {"has_video": bool(manifest.has_video[0]), "has_audio": bool(manifest.has_audio[0])}
+    return {"vectors": vectors, "seconds": seconds, **modalities}
 
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    serve(_Embedder().answer, memory_bytes=MEMORY_BYTES)
+    serve(partial(answer_job, runs={}), memory_bytes=MEMORY_BYTES)

@@ -1,12 +1,8 @@
-"""Approximate search for embeddings of very many clips: FAISS narrows them down, search.py scores what is left exactly.
+"""Approximate search over many clips: FAISS proposes candidates, which search.py scores exactly.
 
-An inverted file over the pictures, one over the sounds, and one over both side by side: for unit vectors
-min(v, a) <= (v + a) / 2, so an inner product over [v ; a] / sqrt(2) ranks by an upper bound of the agreement. How many
-lists are visited is chosen for each way by measuring: as few as find RECALL_AIM of all the neighbours that it is ever
-asked for (1,000; by agreement 100) of a sample. What it names does not depend on how many are wanted, so that pages
-fit together.
-
-The files lie beside the embeddings and are built again when those change.
+There is an inverted file for video, for audio, and for both concatenated: for unit vectors min(v, a) <= (v + a) / 2, so
+the inner product over [v ; a] / sqrt(2) ranks by an upper bound of the agreement. As few lists are visited as reach
+RECALL_AIM on a sample. Candidates do not depend on the number of results, so that pages fit together.
 
 Letters: n clips, m of them, D dimensions.
 """
@@ -20,126 +16,114 @@ from pathlib import Path
 import faiss
 import numpy as np
 import torch
-from torch import Tensor
 
-from avssl.files import WriteError, whole_file
-from avssl.retrieval.search import Query, Way, answer_sides, asked_sides, query_of_row, rank_each, ways_of
+from avssl.files import WriteError, atomic_write
+from avssl.retrieval.search import Query, Way, query_modalities, query_of_row, rank_each, result_modalities, ways_of
 from avssl.retrieval.store import Store
 from avssl.structs import MODALITIES
 
-EXACT_BELOW = 50_000  # clips: up to here looking at every one takes milliseconds
-MAX_DEPTH, MAX_DEPTH_BOTH = 1000, 100  # neighbours that it is asked for; deeper, every clip is looked at
-NUM_CANDIDATES, NUM_CANDIDATES_BOTH = 1128, 8192  # clips named, since 8 bits and the bound of agreement blur the order
+EXACT_BELOW = 50_000  # clips: exact search takes milliseconds
+MAX_DEPTH, MAX_DEPTH_BOTH = 1000, 100  # neighbours taken from the index; beyond, exact search
+NUM_CANDIDATES, NUM_CANDIDATES_BOTH = 1128, 8192  # candidates: more, since 8 bits and the bound are inexact
 RECALL_AIM = 0.99
-SAMPLE_QUERIES = 100  # clips that recall is measured on
-SAMPLE_TOGETHER = 20  # of them in one pass over all clips
-TRAINING_PER_LIST = 40  # vectors that place each list
+SAMPLE_QUERIES = 100  # for measuring recall
+SAMPLE_TOGETHER = 20  # queries per pass over all clips
+TRAINING_PER_LIST = 40  # training vectors per list
 BLOCK_ROWS = 65_536
 
 
 @dataclass(frozen=True)
 class Measured:
-    """What building found out."""
+    """Settings and recall measured while building."""
 
-    state: str  # digest of the embeddings that the index is of
+    state: str  # digest of the embeddings
     num_visited: dict[str, int]  # {way: lists that a search visits}
-    recall: dict[str, float]  # {way: share that is found of the true neighbours down to the largest depth}
+    recall: dict[str, float]  # {way: recall of the true neighbours down to the largest depth}
     seconds: float  # that building took
 
 
 class NeighbourIndex:
-    """See the module. Searches may run in several threads at once."""
+    """See the module docstring. Thread-safe."""
 
     def __init__(self, spaces: dict[str, faiss.Index], measured: Measured) -> None:
-        self.spaces = spaces  # {video, audio, both: what FAISS has, ids are positions in the store}
+        self.spaces = spaces  # {video, audio, both: FAISS index, ids are positions in the store}
         self.measured = measured
+
+    @staticmethod
+    def max_depth(way: Way) -> int:
+        """As `Narrowing`."""
+        return MAX_DEPTH_BOTH if way == "agreement" else MAX_DEPTH
 
     def candidates(self, query: Query, way: Way) -> np.ndarray | None:
         """As `Narrowing`."""
-        faiss.omp_set_num_threads(1)  # of this thread: one search is short, and others run beside it
+        faiss.omp_set_num_threads(1)  # for this thread: searches are short and run concurrently
         space = self.spaces[_space(way)]
         rows = _visit(space, query, way, self.measured.num_visited[way])
-        return rows if len(rows) > max_depth(way) or len(rows) == space.ntotal else None
-
-    def max_depth(self, way: Way) -> int:
-        """As `Narrowing`."""
-        return max_depth(way)
+        return rows if len(rows) > self.max_depth(way) or len(rows) == space.ntotal else None
 
 
-def max_depth(way: str) -> int:
-    """Neighbours that an index is asked for at most."""
-    return MAX_DEPTH_BOTH if _space(way) == "both" else MAX_DEPTH
-
-
-def open_index(store: Store, folder: Path, *, say: Callable[[str], None]) -> NeighbourIndex:
-    """Read the index of these embeddings from a folder, or build it there.
-
-    Args:
-        say: is told what is built, and why, and when it could not be written down.
-    """
-    record, why = folder / "index.json", ""
+def open_index(store: Store, folder: Path, *, info: Callable[[str], None]) -> NeighbourIndex:
+    """Read the index of these embeddings from a folder, or (re)build it there; `info` receives progress messages."""
+    record = folder / "index.json"
     if record.exists():
+        why = "the embeddings changed since it was built"
         try:
             measured = Measured(**json.loads(record.read_text()))
             names = {_space(way) for way in measured.num_visited}
             complete = set(measured.num_visited) == set(measured.recall) == set(ways_of(store))
             if measured.state == store.digest() and complete:
-                return NeighbourIndex(
-                    {name: faiss.read_index(str(folder / f"{name}.faiss")) for name in names}, measured
-                )
-            why = "the embeddings changed since it was built"
-        except (OSError, RuntimeError, TypeError, ValueError) as error:  # RuntimeError: FAISS's only kind
+                spaces = {name: faiss.read_index(str(folder / f"{name}.faiss")) for name in names}
+                return NeighbourIndex(spaces, measured)
+        except (OSError, RuntimeError, TypeError, ValueError) as error:  # FAISS raises RuntimeError
             why = f"it cannot be read ({str(error).splitlines()[0]})"
-        say(f"the index in {folder} is built again: {why}")
-    index = build_index(store, say=say)
+        info(f"the index in {folder} is built again: {why}")
+    index = build_index(store, info=info)
     try:
-        record.unlink(missing_ok=True)  # killed while writing, the files are not taken for those of the record
+        record.unlink(missing_ok=True)  # an interrupted write leaves no valid index
         for name, space in index.spaces.items():
-            with whole_file(folder / f"{name}.faiss") as temporary:
+            with atomic_write(folder / f"{name}.faiss") as temporary:
                 faiss.write_index(space, str(temporary))
-        with whole_file(record) as temporary:
+        with atomic_write(record) as temporary:
             temporary.write_text(json.dumps(asdict(index.measured)) + "\n")
     except (OSError, WriteError) as error:
-        say(f"the index is kept in memory only: {error}")
+        info(f"the index is kept in memory only: {error}")
     return index
 
 
-def build_index(store: Store, *, say: Callable[[str], None]) -> NeighbourIndex:
-    """Build the index of all ways that these embeddings can be asked, and measure it."""
-    since = time.perf_counter()
-    spaces = {}
-    for name in sorted({_space(way) for way in ways_of(store)}):
-        rows = np.flatnonzero(store.has_all(_sides(name)))
-        say(f"index over {name}, {len(rows):,} clips")
+def build_index(store: Store, *, info: Callable[[str], None]) -> NeighbourIndex:
+    """Build the index for all ways to search these embeddings, and measure its recall."""
+    since, ways = time.perf_counter(), ways_of(store)
+    spaces, num_visited, recall = {}, {}, {}
+    for name in sorted({_space(way) for way in ways}):
+        rows = np.flatnonzero(store.has_all(_modalities(name)))
+        info(f"index over {name}, {len(rows):,} clips")
         spaces[name] = _build(store, name, rows)
-    num_visited, recall = {}, {}
-    for way in ways_of(store):
-        num_visited[way], recall[way] = _tune(store, spaces, way)
+    for way in ways:
+        num_visited[way], recall[way] = _tune(store, spaces[_space(way)], way)
     measured = Measured(store.digest(), num_visited, recall, time.perf_counter() - since)
     return NeighbourIndex(spaces, measured)
 
 
 def _space(way: str) -> str:
-    return "both" if way == "agreement" else answer_sides(way)[0]
+    return "both" if way == "agreement" else result_modalities(way)[0]
 
 
-def _sides(space: str) -> tuple[str, ...]:
+def _modalities(space: str) -> tuple[str, ...]:
     return MODALITIES if space == "both" else (space,)
 
 
 def _vectors(store: Store, space: str, rows: np.ndarray) -> np.ndarray:
     """(m, D) or, of both, (m, 2 D) unit vectors."""
-    sides = [store.vectors[side].take(rows) for side in _sides(space)]
-    return (torch.cat(sides, dim=1) / len(sides) ** 0.5).numpy()
+    modalities = [store.vectors[modality].take(rows) for modality in _modalities(space)]
+    return (torch.cat(modalities, dim=1) / len(modalities) ** 0.5).numpy()
 
 
 def _build(store: Store, space: str, rows: np.ndarray) -> faiss.Index:
-    """8 bits a number: what is found is scored anew from the embeddings."""
+    """8 bits per number: candidates are scored again from the embeddings."""
     num_lists = min(len(rows), round(2 * len(rows) ** 0.5))
-    sample = np.sort(
-        np.random.default_rng(0).choice(rows, min(len(rows), TRAINING_PER_LIST * num_lists), replace=False)
-    )
-    training = _vectors(store, space, sample)
+    num_training = min(len(rows), TRAINING_PER_LIST * num_lists)
+    sample = np.random.default_rng(0).choice(rows, num_training, replace=False)
+    training = _vectors(store, space, np.sort(sample))
     index = faiss.index_factory(training.shape[1], f"IVF{num_lists},SQ8", faiss.METRIC_INNER_PRODUCT)
     index.train(training)
     for first in range(0, len(rows), BLOCK_ROWS):
@@ -149,22 +133,22 @@ def _build(store: Store, space: str, rows: np.ndarray) -> faiss.Index:
 
 
 def _visit(space: faiss.Index, query: Query, way: Way, num_visited: int) -> np.ndarray:
-    """(m,) positions of the clips that come first by the index."""
-    is_both = _space(way) == "both"
-    vectors: list[Tensor] = [query.vectors[side] for side in asked_sides(way)]
+    """(m,) positions of the best clips by the index."""
+    vectors = [query.vectors[modality] for modality in query_modalities(way)]
     vector = torch.cat(vectors).numpy()[None] / len(vectors) ** 0.5
-    wanted = min(NUM_CANDIDATES_BOTH if is_both else NUM_CANDIDATES, space.ntotal)
+    wanted = min(NUM_CANDIDATES_BOTH if way == "agreement" else NUM_CANDIDATES, space.ntotal)
     _, rows = space.search(vector, wanted, params=faiss.SearchParametersIVF(nprobe=num_visited))
     return rows[0][rows[0] >= 0]
 
 
-def _tune(store: Store, spaces: dict[str, faiss.Index], way: Way) -> tuple[int, float]:
-    """Lists to visit, and the recall with them."""
-    usable = np.flatnonzero(store.has_all(asked_sides(way)))
+def _tune(store: Store, space: faiss.Index, way: Way) -> tuple[int, float]:
+    """Number of lists to visit, and the recall with them."""
+    usable = np.flatnonzero(store.has_all(query_modalities(way)))
     rows = np.random.default_rng(1).choice(usable, min(SAMPLE_QUERIES, len(usable)), replace=False)
-    queries, space = [query_of_row(store, int(row)) for row in rows], spaces[_space(way)]
+    queries = [query_of_row(store, int(row)) for row in rows]
     groups = [queries[first : first + SAMPLE_TOGETHER] for first in range(0, len(queries), SAMPLE_TOGETHER)]
-    true = [each.rows for group in groups for each in rank_each(store, group, way=way, depth=max_depth(way))]
+    depth = NeighbourIndex.max_depth(way)
+    true = [each.rows for group in groups for each in rank_each(store, group, way=way, depth=depth)]
     num_visited = 1
     while True:
         found = [_visit(space, query, way, num_visited) for query in queries]

@@ -1,7 +1,4 @@
-"""Finding neighbours in a store: within a modality, across modalities, or by agreement of both.
-
-What lives here: the definition, by looking at every clip, and what is told of a neighbour. What does not: narrowing the
-clips down first, where there are very many (index.py).
+"""Search for neighbors in a store: within a modality, across modalities, or by agreement.
 
 Letters: n clips, m of them, Q queries, D dimensions.
 """
@@ -23,17 +20,21 @@ from avssl.structs import MODALITIES
 
 Way = Literal["v2v", "v2a", "a2v", "a2a", "agreement"]
 WAYS: tuple[Way, ...] = get_args(Way)
-SIDES = {"v": "video", "a": "audio"}
-ROUNDING_ROWS = 64  # clips beyond those asked for that are scored again, since rounding may have put them behind
-LIKE_SHARE, LIKE_CLIPS = 0.05, (50, 1000)  # of the clips are alike in one side: at least, at most
+MODALITY_OF = {"v": "video", "a": "audio"}
+ROUNDING_ROWS = 64  # extra clips that are scored again in float64, since rounding may have put them behind
+SIMILAR_FRACTION, SIMILAR_CLIPS = 0.05, (50, 1000)  # that count as similar in a modality; at least, at most
+
+
+class QueryError(ValueError):
+    """A query that these embeddings cannot answer."""
 
 
 @dataclass(frozen=True)
 class Query:
-    """What is searched for: vectors of one clip, and its row of the store when it is in the set."""
+    """Vectors of one clip, and its row of the store if it is in the set."""
 
-    vectors: dict[str, Tensor]  # {video, audio: (D,) unit length}; without the side that the clip does not have
-    row: int | None  # position in the store, left out of the answer
+    vectors: dict[str, Tensor]  # {video, audio: (D,) unit length}; without the modality that the clip does not have
+    row: int | None  # position in the store, excluded from the results
     name: str
 
 
@@ -44,8 +45,8 @@ class Neighbour:
     path: str
     label: str | None
     score: float  # cosine, or the smaller of both cosines
-    video: float | None  # cosine of the pictures; None where one of the two has none
-    audio: float | None  # of the sounds, likewise
+    video: float | None  # cosine of the video vectors; None where either clip has none
+    audio: float | None  # of the audio vectors, likewise
 
 
 @dataclass(frozen=True)
@@ -54,121 +55,122 @@ class Ranking:
 
     rows: np.ndarray  # (m,) int64 positions in the store, best first; equal scores by the smaller position
     scores: np.ndarray  # (m,) float32
-    exact: bool  # every clip was looked at
+    exact: bool  # every clip was scored
+
+    def __getitem__(self, part: slice) -> "Ranking":
+        return Ranking(self.rows[part], self.scores[part], self.exact)
 
 
 @dataclass(frozen=True)
 class Contrast:
-    """What agreement takes and what it leaves: three lists, best first."""
+    """Positives by agreement, and clips that are similar in one modality only; best first."""
 
-    positives: Ranking  # alike in picture and sound
-    looks_alike: Ranking  # alike in picture, the sound differs; scores are differences of the cosines
+    positives: Ranking  # similar in both modalities
+    looks_alike: Ranking  # similar in video only; scores are differences of the cosines
     sounds_alike: Ranking  # the reverse
 
 
 class Narrowing(Protocol):
-    """An index that names the clips worth looking at."""
+    """An index that proposes candidates."""
 
     def candidates(self, query: Query, way: Way) -> np.ndarray | None:
-        """(m,) positions in the store, in any order, enough for `max_depth`; None when there are too few."""
-        ...
+        """(m,) positions in the store, in any order, more than `max_depth`; None when there are too few."""
 
     def max_depth(self, way: Way) -> int:
-        """How many neighbours are taken from the candidates; deeper, every clip is looked at."""
-        ...
+        """How many neighbors come from the candidates; beyond, every clip is scored."""
 
 
 def find_row(store: Store, query: str) -> int | None:
-    """Row of a clip given by id, by path relative to the set's folder, or by a path on disk; None when it is not in
-    the set.
-    """
+    """Row of a clip given by id, path relative to the set's folder, or path on disk; None when it is not in the set.
+    Raises QueryError: no clip has that id."""
     if query.isdigit() and not Path(query).exists():
         row = store.row(int(query))
         if row is None:
-            raise ValueError(f"id {query} is not in these embeddings (ids {store.ids.min()} to {store.ids.max()})")
+            raise QueryError(f"id {query} is not in these embeddings (ids {store.ids.min()} to {store.ids.max()})")
         return row
     paths = [query]
     wanted, root = Path(query).resolve(), Path(store.meta.root).resolve()
     if wanted.is_relative_to(root):
         paths.append(wanted.relative_to(root).as_posix())
-    for path in paths:
-        row = pc.index(store.table.column("path"), pa.scalar(path)).as_py()
-        if row >= 0:
-            return row
-    return None
+    rows = [pc.index(store.table.column("path"), pa.scalar(path)).as_py() for path in paths]
+    return next((row for row in rows if row >= 0), None)
 
 
 def query_of_row(store: Store, row: int) -> Query:
-    at = np.array([row])
-    return Query(
-        {side: store.vectors[side].take(at)[0] for side in MODALITIES if store.has[side][row]}, row, store.path(row)
-    )
+    vectors = {
+        modality: store.vectors[modality].take(np.array([row]))[0]
+        for modality in MODALITIES
+        if store.has[modality][row]
+    }
+    return Query(vectors, row, store.path(row))
 
 
 def query_of_vectors(vectors: Mapping[str, np.ndarray], name: str) -> Query:
-    """A clip outside of the set: {video, audio: (D,)} of the sides that it has."""
-    unit = {side: F.normalize(torch.as_tensor(vector).float(), dim=0) for side, vector in vectors.items()}
+    """A clip outside of the set: {video, audio: (D,)} of the modalities that it has."""
+    unit = {modality: F.normalize(torch.as_tensor(vector).float(), dim=0) for modality, vector in vectors.items()}
     return Query(unit, None, name)
 
 
 def ways_of(store: Store) -> tuple[Way, ...]:
-    """What these embeddings can be asked: trunk features of picture and sound share no space."""
+    """The ways to search these embeddings; encoder features of video and audio share no space."""
     return tuple(
         way
         for way in WAYS
-        if store.has_all(asked_sides(way)).any()
-        and store.has_all(answer_sides(way)).any()
+        if store.has_all(query_modalities(way)).any()
+        and store.has_all(result_modalities(way)).any()
         and (store.meta.kind == "embedding" or way not in ("v2a", "a2v"))
     )
 
 
 def pairs_of(way: Way) -> tuple[tuple[str, str], ...]:
-    """(side of the query, side of the clips) that a way compares; the smallest of their cosines is the score."""
-    return tuple((side, side) for side in MODALITIES) if way == "agreement" else ((SIDES[way[0]], SIDES[way[-1]]),)
+    """(modality of the query, of the clips) pairs that are compared; the score is the smallest cosine."""
+    return (
+        tuple((modality, modality) for modality in MODALITIES)
+        if way == "agreement"
+        else ((MODALITY_OF[way[0]], MODALITY_OF[way[-1]]),)
+    )
 
 
-def asked_sides(way: Way) -> tuple[str, ...]:
+def query_modalities(way: Way) -> tuple[str, ...]:
     """Sides that a query needs."""
     return tuple(source for source, _ in pairs_of(way))
 
 
-def answer_sides(way: Way) -> tuple[str, ...]:
+def result_modalities(way: Way) -> tuple[str, ...]:
     """Sides that an answer has."""
     return tuple(target for _, target in pairs_of(way))
 
 
 def search(store: Store, query: Query, *, way: Way, k: int) -> list[Neighbour]:
-    """The k clips nearest to the query, which is left out itself, with every clip looked at.
-
-    Args:
-        way: from which side of the query to which side of the clips; agreement: by the smaller of the video and the
-            audio cosine (AVID-CMA's consensus).
+    """The k clips nearest to the query.
 
     Raises:
-        ValueError: as `rank`, or k is not between 1 and the number of other clips that have the side.
+        QueryError: as `rank`, or k is not between 1 and the number of other clips that have the modality.
     """
     ranking = rank(store, query, way=way, depth=max(k, 1))
     if not 1 <= k <= len(ranking.rows):
-        others = len(choosable(store, query, way))
-        raise ValueError(f"k={k}, but these embeddings hold {others} other clips to choose from: give 1 to {others}")
+        others = len(_choosable(store, query, way))
+        raise QueryError(f"k={k}, but these embeddings hold {others} other clips to choose from: give 1 to {others}")
     return described(store, query, ranking)
 
 
 def rank(
     store: Store, query: Query, *, way: Way, depth: int, label: str | None = None, index: Narrowing | None = None
 ) -> Ranking:
-    """The `depth` clips nearest to the query, or as many as there are; the query is left out itself.
+    """The `depth` clips nearest to the query, or as many as there are, without the query itself.
 
     Args:
-        label: of the clips to choose from; None = all. With a label every clip that has it is looked at.
-        index: names the clips to look at; None = all.
+        way: modality of the query to modality of the clips; agreement: by the smaller of the video and the audio
+            cosine (AVID-CMA's consensus).
+        label: of the clips to choose from; None = all. With a label every clip that has it is scored.
+        index: proposes candidates; None = score all clips.
 
     Raises:
-        ValueError: the query lacks a side that is asked for, or the features share no space.
+        QueryError: the query lacks a modality that is asked for, or the features share no space.
     """
     check_way(store, query, way)
     if index is None or label is not None:
-        return _rank_among(store, query, way, choosable(store, query, way, label=label), depth, exact=True)
+        return _rank_among(store, query, way, _choosable(store, query, way, label=label), depth, exact=True)
     near = index.candidates(query, way)
     if near is None:
         return rank(store, query, way=way, depth=depth)
@@ -176,7 +178,7 @@ def rank(
     first = _rank_among(store, query, way, near, min(depth, index.max_depth(way)), exact=False)
     if depth <= len(first.rows):
         return first
-    # Deeper, every clip is looked at; what came before keeps its place, so that no clip comes twice or never.
+    # Deeper, every clip is scored; earlier results keep their order, so that pages neither repeat nor miss a clip.
     all_of_them = rank(store, query, way=way, depth=depth)
     further = ~np.isin(all_of_them.rows, first.rows)
     rows = np.concatenate([first.rows, all_of_them.rows[further]])[:depth]
@@ -185,14 +187,15 @@ def rank(
 
 
 def _rank_among(store: Store, query: Query, way: Way, rows: np.ndarray, depth: int, *, exact: bool) -> Ranking:
-    """The nearest of these rows (m,), which rise."""
+    """The nearest of these sorted rows (m,)."""
     if len(rows) > depth + ROUNDING_ROWS:
         rows = np.sort(_best(rows, _coarse_scores(store, query, way, rows), depth + ROUNDING_ROWS, exact=True).rows)
-    return _best(rows, _scores(store, query, way, rows), depth, exact=exact)
+    scores = [_cosines(store, query.vectors[source], target, rows) for source, target in pairs_of(way)]
+    return _best(rows, np.minimum.reduce(scores), depth, exact=exact)
 
 
 def rank_each(store: Store, queries: Sequence[Query], *, way: Way, depth: int) -> list[Ranking]:
-    """`rank` of several queries with one pass over all clips, which holds a number per query and clip."""
+    """`rank` of several queries in one pass over all clips; memory for one float per query and clip."""
     tables = [
         store.vectors[target].cosines(torch.stack([query.vectors[source] for query in queries])).numpy()
         for source, target in pairs_of(way)
@@ -200,7 +203,7 @@ def rank_each(store: Store, queries: Sequence[Query], *, way: Way, depth: int) -
     scores = np.minimum.reduce(tables)  # (Q, n)
     rankings = []
     for query, row in zip(queries, scores, strict=True):
-        rows = choosable(store, query, way)
+        rows = _choosable(store, query, way)
         rankings.append(_best(rows, row[rows], depth, exact=True))
     return rankings
 
@@ -208,21 +211,21 @@ def rank_each(store: Store, queries: Sequence[Query], *, way: Way, depth: int) -
 def contrast(
     store: Store, query: Query, *, k: int, label: str | None = None, index: Narrowing | None = None
 ) -> Contrast:
-    """The k positives by agreement, and k clips each that are alike in one side only: among the nearest 5 % of that
-    side (50 to 1,000 clips), those that lead most over the other side's cosine.
+    """The k positives by agreement, and k clips each that are similar in one modality only: of its nearest 5 % (50 to
+    1,000 clips), those that lead most over the cosine of the other modality.
 
     Raises:
-        ValueError: as `rank`.
+        QueryError: as `rank`.
     """
     check_way(store, query, "agreement")
     usable = int(store.has_all(MODALITIES).sum())
-    depth = int(np.clip(round(LIKE_SHARE * usable), *LIKE_CLIPS))
+    depth = int(np.clip(round(SIMILAR_FRACTION * usable), *SIMILAR_CLIPS))
     lists = {}
-    for side, other in (MODALITIES, MODALITIES[::-1]):
-        near = rank(store, query, way="v2v" if side == "video" else "a2a", depth=depth, label=label, index=index)
+    for modality, other in (MODALITIES, MODALITIES[::-1]):
+        near = rank(store, query, way="v2v" if modality == "video" else "a2a", depth=depth, label=label, index=index)
         rows = np.sort(near.rows[store.has[other][near.rows]])
-        lead = np.subtract(*(_cosines(store, query.vectors[name], name, rows) for name in (side, other)))
-        lists[side] = _best(rows[lead > 0], lead[lead > 0], k, exact=near.exact)
+        lead = np.subtract(*(_cosines(store, query.vectors[name], name, rows) for name in (modality, other)))
+        lists[modality] = _best(rows[lead > 0], lead[lead > 0], k, exact=near.exact)
     return Contrast(
         positives=rank(store, query, way="agreement", depth=k, label=label, index=index),
         looks_alike=lists["video"],
@@ -231,25 +234,20 @@ def contrast(
 
 
 def described(store: Store, query: Query, ranking: Ranking) -> list[Neighbour]:
-    """What is told of each clip of a ranking."""
-    cosines = {
-        side: _cosines(store, query.vectors[side], side, ranking.rows) if side in query.vectors else None
-        for side in MODALITIES
-    }
+    """Clips of a ranking with path, label and cosines."""
+    cosines = {modality: _cosines(store, vector, modality, ranking.rows) for modality, vector in query.vectors.items()}
     found = []
     for place, row in enumerate(ranking.rows.tolist()):
-        near = {
-            side: float(values[place]) if values is not None and store.has[side][row] else None
-            for side, values in cosines.items()
-        }
+        near = {modality: None for modality in MODALITIES}
+        near |= {modality: float(values[place]) for modality, values in cosines.items() if store.has[modality][row]}
         score = float(ranking.scores[place])
         found.append(Neighbour(row, int(store.ids[row]), store.path(row), store.label(row), score, **near))
     return found
 
 
-def choosable(store: Store, query: Query, way: Way, *, label: str | None = None) -> np.ndarray:
-    """(m,) positions of the other clips that can be an answer, rising."""
-    usable = store.has_all(answer_sides(way))
+def _choosable(store: Store, query: Query, way: Way, *, label: str | None = None) -> np.ndarray:
+    """(m,) sorted positions of the other clips that can be results."""
+    usable = store.has_all(result_modalities(way))
     if label is not None:
         usable = usable & store.with_label(label)
     rows = np.flatnonzero(usable)
@@ -257,32 +255,27 @@ def choosable(store: Store, query: Query, way: Way, *, label: str | None = None)
 
 
 def check_way(store: Store, query: Query, way: Way) -> None:
-    """Raise ValueError when a query cannot be asked this way."""
+    """Raise QueryError when this search is not possible for a query."""
     if way in ("v2a", "a2v") and store.meta.kind != "embedding":
-        raise ValueError(
-            f"{SIDES[way[0]]} to {SIDES[way[-1]]} needs head outputs, and these are trunk features, which do not share "
-            "a space: extract without --features"
+        raise QueryError(
+            f"{MODALITY_OF[way[0]]} to {MODALITY_OF[way[-1]]} needs head outputs, but these are encoder "
+            "features, which share no space: extract without --features"
         )
-    for side in asked_sides(way):
-        if side not in query.vectors:
-            missing, other = ("sound", "video") if side == "audio" else ("picture", "audio")
-            raise ValueError(
-                f"{query.name} has no {missing}, so nothing can be found from its {side}: ask from {other} to {other}"
+    for modality in query_modalities(way):
+        if modality not in query.vectors:
+            other = "video" if modality == "audio" else "audio"
+            raise QueryError(
+                f"{query.name} has no {modality}, so nothing can be found from it: search from {other} to {other}"
             )
 
 
-def _scores(store: Store, query: Query, way: Way, rows: np.ndarray) -> np.ndarray:
-    """(m,) float32 scores of a few clips, the same however they were found."""
-    return np.minimum.reduce([_cosines(store, query.vectors[source], target, rows) for source, target in pairs_of(way)])
-
-
-def _cosines(store: Store, vector: Tensor, side: str, rows: np.ndarray) -> np.ndarray:
-    """(m,) float32 cosines of a unit vector (D,) to a few rows (m,) of a side, summed in float64."""
-    return (store.vectors[side].take(rows).double() @ vector.double()).float().numpy()
+def _cosines(store: Store, vector: Tensor, modality: str, rows: np.ndarray) -> np.ndarray:
+    """(m,) float32 cosines of a unit vector (D,) to a few rows (m,) of a modality, summed in float64."""
+    return (store.vectors[modality].take(rows).double() @ vector.double()).float().numpy()
 
 
 def _coarse_scores(store: Store, query: Query, way: Way, rows: np.ndarray) -> np.ndarray:
-    """(m,) float32 scores of many clips, right but for rounding."""
+    """(m,) float32 scores of many clips, up to rounding."""
     found = []
     for source, target in pairs_of(way):
         vector, vectors = query.vectors[source], store.vectors[target]
@@ -292,7 +285,7 @@ def _coarse_scores(store: Store, query: Query, way: Way, rows: np.ndarray) -> np
 
 
 def _best(rows: np.ndarray, scores: np.ndarray, k: int, *, exact: bool) -> Ranking:
-    """The k rows with the largest scores, out of rising rows."""
+    """The k rows with the largest scores, out of sorted rows."""
     if k < len(rows):
         least = np.partition(scores, len(scores) - k)[len(scores) - k]
         rows, scores = rows[scores >= least], scores[scores >= least]

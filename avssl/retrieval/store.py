@@ -3,18 +3,15 @@ stop.
 
     embeddings/
       meta.json                  run, hash of its weights, manifest and its hash, what was extracted
-      shard-00000.video.npy      (rows, D) float16, zeros where a clip has no picture
-      shard-00000.audio.npy      (rows, D) float16, zeros where a clip has no sound
+      shard-00000.video.npy      (rows, D) float16, zeros where a clip has no video
+      shard-00000.audio.npy      (rows, D) float16, zeros where a clip has no audio
       shard-00000.parquet        id, path, start, end, label, has_audio, has_video per row, and the clips that could
                                  not be read with the reason
 
 A shard counts as written when its parquet file is there: it is renamed into place last. Reading maps the vectors from
 disk, so that a million clips are there at once.
-
-What lives here: the files and reading them, without any model. What does not: filling them (write.py).
 """
 
-import hashlib
 import json
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -31,10 +28,11 @@ import pyarrow.parquet as pq
 import torch
 from torch import Tensor
 
+from avssl.files import digest
 from avssl.structs import MODALITIES
 
 SHARD_ROWS = 1024
-FILES_AT_ONCE = 32  # that are opened: a disk answers many at once faster than one after another
+FILES_AT_ONCE = 32  # opened in parallel, which is faster on most disks
 SCHEMA = pa.schema(
     [
         ("id", pa.int64()),
@@ -50,12 +48,12 @@ SCHEMA = pa.schema(
 
 
 class StoreError(ValueError):
-    """A folder of embeddings that cannot be used: the message names it and the way out."""
+    """A folder of embeddings that cannot be used."""
 
 
 @dataclass(frozen=True)
 class Meta:
-    """Where the vectors of a folder come from; a folder is continued only by the same."""
+    """Where the vectors come from; a folder is only continued with the same identity."""
 
     run: str
     weights_hash: str
@@ -66,34 +64,40 @@ class Meta:
     num_clips: int
     split: str | None
     num_rows: int
-    decoder: str = ""  # with its versions; "" in folders from before it was written down
-    towers: Sequence[str] = MODALITIES  # that the run has; the other side is zeros
+    decoder: str = ""  # with its versions; "" in old folders
+    modalities: Sequence[str] = MODALITIES  # that the run has; the other modality is zeros
+
+    @property
+    def identity(self) -> dict[str, object]:
+        """What determines the vectors, without paths."""
+        names = ("weights_hash", "manifest_hash", "kind", "num_clips", "split", "num_rows")
+        return {name: getattr(self, name) for name in names}
+
+
+def read_meta(folder: Path) -> Meta:
+    return Meta(**dict(json.loads((folder / "meta.json").read_text())))
 
 
 class Vectors:
-    """The vectors of one side, mapped from disk and scaled to unit length where they are asked for; (n, D)."""
+    """The vectors of one modality, mapped from disk and scaled to unit length where they are asked for; (n, D)."""
 
-    def __init__(self, shards: Sequence[Tensor]) -> None:
-        """
-        Args:
-            shards: (rows, D) float16 each, one after another.
-        """
+    def __init__(self, shards: Sequence[Tensor]) -> None:  # (rows, D) float16 each, one after another
         self.shards = [shard for shard in shards if len(shard)]
         self.starts = np.cumsum([0, *(len(shard) for shard in self.shards)])
         self.shape = (int(self.starts[-1]), shards[0].shape[1])
-        self._arrays = [shard.numpy() for shard in self.shards]  # the same memory: numpy gathers a few rows faster
+        self._arrays = [shard.numpy() for shard in self.shards]  # shares memory; numpy gathers few rows faster
 
     def __len__(self) -> int:
         return self.shape[0]
 
     @cached_property
     def lengths(self) -> Tensor:
-        """(n,) float32 lengths as stored, where a clip lacks the side 1."""
+        """(n,) float32 lengths as stored, where a clip lacks the modality 1."""
         found = torch.cat([torch.linalg.vector_norm(shard.float(), dim=1) for shard in self.shards])
         return torch.where(found > 0, found, 1.0)
 
     def take(self, rows: np.ndarray) -> Tensor:
-        """(m, D) float32 unit vectors of these rows (m,), in any order; zeros where a clip lacks the side."""
+        """(m, D) float32 unit vectors of these rows (m,), in any order; zeros where a clip lacks the modality."""
         order = np.argsort(rows, kind="stable")
         ends = np.searchsorted(rows[order], self.starts)
         found = np.empty((len(rows), self.shape[1]), dtype=np.float16)
@@ -103,14 +107,14 @@ class Vectors:
         return torch.nn.functional.normalize(torch.from_numpy(found).float(), dim=1)
 
     def cosines(self, queries: Tensor) -> Tensor:
-        """Cosine of unit vectors (Q, D) to every row: (Q, n) float32, 0 where a clip lacks the side."""
+        """Cosine of unit vectors (Q, D) to every row: (Q, n) float32, 0 where a clip lacks the modality."""
         found = torch.cat([queries @ shard.float().T for shard in self.shards], dim=1)
         return found.div_(self.lengths)
 
 
 @dataclass(frozen=True)
 class Store:
-    """A folder of embeddings. What is not looked at is not read.
+    """A folder of embeddings, read lazily.
 
     Letters: n rows, D dimensions.
     """
@@ -132,11 +136,11 @@ class Store:
     @cached_property
     def has(self) -> dict[str, np.ndarray]:
         """{video, audio: (n,) bool}"""
-        return {side: self.table.column(f"has_{side}").to_numpy() for side in MODALITIES}
+        return {modality: self.table.column(f"has_{modality}").to_numpy() for modality in MODALITIES}
 
-    def has_all(self, sides: Iterable[str]) -> np.ndarray:
-        """(n,) bool: clips that have each of these sides."""
-        return np.logical_and.reduce([self.has[side] for side in sides])
+    def has_all(self, modalities: Iterable[str]) -> np.ndarray:
+        """(n,) bool: clips that have each of these modalities."""
+        return np.logical_and.reduce([self.has[modality] for modality in modalities])
 
     @cached_property
     def labels(self) -> tuple[list[str], np.ndarray]:
@@ -151,7 +155,7 @@ class Store:
         return labels == names.index(label) if label in names else np.zeros(len(self), dtype=bool)
 
     def row(self, id: int) -> int | None:
-        """Where a row of the manifest stands; None when it is not among these clips."""
+        """Position of a row of the manifest; None if it is not in the store."""
         place = int(np.searchsorted(self.ids, id))
         return place if place < len(self) and self.ids[place] == id else None
 
@@ -162,69 +166,58 @@ class Store:
         return self.table.column("label")[row].as_py()
 
     def digest(self) -> str:
-        """Tells embeddings apart: what they are of, size and time of every file; not where run and clips lie."""
-        meta = self.meta
-        facts = (meta.weights_hash, meta.manifest_hash, meta.kind, meta.num_clips, meta.split, meta.num_rows)
-        found = hashlib.blake2b(repr(facts).encode(), digest_size=16)
-        for path in sorted(self.folder.glob("shard-*")):
-            entry = path.stat()
-            found.update(f"{path.name} {entry.st_size} {entry.st_mtime_ns}\n".encode())
-        return found.hexdigest()
+        """Digest of the identity, and of size and time of every file."""
+        entries = [(path.name, path.stat()) for path in sorted(self.folder.glob("shard-*"))]
+        files = [f"{name} {entry.st_size} {entry.st_mtime_ns}\n" for name, entry in entries]
+        return digest(tuple(self.meta.identity.values()), *files)
 
     def part(self, row: int) -> tuple[float | None, float | None]:
-        """Seconds at which a clip that is a part of its file starts and ends, as in the manifest."""
+        """Start and end in seconds of a clip that is a part of its file, as in the manifest."""
         return self.table.column("start")[row].as_py(), self.table.column("end")[row].as_py()
 
 
 def read_store(folder: Path) -> Store:
-    """Open a folder of embeddings.
-
-    Raises:
-        StoreError: it is not one, it is not complete or damaged, or an earlier version of the package wrote it.
-    """
+    """Open a folder of embeddings. Raises StoreError: missing, incomplete, damaged, or of an earlier version."""
     if not (folder / "meta.json").exists():
         raise StoreError(f"{folder} holds no embeddings (no meta.json): make them with tools/extract.py")
     try:
-        meta = Meta(**json.loads((folder / "meta.json").read_text()))
+        meta = read_meta(folder)
     except (OSError, TypeError, ValueError) as error:
         raise _damaged(folder, f"meta.json: {error}") from error
     numbers = range(-(-meta.num_rows // SHARD_ROWS))
-    missing = [number for number in numbers if not shard_path(folder, number, "parquet").exists()]
-    if missing:
+    files = [shard_path(folder, number, "parquet") for number in numbers]
+    num_missing = sum(not file.exists() for file in files)
+    if num_missing:
         raise StoreError(
-            f"{folder} is not complete: {len(missing)} of {len(numbers)} shards are missing; run tools/extract.py again"
+            f"{folder} is not complete: {num_missing} of {len(files)} shards are missing; run tools/extract.py again"
         )
-    files = [str(shard_path(folder, number, "parquet")) for number in numbers]
     try:
-        table = pads.dataset(files, schema=SCHEMA).to_table(fragment_readahead=FILES_AT_ONCE)
+        table = pads.dataset(list(map(str, files)), schema=SCHEMA).to_table(fragment_readahead=FILES_AT_ONCE)
     except (pa.ArrowException, OSError) as error:
         raise _damaged(folder, error) from error
     if table.column("has_video").null_count or "start" not in pq.read_schema(files[0]).names:
         raise StoreError(
-            f"{folder} was written by an earlier version, which noted less of each clip: delete that folder and run "
+            f"{folder} was written by an earlier version, with fewer columns: delete that folder and run "
             "tools/extract.py again"
         )
     good = pc.is_null(table.column("error"))
     failed = table.filter(pc.invert(good))
     with ThreadPoolExecutor(FILES_AT_ONCE) as pool:
         vectors = {
-            side: Vectors(list(pool.map(_mapped, [shard_path(folder, number, f"{side}.npy") for number in numbers])))
-            for side in MODALITIES
+            modality: Vectors(
+                list(pool.map(_mapped, [shard_path(folder, number, f"{modality}.npy") for number in numbers]))
+            )
+            for modality in MODALITIES
         }
-    store = Store(
-        folder=folder,
-        meta=meta,
-        table=table.filter(good).drop_columns("error").combine_chunks(),
-        vectors=vectors,
-        errors=dict(zip(*(failed.column(name).to_pylist() for name in ("path", "error")), strict=True)),
-    )
-    if {len(store), *(len(vectors) for vectors in store.vectors.values())} != {len(store)}:
+    table = table.filter(good).drop_columns("error").combine_chunks()
+    if any(len(each) != len(table) for each in vectors.values()):
         raise _damaged(folder, "vectors and clips differ in number")
-    return store
+    errors = dict(zip(failed.column("path").to_pylist(), failed.column("error").to_pylist(), strict=True))
+    return Store(folder, meta, table, vectors, errors)
 
 
 def _mapped(path: Path) -> Tensor:
-    """The (rows, D) float16 of a .npy file. The file is not kept open: a process may open a thousand only."""
+    """The (rows, D) float16 of a .npy file. The file is closed again: open files are limited."""
     try:
         with path.open("rb") as file:
             np.lib.format.read_magic(file)

@@ -1,4 +1,4 @@
-"""Filling a folder of embeddings, see store.py: by every clip of a manifest, as a trained run sees it."""
+"""Extract embeddings of every clip of a manifest into a folder."""
 
 import io
 import json
@@ -14,12 +14,12 @@ from avssl import distributed
 from avssl.data.dataset import check_decoder
 from avssl.data.manifest import Manifest
 from avssl.evaluate.features import extract
-from avssl.files import whole_file
-from avssl.media.decoders import in_words
-from avssl.pretrained import Pretrained
+from avssl.files import atomic_write
+from avssl.media.decoders import format_decoder
 from avssl.retrieval import store
-from avssl.retrieval.store import SCHEMA, Meta, Store, StoreError, read_store, shard_path
+from avssl.retrieval.store import SCHEMA, Meta, Store, StoreError, read_meta, read_store, shard_path
 from avssl.structs import MODALITIES
+from avssl.weights.load import Pretrained
 
 
 def write_store(
@@ -36,7 +36,7 @@ def write_store(
     own shards.
 
     Args:
-        kind: embedding = outputs of the heads, unit length; features = outputs of the trunks.
+        kind: embedding = head outputs, unit length; features = encoder outputs.
         split: rows of one split only; None = all.
         num_clips: clips averaged per video.
 
@@ -47,9 +47,7 @@ def write_store(
         StoreError: the folder holds embeddings of other weights, clips or settings, or the weights have no heads.
     """
     if kind == "embedding" and not run.heads:
-        raise StoreError(
-            f"the weights in {run.path.parent} have no heads, whose outputs embeddings are: ask --features"
-        )
+        raise StoreError(f"the weights in {run.path.parent} have no heads, which make embeddings: give --features")
     ids = np.flatnonzero(manifest.usable(split))
     if len(ids) == 0:
         raise StoreError(
@@ -65,15 +63,15 @@ def write_store(
         num_clips=num_clips,
         split=split,
         num_rows=len(ids),
-        decoder=in_words(check_decoder(run.data)),
-        towers=list(run.encoders),
+        decoder=format_decoder(check_decoder(run.data)),
+        modalities=list(run.encoders),
     )
     _claim(folder, meta)
     pieces = [ids[first : first + store.SHARD_ROWS] for first in range(0, len(ids), store.SHARD_ROWS)]
     for number, piece in enumerate(pieces):
         is_mine = number % distributed.world_size() == distributed.rank()
         if is_mine and not shard_path(folder, number, "parquet").exists():
-            _write_shard(folder, number, run, manifest, piece, meta, words=f"extract {number + 1}/{len(pieces)}")
+            _write_shard(folder, number, run, manifest, piece, meta, progress=f"extract {number + 1}/{len(pieces)}")
     distributed.barrier()
     return read_store(folder) if distributed.is_main() else None
 
@@ -82,33 +80,31 @@ def _claim(folder: Path, meta: Meta) -> None:
     """Write meta.json, or check that the folder belongs to the same run, clips and settings."""
     path = folder / "meta.json"
     if path.exists():
-        before = Meta(**json.loads(path.read_text()))
-        same = ("weights_hash", "manifest_hash", "kind", "num_clips", "split", "num_rows")
-        for name in same:
-            if getattr(before, name) != getattr(meta, name):
+        before = read_meta(folder).identity
+        for name, new in meta.identity.items():
+            old = before[name]
+            if old != new:
                 raise StoreError(
-                    f"{folder} holds embeddings with {name}={getattr(before, name)}, now {getattr(meta, name)}: "
-                    f"give another --out, "
-                    "or delete that folder"
+                    f"{folder} holds embeddings with {name}={old}, now {new}: give another --out, or delete that folder"
                 )
     elif distributed.is_main():
-        with whole_file(path) as temporary:
+        with atomic_write(path) as temporary:
             temporary.write_text(json.dumps(asdict(meta), indent=1) + "\n")
     distributed.barrier()
 
 
 def _write_shard(
-    folder: Path, number: int, run: Pretrained, manifest: Manifest, ids: np.ndarray, meta: Meta, *, words: str
+    folder: Path, number: int, run: Pretrained, manifest: Manifest, ids: np.ndarray, meta: Meta, *, progress: str
 ) -> None:
-    found = extract(run, manifest, ids, num_clips=meta.num_clips, progress=words)
-    if number == 0 and not len(found.ids):  # written down, it would be taken for done when the clips are back
+    found = extract(run, manifest, ids, num_clips=meta.num_clips, progress=progress)
+    if number == 0 and not len(found.ids):  # once written, the shard would not be extracted again
         raise StoreError(
             f"none of the first {len(ids)} clips could be read (first: {next(iter(found.errors.values()))}): is "
             f"{manifest.root} the folder of the clips? name the right one with --root"
         )
     vectors = found.embedding if meta.kind == "embedding" else found.features
-    with np.errstate(over="ignore"):  # said below
-        vectors = {side: values.astype(np.float16) for side, values in vectors.items()}
+    with np.errstate(over="ignore"):  # checked below
+        vectors = {modality: values.astype(np.float16) for modality, values in vectors.items()}
     broken = found.ids[~np.logical_and.reduce([np.isfinite(values).all(axis=1) for values in vectors.values()])]
     if len(broken):
         raise StoreError(
@@ -116,9 +112,9 @@ def _write_shard(
             "extract outputs of the heads (without --features), or look at how the run went"
         )
     for modality in MODALITIES:
-        array = io.BytesIO()  # on a full disk np.save itself would say how many bytes it wrote, and not why
+        array = io.BytesIO()  # np.save hides the reason when the disk is full
         np.save(array, vectors[modality])
-        with whole_file(shard_path(folder, number, f"{modality}.npy")) as temporary:
+        with atomic_write(shard_path(folder, number, f"{modality}.npy")) as temporary:
             temporary.write_bytes(array.getbuffer())
     rows = [*found.ids.tolist(), *found.errors]  # the read ones first, in the order of the vectors
     without = [False] * len(found.errors)
@@ -133,5 +129,5 @@ def _write_shard(
         },
         schema=SCHEMA,
     )
-    with whole_file(shard_path(folder, number, "parquet")) as temporary:
+    with atomic_write(shard_path(folder, number, "parquet")) as temporary:
         pq.write_table(table, temporary)

@@ -55,8 +55,8 @@ def avid_log_spectrogram(
         return torch.maximum(decibel, loudest - AVID_TOP_DB).unsqueeze(1)
 
 
-def avid_normalise(decibel: Tensor, *, sample_rate: int, n_fft: int) -> Tensor:
-    """Standardise each bin of `avid_log_spectrogram` with the statistics of AVID's published models.
+def avid_normalize(decibel: Tensor, *, sample_rate: int, n_fft: int) -> Tensor:
+    """Standardize each bin of `avid_log_spectrogram` with the statistics of AVID's published models.
 
     Args:
         decibel: (B, 1, S, F) in dB.
@@ -111,7 +111,7 @@ def log_mel(
 def _power_spectrogram(
     samples: Tensor, *, sample_rate: int, window: int, hop_seconds: float, num_steps: int | None
 ) -> Tensor:
-    """Squared magnitudes, step s centred on sample s * hop, the borders reflected: (B, n) -> (B, S, window / 2 + 1)."""
+    """Squared magnitudes, step s centered on sample s * hop, borders reflected: (B, n) -> (B, S, window / 2 + 1)."""
     if samples.ndim != 2 or not samples.is_floating_point():
         raise ValueError(f"samples of shape {tuple(samples.shape)} and {samples.dtype}: expected floats (B, n)")
     num_samples = samples.shape[1]

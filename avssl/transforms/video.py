@@ -1,4 +1,4 @@
-"""Pictures: the parameters of a crop, of colour jitter and of a blur, and what is done to a whole batch on its device.
+"""Pictures: the parameters of a crop, of color jitter and of a blur, and what is done to a whole batch on its device.
 
 What lives here: drawing (numpy, one clip, in a worker process) and applying (torch, all clips of a batch at once). The
 crop is applied at decoding, so it is only drawn here. What does not: which of them a view uses (views.py).
@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-CENTRE_FRACTION = 0.875  # side of the evaluation crop over the short side of the picture: 224 of 256
+CENTER_FRACTION = 0.875  # side of the evaluation crop over the short side of the frame: 224 of 256
 CROP_TRIES = 10
 BLUR_SIGMA = (0.1, 2.0)  # range in pixels of a crop of BLUR_SIZE
 BLUR_SIZE = 224  # side in pixels of the crops that the published range is meant for
@@ -33,7 +33,7 @@ def random_crop(
 ) -> np.ndarray:
     """Draw the crop of a random resized crop: area uniform, aspect log-uniform, place uniform, whole pixels.
 
-    After 10 draws that do not fit into the picture: the largest centred crop whose aspect is allowed, whatever its
+    After 10 draws that do not fit into the frame: the largest centered crop whose aspect is allowed, whatever its
     area.
 
     Differs from CVRL: TensorFlow's sample_distorted_bounding_box draws the aspect and the height uniformly, so its
@@ -41,32 +41,21 @@ def random_crop(
 
     Args:
         rng: where the randomness comes from.
-        width: of the upright picture, in pixels.
+        width: of the upright frame, in pixels.
         height: likewise.
-        min_area: smallest share of the picture, in (0, 1].
-        max_area: largest share of the picture, in [min_area, 1].
+        min_area: smallest fraction of the frame, in (0, 1].
+        max_area: largest fraction of the frame, in [min_area, 1].
         aspect: smallest and largest width over height, in pixels.
 
     Returns:
-        (4,) float64: top, left, height, width as fractions of the picture.
+        (4,) float64: top, left, height, width as fractions of the frame.
 
     Raises:
-        ValueError: the picture is empty, or a range is empty or out of bounds.
+        ValueError: the frame is empty.
 
     Source: torchvision RandomResizedCrop.get_params.
     """
     _check_picture(width, height)
-    if not 0 < min_area <= 1:
-        raise ValueError(f"data.min_crop_area={min_area} must be in (0, 1]: 0.08 is usual, 1 takes the largest crop")
-    if not min_area <= max_area <= 1:
-        raise ValueError(
-            f"data.max_crop_area={max_area} must be in [data.min_crop_area, 1] = [{min_area}, 1]: 1 is usual"
-        )
-    if len(aspect) != 2 or not 0 < aspect[0] <= aspect[1] < math.inf:
-        raise ValueError(
-            f"data.crop_aspect={list(aspect)} must be the smallest and the largest width over height, both above 0: "
-            "[0.75, 1.333] is usual, [1, 1] takes squares"
-        )
     for _ in range(CROP_TRIES):
         area = rng.uniform(min_area, max_area) * width * height
         ratio = math.exp(rng.uniform(math.log(aspect[0]), math.log(aspect[1])))
@@ -75,7 +64,7 @@ def random_crop(
             top = rng.integers(height - crop_height, endpoint=True)
             left = rng.integers(width - crop_width, endpoint=True)
             return _as_fractions(top, left, crop_height, crop_width, width=width, height=height)
-    return _centred(
+    return _centered(
         min(height, max(1, round(width / aspect[0]))),
         min(width, max(1, round(height * aspect[1]))),
         width=width,
@@ -83,36 +72,36 @@ def random_crop(
     )
 
 
-def centre_crop(*, width: int, height: int) -> np.ndarray:
-    """The evaluation crop: the centred square whose side is 0.875 of the short side, in whole pixels.
+def center_crop(*, width: int, height: int) -> np.ndarray:
+    """The evaluation crop: the centered square whose side is 0.875 of the short side, in whole pixels.
 
-    Equal to resizing the short side to size / 0.875 and cutting the centre of side `size` out.
+    Equal to resizing the short side to size / 0.875 and cutting the center of side `size` out.
 
     Args:
-        width: of the upright picture, in pixels.
+        width: of the upright frame, in pixels.
         height: likewise.
 
     Returns:
-        (4,) float64: top, left, height, width as fractions of the picture.
+        (4,) float64: top, left, height, width as fractions of the frame.
 
     Raises:
-        ValueError: the picture is empty.
+        ValueError: the frame is empty.
     """
     _check_picture(width, height)
-    side = max(1, round(CENTRE_FRACTION * min(width, height)))
-    return _centred(side, side, width=width, height=height)
+    side = max(1, round(CENTER_FRACTION * min(width, height)))
+    return _centered(side, side, width=width, height=height)
 
 
 def spread_crops(*, width: int, height: int, num: int) -> np.ndarray:
-    """Evaluation crops of the size of `centre_crop`, spread from end to end over the long side; one alone is that crop.
+    """Evaluation crops of the size of `center_crop`, spread from end to end over the long side; one alone is that crop.
 
     Returns:
-        (num, 4) float64: top, left, height, width as fractions of the picture.
+        (num, 4) float64: top, left, height, width as fractions of the frame.
 
-    Source: SlowFast's left, centre and right (top, centre and bottom) crops. Differs from SlowFast: squares of 0.875 of
+    Source: SlowFast's left, center and right (top, center and bottom) crops. Differs from SlowFast: squares of 0.875 of
     the short side, like the single crop, not of all of it.
     """
-    top, left, crop_height, crop_width = centre_crop(width=width, height=height)
+    top, left, crop_height, crop_width = center_crop(width=width, height=height)
     crops = np.tile([top, left, crop_height, crop_width], (num, 1))
     if num > 1:
         along, side = (1, crop_width) if width >= height else (0, crop_height)
@@ -121,33 +110,25 @@ def spread_crops(*, width: int, height: int, num: int) -> np.ndarray:
 
 
 def random_jitter(rng: np.random.Generator, strengths: Sequence[float]) -> np.ndarray:
-    """Draw the factors of colour jitter.
+    """Draw the factors of color jitter.
 
     Args:
         rng: where the randomness comes from.
         strengths: of brightness, contrast, saturation (factor in 1 +- strength, at least 0) and hue (in +- strength,
-            in turns of the colour circle).
+            in turns of the color circle).
 
     Returns:
         (4,) float32: brightness, contrast, saturation, hue.
 
-    Raises:
-        ValueError: not four values, one is negative, or the hue's is above 0.5.
-
     Source: torchvision ColorJitter.
     """
-    if len(strengths) != 4 or min(strengths) < 0 or strengths[3] > 0.5:
-        raise ValueError(
-            f"data.jitter={list(strengths)} must be four strengths >= 0 for brightness, contrast, saturation and hue, "
-            "the last at most 0.5: [0, 0, 0, 0] turns it off"
-        )
     spread = np.asarray(strengths)
     low = np.asarray(NEUTRAL_FACTORS) - spread
     low[:3] = low[:3].clip(min=0)
     return rng.uniform(low, np.asarray(NEUTRAL_FACTORS) + spread).astype(np.float32)
 
 
-def cut(frames: Tensor, boxes: Tensor, *, size: int) -> Tensor:
+def crop_boxes(frames: Tensor, boxes: Tensor, *, size: int) -> Tensor:
     """Cut boxes out of frames, bilinearly at their exact places.
 
     Args:
@@ -168,41 +149,16 @@ def cut(frames: Tensor, boxes: Tensor, *, size: int) -> Tensor:
     return patches.unflatten(2, (boxes.shape[1], size)).transpose(1, 2)
 
 
-def happens(rng: np.random.Generator, probability: float, *, key: str) -> bool:
-    """Draw whether something of this probability happens; `key` is its name in the configuration.
-
-    Raises:
-        ValueError: the probability is not in [0, 1].
-    """
-    if not 0 <= probability <= 1:
-        raise ValueError(f"{key}={probability} must be a probability in [0, 1]: 0 never does it, 1 always")
+def bernoulli(rng: np.random.Generator, probability: float) -> bool:
+    """Draw whether something of this probability happens."""
     return bool(rng.random() < probability)
-
-
-def of_clip(probabilities: Sequence[float], number: int, *, key: str) -> float:
-    """The probability that holds for one of the clips that are drawn from a video: the last one repeats.
-
-    Args:
-        probabilities: of the first clip, the second, ...: at least one.
-        number: of the clip, from 0.
-        key: their name in the configuration.
-
-    Raises:
-        ValueError: there are none, or one is not in [0, 1].
-    """
-    if not probabilities or not all(0 <= probability <= 1 for probability in probabilities):
-        raise ValueError(
-            f"{key}={list(probabilities)} must be probabilities in [0, 1], of the first clip and of the further ones: "
-            "[0.0] turns it off, [1.0, 0.1] does it to every first clip and to a tenth of the others"
-        )
-    return probabilities[min(number, len(probabilities) - 1)]
 
 
 def random_sigma(rng: np.random.Generator, *, size: int) -> float:
     """Draw the standard deviation of a blur in pixels, uniform in [0.1, 2] for a crop of 224 pixels.
 
     Differs from SimCLR and CVRL: they scale the kernel by the size of the crop, but not this range; here a small crop
-    is blurred as the large one of the same picture is.
+    is blurred as the large one of the same frame is.
 
     Args:
         rng: where the randomness comes from.
@@ -212,7 +168,7 @@ def random_sigma(rng: np.random.Generator, *, size: int) -> float:
 
 
 def to_planes(frames: Tensor) -> Tensor:
-    """Move the colours of decoded frames in front of time: (B, T, H, W, 3) uint8 -> a new (B, 3, T, H, W) uint8.
+    """Move the colors of decoded frames in front of time: (B, T, H, W, 3) uint8 -> a new (B, 3, T, H, W) uint8.
 
     Raises:
         ValueError: another shape or type.
@@ -243,7 +199,7 @@ def color_jitter_(video: Tensor, factors: Tensor, order: Tensor) -> Tensor:
     """Brightness, contrast, saturation and hue, with own factors and own order for each clip, in place.
 
     Equal to torchvision.transforms.v2.functional applied to each clip alone: values are clamped to [0, 1] after each
-    operation, and contrast is taken around the mean grey of each frame, not of the clip. A clip whose factor is exactly
+    operation, and contrast is taken around the mean gray of each frame, not of the clip. A clip whose factor is exactly
     neutral skips that operation.
 
     Differs from AVID-CMA: floats are not rounded to 8 bits after each operation, as PIL's are.
@@ -268,8 +224,8 @@ def color_jitter_(video: Tensor, factors: Tensor, order: Tensor) -> Tensor:
     return video
 
 
-def grey_(video: Tensor, marked: Tensor) -> Tensor:
-    """Replace the three colours of the marked clips by their grey, in place.
+def gray_(video: Tensor, marked: Tensor) -> Tensor:
+    """Replace the three colors of the marked clips by their gray, in place.
 
     Equal to torchvision.transforms.v2.functional.rgb_to_grayscale with three channels.
 
@@ -281,7 +237,7 @@ def grey_(video: Tensor, marked: Tensor) -> Tensor:
         `video`.
     """
     rows = _rows(marked.numpy(), video.device)
-    return _change_(video, rows, lambda chosen: _grey(chosen).unsqueeze(1).expand_as(chosen))
+    return _change_(video, rows, lambda chosen: _gray(chosen).unsqueeze(1).expand_as(chosen))
 
 
 def blur_(video: Tensor, sigma: Tensor) -> Tensor:
@@ -330,8 +286,8 @@ def solarize_(video: Tensor, marked: Tensor) -> Tensor:
     return _change_(video, rows, lambda chosen: torch.minimum(chosen, 1 - chosen))  # the threshold is the middle
 
 
-def normalise_(video: Tensor, *, mean: Sequence[float], std: Sequence[float]) -> Tensor:
-    """Subtract a mean and divide by a standard deviation per colour, in place: (B, 3, T, H, W) float32 in [0, 1].
+def normalize_(video: Tensor, *, mean: Sequence[float], std: Sequence[float]) -> Tensor:
+    """Subtract a mean and divide by a standard deviation per color, in place: (B, 3, T, H, W) float32 in [0, 1].
 
     Raises:
         ValueError: not three of each, or a deviation that is not positive.
@@ -383,10 +339,10 @@ def _blurring(sigma: Tensor, size: int) -> Tensor:
 
 def _check_picture(width: int, height: int) -> None:
     if width < 1 or height < 1:
-        raise ValueError(f"picture of width={width} and height={height} pixels: expected at least 1 x 1")
+        raise ValueError(f"frame of width={width} and height={height} pixels: expected at least 1 x 1")
 
 
-def _centred(crop_height: int, crop_width: int, *, width: int, height: int) -> np.ndarray:
+def _centered(crop_height: int, crop_width: int, *, width: int, height: int) -> np.ndarray:
     top, left = (height - crop_height) // 2, (width - crop_width) // 2
     return _as_fractions(top, left, crop_height, crop_width, width=width, height=height)
 
@@ -405,28 +361,28 @@ def _brightness_(video: Tensor, factor: Tensor) -> Tensor:
 
 
 def _contrast_(video: Tensor, factor: Tensor) -> Tensor:
-    return _blend_(video, _grey(video).mean(dim=(-2, -1), keepdim=True), factor)  # the mean of each frame: (n, T, 1, 1)
+    return _blend_(video, _gray(video).mean(dim=(-2, -1), keepdim=True), factor)  # the mean of each frame: (n, T, 1, 1)
 
 
 def _saturation_(video: Tensor, factor: Tensor) -> Tensor:
-    return _blend_(video, _grey(video), factor)
+    return _blend_(video, _gray(video), factor)
 
 
 def _blend_(video: Tensor, other: Tensor, factor: Tensor) -> Tensor:
     return video.mul_(factor.unsqueeze(1)).add_((other * (1 - factor)).unsqueeze(1)).clamp_(0, 1)
 
 
-def _grey(video: Tensor) -> Tensor:
+def _gray(video: Tensor) -> Tensor:
     red, green, blue = video.unbind(1)
     return red.mul(0.2989).add_(green, alpha=0.587).add_(blue, alpha=0.114)  # (n, T, H, W)
 
 
 def _hue_(video: Tensor, factor: Tensor) -> Tensor:
-    """Turn the colour circle by `factor` turns.
+    """Turn the color circle by `factor` turns.
 
     With c = max - min of a pixel and its hue h in sixths of a turn, HSV to RGB reads, for the channel whose own hue is
     k = 0, 2, 4 (red, green, blue): min + clamp(2c - c * distance(h, k), 0, c), the distance going round the circle.
-    Everything is kept multiplied by c, so grey pixels (c = 0) need no care and nothing is divided.
+    Everything is kept multiplied by c, so gray pixels (c = 0) need no care and nothing is divided.
     """
     red, green, blue = video.unbind(1)
     high = torch.maximum(torch.maximum(red, green), blue)  # (n, T, H, W)

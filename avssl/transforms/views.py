@@ -1,17 +1,15 @@
-"""The views of a clip: what each draws in the worker and how it is applied to the batch on its device.
+"""Views as values: what a method wants of a clip, said in one tuple. Nothing about a view is encoded in its name.
 
-A recipe is two functions. `draw` takes all randomness of one clip from its own numpy generator and returns parameters,
-which travel with the sample; `apply` takes a batch and its parameters and draws nothing. A new recipe: write the two,
-add one line to VIEWS. A method may want several clips of a video by one recipe: then video, video.1, video.2 are views.
-
-Letters: B batch, T frames, H x W pixels, N patches of a frame, P pixels of a patch's side, n samples, S spectrogram
-steps, F frequency bins.
+views = two_views(first={"blur": 1.0}, second={"blur": 0.1})
+views = multi_crop(2, 4, small={"size": 96, "max_crop_area": 0.14})
+views = (View("video"), View("audio", recipe="audio"), View("later", when=Within(1.0)))
 """
 
-import dataclasses
-from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Literal, Protocol
+import difflib
+import functools
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -19,216 +17,231 @@ from torch import Tensor
 from torchvision.transforms.v2.functional import resize
 
 from avssl.config import DataConfig
-from avssl.transforms import audio, video
+from avssl.structs import Batch
+from avssl.transforms.pretext import Rotation
+from avssl.transforms.recipes import Audio, Clip, Patch, Recipe, Video, Walk, Window
 
-WALK_CROP_AREA, WALK_CROP_ASPECT = (0.8, 0.95), (0.7, 1.3)  # of the frame that the walk's grid is laid over, and
-WALK_PATCH_AREA, WALK_PATCH_ASPECT = (0.7, 0.9), (3 / 4, 4 / 3)  # of what is cut out of each cell of each frame
+RECIPES: dict[str, Recipe] = {
+    "video": Video(),
+    "audio": Audio(),
+    "patch": Patch(),
+    "walk": Walk(),
+    "rotation": Rotation(),
+}
+CHANGEABLE = {  # what a view may change of the data section; the rest holds for a sample as a whole
+    *("num_frames", "fps", "size", "min_crop_area", "max_crop_area", "crop_aspect", "flip"),
+    *("jitter", "jitter_probability", "gray", "blur", "solarize", "patch_size", "patch_grid"),
+    *("audio_seconds", "volume_jitter", "spectrogram", "n_fft", "num_mels", "hop_seconds"),
+}
 
 
-class Draw(Protocol):
-    """Draw the parameters of one clip.
+@dataclass(frozen=True)
+class First:
+    """In the sample's own window, which frames and sound share; views of other lengths start with it."""
+
+
+@dataclass(frozen=True)
+class Same:
+    """Where another view is, which stands before this one."""
+
+    view: str
+
+
+@dataclass(frozen=True)
+class Uniform:
+    """Anywhere in the track, by itself. The interval between two clips is then linearly decreasing, with density
+    2 / M (1 - interval / M) over the M seconds of possible starts: CVRL's law, and SlowFast's and VINCE's draws."""
+
+
+@dataclass(frozen=True)
+class Within:
+    """At most so many seconds from the first window (TCN)."""
+
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Beyond:
+    """At least so many seconds from the first window; anywhere where the track is too short for that (TCN)."""
+
+    seconds: float
+
+
+@dataclass(frozen=True)
+class OtherHalf:
+    """In the half of the track that the first window is not in; several such views are in temporal order (SeCo)."""
+
+
+@dataclass(frozen=True)
+class TrackFrame:
+    """A frame of a tracked patch.
 
     Args:
-        rng: the generator of this clip; None = the evaluation view, which is always the same.
-        data: the configuration.
-        width: of the upright picture in pixels; sound ignores it.
-        height: likewise.
-        number: of the clip among those that are drawn from its video: 0 for the first.
-
-    Returns:
-        {parameter: array}, the same names for every clip of a configuration; for video `crop` is (4,) float64: top,
-        left, height, width as fractions of the picture, to be cut out at decoding.
-
-    Raises:
-        ValueError: a value of `data` is out of range.
+        track: which of the sample's tracks, which are drawn without replacement.
+        end: which of its two frames, the earlier one (0) or the later one (1).
+        table: parquet file of tools/track.py.
+        frames: ends = the first and the last frame of the track; any = any two.
     """
 
-    def __call__(
-        self, rng: np.random.Generator | None, data: DataConfig, *, width: int, height: int, number: int
-    ) -> dict[str, np.ndarray]: ...
+    track: int
+    end: Literal[0, 1]
+    table: str
+    frames: Literal["ends", "any"] = "ends"
 
 
-class Apply(Protocol):
-    """Apply the drawn parameters to a batch.
+@dataclass(frozen=True)
+class Spread:
+    """Evaluation: the sample's own window, and of `num` crops spread over the long side of the picture this one."""
 
-    Args:
-        x: video (B, T, H, W, 3) uint8, or sound (B, n) float32 in [-1, 1]; not changed.
-        params: {parameter: (B, ...)}, on the CPU, where they were drawn.
-        data: the configuration.
+    crop: int
+    num: int
 
-    Returns:
-        video (B, 3, T, H, W), patches (B, T, N, 3, 1, P, P) or sound (B, 1, S, F), float32.
 
-    Raises:
-        ValueError: `x` has another shape or type.
-    """
-
-    def __call__(self, x: Tensor, params: Mapping[str, Tensor], data: DataConfig) -> Tensor: ...
+When = First | Same | Uniform | Within | Beyond | OtherHalf | TrackFrame | Spread
 
 
 @dataclass(frozen=True)
 class View:
-    """What a view needs from a clip, and how it is applied."""
+    """What a method wants of a clip, once.
 
-    modality: Literal["video", "audio"]
-    draw: Draw
-    apply: Apply
-
-
-def draw_avid_video(
-    rng: np.random.Generator | None, data: DataConfig, *, width: int, height: int, number: int
-) -> dict[str, np.ndarray]:
-    """Resized crop, flip, colour jitter, grey, blur and solarization, one draw for all frames of the clip; evaluation:
-    the centre crop alone.
-
-    What no clip of the configuration gets has no parameter and takes nothing from the generator. With the defaults of
-    DataConfig these are `jitter_probability`, `grey`, `blur` and `solarize`: the recipe of AVID.
+    Args:
+        name: key of the view in a batch.
+        recipe: how it is made, a name of RECIPES.
+        when: which seconds of the clip.
+        changes: fields of the data section for this view alone; kept as a sorted tuple of pairs.
     """
-    blur = video.of_clip(data.blur, number, key="data.blur")
-    solarize = video.of_clip(data.solarize, number, key="data.solarize")
-    neutral = np.asarray(video.NEUTRAL_FACTORS, dtype=np.float32)
-    if rng is None:
-        params = {
-            "crop": video.centre_crop(width=width, height=height),
-            "flip": np.asarray(False),
-            "jitter": neutral,
-            "order": np.arange(4),
-        }
-    else:
-        params = {
-            "crop": video.random_crop(
-                rng,
-                width=width,
-                height=height,
-                min_area=data.min_crop_area,
-                max_area=data.max_crop_area,
-                aspect=data.crop_aspect,
-            ),
-            "flip": np.asarray(rng.random() < data.flip),
-            "jitter": video.random_jitter(rng, data.jitter),
-            "order": rng.permutation(4),
-        }
-        if data.jitter_probability != 1 and not video.happens(
-            rng, data.jitter_probability, key="data.jitter_probability"
-        ):
-            params["jitter"] = neutral
-    if data.grey != 0:
-        params["grey"] = np.asarray(rng is not None and video.happens(rng, data.grey, key="data.grey"))
-    if any(data.blur):
-        blurred = rng is not None and video.happens(rng, blur, key="data.blur")
-        sigma = video.random_sigma(rng, size=data.size) if blurred else 0.0
-        params["blur"] = np.asarray(sigma, dtype=np.float32)
-    if any(data.solarize):
-        params["solarize"] = np.asarray(rng is not None and video.happens(rng, solarize, key="data.solarize"))
-    return params
+
+    name: str
+    recipe: str = "video"
+    when: When = First()
+    changes: Mapping[str, Any] | tuple[tuple[str, Any], ...] = ()
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "changes", _frozen(dict(self.changes)))
+
+    @property
+    def made(self) -> Recipe:
+        """The recipe itself.
+
+        Raises:
+            ValueError: there is none of this name.
+        """
+        if self.recipe not in RECIPES:
+            near = difflib.get_close_matches(self.recipe, RECIPES, n=3) or list(RECIPES)
+            raise ValueError(
+                f"view {self.name}: recipe {self.recipe} is unknown: did you mean {' or '.join(near)}? A recipe of "
+                "your own needs a line in RECIPES"
+            )
+        return RECIPES[self.recipe]
+
+    @property
+    def modality(self) -> Literal["video", "audio"]:
+        return self.made.modality
+
+    def settings(self, data: DataConfig) -> DataConfig:
+        """The data section as this view has it.
+
+        Raises:
+            ValueError: a change is no field that a view may change, or its value is wrong.
+        """
+        return _settings(self, data)
+
+    def seconds(self, data: DataConfig) -> float:
+        """Length of its window."""
+        return self.made.seconds(self.settings(data))
 
 
-def apply_avid_video(x: Tensor, params: Mapping[str, Tensor], data: DataConfig) -> Tensor:
-    """Flip, colour jitter, grey, blur, solarization, mean and deviation, in the order of MoCo v2 and BYOL.
+@functools.cache
+def _settings(view: View, data: DataConfig) -> DataConfig:
+    changes = dict(view.changes)
+    for name in changes.keys() - CHANGEABLE:
+        near = difflib.get_close_matches(name, CHANGEABLE, n=3) or sorted(CHANGEABLE)
+        raise ValueError(f"view {view.name} cannot change data.{name}: did you mean {' or '.join(near)}?")
+    return data.replace(**changes) if changes else data
 
-    (B, T, H, W, 3) uint8 -> (B, 3, T, H, W) float32.
+
+def _frozen(value: Any) -> Any:
+    """Tuples for dicts and lists, all the way down: what can be hashed."""
+    if isinstance(value, Mapping):
+        return tuple(sorted((name, _frozen(each)) for name, each in value.items()))
+    return tuple(_frozen(each) for each in value) if isinstance(value, list | tuple) else value
+
+
+def clips(
+    num: int, *, when: When | Sequence[When] = Uniform(), changes: Mapping[str, Any] | tuple = ()
+) -> tuple[View, ...]:
+    """A first clip, and num - 1 further ones of the same video: views video, video.1, video.2, ...
+
+    Args:
+        when: of the further clips, of all or of each.
+        changes: of the further clips.
     """
-    planes = video.flip_(video.to_planes(x), params["flip"])  # flipped as bytes: a quarter of the memory to move
-    clips = video.color_jitter_(planes.float().div_(255), params["jitter"], params["order"])
-    if "grey" in params:
-        video.grey_(clips, params["grey"])
-    if "blur" in params:
-        video.blur_(clips, params["blur"])
-    if "solarize" in params:
-        video.solarize_(clips, params["solarize"])
-    return video.normalise_(clips, mean=data.pixel_mean, std=data.pixel_std)
+    whens = list(when) if isinstance(when, Sequence) else [when] * (num - 1)
+    further = (View(f"video.{i}", when=each, changes=changes) for i, each in enumerate(whens, 1))
+    return (View("video"), *further)
 
 
-def draw_avid_audio(
-    rng: np.random.Generator | None, data: DataConfig, *, width: int, height: int, number: int
-) -> dict[str, np.ndarray]:
-    """The gain of the clip, in 1 +- data.volume_jitter; evaluation: 1."""
-    if not 0 <= data.volume_jitter < 1:
-        raise ValueError(f"data.volume_jitter={data.volume_jitter} must be in [0, 1): the gain is drawn from 1 +- this")
-    gain = 1.0 if rng is None else rng.uniform(1 - data.volume_jitter, 1 + data.volume_jitter)
-    return {"gain": np.asarray(gain, dtype=np.float32)}
+def two_views(
+    first: Mapping[str, Any] | tuple = (), second: Mapping[str, Any] | tuple = (), *, when: When | None = None
+) -> tuple[View, View]:
+    """Two augmentations: views video and video.1, of the same seconds unless `when` says otherwise."""
+    return View("video", changes=first), View("video.1", when=when or Same("video"), changes=second)
 
 
-def apply_avid_audio(x: Tensor, params: Mapping[str, Tensor], data: DataConfig) -> Tensor:
-    """Gain, then the configured spectrogram: (B, n) float32 -> (B, 1, S, F) float32, S = round(seconds / hop)."""
-    samples = x * params["gain"].unsqueeze(1).to(x.device, non_blocking=True)
-    num_steps = round(data.audio_seconds / data.hop_seconds)
-    settings = {"sample_rate": data.sample_rate, "n_fft": data.n_fft, "hop_seconds": data.hop_seconds}
-    match data.spectrogram:
-        case "avid":
-            decibel = audio.avid_log_spectrogram(samples, **settings, num_steps=num_steps)
-            return audio.avid_normalise(decibel, sample_rate=data.sample_rate, n_fft=data.n_fft)
-        case "log_mel":
-            return audio.log_mel(samples, **settings, num_mels=data.num_mels, num_steps=num_steps)
-        case other:
-            raise ValueError(f"data.spectrogram={other} is not known: choose avid or log_mel")
+def multi_crop(
+    num_large: int, num_small: int, *, small: Mapping[str, Any], when: When | None = None
+) -> tuple[View, ...]:
+    """SwAV's crops: large ones video, video.1, ..., then small.0, small.1, ... with changes; all of the same seconds
+    unless `when` says otherwise of those behind the first.
+    """
+    when = when or Same("video")
+    large = [View(f"video.{i}", when=when) for i in range(1, num_large)]
+    return (View("video"), *large, *(View(f"small.{i}", when=when, changes=small) for i in range(num_small)))
 
 
-def draw_patch(
-    rng: np.random.Generator | None, data: DataConfig, *, width: int, height: int, number: int
-) -> dict[str, np.ndarray]:
-    """As `draw_avid_video`, without a crop: what is cut out is the box of a track."""
-    data = dataclasses.replace(data, size=data.patch_size)
-    drawn = draw_avid_video(rng, data, width=width, height=height, number=number)
-    return {name: value for name, value in drawn.items() if name != "crop"}
+def check_views(views: Sequence[View], data: DataConfig, *, evaluation: bool = False) -> None:
+    """Raise ValueError for views that cannot be planned, before any worker starts."""
+    rng = None if evaluation else np.random.default_rng(0)
+    names: set[str] = set()
+    tracked = {view.name for view in views if isinstance(view.when, TrackFrame)}
+    tables = {(view.when.table, view.when.frames) for view in views if isinstance(view.when, TrackFrame)}
+    if len(tables) > 1:
+        raise ValueError(f"one sample shows the tracks of one table, taken in one way, but its views name {tables}")
+    for view in views:
+        if view.name in names:
+            raise ValueError(f"two views have the name {view.name}: each needs its own")
+        if isinstance(view.when, Same) and view.when.view not in names:
+            raise ValueError(f"view {view.name} lies where view {view.when.view} does, which must stand before it")
+        if isinstance(view.when, Same) and view.when.view in tracked:
+            raise ValueError(f"view {view.name} lies where view {view.when.view} does, which is a tracked patch")
+        if evaluation and not isinstance(view.when, First | Spread | Same):
+            raise ValueError(f"view {view.name} is drawn at random ({view.when}), which an evaluation view may not be")
+        names.add(view.name)
+        own = view.settings(data)
+        clip = Clip(own.size, own.size, video=None, audio=None)
+        if not view.made.plan(rng, own, clip, Window(0.0, present=False)).windows:
+            raise ValueError(f"view {view.name}: recipe {view.recipe} plans no window, so its pixels would be black")
 
 
-def draw_walk(
-    rng: np.random.Generator | None, data: DataConfig, *, width: int, height: int, number: int
-) -> dict[str, np.ndarray]:
-    """A crop of all frames, and in it the places of a grid of overlapping cells, each jittered by itself.
+def apply_views(batch: Batch, views: Sequence[View], data: DataConfig) -> Batch:
+    """The batch as the encoders take it: every view's recipe applied on the batch's device.
 
     Returns:
-        crop (4,) and cells (T, N, 4) float32: top, left, height, width as fractions, cells of the crop.
-
-    Source: videowalk utils/augs.py with `--frame-aug grid`; as there, no colours are changed.
+        video {view: (B, 3, T, H, W)} and audio {view: (B, 1, S, F)}, float32.
     """
-    if data.num_frames < 3:
-        raise ValueError(f"data.num_frames={data.num_frames}: a walk there and back needs at least 3 frames")
-    if not 0 < data.patch_size <= data.size:
-        raise ValueError(f"data.patch_size={data.patch_size} must be at least 1 and at most data.size={data.size}")
-    side = data.patch_size / data.size
-    places = np.linspace(0, 1 - side, data.patch_grid)
-    corners = np.stack(np.meshgrid(places, places, indexing="ij"), axis=-1).reshape(-1, 2)  # (N, 2)
-    cells = np.concatenate([corners, np.full_like(corners, side)], axis=1)  # (N, 4)
-    cells = np.broadcast_to(cells, (data.num_frames, *cells.shape))
-    if rng is None:
-        return {"crop": video.centre_crop(width=width, height=height), "cells": cells.astype(np.float32)}
-    (least, most), aspect = WALK_CROP_AREA, WALK_CROP_ASPECT
-    crop = video.random_crop(rng, width=width, height=height, min_area=least, max_area=most, aspect=aspect)
-    shape = (*cells.shape[:2], 1)
-    area, aspect = rng.uniform(*WALK_PATCH_AREA, shape), np.exp(rng.uniform(*np.log(WALK_PATCH_ASPECT), shape))
-    sides = np.concatenate([np.sqrt(area / aspect), np.sqrt(area * aspect)], axis=-1).clip(max=1)  # (T, N, 2)
-    inside = rng.uniform(size=sides.shape) * (1 - sides)
-    cells = np.concatenate([cells[..., :2] + inside * side, sides * side], axis=-1)
-    return {"crop": crop, "cells": cells.astype(np.float32)}
 
+    def applied(group: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        return {
+            view.name: view.made.apply(group[view.name], batch.params[view.name], view.settings(data))
+            for view in views
+            if view.name in group
+        }
 
-def apply_walk(x: Tensor, params: Mapping[str, Tensor], data: DataConfig) -> Tensor:
-    """Normalise, then cut the cells out: (B, T, H, W, 3) uint8 -> (B, T, N, 3, 1, P, P) float32."""
-    clips = video.to_planes(x).float().div_(255)  # (B, 3, T, H, W)
-    video.normalise_(clips, mean=data.pixel_mean, std=data.pixel_std)
-    cells = params["cells"].to(x.device, non_blocking=True)
-    frames = clips.transpose(1, 2).flatten(0, 1)  # (B T, 3, H, W)
-    patches = video.cut(frames, cells.flatten(0, 1), size=data.patch_size)  # (B T, N, 3, P, P)
-    return patches.unflatten(0, cells.shape[:2]).unsqueeze(4)
-
-
-VIEWS = {
-    "video": View("video", draw_avid_video, apply_avid_video),
-    "audio": View("audio", draw_avid_audio, apply_avid_audio),
-    "patch": View("video", draw_patch, apply_avid_video),
-    "walk": View("video", draw_walk, apply_walk),
-}
-
-
-def view_of(name: str) -> View:
-    """The recipe of a view: that of video.1 is that of video."""
-    return VIEWS[name.partition(".")[0]]
+    return replace(batch, video=applied(batch.video), audio=applied(batch.audio))
 
 
 def evaluate_view(name: Literal["video", "audio"], x: Tensor, data: DataConfig) -> Tensor:
-    """What evaluation makes of decoded clips: the centre crop, and no augmentation.
+    """What evaluation makes of decoded clips: the center crop, and no augmentation.
 
     Args:
         x: whole frames (B, T, H, W, 3) uint8 of any size, or sound (B, n) float32 in [-1, 1] at data.sample_rate, of
@@ -241,7 +254,7 @@ def evaluate_view(name: Literal["video", "audio"], x: Tensor, data: DataConfig) 
         ValueError: `x` has another shape or type, or too few samples.
     """
     width, height = (x.shape[-2], x.shape[-3]) if name == "video" and x.dim() == 5 else (data.size, data.size)
-    drawn = VIEWS[name].draw(None, data, width=width, height=height, number=0)
+    drawn = RECIPES[name].plan(None, data, Clip(width, height, None, None), Window(0.0)).params
     if name == "video" and x.dim() == 5:
         top, left, rows, columns = (
             round(part * side) for part, side in zip(drawn["crop"], (height, width, height, width), strict=True)
@@ -249,14 +262,4 @@ def evaluate_view(name: Literal["video", "audio"], x: Tensor, data: DataConfig) 
         frames = x[:, :, top : top + rows, left : left + columns].movedim(-1, 2)  # (B, T, 3, h, w)
         x = resize(frames, [data.size, data.size], antialias=True).movedim(2, -1)
     params = {key: torch.from_numpy(np.stack([value] * len(x))) for key, value in drawn.items()}
-    return VIEWS[name].apply(x, params, data)
-
-
-def numbered(name: str, number: int) -> str:
-    """The name of a recipe's view by its number: video, then video.1."""
-    return f"{name}.{number}" if number else name
-
-
-def number_of(name: str) -> int:
-    """Which of the clips by one recipe a view is: 0 for video, 1 for video.1."""
-    return int(name.partition(".")[2] or 0)
+    return RECIPES[name].apply(x, params, data)

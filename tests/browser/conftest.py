@@ -15,11 +15,11 @@ from playwright.sync_api import Browser, ConsoleMessage, Page, expect, sync_play
 
 from avssl.data.check import build_table
 from avssl.data.manifest import read_manifest, write_manifest
-from avssl.pretrained import load_run
 from avssl.retrieval.write import write_store
-from avssl.train import train
-from tests.clips import make_clip, make_sound
-from tests.test_train import config
+from avssl.training.loop import train
+from avssl.weights.load import load_run
+from tests.support.clips import make_clip, make_sound
+from tests.support.runs import config
 
 NUM_CLIPS, PAGE = 60, 48  # clips of the set, and on the grid's first page
 SILENT, SOUND_ONLY, OTHER_FORMAT = "train/1/silent.mp4", "train/0/sound only.mp3", "train/1/other format.avi"

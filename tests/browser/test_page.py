@@ -26,7 +26,7 @@ from tests.browser.conftest import (
     SOUND_ONLY,
     Site,
 )  # fmt: skip
-from tests.clips import make_clip, make_sound
+from tests.support.clips import make_clip, make_sound
 
 pytestmark = [
     pytest.mark.browser,
@@ -102,10 +102,10 @@ def test_grid_shows_clips_and_what_they_lack(open_page: Open, site: Site) -> Non
     page = open_page("/?name=s")  # the silent one and the sound without picture, beside others
     expect(page.get_by_role("heading", level=1)).to_have_text("Clips")
     silent = page.locator(f'.card[data-id="{id_of(site, SILENT)}"]')
-    expect(silent.get_by_text("no sound")).to_be_visible()
+    expect(silent.get_by_text("no audio")).to_be_visible()
     expect(silent.locator("img")).to_have_count(1)
     only_sound = page.locator(f'.card[data-id="{id_of(site, SOUND_ONLY)}"]')
-    expect(only_sound.get_by_text("no picture")).to_be_visible()
+    expect(only_sound.get_by_text("no video")).to_be_visible()
     expect(only_sound.get_by_alt_text("Spectrogram of")).to_be_visible()
     expect(page.locator("#status")).to_have_text(f"{len(ids(page))} clips")
 
@@ -349,9 +349,9 @@ def test_ways_that_a_clip_cannot_be_asked_say_why(open_page: Open, site: Site) -
     page = open_page(f"/?view=neighbours&query={id_of(site, SILENT)}")
     button = page.get_by_role("button", name="audio → audio")
     expect(button).to_have_attribute("aria-disabled", "true")
-    expect(button).to_have_attribute("title", "this clip has no sound")
+    expect(button).to_have_attribute("title", "this clip has no audio")
     expect(
-        page.get_by_text("Not possible: audio → video, audio → audio, agreement (this clip has no sound)")
+        page.get_by_text("Not possible: audio → video, audio → audio, agreement (this clip has no audio)")
     ).to_be_visible()
     before = page.url
     button.click(force=True)
@@ -363,7 +363,7 @@ def test_ways_that_a_clip_cannot_be_asked_say_why(open_page: Open, site: Site) -
 
 def test_a_way_that_a_link_asks_in_vain_is_explained(open_page: Open, site: Site) -> None:
     page = open_page(f"/?view=neighbours&query={id_of(site, SILENT)}&by=a2a", expected_status=400)
-    expect(page.get_by_role("alert")).to_contain_text("sound")
+    expect(page.get_by_role("alert")).to_contain_text("audio")
     page.get_by_role("button", name="video → video").click()
     expect(page.get_by_role("alert")).to_be_hidden()
     expect(cards(page).first).to_be_visible()
@@ -421,7 +421,7 @@ STATES = [
     "/?label=1&name=00",
     "/?view=neighbours&query=3&by=a2v&label=0&exact=1&store=1",
     "/?view=neighbours&query=3&by=agreement&compare=1",
-    "/?view=map&colour=cluster&cluster=1",
+    "/?view=map&color=cluster&cluster=1",
     "/?view=map&label=1&store=1",
 ]
 
@@ -533,7 +533,7 @@ def test_a_chosen_sound_finds_pictures(open_page: Open, tmp_path: Path) -> None:
     chooser.value.set_files(tmp_path / "mine.wav")
     expect(page.get_by_role("heading", level=1)).to_have_text("Neighbours of mine.wav")
     expect(page.get_by_role("button", name="audio → video")).to_have_attribute("aria-pressed", "true")
-    expect(page.get_by_role("button", name="video → video")).to_have_attribute("title", "this clip has no picture")
+    expect(page.get_by_role("button", name="video → video")).to_have_attribute("title", "this clip has no video")
     expect(cards(page).first).to_be_visible()
     page.locator("#query-card").get_by_role("button", name="Play").press("Enter")
     plays_on(page)
@@ -716,7 +716,7 @@ def test_map_legend_highlights_in_both(open_page: Open) -> None:
     assert page.locator("#legend button").count() > 1
 
 
-def test_map_of_many_labels_leaves_the_rest_grey(open_page: Open, site: Site) -> None:
+def test_map_of_many_labels_leaves_the_rest_gray(open_page: Open, site: Site) -> None:
     found = ask(site, "/api/map")
     found["label_names"] = [f"label {i:02d}" for i in range(20)]
     found["labels"] = [i % 20 for i in range(len(found["ids"]))]

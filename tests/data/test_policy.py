@@ -94,7 +94,7 @@ def test_cases_of_a_row(row: dict[str, Any], expected: set[str]) -> None:
 
 
 def test_there_is_a_policy_and_a_title_for_every_case() -> None:
-    assert list(vars(PolicyConfig())) == list(TITLES) == list(cases(manifest({}), 2.0))
+    assert list(PolicyConfig.model_fields) == list(TITLES) == list(cases(manifest({}), 2.0))
 
 
 def test_what_only_the_doctor_knows_is_in_no_case_before() -> None:
@@ -124,8 +124,7 @@ def test_skip_and_mask_are_chosen_per_case() -> None:
 
 
 def test_rows_of_every_split_count_without_one() -> None:
-    data = settings().data
-    data.split = None
+    data = settings().data.replace(split=None)
     assert np.array_equal(admit(manifest({}, {"split": "test"}, {"split": None}), data).valid, [True] * 3)
 
 
@@ -134,17 +133,16 @@ def test_short_is_judged_by_the_longer_window_of_the_run() -> None:
     data = settings("short: skip").data
     assert (data.num_frames / data.fps, data.audio_seconds) == (0.5, 2.0)
     assert not admit(rows, data).valid.any()
-    data.audio_seconds = 0.5
+    data = data.replace(audio_seconds=0.5)
     assert admit(rows, data).valid.all()
-    data.num_frames = 32
-    assert not admit(rows, data).valid.any()
+    assert not admit(rows, data.replace(num_frames=32)).valid.any()
 
 
 def test_error_names_the_count_the_first_file_and_the_way_out() -> None:
     rows = manifest({}, SILENT, SILENT, SILENT | {"split": "test"})
     message = (
-        r"data\.policy\.silent=error, and 2 clips of data\.split=train are with a silent sound track, first "
-        r"clips/1\.mp4: mend or remove them, or set data\.policy\.silent to skip or mask"
+        r"data\.policy\.silent=error, and 2 clips of data\.split=train are with a silent audio track, first "
+        r"clips/1\.mp4: fix or remove them, or set data\.policy\.silent to skip or mask"
     )
     with pytest.raises(ConfigError, match=message):
         admit(rows, settings("silent: error").data)

@@ -1,11 +1,20 @@
 """Which seconds are drawn: properties of the windows over many draws."""
 
+from unittest import mock
+
 import numpy as np
 import pytest
 
-from avssl.data.sampling import Clips, Patches, Span, draw_windows, further_starts, num_steps_per_epoch, spread_windows
+from avssl.config import DataConfig
+from avssl.data import sampling
+from avssl.data.sampling import draw_windows, num_steps_per_epoch, plan_windows, spread_windows
+from avssl.data.tracks import Track
+from avssl.transforms.recipes import Clip
+from avssl.transforms.views import Beyond, OtherHalf, Same, TrackFrame, Uniform, View, When, Within, clips
+from avssl.windows import Span
 
 NUM_DRAWS = 2000
+SECOND = DataConfig(manifest="", num_frames=10, fps=10)
 
 
 def drawn(video: Span, audio: Span | None, **lengths: float) -> np.ndarray:
@@ -42,7 +51,7 @@ def test_a_track_shorter_than_its_window_begins_with_it() -> None:
     assert picture.max() <= 0.1 + 1e-9
 
 
-def test_without_sound_the_picture_alone_is_drawn() -> None:
+def test_without_audio_the_picture_alone_is_drawn() -> None:
     picture, sound = drawn(Span(1, 3), None, video_seconds=0.5, audio_seconds=2, max_offset_seconds=0.5).T
     assert (picture == sound).all()
     assert picture.min() >= 1
@@ -67,19 +76,19 @@ def test_fewer_clips_than_a_batch_is_an_error() -> None:
 TEN_SECONDS = Span(0, 10)
 
 
-def further(clips: Clips, *, first: float = 2.0, video: Span = TEN_SECONDS, seconds: float = 1.0) -> np.ndarray:
-    """(1000, num - 1) starts behind a first clip."""
-    rng = np.random.default_rng(0)
-    return np.array([further_starts(rng, first, video, seconds=seconds, clips=clips) for _ in range(1000)])
+def further(views: tuple[View, ...], *, first: float = 2.0, video: Span = TEN_SECONDS) -> np.ndarray:
+    """(1000, num - 1) starts behind a first clip of a second."""
+    rng, clip = np.random.default_rng(0), Clip(64, 48, video, None)
+    with mock.patch.object(sampling, "draw_windows", return_value=(first, first)):
+        found = [plan_windows(rng, views, SECOND, clip) for _ in range(1000)]
+    return np.array([[windows[view.name].start for view in views[1:]] for windows in found])
 
 
 def test_uniform_starts_have_cvrls_interval() -> None:
     """CVRL's sampler inverts the distribution of a linearly decreasing interval; two uniform starts have it too."""
-    rng = np.random.default_rng(0)
-    span = Span(0, 193 + 7)
-    starts = rng.uniform(0, 193, 20000)
-    pairs = [further_starts(rng, first, span, seconds=7, clips=Clips(2))[0] for first in starts]
-    share = np.abs(starts - pairs) / 193
+    rng, clip = np.random.default_rng(0), Clip(64, 48, Span(0, 193 + 1), None)
+    found = [plan_windows(rng, clips(2), SECOND, clip) for _ in range(20000)]
+    share = np.array([abs(windows["video"].start - windows["video.1"].start) for windows in found]) / 193
     assert share.mean() == pytest.approx(0.3325, abs=0.005)  # recorded of the original
     deciles = np.histogram(share, bins=10, range=(0, 1))[0] / len(share)
     assert deciles[0] == pytest.approx(0.19, abs=0.01)
@@ -88,52 +97,90 @@ def test_uniform_starts_have_cvrls_interval() -> None:
 
 
 def test_radii_draw_near_clips_and_far_ones() -> None:
-    near, other, far = further(Clips(4, "radii", max_seconds=0.5, num_far=1, min_far_seconds=3)).T
+    near, other, far = further(clips(4, when=[Within(0.5), Within(0.5), Beyond(3)])).T
     assert np.abs(near - 2).max() <= 0.5
     assert np.abs(other - 2).max() <= 0.5
     assert near.std() > 0.2
     assert far.min() >= 5  # before the first one there is no room
     assert far.max() <= 9
-    sides = further(Clips(3, "radii", max_seconds=0.5, num_far=1, min_far_seconds=3), first=4.0)[:, 1]
+    sides = further(clips(3, when=[Within(0.5), Beyond(3)]), first=4.0)[:, 1]
     assert ((sides <= 1) | (sides >= 7)).all()
     assert (sides <= 1).mean() == pytest.approx(1 / 3, abs=0.05)  # one second of starts before, two behind
 
 
 def test_radii_stay_inside_a_short_video() -> None:
-    near, far = further(
-        Clips(3, "radii", max_seconds=5, num_far=1, min_far_seconds=6), first=0.5, video=Span(0, 2), seconds=1
-    ).T
+    near, far = further(clips(3, when=[Within(5), Beyond(6)]), first=0.5, video=Span(0, 2)).T
     for starts in (near, far):  # nothing is far: anywhere
         assert 0 <= starts.min() < 0.1
         assert 0.9 < starts.max() <= 1
 
 
 def test_halves_repeat_the_first_start_and_lie_in_order_in_the_other_half() -> None:
+    halves = clips(4, when=[Same("video"), OtherHalf(), OtherHalf()])
     for first, (low, high) in ((2.0, (4.5, 9)), (7.0, (0, 4.5))):
-        same, one, two = further(Clips(4, "halves"), first=first).T
+        same, one, two = further(halves, first=first).T
         assert (same == first).all()
         assert (one <= two).all()
         assert low <= one.min()
         assert two.max() <= high
-    assert further(Clips(2, "halves"))[0].tolist() == [2.0]
 
 
-@pytest.mark.parametrize("law", ["uniform", "radii", "halves"])
-def test_a_video_shorter_than_a_clip_has_one_start(law: str) -> None:
-    clips = Clips(4, law, max_seconds=1, num_far=1, min_far_seconds=2)
-    assert (further(clips, first=3.0, video=Span(3, 3.4), seconds=1) == 3).all()
+@pytest.mark.parametrize("when", [Uniform(), Within(1), Beyond(2), OtherHalf(), Same("video")], ids=str)
+def test_a_video_shorter_than_a_clip_has_one_start(when: When) -> None:
+    assert (further(clips(4, when=when), first=3.0, video=Span(3, 3.4)) == 3).all()
+
+
+def test_views_of_other_lengths_start_with_the_sample_and_fit_into_the_track() -> None:
+    long = View("long", changes={"num_frames": 30})
+    rng, clip = np.random.default_rng(0), Clip(64, 48, TEN_SECONDS, TEN_SECONDS)
+    views = (View("video"), long, View("audio", recipe="audio"), View("sound", recipe="audio", when=Same("long")))
+    found = [plan_windows(rng, views, SECOND, clip) for _ in range(300)]
+    starts = {name: np.array([windows[name].start for windows in found]) for name in found[0]}
+    assert (starts["video"] == starts["long"]).all()
+    assert starts["long"].max() <= 10 - 3
+    assert starts["long"].max() > 6.5
+    assert (starts["sound"] == np.minimum(starts["long"], 10 - SECOND.audio_seconds)).all()
+
+
+def test_a_longer_view_of_the_same_seconds_stays_inside_and_parts_draw_apart() -> None:
+    rng, clip = np.random.default_rng(0), Clip(64, 48, TEN_SECONDS, None)
+    long = View("long", when=Same("video"), changes={"num_frames": 40})
+    halves = [View(f"{part}.{i}", when=OtherHalf(), changes=changes) for part, changes in
+              (("a", {}), ("b", {"num_frames": 40})) for i in (0, 1)]  # fmt: skip
+    found = [plan_windows(rng, (View("video"), long, *halves), SECOND, clip) for _ in range(500)]
+    starts = {name: np.array([windows[name].start for windows in found]) for name in found[0]}
+    assert starts["long"].max() <= 10 - 4
+    assert (starts["long"] == np.minimum(starts["video"], 6)).all()
+    assert starts["b.1"].max() <= 10 - 4
+    assert abs(np.mean(starts["a.0"]) - np.mean(starts["a.1"])) > 0.5  # in order within a part
+    assert (starts["a.0"] > starts["b.1"]).mean() > 0.1  # and not between parts
+
+
+def tracks(*lengths: int) -> list[Track]:
+    return [
+        Track(np.arange(n) / 10, np.tile([0.1, 0.2, 0.3, 0.4], (n, 1)), np.ones(n), number)
+        for number, n in enumerate(lengths)
+    ]
+
+
+def picked(given: list[Track], num: int, frames: str = "ends") -> list[list[tuple[int, int]]]:
+    """200 times the (track, frame) of the views that are present."""
+    whens = [TrackFrame(track, end, "t", frames) for track in range(num) for end in (0, 1)]
+    views = [View(f"patch.{when.track}.{when.end}", "patch", when) for when in whens]
+    rng, clip = np.random.default_rng(0), Clip(64, 48, TEN_SECONDS, None)
+    found = [plan_windows(rng, views, SECOND, clip, tracks=given) for _ in range(200)]
+    return [[(w.track, round(10 * w.start)) for w in windows.values() if w.present] for windows in found]
 
 
 def test_patches_are_the_ends_of_a_track_or_any_two_frames() -> None:
-    rng = np.random.default_rng(0)
-    drawn = [Patches("t", num=2).draw(rng, [30, 4, 9]) for _ in range(200)]
     lengths = {0: 30, 1: 4, 2: 9}
+    drawn = picked(tracks(30, 4, 9), 2)
     for (a, first), (b, last), (c, _), (d, _) in drawn:
         assert a == b != c == d
         assert (first, last) == (0, lengths[a] - 1)
     assert {each[0][0] for each in drawn} == {0, 1, 2}
-    pairs = [Patches("t", frames="any").draw(rng, [5]) for _ in range(200)]
+    pairs = picked(tracks(5), 1, "any")
     assert all(one < two for (_, one), (_, two) in pairs)
     assert len(set(map(tuple, pairs))) == 10
-    assert Patches("t", num=2).draw(rng, []) == []
-    assert len(Patches("t", num=2).draw(rng, [7])) == 2  # the second track is an empty place
+    assert picked([], 2)[0] == []
+    assert len(picked(tracks(7), 2)[0]) == 2  # the second track is absent

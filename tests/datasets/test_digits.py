@@ -8,7 +8,7 @@ import pytest
 
 from avssl.data.manifest import read_manifest
 from avssl.media.decode import AudioWindow, VideoWindow, read_clip
-from tests.clips import SPEAKERS, make_digits
+from tests.support.clips import SPEAKERS, make_digits
 
 ROOT = Path(__file__).parents[2]
 

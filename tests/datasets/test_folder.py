@@ -11,8 +11,9 @@ import pytest
 
 from avssl.data.manifest import ManifestError, read_manifest
 from avssl.media.encode import write_clip
-from tests.clips import make_sound
+from tests.support.clips import make_sound
 
+pytestmark = pytest.mark.slow
 SCRIPT = Path(__file__).resolve().parents[2] / "datasets" / "folder.py"
 
 
@@ -77,7 +78,7 @@ def test_folder_becomes_a_manifest(tmp_path, clip):
     assert done.returncode == 0, done.stderr
     assert "4 clips: 3 ok, 1 unreadable; 2 labels; 2 test, 2 train" in done.stdout
     assert "test/dog/broken.mp4: " in done.stdout
-    assert "1 other files passed over" in done.stdout
+    assert "1 other files ignored" in done.stdout
     assert "next: " in done.stderr
     manifest = read_manifest(tmp_path / "m.parquet")
     assert manifest.column("path").tolist() == [
@@ -154,11 +155,11 @@ def test_sounds_are_taken_when_asked_for_and_counted(tmp_path, clip):
     (root / "cat/c.wav").write_bytes(b"")
     done = run(root, "--out", tmp_path / "m.parquet")  # a stray song must not change the ids
     assert "1 clips: 1 ok" in done.stdout
-    assert "2 other files passed over" in done.stdout
-    assert "sound only" not in done.stdout
+    assert "2 other files ignored" in done.stdout
+    assert "audio only" not in done.stdout
     done = run(root, "--out", tmp_path / "m.parquet", "--sounds")
     assert "3 clips: 1 empty, 1 no_video, 1 ok" in done.stdout
-    assert "1 sound only, such as 'cat/b.mp3'" in done.stdout
+    assert "1 audio only, such as 'cat/b.mp3'" in done.stdout
     assert "1 refused:\n  cat/c.wav: the file is empty" in done.stdout
     manifest = read_manifest(tmp_path / "m.parquet")
     assert manifest.usable().tolist() == [True, True, False]
@@ -166,7 +167,7 @@ def test_sounds_are_taken_when_asked_for_and_counted(tmp_path, clip):
     (root / "cat/a.mp4").unlink()
     done = run(root, "--out", tmp_path / "m.parquet", "--sounds")
     assert done.returncode == 0
-    assert "has a picture: its sounds serve as queries and neighbours" in done.stderr
+    assert "has video: its audio serves for queries and neighbours" in done.stderr
 
 
 def test_an_empty_folder_is_told_and_costs_no_manifest(tmp_path):

@@ -16,8 +16,9 @@ import pytest
 
 from avssl.data.manifest import Manifest, read_manifest
 from avssl.media.encode import write_clip
-from tests.clips import make_clip, make_sound
+from tests.support.clips import make_clip, make_sound
 
+pytestmark = pytest.mark.slow
 FOLDER = Path(__file__).parents[2] / "datasets"
 RECIPES = ("ave", "audioset", "esc50", "hmdb51", "kinetics", "ucf101", "vggsound")
 FILMS = (  # names as they are in HMDB51
@@ -227,7 +228,7 @@ def test_esc50(copies, run) -> None:
     assert manifest.usable("test").tolist() == [True] * 2 + [False] * 8
     assert not manifest.has_video.any()
     assert "10 of 2,000 clips" in printed
-    assert "its sounds serve as queries" in printed
+    assert "its audio serves for queries" in printed
 
 
 def test_ave(copies, run) -> None:
@@ -246,7 +247,7 @@ def test_ave(copies, run) -> None:
     assert manifest.column("group").tolist() == [ID, ID, OTHER]
     assert "3 of 4,143 clips, 3 of 28 classes" in printed
     assert f"  {THIRD} (Church bell)" in printed
-    assert "1 other files passed over, such as 'AVE/notlisted12.mp4'" in printed
+    assert "1 other files ignored, such as 'AVE/notlisted12.mp4'" in printed
 
 
 def test_vggsound(copies, run, put) -> None:
@@ -311,8 +312,8 @@ def test_kinetics_without_lists_and_with_stripped_sound(run, put) -> None:
         "train/riding_a_bike/any name.mp4": ["riding a bike", "train", "train/riding_a_bike/any name.mp4"],
         f"validate/yoga/{ID}_000010_000020.mp4": ["yoga", "val", ID],
     }
-    assert "2 usable, but without sound" in printed
-    assert "warning: 2 of 3 usable clips have no sound, and those of the whole set have: this copy was str" in printed
+    assert "2 usable, but without audio" in printed
+    assert "warning: 2 of 3 usable clips have no audio, and those of the whole set have: this copy was str" in printed
     assert "1 of 545,317 split train" in printed
 
 

@@ -16,6 +16,7 @@ from sklearn.preprocessing import StandardScaler
 
 from avssl.data.manifest import read_manifest
 
+pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parents[2]
 sys.path.append(str(ROOT / "datasets"))  # the scripts are no package
 toy = importlib.import_module("toy")
@@ -162,7 +163,7 @@ def log_spectrum(samples: np.ndarray, *, num_bands: int = 64) -> np.ndarray:
     return np.log(np.add.reduceat(power, edges[:-1], axis=1) + 1e-6).mean(axis=0)
 
 
-def test_colour_and_spectrum_do_not_tell_the_class():
+def test_color_and_spectrum_do_not_tell_the_class():
     features, labels = {}, {}
     for split, num_clips in (("train", 144), ("test", 72)):
         clips = toy.toy_clips(split, num_clips, seed=0)

@@ -7,22 +7,12 @@ import pytest
 from PIL import Image
 
 from avssl.evaluate.davis import davis_names, read_davis
-
-
-def write_davis(folder: Path, name: str, frames: np.ndarray, masks: np.ndarray) -> None:
-    """frames (T, H, W, 3) uint8, masks (T, H, W) uint8, as DAVIS stores them."""
-    for kind in ("JPEGImages", "Annotations"):
-        (folder / kind / "480p" / name).mkdir(parents=True)
-    for i, (frame, mask) in enumerate(zip(frames, masks, strict=True)):
-        Image.fromarray(frame).save(folder / "JPEGImages" / "480p" / name / f"{i:05d}.jpg", quality=95)
-        picture = Image.fromarray(mask, mode="P")
-        picture.putpalette(np.random.default_rng(0).integers(256, size=768).tolist())  # 256 colours, as in DAVIS
-        picture.save(folder / "Annotations" / "480p" / name / f"{i:05d}.png")
+from tests.support.clips import write_davis
 
 
 @pytest.fixture
 def davis(tmp_path: Path) -> Path:
-    """Two clips of 4 frames of one colour each; thing 2 and an undecided column."""
+    """Two clips of 4 frames of one color each; thing 2 and an undecided column."""
     for number, name in enumerate(("cows", "bear")):
         masks = np.zeros((4, 32, 48), dtype=np.uint8)
         masks[:, 8:16, 8:24] = 2

@@ -13,18 +13,21 @@ import torch
 import torch.multiprocessing as multiprocessing
 
 from avssl import distributed
-from avssl.data.dataset import ClipDataset, apply_views
+from avssl.data.dataset import ClipDataset
 from avssl.data.manifest import Manifest, read_manifest
 from avssl.data.sampling import Key
 from avssl.evaluate.features import ClipVectors, Rows, clip_vectors
-from avssl.evaluate.harness import Labels, answer
+from avssl.evaluate.harness import Labels, evaluate_split
 from avssl.evaluate.protocols import Options
 from avssl.evaluate.splits import read_splits
 from avssl.media.decode import read_frames
-from avssl.pretrained import load_run, untrained, with_data
-from avssl.train import train
-from avssl.transforms.video import centre_crop, spread_crops
-from tests.test_train import config
+from avssl.training.loop import train
+from avssl.transforms.video import center_crop, spread_crops
+from avssl.transforms.views import Spread, View, apply_views
+from avssl.weights.load import load_run, untrained, with_data
+from tests.support.runs import config
+
+pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")
@@ -39,11 +42,11 @@ def same(one: ClipVectors, two: ClipVectors, *, atol: float = 0.0) -> None:
     assert one.errors == two.errors
     for flag in ("readable", "has_audio", "has_video"):
         assert np.array_equal(getattr(one, flag), getattr(two, flag))
-    for side, maps in one.vectors.items():
-        assert list(maps) == list(two.vectors[side])
+    for modality, maps in one.vectors.items():
+        assert list(maps) == list(two.vectors[modality])
         for name, value in maps.items():
-            np.testing.assert_allclose(value, two.vectors[side][name], rtol=0, atol=atol)
-        np.testing.assert_allclose(one.embedding[side], two.embedding[side], rtol=0, atol=atol)
+            np.testing.assert_allclose(value, two.vectors[modality][name], rtol=0, atol=atol)
+        np.testing.assert_allclose(one.embedding[modality], two.embedding[modality], rtol=0, atol=atol)
 
 
 def test_crops_are_spread_over_the_long_side() -> None:
@@ -52,117 +55,117 @@ def test_crops_are_spread_over_the_long_side() -> None:
     assert wide[:, 1].tolist() == [0, pytest.approx((1 - 35 / 80) / 2), 1 - 35 / 80]
     assert len(set(wide[:, 0].tolist())) == 1
     np.testing.assert_allclose(tall[:, [1, 0, 3, 2]], wide)
-    assert spread_crops(width=81, height=40, num=1).tolist() == [centre_crop(width=81, height=40).tolist()]
+    assert spread_crops(width=81, height=40, num=1).tolist() == [center_crop(width=81, height=40).tolist()]
 
 
 def test_crops_of_a_clip_come_out_of_one_opened_file(run: Path, clip_set: Manifest) -> None:
     data = with_data(load_run(run), num_workers=0).data
-    views = ["video", "video.1", "video.2", "audio"]
+    views = [*(View(f"crop {i}", when=Spread(i, 3)) for i in range(3)), View("audio", recipe="audio")]
     sample = ClipDataset(clip_set, data, views, num_eval_clips=2)[Key(0, 1, 1)]
     width, height = (int(clip_set.column(name)[1]) for name in ("width", "height"))
     for view, crop in zip(views, spread_crops(width=width, height=height, num=3), strict=False):
         wanted = read_frames(
             clip_set.path(1),
-            start=sample.start["video"],
+            start=sample.start["crop 0"],
             duration=data.num_frames / data.fps,
             fps=data.fps,
             crop=tuple(crop),
             size=(data.size, data.size),
         )
-        assert np.array_equal(sample.video[view], wanted.data)
-        assert sample.start[view] == sample.start["video"]
+        assert np.array_equal(sample.video[view.name], wanted.data)
+        assert sample.start[view.name] == sample.start["crop 0"]
 
 
 def test_vectors_are_the_encoders_outputs_and_nothing_of_them_moves(run: Path, clip_set: Manifest) -> None:
-    towers = load_run(run)
-    before = distributed.digest(torch.nn.ModuleDict({"e": towers.encoders, "h": towers.heads}).state_dict())
+    pretrained = load_run(run)
+    before = distributed.digest(torch.nn.ModuleDict({"e": pretrained.encoders, "h": pretrained.heads}).state_dict())
     rows = np.arange(6)
-    found = clip_vectors(towers, clip_set, rows, num_clips=2, num_crops=3, maps=True)
-    after = distributed.digest(torch.nn.ModuleDict({"e": towers.encoders, "h": towers.heads}).state_dict())
+    found = clip_vectors(pretrained, clip_set, rows, num_clips=2, num_crops=3, maps=True)
+    after = distributed.digest(torch.nn.ModuleDict({"e": pretrained.encoders, "h": pretrained.heads}).state_dict())
     assert before == after
-    assert found.vectors["video"]["pool"].shape == (6, 6, towers.encoders["video"].dim)
-    assert found.vectors["audio"]["pool"].shape == (6, 2, towers.encoders["audio"].dim)
+    assert found.vectors["video"]["pool"].shape == (6, 6, pretrained.encoders["video"].dim)
+    assert found.vectors["audio"]["pool"].shape == (6, 2, pretrained.encoders["audio"].dim)
     assert list(found.vectors["video"]) == ["conv1", "conv2x", "conv3x", "conv4x", "conv5x", "pool"]
     silent = ~clip_set.has_audio[rows]
     assert silent.any()
     assert not found.vectors["audio"]["pool"][silent].any()
     assert np.array_equal(found.has_audio, ~silent)
-    centre = clip_vectors(towers, clip_set, rows, num_clips=2)
-    np.testing.assert_allclose(  # the second of three crops is the centre
-        found.vectors["video"]["pool"].reshape(6, 2, 3, -1)[:, :, 1], centre.vectors["video"]["pool"], atol=1e-5
+    center = clip_vectors(pretrained, clip_set, rows, num_clips=2)
+    np.testing.assert_allclose(  # the second of three crops is the center
+        found.vectors["video"]["pool"].reshape(6, 2, 3, -1)[:, :, 1], center.vectors["video"]["pool"], atol=1e-5
     )
     with torch.inference_mode():
         pool = torch.from_numpy(found.vectors["video"]["pool"])
-        embedding = torch.nn.functional.normalize(towers.heads["video"](pool.flatten(0, 1)), dim=1)
+        embedding = torch.nn.functional.normalize(pretrained.heads["video"](pool.flatten(0, 1)), dim=1)
     np.testing.assert_allclose(found.embedding["video"].reshape(len(embedding), -1), embedding.numpy(), atol=1e-5)
 
 
 def test_kept_vectors_are_those_of_memory_and_are_computed_once(
     run: Path, clip_set: Manifest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    towers, rows = load_run(run), np.arange(18)
-    fresh = clip_vectors(towers, clip_set, rows, num_clips=1, maps=True)
-    same(fresh, clip_vectors(towers, clip_set, rows, num_clips=1, maps=True, folder=tmp_path))
+    pretrained, rows = load_run(run), np.arange(18)
+    fresh = clip_vectors(pretrained, clip_set, rows, num_clips=1, maps=True)
+    same(fresh, clip_vectors(pretrained, clip_set, rows, num_clips=1, maps=True, folder=tmp_path))
     assert not list(tmp_path.glob(".*.partial"))
     monkeypatch.setattr("avssl.evaluate.features.build_loader", None)
-    same(fresh, clip_vectors(towers, clip_set, rows, num_clips=1, maps=True, folder=tmp_path))
-    pooled = clip_vectors(towers, clip_set, rows, num_clips=1, folder=tmp_path)  # part of what is there
+    same(fresh, clip_vectors(pretrained, clip_set, rows, num_clips=1, maps=True, folder=tmp_path))
+    pooled = clip_vectors(pretrained, clip_set, rows, num_clips=1, folder=tmp_path)  # part of what is there
     assert np.array_equal(pooled.vectors["video"]["pool"], fresh.vectors["video"]["pool"])
-    for other in (with_data(towers, size=48), with_data(towers, num_frames=3), untrained(towers)):
+    for other in (with_data(pretrained, size=48), with_data(pretrained, num_frames=3), untrained(pretrained)):
         with pytest.raises(TypeError):  # other vectors: they would have to be computed
             clip_vectors(other, clip_set, rows, num_clips=1, folder=tmp_path)
     with pytest.raises(TypeError):
-        clip_vectors(towers, clip_set, rows[1:], num_clips=1, maps=True, folder=tmp_path)
+        clip_vectors(pretrained, clip_set, rows[1:], num_clips=1, maps=True, folder=tmp_path)
 
 
 def test_vectors_are_computed_anew_when_the_manifest_says_something_else_of_a_file(
     run: Path, clip_set: Manifest, tmp_path: Path
 ) -> None:
-    towers, rows = load_run(run), np.arange(6)
-    before = clip_vectors(towers, clip_set, rows, num_clips=1, folder=tmp_path)
+    pretrained, rows = load_run(run), np.arange(6)
+    before = clip_vectors(pretrained, clip_set, rows, num_clips=1, folder=tmp_path)
     place = clip_set.table.column_names.index("has_audio")
     mute = Manifest(clip_set.table.set_column(place, "has_audio", pa.array([False] * 18)), clip_set.root)
     assert mute.hash == clip_set.hash
-    after = clip_vectors(towers, mute, rows, num_clips=1, folder=tmp_path)
+    after = clip_vectors(pretrained, mute, rows, num_clips=1, folder=tmp_path)
     assert before.has_audio.any()
     assert not after.has_audio.any()
 
 
 def test_broken_weights_are_told(run: Path, clip_set: Manifest) -> None:
-    towers = load_run(run)
+    pretrained = load_run(run)
     with torch.no_grad():
-        towers.encoders["audio"].conv1[0].weight[:] = torch.nan
+        pretrained.encoders["audio"].conv1[0].weight[:] = torch.nan
     with pytest.raises(ValueError, match=r"the audio encoder of .*last.pt gives NaN or infinity"):
-        clip_vectors(towers, clip_set, np.arange(3), num_clips=1)
+        clip_vectors(pretrained, clip_set, np.arange(3), num_clips=1)
 
 
 def test_a_stopped_computation_leaves_nothing_that_is_taken_for_whole(
     run: Path, clip_set: Manifest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    towers, rows = load_run(run), np.arange(18)
+    pretrained, rows = load_run(run), np.arange(18)
     monkeypatch.setattr("avssl.evaluate.features.BATCH_CLIPS", 4)
-    whole = clip_vectors(towers, clip_set, rows, num_clips=1)
+    whole = clip_vectors(pretrained, clip_set, rows, num_clips=1)
     calls = []
 
-    def stops(batch: object, data: object) -> object:
+    def stops(batch: object, *rest: object) -> object:
         calls.append(batch)
         if len(calls) == 3:
             raise KeyboardInterrupt
-        return apply_views(batch, data)
+        return apply_views(batch, *rest)
 
     monkeypatch.setattr("avssl.evaluate.features.apply_views", stops)
     with pytest.raises(KeyboardInterrupt):
-        clip_vectors(towers, clip_set, rows, num_clips=1, folder=tmp_path)
+        clip_vectors(pretrained, clip_set, rows, num_clips=1, folder=tmp_path)
     monkeypatch.setattr("avssl.evaluate.features.apply_views", apply_views)
-    same(whole, clip_vectors(towers, clip_set, rows, num_clips=1, folder=tmp_path))
+    same(whole, clip_vectors(pretrained, clip_set, rows, num_clips=1, folder=tmp_path))
 
 
 def test_a_second_call_waits_for_the_first_and_finds_what_that_found(
     run: Path, clip_set: Manifest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    towers, rows = load_run(run), np.arange(18)
+    pretrained, rows = load_run(run), np.arange(18)
     first, folder = tmp_path / "first", tmp_path / "kept"
-    whole = clip_vectors(towers, clip_set, rows, num_clips=1, folder=first)
+    whole = clip_vectors(pretrained, clip_set, rows, num_clips=1, folder=first)
     folder.mkdir()
 
     def finish() -> None:
@@ -177,7 +180,7 @@ def test_a_second_call_waits_for_the_first_and_finds_what_that_found(
         fcntl.flock(lock, fcntl.LOCK_EX)
         later = threading.Timer(0.5, finish)
         later.start()
-        same(whole, clip_vectors(towers, clip_set, rows, num_clips=1, folder=folder))
+        same(whole, clip_vectors(pretrained, clip_set, rows, num_clips=1, folder=folder))
         later.join()
 
 
@@ -226,8 +229,10 @@ def _one_of_two(rank: int, run: str, manifest: str, folder: str) -> None:
         "RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_RANK": str(rank), "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": str(29500 + os.getppid() % 1000),
     }  # fmt: skip
-    towers = load_run(run)
-    found = clip_vectors(towers, read_manifest(manifest), np.arange(18), num_clips=8, maps=True, folder=Path(folder))
+    pretrained = load_run(run)
+    found = clip_vectors(
+        pretrained, read_manifest(manifest), np.arange(18), num_clips=8, maps=True, folder=Path(folder)
+    )
     assert found.readable.all()  # what the other process has found is here too
     distributed.shut_down()
 
@@ -238,15 +243,17 @@ def test_two_processes_find_what_one_finds(run: Path, clip_set: Manifest, tmp_pa
     multiprocessing.spawn(_one_of_two, arguments, nprocs=2)
     (kept,) = (path for path in tmp_path.iterdir() if path.is_dir())
     assert len(list(kept.glob("errors-*.json"))) == 2
-    towers = load_run(run)
+    pretrained = load_run(run)
     found = [
-        clip_vectors(towers, clip_set, np.arange(18), num_clips=8, maps=True, folder=folder)
+        clip_vectors(pretrained, clip_set, np.arange(18), num_clips=8, maps=True, folder=folder)
         for folder in (None, tmp_path)
     ]
     same(*found, atol=1e-5)
     splits = read_splits(clip_set)
     said = [
-        answer("knn", each, Labels(clip_set, splits), splits[0], Options(k=3), device=towers.device).outcomes
+        evaluate_split(
+            "knn", each, Labels(clip_set, splits), splits[0], Options(k=3), device=pretrained.device
+        ).outcomes
         for each in found
     ]
     for way, outcome in said[0].items():

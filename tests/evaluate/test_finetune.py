@@ -9,16 +9,15 @@ import pyarrow as pa
 import pytest
 import torch
 
-from avssl.checkpoint import load_checkpoint
 from avssl.config import ConfigError, loads
 from avssl.data.manifest import Manifest
 from avssl.evaluate.finetune import train_classifier
-from avssl.pretrained import load, load_run
-from avssl.train import train
-from tests.test_train import config
-from tests.test_wrong_use import Call
-from tests.test_wrong_use import call as call  # a fixture
+from avssl.training.checkpoint import load_checkpoint
+from avssl.training.loop import train
+from avssl.weights.load import load, load_run
+from tests.support.runs import Call, config
 
+pytestmark = pytest.mark.slow
 QUICK = (
     *("optim.epochs=2", "optim.milestones=[]", "method.warmup_epochs=1", "data.clips_per_video=2", "data.batch_size=4"),
     *("data.num_workers=0", "optim.lr=3e-3", "run.num_threads=1"),
@@ -33,19 +32,19 @@ def run(clip_set: Manifest, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def settings(folder: Path) -> dict:
-    return dataclasses.asdict(loads(load_checkpoint(folder / "last.pt")["config"]))
+    return loads(load_checkpoint(folder / "last.pt")["config"]).model_dump(mode="json")
 
 
 def test_the_encoder_starts_from_the_pretrained_one_or_from_random_weights(
     run: Path, clip_set: Manifest, tmp_path: Path
 ) -> None:
-    towers = load_run(run)
+    pretrained = load_run(run)
     still = (*QUICK, "optim.lr=0")
-    tuned = train_classifier(towers, clip_set, out=tmp_path / "tuned", overrides=(*still, "method.warmup_epochs=2"))
-    for name, value in towers.encoders["video"].state_dict().items():
+    tuned = train_classifier(pretrained, clip_set, out=tmp_path / "tuned", overrides=(*still, "method.warmup_epochs=2"))
+    for name, value in pretrained.encoders["video"].state_dict().items():
         assert torch.equal(tuned.encoders["video"].state_dict()[name], value), name
-    random = train_classifier(towers, clip_set, out=tmp_path / "random", trained=False, overrides=still)
-    weights = [each.encoders["video"].conv1[0].weight for each in (towers, random)]
+    random = train_classifier(pretrained, clip_set, out=tmp_path / "random", trained=False, overrides=still)
+    weights = [each.encoders["video"].conv1[0].weight for each in (pretrained, random)]
     assert weights[0].shape == weights[1].shape
     assert not torch.equal(*weights)
     assert set(random.encoders) == {"video"}
@@ -56,34 +55,34 @@ def test_the_recipe_is_avids_and_gives_way_to_a_file_and_to_overrides(
     run: Path, clip_set: Manifest, tmp_path: Path
 ) -> None:
     (tmp_path / "recipe.yaml").write_text("optim: {lr: 5e-3, epochs: 3}\ndata: {num_frames: 3}\n")
-    towers = load_run(run)
+    pretrained = load_run(run)
     stop = ("run.max_steps=1", "data.batch_size=4", "data.num_workers=0")
-    assert train_classifier(towers, clip_set, out=tmp_path / "plain", overrides=stop) is None
+    assert train_classifier(pretrained, clip_set, out=tmp_path / "plain", overrides=stop) is None
     found = settings(tmp_path / "plain")
     assert (found["optim"]["lr"], found["optim"]["weight_decay"], found["optim"]["epochs"]) == (1e-4, 0, 5 + 16)
     assert (found["optim"]["milestones"], found["optim"]["gamma"]) == ([5 + 6, 5 + 10, 5 + 14], 0.3)
-    assert found["data"]["num_frames"] == towers.data.num_frames
+    assert found["data"]["num_frames"] == pretrained.data.num_frames
     assert found["data"]["clips_per_video"] == 5
     recipe = {"recipe": tmp_path / "recipe.yaml", "overrides": (*stop, "optim.lr=7e-3")}
-    assert train_classifier(towers, clip_set, out=tmp_path / "given", **recipe) is None
+    assert train_classifier(pretrained, clip_set, out=tmp_path / "given", **recipe) is None
     found = settings(tmp_path / "given")
     assert (found["optim"]["lr"], found["optim"]["epochs"], found["data"]["num_frames"]) == (7e-3, 3, 3)
 
 
 def test_a_folder_is_continued_by_the_same_call_only(run: Path, clip_set: Manifest, tmp_path: Path) -> None:
-    towers = load_run(run)
+    pretrained = load_run(run)
     call = {"out": tmp_path / "out", "overrides": QUICK}
-    assert train_classifier(towers, clip_set, out=tmp_path / "out", overrides=(*QUICK, "run.max_steps=3")) is None
-    other = dataclasses.replace(towers, weights_hash="0" * 64)
+    assert train_classifier(pretrained, clip_set, out=tmp_path / "out", overrides=(*QUICK, "run.max_steps=3")) is None
+    other = dataclasses.replace(pretrained, weights_hash="0" * 64)
     with pytest.raises(ConfigError, match=r"model.video_weights=.*but the run in .* was started with"):
         train_classifier(other, clip_set, **call)
     for column, word in (("split", "train"), ("label", "walk")):  # ids are the same, what is learned is not
         place = clip_set.table.column_names.index(column)
         table = clip_set.table.set_column(place, column, pa.array([word] * len(clip_set)))
         with pytest.raises(ConfigError, match="out holds a run on other clips, labels or splits: choose another"):
-            train_classifier(towers, Manifest(table, clip_set.root), **call)
+            train_classifier(pretrained, Manifest(table, clip_set.root), **call)
     call["out"] = (tmp_path / "out").rename(tmp_path / "moved")
-    assert train_classifier(towers, clip_set, **call).classifier.classes == ("0", "1")
+    assert train_classifier(pretrained, clip_set, **call).classifier.classes == ("0", "1")
 
 
 def test_sound_is_tuned_on_clips_with_sound(run: Path, clip_set: Manifest, tmp_path: Path) -> None:
@@ -97,21 +96,21 @@ def test_sound_is_tuned_on_clips_with_sound(run: Path, clip_set: Manifest, tmp_p
     "overrides, match",
     [
         (("optim.epoch=3",), "unknown key optim.epoch .*did you mean epochs"),
-        (("optimizer.lr=3",), "optimizer is no section of a run: expected data, model, method, optim, run"),
-        (("method.modality=both",), "method.modality=both, but .* has no encoder for it, only for video, audio"),
+        (("optimizer.lr=3",), "unknown key optimizer in the recipe of fine-tuning: did you mean optim"),
+        (("method.modality=both",), "modality=both in method finetune: expected one of video, audio"),
         (("method.name=finetune", "method.tracks=x"), "unknown key tracks"),
-        (("nonsense",), "cannot be read|no section"),
-        (("data.split=null",), "data.split=None: fine-tuning learns from the training clips of the split"),
+        (("nonsense",), "override 'nonsense' is not of the form section.key=value"),
+        (("data.split=null",), "data.split=null: fine-tuning learns from the training clips of the evaluated split"),
         (("data.split=test",), "data.split=test: fine-tuning learns"),
-        (("method=finetune",), "method=finetune: expected a mapping of keys, such as method: {modality: audio}"),
-        (("data.policy=skip", "method.modality=audio"), "data.policy=skip: expected a mapping"),
+        (("method=finetune",), "method=finetune in .*: expected a mapping with a name"),
+        (("data.policy=skip", "method.modality=audio"), "data.policy in .* must be a mapping of keys, not skip"),
         (("method.name=avid",), "method.name=avid learns no labels: fine-tuning is method.name=finetune"),
     ],
 )
 def test_wrong_settings(overrides: tuple[str, ...], match: str, run: Path, clip_set: Manifest, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=match):
         train_classifier(load_run(run), clip_set, out=tmp_path / "x", overrides=overrides)
-    with pytest.raises(ConfigError, match=r"recipe .*nowhere.yaml cannot be read"):
+    with pytest.raises(ConfigError, match=r"config .*nowhere.yaml does not exist: give the path of a YAML file"):
         train_classifier(load_run(run), clip_set, out=tmp_path / "x", recipe=tmp_path / "nowhere.yaml")
     assert not (tmp_path / "x").exists()
 
@@ -186,7 +185,7 @@ def test_what_cannot_be_told(run: Path, clip_set: Manifest, call: Call, tmp_path
     (tmp_path / "text.mp4").write_text("no clip")
     done = call("tools/predict.py", tmp_path / "a", silent, tmp_path / "text.mp4", clip_set.path(0), "--num-clips", 1)
     assert done.code == 1
-    assert f"not told: {silent}: the classifier looks at sound, which this file lacks" in done.err
-    assert "not told: " + str(tmp_path / "text.mp4") in done.err
+    assert f"not read: {silent}: the classifier needs audio, which this file lacks" in done.err
+    assert "not read: " + str(tmp_path / "text.mp4") in done.err
     assert done.out.startswith(str(clip_set.path(0)))
-    call("tools/predict.py", tmp_path / "a", silent, "--top", 0).refused("--top 0: expected at least 1")
+    call("tools/predict.py", tmp_path / "a", silent, "--top", 0).refused("--top 0 must be at least 1")

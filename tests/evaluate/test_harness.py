@@ -8,15 +8,13 @@ import pytest
 import torch
 from sklearn.metrics import adjusted_rand_score, normalized_mutual_info_score
 
-from avssl.evaluate.classify import draw_few, svm_scores
+from avssl.evaluate.classify import cluster, draw_few, knn_predict, svm_scores
 from avssl.evaluate.features import ClipVectors
-from avssl.evaluate.harness import Labels, answer, figures, lacking
-from avssl.evaluate.knn import knn_predict
-from avssl.evaluate.partition import cluster, figure_interval, purity
+from avssl.evaluate.harness import Labels, compute_metrics, count_missing, evaluate_split
+from avssl.evaluate.metrics import chance_gallery_recall, gallery_hits, partition_interval, purity
 from avssl.evaluate.protocols import Options
-from avssl.evaluate.retrieval import chance_gallery_recall, gallery_hits
 from avssl.evaluate.splits import Split
-from tests.evaluate.test_splits import manifest_of, rows_of
+from tests.support.clips import manifest_of, rows_of
 
 CPU = torch.device("cpu")
 NUM, NUM_TRAIN = 60, 40
@@ -37,11 +35,11 @@ def vectors() -> ClipVectors:
     readable = ~np.isin(np.arange(NUM), UNREADABLE)
     has_audio = readable & ~np.isin(np.arange(NUM), MUTE)
 
-    def side(views: int, present: np.ndarray) -> np.ndarray:
+    def modality(views: int, present: np.ndarray) -> np.ndarray:
         exact = 5 * np.eye(6)[np.arange(NUM) % 3][:, None] + 0.3 * rng.normal(size=(NUM, views, 6)) + 1
         return (exact * present[:, None, None]).astype(np.float32)
 
-    video, audio = side(4, readable), side(2, has_audio)
+    video, audio = modality(4, readable), modality(2, has_audio)
     unit = [each / np.maximum(np.linalg.norm(each, axis=2, keepdims=True), 1e-12) for each in (video, audio)]
     return ClipVectors(
         ids=np.arange(NUM),
@@ -60,16 +58,16 @@ def vectors() -> ClipVectors:
 def test_what_has_no_answer_counts_as_wrong_or_not_at_all(
     protocol: str, skip: bool, vectors: ClipVectors, labels: Labels
 ) -> None:
-    part = answer(protocol, vectors, labels, SPLIT, Options(shares=(0.2,), draws=3), device=CPU)
-    found = figures([part], labels, skip_unreadable=skip)
+    part = evaluate_split(protocol, vectors, labels, SPLIT, Options(shares=(0.2,), draws=3), device=CPU)
+    found = compute_metrics([part], labels, skip_unreadable=skip)
     suffix = {"fewlabels": " 20%", "retrieval": " R@1"}.get(protocol, "")
     unanswered = {"video": 2, "audio": 3, "both": 3, "video to audio": 2, "audio to video": 3}
-    sides = ["video", "audio", *(["video to audio", "audio to video"] if protocol == "retrieval" else ["both"])]
-    for side in sides:
-        figure, lost = found[f"{side}{suffix}"], unanswered[side]
+    modalities = ["video", "audio", *(["video to audio", "audio to video"] if protocol == "retrieval" else ["both"])]
+    for modality in modalities:
+        figure, lost = found[f"{modality}{suffix}"], unanswered[modality]
         assert figure["unanswered"] == lost
         assert figure["num"] == (20 - lost if skip else 20)
-        assert figure["mean"] == pytest.approx(1 if skip else 1 - lost / 20), side
+        assert figure["mean"] == pytest.approx(1 if skip else 1 - lost / 20), modality
         low, high = figure["interval"]
         assert low <= figure["mean"] <= high
         if not skip:
@@ -86,17 +84,17 @@ def test_what_has_no_answer_counts_as_wrong_or_not_at_all(
 
 
 def test_counts_of_what_is_lacking(vectors: ClipVectors) -> None:
-    assert lacking([(vectors, SPLIT.test)]) == {
-        "clips": 20, "unreadable": 2, "without_sound": 1, "without_picture": 0
+    assert count_missing([(vectors, SPLIT.test)]) == {
+        "clips": 20, "unreadable": 2, "without_audio": 1, "without_video": 0
     }  # fmt: skip
     twice = [(vectors, SPLIT.test), (vectors, np.arange(30, NUM))]
-    assert lacking(twice)["clips"] == 30
+    assert count_missing(twice)["clips"] == 30
 
 
 def test_figures_over_splits_are_means_with_a_spread(vectors: ClipVectors, labels: Labels) -> None:
     other = Split("split2", np.arange(20, NUM), np.arange(20))
-    parts = [answer("knn", vectors, labels, split, Options(k=3), device=CPU) for split in (SPLIT, other)]
-    figure = figures(parts, labels, skip_unreadable=False)["video"]
+    parts = [evaluate_split("knn", vectors, labels, split, Options(k=3), device=CPU) for split in (SPLIT, other)]
+    figure = compute_metrics(parts, labels, skip_unreadable=False)["video"]
     assert [split["value"] for split in figure["splits"]] == [0.9, 1.0]
     assert figure["mean"] == pytest.approx(0.95)
     assert figure["spread"] == pytest.approx(np.std([0.9, 1.0], ddof=1))
@@ -106,21 +104,21 @@ def test_figures_over_splits_are_means_with_a_spread(vectors: ClipVectors, label
 def test_nothing_to_compare(vectors: ClipVectors, labels: Labels) -> None:
     lost = dataclasses.replace(vectors, readable=vectors.readable & (np.arange(NUM) < NUM_TRAIN))
     with pytest.raises(ValueError, match=r"no test clip of split could be read \(first: 45 is damaged\)"):
-        answer("knn", lost, labels, SPLIT, Options(), device=CPU)
+        evaluate_split("knn", lost, labels, SPLIT, Options(), device=CPU)
     dark = dataclasses.replace(vectors, has_video=vectors.has_video & (np.arange(NUM) < NUM_TRAIN))
     dark = dataclasses.replace(dark, has_audio=dark.has_audio & (np.arange(NUM) >= NUM_TRAIN))
-    with pytest.raises(ValueError, match="have no pictures and those of the other no sound"):
-        answer("knn", dark, labels, SPLIT, Options(), device=CPU)
+    with pytest.raises(ValueError, match="training and test clips have no modality in common"):
+        evaluate_split("knn", dark, labels, SPLIT, Options(), device=CPU)
     with pytest.raises(ValueError, match="--map conv9 is not a map of the video encoder: choose conv1, pool"):
-        answer("svm", vectors, labels, SPLIT, Options(map="conv9"), device=CPU)
+        evaluate_split("svm", vectors, labels, SPLIT, Options(map="conv9"), device=CPU)
 
 
 def test_the_linear_head_that_stands_for_a_side_is_chosen_without_the_test_videos(
     vectors: ClipVectors, labels: Labels
 ) -> None:
     kept: dict = {}
-    part = answer("linear", vectors, labels, SPLIT, Options(), device=CPU, keep=kept)
-    found = figures([part], labels, skip_unreadable=True)
+    part = evaluate_split("linear", vectors, labels, SPLIT, Options(), device=CPU, keep=kept)
+    found = compute_metrics([part], labels, skip_unreadable=True)
     assert set(found) == {"video", "video conv1", "video pool", "audio", "audio pool", "both", "both pool"}
     assert found["video"]["chosen"][0]["map"] == "pool"
     assert found["video conv1"]["mean"] < 0.8
@@ -137,8 +135,10 @@ def test_a_sound_stands_beside_each_crop_of_its_clip(vectors: ClipVectors) -> No
 
 
 def test_partition_equals_scikit_learn(vectors: ClipVectors, labels: Labels, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("avssl.evaluate.partition.NUM_RESAMPLES", 100)
-    found = figures([answer("partition", vectors, labels, SPLIT, Options(), device=CPU)], labels, skip_unreadable=True)
+    monkeypatch.setattr("avssl.evaluate.metrics.NUM_PARTITION_RESAMPLES", 100)
+    found = compute_metrics(
+        [evaluate_split("partition", vectors, labels, SPLIT, Options(), device=CPU)], labels, skip_unreadable=True
+    )
     assert {way: figure["mean"] for way, figure in found.items() if way.startswith("video")} == {
         "video nmi": pytest.approx(1), "video ari": pytest.approx(1), "video purity": 1,
     }  # fmt: skip
@@ -148,7 +148,7 @@ def test_partition_equals_scikit_learn(vectors: ClipVectors, labels: Labels, mon
     targets, clusters = rng.integers(0, 3, 50), rng.integers(0, 4, 50)
     wanted = sum(np.bincount(targets[clusters == each]).max() for each in range(4)) / 50
     assert purity(targets, clusters) == pytest.approx(wanted)
-    low, high = figure_interval("purity", targets, clusters, np.arange(50))
+    low, high = partition_interval("purity", targets, clusters, np.arange(50))
     assert low < wanted < high + 0.1
     points = np.concatenate([rng.normal(size=(20, 4)) + 9 * np.eye(4)[i] for i in range(3)])
     told = cluster(points, num_clusters=3)
@@ -223,8 +223,8 @@ def test_a_side_that_hardly_any_training_clip_has(
     """One clip, two of a class, one of each of two classes: pictures answer as ever, sound as it can."""
     keep = (np.arange(NUM) >= NUM_TRAIN) | np.isin(np.arange(NUM), heard)
     thin = dataclasses.replace(vectors, has_audio=vectors.has_audio & keep | np.isin(np.arange(NUM), heard))
-    part = answer(protocol, thin, labels, SPLIT, Options(shares=(0.5,), draws=2), device=CPU)
-    found = figures([part], labels, skip_unreadable=True)
+    part = evaluate_split(protocol, thin, labels, SPLIT, Options(shares=(0.5,), draws=2), device=CPU)
+    found = compute_metrics([part], labels, skip_unreadable=True)
     suffix = " 50%" if protocol == "fewlabels" else ""
     assert found[f"video{suffix}"]["mean"] == 1
     assert 0.2 < found[f"audio{suffix}"]["mean"] <= 1
@@ -236,11 +236,13 @@ def test_a_side_that_hardly_any_training_clip_has(
 def test_all_training_clips_in_one_group(protocol: str, vectors: ClipVectors, labels: Labels) -> None:
     one = copy.copy(labels)
     one.groups = np.where(np.arange(NUM) < NUM_TRAIN, "video", labels.groups)
-    part = answer(protocol, vectors, one, SPLIT, Options(shares=(0.4,), draws=2), device=CPU)
-    found = figures([part], one, skip_unreadable=True)
+    part = evaluate_split(protocol, vectors, one, SPLIT, Options(shares=(0.4,), draws=2), device=CPU)
+    found = compute_metrics([part], one, skip_unreadable=True)
     assert found["video 40%" if protocol == "fewlabels" else "video"]["mean"] > 0.9
     one.groups = np.full(NUM, "video")
-    found = figures([answer("knn", vectors, one, SPLIT, Options(), device=CPU)], one, skip_unreadable=True)
+    found = compute_metrics(
+        [evaluate_split("knn", vectors, one, SPLIT, Options(), device=CPU)], one, skip_unreadable=True
+    )
     assert found["video"]["interval"] is None  # one group says nothing of how sure a figure is
 
 
@@ -249,9 +251,9 @@ def test_a_split_in_which_nobody_answers_counts(protocol: str, vectors: ClipVect
     other = Split("split2", np.arange(20, NUM), np.arange(20))
     mute = dataclasses.replace(vectors, has_audio=vectors.has_audio & (np.arange(NUM) >= 20))
     options = Options(shares=(0.2,), draws=2)
-    parts = [answer(protocol, mute, labels, split, options, device=CPU) for split in (SPLIT, other)]
+    parts = [evaluate_split(protocol, mute, labels, split, options, device=CPU) for split in (SPLIT, other)]
     way = {"knn": "audio", "retrieval": "audio R@1", "fewlabels": "audio 20%"}[protocol]
-    wrong, left_out = (figures(parts, labels, skip_unreadable=skip)[way] for skip in (False, True))
+    wrong, left_out = (compute_metrics(parts, labels, skip_unreadable=skip)[way] for skip in (False, True))
     assert (wrong["num"], wrong["unanswered"], len(wrong["splits"])) == (40, 23, 2)
     assert wrong["splits"][1]["value"] == 0
     assert wrong["mean"] == pytest.approx(wrong["splits"][0]["value"] / 2)

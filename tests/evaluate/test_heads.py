@@ -8,7 +8,7 @@ from sklearn.preprocessing import StandardScaler
 
 from avssl.evaluate import heads as heads_module
 from avssl.evaluate.heads import RATES, head_scores, train_heads
-from avssl.evaluate.scores import video_scores
+from avssl.evaluate.metrics import video_scores
 
 CPU = torch.device("cpu")
 CLASSES = ("a", "b", "c")

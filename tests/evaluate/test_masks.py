@@ -104,5 +104,5 @@ def test_masks_without_anything_to_score_are_refused() -> None:
         score_masks(masks[:2], masks[:2])
     with pytest.raises(ValueError, match=r"\(4, 8, 8\) \(truth\) and \(3, 8, 8\)"):
         score_masks(masks, masks[:3])
-    with pytest.raises(ValueError, match="first mask shows only ground, so there is nothing to follow"):
+    with pytest.raises(ValueError, match="first mask shows only background, so there is nothing to follow"):
         score_masks(0 * masks, masks)

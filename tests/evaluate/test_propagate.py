@@ -15,17 +15,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from avssl.benchmark.scenes import make_scene
 from avssl.config import DataConfig
 from avssl.data.manifest import Manifest
 from avssl.evaluate.masks import score_masks
 from avssl.evaluate.propagate import frame_features, propagate_mask, score_propagation
+from avssl.evaluate.scenes import make_scene
 from avssl.models import ENCODERS
-from avssl.pretrained import load_run
-from avssl.train import train
-from tests.evaluate.test_davis import write_davis
-from tests.test_train import config
+from avssl.training.loop import train
+from avssl.weights.load import load_run
+from tests.support.clips import write_davis
+from tests.support.runs import config
 
+pytestmark = pytest.mark.slow
 CPU = torch.device("cpu")
 
 
@@ -36,13 +37,13 @@ def _one_thread(_few_threads: None) -> None:
 
 
 def moving_squares(num_frames: int = 12, *, side: int = 96) -> tuple[np.ndarray, np.ndarray]:
-    """Two things in colours of their own that cross the picture: frames (T, H, W, 3), masks (T, H, W)."""
+    """Two things in colors of their own that cross the picture: frames (T, H, W, 3), masks (T, H, W)."""
     masks = np.zeros((num_frames, side, side), dtype=np.uint8)
     for t in range(num_frames):
         masks[t, 16:40, 4 * t : 4 * t + 24] = 1
         masks[t, 64 - 2 * t : 88 - 2 * t, 60:84] = 2
-    colours = np.array([(60, 60, 60), (220, 60, 40), (40, 80, 220)], dtype=np.uint8)
-    return colours[masks], masks
+    colors = np.array([(60, 60, 60), (220, 60, 40), (40, 80, 220)], dtype=np.uint8)
+    return colors[masks], masks
 
 
 def pooled(pixels: np.ndarray, cell: int = 4) -> Tensor:
@@ -112,7 +113,7 @@ def test_ideal_features_carry_the_mask() -> None:
     assert (scores > [0.95, 0.95]).all(), scores
 
 
-def test_pixel_colours_follow_things_that_move() -> None:
+def test_pixel_colors_follow_things_that_move() -> None:
     frames, masks = moving_squares()
     still = score_masks(masks, np.broadcast_to(masks[0], masks.shape))
     scores = score_masks(masks, propagate_mask(pooled(frames - 128.0), masks[0]))
@@ -147,27 +148,29 @@ TWO_BY_FOUR = np.random.default_rng(0).integers(0, 256, (3, 64, 128, 3), dtype=n
 )
 def test_every_kind_of_encoder_gives_a_map_of_eight_pixels_per_cell(name: str, expected: str) -> None:
     encoder = (ENCODERS[name](depth=10, width=0.25) if name == "r2plus1d_avid" else ENCODERS[name]()).eval()
-    features, chosen = frame_features(encoder, TWO_BY_FOUR, size=64, data=DataConfig(), device=CPU)
+    features, chosen = frame_features(encoder, TWO_BY_FOUR, size=64, data=DataConfig(manifest=""), device=CPU)
     assert chosen == expected
     assert features.shape == (3, encoder.feature_dims[expected], 8, 16)
     assert torch.allclose(features.norm(dim=1), torch.ones(3, 8, 16), atol=1e-4)
     alone, _ = frame_features(
-        encoder, TWO_BY_FOUR[1:2], size=64, data=DataConfig(), device=CPU
+        encoder, TWO_BY_FOUR[1:2], size=64, data=DataConfig(manifest=""), device=CPU
     )  # no frame sees another
     assert torch.allclose(features[1:2], alone, atol=1e-4)
 
 
 def test_map_and_size_are_as_asked() -> None:
     encoder = ENCODERS["r2plus1d_avid"](depth=10, width=0.25).eval()
-    features, chosen = frame_features(encoder, TWO_BY_FOUR, size=96, map_name="conv4x", data=DataConfig(), device=CPU)
+    features, chosen = frame_features(
+        encoder, TWO_BY_FOUR, size=96, map_name="conv4x", data=DataConfig(manifest=""), device=CPU
+    )
     assert chosen == "conv4x"
     assert features.shape == (3, 64, 6, 12)
     with pytest.raises(ValueError, match=r"map pool is not one of R2Plus1DAvid: choose conv1, conv2x, .*, conv5x$"):
-        frame_features(encoder, TWO_BY_FOUR, map_name="pool", data=DataConfig(), device=CPU)
+        frame_features(encoder, TWO_BY_FOUR, map_name="pool", data=DataConfig(manifest=""), device=CPU)
     with pytest.raises(ValueError, match="too small, expected at least"):
-        frame_features(encoder, TWO_BY_FOUR, size=24, data=DataConfig(), device=CPU)
+        frame_features(encoder, TWO_BY_FOUR, size=24, data=DataConfig(manifest=""), device=CPU)
     with pytest.raises(ValueError, match="size=4: expected 8 to 2160 pixels"):
-        frame_features(encoder, TWO_BY_FOUR, size=4, data=DataConfig(), device=CPU)
+        frame_features(encoder, TWO_BY_FOUR, size=4, data=DataConfig(manifest=""), device=CPU)
 
 
 # ---- the tool
@@ -230,7 +233,7 @@ def test_tool_on_davis_names_clips_that_cannot_be_used(run: Path, call: Call, tm
     asked = [run, "propagate", "--davis", davis, "--size", 96, "--map", "conv2x"]
     code, printed, error = call(*asked)
     assert code == 1
-    assert "not read, left out: cows: the first mask shows only ground" in error
+    assert "not read: cows: the first mask shows only background" in error
     assert "2 clips, 4 things" in printed
     (davis / "val.txt").write_text("dogs\n")
     code, printed, _ = call(*asked, "--split", davis / "val.txt")
@@ -239,7 +242,7 @@ def test_tool_on_davis_names_clips_that_cannot_be_used(run: Path, call: Call, tm
     (davis / "val.txt").write_text("cows\n")
     code, _, error = call(*asked, "--split", davis / "val.txt")
     assert code == 2
-    assert "error: none of 1 clips can be used (first: the first mask shows only ground" in error
+    assert "error: none of 1 clips can be used (first: the first mask shows only background" in error
 
 
 @pytest.mark.parametrize(
@@ -250,7 +253,7 @@ def test_tool_on_davis_names_clips_that_cannot_be_used(run: Path, call: Call, tm
         (["propagate", "--dataset", "a"], "unrecognized arguments: --dataset a"),
         (["propagate", "--scenes", "3", "--davis", "a"], "argument --davis: not allowed with argument --scenes"),
         (["propagate", "--davis", "nowhere"], "error: nowhere has no JPEGImages/480p"),
-        (["propagate", "--davis", "nowhere", "--seed", "1"], "error: --seed 1 is of scenes made here"),
+        (["propagate", "--davis", "nowhere", "--seed", "1"], "error: --seed 1 is for synthetic scenes"),
         (["propagate", "--split", "val.txt"], "error: --split val.txt lists clips of DAVIS: give its folder"),
         (["propagate", "--scenes", "0"], "error: --scenes 0 --seed 0: expected at least 1 and 0"),
         (["propagate", "--seed", "-1"], "error: --scenes 10 --seed -1: expected at least 1 and 0"),

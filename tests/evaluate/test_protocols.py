@@ -3,10 +3,9 @@
 import numpy as np
 import pytest
 import torch
+from extra_metrics import chance_class_recall, class_recall, instance_recall, recall_metrics
 
-from avssl.evaluate.classify import linear_predict
-from avssl.evaluate.knn import knn_predict
-from avssl.evaluate.retrieval import chance_class_recall, class_recall, instance_recall, recall_figures
+from avssl.evaluate.classify import knn_predict, linear_predict
 
 
 def unit(x: np.ndarray) -> np.ndarray:
@@ -35,7 +34,7 @@ def test_linear_probe_finds_a_line_and_not_noise() -> None:
     noise, _ = linear_predict(features[:150], targets[:150], features[150:])
     assert (noise == targets[150:]).mean() < 0.6
     features[:, 2] += 4 * targets
-    features[:, 5] *= 1000  # standardised away
+    features[:, 5] *= 1000  # standardized away
     line, strength = linear_predict(features[:150], targets[:150], features[150:])
     assert (line == targets[150:]).mean() > 0.9
     assert strength > 0
@@ -77,7 +76,7 @@ def test_recalls_equal_loops() -> None:
 def test_chance_is_what_random_vectors_reach() -> None:
     rng = np.random.default_rng(0)
     targets = np.array([0, 0, 0, 1, 1, 2])  # the last has no classmate
-    found = [recall_figures(*(unit(rng.normal(size=(6, 4))) for _ in range(2)), targets) for _ in range(3000)]
+    found = [recall_metrics(*(unit(rng.normal(size=(6, 4))) for _ in range(2)), targets) for _ in range(3000)]
     for name in ("r1", "r5", "instance_r1", "instance_r5"):
         reached = np.mean([figures[f"v2a_{name}"] for figures in found])
         assert reached == pytest.approx(found[0][f"chance_{name}"], abs=0.01), name

@@ -1,28 +1,13 @@
 """Which rows are learned from and which are asked about."""
 
-from pathlib import Path
-
 import numpy as np
 import pyarrow as pa
 import pytest
 
-from avssl.data.check import join_facts
 from avssl.data.manifest import Manifest
 from avssl.evaluate.harness import Labels
 from avssl.evaluate.splits import read_splits
-
-FACTS = {"status": "ok", "has_audio": True}
-
-
-def manifest_of(rows: list[dict]) -> Manifest:
-    known = {name: None for name in ("size", "content_key", "duration", "fps", "width", "height", "rotation")}
-    known |= {name: None for name in ("video_start", "video_end", "audio_start", "audio_end", "sample_rate", "reason")}
-    facts = {row["path"]: known | FACTS | {"status": row.pop("status", "ok")} for row in rows}
-    return Manifest(join_facts(rows, facts), Path("/clips"))
-
-
-def rows_of(num: int, **columns: list) -> list[dict]:
-    return [{"path": f"{i:02d}.mp4"} | {name: values[i] for name, values in columns.items()} for i in range(num)]
+from tests.support.clips import manifest_of, rows_of
 
 
 def test_official_splits_come_before_the_column_split() -> None:
@@ -74,7 +59,7 @@ def test_folds_divide_no_group_and_ask_about_every_clip_once() -> None:
         (
             {"label": list("abab"), "split": [None] * 4},
             {},
-            "no labelled clip has split=train .there are none.*--folds",
+            "no labeled clip has split=train .there are none.*--folds",
         ),
         ({"label": list("abab"), "split": ["train"] * 4}, {}, "split=test .there is train.*--test-split"),
         ({"label": list("aabb"), "split": ["train", "train", "test", "test"]}, {}, r"of split have 1 classes \(a\)"),
@@ -85,7 +70,7 @@ def test_folds_divide_no_group_and_ask_about_every_clip_once() -> None:
         ),
         ({"label": list("abab")}, {"folds": 1}, "--folds 1"),
         ({"label": list("aabb")}, {"folds": 3}, "--folds 3: expected 2 to 2, as there are no more clips of a class"),
-        ({"label": list("abab"), "split": ["train"] * 4}, {"test_split": "train"}, "--test-split train: clips that"),
+        ({"label": list("abab"), "split": ["train"] * 4}, {"test_split": "train"}, "--test-split train: training"),
     ],
 )
 def test_what_cannot_be_asked(columns: dict, options: dict, match: str) -> None:

@@ -9,7 +9,7 @@ from avssl.media.cache import ClipCache, DecodedFile
 from avssl.media.decode import AudioWindow, VideoWindow, read_clip
 from avssl.media.encode import write_clip
 from avssl.media.reader import DecodeError, Reader
-from tests.clips import make_clip
+from tests.support.clips import make_clip
 
 VIDEO = [  # before, inside, across and past the end
     VideoWindow(start=start, duration=0.4, fps=fps, crop=(0.1, 0.2, 0.6, 0.5), size=(20, 24))

@@ -1,7 +1,6 @@
 """Every returned frame and the place of the sound, for every kind of clip that the toolkit promises to read."""
 
 import pickle
-from fractions import Fraction
 from pathlib import Path
 
 import av
@@ -11,102 +10,21 @@ import pytest
 from avssl.media.decode import AudioWindow, VideoWindow, read_clip, read_frames, read_samples
 from avssl.media.encode import write_clip
 from avssl.media.reader import DecodeError
+from tests.support.numbered import (
+    BLOCK,
+    CASES,
+    COLUMNS,
+    ONSET,
+    ROWS,
+    case,
+    decode_in_order,
+    lag_seconds,
+    make,
+    numbers,
+    tone,
+)
 
-BLOCK, ROWS, COLUMNS = 16, 4, 6  # a picture is 64 x 96 pixels: 12 bits of the frame's number, then their complement
-SECONDS = 4.0
-ONSET = 1.25  # second at which the tone sets in, counted from the first sample
-
-
-def picture(number: int) -> np.ndarray:
-    bits = [(number >> i) & 1 for i in range(12)]
-    blocks = np.array(bits + [1 - bit for bit in bits], dtype=np.uint8).reshape(ROWS, COLUMNS)
-    return np.repeat(np.kron(blocks, np.full((BLOCK, BLOCK), 200, dtype=np.uint8))[..., None] + 20, 3, axis=-1)
-
-
-def numbers(frames: np.ndarray) -> list[int]:
-    """Read the burnt-in numbers of (T, 64, 96, 3)."""
-    grey = frames.astype(float).mean(axis=-1).reshape(len(frames), ROWS, BLOCK, COLUMNS, BLOCK).mean(axis=(2, 4))
-    bits = (grey > 120).astype(int).reshape(len(frames), 24)
-    assert (bits[:, :12] == 1 - bits[:, 12:]).all(), "a picture is damaged"
-    return [int(row @ (1 << np.arange(12))) for row in bits[:, :12]]
-
-
-def tone(seconds: np.ndarray) -> np.ndarray:
-    """A rising tone that sets in at ONSET: its phase tells the time everywhere, its onset tells it at a glance."""
-    after = seconds - ONSET
-    sweep = 0.5 * np.sin(2 * np.pi * (200 * after + 150 * after**2))
-    return np.where((after >= 0) & (seconds < SECONDS), sweep, 0).astype(np.float32)
-
-
-def lag_seconds(heard: np.ndarray, expected: np.ndarray, rate: int) -> tuple[float, float]:
-    """How much later `heard` is, by the peak of the cross-correlation within 50 ms, and how alike the two are there."""
-    size = 2 * len(heard)
-    correlation = np.fft.irfft(np.fft.rfft(heard, size) * np.conj(np.fft.rfft(expected, size)), size)
-    lags = np.arange(-rate // 20, rate // 20)
-    best = lags[np.argmax(correlation[lags])]
-    return float(best) / rate, float(correlation[best] / np.linalg.norm(heard) / np.linalg.norm(expected))
-
-
-def make(path: Path, *, fps=25, rate=24000, channels=1, seconds=SECONDS, sound_seconds=SECONDS, rotation=0, **options):
-    num_frames = len(options["times"]) if "times" in options else round(seconds * float(fps))
-    frames = np.stack([picture(i) for i in range(num_frames)])
-    frames = np.rot90(frames, -rotation // 90, axes=(1, 2))  # the player turns it back
-    samples = None
-    if sound_seconds:
-        samples = np.zeros((round(sound_seconds * rate), channels), dtype=np.float32)
-        samples[:, 0] = tone(np.arange(len(samples)) / rate)
-    write_clip(path, frames, fps=fps, samples=samples, sample_rate=rate, rotation=rotation, **options)
-    return path
-
-
-def decode_in_order(path: Path, rotation: int = 0) -> tuple[np.ndarray, np.ndarray]:
-    """The oracle: seconds and numbers of all frames, decoded from beginning to end without a seek."""
-    with av.open(str(path), metadata_errors="replace") as container:
-        decoded = [(frame.time, frame.to_ndarray(format="rgb24")) for frame in container.decode(video=0)]
-    frames = np.rot90(np.stack([pixels for _, pixels in decoded]), rotation // 90, axes=(1, 2))
-    # sorted: frames come in the order of display, but FFmpeg swaps some of the times that it guesses for AVI
-    return np.sort([time for time, _ in decoded]), np.array(numbers(frames))
-
-
-VARIABLE = np.cumsum(np.random.default_rng(7).choice([0.02, 0.033, 0.05, 0.1, 0.4], size=60))
-MPEG4 = {"video_codec": "mpeg4", "audio_codec": "pcm_s16le"}
-WEBM = {"video_codec": "libvpx", "audio_codec": "libopus", "rate": 48000}
-CASES = {
-    "constant.mp4": {},
-    "23.976.mp4": {"fps": Fraction(24000, 1001)},
-    "60.mp4": {"fps": 60, "rate": 44100},
-    "variable.mp4": {"times": VARIABLE},
-    "variable.mkv": {"times": VARIABLE},
-    "b_frames.mp4": {"b_frames": 3, "gop": 12, "fps": 30},
-    "b_frames.ts": {"b_frames": 2, "gop": 12, "rate": 48000},
-    "b_frames.mkv": {"b_frames": 2, "gop": 12},
-    "mpeg1.mpg": {"video_codec": "mpeg1video", "audio_codec": "mp2", "gop": 12, "rate": 44100},
-    "b_frames.mpg": {"video_codec": "mpeg2video", "audio_codec": "mp2", "b_frames": 2, "gop": 12, "rate": 44100},
-    "one_keyframe.mp4": {"gop": 1000, "b_frames": 2},
-    "only_keyframes.mov": {"gop": 1},
-    "picture_later.mp4": {"video_start": 0.7},
-    "picture_later.mkv": {"video_start": 0.7, "rate": 16000},
-    "sound_later.mp4": {"audio_start": 0.8},
-    "sound_later.mkv": {"audio_start": 0.8},
-    "sound_later.ts": {"audio_start": 0.8},
-    "both_late.mp4": {"video_start": 2.0, "audio_start": 2.5},
-    "vp8_opus.webm": WEBM,
-    "vp9_opus.webm": WEBM | {"video_codec": "libvpx-vp9", "gop": 30},
-    "pcm.avi": MPEG4 | {"gop": 10},
-    "b_frames.avi": MPEG4 | {"b_frames": 2, "gop": 12},
-    "pcm.mov": {"audio_codec": "pcm_s16le", "rate": 22050, "audio_start": 0.3, "channels": 2},
-    "mp3.mp4": {"audio_codec": "libmp3lame", "rate": 44100},
-    "stereo.mp4": {"channels": 2},
-    "surround.mp4": {"channels": 6, "rate": 48000},
-    "low_rate.mp4": {"rate": 8000},
-    "turned_90.mp4": {"rotation": 90},
-    "turned_180.mp4": {"rotation": 180},
-    "turned_270.mov": {"rotation": 270},
-}
-
-
-def case(tmp_path: Path, name: str) -> Path:
-    return make(tmp_path / name, **CASES[name])
+pytestmark = pytest.mark.slow
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -353,15 +271,15 @@ def test_crop_is_a_part_of_the_upright_picture(tmp_path, rotation):
     part = read_frames(path, start=1, duration=0.5, fps=16, crop=crop)
     np.testing.assert_array_equal(part.data, whole.data[:, 16:48, 32:80])
     sized = read_frames(path, start=1, duration=0.5, fps=16, crop=crop, size=(64, 96))
-    centres = sized.data[:, 16::32, 16::32].astype(int)  # of the blocks, twice as large
-    np.testing.assert_allclose(centres, whole.data[:, 24:48:16, 40:80:16], atol=4)
+    centers = sized.data[:, 16::32, 16::32].astype(int)  # of the blocks, twice as large
+    np.testing.assert_allclose(centers, whole.data[:, 24:48:16, 40:80:16], atol=4)
 
 
-def test_colours_keep_their_places(tmp_path):
-    colours = np.array([[255, 0, 0], [0, 255, 0], [0, 0, 255], [255, 255, 0]], dtype=np.uint8)
-    write_clip(tmp_path / "colours.mp4", np.broadcast_to(colours[:, None, None], (4, 32, 32, 3)), fps=4, crf=1)
-    frames = read_frames(tmp_path / "colours.mp4", start=0, duration=1, fps=4)
-    np.testing.assert_allclose(frames.data[:, 16, 16].astype(int), colours, atol=8)
+def test_colors_keep_their_places(tmp_path):
+    colors = np.array([[255, 0, 0], [0, 255, 0], [0, 0, 255], [255, 255, 0]], dtype=np.uint8)
+    write_clip(tmp_path / "colors.mp4", np.broadcast_to(colors[:, None, None], (4, 32, 32, 3)), fps=4, crf=1)
+    frames = read_frames(tmp_path / "colors.mp4", start=0, duration=1, fps=4)
+    np.testing.assert_allclose(frames.data[:, 16, 16].astype(int), colors, atol=8)
 
 
 def test_shrinking_does_not_alias(tmp_path):

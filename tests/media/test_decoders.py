@@ -2,23 +2,26 @@
 
 import sys
 from pathlib import Path
+from typing import get_args
 
 import av
 import numpy as np
 import pytest
 
-from avssl.checkpoint import load_checkpoint, save_checkpoint
-from avssl.config import CHOICES, ConfigError
+from avssl.config import ConfigError, DataConfig
 from avssl.data.dataset import ClipDataset
 from avssl.data.manifest import Manifest
 from avssl.media import decoders
 from avssl.media.decode import AudioWindow, VideoWindow, read_clip, read_frames, read_samples
-from avssl.media.decoders import DecoderMissingError, describe, in_words
+from avssl.media.decoders import DecoderMissingError, describe, format_decoder
 from avssl.media.reader import DecodeError, Limits, Reader
-from avssl.train import train
-from tests.media.test_decode import CASES, case, decode_in_order, make, numbers, picture
-from tests.test_train import config
+from avssl.methods.avid import AVID
+from avssl.training.checkpoint import load_checkpoint, save_checkpoint
+from avssl.training.loop import train
+from tests.support.numbered import CASES, case, decode_in_order, make, numbers, picture
+from tests.support.runs import config
 
+pytestmark = pytest.mark.slow
 REFUSED = {"avi", "ts", "mpg"}  # endings of CASES
 
 
@@ -233,7 +236,7 @@ def test_system_libraries_that_are_missing_are_told(monkeypatch: pytest.MonkeyPa
 
 
 def test_wrong_settings_are_refused(clips: Path, clip_set: Manifest, tmp_path: Path) -> None:
-    assert CHOICES["data.decoder"] == decoders.Decoder.__args__
+    assert get_args(DataConfig.model_fields["decoder"].annotation) == get_args(decoders.Decoder)
     with pytest.raises(ConfigError, match=r"data\.decoder=opencv in test: expected one of pyav, decord, torchcodec"):
         config(clip_set, tmp_path / "run", "data.decoder=opencv")
     with pytest.raises(ValueError, match="decoder='opencv' must be pyav, decord or torchcodec"):
@@ -242,7 +245,7 @@ def test_wrong_settings_are_refused(clips: Path, clip_set: Manifest, tmp_path: P
     with pytest.raises(
         ConfigError, match=r"data\.cache_gigabytes=0\.5 keeps .* set data\.decoder=pyav, or data\.cache"
     ):
-        ClipDataset(clip_set, settings.data, ("video",))
+        ClipDataset(clip_set, settings.data, AVID.views[:1])
 
 
 def test_a_run_says_what_decoded_it(clip_set: Manifest, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -271,4 +274,4 @@ def test_a_run_trains_with_it(clip_set: Manifest, tmp_path: Path, other: str) ->
     assert state["decoder"]["ffmpeg"][0].isdigit() or state["decoder"]["ffmpeg"] == "unknown"
     with pytest.raises(ConfigError, match=rf"data\.decoder=pyav, but the run in .* was started with {other}"):
         train(config(clip_set, tmp_path / "run"))
-    assert in_words(describe(other)).startswith(f"{other} ")
+    assert format_decoder(describe(other)).startswith(f"{other} ")

@@ -6,40 +6,15 @@ from fractions import Fraction
 from pathlib import Path
 
 import av
-import numpy as np
 import pytest
 
-from avssl.media.encode import write_clip
 from avssl.media.inspect import inspect
 from avssl.media.probe import probe
-from tests.media.test_decode import CASES, WEBM, make
+from tests.support.noise import FPS, FRAMES, SECONDS, clip, remux, tone
+from tests.support.numbered import CASES, SHARED, WEBM, make, needs_shared
 
-SHARED = Path(__file__).resolve().parents[2].parent / "shared" / "media"
-needs_shared = pytest.mark.skipif(not SHARED.is_dir(), reason="the shared folder of real clips is not here")
-FPS, SECONDS = 25, 4
-FRAMES = np.random.default_rng(0).integers(0, 255, (FPS * SECONDS, 48, 64, 3), dtype=np.uint8)
+pytestmark = pytest.mark.slow
 FACTS = ("video_start", "video_end", "audio_start", "audio_end", "duration", "fps")
-
-
-def tone(rate: int) -> np.ndarray:
-    return (0.3 * np.sin(np.arange(SECONDS * rate) / 8)).astype(np.float32)
-
-
-def clip(path: Path, *, frames: np.ndarray = FRAMES, rate: int = 16000, gain: float = 1.0, **options) -> Path:
-    options = {"samples": gain * tone(rate), "gop": 12} | options
-    write_clip(path, frames, fps=FPS, sample_rate=rate, **options)
-    return path
-
-
-def remux(source: Path, target: Path, **options: str) -> Path:
-    """The same packets in another container."""
-    with av.open(str(source)) as old, av.open(str(target), "w", options=options) as new:
-        streams = {stream.index: new.add_stream_from_template(stream) for stream in old.streams}
-        for packet in old.demux():
-            if packet.dts is not None:
-                packet.stream = streams[packet.stream.index]
-                new.mux(packet)
-    return target
 
 
 def pictures(path: Path) -> list[bytes]:
@@ -165,12 +140,12 @@ def test_a_tail_of_zeros_is_damage_where_it_begins(tmp_path):
 @pytest.mark.parametrize(
     "options, reason",
     [
-        ({"samples": None}, "no sound track"),
+        ({"samples": None}, "no audio track"),
         ({"gain": 0.0}, "silent"),
         ({"gain": 0.9 / 32768 / 0.3}, "silent"),
     ],
 )
-def test_a_clip_without_sound_says_so(tmp_path, options, reason):
+def test_a_clip_without_audio_says_so(tmp_path, options, reason):
     found = inspect(clip(tmp_path / "clip.mov", audio_codec="pcm_s16le", **options))
     assert (found.status, found.has_audio, found.damaged_at) == ("ok", False, None)
     assert reason in found.reason
@@ -190,7 +165,7 @@ def test_sound_hidden_by_the_container_is_not_heard(tmp_path):
                 packet.stream = streams[packet.stream.index]
                 new.mux(packet)
     found, probed = inspect(tmp_path / "later.mp4"), probe(tmp_path / "later.mp4")
-    assert (found.has_audio, probed.has_audio, found.reason) == (False, False, "the sound track is silent")
+    assert (found.has_audio, probed.has_audio, found.reason) == (False, False, "the audio track is silent")
     for fact in FACTS:
         assert getattr(found, fact) == pytest.approx(getattr(probed, fact), abs=0.1), fact
 
@@ -254,7 +229,7 @@ def test_the_digest_is_of_the_content_and_not_of_the_container(tmp_path):
 
 def test_worker_imports_av_and_numpy_only():
     code = (
-        "import sys, avssl.media.inspect; heavy = {'torch', 'cv2', 'pyarrow', 'sklearn', 'omegaconf', 'tqdm'}; "
+        "import sys, avssl.media.inspect; heavy = {'torch', 'cv2', 'pyarrow', 'sklearn', 'pydantic', 'tqdm'}; "
         "sys.exit(', '.join(sorted(heavy & set(sys.modules))) or 0)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)

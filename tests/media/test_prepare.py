@@ -18,14 +18,25 @@ from avssl.media.encode import write_clip
 from avssl.media.prepare import Settings, prepare_clip, read_record
 from avssl.media.probe import content_key, probe
 from avssl.media.reader import Reader
-from tests.media.test_decode import CASES, ONSET, case, decode_in_order, lag_seconds, make, numbers, tone
-from tests.media.test_probe import SHARED, needs_shared
+from tests.support.numbered import (
+    CASES,
+    ONSET,
+    SHARED,
+    case,
+    decode_in_order,
+    lag_seconds,
+    make,
+    needs_shared,
+    numbers,
+    tone,
+)
 
+pytestmark = pytest.mark.slow
 SIZE = 32, 48
 
 
 def still(path: Path, *, samples: np.ndarray | None = None, rate: int = 24000, **options: object) -> Path:
-    """A grey clip for what the sound of a copy depends on."""
+    """A gray clip for what the sound of a copy depends on."""
     frames = np.full((20, *SIZE, 3), 90, dtype=np.uint8)
     codec = {"audio_codec": "pcm_s16le"} if samples is not None and path.suffix == ".mov" else {}
     write_clip(path, frames, fps=10, samples=samples, sample_rate=rate if samples is not None else None, **codec)
@@ -90,15 +101,15 @@ def test_sizes_are_even_and_never_grow(tmp_path, size, short_side, expected):
 
 @pytest.mark.parametrize("rotation", [0, 90])
 @pytest.mark.parametrize("space, full_range", [(1, False), (1, True), (6, True), (2, False)])
-def test_colours_are_those_of_the_source(tmp_path, space, full_range, rotation):
-    colours = np.array([[255, 0, 0], [0, 255, 0], [0, 0, 255], [200, 180, 20]], dtype=np.uint8)
+def test_colors_are_those_of_the_source(tmp_path, space, full_range, rotation):
+    colors = np.array([[255, 0, 0], [0, 255, 0], [0, 0, 255], [200, 180, 20]], dtype=np.uint8)
     with av.open(str(tmp_path / "clip.mp4"), "w") as container:
         stream = container.add_stream("libx264", rate=4, width=96, height=64, pix_fmt="yuv420p", options={"crf": "5"})
         stream.codec_context.colorspace, stream.codec_context.color_range = space, 1 + full_range
         if rotation:
             stream.set_display_rotation(rotation)
-        for colour in colours:
-            frame = av.VideoFrame.from_ndarray(np.broadcast_to(colour, (64, 96, 3)).copy(), format="rgb24")
+        for color in colors:
+            frame = av.VideoFrame.from_ndarray(np.broadcast_to(color, (64, 96, 3)).copy(), format="rgb24")
             frame = frame.reformat(
                 format="yuv420p", dst_colorspace=1 if space == 1 else 5, dst_color_range=1 + full_range
             )
@@ -225,11 +236,11 @@ def test_long_sound_is_not_held_in_memory(tmp_path):
     assert peak < 2e6  # 2 minutes at 24 kHz are 12 MB of float32
 
 
-def test_a_clip_without_sound_gets_none_and_says_why(tmp_path):
+def test_a_clip_without_audio_gets_none_and_says_why(tmp_path):
     still(tmp_path / "clip.mp4")
     done = prepare_clip(tmp_path / "clip.mp4", tmp_path / "copy.mp4", Settings())
     assert (done.facts.status, done.facts.audio_start) == ("ok", None)
-    assert done.facts.reason == "the file has no sound track"
+    assert done.facts.reason == "the file has no audio track"
     assert prepare_clip(tmp_path / "clip.mp4", tmp_path / "copy.mp4", Settings()) == replace(done, state="kept")
 
 
@@ -273,7 +284,7 @@ def test_a_gap_of_hours_is_no_sound_to_be_filled(tmp_path):
     heard = tone(np.arange(48000) / 24000 + ONSET)
     path = write_sound(tmp_path / "holed.nut", [(0, heard), (7200, heard)], 24000)
     done = prepare_clip(path, tmp_path / "copy.mp4", Settings())
-    assert (done.state, done.facts.reason) == ("failed", "its sound has a gap of 7198 seconds")
+    assert (done.state, done.facts.reason) == ("failed", "its audio has a gap of 7198 seconds")
     assert os.listdir(tmp_path) == ["holed.nut"]
 
 
@@ -346,10 +357,10 @@ def test_awkward_files_keep_their_times(tmp_path, name):
 def test_worker_answers_as_the_function(tmp_path):
     still(tmp_path / "clip.mp4")
     job = {"source": str(tmp_path / "clip.mp4"), "target": str(tmp_path / "copy.mp4"), "settings": asdict(Settings())}
-    assert module._answer(job | {"look_only": True}) == {"done": False, "seconds": pytest.approx(2, abs=0.1)}
-    assert module._answer(job | {"look_only": False})["state"] == "written"
-    assert module._answer(job | {"look_only": True})["done"]
-    assert not module._answer(job | {"look_only": True, "source": str(tmp_path / "lost.mp4")})["done"]
+    assert module._run_job(job | {"dry_run": True}) == {"done": False, "seconds": pytest.approx(2, abs=0.1)}
+    assert module._run_job(job | {"dry_run": False})["state"] == "written"
+    assert module._run_job(job | {"dry_run": True})["done"]
+    assert not module._run_job(job | {"dry_run": True, "source": str(tmp_path / "lost.mp4")})["done"]
 
 
 def test_a_window_of_the_copy_shows_the_frames_of_the_source(tmp_path):

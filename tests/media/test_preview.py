@@ -9,15 +9,17 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from avssl.media.audio import to_mono
 from avssl.media.encode import write_clip
-from avssl.media.preview import NUM_MELS, NUM_STEPS, _answer, playable, poster, preview, spectrogram
-from avssl.media.reader import DecodeError, Reader, to_mono
-from tests.clips import make_sound
+from avssl.media.preview import NUM_MELS, NUM_STEPS, _run_job, playable, poster, preview, spectrogram
+from avssl.media.reader import DecodeError, Reader
+from tests.support.clips import make_sound
 
+pytestmark = pytest.mark.slow
 FPS, RATE = 20, 48_000
 
 
-def grey(levels: np.ndarray, height: int = 32, width: int = 48) -> np.ndarray:
+def gray(levels: np.ndarray, height: int = 32, width: int = 48) -> np.ndarray:
     """(T,) -> (T, height, width, 3) uint8."""
     return np.broadcast_to(np.asarray(levels, np.uint8)[:, None, None, None], (len(levels), height, width, 3)).copy()
 
@@ -35,7 +37,7 @@ def write_pictures(path: Path, codec: str, pix_fmt: str = "yuv420p") -> None:
         if "aspect" in path.name:
             stream.codec_context.sample_aspect_ratio = Fraction(2, 1)
         for i in range(5):
-            frame = av.VideoFrame.from_ndarray(grey([30 * i], 48, 64)[0], format="rgb24").reformat(format=pix_fmt)
+            frame = av.VideoFrame.from_ndarray(gray([30 * i], 48, 64)[0], format="rgb24").reformat(format=pix_fmt)
             frame.pts = i
             container.mux(stream.encode(frame))
         container.mux(stream.encode(None))
@@ -51,7 +53,7 @@ def opened(path: Path) -> np.ndarray:
 
 
 def test_poster_is_the_middle_frame(tmp_path: Path) -> None:
-    write_clip(tmp_path / "clip.mp4", grey(np.arange(0, 210, 10), 160, 320), fps=10)
+    write_clip(tmp_path / "clip.mp4", gray(np.arange(0, 210, 10), 160, 320), fps=10)
     poster(tmp_path / "clip.mp4", tmp_path / "poster.jpg")
     assert opened(tmp_path / "poster.jpg").shape == (128, 256, 3)
     assert abs(opened(tmp_path / "poster.jpg").mean() - 100) < 4
@@ -61,14 +63,14 @@ def test_poster_is_the_middle_frame(tmp_path: Path) -> None:
 
 
 def test_a_part_behind_the_end_shows_the_last_frame(tmp_path: Path) -> None:
-    write_clip(tmp_path / "clip.mp4", grey([0, 50, 200]), fps=10)
+    write_clip(tmp_path / "clip.mp4", gray([0, 50, 200]), fps=10)
     poster(tmp_path / "clip.mp4", tmp_path / "poster.jpg", (5.0, 9.0))
     assert abs(opened(tmp_path / "poster.jpg").mean() - 200) < 4
 
 
 @pytest.mark.parametrize("rotation, bright", [(90, np.s_[:, :14]), (180, np.s_[18:]), (270, np.s_[:, 18:])])
 def test_poster_is_upright(tmp_path: Path, rotation: int, bright: tuple) -> None:
-    frames = grey([0, 0, 0])
+    frames = gray([0, 0, 0])
     frames[:, :16] = 200  # the upper half as it is stored
     write_clip(tmp_path / "clip.mp4", frames, fps=10, rotation=rotation)
     poster(tmp_path / "clip.mp4", tmp_path / "poster.jpg")
@@ -87,11 +89,11 @@ def test_wide_pixels_are_shown_wide(tmp_path: Path) -> None:
         assert (container.streams.video[0].width, container.streams.video[0].height) == (128, 48)
 
 
-@pytest.mark.parametrize("make, what", [(poster, "picture"), (spectrogram, "sound")])
-def test_what_is_not_there_is_told(tmp_path: Path, make: Callable, what: str) -> None:
+@pytest.mark.parametrize("make, what", [(poster, "video"), (spectrogram, "audio")])
+def test_a_missing_track_is_an_error(tmp_path: Path, make: Callable, what: str) -> None:
     make_sound(tmp_path / "sound.mp3", 0, 0)
-    write_clip(tmp_path / "silent.mp4", grey([0, 9]), fps=10)
-    source = tmp_path / ("sound.mp3" if what == "picture" else "silent.mp4")
+    write_clip(tmp_path / "silent.mp4", gray([0, 9]), fps=10)
+    source = tmp_path / ("sound.mp3" if what == "video" else "silent.mp4")
     with pytest.raises(DecodeError, match=f"the clip has no {what}"):
         make(source, tmp_path / "out")
     assert not (tmp_path / "out").exists()
@@ -116,19 +118,19 @@ def row_of(hertz: float) -> float:
 
 def test_a_tone_is_bright_at_its_height(tmp_path: Path) -> None:
     samples = np.concatenate([tone(500, 1), tone(3000, 1, loudness=0.3)])
-    write_clip(tmp_path / "clip.mp4", grey([0, 0]), fps=1, samples=samples, sample_rate=RATE)
+    write_clip(tmp_path / "clip.mp4", gray([0, 0]), fps=1, samples=samples, sample_rate=RATE)
     spectrogram(tmp_path / "clip.mp4", tmp_path / "sound.png")
     rows = brightest_rows(tmp_path / "sound.png")
     assert np.abs(rows[5:120] - row_of(500)).max() < 1
     assert np.abs(rows[136:250] - row_of(3000)).max() < 1
-    colours = opened(tmp_path / "sound.png").sum(axis=2)
-    assert colours[:, :120].max() > 600  # the loudest is bright
-    assert np.median(colours) < 150  # nothing is dark
+    colors = opened(tmp_path / "sound.png").sum(axis=2)
+    assert colors[:, :120].max() > 600  # the loudest is bright
+    assert np.median(colors) < 150  # nothing is dark
 
 
 def test_spectrogram_of_a_part_shows_all_of_it(tmp_path: Path) -> None:
     samples = np.concatenate([tone(500, 1), tone(3000, 1)])
-    write_clip(tmp_path / "clip.mp4", grey([0, 0, 0]), fps=1, samples=samples, sample_rate=RATE)
+    write_clip(tmp_path / "clip.mp4", gray([0, 0, 0]), fps=1, samples=samples, sample_rate=RATE)
     spectrogram(tmp_path / "clip.mp4", tmp_path / "sound.png", (0.5, 2.5))  # a quarter low, half high, a quarter silent
     rows = brightest_rows(tmp_path / "sound.png")
     assert np.abs(rows[4:58] - row_of(500)).max() < 1
@@ -154,7 +156,7 @@ def test_spectrogram_ends_after_30_seconds_and_silence_is_dark(tmp_path: Path) -
 
 # ---- what browsers play
 
-PICTURES = grey([0, 80, 160])
+PICTURES = gray([0, 80, 160])
 SOUND = {"samples": tone(440, 0.15), "sample_rate": RATE}
 PLAYED = {  # name of the file: how it is written, media type
     "h264_aac.mp4": ({}, "video/mp4"),
@@ -187,9 +189,9 @@ def test_playable_by_container_and_codecs(tmp_path: Path, name: str) -> None:
     [
         ("full_range.mp4", "libx264", "yuvj420p", "video/mp4"),
         ("ten_bits.mp4", "libx264", "yuv420p10le", None),
-        ("all_colours.mp4", "libx264", "yuv444p", None),
-        ("half_the_colours.mp4", "libx264", "yuv422p", None),
-        ("all_colours.webm", "libvpx-vp9", "yuv444p", None),
+        ("all_colors.mp4", "libx264", "yuv444p", None),
+        ("half_the_colors.mp4", "libx264", "yuv422p", None),
+        ("all_colors.webm", "libvpx-vp9", "yuv444p", None),
         ("av1.mp4", "libsvtav1", "yuv420p", "video/mp4"),
         ("av1_ten_bits.webm", "libsvtav1", "yuv420p10le", None),
         ("mpeg2.mpg", "mpeg2video", "yuv420p", None),
@@ -250,7 +252,7 @@ def boxes(path: Path) -> list[str]:
 
 
 def test_preview_is_a_small_mp4_that_all_play(tmp_path: Path) -> None:
-    write_clip(tmp_path / "clip.mkv", grey(np.full(120, 99), 360, 480), fps=60, **SOUND | {"samples": tone(440, 2)})
+    write_clip(tmp_path / "clip.mkv", gray(np.full(120, 99), 360, 480), fps=60, **SOUND | {"samples": tone(440, 2)})
     assert preview(tmp_path / "clip.mkv", tmp_path / "preview.mp4") == "video/mp4"
     assert playable(tmp_path / "preview.mp4") == "video/mp4"
     names = boxes(tmp_path / "preview.mp4")
@@ -272,7 +274,7 @@ def flash_and_click(path: Path, **starts: float) -> None:
     samples = 0.001 * np.random.default_rng(0).standard_normal(3 * RATE).astype(np.float32)
     click = round((1.5 - starts.get("audio_start", 0.0)) * RATE)
     samples[click : click + 480] = tone(1000, 0.01)
-    write_clip(path, grey(200 * (np.abs(times - 1.5) < 0.01)), fps=FPS, samples=samples, sample_rate=RATE, **starts)
+    write_clip(path, gray(200 * (np.abs(times - 1.5) < 0.01)), fps=FPS, samples=samples, sample_rate=RATE, **starts)
 
 
 def seconds_of_flash_and_click(path: Path) -> tuple[float, float]:
@@ -307,7 +309,7 @@ def test_flash_and_click_stay_together(tmp_path: Path, name: str, starts: dict, 
 
 def test_preview_ends_after_a_minute(tmp_path: Path) -> None:
     samples = tone(440, 70, 8000)
-    write_clip(tmp_path / "clip.mkv", grey(np.arange(140)), fps=2, samples=samples, sample_rate=8000)
+    write_clip(tmp_path / "clip.mkv", gray(np.arange(140)), fps=2, samples=samples, sample_rate=8000)
     preview(tmp_path / "clip.mkv", tmp_path / "preview.mp4")
     with av.open(str(tmp_path / "preview.mp4")) as container:
         for stream in container.streams:
@@ -316,7 +318,7 @@ def test_preview_ends_after_a_minute(tmp_path: Path) -> None:
 
 def test_preview_of_sound_alone_and_of_pictures_alone(tmp_path: Path) -> None:
     make_sound(tmp_path / "sound.wav", 0, 0)
-    write_clip(tmp_path / "silent.avi", grey(np.arange(20)), fps=10, video_codec="mpeg4")
+    write_clip(tmp_path / "silent.avi", gray(np.arange(20)), fps=10, video_codec="mpeg4")
     assert preview(tmp_path / "sound.wav", tmp_path / "sound.m4a") == "audio/mp4"
     assert preview(tmp_path / "silent.avi", tmp_path / "silent.mp4") == "video/mp4"
     assert playable(tmp_path / "sound.m4a") == "audio/mp4"
@@ -326,7 +328,7 @@ def test_preview_of_sound_alone_and_of_pictures_alone(tmp_path: Path) -> None:
 
 
 def test_preview_is_upright(tmp_path: Path) -> None:
-    write_clip(tmp_path / "clip.mp4", grey([0, 9, 18]), fps=10, rotation=90)
+    write_clip(tmp_path / "clip.mp4", gray([0, 9, 18]), fps=10, rotation=90)
     preview(tmp_path / "clip.mp4", tmp_path / "preview.mp4")
     with av.open(str(tmp_path / "preview.mp4")) as container:
         frame = next(container.decode(video=0))
@@ -357,14 +359,14 @@ def test_nothing_to_play(tmp_path: Path) -> None:
         with pytest.raises(DecodeError, match="the file is empty"):
             make(tmp_path / "empty.mp4", tmp_path / "out")
     write_clip(tmp_path / "clip.mkv", PICTURES, fps=20)
-    with pytest.raises(DecodeError, match="neither a picture nor sound"):
+    with pytest.raises(DecodeError, match="neither video nor audio"):
         preview(tmp_path / "clip.mkv", tmp_path / "out", (-9.0, -8.0))
     assert sorted(each.name for each in tmp_path.iterdir()) == ["clip.mkv", "empty.mp4", "text.mp4"]
 
 
 def test_uneven_times_are_kept(tmp_path: Path) -> None:
     times = np.array([0, 0.1, 0.15, 0.5, 0.9])
-    write_clip(tmp_path / "clip.mkv", grey(np.arange(5)), fps=10, times=times)
+    write_clip(tmp_path / "clip.mkv", gray(np.arange(5)), fps=10, times=times)
     preview(tmp_path / "clip.mkv", tmp_path / "preview.mp4")
     with Reader(tmp_path / "preview.mp4") as reader:
         assert [seconds for seconds, _ in reader.frames_from("video", 0)] == pytest.approx(times, abs=1e-3)
@@ -375,7 +377,7 @@ def test_a_target_that_cannot_be_written_is_no_fault_of_the_file(tmp_path: Path,
     write_clip(tmp_path / "clip.mkv", PICTURES, fps=20, **SOUND)
     (tmp_path / "file").touch()
     job = {"kind": kind, "source": str(tmp_path / "clip.mkv"), "part": None, "target": str(tmp_path / "file" / "out")}
-    answer = _answer(job)
+    answer = _run_job(job)
     assert answer["again"]
-    assert answer["reason"].startswith("what was made of it cannot be kept (")
+    assert answer["reason"].startswith("the result cannot be written (")
     assert str(tmp_path) not in answer["reason"]

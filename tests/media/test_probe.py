@@ -2,7 +2,6 @@
 
 import subprocess
 import sys
-from pathlib import Path
 
 import av
 import numpy as np
@@ -13,9 +12,8 @@ from avssl.media.decode import AudioWindow, VideoWindow, read_clip
 from avssl.media.encode import write_clip
 from avssl.media.probe import Probe, content_key, probe
 from avssl.media.reader import DecodeError
+from tests.support.numbered import SHARED, needs_shared
 
-SHARED = Path(__file__).resolve().parents[2].parent / "shared" / "media"
-needs_shared = pytest.mark.skipif(not SHARED.is_dir(), reason="the shared folder of real clips is not here")
 FRAMES = np.full((30, 32, 48, 3), 90, dtype=np.uint8)
 TONE = (0.3 * np.sin(np.arange(2 * 16000) / 8)).astype(np.float32)
 
@@ -38,13 +36,13 @@ def test_facts_of_a_good_clip(tmp_path):
 @pytest.mark.parametrize(
     "samples, reason",
     [
-        (None, "no sound track"),
+        (None, "no audio track"),
         (np.zeros(32000, np.float32), "silent"),
         (np.full(32000, 0.9 / 32768, np.float32), "silent"),
         (np.stack([TONE, -TONE], axis=1), "silent"),  # nothing is left in mono, which is what is trained on
     ],
 )
-def test_clip_without_sound_is_usable_and_says_so(tmp_path, samples, reason):
+def test_clip_without_audio_is_usable_and_says_so(tmp_path, samples, reason):
     path = tmp_path / "clip.mov"
     write_clip(path, FRAMES, fps=15, samples=samples, sample_rate=16000, audio_codec="pcm_s16le")
     found = probe(path)
@@ -96,7 +94,7 @@ def test_content_key_tells_clips_apart(tmp_path):
 
 def test_worker_imports_av_and_numpy_only():
     code = (
-        "import sys, avssl.media.probe; heavy = {'torch', 'cv2', 'pyarrow', 'sklearn', 'omegaconf', 'tqdm'}; "
+        "import sys, avssl.media.probe; heavy = {'torch', 'cv2', 'pyarrow', 'sklearn', 'pydantic', 'tqdm'}; "
         "sys.exit(', '.join(sorted(heavy & set(sys.modules))) or 0)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)

@@ -7,10 +7,14 @@ import av
 import numpy as np
 import pytest
 
+from avssl.media import quirks
+from avssl.media.audio import to_mono
 from avssl.media.decode import AudioWindow, VideoWindow, read_clip, read_frames
 from avssl.media.encode import write_clip
-from avssl.media.reader import DecodeError, Limits, Reader, to_mono
-from tests.media.test_decode import CASES, decode_in_order, make
+from avssl.media.reader import DecodeError, Limits, Reader
+from tests.support.numbered import CASES, decode_in_order, make
+
+pytestmark = pytest.mark.slow
 
 
 @pytest.fixture
@@ -72,8 +76,8 @@ def heard(
     """Sound from some second on, by the index or by demuxer and decoder; pieces joined where they follow each other."""
     with monkeypatch.context() as patched, Reader(path) as reader:
         if not plain:
-            patched.setattr(Reader, "_is_plain_pcm", lambda self, stream: False)
-        assert plain == bool(reader._is_plain_pcm(reader.audio))
+            patched.setattr(quirks, "is_plain_pcm", lambda container, stream: False)
+        assert plain == bool(quirks.is_plain_pcm(reader.container, reader.audio))
         rate, pieces = reader.audio.codec_context.sample_rate, []
         for start, frame in reader.frames_from("audio", seconds):
             values = to_mono(frame)
@@ -101,11 +105,11 @@ def test_plain_sound_is_what_the_decoder_gives(
 
 def test_limits_are_told_before_memory_is_taken(tmp_path: Path) -> None:
     path = make(tmp_path / "clip.mp4")
-    with pytest.raises(DecodeError, match=r"clip.mp4: a picture of 96x64 pixels is larger than data.max_pixels=6000"):
+    with pytest.raises(DecodeError, match=r"clip.mp4: a frame of 96x64 pixels is larger than data.max_pixels=6000"):
         Reader(path, limits=Limits(max_pixels=6000))
     with pytest.raises(DecodeError, match=r"claims to last 4 seconds, more than data.max_seconds=3"):
         Reader(path, limits=Limits(max_seconds=3))
-    with pytest.raises(DecodeError, match=r"8 pictures of 96x64 pixels are more than max_bytes=100000"):
+    with pytest.raises(DecodeError, match=r"8 frames of 96x64 pixels are more than max_bytes=100000"):
         read_clip(path, video=[VideoWindow(0, 0.5, 16)], limits=Limits(max_bytes=100_000))
 
 

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from avssl.methods.avid import AVID, AVIDOptions
 from avssl.methods.avid_cma import AVIDCMAOptions
 from avssl.structs import Embedded, Instances, Progress
-from tests.methods.tiny import everything, tiny_method, vector_batch
+from tests.support.tiny import encode, everything, tiny_method, vector_batch
 
 FIXTURES = Path(__file__).parents[1] / "fixtures"
 OPTIONS = {"embedding_dim": 8, "hidden_dim": 16, "num_negatives": 12}
@@ -53,7 +53,7 @@ def test_avid_equals_three_recorded_steps(
         negatives = torch.from_numpy(recorded[f"avid.{case}.step{step}.negative_ids"]).long()
         done = method.contrast(z["video"], z["audio"], ids, dict.fromkeys(z, negatives))
         done.loss.backward()
-        method.after_step(done)
+        method.after_step(done, Progress(0, step, 3))
         assert float(done.loss) == pytest.approx(float(recorded[f"avid.{case}.step{step}.loss"]), rel=1e-4)
         for view, x in raw.items():
             gradient = torch.from_numpy(recorded[f"avid.{case}.step{step}.grad_{view}"])
@@ -82,7 +82,7 @@ def test_cma_equals_the_recorded_rows_whose_negatives_are_sound(
         negatives = torch.from_numpy(recorded[f"cma.{case}.step{step}.negative_ids"]).long()
         done = method.contrast(z["video"], z["audio"], ids, dict.fromkeys(z, negatives))
         done.loss.backward()
-        method.after_step(done)
+        method.after_step(done, Progress(0, 0, 2))
         sound = ~(negatives == ids[:, None]).any(dim=1)
         compared += int(sound.sum())
         for view, x in raw.items():
@@ -123,15 +123,15 @@ def test_training_moves_towards_pairs_and_never_uses_an_own_negative(
         optimizer.zero_grad()
         done.loss.backward()
         optimizer.step()
-        method.after_step(done)
+        method.after_step(done, Progress(step // 20, step, 60))
         losses.append(float(done.logs["v2a"]))
         ids, negatives = avoided[-1]
-        assert torch.equal(*negatives.values())  # all clips have both sides: drawn once and shared
+        assert torch.equal(*negatives.values())  # all clips have both modalities: drawn once and shared
         assert not (negatives["video"][:, :, None] == method.avoid(ids)[:, None, :]).any()
     assert np.mean(losses[-10:]) < 0.8 * np.mean(losses[:10])
 
 
-def test_clips_without_sound_train_what_needs_no_sound_and_enter_nothing() -> None:
+def test_clips_without_audio_train_what_needs_no_sound_and_enter_nothing() -> None:
     has_audio = torch.arange(40) % 4 != 0
     method = tiny_method(AVIDCMAOptions(**CMA, within=1.0), Instances(EVERY, has_audio, EVERY))
     method.on_epoch(0)
@@ -142,21 +142,19 @@ def test_clips_without_sound_train_what_needs_no_sound_and_enter_nothing() -> No
     before = method.banks["audio"].z.clone()
     done = method(batch, Progress(0, 0, 1))
     done.loss.backward()
-    method.after_step(done)
+    method.after_step(done, Progress(0, 0, 2))
     assert torch.isfinite(done.loss)
     assert torch.equal(method.banks["audio"].z[~has_audio], before[~has_audio])
-    # the soundless rows add nothing to the terms that need sound: same mean over the rows that have it
-    batch_terms = AVID.cross_terms(
-        method, *_embedded(method, batch), ids, dict.fromkeys(method.banks, torch.arange(20, 32).expand(12, -1))
-    )
-    assert not batch_terms["a2v"].positive[~has_audio[ids]].any()
-    assert not batch_terms["v2a"].positive[~has_audio[ids]].any()
-    assert (batch_terms["v2a"].columns.ids[~has_audio[ids], 0] == -1).all()
-
-
-def _embedded(method: AVID, batch) -> tuple[Embedded, Embedded]:
-    features = method.encode(batch)
-    return tuple(method.embed(view, method.heads[view](features[view]), batch) for view in ("video", "audio"))
+    # the rows without audio add nothing to the terms that need audio: same mean over the rows that have it
+    ask = encode(method, batch)
+    video, audio = (method.embed(view, method.heads[view](ask(view)), batch) for view in ("video", "audio"))
+    v2a, a2v = method.terms(video, audio, ids)[:2]
+    negatives = torch.arange(20, 32).expand(12, -1)
+    for term in (v2a, a2v):
+        columns = method.banks[term.bank].lookup(torch.cat([term.positives, negatives], dim=1))
+        assert term.rule(term.query, columns)[has_audio[ids]].any(dim=1).all()
+        assert not term.rule(term.query, columns)[~has_audio[ids]].any()
+    assert (method.banks["audio"].lookup(v2a.positives).ids[~has_audio[ids], 0] == -1).all()
 
 
 def test_a_batch_without_any_sound_gives_zero_and_leaves_the_constant_unset() -> None:
@@ -164,12 +162,12 @@ def test_a_batch_without_any_sound_gives_zero_and_leaves_the_constant_unset() ->
     method = tiny_method(AVIDOptions(**OPTIONS), Instances(EVERY, has_audio, EVERY))
     done = method(vector_batch(torch.arange(8), has_audio=torch.zeros(8, dtype=torch.bool)), Progress(0, 0, 2))
     done.loss.backward()
-    method.after_step(done)
+    method.after_step(done, Progress(0, 0, 2))
     assert done.loss == 0
     assert torch.isnan(method.log_z)
     assert all(parameter.grad is not None for parameter in method.parameters())  # or DDP would wait for ever
     done = method(vector_batch(torch.arange(20, 28)), Progress(0, 1, 2))
-    method.after_step(done)
+    method.after_step(done, Progress(0, 0, 2))
     assert torch.isfinite(method.log_z)
 
 
@@ -181,7 +179,7 @@ def test_a_file_that_could_not_be_read_counts_nowhere() -> None:
     before = {view: bank.z.clone() for view, bank in method.banks.items()}
     done = method(batch, Progress(0, 0, 1))
     done.loss.backward()
-    method.after_step(done)
+    method.after_step(done, Progress(0, 0, 2))
     assert torch.isfinite(done.loss)
     for view, bank in method.banks.items():
         assert (bank.z != before[view]).any(dim=1).nonzero().flatten().tolist() == [3, 5]
@@ -200,7 +198,7 @@ def test_a_refresh_says_how_much_of_the_sets_stayed() -> None:
     assert method.agreement_sets().keys() == {"mining"}
     assert "mining/overlap" not in method.on_epoch(0)
     before = method.agreement_sets()["mining"].tolist()
-    assert method.on_epoch(1)["mining/overlap"] == 1  # the same memories
+    assert method.on_epoch(1)["mining/overlap"] == 1  # the same memory banks
     for bank in method.banks.values():
         bank.z.copy_(F.normalize(bank.z + torch.randn(bank.z.shape, generator=torch.Generator().manual_seed(0)), dim=1))
     overlap = method.on_epoch(2)["mining/overlap"]
@@ -220,7 +218,7 @@ def test_until_the_first_sets_cma_is_avid() -> None:
 def test_state_round_trip() -> None:
     method = tiny_method(AVIDCMAOptions(**CMA), everything(40))
     method.on_epoch(0)
-    method.after_step(method(vector_batch(torch.arange(10)), Progress(0, 0, 1)))
+    method.after_step(method(vector_batch(torch.arange(10)), Progress(0, 0, 1)), Progress(0, 0, 1))
     other = tiny_method(AVIDCMAOptions(**CMA), everything(40), seed=5)
     other.load_state_dict(method.state_dict())
     other.seed = method.seed
@@ -230,11 +228,11 @@ def test_state_round_trip() -> None:
 
 def test_errors_name_the_value() -> None:
     silent = Instances(torch.ones(4) > 0, torch.zeros(4) > 0, torch.ones(4) > 0)
-    with pytest.raises(ValueError, match="no clip of this split has both picture and sound"):
+    with pytest.raises(ValueError, match="no clip of this split has both video and audio"):
         tiny_method(AVIDOptions(), silent)
-    with pytest.raises(ValueError, match=r"method\.rule=both: expected one of consensus"):
-        tiny_method(AVIDCMAOptions(rule="both"), everything(4))
+    with pytest.raises(ValueError, match=r"rule=both in AVIDCMAOptions: expected one of consensus"):
+        AVIDCMAOptions(rule="both")
     with pytest.raises(
-        ValueError, match=r"num_positives=3, but 4 usable clips have both picture and sound: expected 1 to 2"
+        ValueError, match=r"num_positives=3, but 4 usable clips have both video and audio: expected 1 to 2"
     ):
         tiny_method(AVIDCMAOptions(**CMA), everything(4))

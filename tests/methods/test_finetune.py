@@ -1,6 +1,5 @@
-"""Fine-tuning: cross-entropy on labelled rows, an encoder that rests during the warm-up, and runs that continue."""
+"""Fine-tuning: cross-entropy on labeled rows, an encoder that rests during the warm-up, and runs that continue."""
 
-import dataclasses
 from pathlib import Path
 
 import numpy as np
@@ -10,17 +9,19 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from avssl.checkpoint import load_checkpoint
 from avssl.config import ConfigError, from_dict
 from avssl.data.manifest import Manifest
 from avssl.logs import read_log
 from avssl.methods import build_method
 from avssl.methods.finetune import Finetune
-from avssl.pretrained import load_run
 from avssl.structs import Batch, Instances, Progress
-from avssl.train import train, usable_instances
-from tests.test_train import config, equal_models
+from avssl.training.checkpoint import load_checkpoint
+from avssl.training.loop import train
+from avssl.training.setup import usable_instances
+from avssl.weights.load import load_run
+from tests.support.runs import config, equal_models
 
+pytestmark = pytest.mark.slow
 ROWS = 6
 TARGET = torch.tensor([0, 2, 1, -1, 0, 2])
 
@@ -56,11 +57,11 @@ def at(epoch: int, step: int = 0) -> Progress:
 
 
 @pytest.mark.parametrize("modality", ["video", "audio"])
-def test_the_loss_is_cross_entropy_over_what_is_labelled_and_there(modality: str) -> None:
+def test_the_loss_is_cross_entropy_over_what_is_labeled_and_there(modality: str) -> None:
     method = build(modality=modality, warmup_epochs=0).eval()
     assert set(method.encoders) == {modality}
     here = {f"has_{modality}": torch.tensor([True, True, False, True, True, True])}
-    seen = batch([0, 1, 2, 3, -1, 5], **here)  # 2 lacks the side, 3 has no label, the fifth could not be read
+    seen = batch([0, 1, 2, 3, -1, 5], **here)  # 2 lacks the modality, 3 has no label, the fifth could not be read
     done = method(seen, at(9))
     with torch.no_grad():
         logits = method.classifier(method.encoders[modality](getattr(seen, modality)[modality]))
@@ -68,7 +69,7 @@ def test_the_loss_is_cross_entropy_over_what_is_labelled_and_there(modality: str
     torch.testing.assert_close(done.loss, F.cross_entropy(logits[kept], TARGET[kept]))
     right = (logits[kept].argmax(dim=1) == TARGET[kept]).float().mean()
     torch.testing.assert_close(done.logs["accuracy"], right)
-    assert done.memo[modality].ids.tolist() == [0, 1, -1, 3, -1, 5]
+    assert done.embeddings[modality].ids.tolist() == [0, 1, -1, 3, -1, 5]
     nothing = method(batch([-1, -1]), at(9))
     assert nothing.loss.item() == 0
     nothing.loss.backward()
@@ -85,7 +86,7 @@ def test_dropout_is_that_of_the_step() -> None:
     assert torch.equal(method.eval().drop(x, at(0, 1)), x)
 
 
-def test_the_encoder_rests_while_the_classifier_warms_up() -> None:
+def test_the_encoder_is_frozen_while_the_classifier_warms_up() -> None:
     method = build(warmup_epochs=2).train()
     optimizer = torch.optim.Adam(method.parameters(), lr=1e-2)
     start = {name: value.clone() for name, value in method.state_dict().items()}
@@ -101,8 +102,8 @@ def test_the_encoder_rests_while_the_classifier_warms_up() -> None:
     for epoch in (0, 1):
         assert {name.split(".")[0] for name in step(epoch)} == {"classifier"}
         assert method.encoders["video"].training
-    assert method.rests
-    assert not build(warmup_epochs=0).rests
+    assert method.find_unused_parameters
+    assert not build(warmup_epochs=0).find_unused_parameters
     assert not [p for p in method.encoders.parameters() if p in optimizer.state]  # Adam has seen no zeros
     moved = step(2)
     assert all(name in moved for name, _ in method.named_parameters())
@@ -113,9 +114,9 @@ def test_the_encoder_rests_while_the_classifier_warms_up() -> None:
 @pytest.mark.parametrize(
     "options, match",
     [
-        ({"modality": "both"}, "method.modality=both: expected video or audio"),
-        ({"dropout": 1.0}, "method.dropout=1.0: expected a share"),
-        ({"warmup_epochs": -1}, "method.warmup_epochs=-1"),
+        ({"modality": "both"}, "modality=both in method finetune: expected one of video, audio"),
+        ({"dropout": 1.0}, "dropout=1.0 in method finetune: expected a number of at least 0 and below 1"),
+        ({"warmup_epochs": -1}, "warmup_epochs=-1 in method finetune: expected a whole number of at least 0"),
     ],
 )
 def test_wrong_options(options: dict, match: str) -> None:
@@ -133,8 +134,8 @@ def test_it_is_no_part_of_joint() -> None:
 
 def tuned(manifest: Manifest, folder: Path, *, max_steps: int | None = None) -> bool:
     wanted = config(manifest, folder, "optim.lr=3e-3", "optim.epochs=3")
-    run = dataclasses.replace(wanted.run, max_steps=max_steps)
-    return train(dataclasses.replace(wanted, method={"name": "finetune", "warmup_epochs": 1}, run=run))
+    run = wanted.run.replace(max_steps=max_steps)
+    return train(wanted.replace(method={"name": "finetune", "warmup_epochs": 1}, run=run))
 
 
 def test_a_run_stopped_in_its_warm_up_goes_on_bit_equal_and_knows_its_classes(
@@ -156,10 +157,10 @@ def test_a_run_stopped_in_its_warm_up_goes_on_bit_equal_and_knows_its_classes(
     assert saved["target"].tolist() == [int(label) for label in clip_set.column("label")]
 
 
-def test_only_labelled_clips_are_trained_on(
+def test_only_labeled_clips_are_trained_on(
     clip_set: Manifest, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def relabelled(labels: list[str | None], name: str) -> Manifest:
+    def relabeled(labels: list[str | None], name: str) -> Manifest:
         table = pq.read_table(clip_set.root / "manifest.parquet")
         place = table.column_names.index("label")
         pq.write_table(table.set_column(place, "label", pa.array(labels, pa.string())), tmp_path / name)
@@ -167,16 +168,16 @@ def test_only_labelled_clips_are_trained_on(
 
     train_rows = clip_set.valid("train")
     some = [str(label) if row % 3 else None for row, label in enumerate(clip_set.column("label"))]
-    wanted = dataclasses.replace(config(clip_set, tmp_path / "run"), method={"name": "finetune"})
-    found = usable_instances(relabelled(some, "some.parquet"), wanted)
+    wanted = config(clip_set, tmp_path / "run").replace(method={"name": "finetune"})
+    found = usable_instances(relabeled(some, "some.parquet"), wanted)
     assert found.valid.tolist() == [bool(ok and row % 3) for row, ok in enumerate(train_rows)]
     assert (found.target[found.valid] >= 0).all()
     here = [f"data.manifest={tmp_path / 'some.parquet'}", f"data.root={clip_set.root}", "run.max_steps=1"]
-    assert not train(dataclasses.replace(config(clip_set, tmp_path / "run", *here), method={"name": "finetune"}))
+    assert not train(config(clip_set, tmp_path / "run", *here).replace(method={"name": "finetune"}))
     lost = int(train_rows.sum() - found.valid.sum())
-    told = capsys.readouterr().err
-    assert "of 18 rows, 2 classes, " in told
-    assert f"; {lost} without a label left out" in told
+    printed = capsys.readouterr().err
+    assert "of 18 rows, 2 classes, " in printed
+    assert f"; {lost} without a label left out" in printed
     only_in_test = [
         str(label) if not ok else "0" for label, ok in zip(clip_set.column("label"), train_rows, strict=True)
     ]
@@ -184,6 +185,6 @@ def test_only_labelled_clips_are_trained_on(
         with pytest.raises(
             ConfigError, match=f"finetune learns labels, and the usable clips .* have {count}: at least"
         ):
-            usable_instances(relabelled(labels, "few.parquet"), wanted)
+            usable_instances(relabeled(labels, "few.parquet"), wanted)
     assert usable_instances(clip_set, config(clip_set, tmp_path / "run")).target is None  # nothing of a label is kept
     assert np.array_equal(clip_set.valid("train"), train_rows)

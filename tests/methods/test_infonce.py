@@ -1,4 +1,4 @@
-"""In-batch InfoNCE between picture and sound: against cross-entropy, and what a clip without sound does."""
+"""In-batch InfoNCE between video and audio: against cross-entropy, and what a clip without audio does."""
 
 import pytest
 import torch
@@ -7,22 +7,21 @@ from torch import nn
 
 from avssl.methods.infonce import InfoNCE, InfoNCEOptions
 from avssl.structs import Instances, Progress
-from tests.methods.tiny import LinearTower, everything, vector_batch
+from tests.support.tiny import LinearEncoder, encode, everything, vector_batch
 
 START = Progress(epoch=0, step=0, num_steps=1)
 
 
 def build(num: int = 20, *, temperature: float = 0.1) -> InfoNCE:
     torch.manual_seed(0)
-    towers = nn.ModuleDict({"video": LinearTower(), "audio": LinearTower()})
+    encoders = nn.ModuleDict({"video": LinearEncoder(), "audio": LinearEncoder()})
     options = InfoNCEOptions(temperature=temperature, embedding_dim=8, hidden_dim=16)
-    return InfoNCE(options, towers, instances=everything(num), seed=0)
+    return InfoNCE(options, encoders, instances=everything(num), seed=0)
 
 
 def embeddings(method: InfoNCE, batch) -> dict[str, torch.Tensor]:
-    return {
-        view: F.normalize(method.heads[view](method.encode(batch)[view]), dim=1).detach() for view in ("video", "audio")
-    }
+    ask = encode(method, batch)
+    return {view: F.normalize(method.heads[view](ask(view)), dim=1).detach() for view in ("video", "audio")}
 
 
 def test_loss_is_symmetric_cross_entropy() -> None:
@@ -43,7 +42,7 @@ def test_a_missing_side_is_no_column_and_has_no_row(missing: str, other: str) ->
     scores = z[other] @ z[missing].T / 0.1
     kept, own = has.nonzero().squeeze(1), torch.arange(3)
     torch.testing.assert_close(step.logs[f"{other[0]}2{missing[0]}"], F.cross_entropy(scores[kept][:, kept], own))
-    # all four of the other side are columns for the three that have both
+    # all four of the other modality are columns for the three that have both
     torch.testing.assert_close(step.logs[f"{missing[0]}2{other[0]}"], F.cross_entropy(scores.T[kept], kept))
     step.loss.backward()
     assert all(parameter.grad is not None for parameter in method.parameters())
@@ -58,8 +57,8 @@ def test_two_clips_of_one_video_are_each_others_positives() -> None:
     torch.testing.assert_close(method(batch, START).logs["v2a"], torch.stack(rows).mean())
 
 
-def test_a_set_without_sound_is_refused() -> None:
+def test_a_set_without_audio_is_refused() -> None:
     silent = Instances(torch.ones(4) > 0, torch.zeros(4) > 0, torch.ones(4) > 0)
-    towers = nn.ModuleDict({"video": LinearTower(), "audio": LinearTower()})
-    with pytest.raises(ValueError, match="no clip of this split has both picture and sound"):
-        InfoNCE(InfoNCEOptions(), towers, instances=silent, seed=0)
+    encoders = nn.ModuleDict({"video": LinearEncoder(), "audio": LinearEncoder()})
+    with pytest.raises(ValueError, match="no clip of this split has both video and audio"):
+        InfoNCE(InfoNCEOptions(), encoders, instances=silent, seed=0)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from avssl.methods.neighbour import Neighbour, NeighbourOptions
 from avssl.structs import Embedded, Instances, Progress, Step
-from tests.methods.tiny import LinearTower, everything, vector_batch
+from tests.support.tiny import LinearEncoder, everything, vector_batch
 
 FIXTURES = Path(__file__).parents[1] / "fixtures"
 START = Progress(epoch=0, step=0, num_steps=10)
@@ -22,14 +22,14 @@ DIM = 16
 
 def build(instances: Instances | None = None, *, seed: int = 0, **options: object) -> Neighbour:
     torch.manual_seed(seed)
-    towers = nn.ModuleDict({"video": LinearTower()})
+    encoders = nn.ModuleDict({"video": LinearEncoder()})
     options = {"embedding_dim": DIM, "hidden_dim": 16} | options
-    return Neighbour(NeighbourOptions(**options), towers, instances=instances or everything(40), seed=seed)
+    return Neighbour(NeighbourOptions(**options), encoders, instances=instances or everything(40), seed=seed)
 
 
 def embedded(z: Tensor, ids: list[int], start: list[float], view: list[int] | None = None) -> Embedded:
-    places = torch.zeros(len(ids), dtype=torch.int64) if view is None else torch.tensor(view)
-    return Embedded(z, torch.tensor(ids), places, torch.tensor(start, dtype=torch.float64))
+    views = torch.zeros(len(ids), dtype=torch.int64) if view is None else torch.tensor(view)
+    return Embedded(z, torch.tensor(ids), views, torch.tensor(start, dtype=torch.float64))
 
 
 def unit(num: int, seed: int = 0) -> Tensor:
@@ -153,7 +153,8 @@ def test_own_video_in_the_queue_is_left_out() -> None:
 
 def test_negatives_of_the_bank_are_other_videos() -> None:
     method = build(everything(12), negatives=["bank"], num_negatives=200)
-    drawn = method.draw(torch.tensor([3, 3, 5]), START)
+    avoid = torch.tensor([[3], [3], [5]])
+    drawn = method.bank.draw(200, avoid=avoid, generator=method.generator(START))
     assert drawn.shape == (3, 200)
     assert not (drawn == torch.tensor([[3], [3], [5]])).any()
     assert set(drawn[0].tolist()) == set(range(12)) - {3}
@@ -171,38 +172,38 @@ def batch(ids: list[int], num_clips: int, *, step: int = 0):
     return dataclasses.replace(made, video=video, audio={}, start=start, padded={})
 
 
-def test_the_order_of_state_is_optimiser_then_copy_then_queue() -> None:
+def test_the_order_of_state_is_optimizer_then_copy_then_queue() -> None:
     """The keys of a step come from the copy as it was; the queue gets them after the loss, the copy follows last."""
     method = build(negatives=["queue"], queue_size=8, momentum=0.9)
     first = batch([0, 1], 2)
-    before = {name: value.clone() for name, value in method.copy.state_dict().items()}
+    before = {name: value.clone() for name, value in method.target.state_dict().items()}
     step = method(first, START)
     assert (method.queue.ids == -1).all()
     with torch.no_grad():
-        keys = F.normalize(method.copy["video"](method.copy["trunk"](first.video["video"])), dim=1)
+        keys = F.normalize(method.target["head video"](method.target["video"](first.video["video"])), dim=1)
         for parameter in method.encoders.parameters():
             parameter += 0.5
-    method.after_step(step)
+    method.after_step(step, START)
     torch.testing.assert_close(method.queue.z[[0, 2]], keys)
     assert method.queue.ids.tolist() == [0, 0, 1, 1, -1, -1, -1, -1]
     for name, value in method.encoders["video"].state_dict().items():
         torch.testing.assert_close(
-            method.copy["trunk"].state_dict()[name], 0.9 * before[f"networks.trunk.{name}"] + 0.1 * value
+            method.target["video"].state_dict()[name], 0.9 * before[f"networks.video.{name}"] + 0.1 * value
         )
 
 
 def test_momentum_rises_to_one() -> None:
     method = build(negatives=["queue"], queue_size=8, momentum=0.5, momentum_schedule="cosine")
     steps = [method(batch([0, 1], 2), Progress(0, done, 10)) for done in (0, 10)]
-    start = {name: value.clone() for name, value in method.copy.state_dict().items()}
+    start = {name: value.clone() for name, value in method.target.state_dict().items()}
     with torch.no_grad():
         for parameter in method.encoders.parameters():
             parameter += 1.0
-    method.after_step(steps[1])
-    assert all(torch.equal(value, start[name]) for name, value in method.copy.state_dict().items())
-    method.after_step(steps[0])
-    weight = "networks.trunk.weight"
-    torch.testing.assert_close(method.copy.state_dict()[weight], start[weight] + 0.5)
+    method.after_step(steps[1], Progress(0, 10, 10))
+    assert all(torch.equal(value, start[name]) for name, value in method.target.state_dict().items())
+    method.after_step(steps[0], Progress(0, 0, 10))
+    weight = "networks.video.weight"
+    torch.testing.assert_close(method.target.state_dict()[weight], start[weight] + 0.5)
 
 
 def test_clips_of_a_video_come_together() -> None:
@@ -215,8 +216,8 @@ def test_clips_of_a_video_come_together() -> None:
         optimizer.zero_grad()
         steps[-1].loss.backward()
         optimizer.step()
-        method.after_step(steps[-1])
-    z = steps[-1].memo["video"].z.unflatten(0, (10, 3))
+        method.after_step(steps[-1], Progress(0, number, 60))
+    z = steps[-1].embeddings["video"].z.unflatten(0, (10, 3))
     within = (z[:, 0] * z[:, 1]).sum(dim=1).mean()
     across = (z[:, 0] * z[:, 1].roll(1, dims=0)).sum(dim=1).mean()
     assert within > across + 0.5
@@ -226,30 +227,54 @@ def test_clips_of_a_video_come_together() -> None:
 @pytest.mark.parametrize(
     "options, message",
     [
-        ({"interval": "exponential"}, "interval=exponential: expected uniform or radii or halves"),
-        ({"far": "positive"}, "far=positive: expected negative or ignore"),
-        ({"negatives": ["batches"]}, "negatives=batches: expected batch or queue or bank"),
-        ({"negatives": []}, r"negatives=\[\]: name one or more of batch, queue, bank"),
-        ({"num_clips": 1}, "num_clips=1: expected at least 2"),
+        (
+            {"interval": "exponential"},
+            "interval=exponential in NeighbourOptions: expected one of uniform, radii, halves",
+        ),
+        ({"far": "positive"}, "far=positive in NeighbourOptions: expected one of negative, ignore"),
+        (
+            {"negatives": ["batches"]},
+            r"negatives=\[batches\] in NeighbourOptions: expected a list of .*, each one of batch, queue, bank",
+        ),
+        (
+            {"negatives": []},
+            r"negatives=\[\] in NeighbourOptions: expected .* one or more, each one of batch, queue, bank",
+        ),
+        ({"num_clips": 1}, "num_clips=1 in NeighbourOptions: expected a whole number of at least 2"),
         ({"num_queries": 2}, "num_queries=2 of num_clips=2: expected 1 to 1"),
         ({"min_far_seconds": 1.0}, "min_far_seconds=1.0 with max_seconds=None: far begins where near ends"),
         ({"min_far_seconds": 1.0, "max_seconds": 2.0}, "far begins where near ends or later"),
-        ({"interval": "radii"}, "interval=radii draws clips within method.max_seconds: set it"),
+        ({"interval": "radii"}, "interval=radii draws clips within max_seconds: set it"),
         ({"num_far": 1}, "num_far=1 needs interval=radii"),
         ({"num_far": 1, "interval": "radii", "max_seconds": 1.0}, "num_clips of at least 3"),
-        ({"far": "negative"}, "far=negative needs method.max_seconds"),
+        ({"far": "negative"}, "far=negative needs max_seconds"),
         ({"interval": "halves"}, "interval=halves with num_clips=2 has no clip in the other half: expected"),
-        ({"momentum_schedule": "cosine"}, "momentum_schedule=cosine needs method.momentum"),
-        ({"momentum": 1.5}, "momentum=1.5: expected 0 to 1"),
-        ({"max_seconds": -1.0}, "max_seconds=-1.0: expected at least 0"),
-        ({"max_seconds": float("nan")}, "max_seconds=nan: expected at least 0"),
-        ({"num_far": -1, "interval": "radii", "max_seconds": 1.0}, "num_far=-1: expected at least 0"),
-        ({"negatives": ["queue"], "queue_size": 0}, "queue_size=0: expected at least 1"),
-        ({"negatives": ["bank"], "num_negatives": -1}, "num_negatives=-1: expected at least 1"),
-        ({"bank_momentum": 7.0}, "bank_momentum=7.0: expected 0 to 1"),
-        ({"temperature": 0.0}, "temperature=0.0: expected a positive number"),
-        ({"intra_temperature": -0.1}, "intra_temperature=-0.1: expected a positive number"),
-        ({"momentum_schedule": "linear"}, "momentum_schedule=linear: expected constant or cosine"),
+        ({"momentum_schedule": "cosine"}, "momentum_schedule=cosine needs momentum"),
+        ({"momentum": 1.5}, "momentum=1.5 in NeighbourOptions: expected a number from 0 to 1 or null"),
+        ({"max_seconds": -1.0}, "max_seconds=-1.0 in NeighbourOptions: expected a number of at least 0 or null"),
+        (
+            {"max_seconds": float("nan")},
+            "max_seconds=nan in NeighbourOptions: expected a finite number of at least 0 or null",
+        ),
+        (
+            {"num_far": -1, "interval": "radii", "max_seconds": 1.0},
+            "num_far=-1 in NeighbourOptions: expected a whole number of at least 0",
+        ),
+        (
+            {"negatives": ["queue"], "queue_size": 0},
+            "queue_size=0 in NeighbourOptions: expected a whole number of at least 1",
+        ),
+        (
+            {"negatives": ["bank"], "num_negatives": -1},
+            "num_negatives=-1 in NeighbourOptions: expected a whole number of at least 1",
+        ),
+        ({"bank_momentum": 7.0}, "bank_momentum=7.0 in NeighbourOptions: expected a number from 0 to 1"),
+        ({"temperature": 0.0}, "temperature=0.0 in NeighbourOptions: expected a number above 0"),
+        ({"intra_temperature": -0.1}, "intra_temperature=-0.1 in NeighbourOptions: expected a number above 0"),
+        (
+            {"momentum_schedule": "linear"},
+            "momentum_schedule=linear in NeighbourOptions: expected one of constant, cosine",
+        ),
     ],
 )
 def test_settings_that_cannot_work_are_refused(options: dict[str, object], message: str) -> None:
@@ -259,5 +284,5 @@ def test_settings_that_cannot_work_are_refused(options: dict[str, object], messa
 
 def test_one_usable_clip_is_refused() -> None:
     lonely = Instances(torch.arange(4) == 1, torch.ones(4) > 0, torch.ones(4) > 0)
-    with pytest.raises(ValueError, match="1 usable clips with pictures"):
+    with pytest.raises(ValueError, match="1 usable clips with video"):
         build(lonely)

@@ -1,4 +1,4 @@
-"""One process equals two for every method and its main settings: losses, gradients, memories, queues and copies.
+"""One process equals two for every method and its main settings: losses, gradients, memory banks, queues and copies.
 
 BatchNorm stands still, as each rank has its own clips; AVID and AVID-CMA are drawn by hypothesis in test_properties.py.
 """
@@ -12,12 +12,12 @@ import torch.multiprocessing as multiprocessing
 from torch.nn.parallel import DistributedDataParallel
 
 from avssl import distributed
-from avssl.train import shared_buffers
-from tests.test_methods_contract import CASES, NUM, batch_of, build, progress
-from tests.test_properties import free_port
+from avssl.training.resume import shared_buffers
+from tests.support.contract import CASES, NUM, batch_of, build, progress
+from tests.support.runs import free_port
 
 STEPS = 3
-RESTING, RESTS, WARM_UP = "finetune, warming up", ("finetune",), {"warmup_epochs": 1}
+FROZEN, FROZEN_CASE, WARM_UP = "finetune, warming up", ("finetune",), {"warmup_epochs": 1}
 
 
 def trained(case: str, **other: int) -> dict[str, torch.Tensor]:
@@ -26,7 +26,9 @@ def trained(case: str, **other: int) -> dict[str, torch.Tensor]:
     method = build(case, **other).eval()
     model = method
     if world_size > 1:
-        model = DistributedDataParallel(method, broadcast_buffers=False, find_unused_parameters=method.rests)
+        model = DistributedDataParallel(
+            method, broadcast_buffers=False, find_unused_parameters=method.find_unused_parameters
+        )
     optimizer = torch.optim.SGD([p for p in method.parameters() if p.requires_grad], lr=0.01)
     rows = NUM // world_size
     result = {}
@@ -44,7 +46,7 @@ def trained(case: str, **other: int) -> dict[str, torch.Tensor]:
         }
         result[f"without gradient {number}"] = torch.tensor(sum(p.grad is None for p in method.parameters()))
         optimizer.step()
-        method.after_step(done)
+        method.after_step(done, progress(number))
     distributed.check_equal(shared_buffers(method), "buffers")
     return result | {f"state {name}": value for name, value in method.state_dict().items()}
 
@@ -54,7 +56,7 @@ def in_process(rank: int, port: int, folder: str) -> None:
     os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2"}
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     distributed.init("cpu")
-    results = {case: trained(case) for case in CASES} | {RESTING: trained(*RESTS, **WARM_UP)}
+    results = {case: trained(case) for case in CASES} | {FROZEN: trained(*FROZEN_CASE, **WARM_UP)}
     if rank == 0:
         torch.save(results, Path(folder) / "two.pt")
     distributed.shut_down()
@@ -66,7 +68,7 @@ def test_one_process_equals_two(tmp_path: Path) -> None:
     torch.set_num_threads(1)
     results = torch.load(tmp_path / "two.pt", weights_only=True)
     for case, two in results.items():
-        one = trained(*RESTS, **WARM_UP) if case == RESTING else trained(case)
+        one = trained(*FROZEN_CASE, **WARM_UP) if case == FROZEN else trained(case)
         assert one.keys() == two.keys()
         for name, value in one.items():
             difference, size = (

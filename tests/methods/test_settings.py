@@ -4,15 +4,18 @@ import pytest
 
 from avssl.config import from_dict
 from avssl.methods import build_method
-from tests.methods.tiny import everything
+from tests.support.tiny import everything
 
 
 @pytest.mark.parametrize(
     "method, message",
     [
-        ({"name": "patch", "tracks": "t", "temperature": 0.0}, r"method\.temperature=0\.0: expected a positive number"),
-        ({"name": "walk", "temperature": -1.0}, r"method\.temperature=-1\.0: expected a positive number"),
-        ({"name": "walk", "dropout": 1.0}, r"method\.dropout=1\.0: expected a share of links"),
+        (
+            {"name": "patch", "tracks": "t", "temperature": 0.0},
+            r"temperature=0\.0 in method patch: expected a number above 0",
+        ),
+        ({"name": "walk", "temperature": -1.0}, r"temperature=-1\.0 in method walk: expected a number above 0"),
+        ({"name": "walk", "dropout": 1.0}, r"dropout=1\.0 in method walk: expected a number of at least 0 and below 1"),
     ],
 )
 def test_settings_that_cannot_work_are_refused(method: dict, message: str) -> None:

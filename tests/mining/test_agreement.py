@@ -36,8 +36,8 @@ def unit(shape, generator, *, common=0.0, classes=0):
     rows = F.normalize(torch.randn(shape, generator=generator), dim=1)
     rows = rows + common * F.normalize(torch.randn(shape[1], generator=generator), dim=0)
     if classes:
-        centres = F.normalize(torch.randn(classes, shape[1], generator=generator), dim=1)
-        rows = 0.8 * rows + centres[torch.randint(classes, shape[:1], generator=generator)]
+        centers = F.normalize(torch.randn(classes, shape[1], generator=generator), dim=1)
+        rows = 0.8 * rows + centers[torch.randint(classes, shape[:1], generator=generator)]
     return F.normalize(rows, dim=1)
 
 
@@ -245,7 +245,7 @@ def test_search_memory_is_bounded_by_the_block(monkeypatch):
     assert agreement._block_rows(10**9, torch.float64) == 1
 
 
-def test_precision_counts_labelled_pairs_only():
+def test_precision_counts_labeled_pairs_only():
     targets = torch.tensor([0, 0, 1, -1, 1])
     ids = torch.tensor([[1, 2], [0, 3], [4, -1], [0, 1], [-1, -1]])
     assert agreement_precision(ids, targets) == pytest.approx(3 / 4)  # 0-1, 0-2, 1-0, 2-4
@@ -276,7 +276,7 @@ def test_errors_say_what_is_wrong(generator):
     for value in (torch.nan, torch.inf, 0.5):
         wrong = audio.clone()
         wrong[3] = value * wrong[3]
-        with pytest.raises(ValueError, match=r"audio row 3 has length .*normalise the rows"):
+        with pytest.raises(ValueError, match=r"audio row 3 has length .*normalize the rows"):
             mine_agreement(video, wrong, k=2)
         mine_agreement(video, wrong, k=2, rule="video")  # the rule does not look at the sound
 

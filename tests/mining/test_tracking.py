@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from avssl.benchmark.scenes import Scene, draw_texture, make_scene
+from avssl.evaluate.scenes import Scene, draw_texture, make_scene
 from avssl.media.encode import write_clip
 from avssl.media.reader import DecodeError
 from avssl.mining import tracking
@@ -97,7 +97,7 @@ def test_each_check_drops_what_it_is_for(scene: Scene, monkeypatch: pytest.Monke
     there = np.tile([40, 40, 60, 60], (20, 1))
     away = there + 6 * np.arange(20)[:, None] * [1, 0, 0, 0]
     assert follow_badly(there[:3], "lost").reason == "lost"
-    assert follow_badly(there[:3], "left the picture").reason == "left the picture"
+    assert follow_badly(there[:3], "left the frame").reason == "left the frame"
     monkeypatch.setattr(tracking, "STILL", -1.0)
     assert follow_badly(there, "").reason == "hardly moves"
     assert follow_badly(away, "").reason == "not found backwards"  # back it goes away again

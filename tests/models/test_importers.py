@@ -3,16 +3,15 @@
 import pytest
 import torch
 import torchvision
-from omegaconf import OmegaConf
 from pytorchvideo.models import hub
 from safetensors.torch import save_file
 from torch import nn
 
-from avssl.config import ModelConfig, from_dict
+from avssl.config import ModelConfig, from_dict, with_overrides
 from avssl.models import build_encoder
-from avssl.pretrained import load_run
-from avssl.train import train
-from tests.clips import TINY
+from avssl.training.loop import train
+from avssl.weights.load import load_run
+from tests.support.runs import TINY
 
 VIDEO = torch.randn(1, 3, 4, 32, 32, generator=torch.Generator().manual_seed(1))
 SMALL = {"video_depth": 10, "video_width": 0.125, "audio_width": 0.125}
@@ -48,10 +47,10 @@ def test_pytorchvideo_checkpoint(tmp_path):
 )
 @pytest.mark.parametrize("modality", ["video", "audio"])
 def test_two_tower_checkpoints(tmp_path, modality, wrapper, prefix, file):
-    towers = {name: build_encoder(name, ModelConfig(**SMALL)) for name in ("video", "audio")}
+    encoders = {name: build_encoder(name, ModelConfig(**SMALL)) for name in ("video", "audio")}
     if "{}" not in prefix:
-        towers = {modality: towers[modality]}
-    weights = {name: tower.state_dict() for name, tower in towers.items()}
+        encoders = {modality: encoders[modality]}
+    weights = {name: encoder.state_dict() for name, encoder in encoders.items()}
     state = {f"{prefix.format(name)}{key}": value for name, own in weights.items() for key, value in own.items()}
     if wrapper is None:
         save_file(state, tmp_path / file)
@@ -131,7 +130,7 @@ def test_a_run_needs_the_file_only_to_start(clip_set, tmp_path):
         *TINY, *small, f"data.manifest={clip_set.root / 'manifest.parquet'}", f"run.dir={tmp_path / 'run'}",
         f"model.video_weights={tmp_path / 'w.pt'}",
     ]  # fmt: skip
-    plain = OmegaConf.to_container(OmegaConf.from_dotlist(given))
+    plain = with_overrides({}, given)
     with pytest.raises(ValueError, match="both say"):
         train(from_dict(plain | {"model": plain["model"] | {"init": "runs/avid"}}, source="test"))
     assert not train(from_dict(plain | {"run": plain["run"] | {"max_steps": 1}}, source="test"))

@@ -11,8 +11,9 @@ from torch import nn
 from avssl.config import ModelConfig
 from avssl.models import ENCODERS, build_encoder
 from avssl.models.guard import GuardedConv3d
-from avssl.models.heads import ProjectionHead
+from avssl.models.heads import mlp
 
+pytestmark = pytest.mark.slow
 GOLDEN = np.load(Path(__file__).parents[1] / "fixtures" / "avid_model.npz")
 MAPS = ["conv1", "conv2x", "conv3x", "conv4x", "conv5x", "pool"]
 TOKEN_MAPS = ["patches", "stage1", "stage2", "stage3", "stage4", "pool"]
@@ -41,8 +42,8 @@ def avid_modules():
     return {
         "video_model": build_encoder("video", ModelConfig()),
         "audio_model": build_encoder("audio", ModelConfig()),
-        "video_proj": ProjectionHead(512),
-        "audio_proj": ProjectionHead(512),
+        "video_proj": mlp([512, 512, 512, 128]),
+        "audio_proj": mlp([512, 512, 512, 128]),
     }
 
 
@@ -157,7 +158,7 @@ def test_every_encoder_takes_its_smallest_input(name):
         if least > 1:
             size = [*encoder.min_size]
             size[axis] -= 1
-            with pytest.raises(ValueError, match=r"too small, expected at least .* use larger pictures or longer"):
+            with pytest.raises(ValueError, match=r"too small, expected at least .* use larger frames or longer"):
                 encoder(torch.zeros(2, encoder.in_channels, *size))
 
 

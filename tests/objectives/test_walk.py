@@ -157,7 +157,7 @@ def test_clips_that_could_not_be_read_do_not_count() -> None:
         ((2, 3, 1, 4), {}, r"and 2 nodes"),
         ((3, 9, 4), {}, r"expected \(B, T, N, D\)"),
         ((2, 3, 9, 4), {"temperature": 0.0}, r"temperature=0.0: expected a positive number"),
-        ((2, 3, 9, 4), {"dropout": 1.0}, r"dropout=1.0: expected a share of edges in \[0, 1\)"),
+        ((2, 3, 9, 4), {"dropout": 1.0}, r"dropout=1.0: expected a fraction of edges in \[0, 1\)"),
         ((2, 3, 9, 4), {"valid": torch.ones(2)}, r"valid is torch.float32 \(2,\): expected bool \(2,\)"),
     ],
 )

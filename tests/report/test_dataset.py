@@ -9,7 +9,7 @@ from avssl.config import DataConfig, PolicyConfig
 from avssl.data.manifest import Manifest, read_manifest
 from avssl.data.quarantine import Entry, add_to_quarantine
 from avssl.report.dataset import MAX_REASONS, NUM_NAMED, dataset_parts
-from tests.clips import make_set
+from tests.support.clips import make_set
 
 FIRST = 5  # row of the first training clip: those of the test come before
 
@@ -35,13 +35,13 @@ def test_a_set_in_numbers(mixed: Manifest) -> None:
     data = DataConfig(manifest="", policy=PolicyConfig(silent="skip", no_audio="skip"), num_frames=2, audio_seconds=0.5)
     page = "".join(dataset_parts(mixed, data, num_trained=5))
     assert cells(page, "all")[:2] == ["9", "5"]
-    assert cells(page, "without sound")[:3] == ["2", "2", "skip"]
-    assert cells(page, "sound only")[:3] == ["1", "1", "skip"]
+    assert cells(page, "without audio")[:3] == ["2", "2", "skip"]
+    assert cells(page, "audio only")[:3] == ["1", "1", "skip"]
     assert cells(page, "in quarantine") == ["1", "0", "skip", str(mixed.column("path")[FIRST])]
     assert cells(page, "quarantined") == ["killed &lt;its&gt; worker", "1", str(mixed.column("path")[FIRST])]
-    assert "5 clips of data.split=train were trained on. The manifest has 14 rows: 0.00 hours of picture" in page
+    assert "5 clips of data.split=train were trained on. The manifest has 14 rows: 0.00 hours of video" in page
     assert "2 classes, 14 rows with a label" in page
-    assert "Left out of this split by data.policy: 1 in quarantine, 1 sound only, 2 without sound." in page
+    assert "Left out of this split by data.policy: 1 in quarantine, 1 audio only, 2 without audio." in page
 
 
 def test_a_set_that_would_be_refused_today(mixed: Manifest) -> None:

@@ -2,7 +2,6 @@
 
 import json
 import re
-import time
 from pathlib import Path
 
 import numpy as np
@@ -49,14 +48,12 @@ def test_thinning_keeps_means_and_extremes() -> None:
     assert steps[0] == 4.5
 
 
-def test_a_huge_log_makes_a_small_page_in_seconds(tmp_path: Path) -> None:
+def test_a_huge_log_makes_a_small_page(tmp_path: Path) -> None:
     line = json.dumps(
         {"step": 0, "epoch": 0, "loss": 1.5, "lr": 1e-3, "v2a": 0.5, "a2v": 0.25, "clips_per_second": 9.0}
     )
     (tmp_path / "log.jsonl").write_text("".join(line.replace("0", str(step), 1) + "\n" for step in range(1, 200_001)))
-    since = time.perf_counter()
     page = "".join(training_parts(read_history(tmp_path / "log.jsonl", batch_size=1)))
-    assert time.perf_counter() - since < 30
     assert len(page) < 100_000
     assert "200,000" in page
 
@@ -65,9 +62,10 @@ def test_a_chart_says_in_words_what_it_shows() -> None:
     line = (np.array([10, 20]), np.array([4.0, 2.0]))
     picture = svg(Chart("Loss", {"a<b": line, "c": line}))
     assert 'aria-label="Loss over steps: a&lt;b from 4.000 at step 10 to 2.000 at step 20;' in picture
-    assert picture.count('stroke-dasharray="none"') == 2  # in the legend and in the plot
-    assert picture.count('stroke-dasharray="7 3"') == 2  # told apart without colours
-    assert "circle" in svg(Chart("One", {"": (np.array([3]), np.array([0.0]))}))
+    assert picture.count("stroke: var(--s0)") == picture.count("stroke: var(--s1)") == 2  # in the plot and the legend
+    assert picture.count("stroke-dasharray: 7,3") == 2  # told apart without colors
+    assert ">a&lt;b</text>" in picture
+    assert "<use" in svg(Chart("One", {"": (np.array([3]), np.array([0.0]))}))  # a dot
     assert charts_html([Chart("Nothing", {"": (np.array([]), np.array([]))})]) == ""
 
 
@@ -99,16 +97,16 @@ def test_refreshes_of_a_joint_run(tmp_path: Path) -> None:
 
 
 def test_parts_of_a_joint_loss_stand_by_method() -> None:
-    names = ("loss", "patch/loss", "patch/share_tracked", "avid/loss", "avid/v2a", "walk/returned", "lr", "data_wait")
+    names = ("loss", "patch/loss", "patch/frac_tracked", "avid/loss", "avid/v2a", "walk/returned", "lr", "data_wait")
     line = (np.array([1, 2]), np.array([1.0, 0.5], dtype=np.float32))
     page = "".join(training_parts(History(lines=dict.fromkeys(names, line))))
     titles = re.findall(r"<figcaption>([^<]*)", page)
     assert titles == [
         *("Loss", "Parts of the loss of patch", "Parts of the loss of avid", "Learning rate"),
-        *("Share of time waiting for data", "Shares of what was trained on"),
+        *("Fraction of time waiting for data", "Fractions of the training data"),
     ]
     assert "clips with a track" in page
-    assert "No figures of collapse" in page
+    assert "No collapse metrics" in page
 
 
 def test_many_refreshes_and_runs_without_labels(tmp_path: Path) -> None:

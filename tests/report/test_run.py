@@ -10,23 +10,19 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
-from omegaconf import OmegaConf
 
-from avssl.checkpoint import load_checkpoint
-from avssl.config import Config, from_dict
+from avssl.config import Config, from_dict, with_overrides
 from avssl.data.manifest import Manifest, read_manifest, write_manifest
 from avssl.logs import read_log
 from avssl.mining.agreement import agreement_precision, chance_precision
-from avssl.pretrained import load_run
-from avssl.report.clips import Vectors, reference_clips, vectors_of_memories
-from avssl.sessions import SESSIONS, read_sessions
-from avssl.train import train
-from tests.clips import TINY
-from tests.test_evaluate_tool import SMALL
-from tests.test_train import CMA, config
-from tests.test_wrong_use import Call
-from tests.test_wrong_use import call as call  # a fixture
+from avssl.report.clips import Vectors, reference_clips, vectors_of_banks
+from avssl.training.checkpoint import load_checkpoint
+from avssl.training.loop import train
+from avssl.training.session import SESSIONS, read_sessions
+from avssl.weights.load import load_run
+from tests.support.runs import CMA, SMALL, TINY, Call, config
 
+pytestmark = pytest.mark.slow
 SECTIONS = ["What ran", "Configuration", "Clips", "Training", "Agreement sets", "Neighbours", "Evaluation"]
 VOID = {"meta", "img", "br"}
 
@@ -100,7 +96,7 @@ def test_the_page_of_a_run(cma: Path, clip_set: Manifest, call: Call) -> None:
     assert row(source, "Resumed") == ["yes, it was started 2 times"]
     assert row(source, "method.num_negatives") == ["8", "1024"]
     assert row(source, "all") == ["12", "6", "", ""]
-    assert row(source, "without sound")[:3] == ["1", "1", "mask"]
+    assert row(source, "without audio")[:3] == ["1", "1", "mask"]
     assert f"torch {torch.__version__}" in row(source, "0")[3]
     assert "12 clips of data.split=train were trained on. The manifest has 18 rows" in source
     losses = [line["loss"] for line in read_log(cma / "log.jsonl") if "loss" in line]
@@ -157,14 +153,14 @@ def without_options_of_avid(manifest: Manifest, folder: Path, method: list[str])
     """The tiny config for another method."""
     lines = [f"data.manifest={manifest.root / 'manifest.parquet'}", f"run.dir={folder}"]
     lines += [line for line in TINY if not line.startswith("method.")]
-    return from_dict(OmegaConf.to_container(OmegaConf.from_dotlist([*lines, *method])), source="test")
+    return from_dict(with_overrides({}, [*lines, *method]), source="test")
 
 
 @pytest.mark.parametrize(
     "method, heading",
     [
         (["method.name=infonce", "method.hidden_dim=16"], "Positive by agreement"),
-        (["method.name=neighbour", "method.hidden_dim=16"], "Near in picture"),
+        (["method.name=neighbour", "method.hidden_dim=16"], "Near in video"),
     ],
 )
 def test_runs_without_memories(method: list[str], heading: str, clip_set: Manifest, tmp_path: Path, call: Call) -> None:
@@ -299,11 +295,11 @@ def test_references_and_their_neighbours() -> None:
     targets = np.full(16, -1)
     shown = {clips[0].row: clips for clips in reference_clips(vectors, targets, num=6).values()}
     found = {clip.role: (clip.row, clip.note) for clip in shown[10]}
-    assert found["Looks alike, sounds different"] == (12, "cosine: picture 1.00, sound -1.00")
-    assert found["Sounds alike, looks different"] == (13, "cosine: picture -1.00, sound 1.00")
+    assert found["Looks alike, sounds different"] == (12, "cosine: video 1.00, audio -1.00")
+    assert found["Sounds alike, looks different"] == (13, "cosine: video -1.00, audio 1.00")
     assert [clip.role for clip in shown[10][1:3]] == ["Positive by agreement"] * 2
     assert [clip.row for clip in shown[10][1:3]] == [11, 15]
-    assert shown[10][1].note == "cosine: picture 1.00, sound 0.80"
+    assert shown[10][1].note == "cosine: video 1.00, audio 0.80"
     assert all(len({clip.row for clip in clips}) == len(clips) for clips in shown.values())
     targets[10:] = 0
     assert len(reference_clips(vectors, targets)) == 1  # of one class
@@ -311,11 +307,11 @@ def test_references_and_their_neighbours() -> None:
     assert few.ids.tolist() == [10, 11]
     assert reference_clips(few, targets) == {}
     silent = Vectors(vectors.ids, vectors.z, vectors.has | {"audio": torch.zeros(6, dtype=torch.bool)}, "")
-    assert all("picture" in clip.role for clip in reference_clips(silent, targets)["Reference 1"][1:])
+    assert all(clip.role == "Near in video" for clip in reference_clips(silent, targets)["Reference 1"][1:])
 
 
 def test_memories_are_those_of_the_run(cma: Path) -> None:
-    vectors = vectors_of_memories(load_run(cma).method)
+    vectors = vectors_of_banks(load_run(cma).method)
     model = load_checkpoint(cma)["model"]
     assert torch.equal(vectors.z["video"], model["banks.video.z"])
     assert int(vectors.has["audio"].sum()) == 11

@@ -18,7 +18,7 @@ from avssl.retrieval.search import (
     ways_of,
 )
 from avssl.retrieval.store import Store
-from tests.retrieval.stores import random_vectors, write
+from tests.support.stores import random_vectors, write
 
 NUM, DIM = 90, 6
 
@@ -43,11 +43,11 @@ def store(vectors: dict, has: dict, tmp_path_factory: pytest.TempPathFactory) ->
 def cosines(vectors: dict, query: dict[str, np.ndarray]) -> dict[tuple[str, str], np.ndarray]:
     """{(side of the query, side of the clips): (n,)} in float64."""
     unit = {
-        side: values.astype(np.float16).astype(float)
+        modality: values.astype(np.float16).astype(float)
         / np.linalg.norm(values.astype(np.float16).astype(float), axis=1)[:, None]
-        for side, values in vectors.items()
+        for modality, values in vectors.items()
     }
-    return {(own, side): unit[side] @ query[own] for own in query for side in unit}
+    return {(own, modality): unit[modality] @ query[own] for own in query for modality in unit}
 
 
 @pytest.mark.parametrize("way", WAYS)
@@ -56,7 +56,7 @@ def test_order_is_that_of_the_definition(store: Store, vectors: dict, has: dict,
     asked = np.flatnonzero(has["video"] & has["audio"])[:10]
     for row in asked.tolist():
         query = query_of_row(store, row)
-        near = cosines(vectors, {side: query.vectors[side].double().numpy() for side in has})
+        near = cosines(vectors, {modality: query.vectors[modality].double().numpy() for modality in has})
         if way == "agreement":
             score, usable = np.minimum(near["video", "video"], near["audio", "audio"]), has["video"] & has["audio"]
         else:
@@ -76,7 +76,7 @@ def test_order_is_that_of_the_definition(store: Store, vectors: dict, has: dict,
 
 
 def test_equal_scores_come_by_the_smaller_row(tmp_path: Path) -> None:
-    same = {side: np.repeat(np.eye(4), 5, axis=0) for side in ("video", "audio")}
+    same = {modality: np.repeat(np.eye(4), 5, axis=0) for modality in ("video", "audio")}
     store = write(tmp_path, same)
     assert rank(store, query_of_row(store, 7), way="v2v", depth=7).rows.tolist() == [5, 6, 8, 9, 0, 1, 2]
 
@@ -96,7 +96,9 @@ def test_scores_of_both_spaces_are_told_where_there_are_any(store: Store, has: d
 
 def test_a_query_from_outside_needs_no_unit_vectors(store: Store) -> None:
     inside = query_of_row(store, 3)
-    outside = query_of_vectors({side: 7 * vector.numpy() for side, vector in inside.vectors.items()}, "mine.mp4")
+    outside = query_of_vectors(
+        {modality: 7 * vector.numpy() for modality, vector in inside.vectors.items()}, "mine.mp4"
+    )
     assert rank(store, outside, way="v2v", depth=1).rows.tolist() == [3]
     assert rank(store, inside, way="v2v", depth=1).rows[0] == rank(store, outside, way="v2v", depth=2).rows[1]
 
@@ -106,15 +108,15 @@ def test_contrast_takes_what_leads_in_one_side_only(store: Store, vectors: dict,
     row = int(np.flatnonzero(both)[4])
     query = query_of_row(store, row)
     found = contrast(store, query, k=6)
-    near = cosines(vectors, {side: query.vectors[side].double().numpy() for side in has})
+    near = cosines(vectors, {modality: query.vectors[modality].double().numpy() for modality in has})
     look, sound = near["video", "video"], near["audio", "audio"]
     others = np.arange(NUM) != row
     assert found.positives.rows.tolist() == rank(store, query, way="agreement", depth=6).rows.tolist()
-    for ranking, own, other, side in (
+    for ranking, own, other, modality in (
         (found.looks_alike, look, sound, "video"),
         (found.sounds_alike, sound, look, "audio"),
     ):
-        near_rows = sorted(np.flatnonzero(has[side] & others), key=lambda i: -own[i])[:50]
+        near_rows = sorted(np.flatnonzero(has[modality] & others), key=lambda i: -own[i])[:50]
         lead = {i: own[i] - other[i] for i in near_rows if both[i] and own[i] > other[i]}
         assert ranking.rows.tolist() == sorted(lead, key=lambda i: (-lead[i], i))[:6]
         assert np.allclose(ranking.scores, [lead[i] for i in ranking.rows.tolist()], atol=1e-5)
@@ -124,8 +126,8 @@ def test_what_cannot_be_asked_is_said(store: Store, has: dict, tmp_path: Path) -
     silent = query_of_row(store, int(np.flatnonzero(~has["audio"])[0]))
     blind = query_of_row(store, int(np.flatnonzero(~has["video"])[0]))
     for query, ways, lack in (
-        (silent, ("a2v", "a2a", "agreement"), "sound"),
-        (blind, ("v2v", "v2a", "agreement"), "picture"),
+        (silent, ("a2v", "a2a", "agreement"), "audio"),
+        (blind, ("v2v", "v2a", "agreement"), "video"),
     ):
         for way in ways:
             with pytest.raises(ValueError, match=f"has no {lack}"):

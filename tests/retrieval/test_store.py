@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from avssl.retrieval.store import StoreError, read_store
-from tests.retrieval.stores import random_vectors, write
+from tests.support.stores import random_vectors, write
 
 
 @pytest.fixture(autouse=True)
@@ -24,12 +24,12 @@ def test_vectors_come_out_scaled_to_unit_length_in_the_order_asked_for(tmp_path:
     has = {"video": np.arange(num) % 3 != 1, "audio": np.ones(num, dtype=bool)}
     store = write(tmp_path, vectors, has=has)
     rows = np.random.default_rng(0).permutation(np.repeat(np.arange(num), 2))
-    for side, values in vectors.items():
-        stored = np.where(has[side][:, None], values, 0).astype(np.float16).astype(np.float32)
+    for modality, values in vectors.items():
+        stored = np.where(has[modality][:, None], values, 0).astype(np.float16).astype(np.float32)
         unit = stored / np.maximum(np.linalg.norm(stored, axis=1, keepdims=True), 1e-12)
-        assert np.allclose(store.vectors[side].take(rows), unit[rows], atol=1e-6)
+        assert np.allclose(store.vectors[modality].take(rows), unit[rows], atol=1e-6)
         queries = torch.nn.functional.normalize(torch.randn(3, 5), dim=1)
-        assert np.allclose(store.vectors[side].cosines(queries), queries.numpy() @ unit.T, atol=1e-6)
+        assert np.allclose(store.vectors[modality].cosines(queries), queries.numpy() @ unit.T, atol=1e-6)
     assert (len(store), store.vectors["video"].shape) == (num, (num, 5))
 
 

@@ -95,7 +95,7 @@ def batches(name: str, work: Path, *, num_workers: int) -> list[dict[str, str]]:
     from avssl.data.manifest import read_manifest
     from avssl.data.sampling import TrainingBatches
     from avssl.methods import build_method
-    from avssl.train import training_clips, usable_instances
+    from avssl.training.setup import training_clips, usable_instances
 
     overrides = [*settings(name, work), "run.dir=none", f"data.num_workers={num_workers}"]
     config = configuration.load(ROOT / f"configs/toy/{name}.yaml", overrides)

@@ -16,7 +16,7 @@ MEL = {"sample_rate": 16000, "n_fft": 512, "hop_seconds": 0.01, "num_mels": 40}
 
 
 def chirps() -> torch.Tensor:
-    """The sound that the recorded numbers were computed from: (1, 48000), computed in float64."""
+    """The audio that the recorded numbers were computed from: (1, 48000), computed in float64."""
     t = np.arange(48000) / 24000
     sound = (
         0.4 * np.sin(2 * np.pi * 440 * t)
@@ -37,11 +37,11 @@ def noise(num_clips: int, num_samples: int) -> torch.Tensor:
 def test_avid_equals_the_recorded_numbers(n_fft):
     recorded = np.load(RECORDED)
     decibel = audio.avid_log_spectrogram(chirps(), sample_rate=24000, n_fft=n_fft, hop_seconds=0.01)
-    normalised = audio.avid_normalise(decibel, sample_rate=24000, n_fft=n_fft)
-    assert decibel.shape == normalised.shape == (1, 1, 200, n_fft // 2 + 1)
+    normalized = audio.avid_normalize(decibel, sample_rate=24000, n_fft=n_fft)
+    assert decibel.shape == normalized.shape == (1, 1, 200, n_fft // 2 + 1)
     steps = recorded["steps"]
     np.testing.assert_allclose(decibel[0, :, steps], recorded[f"n_fft{n_fft}.db"], rtol=0, atol=1e-3)
-    np.testing.assert_allclose(normalised[0, :, steps], recorded[f"n_fft{n_fft}.normalised"], rtol=0, atol=1e-4)
+    np.testing.assert_allclose(normalized[0, :, steps], recorded[f"n_fft{n_fft}.normalised"], rtol=0, atol=1e-4)
 
 
 def test_log_mel_equals_torchaudio():
@@ -81,9 +81,9 @@ def test_digital_silence_is_finite():
     silence = torch.zeros(1, 48000)
     decibel = audio.avid_log_spectrogram(silence, **AVID)
     assert (decibel == -100).all()
-    normalised = audio.avid_normalise(decibel, sample_rate=24000, n_fft=512)
-    assert normalised.min().item() == pytest.approx(-5.56, abs=0.01)  # as AVID's own
-    assert normalised.max().item() == pytest.approx(-2.47, abs=0.01)
+    normalized = audio.avid_normalize(decibel, sample_rate=24000, n_fft=512)
+    assert normalized.min().item() == pytest.approx(-5.56, abs=0.01)  # as AVID's own
+    assert normalized.max().item() == pytest.approx(-2.47, abs=0.01)
     torch.testing.assert_close(audio.log_mel(silence, **MEL), torch.full((1, 1, 300, 40), -3.2))
 
 
@@ -128,4 +128,4 @@ def test_what_cannot_be_transformed_is_refused(samples, change, message):
 @pytest.mark.parametrize("sample_rate, n_fft", [(16000, 512), (24000, 1024)])
 def test_statistics_that_were_not_published_are_refused(sample_rate, n_fft):
     with pytest.raises(ValueError, match="log_mel"):
-        audio.avid_normalise(torch.zeros(1, 1, 2, n_fft // 2 + 1), sample_rate=sample_rate, n_fft=n_fft)
+        audio.avid_normalize(torch.zeros(1, 1, 2, n_fft // 2 + 1), sample_rate=sample_rate, n_fft=n_fft)

@@ -1,4 +1,4 @@
-"""Crop law, and the batched colour operations against torchvision applied to each clip alone."""
+"""Crop law, and the batched color operations against torchvision applied to each clip alone."""
 
 import numpy as np
 import pytest
@@ -17,11 +17,11 @@ OPERATIONS = (
 
 
 def random_clips(num_clips: int, *, seed: int) -> torch.Tensor:
-    """(B, 3, 2, 7, 9) in [0, 1], with grey, black, white and fully saturated pixels among them."""
+    """(B, 3, 2, 7, 9) in [0, 1], with gray, black, white and fully saturated pixels among them."""
     generator = torch.Generator().manual_seed(seed)
     clips = torch.rand(num_clips, 3, 2, 7, 9, generator=generator)
-    clips[..., 0, :] = clips[:, :1, :, 0, :]  # grey
-    clips[..., 1, :] = clips[..., 1, :].round()  # corners of the colour cube
+    clips[..., 0, :] = clips[:, :1, :, 0, :]  # gray
+    clips[..., 1, :] = clips[..., 1, :].round()  # corners of the color cube
     return clips
 
 
@@ -59,19 +59,19 @@ def test_each_operation_over_its_range(number, share):
     torch.testing.assert_close(jittered, expected, rtol=0, atol=1e-5)
 
 
-def test_hue_turns_every_colour_of_the_circle():
-    # Pure colours at hue 0, 1/360, ...: turned by f, each must equal the colour at its hue + f.
-    def colour(turns: torch.Tensor) -> torch.Tensor:
+def test_hue_turns_every_color_of_the_circle():
+    # Pure colors at hue 0, 1/360, ...: turned by f, each must equal the color at its hue + f.
+    def color(turns: torch.Tensor) -> torch.Tensor:
         distance = (6 * turns.unsqueeze(-1) - torch.tensor([0.0, 2.0, 4.0]) + 3).remainder(6) - 3
         return (2 - distance.abs()).clamp(0, 1)  # (..., 3)
 
     turns = torch.arange(360) / 360
     factors = torch.linspace(-0.5, 0.5, 41)
-    clips = colour(turns).T.reshape(1, 3, 1, 1, 360).repeat(41, 1, 1, 1, 1)
+    clips = color(turns).T.reshape(1, 3, 1, 1, 360).repeat(41, 1, 1, 1, 1)
     jitter = torch.tensor(video.NEUTRAL_FACTORS).repeat(41, 1)
     jitter[:, 3] = factors
     turned = video.color_jitter_(clips, jitter, torch.arange(4).repeat(41, 1))
-    expected = colour(turns + factors.unsqueeze(1))  # (41, 360, 3)
+    expected = color(turns + factors.unsqueeze(1))  # (41, 360, 3)
     torch.testing.assert_close(turned[:, :, 0, 0].transpose(1, 2), expected, rtol=0, atol=1e-5)
 
 
@@ -109,13 +109,13 @@ def larger_clips(num_clips: int, height: int, width: int, *, seed: int) -> torch
     return torch.rand(num_clips, 3, 2, height, width, generator=torch.Generator().manual_seed(seed))
 
 
-def test_grey_equals_torchvision_on_the_marked_clips():
+def test_gray_equals_torchvision_on_the_marked_clips():
     clips = larger_clips(5, 7, 9, seed=1)
     marked = torch.tensor([True, False, True, True, False])
     expected = clips.clone()
     for i in (0, 2, 3):
         expected[i] = functional.rgb_to_grayscale(clips[i].transpose(0, 1), num_output_channels=3).transpose(0, 1)
-    returned = video.grey_(clips, marked)
+    returned = video.gray_(clips, marked)
     assert returned is clips
     assert torch.equal(clips, expected)
 
@@ -165,20 +165,15 @@ def test_sigma_follows_the_size_of_the_crop(size):
 @pytest.mark.parametrize("probability", [0.0, 0.3, 1.0])
 def test_how_often_it_happens(probability):
     rng = np.random.default_rng(0)
-    share = np.mean([video.happens(rng, probability, key="data.grey") for _ in range(2000)])
+    share = np.mean([video.bernoulli(rng, probability) for _ in range(2000)])
     assert share == pytest.approx(probability, abs=0.03 if probability == 0.3 else 0)
 
 
-def test_the_last_probability_holds_for_all_further_clips():
-    assert [video.of_clip([1.0, 0.1, 0.3], number, key="data.blur") for number in range(5)] == [1, 0.1, 0.3, 0.3, 0.3]
-    assert [video.of_clip([0.5], number, key="data.blur") for number in range(3)] == [0.5] * 3
-
-
-def test_to_planes_moves_colours_and_copies():
+def test_to_planes_moves_colors_and_copies():
     frames = torch.arange(2 * 2 * 3 * 4 * 3, dtype=torch.uint8).view(2, 2, 3, 4, 3)
     planes = video.to_planes(frames)
     assert planes.is_contiguous()
-    assert all(torch.equal(planes[:, colour], frames[..., colour]) for colour in range(3))
+    assert all(torch.equal(planes[:, color], frames[..., color]) for color in range(3))
     planes.zero_()
     assert frames.any()
 
@@ -244,7 +239,7 @@ def test_random_crop_lies_in_the_ranges_that_are_asked_for():
 
 
 @pytest.mark.parametrize("width, height, expected", [(400, 20, (0, 186, 20, 27)), (20, 400, (186, 0, 27, 20))])
-def test_a_picture_too_long_for_any_crop_falls_back_to_the_centre(width, height, expected):
+def test_a_picture_too_long_for_any_crop_falls_back_to_the_center(width, height, expected):
     crop = video.random_crop(np.random.default_rng(0), width=width, height=height, min_area=1.0)
     assert crop_in_pixels(crop, width, height) == pytest.approx(np.array(expected))
 
@@ -262,20 +257,14 @@ def test_the_whole_square_picture_is_taken_when_the_area_must_be_all():
 
 
 @pytest.mark.parametrize("width, height, expected", [(340, 256, (16, 58, 224, 224)), (256, 340, (58, 16, 224, 224))])
-def test_centre_crop_is_the_square_of_seven_eighths(width, height, expected):
-    crop = video.centre_crop(width=width, height=height)
+def test_center_crop_is_the_square_of_seven_eighths(width, height, expected):
+    crop = video.center_crop(width=width, height=height)
     assert crop_in_pixels(crop, width, height) == pytest.approx(np.array(expected))
-
-
-@pytest.mark.parametrize("min_area", [0.0, -0.1, 1.5])
-def test_crop_area_out_of_range_is_refused(min_area):
-    with pytest.raises(ValueError, match="min_crop_area"):
-        video.random_crop(np.random.default_rng(0), width=8, height=8, min_area=min_area)
 
 
 def test_an_empty_picture_is_refused():
     with pytest.raises(ValueError, match="width=0"):
-        video.centre_crop(width=0, height=8)
+        video.center_crop(width=0, height=8)
 
 
 def test_jitter_factors_stay_in_their_ranges():
@@ -284,9 +273,3 @@ def test_jitter_factors_stay_in_their_ranges():
     assert drawn.dtype == np.float32
     np.testing.assert_allclose(drawn.min(axis=0), [0.6, 0.0, 1.0, -0.2], atol=0.02)
     np.testing.assert_allclose(drawn.max(axis=0), [1.4, 2.5, 1.0, 0.2], atol=0.02)
-
-
-@pytest.mark.parametrize("strengths", [[0.4, 0.4, 0.4], [0.4, -0.1, 0.4, 0.2], [0.4, 0.4, 0.4, 0.6]])
-def test_jitter_strengths_out_of_range_are_refused(strengths):
-    with pytest.raises(ValueError, match=r"data\.jitter"):
-        video.random_jitter(np.random.default_rng(0), strengths)

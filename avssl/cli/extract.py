@@ -1,0 +1,71 @@
+"""Write the embeddings of every clip of a manifest, for tools/retrieve.py and tools/browse.py.
+
+    python tools/extract.py runs/toy data/toy/manifest.parquet --out embeddings/
+    torchrun --nproc-per-node 2 tools/extract.py runs/toy data/toy/manifest.parquet --out embeddings/
+
+The same command resumes a stopped extraction.
+Exit code: 0 done, 1 some clips could not be read (they are named), 2 wrong call.
+"""
+
+import argparse
+from pathlib import Path
+
+from avssl import distributed
+from avssl.cli.common import add_json, add_manifest, info, new_parser, run, warn_unread
+from avssl.data.manifest import read_manifest
+from avssl.files import print_result
+from avssl.retrieval.write import write_store
+from avssl.weights.load import load, with_data
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = new_parser(__name__, __doc__)
+    parser.add_argument("run", type=Path, help="folder of a run, or of weights (tools/convert.py)")
+    add_manifest(parser)
+    parser.add_argument("--out", type=Path, required=True, help="folder for the embeddings")
+    parser.add_argument("--features", action="store_true", help="trunk features instead of unit-length head outputs")
+    parser.add_argument("--split", help="rows of one split only")
+    parser.add_argument("--num-clips", type=int, default=3, help="clips averaged per video")
+    parser.add_argument("--num-workers", type=int, default=2, help="decoding processes")
+    add_json(parser)
+    return run(_extract, parser.parse_args(arguments))
+
+
+def _extract(given: argparse.Namespace) -> int:
+    try:
+        device = distributed.init("auto")
+        store = write_store(
+            given.out,
+            with_data(load(given.run, device=device), num_workers=given.num_workers),
+            read_manifest(given.manifest, root=given.root),
+            manifest_path=given.manifest,
+            kind="features" if given.features else "embedding",
+            split=given.split,
+            num_clips=given.num_clips,
+        )
+    finally:
+        distributed.shut_down()
+    if store is None:
+        return 0
+    code = warn_unread(store.errors)
+    summary = {
+        "clips": len(store),
+        "with_sound": int(store.has["audio"].sum()),
+        "sound_only": int((~store.has["video"]).sum()),
+        "not_read": len(store.errors),
+    }
+    kinds = "video only, as the run has no audio encoder"
+    if "audio" in store.meta.modalities:
+        kinds = f"{summary['with_sound']} with sound"
+        kinds += f" ({summary['sound_only']} of them without video)" if summary["sound_only"] else ""
+    text = f"{summary['clips']} clips, {kinds}, {summary['not_read']} not read -> {given.out}"
+    print_result(summary, text, to=given.json)
+    if given.json != "-":
+        source, target = (
+            next(modality for modality in order if store.has[modality].any())
+            for order in (("audio", "video"), ("video", "audio"))
+        )
+        query = f"--query {store.ids[store.has[source].argmax()]} --from {source} --to {target}"
+        info(f"next: python tools/retrieve.py {given.out} {query} --k 10")
+        info(f"  or: python tools/browse.py {given.out} --open")
+    return code

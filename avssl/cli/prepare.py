@@ -1,0 +1,80 @@
+"""Make training copies of a folder of clips: small frames that decode fast, mono audio, timestamps of the source.
+
+    python tools/prepare.py SRC DST
+    python tools/prepare.py SRC DST --short-side 256 --fps 16 --jobs 8
+    python tools/prepare.py SRC DST --dry-run
+
+DST gets the same tree and manifest.parquet. With SRC/manifest.parquet (or --manifest) its rows are copied one by one,
+so that ids stay the same; without, rows, labels and splits are those of datasets/folder.py. A clip that cannot be
+prepared keeps its row, with the reason, and is listed in DST/not_prepared.csv.
+
+The same command resumes after an interruption; finished copies are kept unless their source or the settings changed.
+Exit code: 0 all prepared, 1 some could not be prepared (or interrupted: 130), 2 wrong call.
+"""
+
+import argparse
+import os
+from pathlib import Path
+from typing import Any
+
+from avssl.cli.common import add_json, check_above_0, check_at_least, format_unread, info, new_parser, run
+from avssl.data.prepare import FAILURES, GIGABYTE, check_folders, list_clips, plan, prepare
+from avssl.files import print_result
+from avssl.media.prepare import Settings
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = new_parser(__name__, __doc__)
+    default = Settings()
+    parser.add_argument("source", metavar="SRC", type=Path, help="folder of clips")
+    parser.add_argument("target", metavar="DST", type=Path, help="folder of the copies")
+    parser.add_argument("--manifest", type=Path, help="manifest of SRC (default: SRC/manifest.parquet, if there)")
+    parser.add_argument("--short-side", type=int, default=default.short_side, help="pixels (default: %(default)s)")
+    parser.add_argument("--gop", type=int, default=default.gop, help="frames from keyframe to keyframe (%(default)s)")
+    parser.add_argument("--fps", type=float, help="constant rate (default: every frame keeps its timestamp)")
+    parser.add_argument("--sample-rate", type=int, default=default.sample_rate, help="Hz (default: %(default)s)")
+    parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="processes (default: one per core)")
+    parser.add_argument("--timeout", type=float, default=600.0, help="seconds per clip (default: 600)")
+    parser.add_argument("--dry-run", action="store_true", help="print what would be done, write nothing")
+    add_json(parser)
+    return run(
+        _prepare,
+        parser.parse_args(arguments),
+        fixable=(ValueError, OSError),
+        interrupted="finished copies are kept, and the same command continues",
+    )
+
+
+def _prepare(given: argparse.Namespace) -> int:
+    check_at_least(given, 1, "jobs")
+    check_above_0(given, "timeout")
+    settings = Settings(given.short_side, given.gop, given.fps, given.sample_rate)
+    check_folders(given.source, given.target)
+    listing = list_clips(given.source, given.manifest)
+    work = plan if given.dry_run else prepare
+    summary = work(given.source, given.target, listing, settings, num_workers=given.jobs, timeout_seconds=given.timeout)
+    if given.dry_run:
+        print_result(summary, format_plan(summary), to=given.json)
+        return 0
+    print_result(summary, format_summary(summary, given.target), to=given.json)
+    info(f"next: python tools/train.py configs/... data.manifest={summary['manifest']}")
+    return 1 if summary["not_prepared"] else 0
+
+
+def format_summary(summary: dict[str, Any], target: Path) -> str:
+    prepared = summary["written"] + summary["kept"]
+    lines = [
+        f"{prepared} of {summary['files']} clips prepared ({summary['written']} now, {summary['kept']} before), "
+        f"{summary['without_audio']} of them without audio; {summary['source_bytes'] / GIGABYTE:.2f} GB became "
+        f"{summary['bytes'] / GIGABYTE:.2f} GB -> {summary['manifest']}"
+    ]
+    lines += format_unread(summary["not_prepared"], "could not be prepared", all_in=f"see {target / FAILURES}")
+    return "\n".join(lines)
+
+
+def format_plan(summary: dict[str, Any]) -> str:
+    return (
+        f"{summary['files']} clips, {summary['hours']:.2f} hours, {summary['source_bytes'] / GIGABYTE:.2f} GB: "
+        f"{summary['todo']} to prepare, {summary['done']} prepared before ({summary['done_bytes'] / GIGABYTE:.2f} GB); "
+        "nothing was written"
+    )

@@ -1,0 +1,52 @@
+"""Train as a configuration says; the same command resumes a stopped run.
+
+    python tools/train.py configs/toy/avid.yaml run.dir=runs/toy data.manifest=data/toy/manifest.parquet
+    torchrun --nproc-per-node 2 tools/train.py configs/toy/avid.yaml ...
+
+A complete run ends with RUN/report.html (tools/report.py).
+Exit code: 0 complete, 1 stopped (saved) or failed while training, 2 wrong configuration.
+"""
+
+import argparse
+from pathlib import Path
+
+from avssl import distributed
+from avssl.cli.common import info, new_parser, run
+from avssl.config import load
+from avssl.training.loop import train
+from avssl.training.session import TrainingError
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = new_parser(__name__, __doc__)
+    parser.add_argument("config", help="YAML file, such as configs/toy/avid.yaml")
+    parser.add_argument("overrides", nargs="*", help="section.key=value, such as optim.lr=1e-3")
+    return run(_train, parser.parse_args(arguments), failures=(TrainingError,))
+
+
+def _train(given: argparse.Namespace) -> int:
+    try:
+        config = load(given.config, given.overrides)
+        complete = train(config)
+        is_main = distributed.is_main()
+    finally:
+        distributed.shut_down()
+    if complete and is_main:
+        report(Path(config.run.dir))
+        info("next: python tools/evaluate.py RUN knn --dataset MANIFEST, with RUN as in run.dir")
+    return 0 if complete else 1
+
+
+def report(folder: Path) -> None:
+    """Write the report of a complete run; the training is saved, so an error here is only printed."""
+    try:
+        from avssl.report.run import write_run_report  # heavy, and not needed before
+
+        path, missing = write_run_report(folder)
+    except Exception as error:
+        why = " ".join(str(error).split()) or type(error).__name__
+        info(f"no report was written ({why}); to try again: python tools/report.py {folder}")
+        return
+    for sentence in missing:
+        info(f"note: {sentence}")
+    info(f"report: {path}")

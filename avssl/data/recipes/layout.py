@@ -1,0 +1,50 @@
+"""Clips of a folder, with labels and splits by its layout."""
+
+import os
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+VIDEO_NAMES = "mp4 m4v mov qt mkv webm avi divx mpg mpeg m2v vob ts mts m2ts flv f4v wmv asf 3gp 3g2 ogv"
+AUDIO_NAMES = "mp3 wav flac m4a m4b aac ogg oga opus mka weba wma aif aiff ac3 amr au mp2 w64 caf"
+CLIPS = frozenset(f".{name}" for name in VIDEO_NAMES.split())
+SOUNDS = frozenset(f".{name}" for name in AUDIO_NAMES.split())
+SPLITS = frozenset({"train", "val", "validation", "test"})
+
+
+def find_clips(root: Path, *, endings: frozenset[str] = CLIPS) -> tuple[list[str], list[str]]:
+    """Files below a folder without hidden ones, links followed: (clips, other files), sorted, relative to it."""
+    clips, others, visited = [], [], set()
+    for folder, folders, files in os.walk(root, followlinks=True):
+        real = os.path.realpath(folder)
+        if real in visited:  # a cyclic link
+            folders.clear()
+            continue
+        visited.add(real)
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        for name in files:
+            if not name.startswith("."):
+                path = (Path(folder) / name).relative_to(root).as_posix()
+                is_clip = Path(name).suffix.lower() in endings and _is_text(path)
+                (clips if is_clip else others).append(path)
+    return sorted(clips), sorted(others)
+
+
+def label_clips(paths: list[str]) -> list[dict[str, Any]]:
+    """Rows with label and split by layout."""
+    parts = [PurePosixPath(path).parts for path in paths]
+    has_splits = bool(parts) and all(len(each) > 1 and each[0] in SPLITS for each in parts)
+    rows = []
+    for path, each in zip(paths, parts, strict=True):
+        folders = each[1:-1] if has_splits else each[:-1]
+        split = each[0] if has_splits else None
+        rows.append({"path": path, "label": folders[-1] if folders else None, "split": split})
+    return rows
+
+
+def _is_text(path: str) -> bool:
+    """Whether a name is UTF-8, so that it can be stored."""
+    try:
+        path.encode()
+    except UnicodeEncodeError:
+        return False
+    return True

@@ -1,0 +1,77 @@
+"""Clips listed by YouTube id and seconds, found among files as crawlers name them."""
+
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import PurePosixPath
+from typing import Any
+
+import pyarrow as pa
+
+# <id>, <id>_<start>, <id>_<start>_<end>: seconds, padded or not, or milliseconds
+NAME = re.compile(r"(?P<id>[\w-]{11})(_(?P<start>\d+(\.\d+)?)(_\d+(\.\d+)?)?)?", re.ASCII)
+TOLERANCE = 1.0  # seconds by which crawlers cut clips too long or short
+
+
+@dataclass(frozen=True, slots=True)
+class Listed:
+    """A clip of a list."""
+
+    id: str  # of the video on YouTube
+    start: float  # seconds of the clip in that video
+    end: float
+    columns: dict[str, Any]  # of its row: label, split and further ones
+
+
+def youtube_id(path: str) -> str | None:
+    """The id at the beginning of a file name, if it has a crawler's form."""
+    found = NAME.fullmatch(PurePosixPath(path).stem)
+    return found["id"] if found else None
+
+
+def match_clips(listed: Iterable[Listed], paths: Sequence[str]) -> tuple[list[dict[str, Any]], list[str], list[str]]:
+    """Find the file of each listed clip.
+
+    A file that names the second (or millisecond) where the clip starts is the clip; else a file that names the id only
+    is the whole video, and the row gets the seconds of the list. A clip that is listed twice is one row, as first
+    listed; of two files for one clip the first is taken.
+
+    Returns:
+        Rows sorted by path and start, with the id as group; listed clips without a file, as <id>_<start>; files that
+        were not taken.
+    """
+    files: dict[str, dict[float | None, str]] = {}  # id -> start as the name says it, None = whole -> path
+    for path in paths:
+        if found := NAME.fullmatch(PurePosixPath(path).stem):
+            start = float(found["start"]) if found["start"] else None
+            files.setdefault(found["id"], {}).setdefault(start, path)
+    rows: dict[tuple[str, float], dict[str, Any]] = {}
+    absent = []
+    for clip in listed:
+        known = files.get(clip.id, {})
+        start = next((key for key in (clip.start, round(clip.start * 1000), None) if key in known), "absent")
+        if start == "absent":
+            absent.append(f"{clip.id}_{clip.start:g}")
+            continue
+        row = {"path": known[start], "group": clip.id} | clip.columns
+        if start is None:
+            row |= {"start": clip.start, "end": clip.end}
+        rows.setdefault((known[start], row.get("start", 0.0)), row)
+    taken = {path for path, _ in rows}
+    return [rows[key] for key in sorted(rows)], absent, [path for path in paths if path not in taken]
+
+
+def clear_parts_of_cut_clips(table: pa.Table) -> pa.Table:
+    """The table of a manifest with null start and end where the file cannot be the whole video: some crawlers cut the
+    clip and name it by the id only. Such a file is no longer than the clip, and the listed part lies beyond its end.
+    """
+    columns = {name: table.column(name).to_pylist() for name in ("start", "end")}
+    ends = zip(table.column("video_end").to_pylist(), table.column("audio_end").to_pylist(), strict=True)
+    for i, file_ends in enumerate(ends):
+        start, end = columns["start"][i], columns["end"][i]
+        last = max((each for each in file_ends if each is not None), default=None)
+        if None not in (start, last) and last <= end - start + TOLERANCE and last + TOLERANCE < end:
+            columns["start"][i] = columns["end"][i] = None
+    for name, values in columns.items():
+        table = table.set_column(table.column_names.index(name), name, pa.array(values, pa.float64()))
+    return table

@@ -1,0 +1,161 @@
+"""Containers and codecs that the Reader (reader.py) must, or may, read differently than by seeking and decoding all."""
+
+import bisect
+import collections
+import heapq
+import math
+from collections.abc import Iterator, Sequence
+from fractions import Fraction
+from pathlib import Path
+
+import av
+import av.audio.stream
+import av.container
+import av.stream
+import av.video.stream
+import numpy as np
+
+# An MPEG program stream stores few timestamps, and FFmpeg counts on from the last one: after a seek a frame or two too
+# few, as a packet ends in the middle of a frame.
+COUNTED = frozenset({"mpeg"})
+AVI_CHUNK_HEADER = 8  # bytes between the offset in the index and that of the packet
+AVI_REORDER = 2  # frames looked ahead to put the times of an AVI in order
+LOOK_AHEAD = 20  # packets: H.264 shows a frame at most 16 later than it decodes it
+PCM_SECONDS = 1.0  # of PCM read at a time
+PCM_TAGS = ("sowt", "ipcm", "lpcm")  # of little-endian samples in MOV and MP4
+
+
+def must_count(container: av.container.InputContainer, video: av.video.stream.VideoStream | None) -> bool:
+    """Whether times are right only when read from the beginning: after a seek FFmpeg counts from a wrong one."""
+    if container.format.name == "avi" and video is not None:
+        entries = video.index_entries  # the clock: number by number, a few of them for an empty packet
+        return len(entries) > 0 and entries[len(entries) - 1].timestamp + 1 < video.frames
+    return container.format.name in COUNTED
+
+
+def from_keyframe(packets: Iterator[av.Packet], seconds: float, *, max_bytes: int) -> Iterator[av.Packet]:
+    """Packets from the last keyframe at or before a second on, without a seek; at most `max_bytes` are held back."""
+    kept: list[av.Packet] = []
+    latest, num_bytes = -math.inf, 0
+    for packet in packets:
+        shown = -math.inf if packet.pts is None else float(packet.pts * packet.time_base)
+        if packet.is_keyframe and latest < shown <= seconds:
+            kept, latest, num_bytes = [], shown, 0
+        kept.append(packet)
+        num_bytes += packet.size
+        is_behind = packet.dts is not None and float(packet.dts * packet.time_base) > seconds
+        if is_behind or num_bytes > max_bytes:
+            break
+    yield from kept
+    yield from packets
+
+
+def times_of_index(packets: Iterator[av.Packet], stream: av.stream.Stream) -> Iterator[av.Packet]:
+    """Packets of an AVI with the times of its index: FFmpeg counts packets, so a lost one shifts all others."""
+    entries = stream.index_entries
+    for packet in packets:
+        if packet.pos is not None and packet.dts is not None and len(entries):
+            number = bisect.bisect_left(entries, packet.pos - AVI_CHUNK_HEADER, key=lambda entry: entry.pos)
+            entry = entries[min(number, len(entries) - 1)]
+            if entry.pos == packet.pos - AVI_CHUNK_HEADER and entry.timestamp != packet.dts:
+                packet.pts = None if packet.pts is None else packet.pts + entry.timestamp - packet.dts
+                packet.dts = entry.timestamp
+        yield packet
+
+
+def sort_times(decoded: Iterator[tuple[float, av.VideoFrame]]) -> Iterator[tuple[float, av.VideoFrame]]:
+    """Frames of an AVI, which come in display order, with their times sorted: AVI stores no display times, and FFmpeg
+    swaps some of its guesses when two B-frames follow each other (1, 2, 4, 3, 5, 7, 6).
+    """
+    frames, times = collections.deque(), []
+    for seconds, frame in decoded:
+        frames.append(frame)
+        heapq.heappush(times, seconds)
+        if len(frames) > AVI_REORDER:
+            yield heapq.heappop(times), frames.popleft()
+    while frames:
+        yield heapq.heappop(times), frames.popleft()
+
+
+def can_skip(container: av.container.InputContainer, stream: av.video.stream.VideoStream) -> bool:
+    """Whether packets have display times, and there can be frames that no other refers to."""
+    context = stream.codec_context
+    has_times = container.format.name.startswith(("mov", "matroska"))
+    return has_times and context.name == "h264" and context.has_b_frames
+
+
+def skip_unwanted(
+    packets: Iterator[av.Packet], stream: av.video.stream.VideoStream, wanted: Sequence[float]
+) -> Iterator[av.Packet]:
+    """The same packets; before each, the decoder is set to skip its frame if it is unwanted and no other refers to it.
+
+    A frame is shown until the next one. Packets come in decoding order, so the next one is known some packets later.
+
+    Args:
+        wanted: rising seconds whose frames are used.
+    """
+    ticks_per_second = 1 / float(stream.time_base)
+    wanted_ticks = [seconds * ticks_per_second for seconds in wanted]
+    shown: list[int] = []  # rising ticks of packets decoded or ahead
+    ahead: collections.deque[av.Packet] = collections.deque()
+    ended = False
+    while True:
+        while not ended and len(ahead) < LOOK_AHEAD:
+            packet = next(packets, None)
+            if packet is None:
+                ended = True
+                break
+            ahead.append(packet)
+            if packet.pts is not None:
+                bisect.insort(shown, packet.pts)
+        if not ahead:
+            return
+        packet = ahead.popleft()
+        stream.codec_context.skip_frame = "DEFAULT"
+        if packet.pts is not None:
+            following = bisect.bisect_right(shown, packet.pts)
+            first = bisect.bisect_left(wanted_ticks, packet.pts)  # wanted second that is not before this frame
+            is_edge = following == len(shown) or shown[0] == packet.pts
+            if not is_edge and (first == len(wanted_ticks) or wanted_ticks[first] >= shown[following]):
+                stream.codec_context.skip_frame = "NONREF"
+        yield packet
+
+
+def is_plain_pcm(container: av.container.InputContainer, stream: av.audio.stream.AudioStream) -> bool:
+    """Whether the audio is raw PCM at offsets that the index lists, with ticks of one sample."""
+    context, entries = stream.codec_context, stream.index_entries
+    is_pcm = context.name == "pcm_s16le" and context.codec_tag in PCM_TAGS and context.channels
+    in_mov = container.format.name.startswith("mov")
+    if not (is_pcm and in_mov and stream.time_base == Fraction(1, context.sample_rate) and len(entries)):
+        return False
+    # an edit list can hide audio at both ends, which decoding leaves out
+    is_whole = not entries[0].is_discard and not entries[len(entries) - 1].is_discard
+    return is_whole and entries[0].timestamp == stream.start_time
+
+
+def read_pcm(path: Path, stream: av.audio.stream.AudioStream, seconds: float) -> Iterator[tuple[float, av.AudioFrame]]:
+    """As `Reader.frames_from`, without demuxer and decoder: contiguous index entries become one frame."""
+    context, rate, entries = stream.codec_context, stream.codec_context.sample_rate, stream.index_entries
+    sample_bytes = 2 * context.channels
+    begin = min(max(seconds, entries[0].timestamp / rate), entries[len(entries) - 1].timestamp / rate)
+    number = max(0, entries.search_timestamp(math.floor(begin * rate), backward=True))
+    entry = entries[number]
+    with open(path, "rb", buffering=0) as file:
+        while entry is not None:
+            position, tick, size = entry.pos, entry.timestamp, 0
+            while (
+                entry is not None
+                and entry.pos == position + size
+                and entry.timestamp == tick + size // sample_bytes
+                and size < PCM_SECONDS * rate * sample_bytes
+            ):
+                size, number = size + entry.size, number + 1
+                entry = entries[number] if number < len(entries) else None
+            file.seek(position)
+            found = file.read(size)
+            samples = np.frombuffer(found[: len(found) // sample_bytes * sample_bytes], dtype="<i2")
+            if not len(samples):  # the file is cut
+                return
+            frame = av.AudioFrame.from_ndarray(samples[None], format="s16", layout=context.layout)
+            frame.sample_rate, frame.time_base, frame.pts = rate, stream.time_base, tick
+            yield tick / rate, frame

@@ -1,0 +1,164 @@
+"""Checkpoints: written whole or not at all, read without running code, and bound to their manifest.
+
+A checkpoint holds tensors, str, int, float, bool, None, list and dict only, so that `torch.load(weights_only=True)`
+reads it.
+"""
+
+import pickle
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save
+from torch import nn
+
+import avssl
+from avssl.config import loads
+from avssl.files import atomic_write
+from avssl.methods import METHODS
+from avssl.methods.base import Method
+
+LAST = "last.pt"
+ENCODERS = "encoders.safetensors"
+FORMAT = 2  # of a checkpoint
+
+
+class CheckpointError(ValueError):
+    """A checkpoint that cannot be used: the message names the file and the fix."""
+
+
+def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
+    """Write atomically: a crash at any moment leaves the old file or the new one.
+
+    Raises:
+        WriteError: the disk is full, or the folder may not be written to; the old file stays.
+    """
+    with atomic_write(path) as temporary, temporary.open("wb") as file:
+        try:
+            torch.save(_plain({"format": FORMAT, "avssl": avssl.__version__, **state}), file)
+        except RuntimeError as error:
+            if isinstance(error.__context__, OSError):  # torch says "unexpected pos" when the file refuses a write
+                raise error.__context__ from error
+            raise
+
+
+def _plain(value: Any) -> Any:
+    """Lists for the tuples in an optimizer's state (Adam's betas): a checkpoint holds no other containers."""
+    if isinstance(value, dict):
+        return {key: _plain(entry) for key, entry in value.items()}
+    return [_plain(entry) for entry in value] if isinstance(value, list | tuple) else value
+
+
+def export_encoders(path: Path, method: Method) -> None:
+    """Weights of the encoders alone, as safetensors, keys `video.*` and `audio.*`; atomic too.
+
+    Raises:
+        WriteError: as `save_checkpoint`.
+    """
+    tensors = {name: value.detach().cpu().contiguous() for name, value in method.encoders.state_dict().items()}
+    with atomic_write(path) as temporary:
+        temporary.write_bytes(save(tensors))  # save_file writes under a random name, which a kill would leave behind
+
+
+def load_checkpoint(path: Path) -> dict[str, Any]:
+    """Read a checkpoint onto the CPU.
+
+    Raises:
+        CheckpointError: the file does not exist, is not one of ours, or is damaged.
+    """
+    try:
+        if path.is_dir():
+            path = path / LAST
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError as error:
+        raise CheckpointError(f"checkpoint {path} does not exist: give the folder of a run, or its {LAST}") from error
+    except OSError as error:
+        raise CheckpointError(f"checkpoint {path} cannot be read ({error.strerror}): may you read it?") from error
+    except (RuntimeError, EOFError, pickle.UnpicklingError, KeyError, ValueError) as error:
+        # torch's own words recommend weights_only=False, which would run the code in a foreign file
+        why = "holds more than plain data" if zipfile.is_zipfile(path) else "is damaged or cut short"
+        raise CheckpointError(
+            f"checkpoint {path} cannot be used, it {why}: put a whole copy in its place, or move it away to start anew"
+        ) from error
+    if not isinstance(state, dict) or not {"config", "manifest_hash", "model"} <= state.keys():
+        raise CheckpointError(f"{path} is not a checkpoint of avssl: expected the {LAST} of a run")
+    if state.get("format") != FORMAT:
+        raise CheckpointError(
+            f"checkpoint {path} is of format {state.get('format', 1)}, which avssl {state.get('avssl', '0.1.0')} "
+            f"reads; this is avssl {avssl.__version__} with format {FORMAT}: use that version, or train anew"
+        )
+    return state
+
+
+def check_manifest(state: dict[str, Any], manifest_hash: str, *, path: str | Path, manifest: str | Path) -> None:
+    """Refuse a checkpoint of another manifest: its memory banks belong to other clips.
+
+    Raises:
+        CheckpointError
+    """
+    if state["manifest_hash"] != manifest_hash:
+        raise CheckpointError(
+            f"checkpoint {path} belongs to another manifest than {manifest} (hash {state['manifest_hash'][:12]} "
+            f"against "
+            f"{manifest_hash[:12]}): rows are instances, so its memory banks would belong to other clips; use the "
+            f"manifest it was "
+            "trained on, or start a run of your own without it"
+        )
+
+
+def load_model(method: nn.Module, state: dict[str, Any], *, path: str | Path) -> None:
+    """Continue a method from its own checkpoint: every entry, and no other.
+
+    Raises:
+        CheckpointError: the entries are not those of this version of the method.
+    """
+    try:
+        method.load_state_dict(state["model"])
+    except RuntimeError as error:
+        difference = " ".join(str(error).split()[:40])
+        raise CheckpointError(
+            f"checkpoint {path} does not fit this version of the package ({difference}): use the version that wrote "
+            "it, or start a new run"
+        ) from error
+
+
+def load_initial(method: nn.Module, state: dict[str, Any], *, path: str | Path) -> list[str]:
+    """Start a method from an earlier run: every entry that both have is taken over. A method of several parts may start
+    from a run of one of them. A momentum copy that the run did not have starts equal to the weights that came from it.
+
+    Returns:
+        Names that the method has and the checkpoint has not (such as agreement sets that are not mined yet).
+
+    Raises:
+        CheckpointError: an entry has another shape, or the checkpoint has entries that the method does not know.
+    """
+    given = state["model"]
+    whole, prefix = method, ""
+    parts = {
+        name: part for name, part in getattr(method, "parts", {}).items() if given.keys() <= part.state_dict().keys()
+    }
+    if parts:  # the same method first: what a run of patches has, every method with a head for video has too
+        kind = METHODS.get(loads(state["config"]).method["name"], Method)
+        name, method = min(parts.items(), key=lambda part: not isinstance(part[1], kind))
+        prefix = f"parts.{name}."
+    own = method.state_dict()
+    unknown = sorted(given.keys() - own.keys())
+    other = [name for name in own.keys() & given.keys() if own[name].shape != given[name].shape]
+    if unknown or other:
+        name = (unknown or sorted(other))[0]
+        reason = (
+            "is not part of this method" if unknown else f"is {tuple(given[name].shape)}, here {tuple(own[name].shape)}"
+        )
+        raise CheckpointError(
+            f"model.init={path}: {name} {reason} ({len(unknown) + len(other)} such entries): start from a run with "
+            f"the same model "
+            "section and a method that this one extends"
+        )
+    method.load_state_dict(given, strict=False)
+    taken = {prefix + name for name in given}
+    for name, each in whole.named_modules():
+        copies = f"{name}.target." if name else "target."
+        if isinstance(each, Method) and not any(entry.startswith(copies) for entry in taken):
+            each.reset_target()
+    return sorted(own.keys() - given.keys())

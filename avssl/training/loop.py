@@ -1,0 +1,117 @@
+"""The training loop: one for every method. It knows batches, steps and checkpoints, and nothing of what a method does.
+
+Everything random is a function of (seed, step), so a run that is killed and started again continues bit-equal on CPU.
+"""
+
+import time
+
+import numpy as np
+import torch
+
+from avssl import distributed
+from avssl.config import Config, dumps
+from avssl.data.loader import lost_workers_named
+from avssl.logs import RunLog, RunningMean
+from avssl.structs import Progress
+from avssl.training.checkpoint import ENCODERS, LAST, export_encoders, save_checkpoint
+from avssl.training.metrics import batch_metrics, collapse_metrics, set_metrics
+from avssl.training.optim import learning_rate, optimizer_state, peak_rate, set_learning_rate
+from avssl.training.resume import shared_buffers, tracks_of
+from avssl.training.session import StopRequest, check_readable, note_session, open_folder, wrap_errors
+from avssl.training.setup import Setup, describe, set_up
+from avssl.training.step import FiniteCheck, train_step
+
+
+def train(config: Config) -> bool:
+    """Train as `config` says, from the run's last checkpoint when there is one.
+
+    Writes into run.dir: `last.pt`, `encoders.safetensors`, `log.jsonl`, `sessions.jsonl`, `tensorboard/`,
+    `config.yaml`.
+
+    Returns:
+        True when the run is complete; False when it was asked to stop (SIGTERM, Ctrl-C, run.max_steps) and saved
+        itself.
+
+    Raises:
+        ConfigError, ManifestError, CheckpointError: before any work starts.
+        TrainingError: a loss or a gradient is not finite, no file of a batch can be read, or the run's folder can no
+            longer be written to.
+    """
+    run = set_up(config)
+    if distributed.is_main():
+        open_folder(run.folder, config)
+        note_session(run.folder, first_step=run.first_step, decoder=run.decoder, device=run.device.type)
+    distributed.barrier()
+    num_steps, steps_per_epoch, batch_size = run.batches.num_steps, run.batches.steps_per_epoch, config.data.batch_size
+    with (
+        wrap_errors(run.folder / LAST, config, run.manifest),
+        lost_workers_named(run.dataset, config.data),
+        RunLog(run.folder, first_step=run.first_step, num_steps=num_steps) as log,
+        StopRequest() as stop,
+    ):
+        for line in describe(run):
+            log.info(line)
+        run.model.train()
+        metrics, waited, since, reported = RunningMean(), 0.0, time.perf_counter(), run.first_step
+        check = FiniteCheck(run.folder / LAST, delayed=run.device.type == "cuda")
+        step, arrivals = run.first_step, iter(run.loader)
+        while step < num_steps:
+            epoch, done_of_epoch = divmod(step, steps_per_epoch)
+            if done_of_epoch == 0 and (found := run.method.on_epoch(epoch)):
+                log.report(step, {"epoch": epoch, **found, **set_metrics(run.method, found, run.manifest)})
+
+            asked = time.perf_counter()
+            batch = next(arrivals)
+            waited += time.perf_counter() - asked
+            batch = batch.to(run.device)
+            check_readable(batch, log, step)
+
+            rate = learning_rate(step, steps_per_epoch=steps_per_epoch, optim=config.optim, batch_size=batch_size)
+            set_learning_rate(run.optimizer, rate, peak=peak_rate(config.optim, batch_size=batch_size))
+            torch.manual_seed(_key(config.run.seed, step))  # dropout and the like: a function of the step
+            done, norms = train_step(run.model, run.optimizer, batch, config, Progress(epoch, step, num_steps))
+            check.add(step, done.loss, norms)
+            step += 1
+
+            metrics.add({"loss": done.loss, "grad_norm": norms.total, **done.logs, **batch_metrics(batch)})
+            log.advance()
+            ends_epoch = step % steps_per_epoch == 0
+            if ends_epoch or step % config.run.log_every == 0:
+                seconds = time.perf_counter() - since
+                speed = {"clips_per_second": (step - reported) * batch_size / seconds, "data_wait": waited / seconds}
+                log.report(step, {"epoch": epoch, **metrics.pop(), "lr": rate, **speed, **collapse_metrics(done)})
+                waited, since, reported = 0.0, time.perf_counter(), step
+            stopping = distributed.any_rank(stop.asked) or step == config.run.max_steps
+            if stopping or ends_epoch or step % config.run.checkpoint_every == 0:
+                check.settle()
+                save(run, step)
+            if stopping and step < num_steps:
+                log.info(f"stopped and saved at step {step} of {num_steps}: the same command continues")
+                return False
+        log.info(f"complete: {num_steps} steps, {run.folder / LAST} and {run.folder / ENCODERS}")
+    return True
+
+
+def save(run: Setup, step: int) -> None:
+    """Write the checkpoint and the encoders; all ranks call it, and their buffers must be equal."""
+    method = run.method
+    distributed.check_equal(shared_buffers(method), f"the buffers of method {run.config.method['name']} at step {step}")
+    if distributed.is_main():
+        state = {
+            "config": dumps(run.config),
+            "manifest_hash": run.manifest.hash,
+            "instances": vars(run.instances),
+            "decoder": run.decoder,
+            "tracks": tracks_of(run.dataset),
+            "step": step,
+            "model": method.state_dict(),
+            "heads": method.describe_heads(),
+            "optimizer": optimizer_state(run.optimizer),
+        }
+        export_encoders(run.folder / ENCODERS, method)
+        save_checkpoint(run.folder / LAST, state)  # last: killed in between, the resumed run exports them again
+    distributed.barrier()
+
+
+def _key(seed: int, step: int) -> int:
+    return int(np.random.SeedSequence((seed, step)).generate_state(1)[0])

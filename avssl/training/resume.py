@@ -1,0 +1,112 @@
+"""Saving a run and going on with it, or starting from another one."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from avssl.config import Config, ConfigError, loads
+from avssl.data.dataset import ClipDataset, track_table
+from avssl.data.manifest import Manifest
+from avssl.methods import foreign_methods, method_options
+from avssl.methods.base import Method
+from avssl.training.checkpoint import LAST, check_manifest, load_checkpoint, load_initial, load_model
+from avssl.training.optim import load_optimizer_state
+
+
+def resume(
+    config: Config,
+    manifest: Manifest,
+    method: Method,
+    optimizer: torch.optim.Optimizer,
+    before: dict[str, Any] | None,
+    dataset: ClipDataset,
+) -> int:
+    """Load the run's last checkpoint, or the one to start from; returns the step to continue at.
+
+    Args:
+        before: the run's last checkpoint, of this manifest; None = there is none.
+        dataset: whose tracks must be those of the checkpoint.
+    """
+    if before is not None:
+        last = Path(config.run.dir) / LAST
+        if config.run.resume == "never":
+            raise ConfigError(
+                f"run.resume=never, but {last} holds a run already: choose another run.dir, or delete that folder "
+                f"yourself"
+            )
+        _check_same_run(config, loads(before["config"]), last)
+        if before.get("tracks", "") != tracks_of(dataset):
+            raise ConfigError(
+                f"the tracks in {track_table(dataset.views)} are not those that the run in {last.parent} was trained "
+                "on: put that table back, or choose another run.dir for a new run"
+            )
+        load_model(method, before, path=last)
+        load_optimizer_state(optimizer, before["optimizer"])
+        return int(before["step"])
+    if config.model.init:
+        state = load_checkpoint(Path(config.model.init))
+        check_manifest(state, manifest.hash, path=config.model.init, manifest=config.data.manifest)
+        load_initial(method, state, path=config.model.init)
+    return 0
+
+
+def _check_same_run(config: Config, before: Config, last: Path) -> None:
+    """A resumed run must be the same run; where it lives and how it is executed may differ."""
+    free = {"data.manifest", "data.root", "data.num_workers", "data.worker_timeout_seconds"}
+    free |= {"data.max_pixels", "data.max_seconds"}  # and where tracks lie: what they say is compared apart
+    if foreign := foreign_methods(before):
+        raise ConfigError(
+            f"method {foreign[0]} of the run in {last.parent} is not named by this configuration: repeat the name to "
+            "continue, or choose another run.dir for a new run"
+        )
+    sections = [entry.model_dump() | {"method": method_options(entry)} for entry in (config, before)]
+    for section in ("data", "model", "method", "optim"):
+        now, then = (_flat(entry[section]) for entry in sections)
+        for name in sorted(now.keys() | then.keys()):
+            is_free = f"{section}.{name}" in free or (section == "method" and name.split(".")[-1] == "tracks")
+            same = _within(config.run.dir, now.get(name)) == _within(before.run.dir, then.get(name))
+            if not (same or is_free):
+                raise ConfigError(
+                    f"{section}.{name}={now.get(name)}, but the run in {last.parent} was started with "
+                    f"{then.get(name)}: choose "
+                    "another run.dir for a new run, or repeat the old value to continue"
+                )
+    if config.run.seed != before.run.seed:
+        raise ConfigError(
+            f"run.seed={config.run.seed}, but the run in {last.parent} was started with {before.run.seed}"
+        )
+
+
+def _within(folder: str, value: object) -> object:
+    """A file of the run's own folder as seen from there, since it moves with it; anything else as it is."""
+    inside = isinstance(value, str) and Path(value).is_relative_to(folder)
+    return str(Path(value).relative_to(folder)) if inside else value
+
+
+def _flat(section: Mapping[str, object]) -> dict[str, object]:
+    """{name: value} of a section, that of a nested one as `policy.silent`."""
+    flat = {}
+    for name, value in section.items():
+        inner = value if isinstance(value, Mapping) else {}
+        flat |= {f"{name}.{key}": each for key, each in _flat(inner).items()} or {name: value}
+    return flat
+
+
+def tracks_of(dataset: ClipDataset) -> str:
+    """Digest of the tracks that a run is trained on; empty for a method without."""
+    return "" if dataset.tracks is None else dataset.tracks.digest
+
+
+def shared_buffers(method: Method) -> dict[str, torch.Tensor]:
+    """Buffers that must be the same on every rank: all but the statistics of BatchNorm, which each rank has of its own
+    clips."""
+    own = {
+        f"{name}.{buffer}"
+        for name, module in method.named_modules(remove_duplicate=False)
+        if isinstance(module, nn.modules.batchnorm._BatchNorm)
+        for buffer, _ in module.named_buffers()
+    }
+    return {name: value for name, value in method.named_buffers() if name not in own}

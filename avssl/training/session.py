@@ -1,0 +1,175 @@
+"""One start of a run: its note in sessions.jsonl, requests to stop, and what is left when it ends in an error."""
+
+import importlib.metadata
+import json
+import os
+import platform
+import shlex
+import signal
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from types import FrameType
+from typing import Any, Self
+
+import torch
+
+import avssl
+from avssl import distributed
+from avssl.config import Config, ConfigError, dumps
+from avssl.data.dataset import CLOSED
+from avssl.data.loader import WorkerLost
+from avssl.data.manifest import Manifest
+from avssl.data.quarantine import Entry, add_to_quarantine, quarantine_path
+from avssl.files import WriteError, atomic_write
+from avssl.logs import RunLog
+from avssl.structs import Batch
+from avssl.training.checkpoint import load_checkpoint
+
+SESSIONS = "sessions.jsonl"
+
+
+class TrainingError(RuntimeError):
+    """A run that cannot go on: the message says at which step, why, and which checkpoint is good."""
+
+
+class StopRequest:
+    """Turns the first SIGTERM or Ctrl-C into a polite request to save and stop; the second acts as usual."""
+
+    def __init__(self) -> None:
+        self.asked = False
+
+    def __enter__(self) -> Self:
+        self._before = {number: signal.signal(number, self._ask) for number in (signal.SIGTERM, signal.SIGINT)}
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _ask(self, number: int, frame: FrameType | None) -> None:
+        self.asked = True
+        signal.signal(number, self._before[signal.Signals(number)])
+
+
+def open_folder(folder: Path, config: Config) -> None:
+    """Make the run's folder and write its config: the first sign of a folder that cannot be used."""
+    try:
+        with atomic_write(folder / "config.yaml") as temporary:
+            temporary.write_text(dumps(config))
+    except WriteError as error:
+        raise ConfigError(f"run.dir={folder}: {error}") from error
+
+
+@contextmanager
+def wrap_errors(last: Path, config: Config, manifest: Manifest) -> Iterator[None]:
+    """Say of a run whose folder can no longer be written to, or whose worker is lost, what is left and how to go on.
+    The clips that the worker was at go on the manifest's quarantine list.
+    """
+    try:
+        yield
+    except WriteError as error:
+        raise TrainingError(f"{error}; {last_good(last)}; the same command continues") from error
+    except WorkerLost as error:
+        what = quarantine_clips(error, config.data.manifest, manifest)
+        raise TrainingError(f"{what}; {last_good(last)}; the same command continues") from error
+
+
+def quarantine_clips(lost: WorkerLost, manifest_path: str, manifest: Manifest) -> str:
+    """Put the clips that a lost worker was at on the quarantine list, and say so."""
+    if not lost.ids:
+        return f"{lost.reason}, at no clip that could be named: too little memory, or data.num_workers too high?"
+    files = ", ".join(str(manifest.path(row)) for row in lost.ids)
+    try:
+        for row in lost.ids:
+            path, key = (manifest.table.column(name)[row].as_py() for name in ("path", "content_key"))
+            add_to_quarantine(manifest_path, Entry(path, key, lost.reason))
+    except WriteError as error:
+        return f"{lost.reason} at {files}, which will happen again, since the quarantine list {error}"
+    return f"{lost.reason} at {files}: on the quarantine list {quarantine_path(manifest_path)} now, no longer read"
+
+
+def last_good(last: Path) -> str:
+    if not last.exists():
+        return "no checkpoint was written yet"
+    return f"the last good checkpoint is {last} at step {load_checkpoint(last)['step']}"
+
+
+def check_readable(batch: Batch, log: RunLog, step: int) -> None:
+    """Name every file that could not be read; stop when a whole batch is lost."""
+    for error in batch.errors:
+        log.info(f"step {step}: not read, left out: {error}")
+    if batch.errors:
+        log.report(step, {"unreadable": list(batch.errors)})
+    closed = [error for error in batch.errors if CLOSED in error]  # a batch of one such clip is no reason to stop
+    if len(batch.errors) == len(batch) and not closed:
+        raise TrainingError(
+            f"step {step}: no file of the batch could be read (first: {batch.errors[0]}): is data.root right?"
+        )
+
+
+def note_session(folder: Path, *, first_step: int, decoder: Mapping[str, str], device: str) -> None:
+    """Write down that this process starts, or continues, a run at `first_step`.
+
+    What an earlier one has noted stays, unless none of its steps is kept.
+
+    Args:
+        decoder: as `avssl.media.decoders.describe` gives it.
+
+    Raises:
+        WriteError: the disk is full, or the folder may not be written to.
+    """
+    session = {
+        "first_step": first_step,
+        "started": datetime.now(UTC).isoformat(timespec="seconds"),
+        "command": shlex.join(["python", *sys.argv]),
+        "machine": machine(),
+        "processes": f"{distributed.world_size()} x {device}",
+        "versions": versions(decoder),
+    }
+    kept = [each for each in read_sessions(folder) if each["first_step"] < first_step]
+    with atomic_write(folder / SESSIONS) as temporary:
+        temporary.write_text("".join(json.dumps(each) + "\n" for each in [*kept, session]))
+
+
+def read_sessions(folder: Path) -> list[dict[str, Any]]:
+    """What `note_session` has written, oldest first; none for a run of before there were such notes."""
+    path = folder / SESSIONS
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+def versions(decoder: Mapping[str, str]) -> dict[str, str]:
+    """Of what the numbers of a run depend on."""
+    faiss = [name for name in ("faiss-gpu", "faiss-cpu") if _installed(name)]
+    return {
+        "avssl": avssl.__version__,
+        "Python": platform.python_version(),
+        "torch": torch.__version__,
+        decoder["name"]: decoder["version"],
+        "FFmpeg": decoder["ffmpeg"],
+        **{name: importlib.metadata.version(name) for name in faiss},
+    }
+
+
+def machine() -> str:
+    """Cores, processor and GPU of this machine."""
+    gpu = f", {torch.cuda.get_device_name()}" if torch.cuda.is_available() else ""
+    return f"{os.cpu_count()} cores of {_processor()}{gpu}, {platform.system()}"
+
+
+def _processor() -> str:
+    """The name that the system gives it; where there is none (some ARM), the architecture."""
+    facts = Path("/proc/cpuinfo")
+    lines = facts.read_text().splitlines() if facts.exists() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.machine()
+
+
+def _installed(name: str) -> bool:
+    try:
+        importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return False
+    return True

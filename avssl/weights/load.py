@@ -1,0 +1,335 @@
+"""Load trained encoders; everything that uses frozen features starts here.
+
+    model = load("weights/avid")
+    features = model.encode("clip.mp4")
+
+Letters: B batch, C clips of a file, T frames, H x W pixels, n samples, S spectrogram steps, F frequency bins.
+"""
+
+import copy
+import dataclasses
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+import safetensors.torch
+import torch
+from torch import Tensor, nn
+
+import avssl
+from avssl import distributed
+from avssl.config import Config, DataConfig, ModelConfig, loads, merge_options, without_weights
+from avssl.data.check import manifest_of_file
+from avssl.data.dataset import ClipDataset, collate
+from avssl.data.sampling import Key
+from avssl.files import digest
+from avssl.methods import build_method, foreign_methods, method_options
+from avssl.methods.base import Method
+from avssl.models import build_encoder
+from avssl.models.heads import Classifier, mlp
+from avssl.structs import MODALITIES, Instances
+from avssl.training.checkpoint import ENCODERS, LAST, load_checkpoint, load_model
+from avssl.training.setup import to_channels_last
+from avssl.transforms.views import View, apply_views, evaluate_view
+
+FORMAT = 2  # of config.json
+CONFIG = "config.json"
+SECTIONS = ("data", "model", "heads", "classifier", "facts")  # of config.json
+
+
+class WeightsError(ValueError):
+    """A folder of weights that cannot be used."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pretrained:
+    """Encoders with their heads, and how their clips are read."""
+
+    path: Path  # of the weights file
+    encoders: nn.ModuleDict  # {video, audio, or one of them: Encoder}: evaluation mode, on `device`
+    heads: nn.ModuleDict  # {modality: projection head}, where there is one
+    data: DataConfig
+    model: ModelConfig
+    device: torch.device
+    weights_hash: str  # of all weights and buffers of encoders and heads
+    classifier: Classifier | None = None  # trained on them, evaluation mode, on `device`
+    facts: Mapping[str, Any] = field(default_factory=dict)  # where the weights come from, as JSON has them
+
+    @torch.no_grad()
+    def encode(self, path: str | Path, *, num_clips: int = 3) -> dict[str, Tensor]:
+        """Features of a file: {video: (C, dim), audio: (C, dim)} for C clips spread over it, without the modality that
+        the file lacks.
+
+        Raises:
+            ValueError: the file cannot be read, or num_clips < 1.
+        """
+        if num_clips < 1:
+            raise ValueError(f"num_clips={num_clips} must be at least 1")
+        manifest = manifest_of_file(Path(path))
+        views = [View(modality, recipe=modality) for modality in self.encoders]
+        dataset = ClipDataset(manifest, self.data, views, num_eval_clips=num_clips)
+        batch = collate([dataset[Key(0, 0, clip)] for clip in range(num_clips)])
+        if batch.errors:
+            raise ValueError(batch.errors[0])
+        batch = apply_views(batch.to(self.device), views, self.data)
+        present = {"video": batch.has_video, "audio": batch.has_audio}
+        return {
+            modality: encoder(getattr(batch, modality)[modality])
+            for modality, encoder in self.encoders.items()
+            if present[modality].all()
+        }
+
+    def transform(self, modality: Literal["video", "audio"], x: Tensor) -> Tensor:
+        """Decoded clips -> input of the encoder, without augmentation; raises ValueError as `evaluate_view`.
+
+        Args:
+            x: frames (B, T, H, W, 3) uint8, or samples (B, n) float32 in [-1, 1] at data.sample_rate.
+
+        Returns:
+            (B, 3, T, size, size) or (B, 1, S, F), float32 on `device`.
+        """
+        return evaluate_view(modality, x.to(self.device), self.data)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run(Pretrained):
+    """A training run: with its method and the method's state."""
+
+    config: Config
+    method: Method  # whose encoders and heads these are
+    manifest_hash: str
+
+
+PretrainedT = TypeVar("PretrainedT", bound=Pretrained)
+
+
+def load(path: str | Path, *, device: torch.device | None = None) -> Pretrained:
+    """Load a run, or weights that `export` wrote.
+
+    Args:
+        path: folder of a run or of exported weights, the encoders.safetensors in it, or a checkpoint of a run.
+        device: None = a GPU if available.
+
+    Raises:
+        CheckpointError: there is neither, or the run's checkpoint is damaged.
+        WeightsError: the exported weights are damaged, of a later version, or not of avssl.
+    """
+    path = Path(path)
+    folder = path.parent if path.name == ENCODERS else path
+    if (folder / CONFIG).is_file():
+        return _load_export(folder, device)
+    path = _checkpoint_of(folder)
+    state = load_checkpoint(path)
+    config = loads(state["config"], source=str(path))
+    if not foreign_methods(config):
+        return load_run(path, device=device)
+    # a user's own method: a file named in a checkpoint is never imported, and not needed here
+    model = without_weights(config).model
+    weights = state["model"]
+    modalities = [m for m in MODALITIES if any(name.startswith(f"encoders.{m}.") for name in weights)]
+    encoders = nn.ModuleDict({modality: build_encoder(modality, model) for modality in modalities})
+    heads = nn.ModuleDict({modality: mlp(**head["arguments"]) for modality, head in state["heads"].items()})
+    for module, prefix in [
+        (encoders, "encoders."),
+        *((heads[m], head["prefix"]) for m, head in state["heads"].items()),
+    ]:
+        own = {name.removeprefix(prefix): value for name, value in weights.items() if name.startswith(prefix)}
+        module.load_state_dict(own)
+    facts = _facts(config, state)
+    return pretrained_of(encoders, heads, path=path, data=config.data, model=config.model, device=device, facts=facts)
+
+
+def _checkpoint_of(path: Path) -> Path:
+    return path / LAST if path.is_dir() or not path.suffix else path
+
+
+def load_run(path: str | Path, *, device: torch.device | None = None, trained: bool = True) -> Run:
+    """Load a run's last checkpoint.
+
+    Args:
+        path: folder of the run, or a checkpoint.
+        device: None = a GPU if available.
+        trained: False = the weights that the run started from, as a baseline.
+
+    Raises:
+        CheckpointError: no checkpoint there, or a damaged one.
+    """
+    path = _checkpoint_of(Path(path))
+    state = load_checkpoint(path)
+    config = loads(state["config"], source=str(path))
+    everything = torch.ones_like(state["instances"]["valid"])
+    instances = Instances(**state["instances"] | dict.fromkeys(("valid", "has_audio", "has_video"), everything))
+    method = build_method(without_weights(config) if trained else config, instances)
+    if trained:
+        load_model(method, state, path=path)
+    run = run_of(method, config, path=path, manifest_hash=state["manifest_hash"], device=device)
+    return dataclasses.replace(run, facts=_facts(config, state)) if trained else run
+
+
+def run_of(
+    method: Method, config: Config, *, path: Path, manifest_hash: str = "", device: torch.device | None = None
+) -> Run:
+    """A method in its current state as a Run."""
+    device = device or distributed.init("auto")
+    to_channels_last(method, enabled=config.run.channels_last)
+    method = method.to(device).eval()
+    heads = {modality: method.head(modality) for modality in method.encoders}
+    heads = nn.ModuleDict({modality: head for modality, head in heads.items() if head is not None})
+    classifier = getattr(method, "classifier", None)
+    return Run(
+        path=path,
+        encoders=method.encoders,
+        heads=heads,
+        data=config.data,
+        model=config.model,
+        device=device,
+        weights_hash=_hash(method.encoders, heads),
+        classifier=classifier if isinstance(classifier, Classifier) else None,
+        config=config,
+        method=method,
+        manifest_hash=manifest_hash,
+    )
+
+
+def untrained(pretrained: Pretrained, *, seed: int = 0) -> Pretrained:
+    """The same encoders and heads with random weights, as a baseline."""
+    model = without_files(pretrained.model)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        encoders = nn.ModuleDict({modality: build_encoder(modality, model) for modality in pretrained.encoders})
+        heads = copy.deepcopy(pretrained.heads).cpu()
+        for module in heads.modules():
+            if hasattr(module, "reset_parameters"):
+                module.reset_parameters()
+    return pretrained_of(
+        encoders, heads, path=pretrained.path, data=pretrained.data, model=model, device=pretrained.device
+    )
+
+
+def pretrained_of(
+    encoders: nn.ModuleDict,
+    heads: nn.ModuleDict,
+    *,
+    path: Path,
+    data: DataConfig,
+    model: ModelConfig,
+    device: torch.device | None = None,
+    classifier: Classifier | None = None,
+    facts: Mapping[str, Any] | None = None,
+) -> Pretrained:
+    """Encoders and heads on `device` in evaluation mode, with the hash of their weights."""
+    device = device or distributed.init("auto")
+    to_channels_last(encoders)
+    encoders, heads = encoders.to(device).eval(), heads.to(device).eval()
+    return Pretrained(
+        path=path,
+        encoders=encoders,
+        heads=heads,
+        data=data,
+        model=model,
+        device=device,
+        weights_hash=_hash(encoders, heads),
+        classifier=None if classifier is None else classifier.to(device).eval(),
+        facts=facts or {},
+    )
+
+
+def _hash(encoders: nn.ModuleDict, heads: nn.ModuleDict) -> str:
+    return distributed.digest(nn.ModuleDict({"encoders": encoders, "heads": heads}).state_dict())
+
+
+def with_data(pretrained: PretrainedT, **changes: int | float | str) -> PretrainedT:
+    """The same model with other values in its data section, such as num_workers."""
+    return dataclasses.replace(pretrained, data=pretrained.data.replace(**changes))
+
+
+def _load_export(folder: Path, device: torch.device | None) -> Pretrained:
+    config, path = _read_config(folder / CONFIG), folder / ENCODERS
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise WeightsError(f"{path} cannot be read ({error.strerror}): it belongs beside {folder / CONFIG}") from error
+    if digest(content, algorithm="sha256") != config["sha256"]:
+        raise WeightsError(f"{path} is damaged, or not the one that {CONFIG} beside it was written for: export again")
+    state = safetensors.torch.load(content)
+    try:
+        data = merge_options(DataConfig, config["data"] | {"manifest": ""}, where=str(folder / CONFIG))
+        model = merge_options(ModelConfig, config["model"], where=str(folder / CONFIG))
+        modalities = [m for m in MODALITIES if any(name.startswith(f"{m}.") for name in state)]
+        encoders = nn.ModuleDict({modality: build_encoder(modality, model) for modality in modalities})
+        heads = nn.ModuleDict({modality: mlp(**arguments) for modality, arguments in config["heads"].items()})
+        classifier = None if config["classifier"] is None else Classifier(**config["classifier"])
+        parts_of(encoders, heads, classifier).load_state_dict(state)
+    except (RuntimeError, TypeError) as error:
+        why = " ".join(str(error).split()[:40])
+        raise WeightsError(
+            f"{CONFIG} and {ENCODERS} in {folder} do not belong together ({why}): export again"
+        ) from error
+    about = {"path": path, "data": data, "model": model, "facts": config["facts"]}
+    return pretrained_of(encoders, heads, device=device, classifier=classifier, **about)
+
+
+def _read_config(path: Path) -> dict[str, Any]:
+    try:
+        config = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise WeightsError(f"{path} cannot be read ({error}): export again") from error
+    if not isinstance(config, dict) or not isinstance(config.get("format"), int) or "avssl" not in config:
+        raise WeightsError(f"{path} is not of avssl: give a folder that tools/convert.py wrote")
+    if config["format"] > FORMAT:
+        raise WeightsError(
+            f"{path} was written by avssl {config['avssl']}, in format {config['format']}; this is avssl "
+            f"{avssl.__version__}, which reads up to {FORMAT}: update it"
+        )
+    if config["format"] < FORMAT:
+        raise WeightsError(
+            f"{path} is of format {config['format']}, which avssl {config['avssl']} reads: export it again"
+        )
+    lacking = {"sha256", *SECTIONS} - config.keys()
+    if lacking:
+        raise WeightsError(f"{path} lacks {', '.join(sorted(lacking))}: export again")
+    return config
+
+
+def parts_of(encoders: nn.ModuleDict, heads: nn.ModuleDict, classifier: Classifier | None) -> nn.ModuleDict:
+    """Module of all entries of a weights file: video.*, audio.*, heads.* and classifier.*"""
+    parts = {**encoders, "heads": heads}
+    return nn.ModuleDict(parts if classifier is None else parts | {"classifier": classifier})
+
+
+def without_files(model: ModelConfig) -> ModelConfig:
+    return model.replace(video_weights=None, audio_weights=None, init=None)
+
+
+def _facts(config: Config, state: Mapping[str, Any]) -> dict[str, Any]:
+    """Facts about a run for the model card; file names without folders."""
+    known = not foreign_methods(config)
+    files = (config.model.video_weights, config.model.audio_weights, config.model.init)
+    return {
+        "kind": "run",
+        "method": _without_tracks(method_options(config, only_given=True) if known else config.method),
+        "steps": int(state["step"]),
+        "seed": config.run.seed,
+        "precision": config.run.precision,
+        "optim": config.optim.model_dump(mode="json"),
+        "manifest_hash": state["manifest_hash"],
+        "split": config.data.split,
+        "num_clips": int(state["instances"]["valid"].sum()),
+        "starts_from": [Path(name).name for name in files if name],
+    }
+
+
+def _local(value: Any) -> Any:
+    """A file's name without its folder."""
+    return value.rpartition("/")[2] if isinstance(value, str) else value
+
+
+def _without_tracks(options: Mapping[str, Any]) -> dict[str, Any]:
+    """A method's options, including those of its parts, without the path of its tracks."""
+    return {
+        name: _without_tracks(value) if isinstance(value, Mapping) else _local(value)
+        for name, value in options.items()
+        if name != "tracks"
+    }

@@ -1,0 +1,71 @@
+"""Which file is which listed clip, by the names that crawlers give."""
+
+import pyarrow as pa
+import pytest
+
+from avssl.data.recipes.youtube import Listed, clear_parts_of_cut_clips, match_clips, youtube_id
+
+ID = "-_a1B2c3D4e"
+
+
+@pytest.mark.parametrize(
+    "name, start, part",
+    [
+        (f"{ID}_000030_000040.mp4", 30.0, None),
+        (f"{ID}_000030.mp4", 30.0, None),
+        (f"{ID}_30.mkv", 30.0, None),
+        (f"{ID}_30.000_40.000.mp4", 30.0, None),
+        (f"{ID}_30000_40000.wav", 30.0, None),
+        (f"{ID}_12500.mp4", 12.5, None),
+        (f"{ID}_0_10.mp4", 0.0, None),
+        (f"{ID}.mp4", 30.0, (30.0, 40.0)),
+    ],
+)
+def test_names(name: str, start: float, part: tuple[float, float] | None) -> None:
+    rows, absent, untaken = match_clips([Listed(ID, start, start + 10, {"label": "yoga"})], [f"a/{name}"])
+    expected = {"path": f"a/{name}", "group": ID, "label": "yoga"}
+    assert rows == [expected | (dict(zip(("start", "end"), part, strict=True)) if part else {})]
+    assert not absent
+    assert not untaken
+
+
+@pytest.mark.parametrize("name", [f"{ID}_31.mp4", f"x{ID}_30.mp4", f"{ID}_30_40_50.mp4", f"{ID}30.mp4", "a.mp4"])
+def test_names_of_other_clips(name: str) -> None:
+    assert match_clips([Listed(ID, 30, 40, {})], [name]) == ([], [f"{ID}_30"], [name])
+
+
+def test_a_cut_clip_goes_before_the_whole_video_and_parts_of_it_are_rows() -> None:
+    listed = [Listed(ID, start, start + 10, {}) for start in (50, 10, 30, 30)]
+    paths = [f"{ID}.mp4", f"a/{ID}_30.mp4", f"b/{ID}_30.mp4"]
+    rows, absent, untaken = match_clips(listed, paths)
+    assert [(row["path"], row.get("start"), row.get("end")) for row in rows] == [
+        (f"{ID}.mp4", 10, 20),
+        (f"{ID}.mp4", 50, 60),
+        (f"a/{ID}_30.mp4", None, None),
+    ]
+    assert not absent
+    assert untaken == [f"b/{ID}_30.mp4"]
+
+
+def test_ids() -> None:
+    assert youtube_id(f"a/{ID}_000030_000040.mp4") == ID
+    assert youtube_id("a/any name.mp4") is None
+
+
+def test_the_part_stays_only_where_the_file_can_be_the_whole_video() -> None:
+    files = {  # name: start, end, video_end, audio_end -> start, end
+        "whole": (30, 40, 200, 200, 30, 40),
+        "whole, ends too early": (30, 40, 35, 35, 30, 40),
+        "whole, no longer than the clip": (0, 10, 10, 10, 0, 10),
+        "cut": (30, 40, 10.1, 10.2, None, None),
+        "cut, sound alone": (30, 40, None, 10, None, None),
+        "cut, from near the beginning": (3, 13, 9.8, None, None, None),
+        "unreadable": (30, 40, None, None, 30, 40),
+        "names its start": (None, None, 10, 10, None, None),
+    }
+    names = ("start", "end", "video_end", "audio_end")
+    kept = clear_parts_of_cut_clips(
+        pa.table(dict(zip(names, list(zip(*files.values(), strict=True))[:4], strict=True)))
+    )
+    parts = zip(kept.column("start").to_pylist(), kept.column("end").to_pylist(), strict=True)
+    assert dict(zip(files, parts, strict=True)) == {name: each[4:] for name, each in files.items()}

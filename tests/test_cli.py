@@ -1,0 +1,53 @@
+"""Each command is reached as `avssl NAME`, `python -m avssl NAME` and tools/NAME.py."""
+
+import importlib
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from avssl import cli
+
+
+def test_commands_tools_and_modules_are_the_same(repository: Path) -> None:
+    tools = {path.stem for path in (repository / "tools").glob("*.py") if "avssl.cli" in path.read_text()}
+    modules = {path.stem for path in Path(cli.__file__).parent.glob("*.py")} - {"__init__", "common"}
+    assert set(cli.COMMANDS) == tools == modules
+    for name in cli.COMMANDS:
+        assert f"from avssl.cli.{name} import main" in (repository / "tools" / f"{name}.py").read_text()
+
+
+def test_help_lists_every_command_and_is_quick() -> None:
+    code = "import sys; sys.argv = ['avssl', '--help']\nfrom avssl.cli import main\ntry: main()\n"
+    code += "finally: assert not {'torch', 'numpy'} & set(sys.modules)"
+    shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert re.findall(r"^  (\w+) +\w", shown.partition("commands:")[2], re.M) == list(cli.COMMANDS)
+
+
+@pytest.mark.parametrize("name", cli.COMMANDS)
+def test_help_of_a_command(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as left:
+        cli.main([name, "--help"])
+    assert left.value.code == 0
+    shown = capsys.readouterr().out
+    assert shown.startswith(f"usage: tools/{name}.py")
+    assert importlib.import_module(f"avssl.cli.{name}").__doc__.splitlines()[0] in shown
+    assert "Exit code: " in " ".join(shown.split())
+
+
+def test_arguments_reach_the_command(repository: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    lost = str(tmp_path / "lost.parquet")
+    assert cli.main(["check", lost, "--timeout", "3"]) == 2
+    said = capsys.readouterr().err
+    assert re.fullmatch(r"error: .*lost\.parquet does not exist.*\n", said)
+    for command in (["-m", "avssl", "check"], ["tools/check.py"]):
+        done = subprocess.run([sys.executable, *command, lost], cwd=repository, capture_output=True, text=True)
+        assert (done.returncode, done.stderr) == (2, said)
+
+
+def test_a_command_that_does_not_exist(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        cli.main(["tain"])
+    assert "invalid choice: 'tain'" in capsys.readouterr().err

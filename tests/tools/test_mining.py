@@ -1,0 +1,76 @@
+"""The mining benchmark on miniature banks: its dense search, its data, its command."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from mining import (
+    DATA,
+    benchmark_mining,
+    benchmark_mining_growth,
+    dense_agreement,
+    fit_exponent,
+    make_banks,
+)
+
+pytestmark = pytest.mark.slow
+TOOL = Path(__file__).parents[2] / "tools" / "benchmarks" / "mining.py"
+
+
+@pytest.mark.parametrize("data", DATA)
+def test_ours_equals_dense(data):
+    result = benchmark_mining(num_rows=600, dim=32, k=8, data=data, seed=1)
+    assert result["recall"] == 1.0
+    assert result["proven"] == 1.0
+    assert result["score_difference"] < 1e-6
+
+
+def test_dense_agreement_without_self():
+    video, audio = make_banks(300, 16, data="clustered", seed=0)
+    ids, scores = dense_agreement(video, audio, k=4)
+    expected = torch.minimum(video @ video.T, audio @ audio.T).fill_diagonal_(-1).topk(4, dim=1)
+    assert torch.equal(ids, expected.indices)
+    torch.testing.assert_close(scores, expected.values)
+
+
+def test_clustered_banks_look_as_described():
+    video, audio = make_banks(4000, 128, data="clustered", seed=0)
+    cosines = video @ video.T
+    near = torch.minimum(cosines, audio @ audio.T).fill_diagonal_(-1).amax(dim=1)
+    assert 0.07 < cosines.fill_diagonal_(0).std() < 0.12
+    assert 0.5 < near.median() < 0.75  # a clip of the same class
+    peaked = make_banks(500, 128, data="peaked_audio", seed=0)[1]
+    assert (peaked @ peaked.T).min() > 0.9
+
+
+def test_command_prints_json():
+    call = [sys.executable, TOOL, "--n", "300", "--dim", "16", "--k", "4", "--threads", "1", "--json"]
+    result = json.loads(subprocess.run(call, capture_output=True, text=True, check=True).stdout)
+    assert {"dense_seconds", "ours_seconds", "recall", "proven", "n", "dim", "k", "threads"} <= result.keys()
+    assert (result["n"], result["threads"]) == (300, 1)
+
+
+def test_command_refuses_a_wrong_call():
+    call = [sys.executable, TOOL, "--n", "30", "--k", "30", "--json"]
+    done = subprocess.run(call, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert "expected 1 <= k < n" in done.stderr
+
+
+def test_growth_has_a_row_for_each_size_and_the_fitted_exponent():
+    assert fit_exponent([10, 100, 1000], [3e-2, 3.0, 300.0]) == pytest.approx(2)
+    result = benchmark_mining_growth(sizes=[300, 600], dim=16, k=4, data="clustered", seed=0)
+    assert [row["n"] for row in result["rows"]] == [300, 600]
+    assert all(row["recall"] == 1.0 for row in result["rows"])
+    with pytest.raises(ValueError, match=r"n is \[300, 300\]: a growth needs at least two different"):
+        benchmark_mining_growth(sizes=[300, 300], dim=16, k=4, data="clustered", seed=0)
+
+
+def test_command_prints_a_table():
+    call = [sys.executable, TOOL, "--n", "300", "600", "--dim", "16", "--k", "4", "--threads", "1"]
+    printed = subprocess.run(call, capture_output=True, text=True, check=True).stdout
+    assert "dense_seconds     ours_seconds" in printed
+    assert "ours_exponent" in printed

@@ -1,0 +1,160 @@
+"""Exported weights: what a run gives, the folder gives again, in two lines; what is no such folder is refused."""
+
+import dataclasses
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import avssl
+from avssl.config import ModelConfig
+from avssl.data.manifest import Manifest
+from avssl.evaluate.features import extract
+from avssl.media.decode import VideoWindow, read_clip
+from avssl.models import build_encoder
+from avssl.models.heads import Classifier
+from avssl.retrieval.store import StoreError
+from avssl.retrieval.write import write_store
+from avssl.training.checkpoint import ENCODERS, LAST, CheckpointError
+from avssl.training.loop import train
+from avssl.weights.export import CARD, MEMORY, export
+from avssl.weights.load import CONFIG, Pretrained, Run, WeightsError, load, load_run, pretrained_of, with_data
+from tests.support.runs import config
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def run(clip_set: Manifest, tmp_path_factory: pytest.TempPathFactory) -> Run:
+    folder = tmp_path_factory.mktemp("runs") / "avid"
+    assert not train(config(clip_set, folder, "run.max_steps=1"))
+    return load_run(folder)
+
+
+@pytest.fixture(scope="module")
+def weights(run: Run, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The run, exported. Not to be changed by tests."""
+    folder = tmp_path_factory.mktemp("weights") / "mine"
+    export(run, folder, facts=run.facts)
+    return folder
+
+
+def test_an_export_is_the_run(run: Run, weights: Path, clip_set: Manifest) -> None:
+    loaded = load(weights)
+    assert type(loaded) is Pretrained
+    assert loaded.weights_hash == run.weights_hash == load(run.path.parent).weights_hash
+    assert loaded.data == run.data.replace(manifest="", root=None)
+    rows = np.flatnonzero(clip_set.valid("test"))
+    of_run, of_export = (extract(pretrained, clip_set, rows, num_clips=1) for pretrained in (run, loaded))
+    for name in ("video", "audio"):
+        assert np.array_equal(of_run.embedding[name], of_export.embedding[name])
+        assert np.array_equal(of_run.features[name], of_export.features[name])
+
+
+def test_two_lines(weights: Path, run: Run, clip_set: Manifest) -> None:
+    model = avssl.load(weights / ENCODERS)
+    features = model.encode(clip_set.path(0), num_clips=2)
+    assert {name: tuple(value.shape) for name, value in features.items()} == {"video": (2, 64), "audio": (2, 64)}
+    found = extract(run, clip_set, [0], num_clips=2)
+    for name, value in features.items():
+        np.testing.assert_allclose(value.mean(dim=0), found.features[name][0], atol=1e-5)
+    silent = int(np.flatnonzero(~clip_set.has_audio)[0])
+    assert list(model.encode(clip_set.path(silent), num_clips=1)) == ["video"]
+    with pytest.raises(ValueError, match=r"none.mp4 does not exist"):
+        model.encode("none.mp4")
+    with pytest.raises(ValueError, match="num_clips=0 must be at least 1"):
+        model.encode(clip_set.path(0), num_clips=0)
+
+
+def test_transforms_give_what_encoders_take(weights: Path, clip_set: Manifest) -> None:
+    model = load(weights)
+    window = VideoWindow(start=0, duration=0.4, fps=5, crop=(0, 0, 1, 1), size=(48, 48))
+    frames = torch.from_numpy(read_clip(clip_set.path(0), video=[window], audio=[])[0][0].data)[None]  # whole frames
+    clips = model.transform("video", frames)
+    assert clips.shape == (1, 3, 2, 32, 32)
+    cut = VideoWindow(start=0, duration=0.4, fps=5, crop=(3 / 48, 3 / 48, 42 / 48, 42 / 48), size=(32, 32))
+    decoded = torch.from_numpy(read_clip(clip_set.path(0), video=[cut], audio=[])[0][0].data)[None]
+    expected = (decoded.float() / 255 - torch.tensor([0.485, 0.456, 0.406])) / torch.tensor([0.229, 0.224, 0.225])
+    assert (clips - expected.permute(0, 4, 1, 2, 3)).abs().mean() < 0.1  # interpolated by another library
+    sound = model.transform("audio", torch.zeros(3, 4000))
+    assert sound.shape == (3, 1, 50, 24)
+    with torch.no_grad():
+        assert model.encoders["audio"](sound).shape == (3, 64)
+    with pytest.raises(ValueError, match="expected"):
+        model.transform("video", frames[0])
+
+
+def test_embeddings_on_disk_know_the_weights(tmp_path: Path, weights: Path, clip_set: Manifest) -> None:
+    model = load(weights)
+    clips = {"manifest_path": clip_set.root / "manifest.parquet", "split": "test", "num_clips": 1}
+    store = write_store(tmp_path / "e", with_data(model, num_workers=0), clip_set, **clips)
+    assert load(store.meta.run).weights_hash == store.meta.weights_hash
+    without = dataclasses.replace(model, heads=torch.nn.ModuleDict())
+    with pytest.raises(StoreError, match="have no heads, which make embeddings: give --features"):
+        write_store(tmp_path / "n", without, clip_set, **clips)
+
+
+def test_no_path_of_the_machine_is_exported(weights: Path, run: Run, clip_set: Manifest) -> None:
+    text = (weights / CONFIG).read_text() + (weights / CARD).read_text()
+    assert str(clip_set.root) not in text
+    assert str(run.path.parent) not in text
+    facts = load(weights).facts
+    assert (facts["method"]["name"], facts["steps"], facts["manifest_hash"]) == ("avid", 1, clip_set.hash)
+    card = (weights / CARD).read_text()
+    assert 'model = avssl.load("mine")' in card
+    assert "from random weights; steps: 1" in card
+    assert "2 frames at 5 a second, the center crop as 32 x 32" in card
+
+
+def test_one_encoder_with_a_classifier(tmp_path: Path, run: Run) -> None:
+    """Heads, the other encoder and memory banks are left out where there are none."""
+    model = ModelConfig(video_depth=10, video_width=0.125)
+    encoders = torch.nn.ModuleDict({"video": build_encoder("video", model)})
+    classifier = Classifier(64, ["run", "jump"], modality="video", batch_norm=True)
+    pretrained = pretrained_of(
+        encoders, torch.nn.ModuleDict(), path=tmp_path, data=run.data, model=model, classifier=classifier
+    )
+    for memory in ({"log_z": torch.zeros(())}, None):
+        export(pretrained, tmp_path / "w", facts={"note": "made here"}, memory=memory)
+        assert (tmp_path / "w" / MEMORY).exists() == bool(memory)
+    loaded = load(tmp_path / "w")
+    assert (list(loaded.encoders), len(loaded.heads), loaded.classifier.classes) == (["video"], 0, ("run", "jump"))
+    assert torch.equal(loaded.classifier.linear.weight, classifier.linear.weight.cpu())
+    assert "note: made here" in (tmp_path / "w" / CARD).read_text()
+    again = build_encoder("video", ModelConfig(video_depth=10, video_width=0.125, video_weights=str(loaded.path)))
+    assert torch.equal(again.conv1[0].weight, encoders["video"].conv1[0].weight.cpu())
+
+
+@pytest.mark.parametrize(
+    "change, match",
+    [
+        ({"format": 3, "avssl": "9.0"}, r"written by avssl 9.0, in format 3; this is avssl .*: update it"),
+        ({"format": None}, "is not of avssl: give a folder that tools/convert.py wrote"),
+        ({"sha256": "0"}, r"is damaged, or not the one that config.json beside it was written for"),
+        ({"heads": {}}, r"do not belong together .*heads"),
+        ({"data": {"framse": 3}}, "unknown key framse"),
+    ],
+)
+def test_what_does_not_fit_is_refused(tmp_path: Path, weights: Path, change: dict[str, object], match: str) -> None:
+    shutil.copytree(weights, tmp_path / "w")
+    path = tmp_path / "w" / CONFIG
+    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    with pytest.raises(ValueError, match=match):
+        load(tmp_path / "w")
+
+
+def test_folders_without_weights(tmp_path: Path, weights: Path, run: Run) -> None:
+    with pytest.raises(CheckpointError, match=r"none/last.pt does not exist"):
+        load(tmp_path / "none")
+    (tmp_path / CONFIG).write_text("{")
+    with pytest.raises(WeightsError, match=r"config.json cannot be read"):
+        load(tmp_path)
+    shutil.copy(weights / CONFIG, tmp_path / CONFIG)
+    with pytest.raises(WeightsError, match=r"encoders.safetensors cannot be read \(No such file"):
+        load(tmp_path)
+    with pytest.raises(WeightsError, match="is the folder of a run"):
+        export(run, run.path.parent, facts={})
+    assert (run.path.parent / LAST).exists()

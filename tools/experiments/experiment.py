@@ -1,0 +1,163 @@
+"""Shared code of the experiments: options, --dry-run, cached work, a table of means over seeds."""
+
+import argparse
+import dataclasses
+import json
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from extra_metrics import recall_metrics
+
+from avssl.cli import common
+from avssl.cli.common import info
+from avssl.config import Config
+from avssl.data.manifest import Manifest
+from avssl.evaluate.classify import linear_predict
+from avssl.evaluate.features import ClipVectors, clip_vectors
+from avssl.evaluate.harness import accuracies
+from avssl.evaluate.splits import read_splits
+from avssl.files import atomic_write, print_result
+from avssl.training.checkpoint import LAST
+from avssl.training.loop import train
+from avssl.training.session import TrainingError
+from avssl.weights.load import Run
+
+ROOT = Path(__file__).resolve().parents[2]
+SECONDS = "seconds.json"  # in the folder of a run
+
+
+def command(doc: str, **positional: str) -> argparse.ArgumentParser:
+    """A parser with the given positional arguments {name: help}, --json and --dry-run."""
+    parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+    for name, help in positional.items():
+        parser.add_argument(name, type=Path, help=help)
+    common.add_json(parser)
+    parser.add_argument("--dry-run", action="store_true", help="only print what would be done")
+    return parser
+
+
+def takes_overrides(parser: argparse.ArgumentParser, *, out: str) -> argparse.ArgumentParser:
+    """Add overrides for every training, and --out."""
+    parser.add_argument("overrides", nargs="*", help="section.key=value for every training, such as optim.epochs=2")
+    parser.add_argument("--out", type=Path, default=Path(out), help=f"folder of the runs (default: {out})")
+    return parser
+
+
+def run(
+    parser: argparse.ArgumentParser,
+    work: Callable[[argparse.Namespace], tuple[Any, str] | None],
+    *,
+    plan: Callable[[argparse.Namespace], Iterable[str]],
+) -> int:
+    """Parse, work, print.
+
+    Args:
+        work: arguments -> the result and its text, or None when a training was stopped. A ValueError is a wrong call.
+        plan: arguments -> the lines of --dry-run; it reads nothing but the configurations.
+
+    Returns:
+        Exit code: 0 done, 1 stopped or failed while training, 2 wrong call.
+    """
+
+    def command(arguments: argparse.Namespace) -> int:
+        if arguments.dry_run:
+            print("\n".join(f"would {line}" for line in plan(arguments)))
+            return 0
+        found = work(arguments)
+        if found is None:
+            return 1
+        print_result(*found, to=arguments.json)
+        return 0
+
+    arguments = parser.parse_intermixed_args()
+    if arguments.dry_run:
+        arguments.json = None  # nothing is written
+    return common.run(command, arguments, failures=(TrainingError,))
+
+
+def describe(config: Config) -> str:
+    """A training in a line of --dry-run."""
+    data, epochs = config.data, config.optim.epochs
+    return (
+        f"train {config.method['name']}, {epochs} epochs of {data.clips_per_video} clips a video, batches of "
+        f"{data.batch_size} x {data.num_frames} x {data.size} x {data.size}: {config.run.dir}"
+    )
+
+
+def train_timed(config: Config) -> bool:
+    """Train or resume; False when stopped. `{"train_seconds"}` is cached in SECONDS, empty for a resumed run."""
+    folder, since = Path(config.run.dir), time.perf_counter()
+    resumed = (folder / LAST).exists()
+    info(f"== {'resume' if resumed else 'train'} {folder}")
+    if not train(config):
+        return False
+    seconds = {} if resumed else {"train_seconds": time.perf_counter() - since}
+    cached(folder / SECONDS, lambda: seconds)
+    return True
+
+
+def cached(path: Path, work: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """The result of long work, cached as JSON."""
+    if not path.exists():
+        with atomic_write(path) as temporary:
+            temporary.write_text(json.dumps(work(), indent=1) + "\n")
+    return json.loads(path.read_text())
+
+
+def rows_of(manifest: Manifest) -> dict[str, np.ndarray]:
+    """Rows of the clips with a label: {train, test}."""
+    (split,) = read_splits(manifest)
+    return {"train": split.train, "test": split.test}
+
+
+def features_of(run: Run, manifest: Manifest, *, num_clips: int, progress: str = "features") -> ClipVectors:
+    """Features of all of `rows_of`, averaged over `num_clips` clips of a video."""
+    rows = np.union1d(*rows_of(manifest).values())
+    return clip_vectors(run, manifest, rows, num_clips=num_clips, progress=progress)
+
+
+def probe_accuracy(
+    kind: Literal["linear", "knn"], manifest: Manifest, vectors: ClipVectors, *, train: np.ndarray | None = None
+) -> dict[str, dict[str, float]]:
+    """{accuracy, chance: {modality: on the test rows}}, learned on the training rows, or those of `train`."""
+    (split,) = read_splits(manifest)
+    split = split if train is None else dataclasses.replace(split, train=train)
+    found = accuracies("logistic" if kind == "linear" else "knn", vectors, manifest, split)
+    names = {"accuracy": "mean", "chance": "chance"}
+    return {name: {modality: each[key] for modality, each in found.items()} for name, key in names.items()}
+
+
+def linear_accuracy(manifest: Manifest, features: Mapping[str, np.ndarray]) -> float:
+    """Accuracy of a linear probe on other features {train, test} of `rows_of`: (n, D)."""
+    targets = {split: manifest.targets()[rows] for split, rows in rows_of(manifest).items()}
+    predicted, _ = linear_predict(features["train"], targets["train"], features["test"])
+    return float((predicted == targets["test"]).mean())
+
+
+def recall_of(vectors: ClipVectors, manifest: Manifest) -> dict[str, float]:
+    """Recall across modalities among the test clips with video and audio."""
+    found = vectors.videos()
+    found = found.take(np.isin(found.ids, rows_of(manifest)["test"]) & found.has("both"))
+    return recall_metrics(found.embedding["video"], found.embedding["audio"], manifest.targets()[found.ids])
+
+
+def table_of(results: Sequence[dict[str, Any]], rows: dict[str, str], columns: dict[str, tuple[str, str]]) -> str:
+    """A Markdown table of means and standard deviations over seeds.
+
+    Args:
+        results: one per seed, {key of a row: {group: {metric: value}}}.
+        rows: {heading: key of the result}.
+        columns: {heading: (group, metric)}.
+    """
+    lines = [f"| | {' | '.join(columns)} |", "|---|" + "---|" * len(columns)]
+    for heading, key in rows.items():
+        cells = []
+        for group, name in columns.values():
+            values = [result[key][group][name] for result in results if name in result[key].get(group, {})]
+            spread = f" ± {np.std(values, ddof=1):.3f}" if len(values) > 1 else ""
+            cells.append(f"{np.mean(values):.3f}{spread}" if values else "")
+        lines.append(f"| {heading} | {' | '.join(cells)} |")
+    return "\n".join(lines)
