@@ -1,8 +1,8 @@
 """Where negatives come from: columns for the contrast table out of the batch, a memory bank, or a queue.
 
 State (`Bank`, `Queue`) lives in buffers and moves only in `update` and `push`, which a method calls in `after_step`.
-Both gather over ranks first, so that every rank holds the same. Shapes never depend on values, so that nothing here
-makes the host wait for a GPU.
+Both gather over ranks first, so that every rank holds the same. Shapes never depend on values: nothing here is a
+host sync.
 """
 
 import torch

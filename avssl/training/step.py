@@ -28,7 +28,7 @@ def train_step(
 ) -> tuple[Step, GradientNorms]:
     """One optimizer step on this rank's batch: views, loss, gradients, clipping, weights, state of the method.
 
-    Nothing here makes the host wait for a GPU.
+    Nothing here is a host sync.
 
     Args:
         model: the method, or DistributedDataParallel around it.
