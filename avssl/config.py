@@ -190,7 +190,8 @@ class RunConfig(Options):
     seed: int = Field(0, ge=0)
     resume: Literal["auto", "never"] = "auto"  # auto = continue from dir/last.pt when it exists
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    precision: Literal["float32", "bfloat16"] = "float32"  # bfloat16 by autocast
+    # bfloat16 by autocast | auto: the run's own when resumed, else bfloat16 where the device has kernels for it
+    precision: Literal["float32", "bfloat16", "auto"] = "float32"
     channels_last: bool = True
     compile: bool = False  # torch.compile the encoders: minutes at the start; tools/benchmarks/step.py says if it pays
     sync_batchnorm: bool = False  # needs a GPU; AVID keeps BatchNorm per rank

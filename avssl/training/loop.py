@@ -38,6 +38,7 @@ def train(config: Config) -> bool:
             longer be written to.
     """
     run = set_up(config)
+    config = run.config
     if distributed.is_main():
         open_folder(run.folder, config)
         note_session(run.folder, first_step=run.first_step, decoder=run.decoder, device=run.device.type)

@@ -35,7 +35,7 @@ FROZEN = ("linear", "knn", "retrieval", "fewlabels")
 TUNED = (  # what fine-tuning changes in AVID's recipe, for sets of some hundred clips and two cores
     *("optim.lr=1e-3", "optim.epochs=16", "optim.milestones=[8,12]", "method.warmup_epochs=2"),
     *("data.clips_per_video=2", "data.batch_size=32"),
-    *("run.precision=bfloat16", "data.num_workers=1", "data.cache_gigabytes=4", "run.num_threads=1"),
+    *("run.precision=auto", "data.num_workers=1", "data.cache_gigabytes=4", "run.num_threads=1"),
 )
 WAYS = {  # of each protocol, those that the table shows
     "linear": ("video", "video pool", "audio", "audio pool", "both"),
