@@ -19,6 +19,7 @@ from torch import nn
 from avssl.config import ConfigError, loads
 from avssl.data.manifest import Manifest, read_manifest
 from avssl.logs import read_log
+from avssl.training import setup
 from avssl.training.checkpoint import CheckpointError, load_checkpoint
 from avssl.training.loop import train
 from avssl.training.session import TrainingError
@@ -199,3 +200,18 @@ def test_bfloat16_clipping_and_sgd_run(clip_set: Manifest, tmp_path: Path) -> No
     assert expected <= lines[0].keys()
     assert json.dumps(lines)
     assert all(np.isfinite(line["loss"]) for line in lines)
+
+
+def test_auto_precision_is_the_devices_and_stays_the_runs(
+    clip_set: Manifest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for fast, folder, expected in (
+        ("bfloat16", "first", "bfloat16"),
+        ("float32", "first", "bfloat16"),  # resumed on another processor
+        ("float32", "second", "float32"),
+    ):
+        monkeypatch.setattr(setup, "fast_precision", lambda device, fast=fast: fast)
+        train(config(clip_set, tmp_path / folder, "run.precision=auto", "run.max_steps=1"))
+        assert loads(load_checkpoint(tmp_path / folder)["config"]).run.precision == expected
+        said = capsys.readouterr()
+        assert ("no bfloat16 kernels" in said.out + said.err) == (fast != expected)
