@@ -76,6 +76,7 @@ def test_no_import_cycles() -> None:
         visit(name, ())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name, banned",
     [

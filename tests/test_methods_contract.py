@@ -57,6 +57,7 @@ def test_loss_is_finite_and_its_gradient_reaches_every_part(name: str) -> None:
         assert sum(float(g.abs().sum()) for name, g in gradients.items() if name.startswith(part)) > 0, part
 
 
+@pytest.mark.slow
 def test_loss_falls(trained: tuple[str, Method, list[Step]]) -> None:
     name, _, steps = trained
     losses = torch.stack([step.loss for step in steps])

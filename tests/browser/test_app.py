@@ -303,6 +303,7 @@ def left_over(visitor: TestClient) -> list[str]:
     return [path.name for path in visitor.uploads.folder.rglob("*") if path.is_file() and path.name != ".lock"]
 
 
+@pytest.mark.slow
 def test_an_uploaded_clip_finds_what_the_clip_itself_would(
     visitor: TestClient, clips: Manifest, stores: list[Store]
 ) -> None:
@@ -438,6 +439,7 @@ def test_old_uploads_are_forgotten(visitor: TestClient, clips: Manifest, monkeyp
     assert visitor.get(f"/api/neighbours?query={second}&by=v2v").status_code == 200
 
 
+@pytest.mark.slow
 def test_a_run_that_was_trained_on_embeds_nothing(stores: list[Store], clips: Manifest, tmp_path: Path) -> None:
     other = write(tmp_path / "e", random_vectors(3, 4), run=stores[0].meta.run)  # other weights
     gone = write(tmp_path / "g", random_vectors(3, 4), run=str(tmp_path / "no run"))

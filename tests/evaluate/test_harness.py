@@ -53,6 +53,7 @@ def vectors() -> ClipVectors:
     )  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("protocol", ["knn", "linear", "svm", "fewlabels", "retrieval"])
 @pytest.mark.parametrize("skip", [False, True])
 def test_what_has_no_answer_counts_as_wrong_or_not_at_all(
@@ -113,6 +114,7 @@ def test_nothing_to_compare(vectors: ClipVectors, labels: Labels) -> None:
         evaluate_split("svm", vectors, labels, SPLIT, Options(map="conv9"), device=CPU)
 
 
+@pytest.mark.slow
 def test_the_linear_head_that_stands_for_a_side_is_chosen_without_the_test_videos(
     vectors: ClipVectors, labels: Labels
 ) -> None:
@@ -215,6 +217,7 @@ def test_few_labels_are_drawn_from_every_class() -> None:
     assert all(np.array_equal(a, b) for a, b in zip(draws, draw_few(targets, 0.1, num_draws=4), strict=True))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("protocol", ["knn", "linear", "svm", "fewlabels"])
 @pytest.mark.parametrize("heard", [[0], [0, 3], [0, 1], [0, 1, 2]])
 def test_a_side_that_hardly_any_training_clip_has(
@@ -232,6 +235,7 @@ def test_a_side_that_hardly_any_training_clip_has(
         assert found[f"audio{suffix}"]["chosen"][0] == {"only_class": "abc"[heard[0] % 3]}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("protocol", ["linear", "svm", "fewlabels"])
 def test_all_training_clips_in_one_group(protocol: str, vectors: ClipVectors, labels: Labels) -> None:
     one = copy.copy(labels)

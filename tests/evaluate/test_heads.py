@@ -27,6 +27,7 @@ def trained(vectors: dict[str, np.ndarray], targets: np.ndarray, groups: np.ndar
     return train_heads(vectors, targets, groups, classes=CLASSES, modality="video", device=CPU, **options)
 
 
+@pytest.mark.slow
 def test_a_head_tells_what_its_map_holds_and_says_the_same_twice() -> None:
     vectors, targets, groups = made()
     found, again = trained(vectors, targets, groups), trained(vectors, targets, groups)
@@ -44,6 +45,7 @@ def test_a_head_tells_what_its_map_holds_and_says_the_same_twice() -> None:
     assert found["pool"].classifier.classes == CLASSES
 
 
+@pytest.mark.slow
 def test_heads_trained_together_are_those_trained_alone() -> None:
     vectors, targets, groups = made()
     together = trained(vectors, targets, groups)
@@ -55,6 +57,7 @@ def test_heads_trained_together_are_those_trained_alone() -> None:
         )
 
 
+@pytest.mark.slow
 def test_long_training_is_logistic_regression(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(heads_module, "RATES", (0.03,))
     monkeypatch.setattr(heads_module, "MIN_STEPS", 1500)

@@ -50,6 +50,7 @@ def blob(seed: int, shape: tuple[int, int]) -> np.ndarray:
     return noise > noise.std() * 0.7
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", range(6))
 def test_scores_equal_their_definition(seed: int) -> None:
     shape = [(40, 60), (97, 64), (130, 131)][seed % 3]  # tolerances of 1 and 2 pixels

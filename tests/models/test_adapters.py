@@ -48,6 +48,7 @@ def random_clip(num_frames, size):
     return torch.randn(1, 3, num_frames, size, size, generator=torch.Generator().manual_seed(1))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", PUBLISHED_X3D)
 def test_x3d_at_its_published_size_equals_the_library(name):
     encoder = build(name)
@@ -60,6 +61,7 @@ def test_x3d_at_its_published_size_equals_the_library(name):
     assert output.shape == (1, 2048)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name, last", [("slow_r50", (4, 2, 2)), ("csn_r101", (1, 2, 2)), ("r2plus1d_50", (1, 2, 2))])
 def test_pytorchvideo_with_a_window_that_fits_equals_the_library(name, last):
     encoder = build(name)
@@ -72,6 +74,7 @@ def test_pytorchvideo_with_a_window_that_fits_equals_the_library(name, last):
         torch.testing.assert_close(encoder(x), original(x))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name, num_frames, size",
     [

@@ -48,6 +48,7 @@ def test_thinning_keeps_means_and_extremes() -> None:
     assert steps[0] == 4.5
 
 
+@pytest.mark.slow
 def test_a_huge_log_makes_a_small_page(tmp_path: Path) -> None:
     line = json.dumps(
         {"step": 0, "epoch": 0, "loss": 1.5, "lr": 1e-3, "v2a": 0.5, "a2v": 0.25, "clips_per_second": 9.0}

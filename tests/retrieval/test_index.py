@@ -93,6 +93,7 @@ def test_a_label_asks_every_clip_that_has_it(store: Store, index: NeighbourIndex
     assert found.rows.tolist() == exact.rows.tolist()
 
 
+@pytest.mark.slow
 def test_an_index_is_kept(store: Store, rows: list[int], tmp_path: Path) -> None:
     said: list[str] = []
     built = open_index(store, tmp_path, info=said.append)
@@ -107,6 +108,7 @@ def test_an_index_is_kept(store: Store, rows: list[int], tmp_path: Path) -> None
         assert found[0] == found[1]
 
 
+@pytest.mark.slow
 def test_an_index_of_other_vectors_is_built_again(store: Store, tmp_path: Path) -> None:
     said: list[str] = []
     few = write(tmp_path / "few", random_vectors(600, DIM))
