@@ -153,7 +153,7 @@ def digest(*parts: object, algorithm: Literal["blake2b", "sha256"] = "blake2b", 
 
 def print_result(result: object, text: str, *, to: str | None) -> None:
     """Print the result of a command as text, or as JSON with `to` "-"; another `to` is a file that gets the JSON."""
-    print(json.dumps(result) if to == "-" else text)
+    print(json.dumps(result) if to == "-" else text.encode(errors="replace").decode())  # a path may not be UTF-8
     if to not in (None, "-"):
         Path(to).write_text(json.dumps(result) + "\n")
 

@@ -12,7 +12,7 @@ and if wanted label, split, group, start, end (seconds); further columns are kep
 """
 
 import argparse
-import csv
+import difflib
 import math
 import os
 import sys
@@ -22,35 +22,31 @@ from typing import Any
 from avssl.data.manifest import ManifestError
 from avssl.data.recipes.build import Found, run_recipe
 from avssl.data.recipes.layout import CLIPS, SOUNDS, find_clips, label_clips
-from avssl.data.recipes.lists import read_seconds
+from avssl.data.recipes.lists import path_on_disk, read_csv, read_seconds
 
+COLUMNS = ("path", "label", "split", "group", "start", "end")
+HINT = f"columns are {', '.join(COLUMNS)} and further ones"
 LAYOUT = f"clips end in {' '.join(sorted(CLIPS))}; --sounds takes audio files"
 
 
 def read_list(path: Path, root: Path) -> list[dict[str, Any]]:
     """Rows of a CSV, sorted; empty cells are None. Raises ManifestError."""
-    try:
-        with open(path, newline="", encoding="utf-8-sig") as file:
-            reader = csv.DictReader(file)
-            listed = [(reader.line_num, row) for row in reader]
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise ManifestError(f"list {path} cannot be read as CSV in UTF-8: {error}") from error
-    if "path" not in (reader.fieldnames or []):
-        raise ManifestError(f"list {path} has no column path: its first line must name the columns (path,label,split)")
     rows, known = [], set()
-    for line, cells in listed:
-        row = {name: value or None for name, value in cells.items() if name}
-        row["path"] = _inside(root, row["path"], where=f"{path}, line {line}")
+    for cells in read_csv(path, ("path",), hint=HINT, comment=""):
+        for name in cells.keys() - set(COLUMNS):
+            for near in difflib.get_close_matches(name, COLUMNS, n=1, cutoff=0.8):
+                raise ManifestError(f"{path} has a column {name}, did you mean {near}? {HINT}, not so alike")
+        where = f"{path}, {cells['path']!r}"
+        row = {name: value or None for name, value in cells.items()}
+        row["path"] = _inside(root, row["path"], where=where)
         for name in ("start", "end"):
             text = row.get(name)
-            row[name] = None if text is None else read_seconds(text, where=f"{path}, line {line}, {name}")
+            row[name] = None if text is None else read_seconds(text, where=f"{where}, {name}")
         if row["start"] is not None and row["end"] is not None and row["end"] <= row["start"]:
-            raise ManifestError(f"{path}, line {line}: end {row['end']} must come after start {row['start']}")
+            raise ManifestError(f"{where}: end {row['end']} must come after start {row['start']}")
         key = (row["path"], row["start"], row["end"])
         if key in known:
-            raise ManifestError(
-                f"{path}, line {line}: {row['path']} is listed twice, and a row is one instance: drop one"
-            )
+            raise ManifestError(f"{where} is listed twice, and a row is one instance: drop one")
         known.add(key)
         rows.append(row)
     return sorted(rows, key=lambda row: (row["path"], row["start"] or -math.inf, row["end"] or math.inf))
@@ -80,8 +76,8 @@ def _inside(root: Path, path: str | None, *, where: str) -> str:
         raise ManifestError(f"{where}: the path is empty")
     relative = Path(os.path.relpath(root / path, root))
     if relative.is_absolute() or ".." in relative.parts:
-        raise ManifestError(f"{where}: {path} does not lie in {root}: name a folder as ROOT that holds all clips")
-    return relative.as_posix()
+        raise ManifestError(f"{where} does not lie in {root}: name a folder as ROOT that holds all clips")
+    return path_on_disk(root, relative.as_posix())
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@ of an existing one, and `with_findings` adds the results to it.
 """
 
 import collections
+import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -74,6 +75,8 @@ def join_facts(rows: Sequence[Mapping[str, Any]], facts: Mapping[str, Mapping[st
     further = {name: None for row in rows for name in row if name in FACTS or name not in SCHEMA.names}
     for row in rows:
         found = {"group": row["path"]} | {name: value for name, value in row.items() if value is not None}
+        if "label" in found:  # two disks may write the same folder in two forms, and it is one class
+            found["label"] = unicodedata.normalize("NFC", found["label"])
         for name in SCHEMA.names:
             columns[name].append(facts[row["path"]][name] if name in FACTS else found.get(name))
     table = pa.table({name: pa.array(columns[name], SCHEMA.field(name).type) for name in SCHEMA.names})

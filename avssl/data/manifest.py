@@ -1,5 +1,6 @@
 """The manifest: one parquet file that lists the clips. The number of a row is the id of an instance."""
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -146,7 +147,8 @@ def read_manifest(path: str | Path, *, root: str | Path | None = None) -> Manife
             f"manifest {path} does not exist: write it with python datasets/folder.py ROOT --out {path}"
         )
     try:
-        table = pq.read_table(path)
+        with path.open("rb") as file:  # pyarrow takes no name that is not UTF-8
+            table = pq.read_table(file)
     except (pa.ArrowException, OSError) as error:
         raise ManifestError(
             f"manifest {path} is no parquet file that can be read: write it with datasets/folder.py"
@@ -165,7 +167,7 @@ def read_manifest(path: str | Path, *, root: str | Path | None = None) -> Manife
     recorded = (table.schema.metadata or {}).get(ROOT_KEY)
     if root is None and recorded is None:
         raise ManifestError(f"manifest {path} does not say where its clips are: name their folder as root (data.root)")
-    folder = Path(root) if root is not None else path.parent.resolve() / recorded.decode()
+    folder = Path(root) if root is not None else path.parent.resolve() / os.fsdecode(recorded)
     if not folder.is_dir():
         raise ManifestError(
             f"manifest {path}: the folder of its clips does not exist: {folder}; name the right one as root (data.root)"
@@ -209,8 +211,8 @@ def write_manifest(path: str | Path, table: pa.Table, *, root: str | Path) -> No
     here = path.parent.resolve()
     recorded = root.relative_to(here).as_posix() if root.is_relative_to(here) else str(root)
     try:
-        table = table.select(schema.names).cast(schema).replace_schema_metadata({ROOT_KEY: recorded.encode()})
+        table = table.select(schema.names).cast(schema).replace_schema_metadata({ROOT_KEY: os.fsencode(recorded)})
     except pa.ArrowInvalid as error:
         raise ManifestError(f"the table for {path} does not fit the columns of a manifest: {error}") from error
-    with atomic_write(path) as temporary:
-        pq.write_table(table, temporary)
+    with atomic_write(path) as temporary, temporary.open("wb") as file:
+        pq.write_table(table, file)

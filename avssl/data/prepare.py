@@ -14,7 +14,7 @@ from tqdm import tqdm
 from avssl.data.check import FACTS, join_facts
 from avssl.data.manifest import SCHEMA, read_manifest, write_manifest
 from avssl.data.recipes.layout import find_clips, label_clips
-from avssl.files import atomic_write, folder_lock
+from avssl.files import atomic_write, digest, folder_lock
 from avssl.media.prepare import EXTENSION, Prepared, Settings
 from avssl.media.probe import Probe
 from avssl.workers import Lost, run_jobs
@@ -23,6 +23,7 @@ MODULE = "avssl.media.prepare"
 MANIFEST, FAILURES = "manifest.parquet", "not_prepared.csv"
 KNOWN = tuple(name for name in SCHEMA.names if name not in FACTS)  # columns that are not facts of the file
 GIGABYTE = 1e9
+MAX_NAME_BYTES = 255  # of most file systems
 
 
 class PrepareError(ValueError):
@@ -66,15 +67,24 @@ def list_clips(source: Path, manifest: Path | None = None) -> Listing:
 
 
 def name_copies(clips: Sequence[str]) -> dict[str, str]:
-    """{clip: its copy}: a/b.avi becomes a/b.mp4, or a/b.avi.mp4 if two names would be equal when case is ignored."""
-    names = {clip: str(PurePosixPath(clip).with_suffix(EXTENSION)) for clip in clips}
+    """{clip: its copy}: a/b.avi becomes a/b.mp4, or a/b.avi.mp4 if two names would be equal when case is ignored. A name
+    that the file system would not take is cut, and ends in a digest."""
+    names = {clip: _fitting(PurePosixPath(clip).with_suffix(EXTENSION)) for clip in clips}
+    longer = {clip: _fitting(PurePosixPath(clip + EXTENSION)) for clip in clips}
     while True:
         claims = collections.Counter(name.casefold() for name in names.values())
         # a longer name may clash with another one
-        clashes = [clip for clip, name in names.items() if claims[name.casefold()] > 1 and name != clip + EXTENSION]
+        clashes = [clip for clip, name in names.items() if claims[name.casefold()] > 1 and name != longer[clip]]
         if not clashes:
             return names
-        names |= {clip: clip + EXTENSION for clip in clashes}
+        names |= {clip: longer[clip] for clip in clashes}
+
+
+def _fitting(path: PurePosixPath) -> str:
+    if len(path.name.encode()) <= MAX_NAME_BYTES:
+        return str(path)
+    begin = path.name.encode()[: MAX_NAME_BYTES - 32].decode(errors="ignore")
+    return str(path.with_name(f"{begin}-{digest(path, num_bytes=8)}{EXTENSION}"))
 
 
 def check_folders(source: Path, target: Path) -> None:

@@ -1,14 +1,19 @@
 """Layouts, lists, and the command as a user calls it."""
 
+import errno
 import importlib.util
 import json
+import os
+import shutil
 import subprocess
 import sys
+import unicodedata
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from avssl.data.check import FACTS, join_facts
 from avssl.data.manifest import ManifestError, read_manifest
 from avssl.media.encode import write_clip
 from tests.support.clips import make_sound
@@ -67,6 +72,48 @@ def test_clips_are_found_sorted_without_hidden_and_other_files(folder, tmp_path)
     assert others == ["a/notes.txt", "list.csv"]
 
 
+def test_only_a_link_that_leads_back_is_left_out(folder, tmp_path):
+    (tmp_path / "pool" / "more").mkdir(parents=True)
+    (tmp_path / "pool" / "a.mp4").touch()
+    (tmp_path / "outside").mkdir()
+    (tmp_path / "root").mkdir()
+    (tmp_path / "root" / "cat").symlink_to(tmp_path / "pool")
+    (tmp_path / "root" / "dog").symlink_to(tmp_path / "pool")
+    (tmp_path / "pool" / "more" / "self").symlink_to(tmp_path / "pool")
+    (tmp_path / "root" / "far").symlink_to(tmp_path / "outside")
+    (tmp_path / "outside" / "back").symlink_to(tmp_path / "root")  # by way of another folder
+    assert folder.find_clips(tmp_path / "root") == (["cat/a.mp4", "dog/a.mp4"], [])
+
+
+def test_a_folder_that_cannot_be_listed_is_named(folder, tmp_path, monkeypatch):
+    for name in ("cat", "dog", "lost+found"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "a.mp4").touch()
+
+    def scandir(path, real=os.scandir):
+        if os.path.basename(str(path)) in ("dog", "lost+found"):
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return real(path)
+
+    monkeypatch.setattr(os, "scandir", scandir)
+    with pytest.raises(ManifestError, match=r"folder .*/dog cannot be listed \(Permission denied\)"):
+        folder.find_clips(tmp_path)
+    shutil.rmtree(tmp_path / "dog")
+    assert folder.find_clips(tmp_path)[0] == ["cat/a.mp4"]
+
+
+def test_a_root_that_is_not_utf8(tmp_path, clip):
+    root = tmp_path / os.fsdecode(b"caf\xe9")
+    (root / "cat").mkdir(parents=True)
+    (root / "cat" / "a.mp4").write_bytes(clip)
+    for out in (tmp_path / "m.parquet", root / "m.parquet"):
+        done = run(root, "--out", out)
+        assert done.returncode == 0, done.stderr
+        manifest = read_manifest(out)
+        assert manifest.path(0).read_bytes() == clip
+        assert manifest.column("label").tolist() == ["cat"]
+
+
 def test_folder_becomes_a_manifest(tmp_path, clip):
     root = tmp_path / "clips"
     for name in ("train/cat/2.mp4", "train/cat/1.mp4", "test/dog/1.mp4"):
@@ -118,18 +165,58 @@ def test_list_becomes_a_manifest(tmp_path, clip):
 
 
 @pytest.mark.parametrize(
+    "text",
+    [
+        "path,label,split\n#1.mp4,run,train\n",
+        " Path ,LABEL, Split\n#1.mp4 , run ,train \n",
+        "path, label, split\n#1.mp4, run, train\n\n",
+        ",path,label,split\n0,#1.mp4,run,train\n",  # as pandas writes it
+        '"path", "label", "split"\r\n"#1.mp4", "run", "train"\r\n',
+    ],
+)
+def test_lists_as_people_write_them_keep_labels(folder, tmp_path, text):
+    (tmp_path / "list.csv").write_text(f"\ufeff{text}", newline="")
+    found = [(row["path"], row["label"], row["split"]) for row in folder.read_list(tmp_path / "list.csv", tmp_path)]
+    assert found == [("#1.mp4", "run", "train")]
+
+
+def test_names_are_found_in_either_form_of_unicode(folder, tmp_path):
+    composed, decomposed = (unicodedata.normalize(form, "Café/é") for form in ("NFC", "NFD"))
+    for name in (decomposed, "tea/é ", "tea/plain"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    lines = ["path,label", f"{composed},{decomposed}", "tea/é,x", "tea/plain,x", "tea/gone,x"]
+    (tmp_path / "list.csv").write_text("\n".join(lines), encoding="utf-8")
+    rows = folder.read_list(tmp_path / "list.csv", tmp_path)
+    assert [row["path"] for row in rows] == [decomposed, "tea/gone", "tea/plain", "tea/é "]
+    facts = {row["path"]: dict.fromkeys(FACTS) for row in rows}
+    assert join_facts(rows[:1], facts).column("label").to_pylist() == [composed]  # one class on every disk
+
+
+@pytest.mark.parametrize(
     "text, message",
     [
-        ("file,label\na.mp4,x\n", "no column path"),
-        ("path\n../a.mp4\n", "line 2: ../a.mp4 does not lie in"),
-        ("path,label\n,x\n", "line 2: the path is empty"),
-        ("path\na.mp4\na.mp4\n", "line 3: a.mp4 is listed twice"),
+        ("", "list.csv has no column path"),
+        ("\n\n", "list.csv has no column path"),
+        ("path,label\n", "list.csv names no clip"),
+        ("file,label\na.mp4,x\n", "no column path: .* is 'file,label'"),
+        ("path;label\na.mp4;x\n", "no column path: .* with commas between, and is 'path;label'"),
+        ("path,labels\na.mp4,x\n", "has a column labels, did you mean label?"),
+        ("path,label,Label\na.mp4,x,y\n", "has the column label twice"),
+        ("path,label,split\na.mp4,run, fast,train\n", "'a.mp4,run,fast,train' has 4 cells and the first line 3: .*quotes"),
+        ("path,label,split\na.mp4,run\n", "'a.mp4,run' has 2 cells and the first line 3"),
+        ('path,label\na.mp4,"run\nb.mp4,dance\n', "cannot be read as CSV"),
+        ("path,label\na.mp4,caf\xe9\n".encode("latin-1"), "is not UTF-8"),
+        ("path,label\na.mp4,x\n".encode("utf-16"), "is not UTF-8"),
+        ("path\n../a.mp4\n", "'../a.mp4' does not lie in"),
+        ("path,label\n,x\n", "'': the path is empty"),
+        ("path\na.mp4\n./a.mp4\n", "'./a.mp4' is listed twice"),
         ("path,start\na.mp4,soon\n", "'soon' is no number of seconds"),
         ("path,start,end\na.mp4,2,1\n", "end 1.0 must come after start 2.0"),
     ],
 )
 def test_wrong_lists_are_refused(folder, tmp_path, text, message):
-    (tmp_path / "list.csv").write_text(text)
+    (tmp_path / "list.csv").write_bytes(text if isinstance(text, bytes) else text.encode())
     with pytest.raises(ManifestError, match=message):
         folder.read_list(tmp_path / "list.csv", tmp_path)
 

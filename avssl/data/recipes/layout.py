@@ -2,25 +2,32 @@
 
 import os
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, NoReturn
+
+from avssl.data.manifest import ManifestError
 
 VIDEO_NAMES = "mp4 m4v mov qt mkv webm avi divx mpg mpeg m2v vob ts mts m2ts flv f4v wmv asf 3gp 3g2 ogv"
 AUDIO_NAMES = "mp3 wav flac m4a m4b aac ogg oga opus mka weba wma aif aiff ac3 amr au mp2 w64 caf"
 CLIPS = frozenset(f".{name}" for name in VIDEO_NAMES.split())
 SOUNDS = frozenset(f".{name}" for name in AUDIO_NAMES.split())
+UNLISTED = "lost+found"  # at the root of many disks, for the administrator alone
 SPLITS = frozenset({"train", "val", "validation", "test"})
 
 
 def find_clips(root: Path, *, endings: frozenset[str] = CLIPS) -> tuple[list[str], list[str]]:
-    """Files below a folder without hidden ones, links followed: (clips, other files), sorted, relative to it."""
-    clips, others, visited = [], [], set()
-    for folder, folders, files in os.walk(root, followlinks=True):
-        real = os.path.realpath(folder)
-        if real in visited:  # a cyclic link
-            folders.clear()
-            continue
-        visited.add(real)
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
+    """Files below a folder without hidden ones, links followed: (clips, other files), sorted, relative to it.
+
+    Raises:
+        ManifestError: a folder cannot be listed.
+    """
+    clips, others = [], []
+    above = {os.fspath(root): {os.path.realpath(root)}}  # {folder: where it and all that it lies in really are}
+    for folder, folders, files in os.walk(root, onerror=_refuse, followlinks=True):
+        real = {name: os.path.realpath(os.path.join(folder, name)) for name in folders}
+        folders[:] = [
+            name for name in folders if not name.startswith(".") and name != UNLISTED and real[name] not in above[folder]
+        ]  # else a link that leads back
+        above |= {os.path.join(folder, name): above[folder] | {real[name]} for name in folders}
         for name in files:
             if not name.startswith("."):
                 path = (Path(folder) / name).relative_to(root).as_posix()
@@ -39,6 +46,13 @@ def label_clips(paths: list[str]) -> list[dict[str, Any]]:
         split = each[0] if has_splits else None
         rows.append({"path": path, "label": folders[-1] if folders else None, "split": split})
     return rows
+
+
+def _refuse(error: OSError) -> NoReturn:
+    raise ManifestError(
+        f"folder {error.filename} cannot be listed ({error.strerror}), so its clips would be missing: make it readable "
+        "or move it away"
+    ) from error
 
 
 def _is_text(path: str) -> bool:

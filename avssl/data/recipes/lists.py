@@ -2,6 +2,8 @@
 
 import csv
 import math
+import os
+import unicodedata
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -30,14 +32,31 @@ def match_files(
     Returns:
         Rows sorted by path; listed clips without a file; files that were not taken.
     """
-    files = {key(path): path for path in paths}
-    rows = [{"path": files[key(name)], **columns} for name, columns in clips.items() if key(name) in files]
+    files = {nfc(key(path)): path for path in paths}
+    found = {name: files.get(nfc(key(name))) for name in clips}
+    rows = [{"path": found[name], **columns} for name, columns in clips.items() if found[name]]
     taken = {row["path"] for row in rows}
     return (
         sorted(rows, key=lambda row: row["path"]),
-        [name for name in clips if key(name) not in files],
+        [name for name in clips if not found[name]],
         [path for path in paths if path not in taken],
     )
+
+
+def nfc(text: str) -> str:
+    """One form of letters that file systems and lists write as one character or as two, such as accented ones."""
+    return unicodedata.normalize("NFC", text)
+
+
+def path_on_disk(root: Path, path: str) -> str:
+    """`path` as the disk writes it, if the disk has it in another form of Unicode or with spaces around it."""
+    if (root / path).exists():
+        return path
+    found = Path()
+    for part in Path(path).parts:
+        names = os.listdir(root / found) if (root / found).is_dir() else []
+        found /= next((name for name in names if nfc(name).strip() == nfc(part).strip()), part)
+    return found.as_posix()
 
 
 def check_classes(folder: Path, labels: Iterable[str], clips: Iterable[str], *, hint: str) -> None:
@@ -57,31 +76,49 @@ def read_lines(path: Path, *, hint: str) -> list[str]:
     return [line for line in text.split("\n") if line.strip()]
 
 
-def read_cells(path: Path, *, hint: str) -> Iterator[list[str]]:
-    """Cells of each line of a CSV, without lines that begin with #. Raises ManifestError: it cannot be read."""
-    lines = (line for line in read_lines(path, hint=hint) if not line.startswith("#"))
+def read_cells(path: Path, *, hint: str, comment: str = "#") -> Iterator[list[str]]:
+    """Cells of each line of a CSV without spaces around them; lines that begin with `comment` are left out. Raises
+    ManifestError: it cannot be read."""
+    lines = [line for line in read_lines(path, hint=hint) if not (comment and line.startswith(comment))]
+    if any("\ufffd" in line for line in lines):
+        raise ManifestError(f"{path} is not UTF-8: save it so; {hint}")
     try:
-        yield from csv.reader(lines, skipinitialspace=True)
+        for cells in csv.reader(lines, skipinitialspace=True, strict=True):
+            yield [cell.strip() for cell in cells]
     except csv.Error as error:
         raise ManifestError(f"{path} cannot be read as CSV ({error}): {hint}") from error
 
 
-def read_csv(path: Path, columns: Sequence[str], *, hint: str) -> list[dict[str, str]]:
-    """Rows of a CSV whose first line names the columns.
+def read_csv(path: Path, columns: Sequence[str], *, hint: str, comment: str = "#") -> list[dict[str, str]]:
+    """Rows of a CSV whose first line names the columns, {column in lower case: cell}; columns without a name are left
+    out.
 
     Raises:
-        ManifestError: the file cannot be read, lacks a column, or a line has more or fewer cells.
+        ManifestError: the file cannot be read, lacks a column or has it twice, holds no row, or a line has more or
+            fewer cells than the first.
     """
-    lines = read_cells(path, hint=hint)
-    names = next(lines, [])
+    lines = read_cells(path, hint=hint, comment=comment)
+    first = next(lines, [])
+    names = [name.lower() for name in first]
     for name in columns:
         if name not in names:
-            raise ManifestError(f"{path} has no column {name}: its first line must name {','.join(columns)}; {hint}")
+            raise ManifestError(
+                f"{path} has no column {name}: its first line must name {','.join(columns)}, with commas between, and is "
+                f"{','.join(first)!r}; {hint}"
+            )
+    for name in filter(None, names):
+        if names.count(name) > 1:
+            raise ManifestError(f"{path} has the column {name} twice: {hint}")
     rows = []
     for cells in lines:
         if len(cells) != len(names):
-            raise ManifestError(f"{path}: {','.join(cells)!r} has not as many cells as the first line: {hint}")
-        rows.append(dict(zip(names, cells, strict=True)))
+            raise ManifestError(
+                f"{path}: {','.join(cells)!r} has {len(cells)} cells and the first line {len(names)}: write a cell that "
+                f"holds a comma in double quotes; {hint}"
+            )
+        rows.append({name: cell for name, cell in zip(names, cells, strict=True) if name})
+    if not rows:
+        raise ManifestError(f"{path} names no clip: {hint}")
     return rows
 
 

@@ -8,8 +8,8 @@ from typing import Any
 
 import pyarrow as pa
 
-# <id>, <id>_<start>, <id>_<start>_<end>: seconds, padded or not, or milliseconds
-NAME = re.compile(r"(?P<id>[\w-]{11})(_(?P<start>\d+(\.\d+)?)(_\d+(\.\d+)?)?)?", re.ASCII)
+# <id>, <id>_<start>, <id>_<start>_<end>: seconds, padded or not, or milliseconds; AudioSet's crawlers put a Y before it
+NAME = re.compile(r"Y?(?P<id>[\w-]{11})(_(?P<start>\d+(\.\d+)?)(_\d+(\.\d+)?)?)?", re.ASCII)
 TOLERANCE = 1.0  # seconds by which crawlers cut clips too long or short
 
 

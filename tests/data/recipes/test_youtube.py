@@ -19,6 +19,8 @@ ID = "-_a1B2c3D4e"
         (f"{ID}_12500.mp4", 12.5, None),
         (f"{ID}_0_10.mp4", 0.0, None),
         (f"{ID}.mp4", 30.0, (30.0, 40.0)),
+        (f"Y{ID}.wav", 30.0, (30.0, 40.0)),  # as AudioSet's crawlers name it
+        (f"Y{ID}_30.mp4", 30.0, None),
     ],
 )
 def test_names(name: str, start: float, part: tuple[float, float] | None) -> None:
@@ -32,6 +34,12 @@ def test_names(name: str, start: float, part: tuple[float, float] | None) -> Non
 @pytest.mark.parametrize("name", [f"{ID}_31.mp4", f"x{ID}_30.mp4", f"{ID}_30_40_50.mp4", f"{ID}30.mp4", "a.mp4"])
 def test_names_of_other_clips(name: str) -> None:
     assert match_clips([Listed(ID, 30, 40, {})], [name]) == ([], [f"{ID}_30"], [name])
+
+
+def test_an_id_may_begin_with_y() -> None:
+    for id in ("Yabcdefghij", "Y_bcdefghi_"):
+        names = [f"{id}_30.mp4", f"{id}.mp4", f"Y{id}.mp4"]
+        assert [match_clips([Listed(id, 30, 40, {})], [name])[0][0]["group"] for name in names] == [id] * 3
 
 
 def test_a_cut_clip_goes_before_the_whole_video_and_parts_of_it_are_rows() -> None:
