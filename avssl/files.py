@@ -5,6 +5,7 @@ import fcntl
 import hashlib
 import json
 import os
+import shlex
 import shutil
 import socket
 import sys
@@ -174,3 +175,8 @@ def _fsync(path: Path) -> None:
 def _remove(path: Path) -> None:
     with suppress(OSError):  # the first error is the one to report
         path.unlink()
+
+
+def print_next(*words: object, title: str = "next") -> None:
+    """Print on stderr a command that may follow, such as tools/train.py and its arguments, so that it can be pasted."""
+    print(f"{title}: {shlex.join(map(str, ('python', *words)))}", file=sys.stderr)

@@ -37,6 +37,7 @@ from tqdm import tqdm
 
 from avssl.data.check import build_table
 from avssl.data.manifest import write_manifest
+from avssl.data.recipes.build import print_training
 from avssl.files import WriteError
 from avssl.media.encode import write_clip
 
@@ -396,7 +397,7 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"{root}: {num_made} clips made, {len(clips) - num_made} were there already", file=sys.stderr)
         manifest = str(root / "manifest.parquet")
         summary[name] = parameters | {"clips": len(clips), "made": num_made, "manifest": manifest}
-    print(f"next: python tools/train.py configs/... data.manifest={summary['toy']['manifest']}", file=sys.stderr)
+    print_training(summary["toy"]["manifest"], ["train"])
     if given.json == "-":
         print(json.dumps(summary))
     elif given.json:

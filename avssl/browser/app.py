@@ -32,6 +32,7 @@ from avssl.retrieval.search import QueryError, Way, contrast, query_of_row, rank
 STATIC = Path(__file__).parent / "static"
 STATUS = {QueryError: 400, NotShownError: 404, PreviewError: 404, UploadError: 422, BusyError: 503}
 PAUSE_SECONDS = 15.0  # between two pieces of an upload
+LEAST_RATE = 50_000  # bytes per second of an upload on the whole, after such a pause
 WAITING_THREADS = 16  # for images, and as many for previews, so that neither blocks the other or searches
 
 Id = Annotated[int, InPath(ge=0, lt=2**62)]
@@ -58,13 +59,16 @@ def build_app(stores: Sequence[IndexedStore], *, previews: Previews, uploads: Up
     for kind in STATUS:
         app.add_exception_handler(kind, explain)
 
-    @app.api_route("/", methods=["GET", "HEAD"])
+    @app.get("/")
     def page() -> FileResponse:
         return FileResponse(STATIC / "index.html")
 
     add_clips(app, catalog, uploads)
     add_searches(app, catalog, uploads)
     add_files(app, catalog, previews, uploads)
+    for route in app.routes:
+        if "GET" in route.methods:
+            route.methods.add("HEAD")
     app.mount("/static", StaticFiles(directory=STATIC))
     return app
 
@@ -205,7 +209,7 @@ def add_files(app: FastAPI, catalog: Catalog, previews: Previews, uploads: Uploa
         except OSError as error:
             raise HTTPException(507, f"{name} cannot be stored here: {error.strerror}") from error
 
-    @app.api_route("/media/{id}", methods=["GET", "HEAD"])
+    @app.get("/media/{id}")
     async def play(id: Id) -> FileResponse:
         indexed, row = catalog.find(id)
         path, kind = await to_thread.run_sync(previews.media, *indexed.source(row), limiter=large)
@@ -257,11 +261,14 @@ def of_upload(upload: Upload) -> dict[str, Any]:
 
 
 async def with_timeout(stream: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
-    """The pieces of a stream. Raises TimeoutError when the next one does not come."""
+    """The pieces of a stream. Raises TimeoutError when the next one does not come, or all come too slowly."""
+    now = asyncio.get_running_loop().time
+    begin, size = now(), 0
     while True:
-        async with asyncio.timeout(PAUSE_SECONDS):
+        async with asyncio.timeout_at(PAUSE_SECONDS + min(now(), begin + size / LEAST_RATE)):
             try:
                 piece = await anext(stream)
             except StopAsyncIteration:
                 return
+        size += len(piece)
         yield piece

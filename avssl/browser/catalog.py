@@ -1,8 +1,10 @@
 """The neighbor browser's catalog: stores with their index and maps, and clips across them."""
 
+import os
 import threading
+import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -40,6 +42,7 @@ class IndexedStore:
                 f"{store.folder} holds paths that leave their root, such as {outside.column('path')[0].as_py()!r}"
             )
         self.store, self.folder, self.info = store, folder, info
+        self._started = time.time()
         self.index: NeighbourIndex | None = None
         self.state: Literal["exact", "building", "ready", "failed"] = "exact"
         self.why = f"{len(store):,} clips: every search looks at all of them"
@@ -90,10 +93,20 @@ class IndexedStore:
         }
 
     def source(self, row: int) -> tuple[Path, tuple[float, float] | None]:
-        """The file of a clip, and which seconds of it the clip is."""
+        """The file of a clip, and which seconds of it the clip is.
+
+        Raises:
+            NotShownError: a link made after the start leads out of the folder of the clips.
+        """
         start, end = self.store.part(row)
         part = None if start is None and end is None else (start or 0.0, NO_END if end is None else end)
-        return Path(self.store.meta.root) / self.store.path(row), part
+        root = Path(self.store.meta.root)
+        path = root / self.store.path(row)
+        if not Path(os.path.realpath(path)).is_relative_to(os.path.realpath(root)):
+            for link in links_of(path):
+                if link.lstat().st_ctime > self._started:
+                    raise NotShownError(f"{path.name} leads out of the folder of the clips since this server runs")
+        return path, part
 
     def neighbours(self, query: Query, ranking: Ranking) -> list[dict[str, Any]]:
         return [
@@ -104,6 +117,16 @@ class IndexedStore:
     def recall(self, *ways: Way) -> float | None:
         """The smallest that was measured of these ways of the index."""
         return None if self.index is None else min(self.index.measured.recall[way] for way in ways)
+
+
+def links_of(path: Path) -> Iterator[Path]:
+    """Each link on the way to where a path really is."""
+    for _ in range(40):  # as many as the system follows
+        link = next((each for each in (*reversed(path.parents), path) if each.is_symlink()), None)
+        if link is None:
+            return
+        yield link
+        path = link.parent / link.readlink() / path.relative_to(link)
 
 
 class Catalog:

@@ -186,6 +186,7 @@ class _CacheFolder:
     def unfinished(self) -> Iterator[Path]:
         """A unique temporary path; removed afterwards."""
         name = f".{secrets.token_hex(8)}.made"
+        self.path.mkdir(parents=True, exist_ok=True)  # somebody may have removed it
         try:
             yield self.path / name
         finally:

@@ -91,6 +91,9 @@ class Uploads:
         ending = re.search(r"\.[A-Za-z0-9]{1,8}$", name)
         path = self.folder / (secrets.token_hex(12) + (ending[0].lower() if ending else ""))
         try:
+            with suppress(FileExistsError):  # else a cleaner of temporary files has removed it
+                self.folder.mkdir(mode=0o700)
+                self._lock.enter_context(folder_lock(self.folder))
             yield path
         finally:
             path.unlink(missing_ok=True)
@@ -137,7 +140,7 @@ class Uploads:
         except PreviewError:
             return None
         finally:
-            for left in (self.folder / "previews").iterdir():
+            for left in (self.folder / "previews").glob("*"):
                 left.unlink(missing_ok=True)
 
 

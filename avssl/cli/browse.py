@@ -13,6 +13,7 @@ import dataclasses
 import errno
 import ipaddress
 import os
+import resource
 import secrets
 import signal
 import socket
@@ -29,6 +30,7 @@ from avssl.browser.app import build_app
 from avssl.browser.catalog import IndexedStore
 from avssl.browser.guard import Guard
 from avssl.browser.previews import Previews
+from avssl.browser.protocol import TimedProtocol
 from avssl.browser.uploads import Uploads
 from avssl.cli.common import check_above_0, info, new_parser, run
 from avssl.files import WriteError, check_writable
@@ -51,6 +53,8 @@ def main(arguments: list[str] | None = None) -> int:
 def _browse(given: argparse.Namespace) -> int:
     for number in (signal.SIGINT, signal.SIGTERM):  # uvicorn ends its work first, then lets them through
         signal.signal(number, lambda *_: sys.exit(0))
+    most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))  # every connection is an open file
     indexed: list[IndexedStore] = []
     with ExitStack() as stack:
         stack.callback(leave_busy, indexed)  # runs last
@@ -74,7 +78,8 @@ def _browse(given: argparse.Namespace) -> int:
         app = Guard(app, token=token, names=[given.host.strip("[]")])
         torch.set_num_threads(1)  # searches are short and run in parallel
         quiet = {"log_level": "warning", "access_log": False, "server_header": False}
-        uvicorn.Server(uvicorn.Config(app, timeout_graceful_shutdown=3, **quiet)).run(sockets=[listening])
+        config = uvicorn.Config(app, http=TimedProtocol, timeout_graceful_shutdown=3, **quiet)
+        uvicorn.Server(config).run(sockets=[listening])
     return 0
 
 

@@ -17,7 +17,7 @@ import os
 from avssl.cli.common import add_json, add_manifest, check_above_0, check_at_least, info, new_parser, run
 from avssl.data.check import describe, fix_manifest, inspect_manifest, report
 from avssl.data.manifest import read_manifest
-from avssl.files import check_writable, print_result
+from avssl.files import check_writable, print_next, print_result
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -45,9 +45,9 @@ def _check(given: argparse.Namespace) -> int:
     summary = report(manifest, found, clip_seconds=given.clip_seconds)
     print_result(summary, describe(summary), to=given.json)
     if summary["problems"]:
-        info(
-            "next: choose per case what training does, such as data.policy.damaged=skip (error | skip | mask)"
-            if given.fix_manifest
-            else f"next: python tools/check.py {given.manifest} --fix-manifest"
-        )
+        if given.fix_manifest:
+            info("next: choose per case what training does, such as data.policy.damaged=skip (error | skip | mask)")
+        else:
+            root = ["--root", given.root] if given.root else []
+            print_next("tools/check.py", given.manifest, *root, "--fix-manifest")
     return 1 if summary["problems"] else 0

@@ -69,7 +69,7 @@ def info(text: str) -> None:
 def warn_unread(errors: Mapping[str, str]) -> int:
     """Name the files {path: reason} that could not be read, and return the exit code: 1 if there are any."""
     for path, reason in errors.items():
-        info(f"not read: {path}: {reason}")
+        info(f"not read: {path}: {reason.split(f'{path}: ', 1)[-1]}")  # which may begin with the whole path
     return 1 if errors else 0
 
 

@@ -36,7 +36,7 @@ from avssl.evaluate.protocols import Options
 from avssl.evaluate.scenes import make_scene
 from avssl.evaluate.splits import read_splits
 from avssl.evaluate.table import compare, read_result
-from avssl.files import WriteError, check_writable, print_result
+from avssl.files import WriteError, check_writable, print_next, print_result
 from avssl.report.evaluation import confusion_png, write_evaluation
 from avssl.training.checkpoint import LAST
 from avssl.training.session import TrainingError
@@ -180,8 +180,9 @@ def _frozen(given: argparse.Namespace) -> int:
         export(classified, save, facts={**model.facts, "classifier": facts})
         info(
             f"saved {save}: the classifier of {best.classifier.modality} {best.classifier.stage}, {best.held_out:.3f} "
-            f"on the held-out training part; next: python tools/predict.py {save} CLIP"
+            "on the held-out training part"
         )
+        print_next("tools/predict.py", save, spec.manifest.path(int(spec.manifest.usable().argmax())))
     return _print_result(result, given)
 
 

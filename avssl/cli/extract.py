@@ -11,9 +11,9 @@ import argparse
 from pathlib import Path
 
 from avssl import distributed
-from avssl.cli.common import add_json, add_manifest, info, new_parser, run, warn_unread
+from avssl.cli.common import add_json, add_manifest, new_parser, run, warn_unread
 from avssl.data.manifest import read_manifest
-from avssl.files import print_result
+from avssl.files import print_next, print_result
 from avssl.retrieval.write import write_store
 from avssl.weights.load import load, with_data
 
@@ -65,7 +65,7 @@ def _extract(given: argparse.Namespace) -> int:
             next(modality for modality in order if store.has[modality].any())
             for order in (("audio", "video"), ("video", "audio"))
         )
-        query = f"--query {store.ids[store.has[source].argmax()]} --from {source} --to {target}"
-        info(f"next: python tools/retrieve.py {given.out} {query} --k 10")
-        info(f"  or: python tools/browse.py {given.out} --open")
+        query = ["--query", store.ids[store.has[source].argmax()], "--from", source, "--to", target]
+        print_next("tools/retrieve.py", given.out, *query)
+        print_next("tools/browse.py", given.out, "--open", title="  or")
     return code

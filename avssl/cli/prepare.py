@@ -17,8 +17,9 @@ import os
 from pathlib import Path
 from typing import Any
 
-from avssl.cli.common import add_json, check_above_0, check_at_least, format_unread, info, new_parser, run
+from avssl.cli.common import add_json, check_above_0, check_at_least, format_unread, new_parser, run
 from avssl.data.prepare import FAILURES, GIGABYTE, check_folders, list_clips, plan, prepare
+from avssl.data.recipes.build import print_training
 from avssl.files import print_result
 from avssl.media.prepare import Settings
 
@@ -57,7 +58,7 @@ def _prepare(given: argparse.Namespace) -> int:
         print_result(summary, format_plan(summary), to=given.json)
         return 0
     print_result(summary, format_summary(summary, given.target), to=given.json)
-    info(f"next: python tools/train.py configs/... data.manifest={summary['manifest']}")
+    print_training(summary["manifest"], {row["split"] for row in listing.rows})
     return 1 if summary["not_prepared"] else 0
 
 

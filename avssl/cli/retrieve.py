@@ -15,7 +15,7 @@ from pathlib import Path
 from avssl.cli.common import add_json, new_parser, run
 from avssl.files import print_result
 from avssl.retrieval.embed import embed_file, run_of_store
-from avssl.retrieval.search import Query, find_row, query_of_row, query_of_vectors, search
+from avssl.retrieval.search import Query, find_row, name_of, query_of_row, query_of_vectors, search
 from avssl.retrieval.store import Store, StoreError, read_store
 from avssl.structs import MODALITIES
 
@@ -44,9 +44,9 @@ def _retrieve(given: argparse.Namespace) -> int:
     query = find_query(store, given.query)
     way = "agreement" if given.by == "agreement" else f"{given.source[0]}2{given.target[0]}"
     found = search(store, query, way=way, k=given.k)
-    lines = [f"{entry.score:6.3f}  {entry.label or '-':20}  {entry.path}" for entry in found]
+    lines = [f"{each.score:6.3f}  {each.id:7}  {each.label or '-':20}  {name_of(store, each.row)}" for each in found]
     result = {"query": query.name, "neighbours": [dataclasses.asdict(entry) for entry in found]}
-    print_result(result, "\n".join(["score   label                 path", *lines]), to=given.json)
+    print_result(result, "\n".join(["score        id  label                 path", *lines]), to=given.json)
     return 0
 
 

@@ -26,14 +26,13 @@ from avssl.cli.common import (
     check_above_0,
     check_at_least,
     format_unread,
-    info,
     new_parser,
     run,
 )
 from avssl.data.find_tracks import track_manifest
 from avssl.data.manifest import Manifest, read_manifest
 from avssl.data.tracks import Track, Tracks, read_tracks
-from avssl.files import atomic_write, check_writable, print_result
+from avssl.files import atomic_write, check_writable, print_next, print_result
 from avssl.media.decode import VideoWindow, read_clip
 from avssl.mining.tracking import TRACKERS, Options
 
@@ -84,7 +83,7 @@ def _track(given: argparse.Namespace) -> int:
         summary["sheets"] = list(map(str, write_sheets(given.out, manifest, tracks, num=given.show)))
     print_result(summary, format_summary(summary), to=given.json)
     if not given.show:
-        info(f"next: look at some of them: python tools/track.py {given.manifest} --out {given.out} --show 20")
+        print_next("tools/track.py", given.manifest, "--out", given.out, "--show", 20)
     return 1 if summary["not_read"] else 0
 
 

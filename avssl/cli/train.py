@@ -13,6 +13,7 @@ from pathlib import Path
 from avssl import distributed
 from avssl.cli.common import info, new_parser, run
 from avssl.config import load
+from avssl.files import print_next
 from avssl.training.loop import train
 from avssl.training.session import TrainingError
 
@@ -33,7 +34,7 @@ def _train(given: argparse.Namespace) -> int:
         distributed.shut_down()
     if complete and is_main:
         report(Path(config.run.dir))
-        info("next: python tools/evaluate.py RUN knn --dataset MANIFEST, with RUN as in run.dir")
+        print_next("tools/evaluate.py", config.run.dir, "knn", "--dataset", config.data.manifest)
     return 0 if complete else 1
 
 

@@ -67,8 +67,8 @@ def list_clips(source: Path, manifest: Path | None = None) -> Listing:
 
 
 def name_copies(clips: Sequence[str]) -> dict[str, str]:
-    """{clip: its copy}: a/b.avi becomes a/b.mp4, or a/b.avi.mp4 if two names would be equal when case is ignored. A name
-    that the file system would not take is cut, and ends in a digest."""
+    """{clip: its copy}: a/b.avi becomes a/b.mp4, or a/b.avi.mp4 if two names would be equal when case is ignored. Too
+    long a name is cut, and ends in a digest."""
     names = {clip: _fitting(PurePosixPath(clip).with_suffix(EXTENSION)) for clip in clips}
     longer = {clip: _fitting(PurePosixPath(clip + EXTENSION)) for clip in clips}
     while True:

@@ -43,6 +43,8 @@ class Neighbour:
     row: int
     id: int
     path: str
+    start: float | None  # seconds of the part of its file that the clip is; None = from the beginning
+    end: float | None  # None = to the end
     label: str | None
     score: float  # cosine, or the smaller of both cosines
     video: float | None  # cosine of the video vectors; None where either clip has none
@@ -63,7 +65,8 @@ class Ranking:
 
 @dataclass(frozen=True)
 class Contrast:
-    """Positives by agreement, and clips that are similar in one modality only; best first."""
+    """Positives by agreement, and clips that are similar in one modality only: more than 95 % of the pairs of the set in
+    that one, and less than half of them in the other; best first."""
 
     positives: Ranking  # similar in both modalities
     looks_alike: Ranking  # similar in video only; scores are differences of the cosines
@@ -82,7 +85,10 @@ class Narrowing(Protocol):
 
 def find_row(store: Store, query: str) -> int | None:
     """Row of a clip given by id, path relative to the set's folder, or path on disk; None when it is not in the set.
-    Raises QueryError: no clip has that id."""
+
+    Raises:
+        QueryError: no clip has that id, or several clips are parts of that file.
+    """
     if query.isdigit() and not Path(query).exists():
         row = store.row(int(query))
         if row is None:
@@ -92,8 +98,24 @@ def find_row(store: Store, query: str) -> int | None:
     wanted, root = Path(query).resolve(), Path(store.meta.root).resolve()
     if wanted.is_relative_to(root):
         paths.append(wanted.relative_to(root).as_posix())
-    rows = [pc.index(store.table.column("path"), pa.scalar(path)).as_py() for path in paths]
-    return next((row for row in rows if row >= 0), None)
+    rows = np.flatnonzero(pc.is_in(store.table.column("path"), pa.array(paths, pa.string()))).tolist()
+    if len(rows) > 1:
+        parts = ", ".join(f"{store.ids[row]} ({_seconds(store, row) or 'whole'})" for row in rows[:3])
+        raise QueryError(f"{query} is {len(rows)} clips of these embeddings: give the id of one, such as {parts}")
+    return rows[0] if rows else None
+
+
+def name_of(store: Store, row: int) -> str:
+    """The path of a clip, and the seconds of a part of a file."""
+    seconds = _seconds(store, row)
+    return f"{store.path(row)} ({seconds})" if seconds else store.path(row)
+
+
+def _seconds(store: Store, row: int) -> str:
+    start, end = store.part(row)
+    if start is None and end is None:
+        return ""
+    return f"{start or 0:g} s to {'the end' if end is None else f'{end:g} s'}"
 
 
 def query_of_row(store: Store, row: int) -> Query:
@@ -102,7 +124,7 @@ def query_of_row(store: Store, row: int) -> Query:
         for modality in MODALITIES
         if store.has[modality][row]
     }
-    return Query(vectors, row, store.path(row))
+    return Query(vectors, row, name_of(store, row))
 
 
 def query_of_vectors(vectors: Mapping[str, np.ndarray], name: str) -> Query:
@@ -150,7 +172,8 @@ def search(store: Store, query: Query, *, way: Way, k: int) -> list[Neighbour]:
     ranking = rank(store, query, way=way, depth=max(k, 1))
     if not 1 <= k <= len(ranking.rows):
         others = len(_choosable(store, query, way))
-        raise QueryError(f"k={k}, but these embeddings hold {others} other clips to choose from: give 1 to {others}")
+        hint = f"give 1 to {others}" if others else "extract more clips"
+        raise QueryError(f"k={k}, but these embeddings hold {others or 'no'} other clips to choose from: {hint}")
     return described(store, query, ranking)
 
 
@@ -211,8 +234,8 @@ def rank_each(store: Store, queries: Sequence[Query], *, way: Way, depth: int) -
 def contrast(
     store: Store, query: Query, *, k: int, label: str | None = None, index: Narrowing | None = None
 ) -> Contrast:
-    """The k positives by agreement, and k clips each that are similar in one modality only: of its nearest 5 % (50 to
-    1,000 clips), those that lead most over the cosine of the other modality.
+    """The k positives by agreement, and at most k clips each that are similar in one modality only: of its nearest 5 %
+    (50 to 1,000 clips), those that lead most over the cosine of the other modality.
 
     Raises:
         QueryError: as `rank`.
@@ -224,8 +247,9 @@ def contrast(
     for modality, other in (MODALITIES, MODALITIES[::-1]):
         near = rank(store, query, way="v2v" if modality == "video" else "a2a", depth=depth, label=label, index=index)
         rows = np.sort(near.rows[store.has[other][near.rows]])
-        lead = np.subtract(*(_cosines(store, query.vectors[name], name, rows) for name in (modality, other)))
-        lists[modality] = _best(rows[lead > 0], lead[lead > 0], k, exact=near.exact)
+        own, others = (_cosines(store, query.vectors[name], name, rows) for name in (modality, other))
+        fits = (own > store.pair_cosines[modality][1]) & (others < store.pair_cosines[other][0])
+        lists[modality] = _best(rows[fits], (own - others)[fits], k, exact=near.exact)
     return Contrast(
         positives=rank(store, query, way="agreement", depth=k, label=label, index=index),
         looks_alike=lists["video"],
@@ -241,7 +265,8 @@ def described(store: Store, query: Query, ranking: Ranking) -> list[Neighbour]:
         near = {modality: None for modality in MODALITIES}
         near |= {modality: float(values[place]) for modality, values in cosines.items() if store.has[modality][row]}
         score = float(ranking.scores[place])
-        found.append(Neighbour(row, int(store.ids[row]), store.path(row), store.label(row), score, **near))
+        facts = (store.path(row), *store.part(row), store.label(row), score)
+        found.append(Neighbour(row, int(store.ids[row]), *facts, **near))
     return found
 
 

@@ -32,6 +32,7 @@ from avssl.files import digest
 from avssl.structs import MODALITIES
 
 SHARD_ROWS = 1024
+PAIRED_CLIPS = 1000  # all pairs of so many
 FILES_AT_ONCE = 32  # opened in parallel, which is faster on most disks
 SCHEMA = pa.schema(
     [
@@ -141,6 +142,18 @@ class Store:
     def has_all(self, modalities: Iterable[str]) -> np.ndarray:
         """(n,) bool: clips that have each of these modalities."""
         return np.logical_and.reduce([self.has[modality] for modality in modalities])
+
+    @cached_property
+    def pair_cosines(self) -> dict[str, np.ndarray]:
+        """{video, audio: median and 95th percentile of the cosines of pairs of PAIRED_CLIPS drawn clips}; NaN without
+        pairs."""
+        found = {}
+        for modality, has in self.has.items():
+            rows = np.random.default_rng(0).permutation(np.flatnonzero(has))[:PAIRED_CLIPS]
+            vectors = self.vectors[modality].take(rows).numpy()
+            pairs = (vectors @ vectors.T)[np.triu_indices(len(rows), 1)]
+            found[modality] = np.quantile(pairs, [0.5, 0.95]) if len(pairs) else np.full(2, np.nan)
+        return found
 
     @cached_property
     def labels(self) -> tuple[list[str], np.ndarray]:

@@ -2,6 +2,7 @@
 
 import asyncio
 import io
+import shutil
 import threading
 import time
 from collections import Counter
@@ -254,6 +255,7 @@ def test_pictures_of_clips_are_small_and_asked_for_again_at_no_cost(
         assert max(picture.size) <= 256
         again = visitor.get(f"/{kind}/1", headers={"if-none-match": answer.headers["etag"]})
         assert (again.status_code, again.content) == (304, b"")
+        assert dict(visitor.head(f"/{kind}/1").headers) == dict(answer.headers)
     assert "audio" in detail(visitor.get(f"/spectrogram/{silent}"), 404)
     blind = int(stores[0].ids[~stores[0].has["video"]][0])
     assert "video" in detail(visitor.get(f"/poster/{blind}"), 404)
@@ -276,6 +278,27 @@ def test_a_file_that_went_away_is_said_to_be_gone(tmp_path: Path) -> None:
         for kind in ("media", "poster", "spectrogram"):
             assert "no file" in detail(visitor.get(f"/{kind}/1"), 404)
             assert "2.mp4: the file does not exist" in detail(visitor.get(f"/{kind}/2"), 404)
+
+
+def test_a_link_that_leads_out_is_served_only_if_it_was_there_at_the_start(tmp_path: Path) -> None:
+    for number in range(4):
+        make_clip(tmp_path / "root/clips" / f"{number}.mp4", number, number)
+    (tmp_path / "root/clips").rename(tmp_path / "pool")  # a class folder on another disk
+    (tmp_path / "root/clips").symlink_to(tmp_path / "pool")
+    make_clip(tmp_path / "secret.mp4", 0, 9)
+    store = write(tmp_path / "e", random_vectors(4, 4), root=tmp_path / "root")
+    (tmp_path / "pool/3.mp4").rename(tmp_path / "root/3.mp4")
+    (tmp_path / "pool/3.mp4").symlink_to(tmp_path / "root/3.mp4")
+    for visitor in visit([store], tmp_path / "b"):
+        time.sleep(0.02)  # the clock of files is coarse
+        (tmp_path / "pool/1.mp4").unlink()
+        (tmp_path / "pool/1.mp4").symlink_to(tmp_path / "secret.mp4")
+        (tmp_path / "root/3.mp4").unlink()
+        (tmp_path / "root/3.mp4").symlink_to("../secret.mp4")
+        assert visitor.get("/media/0").status_code == 200
+        for number in (1, 3):
+            for kind in ("media", "poster", "spectrogram"):
+                assert f"{number}.mp4 leads out" in detail(visitor.get(f"/{kind}/{number}"), 404)
 
 
 def test_two_runs_that_read_different_clips_are_listed_together(tmp_path: Path) -> None:
@@ -353,6 +376,14 @@ def test_uploads_that_are_refused(visitor: TestClient, clips: Manifest, tmp_path
     assert upload(visitor, clip).status_code == 200  # and the next one is served
 
 
+def test_a_removed_folder_of_uploads_is_made_again(visitor: TestClient, clips: Manifest) -> None:
+    for _ in range(2):
+        shutil.rmtree(visitor.uploads.folder)  # as cleaners of temporary files do
+        told = upload(visitor, clips.path(1).read_bytes()).json()
+        assert visitor.get(f"/poster/{told['id']}").status_code == 200
+        assert visitor.uploads.folder.stat().st_mode & 0o777 == 0o700
+
+
 def test_a_file_that_takes_too_long_is_given_up(stores: list[Store], clips: Manifest, tmp_path: Path) -> None:
     for visitor in visit(stores, tmp_path, timeout_seconds=0.05):
         assert "not done within" in detail(upload(visitor, clips.path(1).read_bytes()), 422)
@@ -421,15 +452,18 @@ def test_what_a_killed_server_left_is_removed(
 def test_a_sender_that_pauses_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "PAUSE_SECONDS", 0.2)
 
-    async def stalls() -> AsyncIterator[bytes]:
-        yield b"some"
-        await asyncio.sleep(5)
+    async def pieces(size: int, seconds: float) -> AsyncIterator[bytes]:
+        for _ in range(8):
+            yield bytes(size)
+            await asyncio.sleep(seconds)
 
-    async def run() -> list[bytes]:
-        return [piece async for piece in module.with_timeout(stalls())]
+    async def run(*arguments: float) -> int:
+        return len([piece async for piece in module.with_timeout(pieces(*arguments))])
 
-    with pytest.raises(TimeoutError):
-        asyncio.run(run())
+    assert asyncio.run(run(10_000, 0.05)) == 8
+    for arguments in ((10_000_000, 5), (1, 0.05)):  # one long pause, or always too slow
+        with pytest.raises(TimeoutError):
+            asyncio.run(run(*arguments))
 
 
 def test_old_uploads_are_forgotten(visitor: TestClient, clips: Manifest, monkeypatch: pytest.MonkeyPatch) -> None:

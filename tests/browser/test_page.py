@@ -345,6 +345,18 @@ def test_agreement_shows_three_lists_side_by_side(open_page: Open, site: Site) -
     assert query["y"] + query["height"] <= places[0]["y"]
 
 
+def test_an_empty_list_and_a_fixed_choice_say_why(open_page: Open, site: Site) -> None:
+    found = ask(site, "/api/agreement?query=3") | {"looks_alike": []}
+    page = open_page()
+    page.route("**/api/agreement*", lambda route: route.fulfill(json=found))
+    page.goto(f"{site.url}/?view=neighbours&query=3&by=agreement")
+    expect(
+        page.get_by_text("No clip looks more alike than 95 % of the pairs of this set and sounds less")
+    ).to_be_visible()
+    expect(page.get_by_label("Exact search")).to_be_disabled()
+    expect(page.get_by_text("clips: every search looks at all of them")).to_be_visible()
+
+
 def test_ways_that_a_clip_cannot_be_asked_say_why(open_page: Open, site: Site) -> None:
     page = open_page(f"/?view=neighbours&query={id_of(site, SILENT)}")
     button = page.get_by_role("button", name="audio → audio")
@@ -714,6 +726,16 @@ def test_map_legend_highlights_in_both(open_page: Open) -> None:
     page.get_by_role("button", name="by cluster").click()
     expect(page.get_by_role("heading", name="Clusters")).to_be_visible()
     assert page.locator("#legend button").count() > 1
+
+
+def test_map_legend_counts_clips_without_a_label(open_page: Open, site: Site) -> None:
+    found = ask(site, "/api/map")
+    found["labels"][:7] = [-1] * 7
+    page = open_page()
+    page.route("**/api/map*", lambda route: route.fulfill(json=found))
+    page.get_by_role("link", name="Map").click()
+    expect(page.locator("#legend li")).to_have_count(3)
+    expect(page.locator("#legend li").last).to_have_text("without a label: 7")
 
 
 def test_map_of_many_labels_leaves_the_rest_gray(open_page: Open, site: Site) -> None:

@@ -203,7 +203,10 @@ def test_names_are_found_in_either_form_of_unicode(folder, tmp_path):
         ("path;label\na.mp4;x\n", "no column path: .* with commas between, and is 'path;label'"),
         ("path,labels\na.mp4,x\n", "has a column labels, did you mean label?"),
         ("path,label,Label\na.mp4,x,y\n", "has the column label twice"),
-        ("path,label,split\na.mp4,run, fast,train\n", "'a.mp4,run,fast,train' has 4 cells and the first line 3: .*quotes"),
+        (
+            "path,label,split\na.mp4,run, fast,train\n",
+            "'a.mp4,run,fast,train' has 4 cells and the first line 3: .*quotes",
+        ),
         ("path,label,split\na.mp4,run\n", "'a.mp4,run' has 2 cells and the first line 3"),
         ('path,label\na.mp4,"run\nb.mp4,dance\n', "cannot be read as CSV"),
         ("path,label\na.mp4,caf\xe9\n".encode("latin-1"), "is not UTF-8"),

@@ -5,10 +5,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from avssl.cli import retrieve
 from avssl.retrieval.search import (
     WAYS,
+    QueryError,
     contrast,
     described,
+    find_row,
     pairs_of,
     query_of_row,
     query_of_vectors,
@@ -103,23 +106,66 @@ def test_a_query_from_outside_needs_no_unit_vectors(store: Store) -> None:
     assert rank(store, inside, way="v2v", depth=1).rows[0] == rank(store, outside, way="v2v", depth=2).rows[1]
 
 
-def test_contrast_takes_what_leads_in_one_side_only(store: Store, vectors: dict, has: dict) -> None:
+def test_contrast_takes_what_stands_out_in_one_side_only(store: Store, vectors: dict, has: dict) -> None:
     both = has["video"] & has["audio"]
     row = int(np.flatnonzero(both)[4])
     query = query_of_row(store, row)
     found = contrast(store, query, k=6)
     near = cosines(vectors, {modality: query.vectors[modality].double().numpy() for modality in has})
     look, sound = near["video", "video"], near["audio", "audio"]
-    others = np.arange(NUM) != row
+    others, num_found = np.arange(NUM) != row, 0
     assert found.positives.rows.tolist() == rank(store, query, way="agreement", depth=6).rows.tolist()
-    for ranking, own, other, modality in (
-        (found.looks_alike, look, sound, "video"),
-        (found.sounds_alike, sound, look, "audio"),
+
+    def pairs(modality: str) -> np.ndarray:
+        rows = np.flatnonzero(has[modality])
+        unit = vectors[modality][rows] / np.linalg.norm(vectors[modality][rows], axis=1, keepdims=True)
+        return (unit @ unit.T)[np.triu_indices(len(rows), 1)]
+
+    for ranking, own, other, modality, weak in (
+        (found.looks_alike, look, sound, "video", "audio"),
+        (found.sounds_alike, sound, look, "audio", "video"),
     ):
-        near_rows = sorted(np.flatnonzero(has[modality] & others), key=lambda i: -own[i])[:50]
-        lead = {i: own[i] - other[i] for i in near_rows if both[i] and own[i] > other[i]}
+        most, least = np.quantile(pairs(modality), 0.95), np.median(pairs(weak))
+        lead = {i: own[i] - other[i] for i in np.flatnonzero(both & others) if own[i] > most and other[i] < least}
+        num_found += len(lead)
         assert ranking.rows.tolist() == sorted(lead, key=lambda i: (-lead[i], i))[:6]
         assert np.allclose(ranking.scores, [lead[i] for i in ranking.rows.tolist()], atol=1e-5)
+    assert num_found
+
+
+def test_what_hardly_differs_is_no_contrast(tmp_path: Path) -> None:
+    """Where video and audio say the same, nothing looks alike and sounds different."""
+    vectors = np.random.default_rng(0).normal(size=(200, 6))
+    same = write(tmp_path / "same", {"video": vectors, "audio": vectors + 0.01})
+    one = write(tmp_path / "one", {"video": vectors[:1], "audio": vectors[:1]})
+    for store, rows in ((same, range(20)), (one, [0])):
+        for row in rows:
+            found = contrast(store, query_of_row(store, row), k=8)
+            assert len(found.looks_alike.rows) == len(found.sounds_alike.rows) == 0
+
+
+def test_parts_of_a_file_are_told_apart(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    parts = [(None, 1.5), (1.5, 3.0), (3.0, None), (None, None)]
+    paths = ["a.mp4"] * 3 + ["b.mp4"]
+    store = write(tmp_path, random_vectors(4, 4), paths=paths, parts=parts, ids=[3, 4, 7, 9])
+    with pytest.raises(
+        QueryError, match=r"a.mp4 is 3 clips of .* 3 \(0 s to 1.5 s\), 4 \(1.5 s to 3 s\), 7 \(3 s to the end"
+    ):
+        find_row(store, "a.mp4")
+    assert (find_row(store, "4"), find_row(store, "b.mp4"), find_row(store, "c.mp4")) == (1, 3, None)
+    query = query_of_row(store, 1)
+    assert (query.name, query_of_row(store, 3).name) == ("a.mp4 (1.5 s to 3 s)", "b.mp4")
+    found = search(store, query, way="v2v", k=3)
+    assert {(each.id, each.start, each.end) for each in found} == {(3, None, 1.5), (7, 3.0, None), (9, None, None)}
+    assert retrieve.main([str(tmp_path), "--query", "4", "--k", "3"]) == 0
+    lines = sorted(line.split(maxsplit=3)[1:] for line in capsys.readouterr().out.splitlines()[1:])
+    assert lines == [["3", "-", "a.mp4 (0 s to 1.5 s)"], ["7", "-", "a.mp4 (3 s to the end)"], ["9", "-", "b.mp4"]]
+
+
+def test_a_set_of_one_clip_has_no_neighbours(tmp_path: Path) -> None:
+    store = write(tmp_path, random_vectors(1, 4))
+    with pytest.raises(QueryError, match="hold no other clips to choose from: extract more clips"):
+        search(store, query_of_row(store, 0), way="v2v", k=1)
 
 
 def test_what_cannot_be_asked_is_said(store: Store, has: dict, tmp_path: Path) -> None:

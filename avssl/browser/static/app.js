@@ -118,7 +118,8 @@ function showFilters(state) {
   byId("compare").checked = state.compare;
   byId("exact").checked = state.exact || index.state === "exact";
   byId("exact").disabled = index.state === "exact";
-  byId("exact-field").title = index.state === "exact" ? index.why : "Compare with every clip: slower, and misses none";
+  byId("exact-field").title = index.state === "exact" ? "" : "Compare with every clip: slower, and misses none";
+  byId("exact-why").textContent = index.state === "exact" ? `(${index.why})` : "";
 }
 
 function fillFilters() {

@@ -85,6 +85,8 @@ function showLegend(state) {
   byId("legend-title").textContent = byLabel ? "Labels" : "Clusters";
   const focused = byId("legend").contains(document.activeElement) ? document.activeElement.dataset.key : null;
   byId("legend").replaceChildren(...groups.map((group) => makeLegendEntry(group, lit)));
+  const without = byLabel ? map.labels.filter((number) => number < 0).length : 0;
+  if (groups.length && without) byId("legend").append(make("li", { className: "quiet", textContent: `without a label: ${without}` }));
   if (groups.length === 0) byId("legend").append(make("li", { className: "quiet", textContent: "These clips have no labels." }));
   if (focused !== null) [...byId("legend").querySelectorAll("button")].find(({ dataset }) => dataset.key === focused)?.focus();
 }

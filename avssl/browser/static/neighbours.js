@@ -12,9 +12,17 @@ const MEANING = {
   agreement: "Clips that look and sound like this one, beside those that do only one of the two.",
 };
 const GROUPS = {
-  positives: ["Positives", "alike in picture and in sound"],
-  looks_alike: ["Look-alikes", "look alike, sound different"],
-  sounds_alike: ["Sound-alikes", "sound alike, look different"],
+  positives: ["Positives", "alike in picture and in sound", "Nothing found."],
+  looks_alike: [
+    "Look-alikes",
+    "look alike, sound different",
+    "No clip looks more alike than 95 % of the pairs of this set and sounds less alike than half of them.",
+  ],
+  sounds_alike: [
+    "Sound-alikes",
+    "sound alike, look different",
+    "No clip sounds more alike than 95 % of the pairs of this set and looks less alike than half of them.",
+  ],
 };
 
 const section = document.getElementById("neighbours");
@@ -156,7 +164,7 @@ function makeAnswer(store, found) {
 function makeGroup(answer, name) {
   const list = make("ul", { className: "grid" });
   const count = make("p", { className: "in-both", hidden: true });
-  const nothing = make("p", { className: "empty", textContent: "Nothing found.", hidden: true });
+  const nothing = make("p", { className: "empty", textContent: GROUPS[name]?.[2] ?? "Nothing found.", hidden: true });
   answer.groups[name] = { list, count, nothing, ids: new Set() };
   walkGrid(list);
   if (!GROUPS[name]) return make("div", {}, count, list, nothing);

@@ -4,7 +4,7 @@ import argparse
 import collections
 import os
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from avssl.data.check import build_table, name_some
 from avssl.data.manifest import ManifestError, write_manifest
 from avssl.data.recipes.download import DownloadError
 from avssl.data.recipes.youtube import clear_parts_of_cut_clips
-from avssl.files import WriteError, check_writable, print_result
+from avssl.files import WriteError, check_writable, print_next, print_result
 
 
 @dataclass(frozen=True)
@@ -191,5 +191,12 @@ def _advise(given: argparse.Namespace, summary: Mapping[str, Any], nothing: str,
             "stripped of it, and methods that learn from video and audio together have little to learn from",
             file=sys.stderr,
         )
-    print(f"next: python tools/train.py configs/... data.manifest={given.out}", file=sys.stderr)
+    print_training(given.out, summary["splits"])
     return 0
+
+
+def print_training(manifest: str | Path, splits: Collection[str | None]) -> None:
+    """Print the command that trains on a manifest whose rows are of these splits."""
+    run = f"run.dir=runs/{Path(manifest).resolve().parent.name or 'mine'}"
+    words = ["tools/train.py", "configs/toy/avid.yaml", f"data.manifest={manifest}", run]
+    print_next(*words, *([] if "train" in splits else ["data.split=null"]))

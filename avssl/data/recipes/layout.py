@@ -25,7 +25,9 @@ def find_clips(root: Path, *, endings: frozenset[str] = CLIPS) -> tuple[list[str
     for folder, folders, files in os.walk(root, onerror=_refuse, followlinks=True):
         real = {name: os.path.realpath(os.path.join(folder, name)) for name in folders}
         folders[:] = [
-            name for name in folders if not name.startswith(".") and name != UNLISTED and real[name] not in above[folder]
+            name
+            for name in folders
+            if not name.startswith(".") and name != UNLISTED and real[name] not in above[folder]
         ]  # else a link that leads back
         above |= {os.path.join(folder, name): above[folder] | {real[name]} for name in folders}
         for name in files:
