@@ -65,8 +65,8 @@ class Ranking:
 
 @dataclass(frozen=True)
 class Contrast:
-    """Positives by agreement, and clips that are similar in one modality only: more than 95 % of the pairs of the set in
-    that one, and less than half of them in the other; best first."""
+    """Positives by agreement, and clips that are similar in one modality only: more than 95 % of the pairs of the set
+    in that one, and less than half of them in the other; best first."""
 
     positives: Ranking  # similar in both modalities
     looks_alike: Ranking  # similar in video only; scores are differences of the cosines

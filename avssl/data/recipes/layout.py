@@ -24,11 +24,8 @@ def find_clips(root: Path, *, endings: frozenset[str] = CLIPS) -> tuple[list[str
     above = {os.fspath(root): {os.path.realpath(root)}}  # {folder: where it and all that it lies in really are}
     for folder, folders, files in os.walk(root, onerror=_refuse, followlinks=True):
         real = {name: os.path.realpath(os.path.join(folder, name)) for name in folders}
-        folders[:] = [
-            name
-            for name in folders
-            if not name.startswith(".") and name != UNLISTED and real[name] not in above[folder]
-        ]  # else a link that leads back
+        shown = (name for name in folders if not name.startswith(".") and name != UNLISTED)
+        folders[:] = [name for name in shown if real[name] not in above[folder]]  # else a link that leads back
         above |= {os.path.join(folder, name): above[folder] | {real[name]} for name in folders}
         for name in files:
             if not name.startswith("."):

@@ -103,8 +103,8 @@ def read_csv(path: Path, columns: Sequence[str], *, hint: str, comment: str = "#
     for name in columns:
         if name not in names:
             raise ManifestError(
-                f"{path} has no column {name}: its first line must name {','.join(columns)}, with commas between, and is "
-                f"{','.join(first)!r}; {hint}"
+                f"{path} has no column {name}: its first line must name {','.join(columns)}, with commas between, "
+                f"and is {','.join(first)!r}; {hint}"
             )
     for name in filter(None, names):
         if names.count(name) > 1:
@@ -113,8 +113,8 @@ def read_csv(path: Path, columns: Sequence[str], *, hint: str, comment: str = "#
     for cells in lines:
         if len(cells) != len(names):
             raise ManifestError(
-                f"{path}: {','.join(cells)!r} has {len(cells)} cells and the first line {len(names)}: write a cell that "
-                f"holds a comma in double quotes; {hint}"
+                f"{path}: {','.join(cells)!r} has {len(cells)} cells and the first line {len(names)}: write a cell "
+                f"that holds a comma in double quotes; {hint}"
             )
         rows.append({name: cell for name, cell in zip(names, cells, strict=True) if name})
     if not rows:
