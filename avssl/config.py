@@ -9,7 +9,7 @@ Every scalar of the YAML is text until its field reads it, so that `run.dir=2026
 
 import difflib
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import NoneType, UnionType
 from typing import Annotated, Any, ClassVar, Literal, Self, TypeVar, Union, get_args, get_origin
@@ -412,9 +412,7 @@ def _problem(options: type[Options], given: Mapping[str, Any], error: Validation
     for name in first["loc"]:
         key, value, field = f"{key}.{name}".lstrip("."), value.get(name), section.model_fields.get(name)
         if field is None:
-            near = difflib.get_close_matches(str(name), section.model_fields, n=3)
-            hint = f"did you mean {' or '.join(near)}?" if near else f"known keys: {', '.join(section.model_fields)}"
-            return f"unknown key {key} in {where}: {hint}"
+            return f"unknown key {key} in {where}: {_hint_of_key(str(name), section, options)}"
         if not (isinstance(field.annotation, type) and issubclass(field.annotation, Options)):
             break
         section = field.annotation
@@ -425,6 +423,31 @@ def _problem(options: type[Options], given: Mapping[str, Any], error: Validation
     if first["type"] == "finite_number":
         expected = expected.replace("number", "finite number")
     return f"{key}={_shown(value)} in {where}: expected {expected}"
+
+
+def hint(name: str, known: Collection[str], what: str = "known") -> str:
+    """What somebody may have meant who wrote a name that is not known: the near ones, or else all of them."""
+    near = difflib.get_close_matches(name, known, n=3)
+    return f"did you mean {' or '.join(near)}?" if near else f"{what}: {', '.join(known)}"
+
+
+def _hint_of_key(name: str, section: type[Options], options: type[Options]) -> str:
+    keys = {key.rpartition(".")[2]: key for key in _keys(options)}
+    if name in keys:
+        return f"did you mean {keys[name]}?"
+    found = hint(name, section.model_fields, "known keys")
+    if section is Config and "did you" not in found:
+        near = [keys[each] for each in difflib.get_close_matches(name, keys, n=3)]
+        return f"did you mean {' or '.join(near)}?" if near else f"{found}; an option of the method is method.{name}"
+    return found
+
+
+def _keys(section: type[Options], prefix: str = "") -> Iterator[str]:
+    """Every key of a section and of those within."""
+    for name, field in section.model_fields.items():
+        yield f"{prefix}{name}"
+        if isinstance(field.annotation, type) and issubclass(field.annotation, Options):
+            yield from _keys(field.annotation, f"{prefix}{name}.")
 
 
 def _expected(annotation: Any, limits: Sequence[Any] = ()) -> str:

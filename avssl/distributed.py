@@ -139,7 +139,8 @@ def digest(tensors: dict[str, Tensor]) -> str:
 
 
 def check_equal(tensors: dict[str, Tensor], what: str) -> None:
-    """Raise RuntimeError on all ranks when `tensors` are not the same bytes on every rank (rule 10 of the design)."""
+    """Raise RuntimeError on all ranks when `tensors` are not the same bytes on every rank, as
+    DistributedDataParallel runs with broadcast_buffers=False, or both banks would travel every step."""
     if world_size() == 1:
         return
     digests: list[str | None] = [None] * world_size()

@@ -88,7 +88,11 @@ def test_text_round_trip(path: Path) -> None:
     [
         ("optim.lrr=1", r"unknown key optim\.lrr in .*run\.yaml: did you mean lr\b"),
         ("data.policy.silnt=skip", r"unknown key data\.policy\.silnt in .*run\.yaml: did you mean silent\?"),
-        ("nothing.at=1", r"unknown key nothing in .*known keys: data, model, method, optim, run"),
+        ("nothing.at=1", r"unknown key nothing in .*known keys: data, model, method, optim, run; .* is method.nothing"),
+        ("batch_size=8", r"unknown key batch_size in .*: did you mean data\.batch_size\?"),
+        ("num_epoch=8", r"unknown key num_epoch in .*: did you mean optim\.epochs\?|known keys"),
+        ("model.lr=8", r"unknown key model\.lr in .*: did you mean optim\.lr\?"),
+        ("data.silent=8", r"unknown key data\.silent in .*: did you mean data\.policy\.silent\?"),
         ("optim.lr=fast", r"optim\.lr=fast in .*run\.yaml: expected a number of at least 0, such as 0\.0002$"),
         ("optim.lr=true", r"optim\.lr=true in .*: expected a number"),
         ("optim.lr=inf", r"optim\.lr=inf in .*: expected a finite number"),

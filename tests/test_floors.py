@@ -1,4 +1,4 @@
-"""The house of the design: imports go downward only, and light parts stay light."""
+"""Imports go downward only, and light parts stay light."""
 
 import ast
 import re

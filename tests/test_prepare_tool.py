@@ -69,10 +69,20 @@ def tree(folder: Path) -> dict[str, bytes]:
         (["B.avi", "b.mkv"], ["B.avi.mp4", "b.mkv.mp4"]),  # one file where upper and lower case are the same
         (["b.avi", "b.avi.mkv", "b.mkv"], ["b.avi.mp4", "b.avi.mkv.mp4", "b.mkv.mp4"]),  # lengthened into another
         (["clip.1.mp4", "clip.2.mp4"], ["clip.1.mp4", "clip.2.mp4"]),
+        ([f"a/{'x' * 251}.mp4"], [f"a/{'x' * 251}.mp4"]),
     ],
 )
 def test_no_copy_takes_the_name_of_another(clips, names):
     assert list(name_copies(clips).values()) == names
+
+
+def test_names_too_long_for_a_copy_are_cut_and_stay_apart():
+    clips = [f"a/{'é' * 126}.ts", f"a/{'é' * 126}.qt", f"a/{'x' * 250}.avi", f"a/{'x' * 250}.mkv", f"b/{'x' * 251}.avi"]
+    copies = list(name_copies(clips).values())
+    assert len(set(copies)) == len(clips)
+    assert all(len(Path(copy).name.encode()) <= 255 and copy.endswith(".mp4") for copy in copies)
+    assert [Path(copy).parent.name for copy in copies] == ["a"] * 4 + ["b"]
+    assert copies[4] == clips[4].replace(".avi", ".mp4")
 
 
 def test_a_folder_becomes_copies_and_their_manifest(tool, source, tmp_path, capsys):
@@ -81,9 +91,8 @@ def test_a_folder_becomes_copies_and_their_manifest(tool, source, tmp_path, caps
     printed = capsys.readouterr()
     assert "3 of 4 clips prepared (3 now, 0 before)" in printed.out
     assert "test/dog/broken.mp4: no media file that can be opened" in printed.out
-    assert (
-        f"next: python tools/train.py configs/... data.manifest={tmp_path / 'new' / 'manifest.parquet'}" in printed.err
-    )
+    next_call = f"next: python tools/train.py configs/toy/avid.yaml data.manifest={tmp_path}/new/manifest.parquet"
+    assert f"{next_call} run.dir=runs/new\n" in printed.err
     manifest = read_manifest(tmp_path / "new" / "manifest.parquet")
     assert manifest.root == tmp_path / "new"
     assert manifest.table.column_names == [*SCHEMA.names, "source_key", "source_shift"]
@@ -275,12 +284,17 @@ def test_two_at_once_in_one_folder_are_refused(many, tmp_path):
 
 def test_a_dry_run_writes_nothing(tool, source, tmp_path, capsys):
     call = [str(source), str(tmp_path / "new"), "--jobs", "1"]
+    assert tool.main([*call, "--dry-run", "--json"]) == 0
+    expected = json.loads(capsys.readouterr().out)
+    assert 0 < expected["todo_hours"] < 0.1
     assert tool.main([*call, "--dry-run"]) == 0
     assert "3 clips" in (printed := capsys.readouterr().out)
-    assert "3 to prepare, 0 prepared before" in printed
+    assert re.search(r"3 to prepare, about [\d.e-]+ GB in [\d.e-]+ hours, 0 prepared before", printed)
     assert not (tmp_path / "new").exists()
     tool.main(call)
     capsys.readouterr()
+    copies = sum(path.stat().st_size for path in (tmp_path / "new").rglob("*.mp4"))
+    assert expected["todo_bytes"] == pytest.approx(copies, rel=0.1)
     clip(source / "train/dog/b.mkv", pitch=900)
     before = tree(tmp_path / "new")
     assert tool.main([*call, "--dry-run", "--json"]) == 0

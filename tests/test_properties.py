@@ -1,4 +1,4 @@
-"""The rules of the design's section 5 as properties, over sets, batches and ranks that hypothesis draws.
+"""What must always hold, as properties over sets, batches and ranks that hypothesis draws.
 
 The examples are the same at every run (derandomize). Numbers inside a case come from its seed, so that a failing case
 is a handful of small integers; what hypothesis draws is their shape: N, B, K, P, duplicates, clips without audio or

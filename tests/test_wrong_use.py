@@ -84,6 +84,8 @@ def read_only(folder: Path) -> None:
         (["optim.lrr=1"], r"unknown key optim\.lrr in .*: did you mean lr\?"),
         (["method.temprature=1"], r"unknown key temprature in method avid: did you mean temperature\?"),
         (["method.name=avvid"], r"method\.name=avvid is unknown: did you mean avid"),
+        (["method.name=zzz"], r"method\.name=zzz is unknown: known: avid, "),
+        (["data.manifest=."], r"manifest \. is a folder: name the file in it, such as manifest\.parquet"),
         (["method=avid"], r"method=avid in .*: expected a mapping with a name, such as \{name: avid\}"),
         (["method.name.x=1"], r"method=\{.*x: 1.*\} in .*: expected a mapping with a name"),
         (["model.video=r2plus1d"], r"model\.video=r2plus1d is not an encoder: did you mean"),

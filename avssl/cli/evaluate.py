@@ -92,7 +92,7 @@ def _parser() -> argparse.ArgumentParser:
     tuned = protocols.add_parser("finetune", help="train the whole network on the labels", parents=[classes])
     tuned.add_argument("--out", type=Path, required=True, help="folder for the runs; the same call continues them")
     tuned.add_argument("--recipe", type=Path, help="YAML of sections that differ from AVID's recipe")
-    tuned.add_argument("overrides", nargs="*", metavar="section.key=value")
+    tuned.add_argument("overrides", nargs="*", default=[], metavar="section.key=value")
     tuned.set_defaults(measure=_finetune)
     for name in ("knn", "linear", "svm", "finetune"):
         protocols.choices[name].add_argument(

@@ -76,6 +76,7 @@ def format_summary(summary: dict[str, Any], target: Path) -> str:
 def format_plan(summary: dict[str, Any]) -> str:
     return (
         f"{summary['files']} clips, {summary['hours']:.2f} hours, {summary['source_bytes'] / GIGABYTE:.2f} GB: "
-        f"{summary['todo']} to prepare, {summary['done']} prepared before ({summary['done_bytes'] / GIGABYTE:.2f} GB); "
-        "nothing was written"
+        f"{summary['todo']} to prepare, about {summary['todo_bytes'] / GIGABYTE:.2g} GB in "
+        f"{summary['todo_hours']:.2g} hours, {summary['done']} prepared before "
+        f"({summary['done_bytes'] / GIGABYTE:.2f} GB); nothing was written"
     )

@@ -142,6 +142,8 @@ def read_manifest(path: str | Path, *, root: str | Path | None = None) -> Manife
             root does not exist.
     """
     path = Path(path)
+    if path.is_dir():
+        raise ManifestError(f"manifest {path} is a folder: name the file in it, such as {path / 'manifest.parquet'}")
     if not path.is_file():
         raise ManifestError(
             f"manifest {path} does not exist: write it with python datasets/folder.py ROOT --out {path}"

@@ -3,7 +3,9 @@
 import collections
 import contextlib
 import csv
-from collections.abc import Iterable, Iterator, Sequence
+import tempfile
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -23,6 +25,7 @@ MODULE = "avssl.media.prepare"
 MANIFEST, FAILURES = "manifest.parquet", "not_prepared.csv"
 KNOWN = tuple(name for name in SCHEMA.names if name not in FACTS)  # columns that are not facts of the file
 GIGABYTE = 1e9
+MEASURED = 4  # clips that tell size and time of all
 MAX_NAME_BYTES = 255  # of most file systems
 
 
@@ -101,20 +104,47 @@ def check_folders(source: Path, target: Path) -> None:
 def plan(
     source: Path, target: Path, listing: Listing, settings: Settings, *, num_workers: int, timeout_seconds: float
 ) -> dict[str, Any]:
-    """What `prepare` would do, without writing."""
+    """What `prepare` would do, without writing there; size and time are those of a few clips, prepared elsewhere."""
     names = name_copies(listing.clips)
     jobs = _jobs(source, target, names, settings, dry_run=True)
     answers = run_jobs(MODULE, jobs, num_workers=num_workers, timeout_seconds=timeout_seconds)
     seen = dict(tqdm(answers, total=len(jobs), desc="looking", unit="clip"))
-    done = [clip for i, clip in enumerate(names) if not isinstance(seen[i], Lost) and seen[i]["done"]]
+    answers = {clip: seen[i] for i, clip in enumerate(names) if not isinstance(seen[i], Lost)}
+    done = [clip for clip, answer in answers.items() if answer["done"]]
+    todo = {clip: answer["seconds"] for clip, answer in answers.items() if answer["seconds"] and not answer["done"]}
+    size, work = _measure(source, sorted(todo, key=todo.get)[: len(todo) // 2 + 1], todo, settings, timeout_seconds)
     return {
         "files": len(names),
         "done": len(done),
         "todo": len(names) - len(done),
         "source_bytes": sum(map(_size, (source / clip for clip in names))),
         "done_bytes": sum(_size(target / names[clip]) for clip in done),
-        "hours": sum(answer["seconds"] for answer in seen.values() if not isinstance(answer, Lost)) / 3600,
+        "hours": sum(answer["seconds"] for answer in answers.values()) / 3600,
+        "todo_bytes": round(size * sum(todo.values())),
+        "todo_hours": work * sum(todo.values()) / 3600 / min(num_workers, max(len(todo), 1)),
     }
+
+
+def _measure(
+    source: Path, clips: Sequence[str], seconds: Mapping[str, float], settings: Settings, timeout_seconds: float
+) -> tuple[float, float]:
+    """Bytes of a copy, and seconds of work for it, per second of a clip: of up to MEASURED of these clips; 0 if none can
+    be prepared."""
+    clips = clips[:: max(1, len(clips) // MEASURED)][:MEASURED]
+    size, work, whole = 0, [], []
+    with tempfile.TemporaryDirectory() as folder:
+        jobs = _jobs(
+            source, Path(folder), {clip: f"{i}{EXTENSION}" for i, clip in enumerate(clips)}, settings, dry_run=False
+        )
+        begin = time.monotonic()
+        for i, answer in run_jobs(MODULE, jobs, num_workers=1, timeout_seconds=timeout_seconds):
+            begin, took = time.monotonic(), time.monotonic() - begin
+            if not isinstance(answer, Lost) and answer["state"] == "written":
+                size += answer["facts"]["size"]
+                work.append(took)
+                whole.append(seconds[clips[i]])
+    first = len(work) > 1  # which takes the start of the process too
+    return size / max(sum(whole), 1e-9), sum(work[first:]) / max(sum(whole[first:]), 1e-9)
 
 
 def prepare(

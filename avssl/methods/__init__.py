@@ -3,7 +3,6 @@
 A method of a user's own stands in a file of theirs and is named `path/to/my_method.py:MyMethod`.
 """
 
-import difflib
 import importlib.util
 import math
 import sys
@@ -15,7 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from avssl.config import Config, ConfigError, Options, merge_options
+from avssl.config import Config, ConfigError, Options, hint, merge_options
 from avssl.files import digest
 from avssl.methods.avid import AVID
 from avssl.methods.avid_cma import AVIDCMA
@@ -171,8 +170,7 @@ def _read(given: Mapping[str, Any], *, where: str) -> _Plan:
             f"{name} if you trust it"
         )
     if not isinstance(name, str) or name not in METHODS:
-        near = difflib.get_close_matches(str(name), METHODS, n=3) or list(METHODS)
-        raise ConfigError(f"{where}.name={name} is unknown: did you mean {' or '.join(near)}?")
+        raise ConfigError(f"{where}.name={name} is unknown: {hint(str(name), METHODS)}")
     method = METHODS[name]
     options = merge_options(method.Options, given, where=f"method {name}" if where == "method" else where)
     parts = {}

@@ -3,7 +3,6 @@
 Each builder takes `depth` and `width` and returns an `Encoder` (see heads.py), whose maps the probes read by name.
 """
 
-import difflib
 from collections.abc import Callable
 from typing import Literal
 
@@ -67,8 +66,7 @@ def build_encoder(modality: Literal["video", "audio"], model: config.ModelConfig
         getattr(model, key) for key in (modality, f"{modality}_depth", f"{modality}_width", f"{modality}_weights")
     )
     if name not in ENCODERS:
-        near = difflib.get_close_matches(name, ENCODERS, n=3)
-        hint = f"did you mean {' or '.join(near)}?" if near else f"known encoders: {', '.join(ENCODERS)}"
+        hint = config.hint(name, ENCODERS, "known encoders")
         raise ValueError(f"model.{modality}={name} is not an encoder: {hint}")
     encoder = ENCODERS[name](width=width) if depth is None else ENCODERS[name](depth=depth, width=width)
     if encoder.modality != modality:

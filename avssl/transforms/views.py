@@ -5,7 +5,6 @@ views = multi_crop(2, 4, small={"size": 96, "max_crop_area": 0.14})
 views = (View("video"), View("audio", recipe="audio"), View("later", when=Within(1.0)))
 """
 
-import difflib
 import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -16,7 +15,7 @@ import torch
 from torch import Tensor
 from torchvision.transforms.v2.functional import resize
 
-from avssl.config import DataConfig
+from avssl.config import DataConfig, hint
 from avssl.structs import Batch
 from avssl.transforms.pretext import Rotation
 from avssl.transforms.recipes import Audio, Clip, Patch, Recipe, Video, Walk, Window
@@ -127,10 +126,9 @@ class View:
             ValueError: there is none of this name.
         """
         if self.recipe not in RECIPES:
-            near = difflib.get_close_matches(self.recipe, RECIPES, n=3) or list(RECIPES)
             raise ValueError(
-                f"view {self.name}: recipe {self.recipe} is unknown: did you mean {' or '.join(near)}? A recipe of "
-                "your own needs a line in RECIPES"
+                f"view {self.name}: recipe {self.recipe} is unknown: {hint(self.recipe, RECIPES)} A recipe of your own "
+                "needs a line in RECIPES"
             )
         return RECIPES[self.recipe]
 
@@ -155,8 +153,7 @@ class View:
 def _settings(view: View, data: DataConfig) -> DataConfig:
     changes = dict(view.changes)
     for name in changes.keys() - CHANGEABLE:
-        near = difflib.get_close_matches(name, CHANGEABLE, n=3) or sorted(CHANGEABLE)
-        raise ValueError(f"view {view.name} cannot change data.{name}: did you mean {' or '.join(near)}?")
+        raise ValueError(f"view {view.name} cannot change data.{name}: {hint(name, sorted(CHANGEABLE))}")
     return data.replace(**changes) if changes else data
 
 

@@ -126,7 +126,10 @@ def test_folder_becomes_a_manifest(tmp_path, clip):
     assert "4 clips: 3 ok, 1 unreadable; 2 labels; 2 test, 2 train" in done.stdout
     assert "test/dog/broken.mp4: " in done.stdout
     assert "1 other files ignored" in done.stdout
-    assert "next: " in done.stderr
+    assert (
+        f"next: python tools/train.py configs/toy/avid.yaml data.manifest={tmp_path}/m.parquet run.dir" in done.stderr
+    )
+    assert "data.split=null" not in done.stderr
     manifest = read_manifest(tmp_path / "m.parquet")
     assert manifest.column("path").tolist() == [
         "test/dog/1.mp4",

@@ -1,4 +1,4 @@
-"""AVID and AVID-CMA as classes: recorded numbers through banks and log_z, and the rules of the design's section 5."""
+"""AVID and AVID-CMA as classes: recorded numbers through banks and log_z, and what must always hold."""
 
 from pathlib import Path
 
@@ -68,7 +68,7 @@ def test_avid_equals_three_recorded_steps(
 def test_cma_equals_the_recorded_rows_whose_negatives_are_sound(
     recorded: dict[str, np.ndarray], case: str, cross_positives: float
 ) -> None:
-    """Gradients row by row: recorded negatives may hold the instance itself, which ours never do (design, rule 3)."""
+    """Gradients row by row: recorded negatives may hold the instance itself, which ours never do."""
     options = AVIDCMAOptions(
         embedding_dim=32, num_negatives=48, num_negatives_within=12, num_positives=8, positives_cross=cross_positives
     )

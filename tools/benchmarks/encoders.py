@@ -6,7 +6,6 @@
 docs/encoders.md holds what it printed.
 """
 
-import difflib
 import sys
 import time
 from collections.abc import Sequence
@@ -16,6 +15,7 @@ import stopwatch
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from avssl.config import hint
 from avssl.models import ENCODERS
 from avssl.models.guard import guard_gradients
 from avssl.models.heads import Encoder
@@ -60,8 +60,7 @@ def benchmark_encoders(*, names: Sequence[str], batch_size: int, num_steps: int)
         raise ValueError(f"batch size is {batch_size}, steps {num_steps}, expected at least 1 of each")
     for name in names:
         if name not in ENCODERS:
-            near = difflib.get_close_matches(name, ENCODERS, n=3) or list(ENCODERS)
-            raise ValueError(f"{name} is not an encoder: did you mean {' or '.join(near)}?")
+            raise ValueError(f"{name} is not an encoder: {hint(name, ENCODERS)}")
     rows = [measure_encoder(name, batch_size=batch_size, num_steps=num_steps) for name in names]
     return {"encoders": rows, "batch_size": batch_size, "num_steps": num_steps, "threads": torch.get_num_threads()}
 
