@@ -2,6 +2,7 @@
 
 import importlib
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -9,6 +10,8 @@ from pathlib import Path
 import pytest
 
 from avssl import cli
+from avssl.cli.common import warn_unread
+from avssl.data.recipes.build import print_training
 
 
 def test_commands_tools_and_modules_are_the_same(repository: Path) -> None:
@@ -51,3 +54,25 @@ def test_a_command_that_does_not_exist(capsys: pytest.CaptureFixture[str]) -> No
     with pytest.raises(SystemExit, match="2"):
         cli.main(["tain"])
     assert "invalid choice: 'tain'" in capsys.readouterr().err
+
+
+def test_train_asks_for_its_config_alone(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        cli.main(["train"])
+    assert "the following arguments are required: config\n" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "splits, more", [({"train", None}, []), ({None}, ["data.split=null"]), ({"test"}, ["data.split=null"])]
+)
+def test_a_command_that_follows_can_be_pasted(splits: set, more: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    print_training("my clips/it's.parquet", splits)
+    title, _, command = capsys.readouterr().err.partition(": ")
+    assert title == "next"
+    words = ["data.manifest=my clips/it's.parquet", "run.dir=runs/my clips", *more]
+    assert shlex.split(command) == ["python", "tools/train.py", "configs/toy/avid.yaml", *words]
+
+
+def test_a_file_that_is_not_read_is_named_once(capsys: pytest.CaptureFixture[str]) -> None:
+    assert warn_unread({"a b.mp4": "/clips/a b.mp4: the file is empty", "c.mp4": "no audio"}) == 1
+    assert capsys.readouterr().err == "not read: a b.mp4: the file is empty\nnot read: c.mp4: no audio\n"

@@ -128,14 +128,13 @@ def plan(
 def _measure(
     source: Path, clips: Sequence[str], seconds: Mapping[str, float], settings: Settings, timeout_seconds: float
 ) -> tuple[float, float]:
-    """Bytes of a copy, and seconds of work for it, per second of a clip: of up to MEASURED of these clips; 0 if none can
-    be prepared."""
+    """Bytes of a copy, and seconds of work for it, per second of a clip: of up to MEASURED of these clips; 0 if none
+    can be prepared."""
     clips = clips[:: max(1, len(clips) // MEASURED)][:MEASURED]
     size, work, whole = 0, [], []
     with tempfile.TemporaryDirectory() as folder:
-        jobs = _jobs(
-            source, Path(folder), {clip: f"{i}{EXTENSION}" for i, clip in enumerate(clips)}, settings, dry_run=False
-        )
+        names = {clip: f"{i}{EXTENSION}" for i, clip in enumerate(clips)}
+        jobs = _jobs(source, Path(folder), names, settings, dry_run=False)
         begin = time.monotonic()
         for i, answer in run_jobs(MODULE, jobs, num_workers=1, timeout_seconds=timeout_seconds):
             begin, took = time.monotonic(), time.monotonic() - begin

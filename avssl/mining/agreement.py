@@ -12,8 +12,8 @@ e is a bound: |<x, y> - <x', y'>| <= |x| |y - y'| + |x - x'| |y'| for rounded x'
 rounding |x - x'|), plus the rounding of the sum and of the stored result. bfloat16 proves nearly all rows of a trained
 bank; the others are searched deeper, then in float32, and finally by the definition.
 
-One FAISS search for the upper bound w v + (1 - w) a would do too: the bound taken here, the rounded agreement itself, is
-tighter (no w to choose, depth 1.5k instead of 4k on a trained bank) and cheaper (`tools/benchmarks/mining.py`).
+One FAISS search for the upper bound w v + (1 - w) a would do too: the bound taken here, the rounded agreement itself,
+is tighter (no w to choose, depth 1.5k instead of 4k on a trained bank) and cheaper (`tools/benchmarks/mining.py`).
 
 Letters: N rows, D dimensions, R rows of a block, M candidates.
 """
