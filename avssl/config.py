@@ -9,7 +9,7 @@ Every scalar of the YAML is text until its field reads it, so that `run.dir=2026
 
 import difflib
 import functools
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from types import NoneType, UnionType
 from typing import Annotated, Any, ClassVar, Literal, Self, TypeVar, Union, get_args, get_origin
@@ -432,22 +432,22 @@ def hint(name: str, known: Collection[str], what: str = "known") -> str:
 
 
 def _hint_of_key(name: str, section: type[Options], options: type[Options]) -> str:
-    keys = {key.rpartition(".")[2]: key for key in _keys(options)}
-    if name in keys:
-        return f"did you mean {keys[name]}?"
-    found = hint(name, section.model_fields, "known keys")
-    if section is Config and "did you" not in found:
-        near = [keys[each] for each in difflib.get_close_matches(name, keys, n=3)]
-        return f"did you mean {' or '.join(near)}?" if near else f"{found}; an option of the method is method.{name}"
-    return found
+    keys = _keys(options)
+    near = difflib.get_close_matches(name, section.model_fields) or [
+        keys[each] for each in difflib.get_close_matches(name, keys, cutoff=0.6 if section is Config else 1.0)
+    ]
+    if not near and section is Config:
+        return f"known keys: {', '.join(section.model_fields)}; an option of the method is method.{name}"
+    return f"did you mean {' or '.join(near)}?" if near else f"known keys: {', '.join(section.model_fields)}"
 
 
-def _keys(section: type[Options], prefix: str = "") -> Iterator[str]:
-    """Every key of a section and of those within."""
+def _keys(section: type[Options], prefix: str = "") -> dict[str, str]:
+    """{name: whole key} of a section and of those within."""
+    found = {name: f"{prefix}{name}" for name in section.model_fields}
     for name, field in section.model_fields.items():
-        yield f"{prefix}{name}"
         if isinstance(field.annotation, type) and issubclass(field.annotation, Options):
-            yield from _keys(field.annotation, f"{prefix}{name}.")
+            found = _keys(field.annotation, f"{prefix}{name}.") | found
+    return found
 
 
 def _expected(annotation: Any, limits: Sequence[Any] = ()) -> str:

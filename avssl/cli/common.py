@@ -8,8 +8,6 @@ from pathlib import Path
 
 from avssl.files import check_writable
 
-MAX_NAMED = 20  # files that are listed one by one
-
 
 def new_parser(module: str, doc: str) -> argparse.ArgumentParser:
     """The parser of a command, from the `__name__` and `__doc__` of its module."""
@@ -89,12 +87,3 @@ def check_above_0(given: argparse.Namespace, *names: str) -> None:
 
 def _option(name: str) -> str:
     return f"--{name.replace('_', '-')}"
-
-
-def format_unread(entries: list[dict[str, str]], what: str, *, all_in: str) -> list[str]:
-    """A line that counts the clips that `what`, and the path and reason of the first MAX_NAMED."""
-    lines = [f"{len(entries)} {what}:"] if entries else []
-    lines += [f"  {entry['path']}: {entry['reason']}" for entry in entries[:MAX_NAMED]]
-    if len(entries) > MAX_NAMED:
-        lines.append(f"  and {len(entries) - MAX_NAMED} more: {all_in}")
-    return lines

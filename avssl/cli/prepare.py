@@ -17,7 +17,8 @@ import os
 from pathlib import Path
 from typing import Any
 
-from avssl.cli.common import add_json, check_above_0, check_at_least, format_unread, new_parser, run
+from avssl.cli.common import add_json, check_above_0, check_at_least, new_parser, run
+from avssl.data.check import name_some
 from avssl.data.prepare import FAILURES, GIGABYTE, check_folders, list_clips, plan, prepare
 from avssl.data.recipes.build import print_training
 from avssl.files import print_result
@@ -69,7 +70,7 @@ def format_summary(summary: dict[str, Any], target: Path) -> str:
         f"{summary['without_audio']} of them without audio; {summary['source_bytes'] / GIGABYTE:.2f} GB became "
         f"{summary['bytes'] / GIGABYTE:.2f} GB -> {summary['manifest']}"
     ]
-    lines += format_unread(summary["not_prepared"], "could not be prepared", all_in=f"see {target / FAILURES}")
+    lines += name_some("could not be prepared", summary["not_prepared"], f"see {target / FAILURES}")
     return "\n".join(lines)
 
 

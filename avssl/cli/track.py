@@ -20,15 +20,8 @@ from typing import Any
 import cv2
 import numpy as np
 
-from avssl.cli.common import (
-    add_json,
-    add_manifest,
-    check_above_0,
-    check_at_least,
-    format_unread,
-    new_parser,
-    run,
-)
+from avssl.cli.common import add_json, add_manifest, check_above_0, check_at_least, new_parser, run
+from avssl.data.check import name_some
 from avssl.data.find_tracks import track_manifest
 from avssl.data.manifest import Manifest, read_manifest
 from avssl.data.tracks import Track, Tracks, read_tracks
@@ -95,7 +88,7 @@ def format_summary(summary: dict[str, Any]) -> str:
     if summary["without"]:
         lines.append(f"{sum(summary['without'].values())} clips without a track:")
         lines += [f"  {number} {reason}" for reason, number in summary["without"].items()]
-    lines += format_unread(summary["not_read"], "could not be read", all_in="--json names all")
+    lines += name_some("could not be read", summary["not_read"], "--json names all")
     lines += [f"sheet: {path}" for path in summary["sheets"]]
     return "\n".join(lines)
 

@@ -8,6 +8,7 @@ Exit code: 0 complete, 1 stopped (saved) or failed while training, 2 wrong confi
 """
 
 import argparse
+import shlex
 from pathlib import Path
 
 from avssl import distributed
@@ -46,7 +47,7 @@ def report(folder: Path) -> None:
         path, missing = write_run_report(folder)
     except Exception as error:
         why = " ".join(str(error).split()) or type(error).__name__
-        info(f"no report was written ({why}); to try again: python tools/report.py {folder}")
+        info(f"no report was written ({why}); to try again: python tools/report.py {shlex.quote(str(folder))}")
         return
     for sentence in missing:
         info(f"note: {sentence}")

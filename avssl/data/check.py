@@ -191,16 +191,18 @@ def describe(summary: Mapping[str, Any]) -> str:
     lines = [f"{summary['files']} files decoded, {len(summary['problems'])} with findings"]
     for case, title in TITLES.items():
         entries = [entry for entry in summary["problems"] if case in entry["cases"]]
-        if entries:
-            lines.append(f"{len(entries)} {title}:")
-            lines += name_some([f"{entry['path']}{_detail(case, entry)}" for entry in entries], "--json names all")
+        lines += name_some(title, [f"{entry['path']}{_detail(case, entry)}" for entry in entries], "--json names all")
     return "\n".join(lines)
 
 
-def name_some(names: Sequence[str], where: str) -> list[str]:
-    """Up to MAX_NAMED indented lines, then how many more there are and where."""
-    lines = [f"  {name}" for name in names[:MAX_NAMED]]
-    return lines + ([f"  and {len(names) - MAX_NAMED} more: {where}"] if len(names) > MAX_NAMED else [])
+def name_some(what: str, entries: Sequence[str | Mapping[str, str]], where: str) -> list[str]:
+    """How many entries there are, up to MAX_NAMED of them (text, or path and reason), and where the others are named;
+    no line without entries."""
+    names = [each if isinstance(each, str) else f"{each['path']}: {each['reason']}" for each in entries[:MAX_NAMED]]
+    lines = [f"{len(entries)} {what}:", *(f"  {name}" for name in names)]
+    if len(entries) > MAX_NAMED:
+        lines.append(f"  and {len(entries) - MAX_NAMED} more: {where}")
+    return lines if entries else []
 
 
 def _detail(case: str, entry: Mapping[str, Any]) -> str:

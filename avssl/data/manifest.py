@@ -1,6 +1,7 @@
 """The manifest: one parquet file that lists the clips. The number of a row is the id of an instance."""
 
 import os
+import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -146,7 +147,7 @@ def read_manifest(path: str | Path, *, root: str | Path | None = None) -> Manife
         raise ManifestError(f"manifest {path} is a folder: name the file in it, such as {path / 'manifest.parquet'}")
     if not path.is_file():
         raise ManifestError(
-            f"manifest {path} does not exist: write it with python datasets/folder.py ROOT --out {path}"
+            f"manifest {path} does not exist: write it with python datasets/folder.py ROOT --out {shlex.quote(str(path))}"
         )
     try:
         with path.open("rb") as file:  # pyarrow takes no name that is not UTF-8

@@ -132,15 +132,10 @@ def format_summary(summary: Mapping[str, Any]) -> str:
         lines.append("an incomplete copy can be used, but its metrics do not compare with those of the whole set")
     if summary["sound_only"]:
         lines.append(f"{len(summary['sound_only'])} audio only, such as {summary['sound_only'][0]['path']!r}")
+    where = "see the columns status and reason of the manifest"
     for title, name in (("refused", "refused"), ("usable, but without audio", "without_audio")):
-        rows = summary[name]
-        if rows:
-            lines.append(f"{len(rows)} {title}:")
-            where = "see the columns status and reason of the manifest"
-            lines += name_some([f"{row['path']}: {row['reason']}" for row in rows], where)
-    if summary["absent"]:
-        lines.append(f"{len(summary['absent'])} listed clips have no file and are no rows:")
-        lines += name_some(summary["absent"], "--json names all")
+        lines += name_some(title, summary[name], where)
+    lines += name_some("listed clips have no file and are no rows", summary["absent"], "--json names all")
     if summary["other_files"]:
         lines.append(f"{len(summary['other_files'])} other files ignored, such as {summary['other_files'][0]!r}")
     return "\n".join(lines)
