@@ -146,9 +146,8 @@ def read_manifest(path: str | Path, *, root: str | Path | None = None) -> Manife
     if path.is_dir():
         raise ManifestError(f"manifest {path} is a folder: name the file in it, such as {path / 'manifest.parquet'}")
     if not path.is_file():
-        raise ManifestError(
-            f"manifest {path} does not exist: write it with python datasets/folder.py ROOT --out {shlex.quote(str(path))}"
-        )
+        hint = f"write it with python datasets/folder.py ROOT --out {shlex.quote(str(path))}"
+        raise ManifestError(f"manifest {path} does not exist: {hint}")
     try:
         with path.open("rb") as file:  # pyarrow takes no name that is not UTF-8
             table = pq.read_table(file)
