@@ -48,6 +48,12 @@ def sound_of(path: Path) -> list[tuple[float, np.ndarray]]:
         return [(start, frame.to_ndarray()[0]) for start, frame in reader.frames_from("audio", -math.inf)]
 
 
+def test_the_longest_names_of_files(tmp_path):
+    name = f"{'é' * 125}x.mp4"
+    assert len(name.encode()) == 255
+    assert prepare_clip(still(tmp_path / name), tmp_path / "new" / name, Settings()).state == "written"
+
+
 @pytest.mark.parametrize("name", CASES)
 def test_every_frame_and_the_sound_keep_their_times(tmp_path, name):
     path, copy = case(tmp_path, name), tmp_path / "copy.mp4"
