@@ -5,6 +5,7 @@ import fcntl
 import hashlib
 import json
 import os
+import secrets
 import shlex
 import shutil
 import socket
@@ -41,7 +42,7 @@ def atomic_write(path: str | Path) -> Iterator[Path]:
     leaves `path` unchanged. Raises WriteError: the system refuses to write (an OSError inside the block counts).
     """
     path = Path(path)
-    temporary = path.with_name(f".{path.name}.partial")
+    temporary = path.with_name(f".{path.name[:40]}.{secrets.token_hex(8)}.partial")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield temporary
@@ -58,7 +59,7 @@ def atomic_write(path: str | Path) -> Iterator[Path]:
 def check_writable(path: str | Path) -> None:
     """Check before long work that its result can be written to `path`, which is left as it is. Raises WriteError."""
     path = Path(path)
-    temporary = path.with_name(f".{path.name}.partial")
+    temporary = path.with_name(f".{path.name[:40]}.{secrets.token_hex(8)}.partial")
     try:
         if path.is_dir():
             raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))

@@ -325,7 +325,7 @@ def test_what_was_just_used_stays(workers: FakeWorkers, clips: Path, tmp_path: P
 
 
 def test_leftovers_of_killed_runs_are_removed(tmp_path: Path) -> None:
-    names = [f".{'0' * 16}.made", f"..{'1' * 16}.made.partial", f"..{'2' * 16}.made.partial", ".hidden"]
+    names = [f".{'0' * 16}.made", f"..{'1' * 16}.made.ab.partial", f"..{'2' * 16}.made.cd.partial", ".hidden"]
     for name in names:
         (tmp_path / name).write_bytes(b"half")
         age(tmp_path / name, 5000)
