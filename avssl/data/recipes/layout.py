@@ -30,7 +30,9 @@ def find_clips(root: Path, *, endings: frozenset[str] = CLIPS) -> tuple[list[str
         for name in files:
             if not name.startswith("."):
                 path = (Path(folder) / name).relative_to(root).as_posix()
-                is_clip = Path(name).suffix.lower() in endings and _is_text(path)
+                is_clip = (
+                    Path(name).suffix.lower() in endings and path.encode(errors="ignore").decode() == path
+                )  # UTF-8
                 (clips if is_clip else others).append(path)
     return sorted(clips), sorted(others)
 
@@ -52,12 +54,3 @@ def _refuse(error: OSError) -> NoReturn:
         f"folder {error.filename} cannot be listed ({error.strerror}), so its clips would be missing: make it readable "
         "or move it away"
     ) from error
-
-
-def _is_text(path: str) -> bool:
-    """Whether a name is UTF-8, so that it can be stored."""
-    try:
-        path.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
