@@ -234,8 +234,8 @@ def rank_each(store: Store, queries: Sequence[Query], *, way: Way, depth: int) -
 def contrast(
     store: Store, query: Query, *, k: int, label: str | None = None, index: Narrowing | None = None
 ) -> Contrast:
-    """The k positives by agreement, and of the nearest 5 % (50 to 1,000 clips) in one modality at most k that `Contrast`
-    means, those first that lead most over the cosine of the other one.
+    """The k positives by agreement, and of the nearest 5 % (50 to 1,000 clips) in one modality at most k that
+    `Contrast` means, those first that lead most over the cosine of the other one.
 
     Raises:
         QueryError: as `rank`.

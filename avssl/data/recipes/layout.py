@@ -30,9 +30,8 @@ def find_clips(root: Path, *, endings: frozenset[str] = CLIPS) -> tuple[list[str
         for name in files:
             if not name.startswith("."):
                 path = (Path(folder) / name).relative_to(root).as_posix()
-                is_clip = (
-                    Path(name).suffix.lower() in endings and path.encode(errors="ignore").decode() == path
-                )  # UTF-8
+                is_utf8 = path.encode(errors="ignore").decode() == path
+                is_clip = is_utf8 and Path(name).suffix.lower() in endings
                 (clips if is_clip else others).append(path)
     return sorted(clips), sorted(others)
 
