@@ -286,10 +286,10 @@ def test_a_dry_run_writes_nothing(tool, source, tmp_path, capsys):
     call = [str(source), str(tmp_path / "new"), "--jobs", "1"]
     assert tool.main([*call, "--dry-run", "--json"]) == 0
     expected = json.loads(capsys.readouterr().out)
-    assert 0 < expected["todo_hours"] < 0.1
+    assert 0 < expected["todo_seconds"] < 100
     assert tool.main([*call, "--dry-run"]) == 0
     assert "3 clips" in (printed := capsys.readouterr().out)
-    assert re.search(r"3 to prepare, about [\d.e-]+ GB in [\d.e-]+ hours, 0 prepared before", printed)
+    assert re.search(r"3 to prepare, about [\d.e-]+ GB in 0:\d\d:\d\d \(h:mm:ss\), 0 prepared before", printed)
     assert not (tmp_path / "new").exists()
     tool.main(call)
     capsys.readouterr()

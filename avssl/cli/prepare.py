@@ -14,6 +14,7 @@ Exit code: 0 all prepared, 1 some could not be prepared (or interrupted: 130), 2
 
 import argparse
 import os
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -78,6 +79,6 @@ def format_plan(summary: dict[str, Any]) -> str:
     return (
         f"{summary['files']} clips, {summary['hours']:.2f} hours, {summary['source_bytes'] / GIGABYTE:.2f} GB: "
         f"{summary['todo']} to prepare, about {summary['todo_bytes'] / GIGABYTE:.2g} GB in "
-        f"{summary['todo_hours']:.2g} hours, {summary['done']} prepared before "
+        f"{timedelta(seconds=round(summary['todo_seconds']))} (h:mm:ss), {summary['done']} prepared before "
         f"({summary['done_bytes'] / GIGABYTE:.2f} GB); nothing was written"
     )

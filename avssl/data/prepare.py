@@ -121,7 +121,7 @@ def plan(
         "done_bytes": sum(_size(target / names[clip]) for clip in done),
         "hours": sum(answer["seconds"] for answer in answers.values()) / 3600,
         "todo_bytes": round(size * sum(todo.values())),
-        "todo_hours": work * sum(todo.values()) / 3600 / min(num_workers, max(len(todo), 1)),
+        "todo_seconds": work * sum(todo.values()) / min(num_workers, max(len(todo), 1)),
     }
 
 
