@@ -433,12 +433,15 @@ def hint(name: str, known: Collection[str], what: str = "known") -> str:
 
 def _hint_of_key(name: str, section: type[Options], options: type[Options]) -> str:
     keys = _keys(options)
-    near = difflib.get_close_matches(name, section.model_fields) or [
-        keys[each] for each in difflib.get_close_matches(name, keys, cutoff=0.6 if section is Config else 1.0)
-    ]
-    if not near and section is Config:
-        return f"known keys: {', '.join(section.model_fields)}; an option of the method is method.{name}"
-    return f"did you mean {' or '.join(near)}?" if near else f"known keys: {', '.join(section.model_fields)}"
+    near = difflib.get_close_matches(name, section.model_fields)
+    if name in keys:
+        near = [keys[name]]
+    elif not near and section is Config:
+        near = [keys[each] for each in difflib.get_close_matches(name, keys)]
+    if near:
+        return f"did you mean {' or '.join(near)}?"
+    of_method = f"; an option of the method is method.{name}" if section is Config else ""
+    return f"known keys: {', '.join(section.model_fields)}{of_method}"
 
 
 def _keys(section: type[Options], prefix: str = "") -> dict[str, str]:
