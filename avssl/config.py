@@ -433,11 +433,9 @@ def hint(name: str, known: Collection[str], what: str = "known") -> str:
 
 def _hint_of_key(name: str, section: type[Options], options: type[Options]) -> str:
     keys = _keys(options)
-    near = difflib.get_close_matches(name, section.model_fields)
-    if name in keys:
-        near = [keys[name]]
-    elif not near and section is Config:
-        near = [keys[each] for each in difflib.get_close_matches(name, keys)]
+    elsewhere = difflib.get_close_matches(name, keys, cutoff=0.75 if section is Config else 1.0)
+    near = [] if name in keys else difflib.get_close_matches(name, section.model_fields)
+    near = near or [keys[each] for each in elsewhere[:1]]
     if near:
         return f"did you mean {' or '.join(near)}?"
     of_method = f"; an option of the method is method.{name}" if section is Config else ""
