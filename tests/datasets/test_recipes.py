@@ -377,7 +377,7 @@ def test_the_first_missing_thing_is_named(copies, tmp_path: Path, capsys, name: 
             "youtube_id,time_start,time_end,split\na,1",
             "has 2 cells and the first line 4",
         ),
-        ("kinetics", "annotations/val.csv", "youtube_id,time_start,time_end,split\na,1,2,val,b", "not as many cells"),
+        ("kinetics", "annotations/val.csv", "youtube_id,time_start,time_end,split\na,1,2,val,b", "has 5 cells and"),
         ("audioset", "eval_segments.csv", "a" * 200_000, "cannot be read as CSV (field larger"),
     ],
 )
