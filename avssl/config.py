@@ -9,13 +9,23 @@ Every scalar of the YAML is text until its field reads it, so that `run.dir=2026
 
 import difflib
 import functools
+import os.path
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from types import NoneType, UnionType
 from typing import Annotated, Any, ClassVar, Literal, Self, TypeVar, Union, get_args, get_origin
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 
 
 class ConfigError(ValueError):
@@ -56,6 +66,7 @@ class Options(BaseModel):
 
 
 T = TypeVar("T", bound=Options)
+PathText = Annotated[str, AfterValidator(os.path.expanduser)]  # of every option that is a path: ~ is the home folder
 Count = Annotated[int, Field(ge=1)]
 Positive = Annotated[float, Field(gt=0)]
 NotNegative = Annotated[float, Field(ge=0)]
@@ -89,8 +100,8 @@ class PolicyConfig(Options):
 class DataConfig(Options):
     """Which clips, which seconds of them, and how each view is drawn. Defaults: the AVID recipe (Kinetics-400)."""
 
-    manifest: str  # parquet written by datasets/*.py; its rows are the instances
-    root: str | None = None  # folder of the clips; null = the one recorded in the manifest
+    manifest: PathText  # parquet written by datasets/*.py; its rows are the instances
+    root: PathText | None = None  # folder of the clips; null = the one recorded in the manifest
     split: str | None = "train"  # rows to train on; null = every row
     policy: PolicyConfig = PolicyConfig()
     clips_per_video: Count = 10  # clips drawn from each video per epoch
@@ -155,9 +166,9 @@ class ModelConfig(Options):
     video_width: float = 1.0  # multiplies every channel count
     audio_depth: int | None = None  # null = the encoder's own
     audio_width: float = 1.0
-    video_weights: str | None = None  # file to start the encoder from; null = random weights
-    audio_weights: str | None = None
-    init: str | None = None  # checkpoint of an earlier run: weights, and state of the method where it fits
+    video_weights: PathText | None = None  # file to start the encoder from; null = random weights
+    audio_weights: PathText | None = None
+    init: PathText | None = None  # checkpoint of an earlier run: weights, and state of the method where it fits
 
 
 class OptimConfig(Options):
@@ -186,7 +197,7 @@ class OptimConfig(Options):
 class RunConfig(Options):
     """Where the run lives and how it is executed."""
 
-    dir: str
+    dir: PathText
     seed: int = Field(0, ge=0)
     resume: Literal["auto", "never"] = "auto"  # auto = continue from dir/last.pt when it exists
     device: Literal["auto", "cpu", "cuda"] = "auto"
@@ -294,7 +305,8 @@ def with_overrides(sections: Mapping[str, Any], overrides: Sequence[str]) -> dic
         names = key.split(".")
         if not (equals and all(names)):
             raise ConfigError(f"override {override!r} is not of the form section.key=value")
-        value = _parse(text, f"override {override!r}", has_lines=False)
+        is_word = "#" in text and text[:1] not in tuple("'\"[{")  # which YAML would cut off there
+        value = text if is_word else _parse(text, f"override {override!r}", has_lines=False)
         for name in reversed(names):
             value = {name: value}
         sections = merge(sections, value)
@@ -350,11 +362,11 @@ def _sections(text: str, what: str) -> dict[str, Any]:
 def _parse(text: str, what: str, *, has_lines: bool) -> Any:
     try:
         return yaml.load(text, _TextLoader)
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, RecursionError) as error:
         raise ConfigError(f"{what} cannot be read: {_yaml_problem(error, has_lines=has_lines)}") from error
 
 
-def _yaml_problem(error: yaml.YAMLError, *, has_lines: bool) -> str:
+def _yaml_problem(error: Exception, *, has_lines: bool) -> str:
     """What is wrong, where, and the fix, in one line."""
     if not isinstance(error, yaml.MarkedYAMLError):
         expected = "a text file in UTF-8 with YAML" if has_lines else "section.key=value"

@@ -16,8 +16,8 @@ from torch import Tensor
 from avssl import files
 
 
-def init(device: str = "auto") -> torch.device:
-    """Join torchrun's process group when there is one (nccl on GPU, gloo on CPU) and choose this rank's device.
+def choose_device(device: str = "auto") -> torch.device:
+    """This rank's device; joins nothing and sets nothing.
 
     Args:
         device: auto (a GPU when there is one) | cpu | cuda.
@@ -25,7 +25,14 @@ def init(device: str = "auto") -> torch.device:
     if device == "cuda" and not torch.cuda.is_available():
         raise ValueError("run.device=cuda, but torch sees no GPU here: use run.device=auto or cpu")
     use_gpu = device == "cuda" or (device == "auto" and torch.cuda.is_available())
-    chosen = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0))) if use_gpu else torch.device("cpu")
+    return torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0))) if use_gpu else torch.device("cpu")
+
+
+def init(device: str = "auto") -> torch.device:
+    """Join torchrun's process group when there is one (nccl on GPU, gloo on CPU) and choose this rank's device, as
+    `choose_device` does."""
+    chosen = choose_device(device)
+    use_gpu = chosen.type == "cuda"
     if use_gpu:
         torch.cuda.set_device(chosen)
     if "WORLD_SIZE" in os.environ and not dist.is_initialized():

@@ -1,5 +1,6 @@
 """Files and folders written whole or not at all, by one process at a time; digests."""
 
+import argparse
 import errno
 import fcntl
 import hashlib
@@ -10,10 +11,11 @@ import shlex
 import shutil
 import socket
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 HINTS = {
     errno.ENOSPC: "free space there or choose another folder",
@@ -22,6 +24,16 @@ HINTS = {
     errno.EPERM: "choose a folder that you may write to",
     errno.EROFS: "choose a folder that you may write to",
 }
+NO_LOCKS = (errno.ENOSYS, errno.ENOTSUP, errno.ENOLCK)
+POLL_SECONDS = 0.1  # between looks at a lock that is waited for
+
+
+class Parser(argparse.ArgumentParser):
+    """Options of a command; in its paths ~ is the home folder, which shells leave to us in --out=~/x."""
+
+    def __init__(self, **given: Any) -> None:
+        super().__init__(**{"formatter_class": argparse.RawDescriptionHelpFormatter} | given)
+        self.register("type", Path, lambda text: Path(os.path.expanduser(text)))
 
 
 class WriteError(ValueError):
@@ -38,13 +50,13 @@ class LockedError(ValueError):
 
 @contextmanager
 def atomic_write(path: str | Path) -> Iterator[Path]:
-    """Yield a temporary name, which then replaces `path`; missing folders are made. An error or a crash at any moment
-    leaves `path` unchanged. Raises WriteError: the system refuses to write (an OSError inside the block counts).
+    """Yield the name of a new, empty file, which then replaces `path`; missing folders are made. An error or a crash at
+    any moment leaves `path` unchanged. Raises WriteError: the system refuses to write (an OSError inside the block
+    counts).
     """
     path = Path(path)
-    temporary = path.with_name(f".{path.name[:40]}.{secrets.token_hex(8)}.partial")
+    temporary, descriptor = _new_file(path)
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
         yield temporary
         _fsync(temporary)
         os.replace(temporary, path)
@@ -54,76 +66,123 @@ def atomic_write(path: str | Path) -> Iterator[Path]:
         if isinstance(error, OSError):
             raise WriteError(path, error) from error
         raise
+    finally:
+        os.close(descriptor)
 
 
 def check_writable(path: str | Path) -> None:
     """Check before long work that its result can be written to `path`, which is left as it is. Raises WriteError."""
-    path = Path(path)
+    temporary, descriptor = _new_file(Path(path))
+    os.close(descriptor)
+    _remove(temporary)
+
+
+def _new_file(path: Path) -> tuple[Path, int]:
+    """A new file beside `path` under a name that nobody can foretell or has linked, locked while its descriptor is
+    open. Raises WriteError."""
     temporary = path.with_name(f".{path.name[:40]}.{secrets.token_hex(8)}.partial")
     try:
         if path.is_dir():
             raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+        if path.exists() and not path.is_file():
+            raise OSError("it is a device or a pipe")
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary.touch()
-        temporary.unlink()
+        descriptor = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o666)
     except OSError as error:
         raise WriteError(path, error) from error
+    with suppress(OSError):  # a file system without locks
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    return temporary, descriptor
+
+
+def _remove_leftovers(folder: Path) -> None:
+    """Remove unfinished files and folders of processes that were killed; those that somebody writes to are locked."""
+    for path in folder.glob(".*.partial"):
+        with suppress(OSError), open(path, "r+b", opener=open_no_link) as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            path.unlink()
 
 
 @contextmanager
-def folder_lock(folder: str | Path, *, file: str = "", wait: bool = False) -> Iterator[None]:
-    """Be the only writer of a folder; the lock ends with the process.
+def folder_lock(folder: str | Path, *, file: str = "", wait: Callable[[], object] | None = None) -> Iterator[None]:
+    """Be the only writer of a folder; the lock ends with the process. A folder that was missing is removed again if
+    nothing was written. Where the file system has no locks, a message on stderr says so.
 
     Args:
         folder: made if missing.
-        file: name of the file in it that the lock is for; "" = all.
-        wait: for another holder, with a message on stderr; otherwise it is an error.
+        file: name of the file in it that the lock is for; "" = all, and leftovers of killed processes are removed.
+        wait: called until another holder, named on stderr, has finished; None = that is an error.
 
     Raises:
         LockedError: another process holds the lock.
         WriteError: the folder cannot be written to.
     """
-    path = Path(folder) / (f".{file}.lock" if file else ".lock")
+    folder, told = Path(folder), False
+    path = folder / (f".{file}.lock" if file else ".lock")
     with ExitStack() as stack:
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
+            made = [each for each in (folder, *folder.parents) if not each.exists()]
             while True:
-                record = stack.enter_context(open(path, "a+", opener=_open_no_link))
+                folder.mkdir(parents=True, exist_ok=True)
+                record = stack.enter_context(open(path, "a+", opener=open_no_link))
                 try:
                     fcntl.flock(record, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 except BlockingIOError as error:
                     record.seek(0)
                     holder = record.read() or "another process"
-                    if not wait:
-                        raise LockedError(f"{holder} writes to {Path(folder) / file}: wait for it or end it") from error
-                    print(f"waiting for {holder}, which writes to {Path(folder) / file}", file=sys.stderr)
-                    fcntl.flock(record, fcntl.LOCK_EX)
+                    record.close()
+                    if wait is None:
+                        raise LockedError(f"{holder} writes to {folder / file}: wait for it or end it") from error
+                    if not told:
+                        print(f"waiting for {holder}, which writes to {folder / file}", file=sys.stderr)
+                    told = True
+                    wait()
+                    continue
+                except OSError as error:
+                    if error.errno not in NO_LOCKS:
+                        raise
+                    reason = f"{folder} cannot be locked ({error.strerror})"
+                    print(f"note: {reason}: let no other process write there", file=sys.stderr)
+                    break
                 with suppress(FileNotFoundError):
                     if os.path.samestat(path.stat(), os.fstat(record.fileno())):  # else its holder removed it
                         break
-            record.truncate(0)
-            print(f"process {os.getpid()} on {socket.gethostname()}", end="", file=record, flush=True)
         except OSError as error:
-            raise WriteError(path, error) from error
+            raise WriteError(folder / file, error) from error
+        os.register_at_fork(after_in_child=record.close)  # or the lock would live as long as a worker process
         try:
+            with suppress(OSError):  # of a full disk: then the holder has no name
+                os.truncate(record.fileno(), 0)
+                os.write(record.fileno(), f"process {os.getpid()} on {socket.gethostname()}".encode())
+            if not file:
+                _remove_leftovers(folder)
             yield
         finally:
             _remove(path)
+            for each in made:
+                with suppress(OSError):
+                    each.rmdir()  # if it is empty
 
 
 @contextmanager
-def cached_folder(home: Path, *, is_ready: Callable[[], bool] | None = None) -> Iterator[Path | None]:
+def cached_folder(
+    home: Path,
+    *,
+    is_ready: Callable[[], bool] | None = None,
+    wait: Callable[[], object] = lambda: time.sleep(POLL_SECONDS),
+) -> Iterator[Path | None]:
     """Yield a folder to fill, which then replaces `home`, or None if `home` is ready. One process fills, others wait.
     An error or a crash at any moment leaves `home` unchanged.
 
     Args:
         home: its name is the key of the content.
         is_ready: default: whether `home` exists.
+        wait: called until the process that fills has finished.
 
     Raises:
         WriteError: the system refuses to write (an OSError inside the block counts).
     """
-    with folder_lock(home.parent, wait=True):
+    with folder_lock(home.parent, wait=wait):
         if (is_ready or home.exists)():
             yield None
             return
@@ -157,11 +216,12 @@ def print_result(result: object, text: str, *, to: str | None) -> None:
     """Print the result of a command as text, or as JSON with `to` "-"; another `to` is a file that gets the JSON."""
     print(json.dumps(result) if to == "-" else text.encode(errors="replace").decode())  # a path may not be UTF-8
     if to not in (None, "-"):
-        Path(to).write_text(json.dumps(result) + "\n")
+        with atomic_write(to) as temporary:
+            temporary.write_text(json.dumps(result) + "\n")
 
 
-def _open_no_link(path: str, flags: int) -> int:
-    """In a folder that all may write to, a link could make us truncate one of our files."""
+def open_no_link(path: str | Path, flags: int) -> int:
+    """An opener: in a folder that all may write to, a link could make us change one of our files."""
     return os.open(path, flags | os.O_NOFOLLOW, 0o666)
 
 

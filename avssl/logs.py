@@ -123,12 +123,15 @@ def log_lines(path: Path) -> Iterator[dict[str, Any]]:
     """The same one by one: all lines of a long run do not fit into memory."""
     if not path.exists():
         return
-    with path.open() as file:
+    with path.open(errors="replace") as file:
         for line in file:
             try:
-                yield json.loads(line)
-            except json.JSONDecodeError:
+                entry = json.loads(line)
+            except (ValueError, RecursionError):
                 return
+            if not isinstance(entry, dict):
+                return
+            yield entry
 
 
 def _came_before(line: Mapping[str, Any], first_step: int) -> bool:

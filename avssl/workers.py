@@ -12,12 +12,40 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal, Self
 
 ORPHAN_SECONDS = 0.5  # between a worker's checks that its pool still lives
 MEMORY_BYTES = 6 << 30  # address space of one worker; more raises MemoryError
+
+
+class Patience:
+    """How long others may take, counted while they and this process run: stopped (Ctrl-Z, a suspended job, a debugger)
+    they are not late, and clocks do not matter.
+
+    Args:
+        seconds: that they may take.
+    """
+
+    def __init__(self, seconds: float) -> None:
+        self.tick = min(1.0, seconds / 20)  # seconds to wait at a time; being stopped costs one tick at most
+        self._left = seconds
+
+    def spend(self, pids: Iterable[int]) -> bool:
+        """Count one tick of waiting for the processes `pids`; whether none is left."""
+        if not any(state_of(pid) in "Tt" for pid in pids):
+            self._left -= self.tick
+        return self._left <= 0
+
+
+def state_of(pid: int) -> str:
+    """Letter of the state of a process: T or t stopped, Z dead; R where the system does not tell."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except OSError:
+        return "R"
 
 
 @dataclass(frozen=True)
@@ -129,8 +157,16 @@ class Worker:
                 text=True,
                 encoding="utf-8",
             )
-        process, late = self.process, threading.Event()
-        alarm = threading.Timer(self.timeout_seconds, lambda: (late.set(), process.kill()))
+        process, late, answered = self.process, threading.Event(), threading.Event()
+
+        def kill_late() -> None:
+            patience = Patience(self.timeout_seconds)
+            while not answered.wait(patience.tick):
+                if patience.spend([process.pid]):
+                    late.set()
+                    return process.kill()
+
+        alarm = threading.Thread(target=kill_late, daemon=True)
         alarm.start()
         try:
             print(json.dumps(job), file=process.stdin, flush=True)
@@ -138,7 +174,7 @@ class Worker:
         except BrokenPipeError:
             answer = ""
         finally:
-            alarm.cancel()
+            answered.set()
             alarm.join()  # or it might kill the process during the next job
         if answer.endswith("\n"):
             if late.is_set():

@@ -11,7 +11,6 @@ another class (column `foreign`; the label stays that of the picture). With held
 the test split and those of the others the training split. Exit code: 0 done, 2 wrong call.
 """
 
-import argparse
 import csv
 import shutil
 import sys
@@ -23,6 +22,7 @@ import numpy as np
 
 from avssl.data.check import build_table
 from avssl.data.manifest import write_manifest
+from avssl.files import Parser
 
 COLUMNS = ("path", "label", "split", "speaker")
 
@@ -120,9 +120,7 @@ def copy_clips(rows: list[dict[str, Any]], donors: dict[int, int], *, media: Pat
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, prog="datasets/digits.py"
-    )
+    parser = Parser(description=__doc__, prog="datasets/digits.py")
     parser.add_argument("media", metavar="MEDIA", type=Path, help="folder of the digits")
     parser.add_argument("out", metavar="OUT", type=Path, help="folder to write")
     parser.add_argument("--num-train", type=int, help="training clips to keep (default: all)")

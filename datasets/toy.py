@@ -38,7 +38,7 @@ from tqdm import tqdm
 from avssl.data.check import build_table
 from avssl.data.manifest import write_manifest
 from avssl.data.recipes.build import print_training
-from avssl.files import WriteError
+from avssl.files import Parser, WriteError, print_result
 from avssl.media.encode import write_clip
 
 SECONDS = 3.0
@@ -365,7 +365,7 @@ def _one_thread() -> None:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser = Parser(description=__doc__.split("\n")[0])
     parser.add_argument("out", metavar="OUT", type=Path, help="folder for toy/ and toy_actions/")
     parser.add_argument("--seed", type=int, default=0, help="same seed, same bytes (default: 0)")
     for name, default, content in (
@@ -376,7 +376,9 @@ def main(arguments: list[str] | None = None) -> int:
         ("--workers", 2, "processes"),
     ):
         parser.add_argument(name, type=_count, default=default, help=f"{content} (default: {default})")
-    parser.add_argument("--json", nargs="?", const="-", metavar="PATH", help="a summary as JSON (default: stdout)")
+    parser.add_argument(
+        "--json", nargs="?", const="-", metavar="PATH", type=Path, help="summary as JSON (default: stdout)"
+    )
     given = parser.parse_args(arguments)
     if given.seed < 0:
         parser.error(f"--seed {given.seed} must be 0 or more")
@@ -398,10 +400,8 @@ def main(arguments: list[str] | None = None) -> int:
         manifest = str(root / "manifest.parquet")
         summary[name] = parameters | {"clips": len(clips), "made": num_made, "manifest": manifest}
     print_training(summary["toy"]["manifest"], ["train"])
-    if given.json == "-":
-        print(json.dumps(summary))
-    elif given.json:
-        Path(given.json).write_text(json.dumps(summary))
+    if given.json:
+        print_result(summary, f"summary: {given.json}", to=str(given.json))
     return 0
 
 

@@ -2,9 +2,13 @@
 
 import importlib.util
 import json
+import os
 import re
 import shutil
+import signal
+import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import ModuleType
 
@@ -16,7 +20,7 @@ from avssl.data import check
 from avssl.data.manifest import Manifest, read_manifest, write_manifest
 from avssl.data.quarantine import Entry, add_to_quarantine, read_quarantine
 from avssl.training.loop import train
-from avssl.workers import run_jobs
+from avssl.workers import Lost, Worker, run_jobs
 from tests.support.clips import make_set
 from tests.support.noise import FRAMES, clip, remux
 from tests.support.runs import config
@@ -189,6 +193,21 @@ def test_a_file_that_hangs_or_kills_is_named_and_stops_nothing(
     assert after.hash == manifest.hash
     assert sorted(after.column("status")) == ["crashed", "ok", "ok", "ok", "timeout"]
     assert after.column("video_end").tolist() == manifest.column("video_end").tolist()
+
+
+def test_a_stopped_worker_is_not_late(tmp_path: Path, repository: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Stopped with the whole call (Ctrl-Z, a suspended job), or alone by a debugger."""
+    (tmp_path / "slow.py").write_text("import time\nfrom avssl.workers import serve\nserve(time.sleep)\n")
+    monkeypatch.setenv("PYTHONPATH", f"{tmp_path}:{repository}")
+    with Worker("slow", 3) as worker, ThreadPoolExecutor(1) as threads:
+        assert worker.ask(0) is None
+        asked = threads.submit(worker.ask, 1)
+        time.sleep(0.5)
+        os.kill(worker.process.pid, signal.SIGSTOP)
+        time.sleep(4)
+        os.kill(worker.process.pid, signal.SIGCONT)
+        assert asked.result() is None
+        assert worker.ask(60) == Lost("timeout", "not done within 3 seconds")
 
 
 def test_quarantined_files_that_decode_are_released(made: Path, tmp_path: Path, call: Call, capsys) -> None:

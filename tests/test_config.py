@@ -21,6 +21,7 @@ from avssl.config import (
     merge_options,
     with_overrides,
 )
+from avssl.methods import import_method, method_options
 
 
 @pytest.fixture
@@ -63,6 +64,45 @@ def test_words_stay_words(path: Path, text: str, value: str | None) -> None:
     config = load(path, [f"data.split={text}"])
     assert config.data.split == value
     assert loads(dumps(config)) == config
+
+
+@pytest.mark.parametrize("word", ["on", "1:30", "1e3", "2026_11_29", "take #2", "#5", "C#", "+1", ".5", "=", "a=b"])
+def test_names_stay_as_they_were_written_everywhere(path: Path, word: str) -> None:
+    keys = ["run.dir", "data.manifest", "data.root", "data.split", "model.init", "method.parts.patch.tracks"]
+    config = load(path, [f"{key}={word}" for key in keys])
+    found = [config.run.dir, config.data.manifest, config.data.root, config.data.split, config.model.init]
+    assert [*found, config.method["parts"]["patch"]["tracks"]] == [word] * len(keys)
+    path.write_text(f"run: {{dir: {word!r}}}\ndata: {{manifest: {word!r}}}\n")
+    assert load(path).run.dir == word
+
+
+def test_every_path_begins_at_home(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/home/me")
+    keys = ["run.dir", "data.manifest", "data.root", "model.video_weights", "model.audio_weights", "model.init"]
+    sections = ("run: {dir: ~/x}", "data: {manifest: ~/x, root: ~/x}", "model: {init: ~/x, video_weights: ~/x}")
+    for lines, text in (([f"{key}=~/x" for key in keys], "{}"), ([], "\n".join(sections))):
+        path.write_text(text)
+        config = load(path, [*lines, "data.split=~x~", "model.audio_weights=~/x", "method={name: patch, tracks: ~/x}"])
+        found = [config.run.dir, config.data.manifest, config.data.root]
+        found += [config.model.video_weights, config.model.audio_weights, config.model.init]
+        assert found == ["/home/me/x"] * 6
+        assert method_options(config)["tracks"] == "/home/me/x"
+        assert config.data.split == "~x~"
+        assert loads(dumps(config)) == config
+    joint = load(path, ["method={name: joint, parts: {patch: {tracks: ~/x}, infonce: {}}}"])
+    assert method_options(joint)["parts"]["patch"]["tracks"] == "/home/me/x"
+    with pytest.raises(ConfigError, match=r"there is no file ~/none\.py"):
+        import_method("~/none.py:Mine")
+
+
+@pytest.mark.parametrize("text", ["${oc.env:SECRET}", "${SECRET}", "$SECRET", "${oc.env:SECRET,x}", "$(SECRET)"])
+def test_nothing_is_read_from_the_environment(path: Path, monkeypatch: pytest.MonkeyPatch, text: str) -> None:
+    """A foreign YAML or checkpoint would take it along into what is exported."""
+    monkeypatch.setenv("SECRET", "token")
+    path.write_text(f"run: {{dir: '{text}'}}\ndata: {{manifest: '{text}', split: '{text}'}}\nmethod: {{x: '{text}'}}")
+    for config in (load(path), load(path, [f"data.root={text}"]), loads(dumps(load(path)))):
+        assert "token" not in dumps(config)
+        assert (config.run.dir, config.data.split, config.method["x"]) == (text, text, text)
 
 
 def test_text_is_read_as_its_field_says(path: Path) -> None:

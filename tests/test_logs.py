@@ -62,3 +62,9 @@ def test_a_resumed_log_drops_what_came_after_the_checkpoint(tmp_path: Path) -> N
     with RunLog(tmp_path, first_step=0, num_steps=9):
         pass
     assert read_log(tmp_path / "log.jsonl") == []
+
+
+def test_a_log_is_read_up_to_what_is_none(tmp_path: Path) -> None:
+    for broken in (b"\xff\xfe\n", b"3\n", b"[" * 5000, b'{"step": 2'):
+        (tmp_path / "log.jsonl").write_bytes(b'{"step": 1}\n' + broken)
+        assert read_log(tmp_path / "log.jsonl") == [{"step": 1}]

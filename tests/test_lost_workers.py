@@ -6,13 +6,15 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 import torch
 
-from avssl.config import DataConfig, load
+from avssl.config import ConfigError, DataConfig, load
 from avssl.data.dataset import ClipDataset
 from avssl.data.loader import WorkerLost, build_loader, lost_workers_named
 from avssl.data.manifest import read_manifest, write_manifest
@@ -156,6 +158,101 @@ def test_slow_clips_are_not_blamed(manifest: Path, monkeypatch: pytest.MonkeyPat
     with pytest.raises(WorkerLost, match="gave nothing for 2 seconds") as lost, lost_workers_named(dataset, data):
         next(iter(loader))
     assert lost.value.ids == ()
+
+
+def read_one(manifest: Path) -> None:
+    """One batch of a clip that takes 1 of the 2 seconds that it may take."""
+    size = {"num_frames": 2, "fps": 5, "size": 32, "audio_seconds": 0.5, "sample_rate": 8000}
+    data = DataConfig(manifest="", num_workers=1, worker_timeout_seconds=2, **size)
+    dataset = ClipDataset(read_manifest(manifest), data, AVID.views)
+    loader = build_loader(dataset, [[Key(0, 0, 0)]], data, device=torch.device("cpu"))
+    with lost_workers_named(dataset, data):
+        (batch,) = loader
+    assert batch.ids.tolist() == [0]
+
+
+@pytest.fixture
+def slow_clips(monkeypatch: pytest.MonkeyPatch) -> None:
+    sample = ClipDataset._sample
+    monkeypatch.setattr(ClipDataset, "_sample", lambda self, key: time.sleep(1) or sample(self, key))
+
+
+@pytest.mark.usefixtures("slow_clips")
+def test_a_stopped_run_goes_on_and_blames_no_clip(manifest: Path) -> None:
+    """As by Ctrl-Z and fg, or when a scheduler suspends the job."""
+    run = os.fork()
+    if not run:
+        os.setpgid(0, 0)
+        code = 1
+        try:
+            read_one(manifest)
+            code = 0
+        finally:
+            os._exit(code)
+    time.sleep(1)  # wherever this falls
+    os.killpg(run, signal.SIGSTOP)
+    time.sleep(4)
+    os.killpg(run, signal.SIGCONT)
+    assert os.waitpid(run, 0)[1] == 0
+
+
+@pytest.mark.usefixtures("slow_clips")
+def test_a_stopped_worker_is_waited_for(manifest: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def stop() -> None:
+        while not (workers := multiprocessing.active_children()):
+            time.sleep(0.01)
+        os.kill(workers[0].pid, signal.SIGSTOP)
+        time.sleep(4)
+        os.kill(workers[0].pid, signal.SIGCONT)
+
+    stopping = threading.Thread(target=stop)
+    stopping.start()
+    read_one(manifest)
+    stopping.join()
+
+
+@pytest.mark.usefixtures("slow_clips")
+def test_clocks_do_not_matter(manifest: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A hanging worker is named though the clock of the wall was set back, and a slow one is not when set forth."""
+    jumps = iter(range(0, 10**9, 1000))
+    monkeypatch.setattr(time, "time", lambda: next(jumps))
+    read_one(manifest)
+    monkeypatch.setattr(time, "time", lambda: -next(jumps))
+    monkeypatch.setattr(ClipDataset, "_sample", lambda self, key: time.sleep(1000))
+    with pytest.raises(WorkerLost, match="gave nothing for 2 seconds") as lost:
+        read_one(manifest)
+    assert lost.value.ids == (0,)
+
+
+@pytest.mark.usefixtures("slow_clips")
+def test_a_thread_that_is_not_the_main_one_reads_too(manifest: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in a web server: Python's signals are for the main thread only."""
+    with ThreadPoolExecutor(1) as threads:
+        threads.submit(read_one, manifest).result()
+        monkeypatch.setattr(ClipDataset, "_sample", lambda self, key: os.kill(os.getpid(), signal.SIGKILL))
+        with pytest.raises(WorkerLost, match="a worker died") as lost:
+            threads.submit(read_one, manifest).result()
+    assert lost.value.ids == (0,)
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        "Caught RuntimeError in DataLoader worker process 0. unable to allocate shared memory(shm) for file </torch_1>",
+        "Caught RuntimeError in DataLoader worker process 0. unable to write: No space left on device (28)",
+        "DataLoader worker (pid 7) is killed by signal: Bus error. It is possible that dataloader's workers are out of "
+        "shared memory.",
+    ],
+)
+def test_too_little_shared_memory_blames_no_clip(manifest: Path, message: str) -> None:
+    """Docker gives 64 MB."""
+    data = DataConfig(manifest="", num_workers=2)
+    dataset = ClipDataset(read_manifest(manifest), data, AVID.views[:1])
+    with (
+        pytest.raises(ConfigError, match=r"num_workers=2: shared memory .* too small .*--shm-size=8g, or .*workers=0$"),
+        lost_workers_named(dataset, data),
+    ):
+        raise RuntimeError(message)
 
 
 def test_a_hanging_worker_does_not_outlive_the_run(manifest: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -119,7 +119,7 @@ def test_a_patch_is_what_the_track_says(clip_set: Manifest, settings: Callable[.
                 frame = int(np.argmin(np.abs(track.times - sample.start[view])))
                 box = tuple(track.boxes[frame])
                 expected = read_frames(
-                    clips.root / clips.paths[5], start=track.times[frame], duration=0.2, fps=5, crop=box, size=(32, 32)
+                    clips.manifest.path(5), start=track.times[frame], duration=0.2, fps=5, crop=box, size=(32, 32)
                 )
                 assert np.array_equal(sample.video[view], expected.data)
                 assert sample.start[view] == expected.start

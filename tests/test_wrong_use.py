@@ -3,6 +3,7 @@
 Tools run in this process, as importing torch anew for each call would take longer than the call.
 """
 
+import json
 import os
 import re
 import resource
@@ -11,10 +12,14 @@ import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from avssl.data.manifest import Manifest, read_manifest
+from avssl.files import folder_lock
 from avssl.logs import read_log
+from avssl.retrieval.store import read_store
 from avssl.training.checkpoint import load_checkpoint
 from avssl.training.loop import train
 from tests.support.clips import make_clip, make_set
@@ -230,6 +235,74 @@ def test_clips_that_are_gone_are_told_and_found_again(
     assert call(*extracted).out.startswith("18 clips, 16 with sound, 0 not read")
 
 
+def test_a_refused_extraction_claims_no_folder_and_a_corrected_root_is_kept(
+    call: Call, finished: Path, clip_set: Manifest, tmp_path: Path
+) -> None:
+    right = Path(shutil.copytree(clip_set.root, tmp_path / "right"))
+    (tmp_path / "wrong").mkdir()
+    out, few = tmp_path / "embeddings", ["--num-workers", 0, "--split", "test"]
+    extracted = ["tools/extract.py", finished, right / "manifest.parquet", "--out", out, *few]
+    call(*extracted, "--root", tmp_path / "wrong").refused(r"none of the first 6 clips could be read .*--root")
+    assert call(*extracted, "--num-clips", 1).code == 0  # nothing was claimed for 3
+    moved = right.rename(tmp_path / "moved")
+    extracted[2] = moved / "manifest.parquet"
+    assert call(*extracted, "--num-clips", 1).code == 0
+    assert read_store(out).meta.root == str(moved)
+    path = read_store(out).path(0)
+    found = call("tools/retrieve.py", out, "--query", moved / path, "--k", 5, "--json")
+    assert path not in [each["path"] for each in json.loads(found.out)["neighbours"]]
+    with folder_lock(out):
+        call(*extracted, "--num-clips", 1).refused(rf"process {os.getpid()} on .* writes to .*embeddings: wait for it")
+
+
+def test_a_folder_that_another_process_writes_to_is_refused(
+    train_call: Call, call: Call, run: Path, tmp_path: Path
+) -> None:
+    before = contents(run)
+    message = rf"process {os.getpid()} on .* writes to {{}}: wait for it or end it"
+    with folder_lock(run), folder_lock(tmp_path / "weights"):
+        train_call(run).refused(message.format(run))
+        call("tools/convert.py", run, "--to", tmp_path / "weights").refused(message.format(tmp_path / "weights"))
+    assert contents(run) == before
+    assert not (tmp_path / "weights").exists()
+
+
+@pytest.mark.parametrize(
+    "name, values, found",
+    [
+        ("path", range(18), "path is of int64, expected string: write"),
+        ("start", ["x"] * 18, "start is of string, expected double: write"),
+        ("label", [b"x"] * 18, "label is of binary"),
+        ("has_audio", [1] * 18, "has_audio is of int64, expected bool: write"),
+        ("width", [2.5] * 18, "width is of double, expected int32: write"),
+        ("status", [["ok"]] * 18, "status is of list"),
+        ("damaged_at", ["x"] * 18, "damaged_at is of string, expected double: write"),
+    ],
+)
+def test_columns_of_another_type_are_refused(
+    train_call: Call, clip_set: Manifest, tmp_path: Path, name: str, values: list, found: str
+) -> None:
+    table = clip_set.table
+    if name in table.column_names:
+        table = table.set_column(table.column_names.index(name), name, pa.array(list(values)))
+    else:
+        table = table.append_column(name, pa.array(values))
+    pq.write_table(table, tmp_path / "odd.parquet")
+    message = rf"manifest .*odd\.parquet: the column {found}"
+    train_call(tmp_path / "new", f"data.manifest={tmp_path / 'odd.parquet'}").refused(message)
+
+
+def test_columns_as_pandas_writes_them_are_read(clip_set: Manifest, tmp_path: Path) -> None:
+    table = clip_set.table
+    for name, type_ in (("path", pa.large_string()), ("width", pa.int64()), ("duration", pa.float32())):
+        table = table.set_column(table.column_names.index(name), name, table.column(name).cast(type_))
+    table = table.set_column(table.column_names.index("label"), "label", table.column("label").dictionary_encode())
+    pq.write_table(table, tmp_path / "odd.parquet")
+    read = read_manifest(tmp_path / "odd.parquet", root=clip_set.root)
+    assert read.hash == clip_set.hash
+    assert read.table.schema.types == clip_set.table.schema.types
+
+
 def test_a_damaged_manifest_is_refused(train_call: Call, clip_set: Manifest, tmp_path: Path) -> None:
     whole = (clip_set.root / "manifest.parquet").read_bytes()
     (tmp_path / "half.parquet").write_bytes(whole[: len(whole) // 2])
@@ -342,7 +415,7 @@ def test_files_and_folders_where_others_belong_are_told(
     train_call(tmp_path / "file").refused(r"run\.dir=.*file: .* cannot be written \(File exists\): choose another")
     call("tools/mine.py", finished, "--k", 2, "--out", tmp_path / "folder").refused(r"folder .*\(Is a directory\)")
     extracted = [finished, clip_set.root / "manifest.parquet", "--out", tmp_path / "file"]
-    call("tools/extract.py", *extracted).refused(r"file/meta\.json cannot be written \(File exists\)")
+    call("tools/extract.py", *extracted).refused(r"file cannot be written \(File exists\)")
     assert (tmp_path / "file").read_text() == "mine"
 
 

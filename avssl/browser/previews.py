@@ -22,7 +22,7 @@ from avssl.workers import Lost, Worker
 MODULE = "avssl.media.preview"
 MEDIA_TYPES = {".mp4": "video/mp4", ".m4a": "audio/mp4"}  # of previews, by extension
 ENTRY = re.compile(r"[0-9a-f]{40}\.(jpg|png|mp4|m4a)")
-UNFINISHED = re.compile(r"\.+[0-9a-f]{16}\.made(\.[0-9a-f]+\.partial)?")
+UNFINISHED = re.compile(r"\.+[0-9a-f]{16}\.made(\..*)?")
 STALE_SECONDS = 600.0  # an unfinished file that nobody wrote to for so long is a leftover of a killed run
 RECENT_SECONDS = 60.0  # an entry used since then stays: it may just be sent
 ROOM = 0.9  # when the folder is full, entries are removed until so much of the bound is left

@@ -4,26 +4,27 @@ import argparse
 import math
 import sys
 from collections.abc import Callable, Mapping
+from os.path import expanduser
 from pathlib import Path
 
-from avssl.files import check_writable
+from avssl.files import Parser, check_writable
 
 
 def new_parser(module: str, doc: str) -> argparse.ArgumentParser:
     """The parser of a command, from the `__name__` and `__doc__` of its module."""
     name = module.rpartition(".")[2]
-    return argparse.ArgumentParser(
-        prog=f"tools/{name}.py", description=doc, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    return Parser(prog=f"tools/{name}.py", description=doc)
 
 
 def add_json(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--json", nargs="?", const="-", metavar="PATH", help="print JSON, or write it to a file")
+    parser.add_argument(
+        "--json", nargs="?", const="-", metavar="PATH", type=expanduser, help="print JSON, or write it to a file"
+    )
 
 
 def add_manifest(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("manifest", type=Path, help="parquet file of datasets/*.py")
-    parser.add_argument("--root", help="folder of the clips, when it moved")
+    parser.add_argument("--root", type=Path, help="folder of the clips, when it moved")
 
 
 def run(

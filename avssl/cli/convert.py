@@ -11,6 +11,7 @@ Exit code: 0 done, 1 an ONNX file differs from torch (none is kept), 2 wrong cal
 """
 
 import argparse
+from os.path import expanduser
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ from avssl.weights.published import convert
 
 def main(arguments: list[str] | None = None) -> int:
     parser = new_parser(__name__, __doc__)
-    parser.add_argument("source", help="folder of a run, file of a checkpoint, or torchvision:NAME")
+    parser.add_argument("source", type=expanduser, help="folder of a run, file of a checkpoint, or torchvision:NAME")
     parser.add_argument("--to", type=Path, required=True, help="folder for the weights")
     parser.add_argument("--encoder", help="video encoder of a published checkpoint (default: the one that fits)")
     parser.add_argument(
@@ -68,6 +69,7 @@ def _format_result(result: dict[str, Any]) -> str:
             f"{result['layout']}: {len(result['matched'])} entries matched, {len(result['missing'])} missing, "
             f"{len(result['unexpected'])} unexpected, {len(result['left_out'])} known ones left out"
         )
+        lines += [f"every name begins with {result['prefix']}, which is left out"] if result["prefix"] else []
         prefixes = sorted({name.split(".")[0] for name in result["left_out"]})
         lines += [f"left out: {', '.join(prefixes)}"] if prefixes else []
         lines += [f"memory.safetensors: {', '.join(result['memory'])}"] if result["memory"] else []

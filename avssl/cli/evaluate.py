@@ -22,6 +22,7 @@ Exit code: 0 done, 1 some clips could not be read (they are named), 2 wrong call
 import argparse
 import dataclasses
 import sys
+from os.path import expanduser
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +37,7 @@ from avssl.evaluate.protocols import Options
 from avssl.evaluate.scenes import make_scene
 from avssl.evaluate.splits import read_splits
 from avssl.evaluate.table import compare, read_result
-from avssl.files import WriteError, check_writable, print_next, print_result
+from avssl.files import WriteError, atomic_write, check_writable, print_next, print_result
 from avssl.report.evaluation import confusion_png, write_evaluation
 from avssl.training.checkpoint import LAST
 from avssl.training.session import TrainingError
@@ -72,7 +73,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("weights", type=Path, metavar="RUN_OR_WEIGHTS", help="folder of a run, or of exported weights")
     protocols = parser.add_subparsers(dest="protocol", required=True)
     classes = argparse.ArgumentParser(add_help=False)
-    classes.add_argument("--dataset", required=True, help="manifest, or the name of a set in data/")
+    classes.add_argument("--dataset", type=expanduser, required=True, help="manifest, or the name of a set in data/")
     classes.add_argument("--folds", type=int, help="number of folds of whole groups, instead of the set's splits")
     classes.add_argument("--test-split", help="split to evaluate on (default: test, or val)")
     classes.add_argument("--num-clips", type=int, default=10, help="clips of each video (default: 10)")
@@ -140,7 +141,8 @@ def _load(given: argparse.Namespace) -> tuple[Pretrained, EvalSpec]:
         num_crops=given.num_crops,
         skip_unreadable=given.skip_unreadable,
     )
-    return with_data(load(given.weights), num_workers=given.num_workers), spec
+    model = load(given.weights, device=distributed.init())
+    return with_data(model, num_workers=given.num_workers), spec
 
 
 def dataset_path(name: str) -> Path:
@@ -208,7 +210,8 @@ def _print_result(result: dict[str, Any] | None, given: argparse.Namespace) -> i
         return 0
     code = warn_unread(result["errors"])
     if getattr(given, "picture", None):
-        given.picture.write_bytes(confusion_png(result))
+        with atomic_write(given.picture) as temporary:
+            temporary.write_bytes(confusion_png(result))
     print_result(result, compare([result]), to=given.json)
     return code
 

@@ -33,7 +33,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _extract(given: argparse.Namespace) -> int:
     try:
-        device = distributed.init("auto")
+        device = distributed.init()
         store = write_store(
             given.out,
             with_data(load(given.run, device=device), num_workers=given.num_workers),

@@ -9,6 +9,7 @@ Results of tools/evaluate.py --json in RUN or RUN/evaluations are included. Exit
 """
 
 import argparse
+from os.path import expanduser
 from pathlib import Path
 
 from avssl.cli.common import info, new_parser, run
@@ -26,7 +27,9 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument(
         "--evaluations", type=Path, nargs="+", default=[], metavar="JSON", help="further results of tools/evaluate.py"
     )
-    parser.add_argument("--plugin", metavar="FILE.py:METHOD", help="your own method, when the run is of one")
+    parser.add_argument(
+        "--plugin", type=expanduser, metavar="FILE.py:METHOD", help="your own method, when the run is of one"
+    )
     return run(_report, parser.parse_args(arguments))
 
 

@@ -10,6 +10,7 @@ that made the embeddings. Results always have the modality of --to. Exit code: 0
 
 import argparse
 import dataclasses
+from os.path import expanduser
 from pathlib import Path
 
 from avssl.cli.common import add_json, new_parser, run
@@ -23,7 +24,9 @@ from avssl.structs import MODALITIES
 def main(arguments: list[str] | None = None) -> int:
     parser = new_parser(__name__, __doc__)
     parser.add_argument("embeddings", type=Path, help="folder written by tools/extract.py")
-    parser.add_argument("--query", required=True, help="id, path of the set, or any video or audio file")
+    parser.add_argument(
+        "--query", type=expanduser, required=True, help="id, path of the set, or any video or audio file"
+    )
     parser.add_argument("--from", dest="source", choices=MODALITIES, default="video", help="modality of the query")
     parser.add_argument("--to", dest="target", choices=MODALITIES, default="video", help="modality of the results")
     parser.add_argument(

@@ -9,6 +9,7 @@ Exit code: 0 complete, 1 stopped (saved) or failed while training, 2 wrong confi
 
 import argparse
 import shlex
+from os.path import expanduser
 from pathlib import Path
 
 from avssl import distributed
@@ -21,7 +22,7 @@ from avssl.training.session import TrainingError
 
 def main(arguments: list[str] | None = None) -> int:
     parser = new_parser(__name__, __doc__)
-    parser.add_argument("config", help="YAML file, such as configs/toy/avid.yaml")
+    parser.add_argument("config", type=expanduser, help="YAML file, such as configs/toy/avid.yaml")
     parser.add_argument("overrides", nargs="*", default=[], help="section.key=value, such as optim.lr=1e-3")
     return run(_train, parser.parse_args(arguments), failures=(TrainingError,))
 

@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from tqdm import tqdm
 
-from avssl.data.manifest import SCHEMA, Manifest, ManifestError, read_manifest
+from avssl.data.manifest import EXCHANGED, FINDINGS, SCHEMA, Manifest, ManifestError, read_manifest
 from avssl.data.policy import TITLES, cases
 from avssl.data.quarantine import release
 from avssl.files import atomic_write
@@ -26,16 +26,6 @@ FACTS = tuple(asdict(Probe()))
 FIXED = ("size", "content_key")  # facts that identify the instance: a checked manifest keeps them
 TIMES = ("duration", "video_start", "video_end", "audio_start", "audio_end")
 SAME_SECONDS = 0.1  # recorded times stay if decoding agrees this well, as training draws windows from them
-FINDINGS = {  # further columns of a checked manifest
-    "cut_off_at": pa.float64(),
-    "damaged_at": pa.float64(),
-    "variable_rate": pa.bool_(),
-    "duplicate_of": pa.string(),  # path of the first row with the same content, start and end
-}
-EXCHANGED = (
-    "the file is not the one that the manifest was written from: put that one back, or write the manifest anew and "
-    "train anew, as rows are instances"
-)
 MAX_NAMED = 20  # files listed as text; --json lists all
 
 

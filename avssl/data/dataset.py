@@ -7,8 +7,8 @@ zeros and has_audio or has_video false.
 
 import dataclasses
 import os
-import time
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -16,12 +16,13 @@ import torch
 from torch.utils.data import Dataset, default_collate, get_worker_info
 
 from avssl.config import ConfigError, DataConfig
-from avssl.data.manifest import Manifest
+from avssl.data.manifest import EXCHANGED, Manifest
 from avssl.data.sampling import Key, plan_windows
 from avssl.data.tracks import Tracks
 from avssl.media.cache import ClipCache
 from avssl.media.decode import Frames, Samples, read_clip
 from avssl.media.decoders import DecoderMissingError, describe
+from avssl.media.probe import content_key
 from avssl.media.reader import DecodeError, Limits
 from avssl.structs import MODALITIES, SMALL_BYTES, Batch, Sample
 from avssl.transforms.recipes import Clip, Plan, Window
@@ -36,7 +37,7 @@ class ClipNote(NamedTuple):
 
     pid: int
     id: int  # row of the manifest, -1 between clips
-    since: float  # seconds since the epoch
+    number: int  # of clips that the worker has begun
 
 
 class ClipDataset(Dataset[Sample]):
@@ -75,12 +76,11 @@ class ClipDataset(Dataset[Sample]):
         self.num_eval_clips = num_eval_clips
         self.limits = Limits(max_pixels=data.max_pixels, max_seconds=data.max_seconds)
         self.opener = ClipCache(data.cache_gigabytes * 1e9, limits=self.limits).open if data.cache_gigabytes else None
-        self._notes: torch.Tensor | None = None  # (workers, 3) ClipNote
-        self.root = manifest.root
-        self.paths = manifest.column("path")
+        self._notes: torch.Tensor | None = None  # (workers, 3) int64 ClipNote
+        self.manifest = manifest  # text stays in Arrow: workers that touch Python objects get copies of their pages
+        self._unchanged = np.zeros(len(manifest), dtype=bool)  # files that this process has seen to be the manifest's
         self.has_video = manifest.has_video
         self.has_audio = manifest.has_audio & manifest.usable()  # nothing is read of a row in quarantine
-        self.status, self.reasons = manifest.column("status"), manifest.column("reason")
         self.sizes = np.stack([manifest.column("width"), manifest.column("height")], axis=1)
         self.bounds = {track: manifest.bounds(track) for track in MODALITIES}
         if tracks is not None:
@@ -88,33 +88,34 @@ class ClipDataset(Dataset[Sample]):
 
     def note_clips(self, num_workers: int) -> None:
         """From now on each worker process records its clip in shared memory, for `notes`."""
-        self._notes = torch.full((num_workers, 3), -1.0, dtype=torch.float64).share_memory_()
+        self._notes = torch.full((num_workers, 3), -1).share_memory_()
 
     def notes(self) -> list[ClipNote]:
         """The last note of each worker process, also of dead ones."""
         if self._notes is None:
             return []
-        return [ClipNote(int(pid), int(id), since) for pid, id, since in self._notes.tolist()]
+        return [ClipNote(*note) for note in self._notes.tolist()]
 
     def __getitem__(self, key: Key) -> Sample:
         worker = get_worker_info()
         if worker is None or self._notes is None:
             return self._sample(key)
-        self._notes[worker.id] = torch.tensor([os.getpid(), key.id, time.time()], dtype=torch.float64)
+        note = self._notes[worker.id]
+        note.copy_(torch.tensor([os.getpid(), key.id, int(note[2]) + 1]))
         sample = self._sample(key)
-        self._notes[worker.id, 1] = -1
+        note[1] = -1
         return sample
 
     def _sample(self, key: Key) -> Sample:
         rng = self._generator(key)
-        clip = self._clip(key.id)
+        clip, path = self._clip(key.id), self.manifest.path(key.id)
         windows = self._plan_windows(rng, key, clip)
         plans = {
             view.name: view.made.plan(rng, view.settings(self.data), clip, windows[view.name]) for view in self.views
         }
         if clip.video is None and not self.has_audio[key.id]:
-            why = f"{CLOSED} {self.status[key.id]}, {self.reasons[key.id]}"
-            return self._assemble(key, windows, plans, {}, error=f"{self.root / self.paths[key.id]}: {why}")
+            why = f"{CLOSED} {self._fact('status', key.id)}, {self._fact('reason', key.id)}"
+            return self._assemble(key, windows, plans, {}, error=f"{path}: {why}")
         wanted = [view for view in self.views if windows[view.name].present]
         videos = [
             (view.name, window) for view in wanted if view.modality == "video" for window in plans[view.name].windows
@@ -122,8 +123,9 @@ class ClipDataset(Dataset[Sample]):
         audios = [(view, window) for view in wanted if view.modality == "audio" for window in plans[view.name].windows]
         order = [name for name, _ in videos]
         try:
+            self._check_content(key.id, path)
             frames, samples = read_clip(
-                self.root / self.paths[key.id],
+                path,
                 video=[window for _, window in videos],
                 audio=[dataclasses.replace(window, follows=self._followed(view, order)) for view, window in audios],
                 decoder=self.data.decoder,
@@ -136,6 +138,20 @@ class ClipDataset(Dataset[Sample]):
         for name, read in zip([*order, *(view.name for view, _ in audios)], [*frames, *samples], strict=True):
             reads.setdefault(name, []).append(read)
         return self._assemble(key, windows, plans, reads)
+
+    def _fact(self, name: str, id: int) -> str | None:
+        return self.manifest.table.column(name)[id].as_py()
+
+    def _check_content(self, id: int, path: Path) -> None:
+        """Raise DecodeError unless the file is the one that the manifest was written from; once in each process."""
+        if self._unchanged[id]:
+            return
+        try:
+            self._unchanged[id] = self._fact("content_key", id) in (None, "", content_key(path))
+        except OSError:
+            return  # whoever reads it says why
+        if not self._unchanged[id]:
+            raise DecodeError(path, EXCHANGED)
 
     def _assemble(
         self,

@@ -13,7 +13,7 @@ from tqdm import tqdm
 
 from avssl.data.manifest import Manifest
 from avssl.data.tracks import EMPTY, read_tracks, write_tracks
-from avssl.files import WriteError, digest, folder_lock
+from avssl.files import WriteError, digest, folder_lock, open_no_link
 from avssl.workers import Lost, run_jobs
 
 MODULE = "avssl.mining.tracking"  # of the workers
@@ -60,7 +60,7 @@ def track_manifest(
         ):
             answers[id] = answer
             if not answer["reason"].startswith(NOT_READ):
-                print(json.dumps([id, answer]), file=journal, flush=True)
+                _note(journal, json.dumps([id, answer]))
         rows = [row for id, answer in answers.items() for row in _rows(id, answer)]
         write_tracks(out, rows, manifest_hash=manifest.hash, options=options)
         os.unlink(journal.name)
@@ -127,11 +127,18 @@ def _journal(out: Path, manifest_hash: str, options: Mapping[str, Any]) -> Itera
     path = out.with_name(f".{out.name}.{key}.jsonl")
     with folder_lock(out.parent, file=out.name):
         try:
-            path.touch()
+            os.close(open_no_link(path, os.O_RDWR | os.O_CREAT))
         except OSError as error:
             raise WriteError(path, error) from error
-        with open(path, "a+", encoding="utf-8") as file:
+        with open(path, "a+", encoding="utf-8", opener=open_no_link) as file:
             yield file
+
+
+def _note(journal: TextIO, line: str) -> None:
+    try:
+        os.write(journal.fileno(), f"{line}\n".encode())
+    except OSError as error:
+        raise WriteError(Path(journal.name), error) from error
 
 
 def _read_journal(journal: TextIO) -> dict[int, dict[str, Any]]:
@@ -139,7 +146,7 @@ def _read_journal(journal: TextIO) -> dict[int, dict[str, Any]]:
     journal.seek(0)
     text = journal.read()
     if text and not text.endswith("\n"):
-        print(file=journal, flush=True)
+        _note(journal, "")
     answers = {}
     for line in text.splitlines():
         try:

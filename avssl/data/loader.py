@@ -6,18 +6,22 @@ import multiprocessing
 import os
 import re
 import signal
-import time
+import threading
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import cv2
 import torch
 from torch.utils.data import DataLoader
+from torch.utils.data.dataloader import _BaseDataLoaderIter, _MultiProcessingDataLoaderIter
 
-from avssl.config import DataConfig
+from avssl.config import ConfigError, DataConfig
 from avssl.data.dataset import ClipDataset, ClipNote, collate
 from avssl.data.sampling import Key
 from avssl.structs import Batch
+from avssl.workers import Patience, state_of
 
 PREFETCH = 4  # batches that each worker prepares ahead
 CHECK_SECONDS = 5.0  # between checks for dead workers
@@ -43,55 +47,96 @@ def build_loader(
     """Iterate over batches of keys; pinned memory when they go to a GPU.
 
     Raises (while iterating, or at any later moment of the main process: see `lost_workers_named`):
-        RuntimeError: a worker died or was silent for data.worker_timeout_seconds.
+        RuntimeError: a worker died.
+        WorkerLost: a worker was silent for data.worker_timeout_seconds.
     """
     workers = data.num_workers
     if workers:
         dataset.note_clips(workers)
-    return DataLoader(
+    return _Loader(
         dataset,
         batch_sampler=batches,  # type: ignore[arg-type]
         collate_fn=collate,
         num_workers=workers,
         worker_init_fn=_prepare_worker,
         prefetch_factor=PREFETCH if workers else None,
-        timeout=data.worker_timeout_seconds if workers else 0,
         pin_memory=device.type == "cuda",
     )
+
+
+class _Loader(DataLoader):
+    """Differs from torch: waits as long as `Patience` lasts; `timeout` goes on while the process is stopped."""
+
+    def _get_iterator(self) -> _BaseDataLoaderIter:
+        return _Arrivals(self) if self.num_workers else super()._get_iterator()
+
+
+class _Arrivals(_MultiProcessingDataLoaderIter):
+    def __init__(self, loader: DataLoader) -> None:
+        self._start_waiting(loader.dataset.data.worker_timeout_seconds)
+        super().__init__(loader)
+
+    def _start_waiting(self, seconds: float) -> None:
+        self._seconds, self._patience = seconds, Patience(seconds)
+        self._ticks: Counter[ClipNote] = Counter()  # that a worker was seen at a clip
+
+    def _try_get_data(self, timeout: float | None = None) -> tuple[bool, Any]:
+        came, data = super()._try_get_data(self._patience.tick)
+        if came:
+            self._start_waiting(self._seconds)
+            return came, data
+        self._ticks.update(notes := self._dataset.notes())
+        if self._patience.spend(worker.pid for worker in self._workers):
+            long = self._seconds / 2 / self._patience.tick
+            at = [note for note in notes if note.id >= 0 and self._ticks[note] > long]
+            raise WorkerLost(
+                f"a worker gave nothing for {self._seconds:g} seconds (data.worker_timeout_seconds)",
+                [note.id for note in at if state_of(note.pid) not in "TtZ"],
+            )
+        return came, data
 
 
 @contextmanager
 def lost_workers_named(dataset: ClipDataset, data: DataConfig) -> Iterator[None]:
     """Turn the loader's error about a worker into WorkerLost, which names its clips; at the end, end the workers.
 
-    For all code that runs while the workers do: torch raises anywhere in the main process as soon as one dies.
+    For all code that runs while the workers do: torch raises anywhere in the main process as soon as one dies. In
+    another thread than the main one, where Python has no signals, only the loader notices it.
+
+    Raises:
+        ConfigError: shared memory is too small for the workers' batches.
     """
     try:
         with _checking_workers(dataset):
             yield
     except RuntimeError as error:
         text = str(error)
+        if re.search(r"(?s)^(?:Caught|DataLoader ).*(?:\(shm\)|shared memory|Bus error|No space left)", text):
+            raise ConfigError(
+                f"data.num_workers={data.num_workers}: shared memory (/dev/shm) is too small for their batches: give "
+                "it more, as with docker run --shm-size=8g, or set num_workers=0"
+            ) from error
         if not text.startswith("DataLoader "):
             raise
-        notes = dataset.notes()
         died = re.search(r"\(pid(?:\(s\))? ([\d, ]+)\)", text)
-        if died is None:  # timed out
-            patience = data.worker_timeout_seconds / 2
-            ids = [note.id for note in notes if note.id >= 0 and time.time() - note.since > patience]
-            reason = f"a worker gave nothing for {data.worker_timeout_seconds:g} seconds (data.worker_timeout_seconds)"
-        else:
-            pids = [int(pid) for pid in died.group(1).split(",")]
-            ids = [note.id for note in notes if note.id >= 0 and note.pid in pids]
-            reason = f"a worker died ({_exit_reason(error)})"
-        raise WorkerLost(reason, ids) from error
+        pids = [int(pid) for pid in died.group(1).split(",")] if died else []
+        ids = [note.id for note in dataset.notes() if note.id >= 0 and note.pid in pids]
+        raise WorkerLost(f"a worker died ({_exit_reason(error)})", ids) from error
     finally:
         _kill(dataset.notes())
+
+
+def _has_signals() -> bool:
+    return threading.current_thread() is threading.main_thread()
 
 
 @contextmanager
 def _checking_workers(dataset: ClipDataset) -> Iterator[None]:
     """Check for dead workers every few seconds: torch raises only once, on SIGCHLD; if that is swallowed, the main
     process may wait forever for the rest of a batch."""
+    if not (dataset.notes() and _has_signals()):
+        yield
+        return
     handler = signal.signal(signal.SIGALRM, lambda number, frame: _raise_if_dead(dataset.notes()))
     signal.setitimer(signal.ITIMER_REAL, CHECK_SECONDS, CHECK_SECONDS)
     try:
@@ -119,14 +164,16 @@ def _raise_if_dead(notes: Sequence[ClipNote]) -> None:
 def _kill(notes: Sequence[ClipNote]) -> None:
     """End the workers: they ignore SIGTERM, and one that hangs would keep the main process from ending."""
     pids = {note.pid for note in notes}
-    handler = signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch would raise again for each of them
+    # torch would raise again for each of them
+    handler = signal.signal(signal.SIGCHLD, signal.SIG_DFL) if pids and _has_signals() else None
     try:
         for process in multiprocessing.active_children():
             if process.pid in pids:
                 process.kill()
                 process.join(timeout=KILL_SECONDS)
     finally:
-        signal.signal(signal.SIGCHLD, handler)
+        if handler is not None:
+            signal.signal(signal.SIGCHLD, handler)
 
 
 def _exit_reason(error: RuntimeError) -> str:

@@ -43,9 +43,24 @@ SCHEMA = pa.schema(
         ("reason", pa.string()),
     ]
 )
+FINDINGS = {  # further columns of a checked manifest
+    "cut_off_at": pa.float64(),
+    "damaged_at": pa.float64(),
+    "variable_rate": pa.bool_(),
+    "duplicate_of": pa.string(),  # path of the first row with the same content, start and end
+}
 IDENTITY = ("path", "start", "end", "content_key")  # what identifies an instance
 ROOT_KEY = b"avssl.root"
+KINDS = (
+    lambda type_: pa.types.is_string(type_) or pa.types.is_large_string(type_),
+    lambda type_: pa.types.is_integer(type_) or pa.types.is_floating(type_),
+    pa.types.is_boolean,
+)
 OUTSIDE = r"^/|(^|/)\.\.(/|$)"  # a path that leaves the root
+EXCHANGED = (
+    "the file is not the one that the manifest was written from: put that one back, or write the manifest anew and "
+    "train anew, as rows are instances"
+)
 
 
 class ManifestError(ValueError):
@@ -151,6 +166,7 @@ def read_manifest(path: str | Path, *, root: str | Path | None = None) -> Manife
     try:
         with path.open("rb") as file:  # pyarrow takes no name that is not UTF-8
             table = pq.read_table(file)
+        table.validate(full=True)
     except (pa.ArrowException, OSError) as error:
         raise ManifestError(
             f"manifest {path} is no parquet file that can be read: write it with datasets/folder.py"
@@ -160,6 +176,7 @@ def read_manifest(path: str | Path, *, root: str | Path | None = None) -> Manife
         raise ManifestError(
             f"manifest {path} lacks the columns {', '.join(missing)}: write it again with datasets/folder.py"
         )
+    table = _typed(path, table)
     outside = table.filter(pc.fill_null(pc.match_substring_regex(table.column("path"), OUTSIDE), True))
     if outside.num_rows:
         raise ManifestError(
@@ -175,6 +192,25 @@ def read_manifest(path: str | Path, *, root: str | Path | None = None) -> Manife
             f"manifest {path}: the folder of its clips does not exist: {folder}; name the right one as root (data.root)"
         )
     return Manifest(_quarantined(path, table), folder)
+
+
+def _typed(path: Path, table: pa.Table) -> pa.Table:
+    """The table with the types of SCHEMA and FINDINGS. Raises ManifestError: a column is of another kind."""
+    for name, wanted in (dict(zip(SCHEMA.names, SCHEMA.types, strict=True)) | FINDINGS).items():
+        if name not in table.column_names:
+            continue
+        values = table.column(name)
+        found = values.type.value_type if pa.types.is_dictionary(values.type) else values.type
+        try:
+            if not (any(kind(found) and kind(wanted) for kind in KINDS) or pa.types.is_null(found)):
+                raise pa.ArrowInvalid("another kind")
+            table = table.set_column(table.column_names.index(name), name, values.cast(wanted))
+        except pa.ArrowException as error:
+            raise ManifestError(
+                f"manifest {path}: the column {name} is of {found}, expected {wanted}: write it again with "
+                "datasets/folder.py"
+            ) from error
+    return table
 
 
 def _quarantined(path: Path, table: pa.Table) -> pa.Table:

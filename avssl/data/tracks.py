@@ -120,9 +120,11 @@ def read_tracks(path: str | Path, *, manifest_hash: str) -> Tracks:
         raise TracksError(f"tracks {path} do not exist: {hint} {path}")
     try:
         table = pq.read_table(path)
-    except (pa.ArrowException, OSError) as error:
+        table.validate(full=True)
+        metadata = table.schema.metadata or {}
+        options = json.loads(metadata.get(OPTIONS_KEY, b"{}"))
+    except (pa.ArrowException, OSError, ValueError) as error:
         raise TracksError(f"tracks {path} are no parquet file that can be read: {hint} {path}") from error
-    metadata = table.schema.metadata or {}
     if not table.schema.equals(SCHEMA) or not {MANIFEST_KEY, OPTIONS_KEY} <= set(metadata):
         raise TracksError(f"{path} is no table of tracks: {hint} and another name")
     recorded = metadata[MANIFEST_KEY].decode()
@@ -142,7 +144,7 @@ def read_tracks(path: str | Path, *, manifest_hash: str) -> Tracks:
         flat = np.asarray(boxes.flatten().flatten()).reshape(-1, 4)
         seconds, alike = np.asarray(times.flatten()), np.asarray(confidence.flatten())
         arrays = (ids, numbers, lengths[0].cumsum(), seconds, flat, alike)
-        tracks = Tracks(*arrays, dict(zip(*reasons.values(), strict=True)), json.loads(metadata[OPTIONS_KEY]))
+        tracks = Tracks(*arrays, dict(zip(*reasons.values(), strict=True)), options)
         wrong = _misplaced(tracks)
     else:
         wrong = (lengths != lengths[0]).any(axis=0) | (lengths[0] < 2)

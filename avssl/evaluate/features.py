@@ -8,6 +8,7 @@ import dataclasses
 import itertools
 import json
 import os
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -25,7 +26,7 @@ from avssl.data.dataset import ClipDataset, check_decoder
 from avssl.data.loader import WorkerLost, build_loader, lost_workers_named
 from avssl.data.manifest import Manifest
 from avssl.data.sampling import Key
-from avssl.files import WriteError, cached_folder, digest
+from avssl.files import POLL_SECONDS, WriteError, cached_folder, digest
 from avssl.models.heads import describe_maps, side_by_side
 from avssl.structs import MODALITIES
 from avssl.transforms.views import Spread, View, apply_views
@@ -220,7 +221,7 @@ class _Extractor:
         )
         step = max(1, BATCH_CLIPS // self.num_clips)
         slices = [slice(i, min(i + step, len(self.ids))) for i in range(0, len(self.ids), step)][shard::num_shards]
-        keys = [[Key(0, int(row), c) for row in self.ids[part] for c in range(self.num_clips)] for part in slices]
+        keys = ([Key(0, int(row), c) for row in self.ids[part] for c in range(self.num_clips)] for part in slices)
         loader = build_loader(dataset, keys, pretrained.data, device=pretrained.device)
         total = sum(part.stop - part.start for part in slices)
         bar = tqdm(total=total, desc=self.progress, unit="video", disable=self.progress is None, mininterval=1)
@@ -309,11 +310,13 @@ def _cached(extractor: _Extractor, folder: Path) -> ClipVectors:
     homes = [folder / _key(each) for each in (with_maps, extractor)]
 
     def find() -> Path | None:
-        return next((home for home in homes if home.exists() and not _repaired(extractor, home)), None)
+        return next((home for home in homes if home.exists() and _is_valid(extractor, home)), None)
 
     if distributed.any_rank(find() is None):
-        filling = cached_folder(homes[-1], is_ready=lambda: find() is not None)
+        filling = cached_folder(homes[-1], is_ready=lambda: find() is not None, wait=_wait_together)
         with filling if distributed.is_main() else contextlib.nullcontext() as begun:  # rank 0 holds the lock
+            while not distributed.any_rank(distributed.is_main()):
+                pass  # rank 0 waits for it
             if distributed.any_rank(begun is not None):
                 try:
                     _compute(extractor, homes[-1].with_name(f".{homes[-1].name}.partial"))
@@ -323,6 +326,13 @@ def _cached(extractor: _Extractor, folder: Path) -> ClipVectors:
     home = find() or homes[-1]
     arrays = {path.stem: np.load(path, mmap_mode="r") for path in home.glob("*.npy")}
     return extractor.arranged(arrays, {row: why for row, (why, _) in _read_errors(home).items()})
+
+
+def _wait_together() -> None:
+    """A moment of rank 0's wait for a lock, in which the other ranks take part, since a collective that waits as long
+    would time out."""
+    time.sleep(POLL_SECONDS)
+    distributed.any_rank(False)
 
 
 def _compute(extractor: _Extractor, begun: Path) -> None:
@@ -352,9 +362,15 @@ def _reserve(path: Path, shape: tuple[int, ...], dtype: np.dtype) -> None:
         os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
 
 
-def _repaired(extractor: _Extractor, home: Path) -> bool:
-    """Whether an unreadable file has changed since."""
-    return any(_stamp(extractor.manifest.path(row)) != stamp for row, (_, stamp) in _read_errors(home).items())
+def _is_valid(extractor: _Extractor, home: Path) -> bool:
+    """Whether the vectors there are whole, and no unreadable file has changed since."""
+    try:
+        arrays = [np.load(path, mmap_mode="r") for path in home.glob("*.npy")]
+        errors = _read_errors(home)
+    except (OSError, EOFError, TypeError, ValueError):  # damaged: computed again
+        return False
+    is_same = all(_stamp(extractor.manifest.path(row)) == stamp for row, (_, stamp) in errors.items())
+    return is_same and all(len(each) == len(extractor.ids) for each in arrays)
 
 
 def _read_errors(home: Path) -> dict[int, tuple[str, list[int] | None]]:
@@ -398,7 +414,7 @@ def _wrap_errors(dataset: ClipDataset) -> Iterator[None]:
         with lost_workers_named(dataset, dataset.data):
             yield
     except WorkerLost as error:
-        files = ", ".join(str(dataset.root / dataset.paths[row]) for row in error.ids) or "no clip that could be named"
+        files = ", ".join(str(dataset.manifest.path(row)) for row in error.ids) or "no clip that could be named"
         raise ValueError(
             f"{error.reason} at {files}: tools/check.py with --fix-manifest finds such files and marks them in the "
             "manifest, which leaves them out"

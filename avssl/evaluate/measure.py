@@ -25,7 +25,7 @@ from avssl.evaluate.harness import Labels, Predictions, compute_metrics, count_m
 from avssl.evaluate.heads import Head, head_scores
 from avssl.evaluate.protocols import Options, Outcome
 from avssl.evaluate.splits import Split
-from avssl.files import digest
+from avssl.files import atomic_write, digest
 from avssl.media.decoders import format_decoder
 from avssl.methods import method_options
 from avssl.training.checkpoint import LAST
@@ -157,7 +157,8 @@ def measure_finetuned(
             if run is None:
                 return None
             if not is_resumed and distributed.is_main():
-                (folder / SECONDS).write_text(json.dumps(time.perf_counter() - start))
+                with atomic_write(folder / SECONDS) as temporary:
+                    temporary.write_text(json.dumps(time.perf_counter() - start))
             timed = run.path.with_name(SECONDS)
             seconds.append(json.loads(timed.read_text()) if timed.exists() else None)
             vectors = clip_vectors(

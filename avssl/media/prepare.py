@@ -17,7 +17,6 @@ import heapq
 import itertools
 import json
 import math
-import os
 from collections import deque
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, replace
@@ -111,7 +110,7 @@ def prepare_clip(source: str | Path, target: str | Path, settings: Settings) -> 
     shift = max(0.0, -min(starts))
     record = Record(found.content_key, _versioned(settings), shift, found.reason)
     try:
-        with atomic_write(target) as temporary, _own_name(temporary) as unfinished:
+        with atomic_write(target) as unfinished:
             _write(source, unfinished, settings, record)
             facts = _facts(unfinished, record)
             _check_copy(source, found, facts, shift)
@@ -177,17 +176,6 @@ def peek(items: Iterable[T]) -> tuple[T | None, Iterator[T]]:
     items = iter(items)
     first = list(itertools.islice(items, 1))
     return (first[0] if first else None), itertools.chain(first, items)
-
-
-@contextlib.contextmanager
-def _own_name(temporary: Path) -> Iterator[Path]:
-    """A name that no other process writes to, such as a worker that outlives its pool for a moment."""
-    own = temporary.with_name(f".{os.getpid()}.partial")
-    try:
-        yield own
-        os.replace(own, temporary)
-    finally:
-        own.unlink(missing_ok=True)
 
 
 def _write(source: str | Path, target: Path, settings: Settings, record: Record) -> None:

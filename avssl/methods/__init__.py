@@ -73,7 +73,7 @@ def import_method(name: str) -> None:
         ConfigError: the file cannot be imported, or holds no such method.
     """
     path, _, attribute = name.rpartition(":")
-    file = Path(path)
+    file = Path(path).expanduser()
     if not file.is_file():
         raise ConfigError(f"method {name}: there is no file {path}")
     module_name = f"avssl_method_{digest(file.resolve(), num_bytes=6)}"

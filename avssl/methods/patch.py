@@ -8,7 +8,7 @@ from typing import Literal
 
 from torch import nn
 
-from avssl.config import Count, Positive
+from avssl.config import Count, PathText, Positive
 from avssl.methods.base import Encode, HeadOptions, Method, build_heads, check_videos
 from avssl.objectives.contrast import info_nce, similarity
 from avssl.objectives.negatives import in_batch
@@ -18,7 +18,7 @@ from avssl.transforms.views import TrackFrame, View
 
 
 class PatchOptions(HeadOptions):
-    tracks: str  # parquet file of tools/track.py, mined from data.manifest
+    tracks: PathText  # parquet file of tools/track.py, mined from data.manifest
     num_tracks: Count = 1  # of each clip, where it has as many
     frames: Literal["ends", "any"] = "ends"  # the first and the last frame of a track, or any two
     same_clip: Literal["negative", "ignore"] = "negative"  # what patches of other tracks of the same clip are

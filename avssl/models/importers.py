@@ -4,6 +4,9 @@ Nothing is downloaded, and no code of the file is run, unless `trust_pickle` say
 """
 
 import pickle
+import re
+import sys
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -17,6 +20,7 @@ from torch import Tensor
 from avssl.models.heads import Encoder
 
 WRAPPERS = ("model_state", "state_dict", "model", "blobs")  # pytorchvideo; lightning, MoCo; AVID-CMA, avssl; Caffe2
+DOT = re.compile(r"\.")
 OWNERS = ("{}.", "{}_model.", "encoders.{}.")  # before an encoder's names: encoders.safetensors; AVID-CMA; last.pt
 
 
@@ -25,14 +29,14 @@ def load_weights(encoder: Encoder, path: str | Path) -> None:
 
     Args:
         path: .safetensors, or anything that `torch.load(weights_only=True)` reads (.pt, .pth, .pyth). Wrappers around
-            the weights, a leading `module.`, the other encoder and the library's classifier are passed over.
+            the weights, one prefix of their names, the other encoder and the library's classifier are passed over.
 
     Raises:
-        ValueError: the file is missing or cannot be read, or it lacks an entry, has one too many, or has one of
-            another shape.
+        ValueError: the file is missing or cannot be read, holds several such networks, or it lacks an entry, has one
+            too many, or has one of another shape or with NaN.
     """
     option = f"model.{encoder.modality}_weights={path}"
-    given = _own_entries(read_checkpoint(Path(path), named=option)[0], encoder)
+    given = _own_entries(read_checkpoint(Path(path), named=option)[0], encoder, named=option)
     own = encoder.state_dict()
     missing = [name for name in own if name not in given]
     unexpected = [name for name in given if name not in own]
@@ -50,6 +54,7 @@ def load_weights(encoder: Encoder, path: str | Path) -> None:
             f"{option}: {name} is {tuple(given[name].shape)}, in the encoder {tuple(own[name].shape)} "
             f"({len(other)} such entries): {hint}"
         )
+    check_finite(given, named=option)
     encoder.load_state_dict(given)
 
 
@@ -106,14 +111,41 @@ def _read_pickle(path: Path, named: str) -> Any:
         raise ValueError(f"{named} cannot be used, it is no pickle: {error}") from error
 
 
-def _own_entries(state: dict[str, Any], encoder: Encoder) -> dict[str, Any]:
-    """What belongs to this encoder, under the encoder's names."""
-    state = {name.removeprefix("module."): value for name, value in state.items()}
-    for owner in OWNERS:
-        prefix = owner.format(encoder.modality)
-        if any(name.startswith(prefix) for name in state):
-            state = {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
-            break
+def plain_names(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Without what DistributedDataParallel and torch.compile put into names."""
+    return {name.replace("_orig_mod.", "").removeprefix("module."): value for name, value in state.items()}
+
+
+def check_finite(state: Mapping[str, Tensor], *, named: str) -> None:
+    """Raise ValueError: an entry holds NaN or infinity."""
+    broken = [name for name, value in state.items() if value.is_floating_point() and not value.isfinite().all()]
+    if broken:
+        raise ValueError(
+            f"{named}: {broken[0]} holds NaN or infinity ({len(broken)} such entries): the training failed, or the "
+            "file is damaged; give one of an earlier step"
+        )
+
+
+def _own_entries(state: Mapping[str, Tensor], encoder: Encoder, *, named: str) -> dict[str, Tensor]:
+    """What belongs to this encoder, under the encoder's names. Raises ValueError: under several prefixes."""
+    given, own = plain_names(state), encoder.state_dict().keys()
+    prefixes = [owner.format(encoder.modality) for owner in OWNERS]
+    prefixes = [prefix for prefix in prefixes if any(name.startswith(prefix) for name in given)][:1]
+    if not prefixes:
+        places = [(name[:end], name[end:]) for name in given for end in (0, *(dot.end() for dot in DOT.finditer(name)))]
+        votes = Counter(prefix for prefix, rest in places if rest in own)
+        prefixes = [prefix for prefix in votes if votes[prefix] == max(votes.values())]
+        prefixes = [""] if "" in prefixes or not prefixes else prefixes
+        if len(prefixes) > 1:
+            raise ValueError(
+                f"{named} holds {len(prefixes)} such networks, under {' and '.join(prefixes)}: give a file of one"
+            )
+        if prefixes[0]:
+            others = sum(not name.startswith(prefixes[0]) for name in given)
+            print(f"note: {named}: names begin with {prefixes[0]}; {others} others are left out", file=sys.stderr)
+    entries = {name.removeprefix(prefixes[0]): value for name, value in given.items() if name.startswith(prefixes[0])}
     return {
-        name: value for name, value in state.items() if not (encoder.classifier and name.startswith(encoder.classifier))
+        name: value
+        for name, value in entries.items()
+        if not (encoder.classifier and name.startswith(encoder.classifier))
     }

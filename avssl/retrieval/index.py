@@ -17,7 +17,7 @@ import faiss
 import numpy as np
 import torch
 
-from avssl.files import WriteError, atomic_write
+from avssl.files import POLL_SECONDS, WriteError, atomic_write, digest, folder_lock
 from avssl.retrieval.search import Query, Way, query_modalities, query_of_row, rank_each, result_modalities, ways_of
 from avssl.retrieval.store import Store
 from avssl.structs import MODALITIES
@@ -63,18 +63,37 @@ class NeighbourIndex:
 
 
 def open_index(store: Store, folder: Path, *, info: Callable[[str], None]) -> NeighbourIndex:
-    """Read the index of these embeddings from a folder, or (re)build it there; `info` receives progress messages."""
+    """Read the index of these embeddings from a folder, or (re)build it there, one process at a time; `info` receives
+    progress messages."""
+    try:
+        with folder_lock(folder, file="index", wait=lambda: time.sleep(POLL_SECONDS)):
+            return _open_index(store, folder, info)
+    except WriteError:  # a folder that can only be read
+        return _open_index(store, folder, info)
+
+
+def _open_index(store: Store, folder: Path, info: Callable[[str], None]) -> NeighbourIndex:
     record = folder / "index.json"
     if record.exists():
         why = "the embeddings changed since it was built"
         try:
-            measured = Measured(**json.loads(record.read_text()))
+            noted = json.loads(record.read_text())
+            files, measured = noted.pop("files"), Measured(**noted)
             names = {_space(way) for way in measured.num_visited}
             complete = set(measured.num_visited) == set(measured.recall) == set(ways_of(store))
             if measured.state == store.digest() and complete:
-                spaces = {name: faiss.read_index(str(folder / f"{name}.faiss")) for name in names}
-                return NeighbourIndex(spaces, measured)
-        except (OSError, RuntimeError, TypeError, ValueError) as error:  # FAISS raises RuntimeError
+                paths = {name: folder / f"{name}.faiss" for name in names}
+                if files != {name: _digest(path) for name, path in paths.items()}:  # FAISS might crash
+                    raise ValueError("it is damaged")
+                return NeighbourIndex({name: faiss.read_index(str(path)) for name, path in paths.items()}, measured)
+        except (
+            AttributeError,
+            KeyError,
+            OSError,
+            RuntimeError,
+            TypeError,
+            ValueError,
+        ) as error:  # FAISS raises RuntimeError
             why = f"it cannot be read ({str(error).splitlines()[0]})"
         info(f"the index in {folder} is built again: {why}")
     index = build_index(store, info=info)
@@ -83,11 +102,16 @@ def open_index(store: Store, folder: Path, *, info: Callable[[str], None]) -> Ne
         for name, space in index.spaces.items():
             with atomic_write(folder / f"{name}.faiss") as temporary:
                 faiss.write_index(space, str(temporary))
+        files = {name: _digest(folder / f"{name}.faiss") for name in index.spaces}
         with atomic_write(record) as temporary:
-            temporary.write_text(json.dumps(asdict(index.measured)) + "\n")
+            temporary.write_text(json.dumps(asdict(index.measured) | {"files": files}) + "\n")
     except (OSError, WriteError) as error:
         info(f"the index is kept in memory only: {error}")
     return index
+
+
+def _digest(path: Path) -> str:
+    return digest(np.memmap(path, np.uint8, "r").data)
 
 
 def build_index(store: Store, *, info: Callable[[str], None]) -> NeighbourIndex:

@@ -12,13 +12,12 @@ A shard counts as written when its parquet file is there: it is renamed into pla
 disk, so that a million clips are there at once.
 """
 
-import json
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -26,6 +25,7 @@ import pyarrow.compute as pc
 import pyarrow.dataset as pads
 import pyarrow.parquet as pq
 import torch
+from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 from torch import Tensor
 
 from avssl.files import digest
@@ -54,6 +54,8 @@ class StoreError(ValueError):
 
 @dataclass(frozen=True)
 class Meta:
+    __pydantic_config__ = ConfigDict(strict=True, extra="forbid")
+
     """Where the vectors come from; a folder is only continued with the same identity."""
 
     run: str
@@ -64,9 +66,9 @@ class Meta:
     kind: Literal["embedding", "features"]
     num_clips: int
     split: str | None
-    num_rows: int
+    num_rows: Annotated[int, Field(ge=1)]
     decoder: str = ""  # with its versions; "" in old folders
-    modalities: Sequence[str] = MODALITIES  # that the run has; the other modality is zeros
+    modalities: Sequence[Literal["video", "audio"]] = MODALITIES  # that the run has; the other modality is zeros
 
     @property
     def identity(self) -> dict[str, object]:
@@ -76,7 +78,15 @@ class Meta:
 
 
 def read_meta(folder: Path) -> Meta:
-    return Meta(**dict(json.loads((folder / "meta.json").read_text())))
+    """Raises StoreError: it is not there, or damaged."""
+    path = folder / "meta.json"
+    if not path.exists():
+        raise StoreError(f"{folder} holds no embeddings (no meta.json): make them with tools/extract.py")
+    try:
+        return TypeAdapter(Meta).validate_json(path.read_bytes())
+    except (OSError, ValidationError) as error:
+        why = f"meta.json: {error.errors()[0]['msg']}" if isinstance(error, ValidationError) else error
+        raise _damaged(folder, why) from error
 
 
 class Vectors:
@@ -85,7 +95,7 @@ class Vectors:
     def __init__(self, shards: Sequence[Tensor]) -> None:  # (rows, D) float16 each, one after another
         self.shards = [shard for shard in shards if len(shard)]
         self.starts = np.cumsum([0, *(len(shard) for shard in self.shards)])
-        self.shape = (int(self.starts[-1]), shards[0].shape[1])
+        self.shape = (int(self.starts[-1]), *{shard.shape[1] for shard in shards})
         self._arrays = [shard.numpy() for shard in self.shards]  # shares memory; numpy gathers few rows faster
 
     def __len__(self) -> int:
@@ -191,21 +201,18 @@ class Store:
 
 def read_store(folder: Path) -> Store:
     """Open a folder of embeddings. Raises StoreError: missing, incomplete, damaged, or of an earlier version."""
-    if not (folder / "meta.json").exists():
-        raise StoreError(f"{folder} holds no embeddings (no meta.json): make them with tools/extract.py")
-    try:
-        meta = read_meta(folder)
-    except (OSError, TypeError, ValueError) as error:
-        raise _damaged(folder, f"meta.json: {error}") from error
-    numbers = range(-(-meta.num_rows // SHARD_ROWS))
-    files = [shard_path(folder, number, "parquet") for number in numbers]
-    num_missing = sum(not file.exists() for file in files)
-    if num_missing:
+    meta = read_meta(folder)
+    num_shards, written = -(-meta.num_rows // SHARD_ROWS), {path.name for path in folder.glob("shard-*.parquet")}
+    if len(written) < num_shards:  # before a file that says 10^12 makes a list
         raise StoreError(
-            f"{folder} is not complete: {num_missing} of {len(files)} shards are missing; run tools/extract.py again"
+            f"{folder} is not complete: {num_shards - len(written)} of {num_shards} shards are missing; run "
+            "tools/extract.py again"
         )
+    numbers = range(num_shards)
+    files = [shard_path(folder, number, "parquet") for number in numbers]
     try:
         table = pads.dataset(list(map(str, files)), schema=SCHEMA).to_table(fragment_readahead=FILES_AT_ONCE)
+        table.validate(full=True)
     except (pa.ArrowException, OSError) as error:
         raise _damaged(folder, error) from error
     if table.column("has_video").null_count or "start" not in pq.read_schema(files[0]).names:
@@ -222,9 +229,16 @@ def read_store(folder: Path) -> Store:
             )
             for modality in MODALITIES
         }
-    table = table.filter(good).drop_columns("error").combine_chunks()
-    if any(len(each) != len(table) for each in vectors.values()):
+    num_rows, table = len(table), table.filter(good).drop_columns("error").combine_chunks()
+    ids = table.column("id").to_numpy()
+    if any(len(each.shape) > 2 for each in vectors.values()):
+        raise _damaged(folder, "shards differ in the length of their vectors")
+    if num_rows != meta.num_rows or any(len(each) != len(table) for each in vectors.values()):
         raise _damaged(folder, "vectors and clips differ in number")
+    if not (np.diff(ids, prepend=-1) > 0).all():
+        raise _damaged(folder, "ids repeat, or do not rise")
+    if any(table.column(name).null_count for name in ("path", "has_audio")):
+        raise _damaged(folder, "a clip has no path, or nothing is known of its audio")
     errors = dict(zip(failed.column("path").to_pylist(), failed.column("error").to_pylist(), strict=True))
     return Store(folder, meta, table, vectors, errors)
 
@@ -234,14 +248,17 @@ def _mapped(path: Path) -> Tensor:
     try:
         with path.open("rb") as file:
             np.lib.format.read_magic(file)
-            shape, _, dtype = np.lib.format.read_array_header_1_0(file)
+            shape, by_columns, dtype = np.lib.format.read_array_header_1_0(file)
             begin, size = file.tell(), path.stat().st_size
-    except (OSError, ValueError) as error:
-        raise _damaged(path.parent, error) from error
-    if dtype != np.float16 or len(shape) != 2 or size != begin + 2 * shape[0] * shape[1]:
-        raise _damaged(path.parent, f"{path.name} has {size} bytes")
+    except (OSError, ValueError, TypeError, SyntaxError) as error:
+        raise _damaged(path.parent, f"{path.name}: {error}") from error
+    if dtype != np.float16 or by_columns or len(shape) != 2 or size != begin + 2 * shape[0] * shape[1]:
+        raise _damaged(path.parent, f"{path.name} has {size} bytes, of {dtype} {shape}{' by columns' * by_columns}")
     storage = torch.UntypedStorage.from_file(str(path), False, size)
-    return torch.empty(0, dtype=torch.float16).set_(storage, begin // 2, shape, (shape[1], 1))
+    mapped = torch.empty(0, dtype=torch.float16).set_(storage, begin // 2, shape, (shape[1], 1))
+    if (mapped.numpy().view(np.uint16) & 0x7C00).max(initial=0) == 0x7C00:  # the exponent; as fast as memory
+        raise _damaged(path.parent, f"{path.name} holds NaN or infinity")
+    return mapped
 
 
 def _damaged(folder: Path, why: object) -> StoreError:

@@ -2,7 +2,8 @@
 
 import io
 import json
-from dataclasses import asdict
+from contextlib import nullcontext
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Literal
 
@@ -14,7 +15,7 @@ from avssl import distributed
 from avssl.data.dataset import check_decoder
 from avssl.data.manifest import Manifest
 from avssl.evaluate.features import extract
-from avssl.files import atomic_write
+from avssl.files import atomic_write, folder_lock
 from avssl.media.decoders import format_decoder
 from avssl.retrieval import store
 from avssl.retrieval.store import SCHEMA, Meta, Store, StoreError, read_meta, read_store, shard_path
@@ -45,6 +46,7 @@ def write_store(
 
     Raises:
         StoreError: the folder holds embeddings of other weights, clips or settings, or the weights have no heads.
+        LockedError: another process writes there.
     """
     if kind == "embedding" and not run.heads:
         raise StoreError(f"the weights in {run.path.parent} have no heads, which make embeddings: give --features")
@@ -66,29 +68,31 @@ def write_store(
         decoder=format_decoder(check_decoder(run.data)),
         modalities=list(run.encoders),
     )
-    _claim(folder, meta)
     pieces = [ids[first : first + store.SHARD_ROWS] for first in range(0, len(ids), store.SHARD_ROWS)]
-    for number, piece in enumerate(pieces):
-        is_mine = number % distributed.world_size() == distributed.rank()
-        if is_mine and not shard_path(folder, number, "parquet").exists():
-            _write_shard(folder, number, run, manifest, piece, meta, progress=f"extract {number + 1}/{len(pieces)}")
-    distributed.barrier()
-    return read_store(folder) if distributed.is_main() else None
+    with folder_lock(folder) if distributed.is_main() else nullcontext():
+        _claim(folder, meta)
+        for number, piece in enumerate(pieces):
+            is_mine = number % distributed.world_size() == distributed.rank()
+            if is_mine and not shard_path(folder, number, "parquet").exists():
+                _write_shard(folder, number, run, manifest, piece, meta, progress=f"extract {number + 1}/{len(pieces)}")
+        distributed.barrier()
+        return read_store(folder) if distributed.is_main() else None
 
 
 def _claim(folder: Path, meta: Meta) -> None:
-    """Write meta.json, or check that the folder belongs to the same run, clips and settings."""
-    path = folder / "meta.json"
-    if path.exists():
-        before = read_meta(folder).identity
+    """Write meta.json, whose paths may have changed, once the shards there are of the same run, clips and settings."""
+    if any(folder.glob("shard-*.parquet")):
+        before = read_meta(folder)
         for name, new in meta.identity.items():
-            old = before[name]
+            old = before.identity[name]
             if old != new:
                 raise StoreError(
                     f"{folder} holds embeddings with {name}={old}, now {new}: give another --out, or delete that folder"
                 )
-    elif distributed.is_main():
-        with atomic_write(path) as temporary:
+        meta = replace(meta, decoder=before.decoder)
+    distributed.barrier()  # all have looked
+    if distributed.is_main():
+        with atomic_write(folder / "meta.json") as temporary:
             temporary.write_text(json.dumps(asdict(meta), indent=1) + "\n")
     distributed.barrier()
 

@@ -5,13 +5,15 @@ reads it.
 """
 
 import pickle
-import zipfile
+import struct
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors.torch import save
-from torch import nn
+from torch import Tensor, nn
 
 import avssl
 from avssl.config import loads
@@ -22,6 +24,8 @@ from avssl.methods.base import Method
 LAST = "last.pt"
 ENCODERS = "encoders.safetensors"
 FORMAT = 2  # of a checkpoint
+ENTRIES = {"config": str, "manifest_hash": str, "instances": dict, "decoder": dict, "model": dict, "step": int}
+DAMAGED = (RuntimeError, TypeError, KeyError, AttributeError, IndexError, OverflowError, MemoryError)  # by odd contents
 
 
 class CheckpointError(ValueError):
@@ -75,9 +79,9 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
         raise CheckpointError(f"checkpoint {path} does not exist: give the folder of a run, or its {LAST}") from error
     except OSError as error:
         raise CheckpointError(f"checkpoint {path} cannot be read ({error.strerror}): may you read it?") from error
-    except (RuntimeError, EOFError, pickle.UnpicklingError, KeyError, ValueError) as error:
+    except (*DAMAGED, EOFError, pickle.UnpicklingError, ValueError, struct.error, AssertionError) as error:
         # torch's own words recommend weights_only=False, which would run the code in a foreign file
-        why = "holds more than plain data" if zipfile.is_zipfile(path) else "is damaged or cut short"
+        why = "holds more than plain data" if "nsupported global" in str(error) else "is damaged or cut short"
         raise CheckpointError(
             f"checkpoint {path} cannot be used, it {why}: put a whole copy in its place, or move it away to start anew"
         ) from error
@@ -88,7 +92,36 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
             f"checkpoint {path} is of format {state.get('format', 1)}, which avssl {state.get('avssl', '0.1.0')} "
             f"reads; this is avssl {avssl.__version__} with format {FORMAT}: use that version, or train anew"
         )
+    wrong = [name for name, kind in ENTRIES.items() if not isinstance(state.get(name), kind)]
+    if (
+        wrong
+        or not _are_rows(state["instances"])
+        or not all(isinstance(each, Tensor) for each in state["model"].values())
+    ):
+        raise CheckpointError(
+            f"checkpoint {path} cannot be used, its {', '.join(wrong) or 'instances or model'} is not avssl's: "
+            "put a whole copy in its place, or move it away to start anew"
+        )
     return state
+
+
+def _are_rows(instances: dict[str, Any]) -> bool:
+    """Whether the tensors are about the same rows, each with a value of its own (none is repeated by its stride)."""
+    rows = [each for each in instances.values() if isinstance(each, Tensor)]
+    return len({each.shape for each in rows}) == 1 and all(each.dim() == 1 and each.is_contiguous() for each in rows)
+
+
+@contextmanager
+def damage_named(path: str | Path) -> Iterator[None]:
+    """Raise CheckpointError, naming the file, for contents that cannot be made use of."""
+    try:
+        yield
+    except DAMAGED as error:
+        why = " ".join(f"{type(error).__name__}: {error}".split()[:40])
+        raise CheckpointError(
+            f"checkpoint {path} cannot be used, it is damaged or of another version of a method ({why}): put a whole "
+            "copy in its place, or start a new run"
+        ) from error
 
 
 def check_manifest(state: dict[str, Any], manifest_hash: str, *, path: str | Path, manifest: str | Path) -> None:

@@ -4,6 +4,7 @@ Everything random is a function of (seed, step), so a run that is killed and sta
 """
 
 import time
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -17,7 +18,7 @@ from avssl.training.checkpoint import ENCODERS, LAST, export_encoders, save_chec
 from avssl.training.metrics import batch_metrics, collapse_metrics, set_metrics
 from avssl.training.optim import learning_rate, optimizer_state, peak_rate, set_learning_rate
 from avssl.training.resume import shared_buffers, tracks_of
-from avssl.training.session import StopRequest, check_readable, note_session, open_folder, wrap_errors
+from avssl.training.session import StopRequest, check_readable, hold_folder, note_session, wrap_errors, write_config
 from avssl.training.setup import Setup, describe, set_up
 from avssl.training.step import FiniteCheck, train_step
 
@@ -34,13 +35,19 @@ def train(config: Config) -> bool:
 
     Raises:
         ConfigError, ManifestError, CheckpointError: before any work starts.
+        LockedError: another process trains in run.dir.
         TrainingError: a loss or a gradient is not finite, no file of a batch can be read, or the run's folder can no
             longer be written to.
     """
-    run = set_up(config)
+    distributed.init(config.run.device)
+    with hold_folder(Path(config.run.dir)):
+        return _train(set_up(config))
+
+
+def _train(run: Setup) -> bool:
     config = run.config
     if distributed.is_main():
-        open_folder(run.folder, config)
+        write_config(run.folder, config)
         note_session(run.folder, first_step=run.first_step, decoder=run.decoder, device=run.device.type)
     distributed.barrier()
     num_steps, steps_per_epoch, batch_size = run.batches.num_steps, run.batches.steps_per_epoch, config.data.batch_size

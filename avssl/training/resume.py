@@ -12,7 +12,7 @@ from avssl.data.dataset import ClipDataset, track_table
 from avssl.data.manifest import Manifest
 from avssl.methods import foreign_methods, method_options
 from avssl.methods.base import Method
-from avssl.training.checkpoint import LAST, check_manifest, load_checkpoint, load_initial, load_model
+from avssl.training.checkpoint import LAST, check_manifest, damage_named, load_checkpoint, load_initial, load_model
 from avssl.training.optim import load_optimizer_state
 
 
@@ -44,8 +44,9 @@ def resume(
                 "on: put that table back, or choose another run.dir for a new run"
             )
         load_model(method, before, path=last)
-        load_optimizer_state(optimizer, before["optimizer"])
-        return int(before["step"])
+        with damage_named(last):
+            load_optimizer_state(optimizer, before["optimizer"])
+        return before["step"]
     if config.model.init:
         state = load_checkpoint(Path(config.model.init))
         check_manifest(state, manifest.hash, path=config.model.init, manifest=config.data.manifest)

@@ -7,8 +7,9 @@ import platform
 import shlex
 import signal
 import sys
+import threading
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from types import FrameType
@@ -23,8 +24,8 @@ from avssl.data.dataset import CLOSED
 from avssl.data.loader import WorkerLost
 from avssl.data.manifest import Manifest
 from avssl.data.quarantine import Entry, add_to_quarantine, quarantine_path
-from avssl.files import WriteError, atomic_write
-from avssl.logs import RunLog
+from avssl.files import WriteError, atomic_write, folder_lock
+from avssl.logs import RunLog, read_log
 from avssl.structs import Batch
 from avssl.training.checkpoint import load_checkpoint
 
@@ -36,13 +37,16 @@ class TrainingError(RuntimeError):
 
 
 class StopRequest:
-    """Turns the first SIGTERM or Ctrl-C into a polite request to save and stop; the second acts as usual."""
+    """Turns the first SIGTERM or Ctrl-C into a polite request to save and stop; the second acts as usual. In a thread
+    other than the main one, which has no signals, nothing is asked."""
 
     def __init__(self) -> None:
         self.asked = False
 
     def __enter__(self) -> Self:
-        self._before = {number: signal.signal(number, self._ask) for number in (signal.SIGTERM, signal.SIGINT)}
+        is_main = threading.current_thread() is threading.main_thread()
+        numbers = (signal.SIGTERM, signal.SIGINT) if is_main else ()
+        self._before = {number: signal.signal(number, self._ask) for number in numbers}
         return self
 
     def __exit__(self, *exc: object) -> None:
@@ -54,11 +58,26 @@ class StopRequest:
         signal.signal(number, self._before[signal.Signals(number)])
 
 
-def open_folder(folder: Path, config: Config) -> None:
-    """Make the run's folder and write its config: the first sign of a folder that cannot be used."""
+@contextmanager
+def hold_folder(folder: Path) -> Iterator[None]:
+    """Make and lock the run's folder, for all ranks. Raises LockedError; ConfigError: the folder cannot be used."""
+    with ExitStack() as stack:
+        if distributed.is_main():
+            with _named(folder):
+                stack.enter_context(folder_lock(folder))
+        yield
+
+
+def write_config(folder: Path, config: Config) -> None:
+    """Write the run's config.yaml. Raises ConfigError: the folder cannot be used."""
+    with _named(folder), atomic_write(folder / "config.yaml") as temporary:
+        temporary.write_text(dumps(config))
+
+
+@contextmanager
+def _named(folder: Path) -> Iterator[None]:
     try:
-        with atomic_write(folder / "config.yaml") as temporary:
-            temporary.write_text(dumps(config))
+        yield
     except WriteError as error:
         raise ConfigError(f"run.dir={folder}: {error}") from error
 
@@ -136,8 +155,7 @@ def note_session(folder: Path, *, first_step: int, decoder: Mapping[str, str], d
 
 def read_sessions(folder: Path) -> list[dict[str, Any]]:
     """What `note_session` has written, oldest first; none for a run of before there were such notes."""
-    path = folder / SESSIONS
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+    return read_log(folder / SESSIONS)
 
 
 def versions(decoder: Mapping[str, str]) -> dict[str, str]:

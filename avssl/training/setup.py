@@ -56,7 +56,7 @@ def set_up(config: Config) -> Setup:
     Raises:
         ConfigError, ManifestError, CheckpointError: the run cannot start as it is configured.
     """
-    device = distributed.init(config.run.device)
+    device = distributed.choose_device(config.run.device)
     if device.type == "cpu":
         torch.set_num_threads(config.run.num_threads or spare_cores(config.data.num_workers))
         keep_freed_memory()

@@ -12,7 +12,7 @@ from jinja2 import Environment, PackageLoader
 from torch import Tensor, nn
 
 import avssl
-from avssl.files import atomic_write, digest
+from avssl.files import atomic_write, digest, folder_lock
 from avssl.models.heads import MLP
 from avssl.training.checkpoint import ENCODERS, LAST
 from avssl.weights.load import CONFIG, FORMAT, Pretrained, WeightsError, parts_of, without_files
@@ -40,6 +40,7 @@ def export(
 
     Raises:
         WeightsError: the folder is a run's, or a head is of a kind that cannot be built again.
+        LockedError: another process writes there.
         WriteError: the folder cannot be written to.
     """
     folder, classifier = Path(folder), pretrained.classifier
@@ -58,15 +59,16 @@ def export(
         raise WeightsError(f"{folder} is the folder of a run, whose {ENCODERS} is not replaced: give another one")
     content = _as_bytes(parts_of(pretrained.encoders, pretrained.heads, classifier).state_dict())
     about = {"format": FORMAT, "avssl": avssl.__version__, "sha256": digest(content, algorithm="sha256")}
-    _write(folder / ENCODERS, content)
-    for name in (MEMORY, *ONNX):
-        (folder / name).unlink(missing_ok=True)
-    if memory:
-        _write(folder / MEMORY, _as_bytes(memory))
     template, encoders = TEMPLATES.get_template("card.md"), dict(pretrained.encoders.items())
     card = template.render(sections, encoders=encoders, folder=folder.name, version=avssl.__version__)
-    _write(folder / CARD, card.encode())
-    _write(folder / CONFIG, (json.dumps(about | sections, indent=1) + "\n").encode())
+    with folder_lock(folder):
+        _write(folder / ENCODERS, content)
+        for name in (MEMORY, *ONNX):
+            (folder / name).unlink(missing_ok=True)
+        if memory:
+            _write(folder / MEMORY, _as_bytes(memory))
+        _write(folder / CARD, card.encode())
+        _write(folder / CONFIG, (json.dumps(about | sections, indent=1) + "\n").encode())
 
 
 def _head_arguments(head: nn.Module) -> dict[str, Any]:

@@ -9,6 +9,7 @@ Letters: B batch, C clips of a file, T frames, H x W pixels, n samples, S spectr
 import copy
 import dataclasses
 import json
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,6 +17,7 @@ from typing import Any, Literal, TypeVar
 
 import safetensors.torch
 import torch
+from safetensors import SafetensorError
 from torch import Tensor, nn
 
 import avssl
@@ -29,8 +31,9 @@ from avssl.methods import build_method, foreign_methods, method_options
 from avssl.methods.base import Method
 from avssl.models import build_encoder
 from avssl.models.heads import Classifier, mlp
+from avssl.models.importers import check_finite
 from avssl.structs import MODALITIES, Instances
-from avssl.training.checkpoint import ENCODERS, LAST, load_checkpoint, load_model
+from avssl.training.checkpoint import DAMAGED, ENCODERS, LAST, damage_named, load_checkpoint, load_model
 from avssl.training.setup import to_channels_last
 from avssl.transforms.views import View, apply_views, evaluate_view
 
@@ -105,12 +108,12 @@ class Run(Pretrained):
 PretrainedT = TypeVar("PretrainedT", bound=Pretrained)
 
 
-def load(path: str | Path, *, device: torch.device | None = None) -> Pretrained:
+def load(path: str | Path, *, device: str | torch.device | None = None) -> Pretrained:
     """Load a run, or weights that `export` wrote.
 
     Args:
         path: folder of a run or of exported weights, the encoders.safetensors in it, or a checkpoint of a run.
-        device: None = a GPU if available.
+        device: such as "cpu" or "cuda:1"; None = a GPU if available. No process group is joined.
 
     Raises:
         CheckpointError: there is neither, or the run's checkpoint is damaged.
@@ -129,15 +132,16 @@ def load(path: str | Path, *, device: torch.device | None = None) -> Pretrained:
     model = without_weights(config).model
     weights = state["model"]
     modalities = [m for m in MODALITIES if any(name.startswith(f"encoders.{m}.") for name in weights)]
-    encoders = nn.ModuleDict({modality: build_encoder(modality, model) for modality in modalities})
-    heads = nn.ModuleDict({modality: mlp(**head["arguments"]) for modality, head in state["heads"].items()})
-    for module, prefix in [
-        (encoders, "encoders."),
-        *((heads[m], head["prefix"]) for m, head in state["heads"].items()),
-    ]:
-        own = {name.removeprefix(prefix): value for name, value in weights.items() if name.startswith(prefix)}
-        module.load_state_dict(own)
-    facts = _facts(config, state)
+    with damage_named(path):
+        encoders = nn.ModuleDict({modality: build_encoder(modality, model) for modality in modalities})
+        heads = nn.ModuleDict({modality: mlp(**head["arguments"]) for modality, head in state["heads"].items()})
+        for module, prefix in [
+            (encoders, "encoders."),
+            *((heads[m], head["prefix"]) for m, head in state["heads"].items()),
+        ]:
+            own = {name.removeprefix(prefix): value for name, value in weights.items() if name.startswith(prefix)}
+            module.load_state_dict(own)
+        facts = _facts(config, state)
     return pretrained_of(encoders, heads, path=path, data=config.data, model=config.model, device=device, facts=facts)
 
 
@@ -145,7 +149,7 @@ def _checkpoint_of(path: Path) -> Path:
     return path / LAST if path.is_dir() or not path.suffix else path
 
 
-def load_run(path: str | Path, *, device: torch.device | None = None, trained: bool = True) -> Run:
+def load_run(path: str | Path, *, device: str | torch.device | None = None, trained: bool = True) -> Run:
     """Load a run's last checkpoint.
 
     Args:
@@ -159,20 +163,21 @@ def load_run(path: str | Path, *, device: torch.device | None = None, trained: b
     path = _checkpoint_of(Path(path))
     state = load_checkpoint(path)
     config = loads(state["config"], source=str(path))
-    everything = torch.ones_like(state["instances"]["valid"])
-    instances = Instances(**state["instances"] | dict.fromkeys(("valid", "has_audio", "has_video"), everything))
-    method = build_method(without_weights(config) if trained else config, instances)
-    if trained:
-        load_model(method, state, path=path)
+    with damage_named(path):
+        everything = torch.ones_like(state["instances"]["valid"])
+        instances = Instances(**state["instances"] | dict.fromkeys(("valid", "has_audio", "has_video"), everything))
+        method = build_method(without_weights(config) if trained else config, instances)
+        if trained:
+            load_model(method, state, path=path)
     run = run_of(method, config, path=path, manifest_hash=state["manifest_hash"], device=device)
     return dataclasses.replace(run, facts=_facts(config, state)) if trained else run
 
 
 def run_of(
-    method: Method, config: Config, *, path: Path, manifest_hash: str = "", device: torch.device | None = None
+    method: Method, config: Config, *, path: Path, manifest_hash: str = "", device: str | torch.device | None = None
 ) -> Run:
     """A method in its current state as a Run."""
-    device = device or distributed.init("auto")
+    device = distributed.choose_device() if device is None else torch.device(device)
     to_channels_last(method, enabled=config.run.channels_last)
     method = method.to(device).eval()
     heads = {modality: method.head(modality) for modality in method.encoders}
@@ -215,12 +220,12 @@ def pretrained_of(
     path: Path,
     data: DataConfig,
     model: ModelConfig,
-    device: torch.device | None = None,
+    device: str | torch.device | None = None,
     classifier: Classifier | None = None,
     facts: Mapping[str, Any] | None = None,
 ) -> Pretrained:
     """Encoders and heads on `device` in evaluation mode, with the hash of their weights."""
-    device = device or distributed.init("auto")
+    device = distributed.choose_device() if device is None else torch.device(device)
     to_channels_last(encoders)
     encoders, heads = encoders.to(device).eval(), heads.to(device).eval()
     return Pretrained(
@@ -245,7 +250,7 @@ def with_data(pretrained: PretrainedT, **changes: int | float | str) -> Pretrain
     return dataclasses.replace(pretrained, data=pretrained.data.replace(**changes))
 
 
-def _load_export(folder: Path, device: torch.device | None) -> Pretrained:
+def _load_export(folder: Path, device: str | torch.device | None) -> Pretrained:
     config, path = _read_config(folder / CONFIG), folder / ENCODERS
     try:
         content = path.read_bytes()
@@ -253,16 +258,23 @@ def _load_export(folder: Path, device: torch.device | None) -> Pretrained:
         raise WeightsError(f"{path} cannot be read ({error.strerror}): it belongs beside {folder / CONFIG}") from error
     if digest(content, algorithm="sha256") != config["sha256"]:
         raise WeightsError(f"{path} is damaged, or not the one that {CONFIG} beside it was written for: export again")
-    state = safetensors.torch.load(content)
     try:
+        state = safetensors.torch.load(content)
         data = merge_options(DataConfig, config["data"] | {"manifest": ""}, where=str(folder / CONFIG))
-        model = merge_options(ModelConfig, config["model"], where=str(folder / CONFIG))
+        model = without_files(merge_options(ModelConfig, config["model"], where=str(folder / CONFIG)))
         modalities = [m for m in MODALITIES if any(name.startswith(f"{m}.") for name in state)]
-        encoders = nn.ModuleDict({modality: build_encoder(modality, model) for modality in modalities})
-        heads = nn.ModuleDict({modality: mlp(**arguments) for modality, arguments in config["heads"].items()})
-        classifier = None if config["classifier"] is None else Classifier(**config["classifier"])
+
+        def built() -> tuple[nn.ModuleDict, nn.ModuleDict, Classifier | None]:
+            encoders = nn.ModuleDict({modality: build_encoder(modality, model) for modality in modalities})
+            heads = nn.ModuleDict({modality: mlp(**arguments) for modality, arguments in config["heads"].items()})
+            return encoders, heads, None if config["classifier"] is None else Classifier(**config["classifier"])
+
+        with torch.device("meta"), warnings.catch_warnings(action="ignore"):  # sizes that are wrong take no memory
+            parts_of(*built()).load_state_dict(state)
+        encoders, heads, classifier = built()
         parts_of(encoders, heads, classifier).load_state_dict(state)
-    except (RuntimeError, TypeError) as error:
+        check_finite(state, named=str(path))
+    except (*DAMAGED, SafetensorError) as error:
         why = " ".join(str(error).split()[:40])
         raise WeightsError(
             f"{CONFIG} and {ENCODERS} in {folder} do not belong together ({why}): export again"
@@ -274,7 +286,7 @@ def _load_export(folder: Path, device: torch.device | None) -> Pretrained:
 def _read_config(path: Path) -> dict[str, Any]:
     try:
         config = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise WeightsError(f"{path} cannot be read ({error}): export again") from error
     if not isinstance(config, dict) or not isinstance(config.get("format"), int) or "avssl" not in config:
         raise WeightsError(f"{path} is not of avssl: give a folder that tools/convert.py wrote")
@@ -290,6 +302,9 @@ def _read_config(path: Path) -> dict[str, Any]:
     lacking = {"sha256", *SECTIONS} - config.keys()
     if lacking:
         raise WeightsError(f"{path} lacks {', '.join(sorted(lacking))}: export again")
+    wrong = [name for name in SECTIONS if not isinstance(config[name] or {}, dict)]
+    if wrong:
+        raise WeightsError(f"{path}: {wrong[0]} is no mapping of keys: export again")
     return config
 
 

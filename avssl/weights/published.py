@@ -1,6 +1,7 @@
 """Load published checkpoints into our encoders and heads, checked entry by entry."""
 
 import functools
+import itertools
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +16,7 @@ from avssl.files import digest
 from avssl.models import ENCODERS, build_encoder
 from avssl.models.adapters import TORCHVISION
 from avssl.models.heads import Encoder, mlp
-from avssl.models.importers import read_checkpoint
+from avssl.models.importers import check_finite, plain_names, read_checkpoint
 from avssl.weights.layouts import CLIPS, LAYOUTS, EncoderLayout, Layout
 from avssl.weights.load import Pretrained, pretrained_of
 
@@ -31,6 +32,7 @@ class Report:
     missing: list[str]  # our names
     unexpected: list[str]
     left_out: list[str]  # known, but outside of our encoders and heads
+    prefix: str = ""  # of all names of the file, beside those of its layout
 
 
 @dataclass(frozen=True)
@@ -94,16 +96,24 @@ def import_published(
     """Fill our encoders with the entries of a published checkpoint, all of them and no others.
 
     Args:
-        weights: by name; a leading `module.` is ignored.
+        weights: by name; `module.`, `_orig_mod.` and one prefix of all names are ignored.
         path: for error messages.
         encoder: for video; None = the one that fits.
         extras: other contents of the file.
 
     Raises:
-        ValueError: no layout or several encoders fit, or entries are missing, unknown or of another shape.
+        ValueError: no layout or several encoders fit, or entries are missing, unknown, of another shape or with NaN.
     """
-    given = {name.removeprefix("module."): value for name, value in weights.items()}
-    layout = recognize(given, path=path)
+    given, prefix = plain_names(weights), ""
+    try:
+        layout = recognize(given, path=path)
+    except ValueError:
+        levels = itertools.takewhile(
+            lambda level: len(set(level)) == 1, zip(*(name.split(".") for name in given), strict=False)
+        )
+        prefix = "".join(f"{level[0]}." for level in levels)
+        given = {name.removeprefix(prefix): value for name, value in given.items()}
+        layout = recognize(given, path=path)
     facts = LAYOUTS[layout]
     chosen, own, left = _sort(given, facts, encoder=encoder, path=path)
     model = ModelConfig(**chosen)
@@ -112,10 +122,11 @@ def import_published(
         {each.modality: mlp([encoders[each.modality].dim, 512, 512, 128]) for each in facts.encoders if each.head}
     )
     parts = {**encoders, **{f"heads.{modality}": head for modality, head in heads.items()}}
-    report, wrong = Report([], [], [], sorted(left)), []
+    report, wrong = Report([], [], [], sorted(left), prefix), []
     for part, module in parts.items():
         _fill(module, part, own[part], given, report, wrong)
     used = {name for names in own.values() for name in names.values()}
+    check_finite({name: given[name] for name in sorted(used)}, named=path)
     report.unexpected.extend(sorted(given.keys() - used - left))
     _refuse(report, wrong, path=path, layout=layout, encoders=chosen)
     return Imported(

@@ -1,7 +1,9 @@
 """Views of real clips: every recipe's pixels, a recipe of one's own, crops and sounds of other sizes."""
 
+import shutil
 from collections.abc import Mapping
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,7 +13,7 @@ from torch import Tensor
 from avssl.config import DataConfig
 from avssl.data.dataset import ClipDataset, collate
 from avssl.data.loader import build_loader
-from avssl.data.manifest import Manifest
+from avssl.data.manifest import Manifest, read_manifest
 from avssl.data.sampling import Key
 from avssl.media.decode import read_frames
 from avssl.transforms.recipes import Clip, Plan, Video, Window
@@ -56,6 +58,32 @@ class ClipOrder:
 
     def apply(self, x: Tensor, params: Mapping[str, Tensor], data: DataConfig) -> Tensor:
         return x.permute(0, 1, 5, 2, 3, 4).float().div(255)  # (B, 3 pieces, 3, 1, H, W)
+
+
+def test_a_file_exchanged_since_the_manifest_was_written_is_named(
+    clip_set: Manifest, data: DataConfig, tmp_path: Path
+) -> None:
+    shutil.copytree(clip_set.root, tmp_path / "set")
+    manifest = read_manifest(tmp_path / "set" / "manifest.parquet")
+    shutil.copy(manifest.path(4), manifest.path(0))
+    content = bytearray(manifest.path(2).read_bytes())
+    content[-1] ^= 1  # of the same size
+    manifest.path(2).write_bytes(content)
+    dataset = ClipDataset(manifest, data, (View("video"), View("audio", recipe="audio")))
+    for _ in range(2):
+        batch = collate([dataset[Key(0, row, 0)] for row in range(4)])
+        assert batch.ids.tolist() == [-1, 1, -1, 3]
+        for row, error in zip((0, 2), batch.errors, strict=True):
+            assert error.startswith(f"{manifest.path(row)}: the file is not the one that the manifest was written from")
+
+
+def test_workers_touch_no_python_object_of_every_row(clip_set: Manifest, data: DataConfig) -> None:
+    """Each text that a worker looks at would be copied into its memory, as it counts who looks: 190 bytes a row."""
+    dataset = ClipDataset(clip_set, data, (View("video"), View("audio", recipe="audio")))
+    arrays = [value for value in vars(dataset).values() if isinstance(value, np.ndarray)]
+    assert arrays
+    assert not [each for each in arrays if each.dtype == object]
+    assert not [each for each in vars(dataset).values() if isinstance(each, list | dict) and len(each) >= len(clip_set)]
 
 
 def test_a_recipe_of_ones_own_gives_its_pixels(

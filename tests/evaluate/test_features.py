@@ -4,6 +4,9 @@ import fcntl
 import os
 import shutil
 import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from datetime import timedelta
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +23,7 @@ from avssl.evaluate.features import ClipVectors, Rows, clip_vectors
 from avssl.evaluate.harness import Labels, evaluate_split
 from avssl.evaluate.protocols import Options
 from avssl.evaluate.splits import read_splits
+from avssl.files import folder_lock
 from avssl.media.decode import read_frames
 from avssl.training.loop import train
 from avssl.transforms.video import center_crop, spread_crops
@@ -184,6 +188,16 @@ def test_a_second_call_waits_for_the_first_and_finds_what_that_found(
         later.join()
 
 
+def test_damaged_vectors_are_computed_again(run: Path, clip_set: Manifest, tmp_path: Path) -> None:
+    pretrained, rows = load_run(run), np.arange(4)
+    whole = clip_vectors(pretrained, clip_set, rows, num_clips=1, folder=tmp_path)
+    (home,) = (path for path in tmp_path.iterdir() if path.is_dir())
+    for name, broken in (("video.pool.npy", b"x" * 99), ("audio.pool.npy", b""), ("errors-0.json", b"{")):
+        (home / name).unlink()  # what is mapped from it stays
+        (home / name).write_bytes(broken)
+        same(whole, clip_vectors(pretrained, clip_set, rows, num_clips=1, folder=tmp_path))
+
+
 def test_an_unreadable_clip_has_zeros_and_a_reason(run: Path, clip_set: Manifest, tmp_path: Path) -> None:
     shutil.copytree(clip_set.root, tmp_path / "set")
     manifest = read_manifest(tmp_path / "set" / "manifest.parquet")
@@ -229,19 +243,38 @@ def _one_of_two(rank: int, run: str, manifest: str, folder: str) -> None:
         "RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_RANK": str(rank), "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": str(29500 + os.getppid() % 1000),
     }  # fmt: skip
+    distributed.init("cpu")
     pretrained = load_run(run)
-    found = clip_vectors(
-        pretrained, read_manifest(manifest), np.arange(18), num_clips=8, maps=True, folder=Path(folder)
-    )
-    assert found.readable.all()  # what the other process has found is here too
+
+    def find(folder: Path) -> ClipVectors:
+        return clip_vectors(pretrained, read_manifest(manifest), np.arange(18), num_clips=8, maps=True, folder=folder)
+
+    assert find(Path(folder)).readable.all()  # what the other process has found is here too
+    torch.distributed.barrier()
+    torch.distributed.distributed_c10d._set_pg_timeout(timedelta(seconds=3))
+    (Path(folder) / "waited_for" / f"{rank}").touch()
+    assert find(Path(folder) / "waited_for").readable.all()
     distributed.shut_down()
 
 
 @pytest.mark.processes
 def test_two_processes_find_what_one_finds(run: Path, clip_set: Manifest, tmp_path: Path) -> None:
     arguments = (str(run), str(clip_set.root / "manifest.parquet"), str(tmp_path))
-    multiprocessing.spawn(_one_of_two, arguments, nprocs=2)
-    (kept,) = (path for path in tmp_path.iterdir() if path.is_dir())
+    late = tmp_path / "waited_for"
+
+    def finish() -> None:
+        """Hold the lock for longer than the ranks wait for each other."""
+        with folder_lock(late):
+            while not (late / "1").exists():
+                time.sleep(0.1)
+            time.sleep(6)
+            shutil.copytree(kept := next(tmp_path.glob("[!w]*")), late / kept.name)
+
+    with ThreadPoolExecutor(1) as threads:
+        holding = threads.submit(finish)
+        multiprocessing.spawn(_one_of_two, arguments, nprocs=2)
+        holding.result()
+    (kept,) = tmp_path.glob("[!w]*")
     assert len(list(kept.glob("errors-*.json"))) == 2
     pretrained = load_run(run)
     found = [

@@ -61,6 +61,28 @@ def test_two_tower_checkpoints(tmp_path, modality, wrapper, prefix, file):
         assert torch.equal(encoder.state_dict()[key], value), key
 
 
+@pytest.mark.parametrize(
+    "prefix", ["_orig_mod.", "backbone.", "module._orig_mod.", "model.net._orig_mod.trunk.", "encoder_q.module."]
+)
+@pytest.mark.parametrize("modality", ["video", "audio"])
+def test_any_one_prefix_is_found_and_said(tmp_path, capsys, modality, prefix):
+    weights = build_encoder(modality, ModelConfig(**SMALL)).state_dict()
+    others = {"head.weight": torch.zeros(2)} if "mod" not in prefix else {}
+    torch.save({f"{prefix}{key}": value for key, value in weights.items()} | others, tmp_path / "w.pt")
+    encoder = build_encoder(modality, ModelConfig(**SMALL, **{f"{modality}_weights": str(tmp_path / "w.pt")}))
+    assert all(torch.equal(encoder.state_dict()[key], value) for key, value in weights.items())
+    plain = prefix.replace("_orig_mod.", "").removeprefix("module.")
+    said = f"w.pt: names begin with {plain}; {len(others)} others are left out"
+    assert (said in capsys.readouterr().err) == bool(plain)
+
+
+def test_two_networks_in_one_file_are_not_guessed(tmp_path):
+    weights = build_encoder("video", ModelConfig(**SMALL)).state_dict()
+    torch.save({f"{name}.{key}": value for name in ("q", "k") for key, value in weights.items()}, tmp_path / "w.pt")
+    with pytest.raises(ValueError, match=r"w.pt holds 2 such networks, under q\. and k\.: give a file of one"):
+        build_encoder("video", ModelConfig(**SMALL, video_weights=str(tmp_path / "w.pt")))
+
+
 def _drop_one(state):
     del state["conv1.0.weight"]
 
@@ -73,9 +95,14 @@ def _reshape_one(state):
     state["conv1.1.bias"] = torch.zeros(5)
 
 
+def _break_one(state):
+    state["conv1.0.weight"][0, 0, 0, 0, 0] = float("nan")
+
+
 @pytest.mark.parametrize(
     "change, match",
     [
+        (_break_one, r"conv1.0.weight holds NaN or infinity \(1 such entries\): the training failed, or the file"),
         (_drop_one, r"has no conv1.0.weight \(1 of \d+ entries missing\): choose the file of this network"),
         (_add_one, r"has extra.weight, which the encoder has not \(1 such entries\)"),
         (_reshape_one, r"conv1.1.bias is \(5,\), in the encoder \(8,\) \(1 such entries\)"),

@@ -5,6 +5,7 @@ import resource
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
@@ -75,9 +76,20 @@ def test_damaged_folders_are_refused_by_name(tmp_path: Path) -> None:
         (tmp_path / "shard-00001.audio.npy").write_bytes(broken)
         with pytest.raises(StoreError, match=r"is damaged .*delete that folder and run tools/extract.py again"):
             read_store(tmp_path)
-    np.save(tmp_path / "shard-00001.audio.npy", np.zeros((6, 4), dtype=np.float16))
-    with pytest.raises(StoreError, match="vectors and clips differ in number"):
-        read_store(tmp_path)
+    kept = np.load(tmp_path / "shard-00000.audio.npy")
+    infinite, unknown = kept.copy(), kept.copy()
+    infinite[2, 1], unknown[3, 0] = -np.inf, np.nan
+    for array, why in (
+        (kept[:6], "vectors and clips differ in number"),
+        (kept[:, :3], "differ in the length of their vectors"),
+        (np.asfortranarray(kept), r"audio\.npy has \d+ bytes, of float16 \(7, 4\) by columns"),
+        (kept.astype(">f2"), r"audio\.npy has \d+ bytes, of >f2"),
+        (infinite, r"shard-00001\.audio\.npy holds NaN or infinity"),
+        (unknown, r"shard-00001\.audio\.npy holds NaN or infinity"),
+    ):
+        np.save(tmp_path / "shard-00001.audio.npy", array)
+        with pytest.raises(StoreError, match=f"is damaged .*{why}"):
+            read_store(tmp_path)
     (tmp_path / "shard-00001.audio.npy").write_bytes(whole)
     for number in range(3):
         pq.write_table(
@@ -87,10 +99,55 @@ def test_damaged_folders_are_refused_by_name(tmp_path: Path) -> None:
     with pytest.raises(StoreError, match="written by an earlier version"):
         read_store(tmp_path)
     meta = json.loads((tmp_path / "meta.json").read_text())
-    for broken in (json.dumps(meta)[:-5], json.dumps(meta | {"of_a_later_version": 1}), "[]"):
+    for broken in (
+        json.dumps(meta)[:-5],
+        json.dumps(meta | {"of_a_later_version": 1}),
+        "[]",
+        "[" * 100_000,
+        *(
+            json.dumps(meta | {name: value})
+            for name, value in (
+                ("num_rows", "20"),
+                ("num_rows", -1),
+                ("root", None),
+                ("kind", "x"),
+                ("modalities", ["x"]),
+            )
+        ),
+    ):
         (tmp_path / "meta.json").write_text(broken)
         with pytest.raises(StoreError, match=r"is damaged \(meta\.json"):
             read_store(tmp_path)
     (tmp_path / "meta.json").write_text(json.dumps(meta | {"num_rows": 100}))
     with pytest.raises(StoreError, match=r"12 of 15 shards are missing"):
         read_store(tmp_path)
+    (tmp_path / "meta.json").write_text(json.dumps(meta | {"num_rows": 10**12}))
+    with pytest.raises(StoreError, match=r"142857142855 of 142857142858 shards are missing"):
+        read_store(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "ids, name, values, match",
+    [
+        ([0, 1, 1, 3], None, None, "ids repeat, or do not rise"),
+        ([0, 2, 1, 3], None, None, "ids repeat, or do not rise"),
+        ([-1, 0, 1, 2], None, None, "ids repeat, or do not rise"),
+        (None, "path", pa.array(["a", None, "b", "c"]), "a clip has no path"),
+        (None, "path", pa.array([b"\xff", b"a", b"b", b"c"]), "damaged"),
+        (None, "id", pa.array(["a", "b", "c", "d"]), "damaged"),
+        (None, "has_audio", pa.array([True, None, True, True]), "nothing is known of its audio"),
+    ],
+)
+def test_odd_rows_are_refused(
+    tmp_path: Path, ids: list[int] | None, name: str | None, values: pa.Array | None, match: str
+) -> None:
+    write(tmp_path / "good", random_vectors(4, 4))
+    if ids is not None:
+        with pytest.raises(StoreError, match=match):
+            write(tmp_path / "odd", random_vectors(4, 4), ids=ids)
+        return
+    file = tmp_path / "good" / "shard-00000.parquet"
+    table = pq.read_table(file)
+    pq.write_table(table.set_column(table.column_names.index(name), name, values), file)
+    with pytest.raises(StoreError, match=match):
+        read_store(tmp_path / "good")

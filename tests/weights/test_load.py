@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import shutil
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -67,6 +68,26 @@ def test_two_lines(weights: Path, run: Run, clip_set: Manifest) -> None:
         model.encode("none.mp4")
     with pytest.raises(ValueError, match="num_clips=0 must be at least 1"):
         model.encode(clip_set.path(0), num_clips=0)
+
+
+def test_in_another_program_only_a_device_is_chosen(
+    weights: Path, run: Run, clip_set: Manifest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In a thread of a web server that torchrun has started."""
+    torchrun = {"RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "2"}
+    for name, value in (torchrun | {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1"}).items():
+        monkeypatch.setenv(name, value)
+
+    def use(path: Path) -> list[str]:
+        model = avssl.load(path, device="cpu")
+        assert model.device == avssl.load(path, device=torch.device("cpu")).device == torch.device("cpu")
+        avssl.load(path)
+        extract(with_data(model, num_workers=0), clip_set, [0, 1], num_clips=1)
+        return list(model.encode(clip_set.path(0), num_clips=1))
+
+    with ThreadPoolExecutor(1) as threads:
+        assert [threads.submit(use, path).result() for path in (weights, run.path.parent)] == [["video", "audio"]] * 2
+    assert not torch.distributed.is_initialized()
 
 
 def test_transforms_give_what_encoders_take(weights: Path, clip_set: Manifest) -> None:
@@ -136,6 +157,13 @@ def test_one_encoder_with_a_classifier(tmp_path: Path, run: Run) -> None:
         ({"sha256": "0"}, r"is damaged, or not the one that config.json beside it was written for"),
         ({"heads": {}}, r"do not belong together .*heads"),
         ({"data": {"framse": 3}}, "unknown key framse"),
+        ({"data": [1]}, "config.json: data is no mapping of keys"),
+        ({"model": "x"}, "config.json: model is no mapping of keys"),
+        ({"model": {"video_width": 1e6}}, "do not belong together"),
+        ({"heads": {"video": {"dims": [10**9, 10**9]}}}, "do not belong together"),  # 4 * 10^18 bytes
+        ({"heads": {"video": 3}}, "do not belong together"),
+        ({"heads": {"video": {"dims": ["a"]}}}, "do not belong together"),
+        ({"classifier": {"in_dim": 10**12, "classes": ["a"], "modality": "video"}}, "do not belong together"),
     ],
 )
 def test_what_does_not_fit_is_refused(tmp_path: Path, weights: Path, change: dict[str, object], match: str) -> None:
@@ -144,6 +172,29 @@ def test_what_does_not_fit_is_refused(tmp_path: Path, weights: Path, change: dic
     path.write_text(json.dumps(json.loads(path.read_text()) | change))
     with pytest.raises(ValueError, match=match):
         load(tmp_path / "w")
+
+
+@pytest.mark.parametrize(
+    "entry, values",
+    [
+        ("config", [None, 3, "x", "a: [", "[" * 5000]),
+        ("manifest_hash", [None, 3]),
+        ("model", [None, {}, {"x": 3}, {"encoders.video.x": torch.zeros(1)}]),
+        ("heads", [None, 3, {"video": 3}, {"video": {"arguments": {}, "prefix": ""}}]),
+        ("step", [None, "7", 1.5]),
+        ("decoder", [None, "pyav"]),
+        ("instances", [None, {}, {"valid": 3}, {"valid": torch.ones(1, dtype=torch.bool).expand(10**12)}]),
+        ("format", [None, "2", [2]]),
+    ],
+)
+def test_odd_checkpoints_are_one_sentence(run: Run, tmp_path: Path, entry: str, values: list) -> None:
+    state = torch.load(run.path, weights_only=True)
+    if entry == "heads":  # looked at for a foreign method alone
+        state["config"] = state["config"].replace("name: avid", "name: /none.py:Foreign")
+    for value in values:
+        torch.save(state | {entry: value}, tmp_path / LAST)
+        with pytest.raises(ValueError, match=r"^[^\n]{20,}$"):
+            load(tmp_path)
 
 
 def test_folders_without_weights(tmp_path: Path, weights: Path, run: Run) -> None:

@@ -112,6 +112,17 @@ def test_torchvision_networks_are_told_apart(name: str) -> None:
     assert found.data["pixel_mean"] == list(torchvision.models.get_model_weights(name).DEFAULT.transforms().mean)
 
 
+@pytest.mark.parametrize("prefix", ["_orig_mod.", "model.backbone.", "net.module."])
+def test_one_prefix_of_all_names_is_found_and_said(prefix: str) -> None:
+    weights = {f"{prefix}{name}": torch.zeros(shape) for name, shape in _shapes("r3d_18").items()}
+    found = import_published(weights, path="w.pth")
+    assert (found.layout, found.model.video, found.report.missing) == ("torchvision", "r3d_18", [])
+    assert found.report.prefix == prefix.replace("_orig_mod.", "")
+    weights[f"{prefix}layer1.0.conv1.0.weight"] += float("nan")
+    with pytest.raises(ValueError, match=r"w.pth: layer1.0.conv1.0.weight holds NaN or infinity"):
+        import_published(weights, path="w.pth")
+
+
 def test_gdt_and_selavi_give_their_video_encoder() -> None:
     weights = {f"video_network.base.{name}": name for name in _shapes("r2plus1d_18")}
     state = zeros({ours: theirs for theirs, ours in weights.items()}, "r2plus1d_18")

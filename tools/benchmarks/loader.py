@@ -190,7 +190,7 @@ def benchmark_loader(
         for key in keys(turn):
             windows = dataset.windows(key)
             starts = (windows["video"].start, windows["audio"].start)
-            read_plainly(dataset.root / dataset.paths[key.id], *starts, data)
+            read_plainly(dataset.manifest.path(key.id), *starts, data)
 
     def loaded(name: str) -> Callable[[int], None]:
         return lambda turn: _load(sets[name], keys(turn))

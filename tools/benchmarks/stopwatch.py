@@ -7,14 +7,14 @@ from typing import Any
 import torch
 
 from avssl.cli import common
-from avssl.files import print_result
+from avssl.files import Parser, print_result
 
 Result = dict[str, Any]
 
 
 def command(doc: str, *, seed: int | None = None) -> argparse.ArgumentParser:
     """A parser with --threads, --json and --dry-run; with --seed where a default is given."""
-    parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=doc)
     if seed is not None:
         parser.add_argument("--seed", type=int, default=seed, help=f"of what is made and drawn (default: {seed})")
     parser.add_argument("--threads", type=int, help="torch threads; torch's own choice if not given")

@@ -19,7 +19,7 @@ from avssl.evaluate.classify import linear_predict
 from avssl.evaluate.features import ClipVectors, clip_vectors
 from avssl.evaluate.harness import accuracies
 from avssl.evaluate.splits import read_splits
-from avssl.files import atomic_write, print_result
+from avssl.files import Parser, atomic_write, print_result
 from avssl.training.checkpoint import LAST
 from avssl.training.loop import train
 from avssl.training.session import TrainingError
@@ -31,7 +31,7 @@ SECONDS = "seconds.json"  # in the folder of a run
 
 def command(doc: str, **positional: str) -> argparse.ArgumentParser:
     """A parser with the given positional arguments {name: help}, --json and --dry-run."""
-    parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=doc)
     for name, help in positional.items():
         parser.add_argument(name, type=Path, help=help)
     common.add_json(parser)

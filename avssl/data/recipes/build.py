@@ -6,6 +6,7 @@ import os
 import sys
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
+from os.path import expanduser
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from avssl.data.check import build_table, name_some
 from avssl.data.manifest import ManifestError, write_manifest
 from avssl.data.recipes.download import DownloadError
 from avssl.data.recipes.youtube import clear_parts_of_cut_clips
-from avssl.files import WriteError, check_writable, print_next, print_result
+from avssl.files import Parser, WriteError, check_writable, print_next, print_result
 
 
 @dataclass(frozen=True)
@@ -56,7 +57,7 @@ def run_recipe(
     Returns:
         Exit code: 0 when a clip is usable, 1 when none is; 2 when the call is wrong (by SystemExit).
     """
-    parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter, prog=script)
+    parser = Parser(description=doc, prog=script)
     parser.add_argument("root", metavar="ROOT", type=Path, help="folder of the clips")
     parser.add_argument("--out", required=True, type=Path, help="manifest to write (parquet)")
     if lists:
@@ -65,7 +66,9 @@ def run_recipe(
         parser.add_argument("--download", action="store_true", help=f"fetch {download} first, where it is missing")
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="processes (default: one per core)")
     parser.add_argument("--timeout", type=float, default=60.0, help="seconds per file (default: 60)")
-    parser.add_argument("--json", nargs="?", const="-", metavar="PATH", help="the summary as JSON (default: stdout)")
+    parser.add_argument(
+        "--json", nargs="?", const="-", metavar="PATH", type=expanduser, help="the summary as JSON (default: stdout)"
+    )
     parser.set_defaults(download=False, list=None)
     if add_options:
         add_options(parser)

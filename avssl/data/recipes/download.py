@@ -3,6 +3,7 @@
 import http.client
 import shutil
 import sys
+import tempfile
 import urllib.error
 import urllib.request
 import zipfile
@@ -50,18 +51,16 @@ def fetch_zip(address: str, folder: Path) -> None:
     """
     if folder.exists():
         return
-    archive, unpacked = folder.with_name(f"{folder.name}.zip"), folder.with_name(f".{folder.name}.partial")
+    archive = folder.with_name(f"{folder.name}.zip")
     fetch_file(address, archive)
     try:
-        with zipfile.ZipFile(archive) as file:
+        with zipfile.ZipFile(archive) as file, tempfile.TemporaryDirectory(dir=folder.parent) as unpacked:
             for name in file.namelist():
                 parts = PurePosixPath(name.replace("\\", "/")).parts
                 if parts[:1] != (folder.name,) or ".." in parts:
                     raise DownloadError(f"{archive} holds {name!r}, which lies outside of {folder.name}: delete it")
             file.extractall(unpacked)  # it checks each file's CRC
-        (unpacked / folder.name).replace(folder)
+            Path(unpacked, folder.name).replace(folder)
     except zipfile.BadZipFile as error:
         raise DownloadError(f"{archive} is damaged ({error}): delete it and fetch it again") from error
-    finally:
-        shutil.rmtree(unpacked, ignore_errors=True)
     archive.unlink()
