@@ -94,6 +94,7 @@ class PolicyConfig(Options):
     cut_off: Policy = "mask"  # ends earlier than its header says
     damaged: Policy = "mask"  # does not decode everywhere
     variable_rate: Policy = "mask"
+    further_tracks: Policy = "mask"  # of video or audio, which are not read
     duplicate: Policy = "skip"  # holds what an earlier row holds
 
 

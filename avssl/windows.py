@@ -4,6 +4,19 @@ import math
 from dataclasses import dataclass
 from typing import NamedTuple
 
+import numpy as np
+
+LEAD_SECONDS = 0.2  # by which audio may begin before the video of a file: encoders put up to 0.1 s of padding there
+
+
+def beginning(video_start: np.ndarray, audio_start: np.ndarray) -> np.ndarray:
+    """(...) seconds of the container's clock at which files begin; NaN = no such track. Lists count from there.
+
+    The first frame is the beginning, unless there is audio long before it.
+    """
+    is_late = np.isnan(video_start) | (video_start - audio_start > LEAD_SECONDS)
+    return np.where(is_late, audio_start, video_start)
+
 
 class Span(NamedTuple):
     """Seconds [start, end] of a track on the container's clock."""
@@ -26,8 +39,8 @@ class VideoWindow:
         start: second of the first frame.
         duration: seconds; round(duration * fps) frames are read, frame i at start + i / fps.
         fps: frames per second that come out, whatever the rate of the file.
-        crop: (top, left, height, width) as fractions of the upright frame; None = all of it. Rotation metadata is
-            applied, mirroring and pixels that are not square are not.
+        crop: (top, left, height, width) as fractions of the upright frame; None = all of it. Turning and
+            mirroring by metadata is applied, the shape of pixels is not.
         size: (height, width) in pixels that come out; None = the pixels of the file.
     """
 

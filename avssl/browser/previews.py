@@ -42,7 +42,7 @@ class PreviewError(ValueError):
 class Previews:
     """Images and playable media of clips, made on first request. Threads and processes may share a folder.
 
-    A clip is a file or a part of one, (start, end) in seconds on the container's clock. Changed files are processed
+    A clip is a file or a part of one, (start, end) in seconds from its beginning. Changed files are processed
     again.
 
     Args:

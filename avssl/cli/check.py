@@ -4,9 +4,10 @@
     python tools/check.py data/toy/manifest.parquet --fix-manifest
 
 Problems are files that are unreadable, truncated, damaged, rotated, silent, shorter than a clip, without video or
-audio, with a late first frame, a variable frame rate, audio and video of different length, or the content of another
-file. Files that time out or crash a worker are listed too. --fix-manifest writes the findings into the manifest, and
-training treats each as data.policy says. Ids and the manifest's hash stay, so that checkpoints fit.
+audio, with a late first frame, a variable frame rate, further tracks that are not read, audio and video of different
+length, or the content of another file. Files that time out or crash a worker are listed too. --fix-manifest writes the
+findings into the manifest, and training treats each as data.policy says. Ids and the manifest's hash stay, so that
+checkpoints fit.
 
 Exit code: 0 nothing found, 1 something found, 2 wrong call.
 """

@@ -9,6 +9,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, TypeVar
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from tqdm import tqdm
@@ -19,6 +20,7 @@ from avssl.data.quarantine import release
 from avssl.files import atomic_write
 from avssl.media.inspect import Inspection
 from avssl.media.probe import Probe
+from avssl.windows import beginning
 from avssl.workers import Lost, run_jobs
 
 T = TypeVar("T", bound=Probe)
@@ -26,11 +28,18 @@ FACTS = tuple(asdict(Probe()))
 FIXED = ("size", "content_key")  # facts that identify the instance: a checked manifest keeps them
 TIMES = ("duration", "video_start", "video_end", "audio_start", "audio_end")
 SAME_SECONDS = 0.1  # recorded times stay if decoding agrees this well, as training draws windows from them
+WHOLE = {"start": None, "end": None}  # a row that is no part of its file
+CUT_TOLERANCE = 1.0  # seconds by which crawlers cut clips too long or short
 MAX_NAMED = 20  # files listed as text; --json lists all
 
 
 def build_table(
-    root: str | Path, rows: Sequence[Mapping[str, Any]], *, num_workers: int = 2, timeout_seconds: float = 60.0
+    root: str | Path,
+    rows: Sequence[Mapping[str, Any]],
+    *,
+    may_be_cut: bool = False,
+    num_workers: int = 2,
+    timeout_seconds: float = 60.0,
 ) -> pa.Table:
     """Probe the files of all rows, each file once, and return the table of a manifest.
 
@@ -38,13 +47,18 @@ def build_table(
         root: folder that the paths are relative to.
         rows: in the order of the manifest: "path" and optionally start, end, group (default: the path), label, split,
             further columns. One named like a probed fact is kept as listed_<name>.
+        may_be_cut: start and end are dropped where the file cannot be the whole video: some crawlers cut the clip and
+            name it by the id only. Such a file is no longer than the clip, and the listed part lies beyond its end.
         timeout_seconds: per file; a file that takes longer gets the status timeout.
     """
     paths = sorted({row["path"] for row in rows})
     files = [Path(root) / path for path in paths]
     probed = probe_files(files, num_workers=num_workers, timeout_seconds=timeout_seconds)
     probed = tqdm(probed, total=len(paths), desc="probing", unit="clip")
-    return join_facts(rows, {paths[i]: asdict(probe) for i, probe in probed})
+    facts = {paths[i]: asdict(probe) for i, probe in probed}
+    if may_be_cut:
+        rows = [row | WHOLE if _is_cut(row, facts[row["path"]]) else row for row in rows]
+    return join_facts(rows, facts)
 
 
 def manifest_of_file(path: Path) -> Manifest:
@@ -67,13 +81,48 @@ def join_facts(rows: Sequence[Mapping[str, Any]], facts: Mapping[str, Mapping[st
         found = {"group": row["path"]} | {name: value for name, value in row.items() if value is not None}
         if "label" in found:  # two disks may write the same folder in two forms, and it is one class
             found["label"] = unicodedata.normalize("NFC", found["label"])
+        found |= _of_part(row, facts[row["path"]])
         for name in SCHEMA.names:
-            columns[name].append(facts[row["path"]][name] if name in FACTS else found.get(name))
+            columns[name].append(found.get(name))
     table = pa.table({name: pa.array(columns[name], SCHEMA.field(name).type) for name in SCHEMA.names})
     for name in further:
         values = pa.array([row.get(name) for row in rows])
         table = table.append_column(f"listed_{name}" if name in FACTS else name, values)
     return table
+
+
+def _length(facts: Mapping[str, Any]) -> tuple[float, float]:
+    """Seconds of the video and of the audio of a file, from its beginning to their ends; NaN without the track."""
+    names = ("video_start", "audio_start", "video_end", "audio_end")
+    video_start, audio_start, *ends = np.array([facts[name] for name in names], dtype=np.float64)
+    return tuple(np.array(ends) - beginning(video_start, audio_start))
+
+
+def _is_cut(row: Mapping[str, Any], facts: Mapping[str, Any]) -> bool:
+    """Whether the file is the listed part alone; see `build_table`."""
+    length = np.fmax(*_length(facts))
+    start, end = row.get("start"), row.get("end")
+    return None not in (start, end) and length <= end - start + CUT_TOLERANCE and length + CUT_TOLERANCE < end
+
+
+def _of_part(row: Mapping[str, Any], facts: Mapping[str, Any]) -> dict[str, Any]:
+    """Facts of a file as those of a row: where only one track reaches into its part, the row lacks the other; where
+    none does, it cannot be used."""
+    start, end = row.get("start") or 0.0, row.get("end")
+    if facts["status"] not in ("ok", "no_video") or (not start and end is None):
+        return dict(facts)
+    video, audio = _length(facts)
+    has_video = start < video and (end is None or end > 0)
+    has_audio = start < audio and (end is None or end > 0)
+    if not has_video and not has_audio:
+        part = f"from {start:g} s on" if end is None else f"{start:g} to {end:g} s"
+        reason = f"its part, {part}, lies outside of the file, which lasts {np.fmax(video, audio):.1f} s"
+        return facts | {"status": "outside", "has_audio": False, "reason": reason}
+    if not has_video and facts["status"] == "ok":
+        facts = facts | {"status": "no_video", "reason": f"the video ends at {video:.1f} s, before this part"}
+    if not has_audio and facts["has_audio"]:
+        facts = facts | {"has_audio": False, "reason": f"the audio ends at {audio:.1f} s, before this part"}
+    return dict(facts)
 
 
 def probe_files(
@@ -109,6 +158,7 @@ def with_findings(table: pa.Table, found: Mapping[str, Inspection]) -> pa.Table:
     for row in rows:
         inspection = found[row["path"]]
         row |= dict.fromkeys(FINDINGS) | _facts(row, inspection)
+        row |= {name: value for name, value in _of_part(row, row).items() if name in FACTS}
         if inspection.digest and row["status"] != "exchanged":
             original = first.setdefault((inspection.digest, row["start"], row["end"]), row["path"])
             row["duplicate_of"] = None if original == row["path"] else original
@@ -203,6 +253,8 @@ def _detail(case: str, entry: Mapping[str, Any]) -> str:
             return f": ends at {entry['cut_off_at']:.2f} s, by its header at {entry['claimed_end']:.2f} s"
         case "damaged":
             return f": from {entry['damaged_at']:.2f} s"
+        case "further_tracks":
+            return f": {entry['further_tracks']}"
         case "duplicate":
             return f": as {entry['duplicate_of']}"
     return ""

@@ -15,12 +15,13 @@ import pyarrow.parquet as pq
 
 from avssl.data.quarantine import read_quarantine
 from avssl.files import atomic_write, digest
+from avssl.windows import beginning
 
 # A row is a clip or, with start and end, a part of one. Further columns may follow.
 SCHEMA = pa.schema(
     [
         ("path", pa.string()),  # relative to the root, with forward slashes
-        ("start", pa.float64()),  # seconds; null = from the beginning
+        ("start", pa.float64()),  # seconds from the beginning of the file (windows.beginning); null = all of it
         ("end", pa.float64()),  # seconds; null = to the end
         ("group", pa.string()),  # kept together in train or test, such as the scene; the path if unknown
         ("label", pa.string()),
@@ -47,6 +48,7 @@ FINDINGS = {  # further columns of a checked manifest
     "cut_off_at": pa.float64(),
     "damaged_at": pa.float64(),
     "variable_rate": pa.bool_(),
+    "further_tracks": pa.string(),
     "duplicate_of": pa.string(),  # path of the first row with the same content, start and end
 }
 IDENTITY = ("path", "start", "end", "content_key")  # what identifies an instance
@@ -125,11 +127,13 @@ class Manifest:
         return pc.fill_null(self.table.column("has_audio"), False).to_numpy()
 
     def bounds(self, track: Literal["video", "audio"]) -> np.ndarray:
-        """(N, 2) float64 seconds at which a track begins and ends inside each row's part of the file; NaN = unknown."""
-        begin, first, end, last = (
-            self.column(name).astype(np.float64) for name in (f"{track}_start", "start", f"{track}_end", "end")
-        )
-        return np.stack([np.fmax(begin, first), np.fmin(end, last)], axis=1)
+        """(N, 2) float64 seconds of the container's clock at which a track begins and ends inside each row's part of
+        the file; NaN = it has nothing there, or unknown."""
+        names = ("video_start", "audio_start", "start", "end", f"{track}_start", f"{track}_end")
+        video_start, audio_start, start, end, first, last = (self.column(name).astype(np.float64) for name in names)
+        zero = beginning(video_start, audio_start)
+        low, high = np.maximum(first, np.nan_to_num(zero + start, nan=-np.inf)), np.fmin(last, zero + end)
+        return np.where((low < high)[:, None], np.stack([low, high], axis=1), np.nan)
 
     @property
     def class_names(self) -> list[str]:

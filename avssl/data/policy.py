@@ -1,6 +1,7 @@
 """Defects of clips, and which clips a run trains on in spite of them, by row (start, end). N = rows.
 
-cut_off, damaged, variable_rate and duplicate are known only after `python tools/check.py MANIFEST --fix-manifest`.
+cut_off, damaged, variable_rate, further_tracks and duplicate are known only after
+`python tools/check.py MANIFEST --fix-manifest`.
 """
 
 from dataclasses import dataclass
@@ -11,6 +12,7 @@ import pyarrow as pa
 
 from avssl.config import ConfigError, DataConfig, PolicyConfig
 from avssl.data.manifest import Manifest
+from avssl.windows import beginning
 
 SHORT_SECONDS = 0.1  # may be missing of a window: audio of intact clips ends up to 0.06 s off (priming, last packet)
 LATE_SECONDS = 0.2  # tracks of intact MPEG and FLV begin up to 0.1 s apart
@@ -28,6 +30,7 @@ TITLES = {
     "cut_off": "cut off",
     "damaged": "damaged",
     "variable_rate": "with a variable frame rate",
+    "further_tracks": "with further tracks that are not read",
     "duplicate": "with the content of an earlier one",
 }
 
@@ -57,17 +60,11 @@ def cases(manifest: Manifest, clip_seconds: float) -> dict[str, np.ndarray]:
     ok, quarantined = status == "ok", status == "quarantined"
     no_video = (status == "no_video") & has_audio
     readable = ok | no_video
-    start, end = _numbers(manifest, "start"), _numbers(manifest, "end")
-    video, audio = (
-        (
-            np.maximum(_numbers(manifest, f"{track}_start"), np.nan_to_num(start, nan=-np.inf)),
-            np.minimum(_numbers(manifest, f"{track}_end"), np.nan_to_num(end, nan=np.inf)),
-        )
-        for track in ("video", "audio")
-    )  # two (N,) each, NaN without the track
+    video, audio = (manifest.bounds(track).T for track in ("video", "audio"))  # (2, N) each, NaN without the track
     audio_span, video_span = np.where(has_audio, audio, np.nan), np.where(ok, video, np.nan)  # (2, N)
     overlap = np.fmin(audio_span[1], video_span[1]) - np.fmax(audio_span[0], video_span[0])  # (N,) seconds
-    end = np.nan_to_num(end, nan=np.inf)
+    zero = beginning(_numbers(manifest, "video_start"), _numbers(manifest, "audio_start"))
+    end = np.nan_to_num(zero + _numbers(manifest, "end"), nan=np.inf)
     return {
         "unreadable": ~readable & ~quarantined,
         "quarantined": quarantined,
@@ -82,6 +79,7 @@ def cases(manifest: Manifest, clip_seconds: float) -> dict[str, np.ndarray]:
         "cut_off": readable & (_numbers(manifest, "cut_off_at") < end),
         "damaged": readable & (_numbers(manifest, "damaged_at") < end),
         "variable_rate": ok & (_numbers(manifest, "variable_rate") > 0),
+        "further_tracks": readable & _is_named(manifest, "further_tracks"),
         "duplicate": readable & _is_named(manifest, "duplicate_of"),
     }
 

@@ -232,11 +232,7 @@ def _jobs(
 
 def _table(listing: Listing, names: dict[str, str], done: dict[str, Prepared]) -> pa.Table:
     """The rows of the source in their order, with the facts of the copies."""
-    rows = []
-    for row in listing.rows:
-        shift = done[row["path"]].shift
-        moved = {name: None if row[name] is None else row[name] + shift for name in ("start", "end")}
-        rows.append(row | moved | {"path": names[row["path"]]})
+    rows = [row | {"path": names[row["path"]]} for row in listing.rows]
     table = join_facts(rows, {names[clip]: asdict(each.facts) for clip, each in done.items()})
     origin = [done[row["path"]] for row in listing.rows]
     further = {name: values for name, values in listing.further.items() if name not in ("source_key", "source_shift")}

@@ -17,21 +17,29 @@ BLOCK_FRAMES, BLOCK_SECONDS = 32, (1.0, 10.0)  # audio that is placed together: 
 JUMP_SECONDS = 5e-4  # audio further than this from where it should continue is placed anew
 MIN_TICK = 5e-4  # seconds; timestamps are rounded to ticks (1 ms in Matroska), so a difference of one tick is no gap
 MAX_GAP_SECONDS = 600.0  # filled with zeros
+CANCELED = 0.2  # of the power of mixed independent channels: below, their correlation is under -0.8
 
 
 def to_mono(*frames: av.AudioFrame) -> np.ndarray:
-    """Consecutive decoded frames of one format -> (n,) float32: the plain mean of the channels, full scale = 1."""
+    """Consecutive decoded frames of one format -> (n,) float32, full scale = 1: the plain mean of the channels, or where
+    they cancel each other (stereo of opposite phase) one of them."""
     values = np.concatenate([frame.to_ndarray() for frame in frames], axis=1)  # (channels, n), or (1, n * channels)
     num_channels = frames[0].layout.nb_channels
     if not frames[0].format.is_planar:
         values = values.reshape(-1, num_channels).T
     kind, itemsize = values.dtype.kind, values.dtype.itemsize
+    if kind == "u":  # 8 bits around 128
+        values = values - np.int16(128)
     scale = np.float32({"i": 2.0 ** (1 - 8 * itemsize), "u": 1 / 128}.get(kind, 1.0))
     mono = values[0] * scale if num_channels == 1 else (values.mean(axis=0, dtype=np.float64) * scale)  # (n,)
+    if num_channels > 1:
+        power = np.square(values, dtype=np.float64).mean(axis=1) * float(scale) ** 2  # (channels,)
+        if np.square(mono).mean() * num_channels**2 < CANCELED * power.sum():
+            mono = values[np.argmax(power > power.max() / 2)] * scale  # the first of the loud ones: the same everywhere
     mono = mono.astype(np.float32, copy=False)
     if kind == "f":
         return np.nan_to_num(mono, copy=False, posinf=1.0, neginf=-1.0)  # only damaged audio has such values
-    return mono - 1 if kind == "u" else mono
+    return mono
 
 
 class Run:

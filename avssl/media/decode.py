@@ -30,6 +30,7 @@ from avssl.media.reader import (
     error_text,
     frame_duration,
 )
+from avssl.media.upright import orientation
 from avssl.windows import AudioWindow, VideoWindow
 
 PREROLL_SECONDS = 0.25  # AAC, Opus and MP3 need the packets before a sample to decode it rightly
@@ -94,9 +95,9 @@ def read_clip(
     """Read any number of windows out of one opened file, results in the order asked for.
 
     A window of frames that runs past the end of the last frame repeats its own frames from the first onwards; one that
-    starts past the end repeats the last frame. Audio is mixed to mono by the plain mean of all channels, resampled, and
-    zero wherever the file has none: before its first sample, after its last, in gaps and damaged packets, or everywhere
-    without a decodable track. `padded` of a result says so.
+    starts past the end repeats the last frame. Audio is mixed to mono (`to_mono`), resampled, and zero wherever the
+    file has none: before its first sample, after its last, in gaps and damaged packets, or everywhere without a
+    decodable track. `padded` of a result says so.
 
     Args:
         path: a local file; nothing is fetched over a network.
@@ -198,8 +199,8 @@ class _Collector:
         is within 0.9 gray levels of Pillow's filter, whole pixels of a resized image within 4.
         """
         frame = taken.decode() if isinstance(taken, LazyFrame) else taken
-        turns = round(taken.rotation / 90) % 4  # quarter turns counterclockwise
-        height, width = (frame.width, frame.height) if turns % 2 else (frame.height, frame.width)  # upright
+        turned = taken.orientation if isinstance(taken, LazyFrame) else orientation(taken)
+        width, height = turned.size(frame.width, frame.height)  # upright
         if self.data is None:
             self._allocate(height, width)
         size, crop = self.data.shape[1:3], self.window.crop or WHOLE
@@ -207,17 +208,16 @@ class _Collector:
             side if part * side <= MAX_SHRINK * num else max(1, round(num / part))
             for side, part, num in zip((height, width), crop[2:], size, strict=True)
         )
-        stored = (width, height) if turns % 2 else (height, width)
-        if isinstance(taken, LazyFrame) and taken.narrow and stored != (frame.height, frame.width):
+        stored = turned.size(width, height)
+        if isinstance(taken, LazyFrame) and taken.narrow and stored != (frame.width, frame.height):
             # Another library made RGB of it without smoothing chroma, which resizing from the stored pixels does.
             # Converting back to that format first halves the difference.
             frame = self.narrower.reformat(frame, format=taken.narrow, interpolation=MEAN_OF_COLORS, threads=1)
         bilinear = Interpolation.BILINEAR
         image = self.reformatter.reformat(
-            frame, height=stored[0], width=stored[1], format="rgb24", interpolation=bilinear, threads=1
+            frame, width=stored[0], height=stored[1], format="rgb24", interpolation=bilinear, threads=1
         ).to_ndarray()
-        if turns:
-            image = np.ascontiguousarray(np.rot90(image, turns))
+        image = turned.upright(image)
         if self.window.crop is None and (height, width) == size:
             self.data[number] = image
             return

@@ -20,6 +20,7 @@ from avssl.files import digest
 from avssl.media.audio import to_mono
 from avssl.media.probe import SILENCE, Probe, counted_rate, examine, missing_audio, missing_video, shape, stated_rate
 from avssl.media.reader import MAX_IDLE, MAX_RESUMED, DecodeError, Reader, frame_duration
+from avssl.media.streams import is_decodable, name_track
 from avssl.workers import serve
 
 CUT_SECONDS = 0.2  # headers of intact files claim up to 0.05 s too much (rounding, padding of the last packet)
@@ -37,6 +38,7 @@ class Inspection(Probe):
     # second of the first damage that a decoder noticed, or None; PCM and VP8 notice none
     damaged_at: float | None = None
     variable_rate: bool | None = None  # the distance of the frames varies; None without frames
+    further_tracks: str | None = None  # names of tracks that are not read, see streams.py
     digest: str = ""  # of all decoded video and audio, the same in any container; "" = nothing could be decoded
 
 
@@ -163,12 +165,15 @@ def _read_facts(reader: Reader) -> dict:
     if cut_off_at is not None and damaged_at is not None and damaged_at > cut_off_at - CUT_SECONDS:
         cut_off_at, damaged_at = min(cut_off_at, damaged_at), None  # the packet that was cut through
     digests = b"".join(track.digest.digest() for track in tracks if track.starts)
+    others = {*reader.container.streams.video, *reader.container.streams.audio} - {track.stream for track in tracks}
+    further = [name_track(each) for each in sorted(filter(is_decodable, others), key=lambda each: each.index)]
     facts = missing_audio(reader) if audio is None else audio.facts()
     facts |= missing_video(reader) if video is None else video.facts(damaged_at)
     return facts | {
         "cut_off_at": cut_off_at,
         "claimed_end": claimed_end,
         "damaged_at": damaged_at,
+        "further_tracks": ", ".join(further) or None,
         "digest": digest(digests) if digests else "",
     }
 

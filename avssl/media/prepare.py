@@ -34,6 +34,7 @@ from avssl.files import WriteError, atomic_write
 from avssl.media.audio import mono_frame, resample_stream, without_gaps
 from avssl.media.probe import PLAUSIBLE_FPS, Probe, content_key, probe
 from avssl.media.reader import TIME_TOLERANCE, DecodeError, Reader, frame_duration
+from avssl.media.upright import Orientation, orientation
 from avssl.workers import serve
 
 T = TypeVar("T")
@@ -293,14 +294,13 @@ class Resizer:
             self.width, self.height = (max(2, round(side * scale / 2) * 2) for side in size)
         else:  # at most a row and a column are lost
             self.width, self.height = (max(2, int(side) // 2 * 2) for side in size)
-        turned = round(first.rotation / 90) % 2
-        self.upright = (self.width, self.height) if turned else (self.height, self.width)
+        self.upright = orientation(first).size(self.width, self.height)[::-1]
         self.colorspace = Colorspace.SMPTE170M if first.format.is_rgb else None
         self.reformatter = VideoReformatter()
 
     def __call__(self, frame: av.VideoFrame) -> av.VideoFrame:
-        turns = round(frame.rotation / 90) % 4
-        height, width = self.upright[::-1] if turns % 2 else self.upright
+        turned = orientation(frame)
+        width, height = turned.size(*self.upright[::-1])
         small = self.reformatter.reformat(
             frame,
             width=width,
@@ -311,19 +311,19 @@ class Resizer:
             interpolation=Interpolation.BICUBIC | Interpolation.ACCURATE_RND,
             threads=1,
         )
-        if turns:
-            small = _turn(small, turns)
+        if turned != Orientation(False, 0):
+            small = _turn(small, turned)
         small.pict_type = 0  # the encoder chooses, not the source
         return small
 
 
-def _turn(frame: av.VideoFrame, turns: int) -> av.VideoFrame:
-    """Quarter turns counterclockwise of a yuv420p frame."""
+def _turn(frame: av.VideoFrame, turned: Orientation) -> av.VideoFrame:
+    """A yuv420p frame upright."""
     height, width = frame.height, frame.width
     values = frame.to_ndarray().reshape(-1)  # the three planes one after another
     sizes = [(height, width), (height // 2, width // 2), (height // 2, width // 2)]
     ends = np.cumsum([rows * columns for rows, columns in sizes])[:-1]
-    planes = [np.rot90(part.reshape(size), turns) for part, size in zip(np.split(values, ends), sizes, strict=True)]
+    planes = [turned.upright(part.reshape(size)) for part, size in zip(np.split(values, ends), sizes, strict=True)]
     stacked = np.concatenate([plane.reshape(-1) for plane in planes]).reshape(-1, planes[0].shape[1])
     turned = av.VideoFrame.from_ndarray(np.ascontiguousarray(stacked), format="yuv420p")
     turned.colorspace, turned.color_range = frame.colorspace, frame.color_range
@@ -366,7 +366,7 @@ def _run_job(job: dict[str, Any]) -> dict[str, Any]:
         return asdict(prepare_clip(source, target, settings))
     try:
         with Reader(source) as reader:
-            seconds = (reader.container.duration or 0) / av.time_base
+            seconds = reader.stated_seconds
     except DecodeError:
         return {"done": False, "seconds": 0.0}
     known = read_record(target)

@@ -2,7 +2,8 @@
 
     python -m avssl.media.preview        (a worker, see workers.py; `_run_job` says what a job is)
 
-A clip is a file or a part of one, (start, end) in seconds on the container's clock.
+A clip is a file or a part of one, (start, end): of a job in seconds from the beginning of the file, as a manifest has
+them; else on the container's clock.
 """
 
 import contextlib
@@ -24,10 +25,12 @@ from PIL import Image
 from avssl.files import WriteError, atomic_write
 from avssl.media.audio import mono_frame, resample_stream, without_gaps
 from avssl.media.prepare import FULL, Resizer, encode_video, peek
-from avssl.media.reader import TIME_TOLERANCE, DecodeError, Reader, Track, error_text, frame_duration, is_cover
+from avssl.media.reader import TIME_TOLERANCE, DecodeError, Reader, Track, error_text, frame_duration
+from avssl.media.streams import is_cover
+from avssl.windows import beginning
 from avssl.workers import serve
 
-VERSION = 1  # of the files written: another one makes all of them anew
+VERSION = 2  # of the files written: another one makes all of them anew
 Part = tuple[float, float] | None  # seconds; None = the whole file
 
 POSTER_SIDE, JPEG_QUALITY = 256, 80
@@ -194,7 +197,8 @@ def playable(source: str | Path) -> str | None:
         audios = list(reader.container.streams.audio)
         if not videos and not audios:
             raise DecodeError(source, "the file has neither video nor audio")
-        plays = all(_plays(each, VIDEO_CODECS.get(container, ())) for each in videos)
+        plays = max(len(videos), len(audios)) == 1  # a browser might choose another track
+        plays = plays and all(_plays(each, VIDEO_CODECS.get(container, ())) for each in videos)
         plays = plays and all(_plays(each, AUDIO_CODECS.get(container, ())) for each in audios)
         if not plays or not _has_packets(reader):
             return None
@@ -383,6 +387,14 @@ def _from_zero(pieces: Iterable[tuple[int, np.ndarray]], zero: int) -> Iterator[
             yield max(position, 0), samples[max(-position, 0) :]
 
 
+def _on_clock(source: str | Path, part: tuple[float, float]) -> tuple[float, float]:
+    with Reader(source) as reader:
+        kinds = [kind for kind in ("video", "audio") if getattr(reader, kind) is not None]
+        starts = {kind: next(reader.frames_from(kind, -math.inf), (math.nan,))[0] for kind in kinds}
+    zero = np.nan_to_num(beginning(*(np.float64(starts.get(kind, math.nan)) for kind in ("video", "audio"))))
+    return part[0] + float(zero), part[1] + float(zero)
+
+
 def _run_job(job: dict[str, Any]) -> dict[str, Any]:
     """Make or find out one thing.
 
@@ -392,9 +404,9 @@ def _run_job(job: dict[str, Any]) -> dict[str, Any]:
     Returns:
         reason: why it failed, or empty; media_type if there is one; again: the reason is not in the file.
     """
-    source, part = job["source"], tuple(job["part"]) if job["part"] else None
-    media_type = None
+    source, media_type = job["source"], None
     try:
+        part = _on_clock(source, job["part"]) if job["part"] else None
         match job["kind"]:
             case "poster":
                 poster(source, job["target"], part)

@@ -13,7 +13,9 @@ import numpy as np
 
 from avssl.files import digest
 from avssl.media.audio import to_mono
-from avssl.media.reader import EMPTY, MISSING, DecodeError, Reader, file_problem, frame_duration, is_cover
+from avssl.media.reader import EMPTY, MISSING, DecodeError, Reader, file_problem, frame_duration
+from avssl.media.streams import is_cover, is_decodable
+from avssl.media.upright import orientation
 from avssl.workers import serve
 
 SILENCE = 1 / 32768  # a peak up to one step of 16-bit audio is digital silence
@@ -34,7 +36,7 @@ class Probe:
     fps: float | None = None  # average frames per second
     width: int | None = None  # pixels of the upright frame, after `rotation`
     height: int | None = None
-    rotation: int | None = None  # degrees counterclockwise to turn the stored frame upright: 0, 90, 180 or 270
+    rotation: int | None = None  # degrees counterclockwise that turn the stored frame upright, after mirroring
     video_start: float | None = None  # when the first frame in the file begins
     video_end: float | None = None  # when the last frame in the file ends
     audio_start: float | None = None  # likewise of the audio
@@ -95,16 +97,18 @@ def missing_video(reader: Reader) -> dict:
 
 def missing_audio(reader: Reader) -> dict:
     """Reason of a file without a decodable audio track."""
-    there = bool(reader.container.streams.audio)
-    return {"reason": "no decoder exists for the audio track" if there else "the file has no audio track"}
+    streams = reader.container.streams.audio
+    if any(map(is_decodable, streams)):
+        return {"reason": "the audio tracks belong to another program than the video"}
+    return {"reason": "no decoder exists for the audio track" if streams else "the file has no audio track"}
 
 
 def shape(frame: av.VideoFrame) -> dict:
     """Size and rotation of the upright frame. Raises FFmpegError when its pixel format cannot be converted."""
     frame.reformat(format="rgb24", threads=1)
-    rotation = round(frame.rotation / 90) % 4 * 90
-    width, height = (frame.height, frame.width) if rotation % 180 else (frame.width, frame.height)
-    return {"width": width, "height": height, "rotation": rotation}
+    turned = orientation(frame)
+    width, height = turned.size(frame.width, frame.height)
+    return {"width": width, "height": height, "rotation": 90 * turned.turns}
 
 
 def stated_rate(stream: av.stream.Stream) -> float | None:

@@ -19,6 +19,8 @@ import av.format
 import av.stream
 
 from avssl.media import quirks
+from avssl.media.streams import choose_tracks
+from avssl.media.upright import Orientation
 
 Track = Literal["video", "audio"]
 TIME_TOLERANCE = 1e-4  # seconds; timestamps are rounded to the ticks of the container
@@ -56,8 +58,7 @@ class Limits:
     """Limits of a file; one beyond them is refused before memory is allocated."""
 
     max_pixels: int = 2**25  # of one stored frame, width x height; the default admits 8K (7680 x 4320)
-    # duration by the header, which includes the start time of an MPEG-TS recording (up to 26 hours)
-    max_seconds: float = 360_000.0
+    max_seconds: float = 360_000.0  # duration by the header
     max_bytes: int = 2**31  # of the frames of one window
 
 
@@ -90,7 +91,7 @@ class LazyFrame:
     decode: Callable[[], av.VideoFrame]  # as RGB, as it is stored
     duration: int  # ticks, 0 = not known
     time_base: Fraction  # seconds of a tick
-    rotation: int  # degrees counterclockwise to turn it upright
+    orientation: Orientation
     narrow: str | None  # pixel format of the file if its chroma is subsampled, else None
 
 
@@ -114,7 +115,7 @@ class Reader:
     """One opened file that yields decoded frames from a given second on, even with a broken index.
 
     Attributes:
-        video, audio: the first decodable stream of the kind or None; cover art is no video.
+        video, audio: the streams that are read, see streams.py.
 
     Raises:
         DecodeError: the file does not exist, is empty, is no media file, or exceeds `limits`.
@@ -126,6 +127,7 @@ class Reader:
         problem = file_problem(self.path)
         if problem is not None:
             raise DecodeError(path, problem)
+        self._tracks: tuple[int | None, int | None] | None = None  # numbers of the streams
         self._open()
 
     def __enter__(self) -> Self:
@@ -134,20 +136,22 @@ class Reader:
     def __exit__(self, *exception: object) -> None:
         self.container.close()
 
+    def _open_container(self) -> av.container.InputContainer:
+        return av.open(
+            f"file:{self.path}",  # the protocol is named, or a file called "http:..." would be fetched
+            container_options={"protocol_whitelist": "file", "format_whitelist": _FORMATS},
+            metadata_errors="replace",
+            timeout=OPEN_SECONDS,
+        )
+
     def _open(self) -> None:
         try:
-            # the protocol is named, or a file called "http:..." would be fetched
-            self.container = av.open(
-                f"file:{self.path}",
-                container_options={"protocol_whitelist": "file", "format_whitelist": _FORMATS},
-                metadata_errors="replace",
-                timeout=OPEN_SECONDS,
-            )
+            self.container = self._open_container()
         except (av.error.FFmpegError, ValueError) as error:
             raise DecodeError(self.path, f"no media file that can be opened ({error_text(error)})") from error
         try:
-            self.video = _first_decodable(self.container.streams.video)
-            self.audio = _first_decodable(self.container.streams.audio)
+            self._tracks = self._tracks or choose_tracks(self.container, self._open_container)
+            self.video, self.audio = (None if i is None else self.container.streams[i] for i in self._tracks)
             self._check_limits()
         except DecodeError:
             self.container.close()
@@ -161,7 +165,7 @@ class Reader:
 
     def _check_limits(self) -> None:
         width, height = (0, 0) if self.video is None else (self.video.width, self.video.height)
-        seconds = (self.container.duration or 0) / av.time_base
+        seconds = self.stated_seconds
         if max(width, height) > MAX_SIDE:
             raise DecodeError(self.path, f"a frame of {width}x{height} is larger than {MAX_SIDE} on a side")
         if width * height > self.limits.max_pixels:
@@ -170,6 +174,12 @@ class Reader:
         if seconds > self.limits.max_seconds:
             limit = f"data.max_seconds={self.limits.max_seconds:.0f}: raise it if the file is intact"
             raise DecodeError(self.path, f"it claims to last {seconds:.0f} seconds, more than {limit}")
+
+    @property
+    def stated_seconds(self) -> float:
+        """Duration by the header, 0 = not stated. Some containers count it from 0, and their times may be a date."""
+        start, duration = self.container.start_time or 0, self.container.duration or 0
+        return (duration - start if duration >= start else duration) / av.time_base
 
     def frames_from(
         self, kind: Track, seconds: float, wanted: Sequence[float] | None = None
@@ -350,11 +360,6 @@ def frame_duration(frame: av.VideoFrame | LazyFrame | av.AudioFrame, stream: Has
     return float(1 / stream.average_rate) if stream.average_rate else 1 / 25
 
 
-def is_cover(stream: av.stream.Stream) -> bool:
-    """Whether a video stream is only cover art."""
-    return av.stream.Disposition.attached_pic in stream.disposition
-
-
 def error_text(error: Exception) -> str:
     """FFmpeg's message of an error."""
     return getattr(error, "strerror", None) or str(error)
@@ -368,10 +373,6 @@ def _demux(container: av.container.InputContainer, streams: Sequence[av.stream.S
             return
         except (av.error.FFmpegError, ValueError):
             continue
-
-
-def _first_decodable(streams: Sequence[av.stream.Stream]) -> av.stream.Stream | None:
-    return next((each for each in streams if each.codec_context is not None and not is_cover(each)), None)
 
 
 def _input_formats() -> str:

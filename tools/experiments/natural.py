@@ -31,6 +31,7 @@ from avssl.evaluate.features import extract
 from avssl.evaluate.metrics import bootstrap_interval
 from avssl.training.loop import train
 from avssl.weights.load import load_run
+from avssl.windows import beginning
 
 CONFIGS = ROOT / "configs"
 WINDOW_SECONDS = 0.96  # input length of the encoders
@@ -59,9 +60,10 @@ def windows(manifest: Manifest, rows: np.ndarray, *, seconds: float, hop: float)
     for row in rows.tolist():
         facts = table.slice(row, 1).to_pylist()[0]
         start = max(facts["video_start"], facts["audio_start"])
+        zero = float(beginning(np.float64(facts["video_start"]), np.float64(facts["audio_start"])))
         room = min(facts["video_end"], facts["audio_end"]) - start - seconds
         for i in range(int((room + ROUNDING) // hop) + 1 if room > -ROUNDING else 0):
-            begin = start + i * hop
+            begin = start - zero + i * hop
             parts.append(facts | {"start": begin, "end": begin + seconds, "group": facts["path"]})
     return parts
 

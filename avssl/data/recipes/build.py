@@ -16,7 +16,6 @@ import pyarrow.compute as pc
 from avssl.data.check import build_table, name_some
 from avssl.data.manifest import ManifestError, write_manifest
 from avssl.data.recipes.download import DownloadError
-from avssl.data.recipes.youtube import clear_parts_of_cut_clips
 from avssl.files import Parser, WriteError, check_writable, print_next, print_result
 
 
@@ -88,9 +87,8 @@ def run_recipe(
         check_writable(given.out)
         if given.json not in (None, "-"):
             check_writable(given.json)
-        table = build_table(given.root, found.rows, num_workers=given.workers, timeout_seconds=given.timeout)
-        if found.may_be_cut:
-            table = clear_parts_of_cut_clips(table)
+        how = {"may_be_cut": found.may_be_cut, "num_workers": given.workers, "timeout_seconds": given.timeout}
+        table = build_table(given.root, found.rows, **how)
         write_manifest(given.out, table, root=given.root)
     except (ManifestError, DownloadError, WriteError, OSError) as error:
         parser.error(str(error))

@@ -6,11 +6,8 @@ from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import Any
 
-import pyarrow as pa
-
 # <id>, <id>_<start>, <id>_<start>_<end>: seconds, padded or not, or milliseconds; AudioSet's crawlers put a Y before it
 NAME = re.compile(r"Y?(?P<id>[\w-]{11})(_(?P<start>\d+(\.\d+)?)(_\d+(\.\d+)?)?)?", re.ASCII)
-TOLERANCE = 1.0  # seconds by which crawlers cut clips too long or short
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,19 +56,3 @@ def match_clips(listed: Iterable[Listed], paths: Sequence[str]) -> tuple[list[di
         rows.setdefault((known[start], row.get("start", 0.0)), row)
     taken = {path for path, _ in rows}
     return [rows[key] for key in sorted(rows)], absent, [path for path in paths if path not in taken]
-
-
-def clear_parts_of_cut_clips(table: pa.Table) -> pa.Table:
-    """The table of a manifest with null start and end where the file cannot be the whole video: some crawlers cut the
-    clip and name it by the id only. Such a file is no longer than the clip, and the listed part lies beyond its end.
-    """
-    columns = {name: table.column(name).to_pylist() for name in ("start", "end")}
-    ends = zip(table.column("video_end").to_pylist(), table.column("audio_end").to_pylist(), strict=True)
-    for i, file_ends in enumerate(ends):
-        start, end = columns["start"][i], columns["end"][i]
-        last = max((each for each in file_ends if each is not None), default=None)
-        if None not in (start, last) and last <= end - start + TOLERANCE and last + TOLERANCE < end:
-            columns["start"][i] = columns["end"][i] = None
-    for name, values in columns.items():
-        table = table.set_column(table.column_names.index(name), name, pa.array(values, pa.float64()))
-    return table

@@ -21,6 +21,8 @@ class DecordReader(IndexedReader):
         index = self.index
         if len(self.reader.container.streams.video) > 1:
             raise self.refused("it has more than one video track, of which decord takes the largest")
+        if index.first.rotation and not self.reader.container.format.name.startswith("mov"):
+            raise self.refused("it is turned by its metadata, which decord reads in MP4 and MOV only")
         keyframes = np.flatnonzero(index.keyframes)
         if (index.decoded_at[keyframes] != keyframes).any():
             raise self.refused("frames before a keyframe are built on it (open GOP), which decord counts wrongly")

@@ -19,6 +19,7 @@ import numpy as np
 from av.video.reformatter import ColorRange
 
 from avssl.media.reader import LIMITS, DecodeError, LazyFrame, Limits, Reader, Track
+from avssl.media.upright import orientation
 
 CONTAINERS = {"mov,mp4,m4a,3gp,3g2,mj2": "MP4 and MOV", "matroska,webm": "Matroska and WebM", "flv": "FLV"}
 MAX_BITS = 10  # per channel: FFmpeg versions convert deeper ones differently, by more than 2 gray levels
@@ -84,7 +85,8 @@ class IndexedReader:
         index = self.index
         for number in range(max(bisect.bisect_right(index.seconds, seconds) - 1, 0), len(index)):
             decode = partial(self._decode, number)
-            lazy = LazyFrame(decode, index.durations[number], index.time_base, index.first.rotation, index.narrow)
+            turned = orientation(index.first)
+            lazy = LazyFrame(decode, index.durations[number], index.time_base, turned, index.narrow)
             yield index.seconds[number], lazy
 
     def refused(self, reason: str) -> DecodeError:

@@ -1,9 +1,8 @@
 """Which file is which listed clip, by the names that crawlers give."""
 
-import pyarrow as pa
 import pytest
 
-from avssl.data.recipes.youtube import Listed, clear_parts_of_cut_clips, match_clips, youtube_id
+from avssl.data.recipes.youtube import Listed, match_clips, youtube_id
 
 ID = "-_a1B2c3D4e"
 
@@ -58,22 +57,3 @@ def test_a_cut_clip_goes_before_the_whole_video_and_parts_of_it_are_rows() -> No
 def test_ids() -> None:
     assert youtube_id(f"a/{ID}_000030_000040.mp4") == ID
     assert youtube_id("a/any name.mp4") is None
-
-
-def test_the_part_stays_only_where_the_file_can_be_the_whole_video() -> None:
-    files = {  # name: start, end, video_end, audio_end -> start, end
-        "whole": (30, 40, 200, 200, 30, 40),
-        "whole, ends too early": (30, 40, 35, 35, 30, 40),
-        "whole, no longer than the clip": (0, 10, 10, 10, 0, 10),
-        "cut": (30, 40, 10.1, 10.2, None, None),
-        "cut, sound alone": (30, 40, None, 10, None, None),
-        "cut, from near the beginning": (3, 13, 9.8, None, None, None),
-        "unreadable": (30, 40, None, None, 30, 40),
-        "names its start": (None, None, 10, 10, None, None),
-    }
-    names = ("start", "end", "video_end", "audio_end")
-    kept = clear_parts_of_cut_clips(
-        pa.table(dict(zip(names, list(zip(*files.values(), strict=True))[:4], strict=True)))
-    )
-    parts = zip(kept.column("start").to_pylist(), kept.column("end").to_pylist(), strict=True)
-    assert dict(zip(files, parts, strict=True)) == {name: each[4:] for name, each in files.items()}
