@@ -17,8 +17,8 @@ from avssl.config import DataConfig
 from avssl.transforms import audio, video
 from avssl.windows import AudioWindow, Span, VideoWindow
 
-WALK_CROP_AREA, WALK_CROP_ASPECT = (0.8, 0.95), (0.7, 1.3)  # of the frame that the walk's grid is laid over, and
-WALK_PATCH_AREA, WALK_PATCH_ASPECT = (0.7, 0.9), (3 / 4, 4 / 3)  # of what is cut out of each cell of each frame
+WALK_CROP_AREA, WALK_CROP_ASPECT = (0.8, 0.95), (0.7, 1.3)  # of each frame, which the walk's grid is laid over, and
+WALK_PATCH_AREA, WALK_PATCH_ASPECT = (0.7, 0.9), (3 / 4, 4 / 3)  # of what is cut out of each of its cells
 
 
 @dataclass(frozen=True)
@@ -205,18 +205,27 @@ def _as_patch(data: DataConfig) -> DataConfig:
 
 
 class Walk(Video):
-    """All frames of a clip as a grid of overlapping cells, each jittered by itself.
+    """All frames of a clip as a grid of overlapping cells, each frame and each cell jittered by itself: of a camera that
+    stands still, the place in the grid alone must not tell which cells belong together.
 
     Source: videowalk utils/augs.py with `--frame-aug grid`; as there, no colors are changed.
     """
 
+    def plan(self, rng: np.random.Generator | None, data: DataConfig, clip: Clip, window: Window) -> Plan:
+        params, size = self.draw(rng, data, width=clip.width, height=clip.height), (data.size, data.size)
+        frames = tuple(
+            VideoWindow(window.start + i / data.fps, 1 / data.fps, data.fps, crop=tuple(box), size=size)
+            for i, box in enumerate(params["crop"].tolist())
+        )
+        return Plan(frames, (data.num_frames, *size, 3), params)
+
     def draw(
         self, rng: np.random.Generator | None, data: DataConfig, *, width: int, height: int
     ) -> dict[str, np.ndarray]:
-        """A crop of all frames, and in it the places of the cells.
+        """A crop of each frame, and in it the places of the cells.
 
         Returns:
-            crop (4,) and cells (T, N, 4) float32: top, left, height, width as fractions, cells of the crop.
+            crop (T, 4) and cells (T, N, 4) float32: top, left, height, width as fractions, cells of the crop.
         """
         if data.num_frames < 3:
             raise ValueError(f"data.num_frames={data.num_frames}: a walk there and back needs at least 3 frames")
@@ -228,9 +237,11 @@ class Walk(Video):
         cells = np.concatenate([corners, np.full_like(corners, side)], axis=1)  # (N, 4)
         cells = np.broadcast_to(cells, (data.num_frames, *cells.shape))
         if rng is None:
-            return {"crop": video.center_crop(width=width, height=height), "cells": cells.astype(np.float32)}
+            crop = np.tile(video.center_crop(width=width, height=height), (data.num_frames, 1))
+            return {"crop": crop, "cells": cells.astype(np.float32)}
         (least, most), aspect = WALK_CROP_AREA, WALK_CROP_ASPECT
-        crop = video.random_crop(rng, width=width, height=height, min_area=least, max_area=most, aspect=aspect)
+        how = {"width": width, "height": height, "min_area": least, "max_area": most, "aspect": aspect}
+        crop = np.stack([video.random_crop(rng, **how) for _ in range(data.num_frames)])
         shape = (*cells.shape[:2], 1)
         area, aspect = rng.uniform(*WALK_PATCH_AREA, shape), np.exp(rng.uniform(*np.log(WALK_PATCH_ASPECT), shape))
         sides = np.concatenate([np.sqrt(area / aspect), np.sqrt(area * aspect)], axis=-1).clip(max=1)  # (T, N, 2)

@@ -30,7 +30,7 @@ pytestmark = pytest.mark.slow
 @pytest.mark.parametrize("name", CASES)
 def test_every_frame_is_the_right_one(tmp_path, name):
     path = case(tmp_path, name)
-    times, shown = decode_in_order(path, CASES[name].get("rotation", 0))
+    times, shown = decode_in_order(path, CASES[name])
     assert shown.tolist() == list(range(len(shown)))  # the writer lost nothing, so the oracle can be believed
     generator = np.random.default_rng(3)
     starts = [times[0] - 0.5, times[0], times[17], *generator.uniform(times[0], times[-1] - 0.5, size=5)]

@@ -54,7 +54,7 @@ def kept(clips: Path, name: str) -> Path:
 @pytest.mark.parametrize("name", [name for name in CASES if name.rpartition(".")[2] not in REFUSED])
 def test_frames_times_and_sound_are_pyavs(clips: Path, other: str, name: str) -> None:
     path = kept(clips, name)
-    times, shown = decode_in_order(path, CASES[name].get("rotation", 0))
+    times, shown = decode_in_order(path, CASES[name])
     generator = np.random.default_rng(3)
     starts = [times[0] - 0.5, times[17], *generator.uniform(times[0], times[-1] - 0.5, size=3), times[-1] - 0.2, 30.0]
     whole = [VideoWindow(start, 0.5, fps) for start, fps in zip(starts, [16, 60, 25, 8, 30, 16, 4], strict=True)]

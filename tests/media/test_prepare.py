@@ -61,7 +61,7 @@ def test_every_frame_and_the_sound_keep_their_times(tmp_path, name):
     done = prepare_clip(path, copy, Settings())
     assert (done.state, done.shift, done.facts) == ("written", 0, probe(copy))
     assert (done.facts.width, done.facts.height, done.facts.rotation) == (96, 64, 0)  # upright, never enlarged
-    times, shown = decode_in_order(path, options.get("rotation", 0))
+    times, shown = decode_in_order(path, options)
     copied_times, copied = decode_in_order(copy)
     assert copied.tolist() == shown.tolist()
     np.testing.assert_allclose(copied_times, times, atol=1e-5)

@@ -1,5 +1,6 @@
 """Clips of every kind with numbers burnt into the frames and a tone that tells the time; the shared real clips."""
 
+import struct
 from fractions import Fraction
 from pathlib import Path
 
@@ -46,23 +47,54 @@ def lag_seconds(heard: np.ndarray, expected: np.ndarray, rate: int) -> tuple[flo
     return float(best) / rate, float(correlation[best] / np.linalg.norm(heard) / np.linalg.norm(expected))
 
 
-def make(path: Path, *, fps=25, rate=24000, channels=1, seconds=SECONDS, sound_seconds=SECONDS, rotation=0, **options):
+def make(
+    path: Path,
+    *,
+    fps=25,
+    rate=24000,
+    channels=1,
+    seconds=SECONDS,
+    sound_seconds=SECONDS,
+    rotation=0,
+    mirrored=False,
+    **options,
+):
     num_frames = len(options["times"]) if "times" in options else round(seconds * float(fps))
     frames = np.stack([picture(i) for i in range(num_frames)])
     frames = np.rot90(frames, -rotation // 90, axes=(1, 2))  # the player turns it back
+    frames = frames[:, :, ::-1] if mirrored else frames
     samples = None
     if sound_seconds:
         samples = np.zeros((round(sound_seconds * rate), channels), dtype=np.float32)
         samples[:, 0] = tone(np.arange(len(samples)) / rate)
     write_clip(path, frames, fps=fps, samples=samples, sample_rate=rate, rotation=rotation, **options)
+    if mirrored:
+        set_matrix(path, rotation, mirrored)
     return path
 
 
-def decode_in_order(path: Path, rotation: int = 0) -> tuple[np.ndarray, np.ndarray]:
-    """The oracle: seconds and numbers of all frames, decoded from beginning to end without a seek."""
+def set_matrix(path: Path, rotation: int, mirrored: bool) -> None:
+    """Overwrite the display matrix of an MP4 or MOV: mirrored left to right, then turned counterclockwise."""
+    cos, sin = ((1, 0), (0, 1), (-1, 0), (0, -1))[rotation // 90]
+    sign = -1 if mirrored else 1
+    content = bytearray(path.read_bytes())
+    at = content.index(b"tkhd") + 44
+    content[at : at + 36] = struct.pack(
+        ">9i", *(65536 * each for each in (sign * cos, sign * -sin, 0, sin, cos, 0, 0, 0)), 1 << 30
+    )
+    path.write_bytes(content)
+
+
+def decode_in_order(path: Path, options: dict | None = None) -> tuple[np.ndarray, np.ndarray]:
+    """The oracle: seconds and numbers of all frames, decoded from beginning to end without a seek; options of `make`
+    say how they are turned.
+    """
+    options = options or {}
     with av.open(str(path), metadata_errors="replace") as container:
         decoded = [(frame.time, frame.to_ndarray(format="rgb24")) for frame in container.decode(video=0)]
-    frames = np.rot90(np.stack([pixels for _, pixels in decoded]), rotation // 90, axes=(1, 2))
+    frames = np.stack([pixels for _, pixels in decoded])
+    frames = frames[:, :, ::-1] if options.get("mirrored") else frames
+    frames = np.rot90(frames, options.get("rotation", 0) // 90, axes=(1, 2))
     # sorted: frames come in the order of display, but FFmpeg swaps some of the times that it guesses for AVI
     return np.sort([time for time, _ in decoded]), np.array(numbers(frames))
 
@@ -101,6 +133,8 @@ CASES = {
     "turned_90.mp4": {"rotation": 90},
     "turned_180.mp4": {"rotation": 180},
     "turned_270.mov": {"rotation": 270},
+    "mirrored.mp4": {"mirrored": True},
+    "mirrored_90.mov": {"mirrored": True, "rotation": 90},
 }
 
 

@@ -317,7 +317,14 @@ def test_a_walks_cells_lie_inside_their_grid() -> None:
     area = 9 * drawn["cells"][..., 2] * drawn["cells"][..., 3]
     assert 0.6 < area.min() < 0.75  # drawn from .7 to .9, less where a side would leave the cell
     assert 0.85 < area.max() <= 0.9
-    assert len(np.unique(drawn["cells"][:, 0, 0])) == 4  # each frame by itself
+    assert len(np.unique(drawn["cells"][:, 0, 0])) == len(np.unique(drawn["crop"][:, 0])) == 4  # each frame by itself
+
+
+def test_a_walks_frames_are_cropped_one_by_one() -> None:
+    data = DataConfig(manifest="", num_frames=4, fps=10, size=96, patch_size=32, patch_grid=3)
+    plan = RECIPES["walk"].plan(np.random.default_rng(0), data, PICTURE, Window(1.0))
+    assert [(window.start, window.num_frames) for window in plan.windows] == [(1.0 + i / 10, 1) for i in range(4)]
+    assert [window.crop for window in plan.windows] == [tuple(crop) for crop in plan.params["crop"].tolist()]
 
 
 @pytest.mark.parametrize("options", [{"patch_size": 65, "size": 64}, {"num_frames": 2}])
