@@ -13,9 +13,12 @@ from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
+import av
 import numpy as np
+from av.stream import Disposition
 
 from avssl.media.encode import write_clip
+from tests.support.numbered import set_matrix
 
 BLOCK, ROWS, COLUMNS, BITS = 16, 4, 6, 12  # a frame is 64 x 96 pixels
 SIZE = (ROWS * BLOCK, COLUMNS * BLOCK)  # (height, width)
@@ -29,8 +32,8 @@ MPEG4 = {"video_codec": "mpeg4", "audio_codec": "pcm_s16le", "rate": 16000, "gop
 MP3 = {"audio_codec": "libmp3lame", "rate": 44100}
 MPEG1 = {"video_codec": "mpeg1video", "audio_codec": "mp2", "rate": 44100, "gop": 12}
 RECIPES = {  # container -> how its clips are written
-    "mp4": [H264, MPEG4 | MP3, H264 | {"gop": 1000}],
-    "mkv": [H264 | {"audio_codec": "flac"}, VP8 | {"video_codec": "libvpx-vp9"}, MPEG4 | MP3],
+    "mp4": [H264, MPEG4 | MP3, H264 | {"gop": 1000, "mirrored": True, "rotation": 90}],
+    "mkv": [H264 | {"audio_codec": "flac"}, VP8 | {"video_codec": "libvpx-vp9"}, MPEG4 | MP3 | {"further": True}],
     "avi": [MPEG4, MPEG4 | MP3 | {"b_frames": 2}, H264 | MP3 | {"b_frames": 0}],
     "webm": [VP8, VP8 | {"video_codec": "libvpx-vp9"}],
     "mpg": [MPEG1, MPEG1 | {"video_codec": "mpeg2video", "b_frames": 2}],
@@ -91,13 +94,47 @@ def make_clips(folder: Path, *, seconds: float = 4.0) -> dict[str, list[Clip]]:
                 length = seconds * 1.25 if falls else seconds
                 path = folder / f"{number}{'b' if falls else 'a'}.{container}"
                 clip = Clip(path, NUMBERS_PER_CLIP * count, length, falls)
-                options = {name: value for name, value in recipe.items() if name != "rate"}
+                own = ("rate", "further", "mirrored")
+                options = {name: value for name, value in recipe.items() if name not in own}
                 tone = sweep(round(length * recipe["rate"]), recipe["rate"], length, falls=falls)
                 frames = np.stack([picture(clip.first_number + i) for i in range(clip.num_frames)])
+                frames = np.rot90(frames, -recipe.get("rotation", 0) // 90, axes=(1, 2))
+                frames = frames[:, :, ::-1] if recipe.get("mirrored") else frames
                 write_clip(path, frames, fps=FPS, samples=tone, sample_rate=recipe["rate"], **options)
+                if recipe.get("mirrored"):
+                    set_matrix(path, recipe["rotation"], mirrored=True)
+                if recipe.get("further"):
+                    add_tracks(path)
                 clips.setdefault(container, []).append(clip)
                 count += 1
     return clips
+
+
+def add_tracks(path: Path) -> None:
+    """Put a still image and the description of a clip before its own tracks."""
+    other = path.with_name(f"further{path.suffix}")
+    write_clip(
+        other, np.stack([picture(0)]), fps=FPS, samples=sweep(96_000, 16_000, 6.0, falls=True), sample_rate=16_000
+    )
+    packets = []
+    with (
+        av.open(str(other)) as further,
+        av.open(str(path)) as clip,
+        av.open(f"{path}.both", "w", format="matroska") as both,
+    ):
+        for source, disposition in ((further, Disposition.visual_impaired), (clip, Disposition.default)):
+            streams = {each.index: both.add_stream_from_template(each) for each in source.streams}
+            for each in streams.values():
+                each.disposition = disposition
+            for packet in source.demux():
+                if packet.size:
+                    index = packet.stream.index
+                    packet.stream = streams[index]
+                    packet.dts = packet.pts if packet.dts is None else packet.dts
+                    packets.append(packet)
+        both.mux(sorted(packets, key=lambda packet: packet.dts * packet.time_base))
+    other.unlink()
+    path.with_name(f"{path.name}.both").replace(path)
 
 
 class Ear:

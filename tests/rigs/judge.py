@@ -39,7 +39,8 @@ from avssl.files import digest
 from avssl.media.audio import to_mono
 from avssl.media.decode import Frames, Samples, read_clip
 from avssl.media.probe import Probe, probe
-from avssl.media.reader import OPEN_SECONDS, SAMPLE_RATES, TIME_TOLERANCE, DecodeError, frame_duration
+from avssl.media.reader import OPEN_SECONDS, SAMPLE_RATES, TIME_TOLERANCE, DecodeError, Reader, frame_duration
+from avssl.media.upright import orientation
 from avssl.windows import AudioWindow, Span, VideoWindow
 from avssl.workers import serve
 from tests.rigs.damage import FPS, SIZE, Clip, Ear, likeness, read_numbers
@@ -112,8 +113,7 @@ def decode_plainly(path: Path) -> Plain:
     times, frames, sound = [], [], []
     try:
         with av.open(f"file:{path}", metadata_errors="replace", timeout=OPEN_SECONDS) as container:
-            tracks = [next(iter(streams), None) for streams in (container.streams.video, container.streams.audio)]
-            tracks = [track for track in tracks if track is not None and track.codec_context is not None]
+            tracks = [container.streams[i] for i in _tracks(path)]
             for track in tracks:
                 track.codec_context.thread_count = 1
             if not tracks:  # or all others would be decoded
@@ -138,6 +138,15 @@ def decode_plainly(path: Path) -> Plain:
     return Plain(np.array(times), np.array(frames, dtype=np.uint8).reshape(-1, *SIZE, 3), sound)
 
 
+def _tracks(path: Path) -> list[int]:
+    """Numbers of the tracks that are read; that they are the right ones is seen in undamaged clips (`truth_of`)."""
+    try:
+        with Reader(path) as reader:
+            return [track.index for track in (reader.video, reader.audio) if track is not None]
+    except DecodeError:
+        return []
+
+
 def _frames(
     container: av.container.InputContainer, tracks: Sequence[av.stream.Stream]
 ) -> Iterator[tuple[av.stream.Stream, av.VideoFrame | av.AudioFrame]]:
@@ -160,10 +169,9 @@ def _decoded(packet: av.Packet) -> list[av.VideoFrame | av.AudioFrame]:
 
 def _small(frame: av.VideoFrame) -> np.ndarray:
     """(64, 96, 3) uint8, upright."""
-    turns = round(frame.rotation / 90) % 4
-    height, width = SIZE[::-1] if turns % 2 else SIZE
-    small = frame.reformat(width=width, height=height, format="rgb24", threads=1).to_ndarray()
-    return np.ascontiguousarray(np.rot90(small, turns))
+    turned = orientation(frame)
+    width, height = turned.size(*SIZE[::-1])
+    return turned.upright(frame.reformat(width=width, height=height, format="rgb24", threads=1).to_ndarray())
 
 
 @dataclass(frozen=True)
