@@ -64,7 +64,7 @@ def cases(manifest: Manifest, clip_seconds: float) -> dict[str, np.ndarray]:
     audio_span, video_span = np.where(has_audio, audio, np.nan), np.where(ok, video, np.nan)  # (2, N)
     overlap = np.fmin(audio_span[1], video_span[1]) - np.fmax(audio_span[0], video_span[0])  # (N,) seconds
     zero = beginning(_numbers(manifest, "video_start"), _numbers(manifest, "audio_start"))
-    end = np.nan_to_num(zero + _numbers(manifest, "end"), nan=np.inf)
+    end = np.nan_to_num(zero + _numbers(manifest, "end"), nan=np.inf)  # on the container's clock
     return {
         "unreadable": ~readable & ~quarantined,
         "quarantined": quarantined,

@@ -21,8 +21,9 @@ CANCELED = 0.2  # of the power of mixed independent channels: below, their corre
 
 
 def to_mono(*frames: av.AudioFrame) -> np.ndarray:
-    """Consecutive decoded frames of one format -> (n,) float32, full scale = 1: the plain mean of the channels, or where
-    they cancel each other (stereo of opposite phase) one of them."""
+    """Consecutive decoded frames of one format -> (n,) float32, full scale = 1: the plain mean of the channels, or one
+    of them where they cancel each other (stereo of opposite phase).
+    """
     values = np.concatenate([frame.to_ndarray() for frame in frames], axis=1)  # (channels, n), or (1, n * channels)
     num_channels = frames[0].layout.nb_channels
     if not frames[0].format.is_planar:

@@ -10,6 +10,7 @@ import stat
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
+from functools import partial
 from pathlib import Path
 from typing import Literal, Protocol, Self
 
@@ -136,21 +137,13 @@ class Reader:
     def __exit__(self, *exception: object) -> None:
         self.container.close()
 
-    def _open_container(self) -> av.container.InputContainer:
-        return av.open(
-            f"file:{self.path}",  # the protocol is named, or a file called "http:..." would be fetched
-            container_options={"protocol_whitelist": "file", "format_whitelist": _FORMATS},
-            metadata_errors="replace",
-            timeout=OPEN_SECONDS,
-        )
-
     def _open(self) -> None:
         try:
-            self.container = self._open_container()
+            self.container = _open_container(str(self.path))
         except (av.error.FFmpegError, ValueError) as error:
             raise DecodeError(self.path, f"no media file that can be opened ({error_text(error)})") from error
         try:
-            self._tracks = self._tracks or choose_tracks(self.container, self._open_container)
+            self._tracks = self._tracks or choose_tracks(self.container, partial(_open_container, str(self.path)))
             self.video, self.audio = (None if i is None else self.container.streams[i] for i in self._tracks)
             self._check_limits()
         except DecodeError:
@@ -363,6 +356,15 @@ def frame_duration(frame: av.VideoFrame | LazyFrame | av.AudioFrame, stream: Has
 def error_text(error: Exception) -> str:
     """FFmpeg's message of an error."""
     return getattr(error, "strerror", None) or str(error)
+
+
+def _open_container(path: str) -> av.container.InputContainer:
+    return av.open(
+        f"file:{path}",  # the protocol is named, or a file called "http:..." would be fetched
+        container_options={"protocol_whitelist": "file", "format_whitelist": _FORMATS},
+        metadata_errors="replace",
+        timeout=OPEN_SECONDS,
+    )
 
 
 def _demux(container: av.container.InputContainer, streams: Sequence[av.stream.Stream]) -> Iterator[av.Packet]:

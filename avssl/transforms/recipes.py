@@ -205,8 +205,8 @@ def _as_patch(data: DataConfig) -> DataConfig:
 
 
 class Walk(Video):
-    """All frames of a clip as a grid of overlapping cells, each frame and each cell jittered by itself: of a camera that
-    stands still, the place in the grid alone must not tell which cells belong together.
+    """All frames of a clip as a grid of overlapping cells, each frame and each cell jittered by itself: where a camera
+    stands still, the place in the grid must not tell which cells belong together.
 
     Source: videowalk utils/augs.py with `--frame-aug grid`; as there, no colors are changed.
     """
