@@ -229,11 +229,15 @@ def _errors() -> Iterator[list[tuple[int, str, str]]]:
 
 def _packets(container: av.container.InputContainer) -> Iterator[av.Packet | None]:
     """All packets and the empty ones that end each track; None where damaged data is skipped."""
-    for _ in range(MAX_RESUMED):
+    num_damaged = 0
+    while num_damaged < MAX_RESUMED:
         try:
             yield from container.demux()
             return
+        except IndexError:  # see reader.py
+            continue
         except (av.error.FFmpegError, ValueError):
+            num_damaged += 1
             yield None
 
 

@@ -369,12 +369,15 @@ def _open_container(path: str) -> av.container.InputContainer:
 
 def _demux(container: av.container.InputContainer, streams: Sequence[av.stream.Stream]) -> Iterator[av.Packet]:
     """Packets of the streams and an empty one that ends each; damaged packets are skipped a few times."""
-    for _ in range(MAX_RESUMED):
+    num_damaged = 0
+    while num_damaged < MAX_RESUMED:
         try:
             yield from container.demux(*streams)
             return
-        except (av.error.FFmpegError, ValueError):
+        except IndexError:  # a packet of a stream that begins in the middle of an MPEG-TS, which PyAV does not know
             continue
+        except (av.error.FFmpegError, ValueError):
+            num_damaged += 1
 
 
 def _input_formats() -> str:

@@ -89,7 +89,7 @@ def _moving(videos: list[av.stream.Stream], reopen: Open) -> list[av.stream.Stre
                 counts[packet.stream.index] += packet.size > 0
                 if counts[packet.stream.index] == MOVING_PACKETS:
                     break
-    except (av.error.FFmpegError, ValueError):
+    except (av.error.FFmpegError, ValueError, IndexError):
         pass  # what came before it counts
     return [each for each in videos if counts[each.index] > 1] or videos
 
@@ -107,7 +107,7 @@ def _is_heard(index: int, reopen: Open) -> bool:
                 end = end or (frame.time or 0.0) + HEARD_SECONDS
                 if (frame.time or 0.0) > end:
                     break
-    except (av.error.FFmpegError, ValueError, EOFError):
+    except (av.error.FFmpegError, ValueError, EOFError, IndexError):
         pass
     return False
 

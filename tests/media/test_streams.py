@@ -98,6 +98,15 @@ def test_a_silent_program_does_not_take_the_sound_of_another(tmp_path: Path) -> 
     assert facts.reason == "the audio tracks belong to another program than the video"
 
 
+def test_a_track_that_begins_in_the_middle_stops_nothing(tmp_path: Path) -> None:
+    first = write_tracks(tmp_path / "a.ts", [VIDEO, AUDIO])
+    options = {"mpegts_start_pid": "768", "mpegts_pmt_start_pid": "4099"}
+    second = write_tracks(tmp_path / "b.ts", [VIDEO, AUDIO], start=2, options=options)
+    (tmp_path / "both.ts").write_bytes(first.read_bytes() + second.read_bytes() + first.read_bytes())
+    assert found(tmp_path / "both.ts") == (100, 500)
+    assert inspect(tmp_path / "both.ts").status == "ok"
+
+
 def write_programs(path: Path, programs: list[dict]) -> Path:
     """A transport stream of several programs, woven of one file for each."""
     parts, table = [], b""

@@ -23,7 +23,7 @@ from tests.support.numbered import set_matrix
 BLOCK, ROWS, COLUMNS, BITS = 16, 4, 6, 12  # a frame is 64 x 96 pixels
 SIZE = (ROWS * BLOCK, COLUMNS * BLOCK)  # (height, width)
 FPS = 25
-NUMBERS_PER_CLIP = 150  # clip c shows the numbers from 150 c on
+NUMBERS_PER_CLIP = 130  # clip c shows the numbers from 130 c on
 LOWEST_HZ, HIGHEST_HZ = 200.0, 2600.0
 
 H264 = {"video_codec": "libx264", "audio_codec": "aac", "rate": 24000, "gop": 24, "b_frames": 2}
@@ -36,6 +36,7 @@ RECIPES = {  # container -> how its clips are written
     "mkv": [H264 | {"audio_codec": "flac"}, VP8 | {"video_codec": "libvpx-vp9"}, MPEG4 | MP3 | {"further": True}],
     "avi": [MPEG4, MPEG4 | MP3 | {"b_frames": 2}, H264 | MP3 | {"b_frames": 0}],
     "webm": [VP8, VP8 | {"video_codec": "libvpx-vp9"}],
+    "ts": [H264 | {"rate": 48000, "video_start": 36_000.0, "audio_start": 36_000.0}],
     "mpg": [MPEG1, MPEG1 | {"video_codec": "mpeg2video", "b_frames": 2}],
 }
 
@@ -300,6 +301,7 @@ FIELDS: dict[str, list[tuple[bytes, int, int]]] = {  # container -> (signature, 
         (b"\x00\x00\x01\xe0", 7, 8),  # its times
         (b"\x00\x00\x01\xc0", 7, 8),
     ],
+    "ts": [(b"\x00\x00\x01\xe0", 7, 8), (b"\x00\x00\x01\xc0", 7, 8)],
 }
 FIELDS["webm"] = FIELDS["mkv"]
 

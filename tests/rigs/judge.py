@@ -110,7 +110,7 @@ NOTHING = Plain(np.empty(0), np.empty((0, *SIZE, 3), dtype=np.uint8), [])
 
 def decode_plainly(path: Path) -> Plain:
     """What a simple program sees: every packet in the order of the file, each frame with its own timestamp."""
-    times, frames, sound = [], [], []
+    times, frames, sound, begin = [], [], [], None
     try:
         with av.open(f"file:{path}", metadata_errors="replace", timeout=OPEN_SECONDS) as container:
             tracks = [container.streams[i] for i in _tracks(path)]
@@ -125,7 +125,8 @@ def decode_plainly(path: Path) -> Plain:
                     continue
                 seconds = following[track.index] if frame.time is None else frame.time
                 following[track.index] = seconds + frame_duration(frame, track)
-                if seconds > MAX_PLAIN_SECONDS + (times[0] if times else 0):
+                begin = seconds if begin is None else begin
+                if seconds > MAX_PLAIN_SECONDS + begin:
                     continue
                 if is_picture:
                     picture = _small(frame)  # raises for pixels that nothing can convert
@@ -156,7 +157,7 @@ def _frames(
                 for frame in _decoded(packet):
                     yield packet.stream, frame
             return
-        except av.error.FFmpegError:  # a damaged place is stepped over
+        except (av.error.FFmpegError, IndexError):  # a damaged place, or a packet of a stream that PyAV does not know
             continue
 
 
@@ -215,11 +216,12 @@ def truth_of(clip: Clip) -> Truth:
     numbers = read_numbers(plain.frames)
     expected = list(range(clip.first_number, clip.first_number + clip.num_frames))
     assert numbers == expected, f"{clip.path}: the writer lost pictures"
-    heard, rate = plain.heard(1.0, 0.5, last_wins=True)
+    start = plain.times.min() + 1.0
+    heard, rate = plain.heard(start, 0.5, last_wins=True)
     found = Ear(clip.seconds, falls=clip.falls).locate(heard, rate)
     assert found is not None, f"{clip.path}: the tone is not recognized"
     times = np.sort(plain.times).tolist()
-    return Truth(clip.first_number, times, clip.seconds, clip.falls, 1.0 - found, index_digest(clip.path))
+    return Truth(clip.first_number, times, clip.seconds, clip.falls, start - found, index_digest(clip.path))
 
 
 class Shown:
