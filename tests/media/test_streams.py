@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import av
 import numpy as np
 import pytest
 from av.stream import Disposition
@@ -99,10 +100,12 @@ def test_a_silent_program_does_not_take_the_sound_of_another(tmp_path: Path) -> 
 
 
 def test_a_track_that_begins_in_the_middle_stops_nothing(tmp_path: Path) -> None:
-    first = write_tracks(tmp_path / "a.ts", [VIDEO, AUDIO])
+    first = write_tracks(tmp_path / "a.ts", [VIDEO, AUDIO], seconds=12)  # longer than FFmpeg looks ahead
     options = {"mpegts_start_pid": "768", "mpegts_pmt_start_pid": "4099"}
-    second = write_tracks(tmp_path / "b.ts", [VIDEO, AUDIO], start=2, options=options)
-    (tmp_path / "both.ts").write_bytes(first.read_bytes() + second.read_bytes() + first.read_bytes())
+    second = write_tracks(tmp_path / "b.ts", [VIDEO, AUDIO], start=12, options=options)
+    (tmp_path / "both.ts").write_bytes(first.read_bytes() + second.read_bytes())
+    with av.open(str(tmp_path / "both.ts")) as container, pytest.raises(IndexError):
+        list(container.demux())
     assert found(tmp_path / "both.ts") == (100, 500)
     assert inspect(tmp_path / "both.ts").status == "ok"
 

@@ -33,7 +33,7 @@ def test_damaged_copies_are_read_rightly_or_refused(tmp_path: Path) -> None:
     (tmp_path / "work").mkdir()
     summary = run_hostile(tmp_path / "work", number=30, seed=1, awkward=awkward, timeout_seconds=60)
     assert is_good(summary), describe(summary)
-    assert summary["kinds"].keys() == {"awkward", "mp4", "mkv", "avi", "webm", "mpg"}
+    assert summary["kinds"].keys() == {"awkward", "mp4", "mkv", "avi", "webm", "ts", "mpg"}
     assert summary["kinds"]["awkward"] == dict.fromkeys(VERDICTS, 0) | {"files": 3, "read": 1, "refused": 2}
     assert sum(row["files"] for row in summary["kinds"].values()) == 33
     assert sum(row["read"] for row in summary["kinds"].values()) > 18
