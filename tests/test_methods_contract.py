@@ -122,3 +122,24 @@ def test_a_clip_that_could_not_be_read_teaches_nothing(name: str) -> None:
     assert not torch.equal(losses[0], losses[1])
     losses[2].backward()
     assert all(p.grad is not None for p in method.parameters() if p.requires_grad)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_a_batch_in_parts_is_the_same_step(name: str) -> None:
+    """With BatchNorm standing still: the loss is of the whole batch, whichever rows a part lacks."""
+    whole, parts = (build(name).eval() for _ in range(2))
+    results = []
+    for method, num_parts in ((whole, 1), (parts, 4)):
+        for number in range(2):
+            method.on_epoch(number)
+            batch = batch_of(method, number)
+            lost = torch.arange(NUM) < 3  # all but one of the first part
+            batch = dataclasses.replace(batch, ids=batch.ids.masked_fill(lost, -1), has_audio=batch.has_audio & ~lost)
+            method.zero_grad()
+            done = method(batch, progress(number), num_parts=num_parts)
+            done.loss.backward()
+            method.after_step(done, progress(number))
+        gradients = {name: p.grad for name, p in method.named_parameters() if p.requires_grad}
+        results.append({"loss": done.loss, **done.logs, **gradients, **method.state_dict()})
+    for key, value in results[0].items():
+        torch.testing.assert_close(results[1][key], value, rtol=1e-4, atol=1e-6, equal_nan=True, msg=key)

@@ -38,7 +38,11 @@ def train_step(
         progress: where the run is.
     """
     method = model.module if isinstance(model, DistributedDataParallel) else model
-    done = forward_backward(model, batch, config, progress)
+    ready = apply_views(batch, method.views, config.data)
+    with torch.autocast(ready.ids.device.type, torch.bfloat16, enabled=config.run.precision == "bfloat16"):
+        done = model(ready, progress, num_parts=config.optim.accumulate)
+    done.loss.backward()
+    done = replace(done, loss=done.loss.detach())
     named = {name: p for name, p in method.named_parameters() if p.grad is not None}
     each = torch.stack(torch._foreach_norm([p.grad for p in named.values()]))
     norms = GradientNorms(list(named), each, torch.linalg.vector_norm(each))
@@ -48,22 +52,6 @@ def train_step(
     optimizer.zero_grad(set_to_none=True)
     method.after_step(done, progress)
     return done, norms
-
-
-def forward_backward(model: nn.Module, batch: Batch, config: Config, progress: Progress) -> Step:
-    """Gradients of one batch, in optim.accumulate parts."""
-    method = model.module if isinstance(model, DistributedDataParallel) else model
-    steps = []
-    parts = batch.split(config.optim.accumulate)
-    for index, part in enumerate(parts):
-        if isinstance(model, DistributedDataParallel):
-            model.require_backward_grad_sync = index == len(parts) - 1
-        ready = apply_views(part, method.views, config.data)
-        with torch.autocast(ready.ids.device.type, torch.bfloat16, enabled=config.run.precision == "bfloat16"):
-            done = model(ready, Progress(progress.epoch, progress.step, progress.num_steps, part=index))
-        (done.loss / len(parts)).backward()
-        steps.append(replace(done, loss=done.loss.detach()))
-    return Step.merge(steps)
 
 
 class FiniteCheck:
