@@ -11,7 +11,7 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from avssl.config import Count, NotNegative, Positive, Probability
+from avssl.config import Count, NotNegative, Positive, Probability, Share
 from avssl.methods.base import Encode, HeadOptions, Method, build_heads, check_videos
 from avssl.objectives.contrast import info_nce, info_nce_pairs, similarity
 from avssl.objectives.negatives import Bank, Queue, in_batch
@@ -34,7 +34,7 @@ class NeighbourOptions(HeadOptions):
     negatives: Annotated[tuple[Literal["batch", "queue", "bank"], ...], Field(min_length=1)] = ("batch",)
     queue_size: Count = 65536
     num_negatives: Count = 1024  # drawn from the bank
-    bank_momentum: Probability = 0.5  # weight of the old vector
+    bank_momentum: Share = 0.5  # weight of the old vector
     temperature: Positive = 0.1
     momentum: Probability | None = None  # of the copy that encodes the keys; null = the encoder itself does
     momentum_schedule: Literal["constant", "cosine"] = "constant"  # cosine: rises to 1 over the run
