@@ -217,7 +217,7 @@ class RunConfig(Options):
     )
     log_every: Count = 20  # steps between reports
     checkpoint_every: Count = 500  # steps between checkpoints, besides the one at the end of every epoch
-    max_steps: Count | None = None  # stop early, as if interrupted: a later call resumes
+    max_steps: Count | None = None  # stop there, on every call: raise it to go on
 
 
 class Config(Options):

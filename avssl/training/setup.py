@@ -77,11 +77,11 @@ def set_up(config: Config) -> Setup:
         # Rows that can no longer be read keep their place: steps, banks and draws are those of the run.
         instances = Instances(**before["instances"])
     method = build_method(without_weights(config) if before else config, instances).to(device)
-    check_inputs(method, config.data)
     to_channels_last(method, enabled=config.run.channels_last)
     optimizer = build_optimizer(method.named_parameters(), config.optim, lr_scales=method.lr_scales())
     dataset = training_clips(manifest, config, method)
     check_tracked(dataset, instances, config)
+    check_inputs(method, config.data)
     first_step, notes = resume(config, manifest, method, optimizer, before, dataset)
     if config.run.compile:
         compile_encoders(method, device)
