@@ -38,11 +38,7 @@ def train_step(
         progress: where the run is.
     """
     method = model.module if isinstance(model, DistributedDataParallel) else model
-    ready = apply_views(batch, method.views, config.data)
-    with torch.autocast(ready.ids.device.type, torch.bfloat16, enabled=config.run.precision == "bfloat16"):
-        done = model(ready, progress, num_parts=config.optim.accumulate)
-    done.loss.backward()
-    done = replace(done, loss=done.loss.detach())
+    done = forward_backward(model, batch, config, progress)
     named = {name: p for name, p in method.named_parameters() if p.grad is not None}
     each = torch.stack(torch._foreach_norm([p.grad for p in named.values()]))
     norms = GradientNorms(list(named), each, torch.linalg.vector_norm(each))
@@ -52,6 +48,16 @@ def train_step(
     optimizer.zero_grad(set_to_none=True)
     method.after_step(done, progress)
     return done, norms
+
+
+def forward_backward(model: nn.Module, batch: Batch, config: Config, progress: Progress) -> Step:
+    """Gradients of one batch, whose rows pass the encoders in optim.accumulate parts."""
+    method = model.module if isinstance(model, DistributedDataParallel) else model
+    ready = apply_views(batch, method.views, config.data)
+    with torch.autocast(ready.ids.device.type, torch.bfloat16, enabled=config.run.precision == "bfloat16"):
+        done = model(ready, progress, num_parts=config.optim.accumulate)
+    done.loss.backward()
+    return replace(done, loss=done.loss.detach())
 
 
 class FiniteCheck:

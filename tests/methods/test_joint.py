@@ -97,3 +97,11 @@ def test_a_part_cannot_mine_before_it_has_learned() -> None:
     build({"avid": HEAD, "cma": cma | {"mine_from_epoch": 1}}).check_start()
     joint.parts["cma"].log_z.fill_(1.0)
     joint.check_start()
+
+
+def test_patches_and_small_crops_move_no_statistics_of_the_shared_encoder() -> None:
+    parts = {"avid": HEAD, "swav": SWAV, "patch": HEAD | {"tracks": "none"}, "walk": HEAD}
+    joint = build(parts).train()
+    joint(batch_of(joint, 0), Progress(0, 0, 10), num_parts=4)
+    norms = [module for module in joint.encoders["video"].modules() if hasattr(module, "running_mean")]
+    assert {int(norm.num_batches_tracked) for norm in norms} == {2 * 4}  # video and swav/video.1, in four parts
