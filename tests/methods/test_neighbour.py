@@ -292,4 +292,5 @@ def test_one_usable_clip_is_refused() -> None:
 def test_only_clips_like_the_exported_one_move_the_statistics_of_the_head() -> None:
     method = contract.build("neighbour", further={"size": 32}).train()
     method(contract.batch_of(method, 0), contract.progress(0))
-    assert {int(m.num_batches_tracked) for m in method.heads.modules() if hasattr(m, "running_mean")} == {1}
+    tracked = {int(module.num_batches_tracked) for module in method.heads.modules() if hasattr(module, "running_mean")}
+    assert tracked == {2}  # as query and as key, of three clips
