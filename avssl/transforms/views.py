@@ -249,7 +249,7 @@ def make_example(view: View, data: DataConfig) -> Tensor:
     """A view of one clip without content, as its encoder takes it. Raises ValueError where it cannot be made."""
     plan = _plan(view, data, np.random.default_rng(0))
     dtype = torch.uint8 if view.modality == "video" else torch.float32
-    params = {name: torch.from_numpy(value)[None] for name, value in plan.params.items()}
+    params = {name: torch.as_tensor(value)[None] for name, value in plan.params.items()}
     x = view.made.apply(torch.zeros((1, *plan.shape), dtype=dtype), params, view.settings(data))
     return x.flatten(0, -5) if view.modality == "video" else x
 
