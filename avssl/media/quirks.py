@@ -3,6 +3,7 @@
 import bisect
 import collections
 import heapq
+import itertools
 import math
 from collections.abc import Iterator, Sequence
 from fractions import Fraction
@@ -51,15 +52,38 @@ def from_keyframe(packets: Iterator[av.Packet], seconds: float, *, max_bytes: in
 
 
 def times_of_index(packets: Iterator[av.Packet], stream: av.stream.Stream) -> Iterator[av.Packet]:
-    """Packets of an AVI with the times of its index: FFmpeg counts packets, so a lost one shifts all others."""
+    """Packets of an AVI with the times of its index: FFmpeg counts on from packet to packet, so a lost chunk shifts all
+    that follow. The index counts chunks or bytes, a packet's ticks are chunks, bytes or samples.
+    """
     entries = stream.index_entries
+
+    def number(packet: av.Packet) -> int | None:
+        """Of the entry whose chunk begins with a packet."""
+        if packet.pos is None or packet.dts is None:
+            return None
+        begin = packet.pos - AVI_CHUNK_HEADER
+        found = bisect.bisect_left(entries, begin, key=lambda entry: entry.pos)
+        return found if found < len(entries) and entries[found].pos == begin else None
+
+    first, ahead = None, []  # the chunk that tells how many units of the index a tick is, and the packets up to its end
     for packet in packets:
-        if packet.pos is not None and packet.dts is not None and len(entries):
-            number = bisect.bisect_left(entries, packet.pos - AVI_CHUNK_HEADER, key=lambda entry: entry.pos)
-            entry = entries[min(number, len(entries) - 1)]
-            if entry.pos == packet.pos - AVI_CHUNK_HEADER and entry.timestamp != packet.dts:
-                packet.pts = None if packet.pts is None else packet.pts + entry.timestamp - packet.dts
-                packet.dts = entry.timestamp
+        ahead.append(packet)
+        found = number(packet)
+        if first is None and found is not None and found + 1 < len(entries):
+            first = found, packet.dts
+        elif first is not None and found not in (None, first[0]):
+            break
+    unit, shift, latest = 1, 0, None
+    if first is not None and ahead[-1].dts is not None and ahead[-1].dts > first[1]:
+        counted = entries[first[0] + 1].timestamp - entries[first[0]].timestamp
+        unit = max(1, round(counted / (ahead[-1].dts - first[1])))
+    for packet in itertools.chain(ahead, packets):
+        found = number(packet)
+        if found not in (None, latest):  # the frames of one chunk can share its position
+            shift, latest = entries[found].timestamp // unit - packet.dts, found
+        if packet.dts is not None and shift:
+            packet.pts = None if packet.pts is None else packet.pts + shift
+            packet.dts += shift
         yield packet
 
 

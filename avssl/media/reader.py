@@ -22,6 +22,7 @@ from avssl.media import quirks
 
 Track = Literal["video", "audio"]
 TIME_TOLERANCE = 1e-4  # seconds; timestamps are rounded to the ticks of the container
+WOBBLE_SECONDS = 0.1  # how far timestamps of audio may be from where it lies, at most
 MERGE_SECONDS = 1.0  # windows closer than this are decoded in one go instead of seeking
 BACK_SECONDS = (0.0, 2.0, 10.0)  # how far before the wanted second a seek aims, tried in this order
 TAIL_SECONDS = 1.0  # how much of the end is looked at to see that it is there
@@ -260,7 +261,7 @@ class Reader:
     def _decode(
         self, stream: av.stream.Stream, wanted: Sequence[float] | None, *, skip_to: float | None = None
     ) -> Iterator[tuple[float, av.VideoFrame | av.AudioFrame]]:
-        """Frames from here on with rising times; packets not needed from `skip_to` on are not decoded."""
+        """Frames from here on, their times rise (of audio nearly); what `skip_to` does not need is not decoded."""
         packets = self._pass.packets(stream)
         if skip_to is not None:
             packets = quirks.from_keyframe(packets, skip_to, max_bytes=MAX_CACHED_BYTES)
@@ -274,9 +275,10 @@ class Reader:
         if stream.type == "video" and self.container.format.name == "avi":
             decoded = quirks.sort_times(decoded)
         latest, idle = -math.inf, 0
+        slack = WOBBLE_SECONDS if stream.type == "audio" else 0.0
         for seconds, frame in decoded:
-            if seconds > latest:
-                latest, idle = seconds, 0
+            if seconds > latest - slack:
+                latest, idle = max(seconds, latest), 0
                 yield seconds, frame
             else:
                 idle += 1
