@@ -5,7 +5,7 @@ import collections
 import heapq
 import itertools
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from fractions import Fraction
 from pathlib import Path
 
@@ -22,6 +22,9 @@ COUNTED = frozenset({"mpeg"})
 AVI_CHUNK_HEADER = 8  # bytes between the offset in the index and that of the packet
 AVI_REORDER = 2  # frames looked ahead to put the times of an AVI in order
 LOOK_AHEAD = 20  # packets: H.264 shows a frame at most 16 later than it decodes it
+JOINED = frozenset({"mpegts", "mpeg", "ogg"})  # may be several files one behind the other, each with its own clock
+JUMP_SECONDS = 0.5  # by which times go back from one file to the next, at least
+PART_SECONDS = 1.0  # of each of them, at least: a shorter one is damage
 PCM_SECONDS = 1.0  # of PCM read at a time
 PCM_TAGS = ("sowt", "ipcm", "lpcm")  # of little-endian samples in MOV and MP4
 
@@ -32,6 +35,72 @@ def must_count(container: av.container.InputContainer, video: av.video.stream.Vi
         entries = video.index_entries  # the clock: number by number, a few of them for an empty packet
         return len(entries) > 0 and entries[len(entries) - 1].timestamp + 1 < video.frames
     return container.format.name in COUNTED
+
+
+def find_jumps(packets: Iterable[av.Packet]) -> list[tuple[int, float]]:
+    """Where a file is joined to the one before it: (position in bytes, seconds to add to all times from there on)."""
+    rows, latest = [], collections.Counter()  # latest position by stream: packets cut out of another have none
+    for packet in packets:
+        if packet.dts is not None:
+            index, base = packet.stream.index, packet.time_base
+            latest[index] = latest[index] if packet.pos is None else packet.pos
+            shown = packet.dts if packet.pts is None else packet.pts
+            rows.append((index, latest[index], *(float(each * base) for each in (packet.dts, shown, packet.duration))))
+    if not rows:
+        return []
+    streams, positions, decoded, shown, durations = np.array(rows).T
+    jumps: list[tuple[int, float]] = []
+    while True:
+        found = [_first_jump(positions[streams == each], decoded[streams == each]) for each in set(streams.tolist())]
+        begin = min((position for position in found if position is not None), default=None)
+        if begin is None:
+            return jumps
+        before, behind = positions < begin, positions >= begin
+        heads = [shown[behind & (streams == each)][:LOOK_AHEAD] for each in set(streams.tolist())]
+        shift = float((shown + durations)[before].max() - min(head.min() for head in heads if len(head)))
+        decoded[behind] += shift
+        shown[behind] += shift
+        jumps.append((int(begin), shift + (jumps[-1][1] if jumps else 0.0)))
+
+
+def _first_jump(positions: np.ndarray, seconds: np.ndarray) -> float | None:
+    """Position of the first packet of a track from where its times go back for good; not of a piece that is repeated, or
+    of one that is in the wrong place, behind which the times continue those before it.
+    """
+    steps = np.flatnonzero(np.abs(np.diff(seconds)) > JUMP_SECONDS) + 1
+    parts: list[np.ndarray] = []  # numbers of the packets of each
+    for part in np.split(np.arange(len(seconds)), steps):
+        continued = [i for i, each in enumerate(parts) if abs(seconds[part[0]] - seconds[each[-1]]) <= JUMP_SECONDS]
+        if continued:
+            parts[continued[-1] :] = [np.concatenate([parts[continued[-1]], part])]
+        else:
+            parts.append(part)
+    parts = [part for part in parts if seconds[part[-1]] - seconds[part[0]] >= PART_SECONDS]
+    for before, behind in itertools.pairwise(parts):
+        if seconds[behind[0]] < seconds[before[-1]]:
+            return positions[behind[0]]
+    return None
+
+
+def on_one_clock(packets: Iterator[av.Packet], jumps: Sequence[tuple[int, float]]) -> Iterator[av.Packet]:
+    """Packets from the beginning of a file with the times of joined files moved one behind the other."""
+    passed: collections.Counter[int] = collections.Counter()  # jumps by stream
+    latest: dict[int, float] = {}  # by stream, on the clock of its part
+    for packet in packets:
+        if packet.dts is not None and jumps:
+            index, seconds = packet.stream.index, float(packet.dts * packet.time_base)
+            while passed[index] < len(jumps) and packet.pos is not None:
+                # the last packet of an Ogg has the position of the next
+                continues = abs(seconds - latest.get(index, math.inf)) <= JUMP_SECONDS
+                if packet.pos < jumps[passed[index]][0] or continues:
+                    break
+                passed[index] += 1
+                latest.pop(index, None)
+            latest[index] = max(seconds, latest.get(index, seconds))
+            ticks = round(jumps[passed[index] - 1][1] / packet.time_base) if passed[index] else 0
+            packet.pts = None if packet.pts is None else packet.pts + ticks
+            packet.dts += ticks
+        yield packet
 
 
 def from_keyframe(packets: Iterator[av.Packet], seconds: float, *, max_bytes: int) -> Iterator[av.Packet]:

@@ -4,6 +4,7 @@ Time is the container's clock: pts x time_base, never shifted.
 """
 
 import collections
+import functools
 import math
 import os
 import stat
@@ -29,6 +30,7 @@ TAIL_SECONDS = 1.0  # how much of the end is looked at to see that it is there
 MAX_RESUMED = 3  # times that reading continues after a damaged packet
 MAX_IDLE = 10_000  # packets in a row without a new frame after which a damaged file counts as ended
 MAX_CACHED_BYTES = 32 << 20  # packets of the other track that are cached, to avoid opening the file again
+MAX_SCANNED_BYTES = 1 << 30  # of a file that may be several joined ones
 MAX_SIDE = 32_766  # pixels: what OpenCV can cut from
 OPEN_SECONDS = 60.0  # limit for one read of the file system, not for decoding
 SAMPLE_RATES = (100, 768_000)  # Hz; a rate outside is a damaged header
@@ -137,15 +139,13 @@ class Reader:
 
     def _open(self) -> None:
         try:
-            # the protocol is named, or a file called "http:..." would be fetched
-            self.container = av.open(
-                f"file:{self.path}",
-                container_options={"protocol_whitelist": "file", "format_whitelist": _FORMATS},
-                metadata_errors="replace",
-                timeout=OPEN_SECONDS,
-            )
+            self.container = _open_container(str(self.path))
         except (av.error.FFmpegError, ValueError) as error:
             raise DecodeError(self.path, f"no media file that can be opened ({error_text(error)})") from error
+        self.jumps = ()
+        if self.container.format.name in quirks.JOINED:
+            found = self.path.stat()
+            self.jumps = _find_jumps(str(self.path), found.st_size, found.st_mtime_ns)
         try:
             self.video = _first_decodable(self.container.streams.video)
             self.audio = _first_decodable(self.container.streams.audio)
@@ -158,7 +158,7 @@ class Reader:
             stream.codec_context.thread_count = 1
         if self.video is not None:  # frames can also grow in the middle of a file
             self.video.codec_context.options = {"max_pixels": str(self.limits.max_pixels)}
-        self._pass = _Pass(self.container, streams, from_beginning=True)
+        self._pass = _Pass(self.container, streams, jumps=self.jumps, from_beginning=True)
 
     def _check_limits(self) -> None:
         width, height = (0, 0) if self.video is None else (self.video.width, self.video.height)
@@ -190,7 +190,7 @@ class Reader:
             return
         first = -math.inf if stream.start_time is None else float(stream.start_time * stream.time_base)
         can_begin = self._pass.from_beginning and self._pass.holds(stream)
-        must_count = quirks.must_count(self.container, self.video)
+        must_count = self.jumps or quirks.must_count(self.container, self.video)
         if first > -math.inf and seconds > first + (MERGE_SECONDS if can_begin and not must_count else 0.0):
             for back in (None,) if must_count else BACK_SECONDS:
                 try:
@@ -219,7 +219,7 @@ class Reader:
             claimed = float(((stream.start_time or 0) + stream.duration) * stream.time_base)
         elif self.container.duration is not None:
             claimed = ((self.container.start_time or 0) + self.container.duration) / av.time_base
-        if claimed is not None:
+        if claimed is not None and not self.jumps:
             try:
                 self._seek(stream, claimed - TAIL_SECONDS)
                 end = max((end for _, end in self._packet_times(stream)), default=-math.inf)
@@ -314,12 +314,17 @@ class _Pass:
     """One pass over the packets of a file. While one track is read, packets of the other are cached, within a limit."""
 
     def __init__(
-        self, container: av.container.InputContainer, streams: Sequence[av.stream.Stream], *, from_beginning: bool
+        self,
+        container: av.container.InputContainer,
+        streams: Sequence[av.stream.Stream],
+        *,
+        jumps: Sequence[tuple[int, float]] = (),
+        from_beginning: bool,
     ) -> None:
         self.from_beginning = from_beginning
         for stream in container.streams:  # nothing is read for the others
             stream.discard = av.stream.Discard.default if stream in streams else av.stream.Discard.all
-        self._packets = _demux(container, streams)
+        self._packets = quirks.on_one_clock(_demux(container, streams), jumps)
         self._cached: dict[int, collections.deque[av.Packet]] = {each.index: collections.deque() for each in streams}
         self._num_bytes = 0
 
@@ -360,6 +365,25 @@ def is_cover(stream: av.stream.Stream) -> bool:
 def error_text(error: Exception) -> str:
     """FFmpeg's message of an error."""
     return getattr(error, "strerror", None) or str(error)
+
+
+def _open_container(path: str) -> av.container.InputContainer:
+    return av.open(
+        f"file:{path}",  # the protocol is named, or a file called "http:..." would be fetched
+        container_options={"protocol_whitelist": "file", "format_whitelist": _FORMATS},
+        metadata_errors="replace",
+        timeout=OPEN_SECONDS,
+    )
+
+
+@functools.lru_cache(maxsize=10_000)
+def _find_jumps(path: str, size: int, changed: int) -> tuple[tuple[int, float], ...]:
+    """`quirks.find_jumps` of a file that is as large and as old."""
+    if size > MAX_SCANNED_BYTES:
+        return ()
+    with _open_container(path) as container:
+        streams = [*container.streams.video, *container.streams.audio]
+        return tuple(quirks.find_jumps(_demux(container, streams)))
 
 
 def _demux(container: av.container.InputContainer, streams: Sequence[av.stream.Stream]) -> Iterator[av.Packet]:
