@@ -46,6 +46,7 @@ class Run:
         elapsed: seconds of audio before this run.
         begin: second of its first sample.
         continues: whether that is where the run before it ends.
+        wobble: seconds by which the timestamps go back against the audio.
     """
 
     elapsed: float
@@ -53,6 +54,7 @@ class Run:
     anchors: list[float] = field(default_factory=list)
     begin: float = 0.0
     continues: bool = False
+    wobble: float = 0.0
 
     @property
     def rate(self) -> int:
@@ -62,12 +64,16 @@ class Run:
     def seconds(self) -> float:
         return sum(frame.samples for frame in self.frames) / self.rate
 
-    def place(self, end: float | None) -> None:
-        """Begin at `end`, where the run before it ends, unless the timestamps are off by more than they wobble."""
-        self.begin = float(np.median(self.anchors)) + self.elapsed
-        wobble = min(_largest_fall(np.array(self.anchors)), _largest_fall(-np.array(self.anchors)))
-        self.continues = end is not None and abs(self.begin - end) <= max(JUMP_SECONDS, wobble / 2)
-        self.begin = end if self.continues else self.begin
+    def place(self, before: "Run | None") -> None:
+        """Begin where the run `before` it ends, unless the timestamps are off by more than they wobble."""
+        anchors = np.array(self.anchors)
+        middle = np.sort(anchors)[len(anchors) // 4 : len(anchors) - len(anchors) // 4]
+        self.begin = float(middle.mean()) + self.elapsed
+        self.wobble = min(_largest_fall(anchors), _largest_fall(-anchors), WOBBLE_SECONDS)
+        if before is not None:
+            self.wobble, end = max(self.wobble, before.wobble), before.begin + before.seconds
+            self.continues = abs(self.begin - end) <= max(JUMP_SECONDS, self.wobble)
+            self.begin = end if self.continues else self.begin
 
 
 def runs(frames: Iterable[tuple[float, av.AudioFrame]]) -> Iterator[Run]:
@@ -79,7 +85,7 @@ def runs(frames: Iterable[tuple[float, av.AudioFrame]]) -> Iterator[Run]:
     source = iter(frames)
     ahead: deque[tuple[float, av.AudioFrame]] = deque()  # (anchor, frame)
     past: deque[float] = deque(maxlen=PAST_FRAMES)  # anchors since the last gap
-    run, end, fed, done = None, None, 0.0, 0.0  # end: of the run before it; seconds of audio read and put into runs
+    run, before, fed, done = None, None, 0.0, 0.0  # seconds of audio read, and of audio put into runs
     while True:
         while fed - done < LOOK_SECONDS and (read := next(source, None)) is not None:
             ahead.append((read[0] - fed, read[1]))
@@ -91,10 +97,9 @@ def runs(frames: Iterable[tuple[float, av.AudioFrame]]) -> Iterator[Run]:
             is_gap = _is_gap(past, [anchor for anchor, _ in ahead], _tolerance(frame))
             is_long = len(run.frames) >= BLOCK_FRAMES and done - run.elapsed > BLOCK_SECONDS[0]
             if is_gap or is_long or done - run.elapsed > BLOCK_SECONDS[1] or _format(frame) != _format(run.frames[0]):
-                run.place(end)
+                run.place(before)
                 yield run
-                end = None if is_gap else run.begin + run.seconds
-                run = None
+                run, before = None, None if is_gap else run
                 if is_gap:
                     past.clear()
         run = run or Run(done)
@@ -104,7 +109,7 @@ def runs(frames: Iterable[tuple[float, av.AudioFrame]]) -> Iterator[Run]:
         past.append(anchor)
         done += frame.samples / frame.sample_rate
     if run is not None:
-        run.place(end)
+        run.place(before)
         yield run
 
 

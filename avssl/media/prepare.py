@@ -33,7 +33,7 @@ from av.video.reformatter import ColorRange, Colorspace, Interpolation, VideoRef
 from avssl.files import WriteError, atomic_write
 from avssl.media.audio import mono_frame, resample_stream, without_gaps
 from avssl.media.probe import PLAUSIBLE_FPS, Probe, content_key, probe
-from avssl.media.reader import TIME_TOLERANCE, DecodeError, Reader, frame_duration
+from avssl.media.reader import TIME_TOLERANCE, WOBBLE_SECONDS, DecodeError, Reader, frame_duration
 from avssl.workers import serve
 
 T = TypeVar("T")
@@ -44,7 +44,6 @@ MOVIE_CLOCK = 360_000  # ticks of track starts: the least common multiple of CLO
 ENCODER = {"preset": "veryfast", "tune": "fastdecode", "crf": "20", "mbtree": "0"}
 PACKET_SECONDS = 1.0  # of audio in one packet
 RECORD = "avssl.prepare "  # begins the comment of a copy
-AUDIO_TOLERANCE = 1e-3  # seconds; the first timestamp of a track with coarse ticks is rounded
 FULL = {errno.ENOSPC, errno.EDQUOT, errno.EROFS}  # no other file can be written either
 
 
@@ -160,7 +159,7 @@ def _check_copy(source: str | Path, found: Probe, facts: Probe, shift: float) ->
         raise DecodeError(source, f"its copy cannot be read back ({facts.reason})")
     if facts.status == "no_video" and facts.audio_start is None:
         raise DecodeError(source, "its audio is too short to be resampled")
-    for name, tolerance in (("video_start", TIME_TOLERANCE), ("audio_start", AUDIO_TOLERANCE)):
+    for name, tolerance in (("video_start", TIME_TOLERANCE), ("audio_start", WOBBLE_SECONDS)):
         before, after = getattr(found, name), getattr(facts, name)
         if before is not None and after is not None and abs(before + shift - after) > tolerance:
             raise DecodeError(source, f"its copy has {name} {after:.4f} s instead of {before + shift:.4f} s")
