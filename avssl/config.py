@@ -93,6 +93,8 @@ class PolicyConfig(Options):
     # known after python tools/check.py --fix-manifest only
     cut_off: Policy = "mask"  # ends earlier than its header says
     damaged: Policy = "mask"  # does not decode everywhere
+    jumps: Policy = "mask"  # several files joined into one
+    holes: Policy = "mask"  # pauses of the whole file; clips are drawn beside them
     variable_rate: Policy = "mask"
     duplicate: Policy = "skip"  # holds what an earlier row holds
 

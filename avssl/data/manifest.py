@@ -43,9 +43,12 @@ SCHEMA = pa.schema(
         ("reason", pa.string()),
     ]
 )
+HOLES = "holes"  # a further column: [[begin, end], ...] seconds in which nothing is in the file
 FINDINGS = {  # further columns of a checked manifest
     "cut_off_at": pa.float64(),
     "damaged_at": pa.float64(),
+    "jump_at": pa.float64(),
+    HOLES: pa.list_(pa.list_(pa.float64())),
     "variable_rate": pa.bool_(),
     "duplicate_of": pa.string(),  # path of the first row with the same content, start and end
 }
@@ -130,6 +133,12 @@ class Manifest:
             self.column(name).astype(np.float64) for name in (f"{track}_start", "start", f"{track}_end", "end")
         )
         return np.stack([np.fmax(begin, first), np.fmin(end, last)], axis=1)
+
+    @property
+    def holes(self) -> dict[int, list[list[float]]]:
+        """Pauses of the file, [begin, end] in seconds, of the rows that have any."""
+        found = self.table.column(HOLES).to_pylist() if HOLES in self.table.column_names else []
+        return {row: holes for row, holes in enumerate(found) if holes}
 
     @property
     def class_names(self) -> list[str]:

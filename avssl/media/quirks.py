@@ -8,6 +8,7 @@ import math
 from collections.abc import Iterable, Iterator, Sequence
 from fractions import Fraction
 from pathlib import Path
+from typing import NamedTuple
 
 import av
 import av.audio.stream
@@ -37,8 +38,16 @@ def must_count(container: av.container.InputContainer, video: av.video.stream.Vi
     return container.format.name in COUNTED
 
 
-def find_jumps(packets: Iterable[av.Packet]) -> list[tuple[int, float]]:
-    """Where a file is joined to the one before it: (position in bytes, seconds to add to all times from there on)."""
+class Jump(NamedTuple):
+    """Where a file is joined to the one before it."""
+
+    position: int  # in bytes
+    second: float  # at which the file before it ends
+    shift: float  # seconds to add to all times from there on
+
+
+def find_jumps(packets: Iterable[av.Packet]) -> list[Jump]:
+    """Where joined files begin."""
     rows, latest = [], collections.Counter()  # latest position by stream: packets cut out of another have none
     for packet in packets:
         if packet.dts is not None:
@@ -49,23 +58,25 @@ def find_jumps(packets: Iterable[av.Packet]) -> list[tuple[int, float]]:
     if not rows:
         return []
     streams, positions, decoded, shown, durations = np.array(rows).T
-    jumps: list[tuple[int, float]] = []
+    jumps: list[Jump] = []
     while True:
-        found = [_first_jump(positions[streams == each], decoded[streams == each]) for each in set(streams.tolist())]
-        begin = min((position for position in found if position is not None), default=None)
+        tracks = [streams == each for each in set(streams.tolist())]
+        firsts = [(positions[track], first_jump(decoded[track])) for track in tracks]
+        begin = min((places[first] for places, first in firsts if first is not None), default=None)
         if begin is None:
             return jumps
         before, behind = positions < begin, positions >= begin
-        heads = [shown[behind & (streams == each)][:LOOK_AHEAD] for each in set(streams.tolist())]
-        shift = float((shown + durations)[before].max() - min(head.min() for head in heads if len(head)))
+        heads = [shown[behind & track][:LOOK_AHEAD] for track in tracks]
+        end = float((shown + durations)[before].max())
+        shift = end - float(min(head.min() for head in heads if len(head)))
         decoded[behind] += shift
         shown[behind] += shift
-        jumps.append((int(begin), shift + (jumps[-1][1] if jumps else 0.0)))
+        jumps.append(Jump(int(begin), end, shift + (jumps[-1].shift if jumps else 0.0)))
 
 
-def _first_jump(positions: np.ndarray, seconds: np.ndarray) -> float | None:
-    """Position of the first packet of a track from where its times go back for good; not of a piece that is repeated, or
-    of one that is in the wrong place, behind which the times continue those before it.
+def first_jump(seconds: np.ndarray) -> int | None:
+    """Number of the first packet of a track from where its times (n,) go back for good; not at a piece that is repeated
+    or in the wrong place, behind which the times continue those before it.
     """
     steps = np.flatnonzero(np.abs(np.diff(seconds)) > JUMP_SECONDS) + 1
     parts: list[np.ndarray] = []  # numbers of the packets of each
@@ -78,11 +89,11 @@ def _first_jump(positions: np.ndarray, seconds: np.ndarray) -> float | None:
     parts = [part for part in parts if seconds[part[-1]] - seconds[part[0]] >= PART_SECONDS]
     for before, behind in itertools.pairwise(parts):
         if seconds[behind[0]] < seconds[before[-1]]:
-            return positions[behind[0]]
+            return int(behind[0])
     return None
 
 
-def on_one_clock(packets: Iterator[av.Packet], jumps: Sequence[tuple[int, float]]) -> Iterator[av.Packet]:
+def on_one_clock(packets: Iterator[av.Packet], jumps: Sequence[Jump]) -> Iterator[av.Packet]:
     """Packets from the beginning of a file with the times of joined files moved one behind the other."""
     passed: collections.Counter[int] = collections.Counter()  # jumps by stream
     latest: dict[int, float] = {}  # by stream, on the clock of its part
@@ -92,12 +103,12 @@ def on_one_clock(packets: Iterator[av.Packet], jumps: Sequence[tuple[int, float]
             while passed[index] < len(jumps) and packet.pos is not None:
                 # the last packet of an Ogg has the position of the next
                 continues = abs(seconds - latest.get(index, math.inf)) <= JUMP_SECONDS
-                if packet.pos < jumps[passed[index]][0] or continues:
+                if packet.pos < jumps[passed[index]].position or continues:
                     break
                 passed[index] += 1
                 latest.pop(index, None)
             latest[index] = max(seconds, latest.get(index, seconds))
-            ticks = round(jumps[passed[index] - 1][1] / packet.time_base) if passed[index] else 0
+            ticks = round(jumps[passed[index] - 1].shift / packet.time_base) if passed[index] else 0
             packet.pts = None if packet.pts is None else packet.pts + ticks
             packet.dts += ticks
         yield packet

@@ -5,10 +5,11 @@ Time is the container's clock: pts x time_base, never shifted.
 
 import collections
 import functools
+import itertools
 import math
 import os
 import stat
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -28,6 +29,7 @@ MERGE_SECONDS = 1.0  # windows closer than this are decoded in one go instead of
 BACK_SECONDS = (0.0, 2.0, 10.0)  # how far before the wanted second a seek aims, tried in this order
 TAIL_SECONDS = 1.0  # how much of the end is looked at to see that it is there
 MAX_RESUMED = 3  # times that reading continues after a damaged packet
+MAX_UNTIMED = 32  # frames without a time that the first known one is waited for
 MAX_IDLE = 10_000  # packets in a row without a new frame after which a damaged file counts as ended
 MAX_CACHED_BYTES = 32 << 20  # packets of the other track that are cached, to avoid opening the file again
 MAX_SCANNED_BYTES = 1 << 30  # of a file that may be several joined ones
@@ -271,7 +273,7 @@ class Reader:
                 packets = quirks.skip_unwanted(packets, stream, [each + TIME_TOLERANCE for each in wanted])
         if self.container.format.name == "avi" and not quirks.must_count(self.container, self.video):
             packets = quirks.times_of_index(packets, stream)
-        decoded = self._timed(packets, stream)
+        decoded = _count_times(self._timed(packets, stream), stream)
         if stream.type == "video" and self.container.format.name == "avi":
             decoded = quirks.sort_times(decoded)
         latest, idle = -math.inf, 0
@@ -287,9 +289,9 @@ class Reader:
 
     def _timed(
         self, packets: Iterator[av.Packet], stream: av.stream.Stream
-    ) -> Iterator[tuple[float, av.VideoFrame | av.AudioFrame]]:
-        """Decoded frames with their seconds; damaged packets are skipped."""
-        latest, idle = None, 0  # (seconds, frame)
+    ) -> Iterator[tuple[float | None, av.VideoFrame | av.AudioFrame]]:
+        """Decoded frames with their seconds where they have any; damaged packets are skipped."""
+        idle = 0
         for packet in packets:
             try:
                 decoded = packet.decode()
@@ -298,13 +300,8 @@ class Reader:
             for frame in decoded:
                 if isinstance(frame, av.AudioFrame) and not SAMPLE_RATES[0] <= frame.sample_rate <= SAMPLE_RATES[1]:
                     continue
-                seconds = frame.time
-                if seconds is None:
-                    seconds = latest[0] + frame_duration(latest[1], stream) if latest else 0.0
-                    if frame.dts is not None:
-                        seconds = float(frame.dts * frame.time_base)
-                latest = (seconds, frame)
-                yield latest
+                ticks = frame.dts if frame.pts is None else frame.pts
+                yield (None if ticks is None else float(ticks * frame.time_base)), frame
             idle = 0 if decoded else idle + 1
             if idle > MAX_IDLE:
                 return
@@ -318,7 +315,7 @@ class _Pass:
         container: av.container.InputContainer,
         streams: Sequence[av.stream.Stream],
         *,
-        jumps: Sequence[tuple[int, float]] = (),
+        jumps: Sequence[quirks.Jump] = (),
         from_beginning: bool,
     ) -> None:
         self.from_beginning = from_beginning
@@ -357,6 +354,27 @@ def frame_duration(frame: av.VideoFrame | LazyFrame | av.AudioFrame, stream: Has
     return float(1 / stream.average_rate) if stream.average_rate else 1 / 25
 
 
+def _count_times(
+    decoded: Iterable[tuple[float | None, av.VideoFrame | av.AudioFrame]], stream: HasRate
+) -> Iterator[tuple[float, av.VideoFrame | av.AudioFrame]]:
+    """A frame without a time follows the one before it; the first ones are counted back from the first known time."""
+    untimed, following = [], None  # following: second of the next frame
+    for seconds, frame in itertools.chain(decoded, [(None, None)]):
+        if frame is not None and seconds is None and following is None and len(untimed) < MAX_UNTIMED:
+            untimed.append(frame)
+            continue
+        for each in untimed:
+            if following is None:  # without any time they begin at 0
+                following = 0.0 if seconds is None else seconds - sum(frame_duration(it, stream) for it in untimed)
+            yield following, each
+            following += frame_duration(each, stream)
+        untimed = []
+        if frame is not None:
+            seconds = following if seconds is None else seconds
+            yield seconds, frame
+            following = seconds + frame_duration(frame, stream)
+
+
 def is_cover(stream: av.stream.Stream) -> bool:
     """Whether a video stream is only cover art."""
     return av.stream.Disposition.attached_pic in stream.disposition
@@ -377,7 +395,7 @@ def _open_container(path: str) -> av.container.InputContainer:
 
 
 @functools.lru_cache(maxsize=10_000)
-def _find_jumps(path: str, size: int, changed: int) -> tuple[tuple[int, float], ...]:
+def _find_jumps(path: str, size: int, changed: int) -> tuple[quirks.Jump, ...]:
     """`quirks.find_jumps` of a file that is as large and as old."""
     if size > MAX_SCANNED_BYTES:
         return ()
