@@ -18,7 +18,7 @@ import itertools
 import json
 import math
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from fractions import Fraction
 from pathlib import Path
@@ -38,7 +38,7 @@ from avssl.workers import serve
 
 T = TypeVar("T")
 EXTENSION = ".mp4"
-VERSION = 2  # of the copies: another one makes all of them anew
+VERSION = 3  # of the copies: another one makes all of them anew
 CLOCK = 90_000  # ticks per second of video
 MOVIE_CLOCK = 360_000  # ticks of track starts: the least common multiple of CLOCK and 24 kHz
 ENCODER = {"preset": "veryfast", "tune": "fastdecode", "crf": "20", "mbtree": "0"}
@@ -75,6 +75,7 @@ class Record:
     settings: dict[str, Any]  # `Settings` as a dict, and the version
     shift: float = 0.0  # seconds added to all times, because the source begins before 0
     reason: str = ""  # why the source has no audio; empty if it has
+    holes: Sequence[Sequence[float]] | None = None  # of the source, see `Probe`: in the copy silence fills them
 
 
 @dataclass(frozen=True)
@@ -107,7 +108,7 @@ def prepare_clip(source: str | Path, target: str | Path, settings: Settings) -> 
         return _failed(found, "neither video nor audio can be read")
     starts = [start for start in (found.video_start, found.audio_start) if start is not None]
     shift = max(0.0, -min(starts))
-    record = Record(found.content_key, _versioned(settings), shift, found.reason)
+    record = Record(found.content_key, _versioned(settings), shift, found.reason, found.holes)
     try:
         with atomic_write(target) as unfinished:
             _write(source, unfinished, settings, record)
@@ -148,8 +149,9 @@ def _is_of(record: Record, source: str | Path, settings: Settings) -> bool:
 
 
 def _facts(target: Path, record: Record) -> Probe:
-    """Facts of a copy; the reason of missing audio is that of the source."""
-    found = probe(target)
+    """Facts of a copy; holes, and the reason of missing audio, are those of the source."""
+    holes = record.holes and [[second + record.shift for second in hole] for hole in record.holes]
+    found = replace(probe(target), holes=holes)
     return found if found.has_audio or not record.reason else replace(found, reason=record.reason)
 
 

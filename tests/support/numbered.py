@@ -1,5 +1,7 @@
 """Clips of every kind with numbers burnt into the frames and a tone that tells the time; the shared real clips."""
 
+from collections import Counter
+from collections.abc import Callable
 from fractions import Fraction
 from pathlib import Path
 
@@ -56,6 +58,25 @@ def make(path: Path, *, fps=25, rate=24000, channels=1, seconds=SECONDS, sound_s
         samples[:, 0] = tone(np.arange(len(samples)) / rate)
     write_clip(path, frames, fps=fps, samples=samples, sample_rate=rate, rotation=rotation, **options)
     return path
+
+
+def move_stamps(source: Path, target: Path, moved: Callable[[str, int, float], float], **options: str) -> Path:
+    """The same packets in another container, each at another second: moved(kind of its track, its number, second)."""
+    with av.open(str(source)) as old, av.open(str(target), "w", options=options) as new:
+        streams = {stream.index: new.add_stream_from_template(stream) for stream in old.streams}
+        counts, latest, packets = Counter(), {}, []
+        for packet in old.demux():
+            if packet.dts is None:
+                continue
+            index, kind = packet.stream.index, packet.stream.type
+            ticks = round(moved(kind, counts[index], float(packet.pts * packet.time_base)) / packet.time_base)
+            ticks = max(ticks, latest.get(index, 0))  # muxers want rising times
+            counts[index] += 1
+            latest[index] = ticks + 1
+            packet.dts, packet.pts, packet.stream = packet.dts + ticks - packet.pts, ticks, streams[index]
+            packets.append(packet)
+        new.mux(sorted(packets, key=lambda packet: packet.dts * packet.time_base))
+    return target
 
 
 def decode_in_order(path: Path, rotation: int = 0) -> tuple[np.ndarray, np.ndarray]:
