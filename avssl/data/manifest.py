@@ -58,6 +58,7 @@ KINDS = (
     lambda type_: pa.types.is_string(type_) or pa.types.is_large_string(type_),
     lambda type_: pa.types.is_integer(type_) or pa.types.is_floating(type_),
     pa.types.is_boolean,
+    pa.types.is_list,
 )
 OUTSIDE = r"^/|(^|/)\.\.(/|$)"  # a path that leaves the root
 EXCHANGED = (
