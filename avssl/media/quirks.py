@@ -81,7 +81,9 @@ def first_jump(seconds: np.ndarray) -> int | None:
     steps = np.flatnonzero(np.abs(np.diff(seconds)) > JUMP_SECONDS) + 1
     parts: list[np.ndarray] = []  # numbers of the packets of each
     for part in np.split(np.arange(len(seconds)), steps):
-        continued = [i for i, each in enumerate(parts) if abs(seconds[part[0]] - seconds[each[-1]]) <= JUMP_SECONDS]
+        ahead = [seconds[part[0]] - seconds[each[-1]] for each in parts]
+        between = np.cumsum([0.0, *(seconds[each[-1]] - seconds[each[0]] for each in parts[:0:-1])])[::-1]
+        continued = [i for i in range(len(parts)) if -JUMP_SECONDS <= ahead[i] <= JUMP_SECONDS + between[i]]
         if continued:
             parts[continued[-1] :] = [np.concatenate([parts[continued[-1]], part])]
         else:
