@@ -93,6 +93,8 @@ class PolicyConfig(Options):
     # known after python tools/check.py --fix-manifest only
     cut_off: Policy = "mask"  # ends earlier than its header says
     damaged: Policy = "mask"  # does not decode everywhere
+    jumps: Policy = "mask"  # several files joined into one
+    holes: Policy = "mask"  # pauses of the whole file; clips are drawn beside them
     variable_rate: Policy = "mask"
     further_tracks: Policy = "mask"  # of video or audio, which are not read
     duplicate: Policy = "skip"  # holds what an earlier row holds
@@ -163,10 +165,10 @@ class ModelConfig(Options):
 
     video: str = "r2plus1d_avid"
     audio: str = "conv2d_avid"
-    video_depth: int | None = None  # null = the encoder's own: 18 of r2plus1d_avid, which also has 10
-    video_width: float = 1.0  # multiplies every channel count
-    audio_depth: int | None = None  # null = the encoder's own
-    audio_width: float = 1.0
+    video_depth: Count | None = None  # null = the encoder's own: 18 of r2plus1d_avid, which also has 10
+    video_width: Positive = 1.0  # multiplies every channel count
+    audio_depth: Count | None = None  # null = the encoder's own
+    audio_width: Positive = 1.0
     video_weights: PathText | None = None  # file to start the encoder from; null = random weights
     audio_weights: PathText | None = None
     init: PathText | None = None  # checkpoint of an earlier run: weights, and state of the method where it fits
@@ -191,15 +193,21 @@ class OptimConfig(Options):
     gamma: NotNegative = 0.1
     warmup_epochs: NotNegative = 0.0
     epochs: Count = 30
-    accumulate: Count = 1  # parts that a batch is split into
+    accumulate: Count = 1  # parts in which a batch passes the encoders, twice each: the same step in less memory
     clip_norm: Positive | None = None  # largest gradient norm; null = no clipping
+
+    @model_validator(mode="after")
+    def _check_nesterov(self) -> Self:
+        if self.nesterov and not self.momentum:
+            raise ValueError("optim.nesterov=true needs optim.momentum above 0, such as 0.9")
+        return self
 
 
 class RunConfig(Options):
     """Where the run lives and how it is executed."""
 
     dir: PathText
-    seed: int = Field(0, ge=0)
+    seed: int = Field(0, ge=0, lt=2**63)
     resume: Literal["auto", "never"] = "auto"  # auto = continue from dir/last.pt when it exists
     device: Literal["auto", "cpu", "cuda"] = "auto"
     # bfloat16 by autocast | auto: the run's own when resumed, else bfloat16 where the device has kernels for it
@@ -212,7 +220,7 @@ class RunConfig(Options):
     )
     log_every: Count = 20  # steps between reports
     checkpoint_every: Count = 500  # steps between checkpoints, besides the one at the end of every epoch
-    max_steps: Count | None = None  # stop early, as if interrupted: a later call resumes
+    max_steps: Count | None = None  # stop there, on every call: raise it to go on
 
 
 class Config(Options):

@@ -100,13 +100,6 @@ class Batch:
     def pin_memory(self) -> Batch:
         return self.map(lambda value: value.pin_memory())
 
-    def split(self, num_parts: int) -> list[Batch]:
-        """Equal consecutive parts, for gradient accumulation."""
-        if len(self) % num_parts:
-            raise ValueError(f"a batch of {len(self)} clips per rank cannot be split into optim.accumulate={num_parts}")
-        rows = len(self) // num_parts
-        return [self.map(lambda value, i=i: value.narrow(0, i * rows, rows)) for i in range(num_parts)]
-
 
 def _received(entries: dict[str, Any]) -> Batch:
     return Batch(**entries).map(torch.as_tensor)
@@ -184,24 +177,6 @@ class Step:
     memo: dict[str, Embedded | Tensor] = field(default_factory=dict)
     embeddings: dict[str, Embedded] = field(default_factory=dict)  # {name: (n, D)}
 
-    @staticmethod
-    def merge(steps: Sequence[Step]) -> Step:
-        """One step out of the parts of an accumulated batch: losses, logs and tensors averaged, vectors
-        concatenated. A memo that a part leaves unset (NaN) is averaged over the other parts.
-        """
-
-        def merged(values: list[Any]) -> Any:
-            return Embedded.cat(values) if isinstance(values[0], Embedded) else torch.stack(values).nanmean(dim=0)
-
-        if len(steps) == 1:
-            return steps[0]
-        return Step(
-            loss=torch.stack([step.loss for step in steps]).mean(),
-            logs={name: torch.stack([step.logs[name] for step in steps]).mean() for name in steps[0].logs},
-            memo={name: merged([step.memo[name] for step in steps]) for name in steps[0].memo},
-            embeddings={name: merged([step.embeddings[name] for step in steps]) for name in steps[0].embeddings},
-        )
-
 
 @dataclass(frozen=True)
 class Progress:
@@ -212,7 +187,6 @@ class Progress:
     epoch: int
     step: int  # optimizer steps done in the whole run
     num_steps: int  # of the whole run
-    part: int = 0  # of an accumulated batch
 
 
 @dataclass(frozen=True)

@@ -18,11 +18,13 @@ import pytest
 
 from avssl.data import check
 from avssl.data.manifest import Manifest, read_manifest, write_manifest
+from avssl.data.policy import cases
 from avssl.data.quarantine import Entry, add_to_quarantine, read_quarantine
 from avssl.training.loop import train
 from avssl.workers import Lost, Worker, run_jobs
 from tests.support.clips import make_set
 from tests.support.noise import FRAMES, clip, remux
+from tests.support.numbered import move_stamps
 from tests.support.runs import config
 
 pytestmark = pytest.mark.slow
@@ -246,3 +248,27 @@ def test_training_does_as_the_policy_says(tmp_path: Path, call: Call, capsys) ->
     capsys.readouterr()
     assert not train(config(manifest, tmp_path / "run", "run.max_steps=1", "data.policy.no_audio=skip"))
     assert "left out: 1 no_audio, 1 duplicate; masked: none" in capsys.readouterr().err
+
+
+def test_holes_and_jumps_are_findings(tmp_path: Path, call: Call, capsys) -> None:
+    folder = tmp_path / "set"
+    folder.mkdir()
+    clip(tmp_path / "whole.mkv")
+    move_stamps(tmp_path / "whole.mkv", folder / "paused.mkv", lambda kind, number, second: second + 60 * (second > 2))
+    part = clip(tmp_path / "part.ts", rate=48000).read_bytes()
+    (folder / "joined.ts").write_bytes(part + part)
+    rows = [{"path": name, "split": "train"} for name in ("joined.ts", "paused.mkv")]
+    path = folder / "manifest.parquet"
+    write_manifest(path, check.build_table(folder, rows, num_workers=1), root=folder)
+    before = read_manifest(path)
+    assert list(before.holes) == [1]  # training goes around them from the first manifest on
+    assert before.column("duration")[0] == pytest.approx(8, abs=0.2)
+    assert call(path, "--fix-manifest") == 1
+    words = capsys.readouterr().out
+    assert re.search(r"joined\.ts: times go back at [45]\.\d\d s, read on one clock", words)
+    assert re.search(r"paused\.mkv: nothing from 2\.\d\d to 62\.\d\d s", words)
+    after = read_manifest(path)
+    assert list(after.holes) == [1]
+    found = cases(after, 1.0)
+    assert found["holes"].tolist() == [False, True]
+    assert found["jumps"].tolist() == [True, False]

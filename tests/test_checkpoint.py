@@ -11,6 +11,7 @@ from avssl.methods import build_method
 from avssl.methods.avid import AVIDOptions
 from avssl.methods.avid_cma import AVIDCMAOptions
 from avssl.methods.base import Method
+from avssl.structs import Embedded, Instances
 from avssl.training.checkpoint import (
     CheckpointError,
     check_manifest,
@@ -134,12 +135,12 @@ FOLLOWED = HEAD | {"momentum": 0.999}
 PATCH = HEAD | {"tracks": "tracks.parquet"}
 
 
-def start_of(method: dict, *, seed: int) -> tuple[Method, dict]:
+def start_of(method: dict, *, seed: int, instances: Instances | None = None) -> tuple[Method, dict]:
     """A method before its first step, and its checkpoint."""
     model = {"video_depth": 10, "video_width": 0.0625, "audio_width": 0.0625}
     sections = {"data": {"manifest": "m"}, "run": {"dir": "r", "seed": seed}}
     config = from_dict({**sections, "model": model, "method": method}, source="test")
-    built = build_method(config, everything(20))
+    built = build_method(config, instances or everything(20))
     return built, {"config": dumps(config), "model": built.state_dict()}
 
 
@@ -185,3 +186,35 @@ def test_encoders_are_exported_by_modality(tmp_path: Path) -> None:
         "video.bias",
         "video.weight",
     ]
+
+
+def of_rows(valid: torch.Tensor) -> Instances:
+    every = torch.ones_like(valid)
+    return Instances(valid, every, every)
+
+
+def test_another_split_takes_over_what_both_hold() -> None:
+    """Validity is that of the new run: its own rows keep fresh vectors, others are in no bank, set or queue."""
+    rows = torch.arange(20)
+    first = tiny_method(AVIDCMAOptions(**OPTIONS, num_positives=3), of_rows(rows < 12))
+    first.sets[:12] = torch.tensor([1, 2, 9])
+    second = tiny_method(AVIDCMAOptions(**OPTIONS, num_positives=3), of_rows(rows >= 5), seed=9)
+    fresh = {modality: bank.z.clone() for modality, bank in second.banks.items()}
+    load_initial(second, {"model": first.state_dict()}, path="runs/first")
+    for modality, bank in second.banks.items():
+        assert torch.equal(bank.valid, rows >= 5)
+        assert torch.equal(bank.valid_ids, rows[5:])
+        assert torch.equal(bank.z[5:12], first.banks[modality].z[5:12])
+        assert torch.equal(bank.z[12:], fresh[modality][12:])
+    assert second.sets[5:12].sort().values.tolist() == [[-1, -1, 9]] * 7
+    assert (second.sets[:5] == -1).all()
+    assert (second.sets[12:] == -1).all()
+
+
+def test_a_queue_of_another_split_loses_the_rows_of_that_split() -> None:
+    queued = HEAD | {"name": "neighbour", "negatives": ["queue"], "queue_size": 4}
+    first, given = start_of(queued, seed=1)
+    first.queue.push(Embedded(torch.eye(8)[:3], torch.tensor([1, 7, 3]), torch.zeros(3).long(), torch.zeros(3)))
+    second, _ = start_of(queued, seed=2, instances=of_rows(torch.arange(20) >= 5))
+    load_initial(second, given | {"model": first.state_dict()}, path="runs/first")
+    assert second.queue.columns().ids.tolist() == [-1, 7, -1, -1]

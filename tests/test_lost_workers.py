@@ -298,6 +298,7 @@ def test_a_quarantined_clip_keeps_its_place_in_a_run(manifest: Path, tmp_path: P
     """AVID-CMA refuses more positives than there are clips; a run that began keeps the clips that it began with."""
     small = [*TINY, "optim.warmup_epochs=0", f"data.manifest={manifest}", f"run.dir={tmp_path / 'run'}"]
     settings = [*small, "method.num_positives=9", "model.init=null", "data.policy.quarantined=error"]
+    settings += ["method.mine_from_epoch=1"]
     cma = ROOT / "configs" / "toy" / "avid_cma.yaml"
     assert not train(load(cma, [*settings, "run.max_steps=2"]))
     before = read_manifest(manifest)

@@ -2,6 +2,7 @@
 state in state_dict.
 """
 
+import copy
 import dataclasses
 
 import pytest
@@ -122,3 +123,22 @@ def test_a_clip_that_could_not_be_read_teaches_nothing(name: str) -> None:
     assert not torch.equal(losses[0], losses[1])
     losses[2].backward()
     assert all(p.grad is not None for p in method.parameters() if p.requires_grad)
+
+
+@pytest.mark.parametrize("name", ["avid", "infonce", "neighbour as SeCo", "finetune", "joint"])  # joint has the others
+def test_a_batch_in_parts_is_the_same_step(name: str) -> None:
+    """With BatchNorm standing still: the loss is of the whole batch, whichever rows a part lacks."""
+    method = build(name).eval()
+    method.on_epoch(0)
+    method.after_step(method(batch_of(method, 0), progress(0)), progress(0))
+    batch, lost = batch_of(method, 1), torch.arange(NUM) < 3  # all but one of the first part
+    batch = dataclasses.replace(batch, ids=batch.ids.masked_fill(lost, -1), has_audio=batch.has_audio & ~lost)
+    results = []
+    for each, num_parts in ((copy.deepcopy(method), 1), (method, 4)):
+        done = each(batch, progress(1), num_parts=num_parts)
+        done.loss.backward()
+        each.after_step(done, progress(1))
+        gradients = {f"gradient of {name}": p.grad for name, p in each.named_parameters() if p.requires_grad}
+        results.append({"loss": done.loss, **done.logs, **gradients, **each.state_dict()})
+    for key, value in results[0].items():
+        torch.testing.assert_close(results[1][key], value, rtol=1e-4, atol=1e-6, equal_nan=True, msg=key)

@@ -30,7 +30,7 @@ from avssl.objectives.contrast import nce, similarity
 from avssl.retrieval.search import find_row, query_of_row, search
 from avssl.retrieval.store import Store, StoreError, read_store
 from avssl.retrieval.write import write_store
-from avssl.structs import Batch, Embedded, Instances, Progress, Step
+from avssl.structs import Batch, Embedded, Instances, Progress
 from avssl.training.checkpoint import load_checkpoint
 from avssl.training.loop import train
 from avssl.weights.load import load_run
@@ -208,12 +208,6 @@ def test_published_towers_learn_from_one_side_alone(missing: str) -> None:
         method.after_step(step, Progress(0, number, 20))
         losses.append(float(step.loss.detach()))
     assert np.mean(losses[-5:]) < 0.8 * np.mean(losses[:5]), losses
-
-
-def test_a_step_in_parts_sets_the_constant_from_the_parts_that_have_pairs() -> None:
-    steps = [Step(torch.tensor(0.0), memo={"log_z": torch.tensor(x)}) for x in (float("nan"), 2.0, 4.0)]
-    assert float(Step.merge(steps).memo["log_z"]) == 3
-    assert torch.isnan(Step.merge(steps[:1] * 2).memo["log_z"])
 
 
 # ---- files

@@ -17,6 +17,7 @@ from avssl.training.optim import (
     optimizer_state,
     set_learning_rate,
 )
+from avssl.training.setup import to_channels_last
 
 FIXTURES = Path(__file__).parent / "fixtures"
 
@@ -221,3 +222,33 @@ def test_larc_leaves_weights_without_gradient_alone_and_the_longest_prefix_count
     optimizer = build_optimizer(model.named_parameters(), OptimConfig(), lr_scales={"head": 2.0, "head.bias": 0.5})
     scales = {name: group["scale"] for group in optimizer.param_groups for name in group["param_names"]}
     assert scales == {"head.weight": 2.0, "head.bias": 0.5}
+
+
+@pytest.mark.parametrize("starts_last", [True, False])
+@pytest.mark.parametrize("name", ["adam", "adamw", "sgd", "lars", "larc"])
+def test_a_state_goes_on_in_another_memory_layout(name: str, starts_last: bool) -> None:
+    """run.channels_last changed between stop and resume: the same steps as without a stop."""
+
+    def made(is_last: bool) -> tuple[nn.Module, torch.optim.Optimizer]:
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Conv3d(3, 4, (2, 3, 3)), nn.Conv2d(1, 4, 3), nn.Linear(3, 2))
+        to_channels_last(model, enabled=is_last)
+        return model, build_optimizer(model.named_parameters(), OptimConfig(name=name, lr=0.1, weight_decay=0.01))
+
+    def step(number: int, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+        for parameter in model.parameters():
+            generator = torch.Generator().manual_seed(number)
+            parameter.grad = torch.empty_like(parameter).copy_(torch.randn(parameter.shape, generator=generator))
+        optimizer.step()
+
+    (whole, optimizer), (other, resumed) = made(starts_last), made(not starts_last)
+    for number in range(4):
+        if number == 2:
+            other.load_state_dict(whole.state_dict())
+            load_optimizer_state(resumed, copy.deepcopy(optimizer_state(optimizer)))
+        step(number, whole, optimizer)
+        if number >= 2:
+            step(number, other, resumed)
+    for one, two in zip(whole.parameters(), other.parameters(), strict=True):
+        assert one.dim() < 4 or one.stride() != two.stride()
+        torch.testing.assert_close(one, two, rtol=1e-6, atol=1e-7)

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from avssl.structs import Batch, Embedded, Step
+from avssl.structs import Batch, Embedded
 
 
 def batch(size: int) -> Batch:
@@ -31,14 +31,6 @@ def test_batch_refuses_unequal_rows() -> None:
         Batch({}, {}, torch.arange(4), {}, torch.ones(3) > 0, torch.ones(4) > 0, {}, {})
 
 
-def test_batch_splits_into_consecutive_parts() -> None:
-    parts = batch(6).split(3)
-    assert torch.equal(torch.cat([part.ids for part in parts]), torch.arange(6))
-    assert torch.equal(parts[1].params["video"]["flip"], torch.tensor([True, True]))
-    with pytest.raises(ValueError, match=r"6 clips per rank cannot be split into optim\.accumulate=4"):
-        batch(6).split(4)
-
-
 def test_embedded_refuses_mismatched_origins() -> None:
     with pytest.raises(ValueError, match=r"embedded view has shape \(3,\), expected \(4,\)"):
         Embedded(torch.randn(4, 2), torch.arange(4), torch.arange(3), torch.zeros(4))
@@ -51,12 +43,3 @@ def test_columns_are_joined_and_taken_along_the_column_axis(shape: tuple[int, ..
     assert joined.z.shape == (*shape[:-1], 10, 4)
     assert torch.equal(joined.take(5).z, a.z)
     assert torch.equal(joined.ids[..., 5:], b.ids)
-
-
-def test_steps_of_an_accumulated_batch_merge() -> None:
-    steps = [
-        Step(torch.tensor(x), {"v2a": torch.tensor(x)}, {"z": embedded(2), "c": torch.tensor(x)}) for x in (1.0, 3.0)
-    ]
-    merged = Step.merge(steps)
-    assert (float(merged.loss), float(merged.logs["v2a"]), float(merged.memo["c"])) == (2.0, 2.0, 2.0)
-    assert merged.memo["z"].ids.tolist() == [0, 1, 0, 1]

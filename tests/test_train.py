@@ -16,7 +16,7 @@ import pytest
 import torch
 from torch import nn
 
-from avssl.config import ConfigError, loads
+from avssl.config import ConfigError, from_dict, loads, with_overrides
 from avssl.data.manifest import Manifest, read_manifest
 from avssl.logs import read_log
 from avssl.training import setup
@@ -157,19 +157,69 @@ def test_what_a_run_belongs_to_is_checked_before_any_work(clip_set: Manifest, tm
         train(config(other, tmp_path / "new", f"model.init={tmp_path / 'run'}"))
 
 
-def test_accumulation_updates_the_same_memory_banks_once_per_step(clip_set: Manifest, tmp_path: Path) -> None:
-    """BatchNorm sees the parts, so vectors differ; which rows of the banks move, and how often, may not."""
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_a_batch_in_parts_trains(clip_set: Manifest, tmp_path: Path, precision: str) -> None:
+    """BatchNorm sees the parts, so vectors differ; which rows of the banks move may not."""
     moved = {}
-    for name, parts in (("whole", 1), ("parts", 2)):
-        for steps in (1, 2):
-            folder = tmp_path / f"{name}{steps}"
-            train(config(clip_set, folder, f"optim.accumulate={parts}", f"run.max_steps={steps}"))
-            moved[name, steps] = load_checkpoint(folder)["model"]["banks.video.z"]
-    start = load_run(tmp_path / "whole1", trained=False).method.banks["video"].z
-    for steps in (1, 2):
-        rows = [(moved[name, steps] != start).any(dim=1) for name in ("whole", "parts")]
-        assert torch.equal(*rows)
-        assert int(rows[0].sum()) == 4 * steps
+    for parts in (1, 2):
+        folder = tmp_path / f"{parts}"
+        settings = [f"optim.accumulate={parts}", f"run.precision={precision}", "run.max_steps=2"]
+        assert not train(config(clip_set, folder, *CMA, *settings))
+        start = load_run(folder, trained=False).method.banks["video"].z
+        moved[parts] = (load_checkpoint(folder)["model"]["banks.video.z"] != start).any(dim=1)
+    assert torch.equal(moved[1], moved[2])
+    assert int(moved[1].sum()) == 8
+
+
+def test_the_most_steps_hold_on_every_call(clip_set: Manifest, tmp_path: Path) -> None:
+    for most, reached in ((2, 2), (2, 2), (1, 2), (3, 3)):
+        assert not train(config(clip_set, tmp_path, f"run.max_steps={most}"))
+        assert load_checkpoint(tmp_path)["step"] == reached
+        assert [line["step"] for line in read_log(tmp_path / "log.jsonl")] == list(range(1, reached + 1))
+    assert train(config(clip_set, tmp_path, "run.max_steps=99"))
+    assert train(config(clip_set, tmp_path, "run.max_steps=12"))
+
+
+def test_how_a_run_is_executed_may_change(
+    clip_set: Manifest, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Where its first weights lay, the cache and the threads; and a value may be written otherwise."""
+    small = [line for line in TINY if not line.startswith("method.")]
+    given = {"data": {"manifest": str(clip_set.root / "manifest.parquet")}, "run": {"dir": str(tmp_path)}}
+    byol = {"name": "byol", "hidden_dim": "16", "embedding_dim": "8", "second": {"blur": "1"}}
+    first = with_overrides(given | {"method": byol}, [*small, "run.max_steps=1"])
+    assert not train(from_dict(first, source="test"))
+    byol = {"name": "byol", "hidden_dim": 16, "embedding_dim": "8.0", "second": {"blur": 1.0}, "momentum": "0.9960"}
+    free = ["data.cache_gigabytes=0.1", "model.video_weights=gone.pt", "run.num_threads=2", "run.max_steps=2"]
+    assert not train(from_dict(with_overrides(first | {"method": byol}, free), source="test"))
+    assert load_checkpoint(tmp_path)["step"] == 2
+    assert "note: 2 threads of torch, 1 before: going on is not bit-equal" in capsys.readouterr().err
+    assert not train(from_dict(with_overrides(first, ["model.init=gone", "run.max_steps=3"]), source="test"))
+
+
+@pytest.mark.parametrize("starts_last", ["true", "false"])
+def test_channels_last_may_change_between_stop_and_resume(clip_set: Manifest, tmp_path: Path, starts_last: str) -> None:
+    other = "false" if starts_last == "true" else "true"
+    settings = ["optim.lr=0.01", f"run.channels_last={starts_last}"]
+    train(config(clip_set, tmp_path / "whole", *settings, "run.max_steps=4"))
+    train(config(clip_set, tmp_path / "parts", *settings, "run.max_steps=2"))
+    start = load_run(tmp_path / "whole", trained=False).method.state_dict()
+    train(config(clip_set, tmp_path / "parts", *settings, f"run.channels_last={other}", "run.max_steps=4"))
+    whole, parts = (load_checkpoint(tmp_path / name)["model"] for name in ("whole", "parts"))
+    for name in ("encoders.video.conv3x.0.spt_conv1.weight", "encoders.audio.block2.conv1.weight"):
+        moved = (whole[name] - start[name]).norm()
+        assert (whole[name] - parts[name]).norm() < 0.02 * moved, name
+
+
+def test_clips_that_are_new_to_the_run_before_are_counted(
+    clip_set: Manifest, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert not train(config(clip_set, tmp_path / "first", "run.max_steps=3"))
+    overrides = ["data.split=null", f"model.init={tmp_path / 'first'}", "run.max_steps=1"]
+    assert not train(config(clip_set, tmp_path / "second", *overrides))
+    assert "note: 6 of 18 clips are not among those that" in capsys.readouterr().err
+    valid = load_checkpoint(tmp_path / "second")["model"]["banks.video.valid"]
+    assert torch.equal(valid, torch.from_numpy(clip_set.valid()))
 
 
 def test_bfloat16_clipping_and_sgd_run(clip_set: Manifest, tmp_path: Path) -> None:

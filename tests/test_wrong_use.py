@@ -123,7 +123,16 @@ def test_a_wrong_config_is_refused_before_anything_is_written(
     assert not (tmp_path / "new").exists()
 
 
-@pytest.mark.parametrize("num_positives", [0, 10, 32])  # of 11 usable clips with audio; 10 would leave no negative
+def test_random_vectors_are_not_mined(train_call: Call, run: Path, tmp_path: Path) -> None:
+    """A run of AVID to start from, or epochs of AVID before: then there is something to mine."""
+    first = [*CMA, "method.mine_from_epoch=0", "run.max_steps=1"]
+    message = r"method\.mine_from_epoch=0 would mine random vectors: start from .*AVID \(model\.init=RUN\), or"
+    train_call(tmp_path / "new", *first).refused(message)
+    assert not (tmp_path / "new").exists()
+    assert "stopped and saved at step 1" in train_call(tmp_path / "new", *first, f"model.init={run}").err
+
+
+@pytest.mark.parametrize("num_positives", [10, 32])  # of 11 usable clips with audio; 10 would leave no negative
 def test_more_positives_than_clips_are_refused(train_call: Call, tmp_path: Path, num_positives: int) -> None:
     done = train_call(tmp_path / "new", *CMA, f"method.num_positives={num_positives}")
     done.refused(

@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from tqdm import tqdm
 
-from avssl.data.manifest import EXCHANGED, FINDINGS, SCHEMA, Manifest, ManifestError, read_manifest
+from avssl.data.manifest import EXCHANGED, FINDINGS, HOLES, SCHEMA, Manifest, ManifestError, read_manifest
 from avssl.data.policy import TITLES, cases
 from avssl.data.quarantine import release
 from avssl.files import atomic_write
@@ -24,7 +24,7 @@ from avssl.windows import beginning
 from avssl.workers import Lost, run_jobs
 
 T = TypeVar("T", bound=Probe)
-FACTS = tuple(asdict(Probe()))
+FACTS = tuple(name for name in asdict(Probe()) if name in SCHEMA.names)
 FIXED = ("size", "content_key")  # facts that identify the instance: a checked manifest keeps them
 TIMES = ("duration", "video_start", "video_end", "audio_start", "audio_end")
 SAME_SECONDS = 0.1  # recorded times stay if decoding agrees this well, as training draws windows from them
@@ -88,6 +88,9 @@ def join_facts(rows: Sequence[Mapping[str, Any]], facts: Mapping[str, Mapping[st
     for name in further:
         values = pa.array([row.get(name) for row in rows])
         table = table.append_column(f"listed_{name}" if name in FACTS else name, values)
+    if any(each.get(HOLES) for each in facts.values()) and HOLES not in table.column_names:
+        holes = [facts[row["path"]].get(HOLES) for row in rows]
+        table = table.append_column(HOLES, pa.array(holes, FINDINGS[HOLES]))
     return table
 
 
@@ -212,7 +215,8 @@ def report(manifest: Manifest, found: Mapping[str, Inspection], *, clip_seconds:
     for case, rows in cases(Manifest(table, manifest.root), clip_seconds).items():
         for i in rows.nonzero()[0].tolist():
             path = facts[i]["path"]
-            new = facts[i] | {"claimed_end": found[path].claimed_end, "rows": [], "cases": []}
+            further = {name: getattr(found[path], name) for name in ("claimed_end", "num_lost")}
+            new = facts[i] | further | {"rows": [], "cases": []}
             entry = problems.setdefault(path, new)
             entry["rows"] += [] if i in entry["rows"] else [i]
             entry["cases"] += [] if case in entry["cases"] else [case]
@@ -255,6 +259,11 @@ def _detail(case: str, entry: Mapping[str, Any]) -> str:
             return f": from {entry['damaged_at']:.2f} s"
         case "further_tracks":
             return f": {entry['further_tracks']}"
+        case "jumps":
+            lost = f"{entry['num_lost']} frames behind that are not read" if entry["num_lost"] else "read on one clock"
+            return f": times go back at {entry['jump_at']:.2f} s, {lost}"
+        case "holes":
+            return ": nothing from " + ", ".join(f"{begin:.2f} to {end:.2f} s" for begin, end in entry["holes"])
         case "duplicate":
             return f": as {entry['duplicate_of']}"
     return ""

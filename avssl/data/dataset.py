@@ -82,6 +82,7 @@ class ClipDataset(Dataset[Sample]):
         self.has_video = manifest.has_video
         self.has_audio = manifest.has_audio & manifest.usable()  # nothing is read of a row in quarantine
         self.sizes = np.stack([manifest.column("width"), manifest.column("height")], axis=1)
+        self.holes = manifest.holes
         self.bounds = {track: manifest.bounds(track) for track in MODALITIES}
         if tracks is not None:
             tracks.check_rows(self.bounds["video"], path=track_table(self.views))
@@ -224,7 +225,7 @@ class ClipDataset(Dataset[Sample]):
         ]
         # without video there is nothing to crop: any size does
         width, height = (int(value) for value in self.sizes[id]) if spans[0] else (self.data.size, self.data.size)
-        return Clip(width, height, *spans)
+        return Clip(width, height, *spans, self.holes.get(id, ()))
 
     def _plan_windows(self, rng: np.random.Generator | None, key: Key, clip: Clip) -> dict[str, Window]:
         tracks = [] if self.tracks is None else self.tracks.of(key.id)

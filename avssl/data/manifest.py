@@ -44,9 +44,12 @@ SCHEMA = pa.schema(
         ("reason", pa.string()),
     ]
 )
+HOLES = "holes"  # a further column: [[begin, end], ...] seconds in which nothing is in the file
 FINDINGS = {  # further columns of a checked manifest
     "cut_off_at": pa.float64(),
     "damaged_at": pa.float64(),
+    "jump_at": pa.float64(),
+    HOLES: pa.list_(pa.list_(pa.float64())),
     "variable_rate": pa.bool_(),
     "further_tracks": pa.string(),
     "duplicate_of": pa.string(),  # path of the first row with the same content, start and end
@@ -57,6 +60,7 @@ KINDS = (
     lambda type_: pa.types.is_string(type_) or pa.types.is_large_string(type_),
     lambda type_: pa.types.is_integer(type_) or pa.types.is_floating(type_),
     pa.types.is_boolean,
+    pa.types.is_list,
 )
 OUTSIDE = r"^/|(^|/)\.\.(/|$)"  # a path that leaves the root
 EXCHANGED = (
@@ -134,6 +138,12 @@ class Manifest:
         zero = beginning(video_start, audio_start)
         low, high = np.maximum(first, np.nan_to_num(zero + start, nan=-np.inf)), np.fmin(last, zero + end)
         return np.where((low < high)[:, None], np.stack([low, high], axis=1), np.nan)
+
+    @property
+    def holes(self) -> dict[int, list[list[float]]]:
+        """Pauses of the file, [begin, end] in seconds, of the rows that have any."""
+        found = self.table.column(HOLES).to_pylist() if HOLES in self.table.column_names else []
+        return {row: holes for row, holes in enumerate(found) if holes}
 
     @property
     def class_names(self) -> list[str]:

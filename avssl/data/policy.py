@@ -29,6 +29,8 @@ TITLES = {
     "unequal_length": "with audio and video of different length",
     "cut_off": "cut off",
     "damaged": "damaged",
+    "jumps": "joined of files with times of their own",
+    "holes": "with holes in all tracks",
     "variable_rate": "with a variable frame rate",
     "further_tracks": "with further tracks that are not read",
     "duplicate": "with the content of an earlier one",
@@ -78,6 +80,8 @@ def cases(manifest: Manifest, clip_seconds: float) -> dict[str, np.ndarray]:
         & (np.abs((video_span[1] - video_span[0]) - (audio_span[1] - audio_span[0])) > UNEQUAL_SECONDS),
         "cut_off": readable & (_numbers(manifest, "cut_off_at") < end),
         "damaged": readable & (_numbers(manifest, "damaged_at") < end),
+        "jumps": readable & (_numbers(manifest, "jump_at") < end),
+        "holes": readable & _has_holes(manifest, zero + _numbers(manifest, "start"), end),
         "variable_rate": ok & (_numbers(manifest, "variable_rate") > 0),
         "further_tracks": readable & _is_named(manifest, "further_tracks"),
         "duplicate": readable & _is_named(manifest, "duplicate_of"),
@@ -130,6 +134,15 @@ def _numbers(manifest: Manifest, name: str) -> np.ndarray:
     if name not in manifest.table.column_names:
         return np.full(len(manifest), np.nan)
     return manifest.table.column(name).cast(pa.float64()).to_numpy().astype(np.float64)
+
+
+def _has_holes(manifest: Manifest, start: np.ndarray, end: np.ndarray) -> np.ndarray:
+    """(N,) bool: a hole is in the row's part of the file; start, end (N,) on the container's
+    clock, NaN and infinity where the row has none."""
+    found = np.zeros(len(manifest), dtype=bool)
+    for row, holes in manifest.holes.items():
+        found[row] = any(not after <= start[row] and before < end[row] for before, after in holes)
+    return found
 
 
 def _is_named(manifest: Manifest, name: str) -> np.ndarray:

@@ -14,7 +14,7 @@ import pyarrow as pa
 from tqdm import tqdm
 
 from avssl.data.check import FACTS, join_facts
-from avssl.data.manifest import SCHEMA, read_manifest, write_manifest
+from avssl.data.manifest import HOLES, SCHEMA, read_manifest, write_manifest
 from avssl.data.recipes.layout import find_clips, label_clips
 from avssl.files import atomic_write, digest, folder_lock
 from avssl.media.prepare import EXTENSION, Prepared, Settings
@@ -235,7 +235,9 @@ def _table(listing: Listing, names: dict[str, str], done: dict[str, Prepared]) -
     rows = [row | {"path": names[row["path"]]} for row in listing.rows]
     table = join_facts(rows, {names[clip]: asdict(each.facts) for clip, each in done.items()})
     origin = [done[row["path"]] for row in listing.rows]
-    further = {name: values for name, values in listing.further.items() if name not in ("source_key", "source_shift")}
+    further = {
+        name: values for name, values in listing.further.items() if name not in ("source_key", "source_shift", HOLES)
+    }
     further["source_key"] = pa.array([each.source_key for each in origin], pa.string())
     further["source_shift"] = pa.array([each.shift for each in origin], pa.float64())
     for name, values in further.items():

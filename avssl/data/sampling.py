@@ -2,7 +2,9 @@
 number of workers and ranks draws the same and a resumed run continues in the middle of an epoch.
 """
 
+import itertools
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
@@ -152,6 +154,9 @@ def plan_windows(
     Returns:
         {view: window}, absent where the clip lacks what the view shows.
     """
+    if clip.holes:
+        seconds = max(view.seconds(data) for view in views)
+        clip, number, num_clips = _beside_holes(rng, clip, seconds, number=number, num_clips=num_clips)
     spans = {"video": clip.video, "audio": clip.audio}
     first = _first_windows(rng, views, data, clip, number=number, num_clips=num_clips)
     windows: dict[str, Window] = {}
@@ -187,6 +192,32 @@ def plan_windows(
         windows |= _track_windows(rng, views, tracks)
     absent = Window(first["audio"], present=False)
     return {view.name: windows.get(view.name, absent) for view in views}
+
+
+def _beside_holes(
+    rng: np.random.Generator | None, clip: Clip, seconds: float, *, number: int, num_clips: int
+) -> tuple[Clip, int, int]:
+    """One stretch of a clip between its holes, for all windows of a sample: drawn by length, or in evaluation the one
+    that the sample falls into, with its number and their number there. Below `seconds` only if no stretch is longer.
+    """
+    edges = [-np.inf, *itertools.chain.from_iterable(sorted(clip.holes)), np.inf]
+    stretches = []  # (seconds, video, audio)
+    for low, high in zip(edges[::2], edges[1::2], strict=True):
+        cut = [each and Span(max(each.start, low), min(each.end, high)) for each in (clip.video, clip.audio)]
+        length = min((span.end - span.start for span in cut if span is not None), default=0.0)
+        if length > 0:
+            stretches.append((length, *cut))
+    stretches = [each for each in stretches if each[0] >= seconds] or stretches
+    if not stretches:  # the tracks have no stretch in common
+        return clip, number, num_clips
+    ends = np.cumsum([length for length, _, _ in stretches])
+    if rng is not None:
+        chosen = int(np.searchsorted(ends, rng.random() * ends[-1], side="right"))
+    else:
+        taken = np.searchsorted(ends, (np.arange(num_clips) + 0.5) / num_clips * ends[-1], side="right")
+        chosen = int(taken[number])
+        number, num_clips = number - int((taken < chosen).sum()), int((taken == chosen).sum())
+    return replace(clip, video=stretches[chosen][1], audio=stretches[chosen][2]), number, num_clips
 
 
 def _first_windows(

@@ -4,17 +4,20 @@ Letters: n, m samples.
 """
 
 import math
-from collections.abc import Iterable, Iterator
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
 from fractions import Fraction
 from pathlib import Path
 
 import av
 import numpy as np
 
-from avssl.media.reader import DecodeError
+from avssl.media.reader import WOBBLE_SECONDS, DecodeError
 
 BLOCK_FRAMES, BLOCK_SECONDS = 32, (1.0, 10.0)  # audio that is placed together: at least, at most
 JUMP_SECONDS = 5e-4  # audio further than this from where it should continue is placed anew
+PAST_FRAMES, LOOK_SECONDS = 64, 1.0  # before and behind a step of the timestamps, to tell a gap from wobble
 MIN_TICK = 5e-4  # seconds; timestamps are rounded to ticks (1 ms in Matroska), so a difference of one tick is no gap
 MAX_GAP_SECONDS = 600.0  # filled with zeros
 CANCELED = 0.2  # of the power of mixed independent channels: below, their correlation is under -0.8
@@ -43,72 +46,138 @@ def to_mono(*frames: av.AudioFrame) -> np.ndarray:
     return mono
 
 
+@dataclass
 class Run:
-    """Frames without a gap. They begin at the median of their timestamps: a single one is rounded.
-
-    Args:
-        scale: samples per unit of the positions: 1, or the sample rate if they are seconds.
-    """
-
-    def __init__(self, scale: int) -> None:
-        self.scale = scale
-        self.frames: list[av.AudioFrame] = []
-        self.length = 0  # samples
-        self._anchors: list[float] = []  # start of the run by each frame's timestamp
-
-    def add(self, position: float, frame: av.AudioFrame) -> None:
-        self._anchors.append(position - self.length / self.scale)
-        self.frames.append(frame)
-        self.length += frame.samples
-
-    def gap(self, position: float) -> float:
-        """Distance of a frame at this position from where it would continue the run, by the first frame."""
-        return abs(position - self.length / self.scale - self._anchors[0])
-
-    @property
-    def begin(self) -> float:
-        return float(np.median(self._anchors))
-
-
-class Grid:
-    """Mono audio on a grid of the source's own rate.
+    """Contiguous frames of one format.
 
     Attributes:
-        values: (n,) float32, value i at (first + i) / sample_rate seconds; zero where nothing was placed.
-        filled: (n,) bool, where something was placed.
+        anchors: when the first sample of all audio was, by each frame's timestamp and if there were no gaps.
+        elapsed: seconds of audio before this run.
+        begin: second of its first sample.
+        continues: whether that is where the run before it ends.
+        wobble: seconds by which the timestamps go back against the audio.
     """
 
-    def __init__(self, start: float, duration: float, sample_rate: int) -> None:
-        self.sample_rate = sample_rate
-        self.first = round(start * sample_rate)
-        self.values = np.zeros(math.ceil(duration * sample_rate) + 1, dtype=np.float32)
-        self.filled = np.zeros(len(self.values), dtype=bool)
-        self._run = Run(scale=1)
-        self._format: tuple[str, int] | None = None
+    elapsed: float
+    frames: list[av.AudioFrame] = field(default_factory=list)
+    anchors: list[float] = field(default_factory=list)
+    begin: float = 0.0
+    continues: bool = False
+    wobble: float = 0.0
 
-    def add(self, seconds: float, frame: av.AudioFrame) -> None:
-        position = seconds * self.sample_rate - self.first
-        format = (frame.format.name, frame.layout.nb_channels)
-        if self._run.frames and (format != self._format or self._run.gap(position) > self._tolerance):
-            self.place()
-        if not self._run.frames:
-            # one tick of MP3 in AVI is a packet
-            ticks = max(float(frame.time_base), MIN_TICK) * self.sample_rate
-            self._format, self._tolerance = format, 1 + min(ticks, frame.samples / 2)
-        self._run.add(position, frame)
+    @property
+    def rate(self) -> int:
+        return self.frames[0].sample_rate
 
-    def place(self) -> None:
-        """Write what was added since the last gap."""
-        run, self._run = self._run, Run(scale=1)
-        if not run.frames:
+    @property
+    def seconds(self) -> float:
+        return sum(frame.samples for frame in self.frames) / self.rate
+
+    def place(self, before: "Run | None") -> None:
+        """Begin where the run `before` it ends, unless the timestamps are off by more than they wobble."""
+        anchors = np.array(self.anchors)
+        middle = np.sort(anchors)[len(anchors) // 4 : len(anchors) - len(anchors) // 4]
+        self.begin = float(middle.mean()) + self.elapsed
+        self.wobble = min(_largest_fall(anchors), _largest_fall(-anchors), WOBBLE_SECONDS)
+        if before is not None:
+            self.wobble, end = max(self.wobble, before.wobble), before.begin + before.seconds
+            self.continues = abs(self.begin - end) <= max(JUMP_SECONDS, self.wobble)
+            self.begin = end if self.continues else self.begin
+
+
+def runs(frames: Iterable[tuple[float, av.AudioFrame]]) -> Iterator[Run]:
+    """Decoded frames with their seconds -> runs of up to BLOCK_SECONDS, placed by the timestamps of all their frames.
+
+    A single timestamp is rounded, and those of recorders wobble by tens of milliseconds around the line of contiguous
+    audio. Only a step that stays is a gap; a clock that drifts is followed from run to run.
+    """
+    source = iter(frames)
+    ahead: deque[tuple[float, av.AudioFrame]] = deque()  # (anchor, frame)
+    past: deque[float] = deque(maxlen=PAST_FRAMES)  # anchors since the last gap
+    run, before, fed, done = None, None, 0.0, 0.0  # seconds of audio read, and of audio put into runs
+    while True:
+        while fed - done < LOOK_SECONDS and (read := next(source, None)) is not None:
+            ahead.append((read[0] - fed, read[1]))
+            fed += read[1].samples / read[1].sample_rate
+        if not ahead:
+            break
+        frame = ahead[0][1]
+        if run is not None:
+            is_gap = _is_gap(past, [anchor for anchor, _ in ahead], _tolerance(frame))
+            is_long = len(run.frames) >= BLOCK_FRAMES and done - run.elapsed > BLOCK_SECONDS[0]
+            if is_gap or is_long or done - run.elapsed > BLOCK_SECONDS[1] or _format(frame) != _format(run.frames[0]):
+                run.place(before)
+                yield run
+                run, before = None, None if is_gap else run
+                if is_gap:
+                    past.clear()
+        run = run or Run(done)
+        anchor, frame = ahead.popleft()
+        run.frames.append(frame)
+        run.anchors.append(anchor)
+        past.append(anchor)
+        done += frame.samples / frame.sample_rate
+    if run is not None:
+        run.place(before)
+        yield run
+
+
+def _format(frame: av.AudioFrame) -> tuple[str, int, int]:
+    return frame.format.name, frame.layout.nb_channels, frame.sample_rate
+
+
+def _tolerance(frame: av.AudioFrame) -> float:
+    """Seconds by which timestamps are off through rounding; one tick of MP3 in AVI is a packet."""
+    return 1 / frame.sample_rate + min(max(float(frame.time_base), MIN_TICK), frame.samples / frame.sample_rate / 2)
+
+
+def _is_gap(past: Sequence[float], ahead: Sequence[float], tolerance: float) -> bool:
+    """Whether the anchors step to another line and stay there; what wobbles comes back."""
+    step = ahead[0] - past[-1]
+    if abs(step) <= tolerance:
+        return False
+    values = np.array([*past, *ahead]) * np.sign(step)
+    apart = values[len(past) :].min() - values[: len(past)].max()
+    return bool(apart > max(tolerance, min(_largest_fall(values), WOBBLE_SECONDS)))
+
+
+def _largest_fall(values: np.ndarray) -> float:
+    """Of a later value below an earlier one."""
+    return float((np.maximum.accumulate(values) - values).max())
+
+
+def until(frames: Iterable[tuple[float, av.AudioFrame]], end: float) -> Iterator[tuple[float, av.AudioFrame]]:
+    """Frames up to a second; where timestamps wobble, up to it by the line through all of them."""
+    anchors, elapsed = [], 0.0
+    for seconds, frame in frames:
+        if seconds > end and (seconds > end + WOBBLE_SECONDS or not anchors or np.median(anchors) + elapsed > end):
             return
-        ends = round(run.begin) + np.cumsum([frame.samples for frame in run.frames])
-        inside = [i for i, end in enumerate(ends) if end > 0 and end - run.frames[i].samples < len(self.values)]
-        if inside:
+        anchors.append(seconds - elapsed)
+        elapsed += frame.samples / frame.sample_rate
+        yield seconds, frame
+
+
+def on_grid(
+    frames: Iterable[tuple[float, av.AudioFrame]], start: float, duration: float, sample_rate: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Mono audio on a grid of the source's own rate; frames of another rate are left out.
+
+    Returns:
+        (n,) float32, value i at start + i / sample_rate seconds, zero where nothing is; (n,) bool: where something is.
+    """
+    first = round(start * sample_rate)
+    values = np.zeros(math.ceil(duration * sample_rate) + 1, dtype=np.float32)
+    filled = np.zeros(len(values), dtype=bool)
+    for run in runs(frames):
+        begin = round(run.begin * sample_rate) - first
+        ends = begin + np.cumsum([frame.samples for frame in run.frames])
+        inside = [i for i, end in enumerate(ends) if end > 0 and end - run.frames[i].samples < len(values)]
+        if run.rate == sample_rate and inside:
             begin = int(ends[inside[0]]) - run.frames[inside[0]].samples
-            low, high = max(begin, 0), min(int(ends[inside[-1]]), len(self.values))
-            self.values[low:high] = to_mono(*(run.frames[i] for i in inside))[low - begin : high - begin]
-            self.filled[low:high] = True
+            low, high = max(begin, 0), min(int(ends[inside[-1]]), len(values))
+            values[low:high] = to_mono(*(run.frames[i] for i in inside))[low - begin : high - begin]
+            filled[low:high] = True
+    return values, filled
 
 
 def resample(values: np.ndarray, source_rate: int, target_rate: int) -> np.ndarray:
@@ -133,46 +202,25 @@ def resample_stream(
 ) -> Iterator[tuple[int, np.ndarray]]:
     """Decoded frames with their seconds -> pieces of audio at `rate`: (position of the first sample, (n,) int16).
 
-    Consecutive runs go through one resampler; one that is off by more than JUMP_SECONDS, after a gap or by clock drift,
-    begins anew at its own time.
+    Contiguous runs go through one resampler; one after a gap begins anew at its own time, which can be below 0.
 
     Args:
-        shift: seconds added to all times, which must not be below 0 then.
+        shift: seconds added to all times.
     """
-    resampler, begin, end, position, source_rate, fed = None, 0.0, 0.0, 0, 0, 0
-    for run in _runs(frames):
-        if resampler is None or run.scale != source_rate or abs(run.begin - end) > JUMP_SECONDS:
+    resampler, position, rate_before, fed = None, 0, 0, 0
+    for run in runs(frames):
+        if not run.continues or run.rate != rate_before:
             if resampler is not None:
                 yield from _pieces(resampler.resample(None), position)
             resampler = av.AudioResampler(format="fltp", layout="mono", rate=rate)
-            begin, source_rate, fed = run.begin, run.scale, 0
-            position = max(0, round((begin + shift) * rate))  # the median may lie a little before the first frame
-        values = np.concatenate([to_mono(frame) for frame in run.frames])  # formats may differ
-        for piece in _pieces(resampler.resample(mono_frame(values, source_rate, fed)), position):
+            rate_before, fed, position = run.rate, 0, round((run.begin + shift) * rate)
+        values = to_mono(*run.frames)
+        for piece in _pieces(resampler.resample(mono_frame(values, run.rate, fed)), position):
             yield piece
             position += len(piece[1])
         fed += len(values)
-        end = begin + fed / source_rate
     if resampler is not None:
         yield from _pieces(resampler.resample(None), position)
-
-
-def _runs(frames: Iterable[tuple[float, av.AudioFrame]]) -> Iterator[Run]:
-    """Join frames to a second or more, positions in seconds."""
-    run = None
-    at_least, at_most = BLOCK_SECONDS
-    for seconds, frame in frames:
-        if run is not None:
-            tolerance = 1 / run.scale + max(float(frame.time_base), MIN_TICK)
-            is_apart = frame.sample_rate != run.scale or run.gap(seconds) > tolerance
-            is_long = len(run.frames) >= BLOCK_FRAMES and run.length > at_least * run.scale
-            if is_apart or is_long or run.length > at_most * run.scale:
-                yield run
-                run = None
-        run = run or Run(frame.sample_rate)
-        run.add(seconds, frame)
-    if run is not None:
-        yield run
 
 
 def _pieces(frames: list[av.AudioFrame], position: int) -> Iterator[tuple[int, np.ndarray]]:
@@ -183,14 +231,14 @@ def _pieces(frames: list[av.AudioFrame], position: int) -> Iterator[tuple[int, n
 
 
 def without_gaps(pieces: Iterable[tuple[int, np.ndarray]], rate: int, path: Path) -> Iterator[tuple[int, np.ndarray]]:
-    """Contiguous pieces: gaps become zeros, and where pieces overlap, the earlier one counts.
+    """Contiguous pieces from 0 on: gaps become zeros, and where pieces overlap, the earlier one counts.
 
     Raises:
         DecodeError: a gap is longer than MAX_GAP_SECONDS.
     """
     end = None
     for position, samples in pieces:
-        end = position if end is None else end
+        end = max(position, 0) if end is None else end
         if position - end > MAX_GAP_SECONDS * rate:
             raise DecodeError(path, f"its audio has a gap of {(position - end) / rate:.0f} seconds")
         while position > end:
@@ -198,5 +246,6 @@ def without_gaps(pieces: Iterable[tuple[int, np.ndarray]], rate: int, path: Path
             yield end, zeros
             end += len(zeros)
         fresh = samples[end - position :]
-        yield end, fresh
+        if len(fresh):
+            yield end, fresh
         end += len(fresh)

@@ -17,7 +17,7 @@ import cv2
 import numpy as np
 from av.video.reformatter import Interpolation, VideoReformatter
 
-from avssl.media.audio import Grid, resample
+from avssl.media.audio import on_grid, resample, until
 from avssl.media.decoders import Decoder, open_source
 from avssl.media.reader import (
     LIMITS,
@@ -255,21 +255,16 @@ def _read_audio(reader: Source, start: float, window: AudioWindow) -> Samples:
     data = np.zeros(window.num_samples, dtype=np.float32)
     if reader.audio is None:
         return Samples(data, start, padded=True)
-    grid = None
-    for seconds, frame in reader.frames_from("audio", start - PREROLL_SECONDS):
-        if seconds > start + window.duration + LEAD_SECONDS:
-            break
-        if grid is None:
-            grid = Grid(start - LEAD_SECONDS, window.duration + 2 * LEAD_SECONDS, frame.sample_rate)
-        if frame.sample_rate == grid.sample_rate:
-            grid.add(seconds, frame)
-    if grid is None:
+    frames = reader.frames_from("audio", start - PREROLL_SECONDS)
+    frames = list(until(frames, start + window.duration + LEAD_SECONDS))
+    if not frames:
         return Samples(data, start, padded=True)
-    grid.place()
-    resampled = resample(grid.values, grid.sample_rate, window.sample_rate)
+    rate = frames[0][1].sample_rate
+    values, filled = on_grid(frames, start - LEAD_SECONDS, window.duration + 2 * LEAD_SECONDS, rate)
+    resampled = resample(values, rate, window.sample_rate)
     skip = round(LEAD_SECONDS * window.sample_rate)
     output = resampled[skip : skip + window.num_samples]
     np.clip(output, -1, 1, out=data[: len(output)])
-    lead = round(LEAD_SECONDS * grid.sample_rate)
-    missing = np.count_nonzero(~grid.filled[lead : lead + round(window.duration * grid.sample_rate)])
-    return Samples(data, start, padded=bool(missing > 0.002 * grid.sample_rate))  # 2 ms: two ticks of Matroska
+    lead = round(LEAD_SECONDS * rate)
+    missing = np.count_nonzero(~filled[lead : lead + round(window.duration * rate)])
+    return Samples(data, start, padded=bool(missing > 0.002 * rate))  # 2 ms: two ticks of Matroska

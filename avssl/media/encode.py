@@ -8,6 +8,7 @@ import av.container
 import numpy as np
 
 LAYOUTS = {1: "mono", 2: "stereo", 6: "5.1"}
+PCM_SAMPLES = 1024  # in a packet
 CLOCK = 90_000  # ticks per second when frames do not lie on the grid of the frame rate
 
 
@@ -83,10 +84,14 @@ def write_clip(
             packets += video.encode(frame)
         packets += video.encode(None)
         if audio is not None:
-            frame = av.AudioFrame.from_ndarray(np.ascontiguousarray(samples.T), format="fltp", layout=layout)
-            frame.sample_rate = sample_rate
-            frame.pts, frame.time_base = round(audio_start * sample_rate), Fraction(1, sample_rate)
-            packets += audio.encode(frame)
+            # an encoder without a frame size, as of PCM, makes one packet of all that it gets
+            step = PCM_SAMPLES if audio_codec.startswith("pcm_") else len(samples)
+            for first in range(0, len(samples), step):
+                part = np.ascontiguousarray(samples[first : first + step].T)
+                frame = av.AudioFrame.from_ndarray(part, format="fltp", layout=layout)
+                frame.sample_rate, frame.time_base = sample_rate, Fraction(1, sample_rate)
+                frame.pts = round(audio_start * sample_rate) + first
+                packets += audio.encode(frame)
             packets += audio.encode(None)
         # sorted, or the muxer would hold one whole track in memory
         container.mux(sorted(packets, key=lambda packet: packet.dts * packet.time_base))

@@ -18,7 +18,18 @@ from av.codec.context import Flags2
 
 from avssl.files import digest
 from avssl.media.audio import to_mono
-from avssl.media.probe import SILENCE, Probe, counted_rate, examine, missing_audio, missing_video, shape, stated_rate
+from avssl.media.probe import (
+    SILENCE,
+    Probe,
+    counted_rate,
+    examine,
+    find_holes,
+    missing_audio,
+    missing_video,
+    shape,
+    stated_rate,
+)
+from avssl.media.quirks import first_jump, on_one_clock
 from avssl.media.reader import MAX_IDLE, MAX_RESUMED, DecodeError, Reader, frame_duration
 from avssl.media.streams import is_decodable, name_track
 from avssl.workers import serve
@@ -37,6 +48,8 @@ class Inspection(Probe):
     claimed_end: float | None = None  # second at which it ends by the header; None unless cut off
     # second of the first damage that a decoder noticed, or None; PCM and VP8 notice none
     damaged_at: float | None = None
+    jump_at: float | None = None  # second at which times go back, as in a file of several joined ones, or None
+    num_lost: int = 0  # frames and pieces of audio behind it that are not read, as their times are taken
     variable_rate: bool | None = None  # the distance of the frames varies; None without frames
     further_tracks: str | None = None  # names of tracks that are not read, see streams.py
     digest: str = ""  # of all decoded video and audio, the same in any container; "" = nothing could be decoded
@@ -57,6 +70,7 @@ class _Track:
         self.damage: list[float] = []  # seconds of packets and frames
         self.digest = hashlib.blake2b(digest_size=16)
         self._following = 0.0
+        self._has_time = False
 
     def feed(self, packet: av.Packet, seconds: float) -> None:
         """Decode the packet at `seconds`."""
@@ -70,6 +84,9 @@ class _Track:
         for frame in frames:
             ticks = frame.pts if frame.pts is not None else frame.dts
             start = self._following if ticks is None else float(ticks * frame.time_base)
+            if ticks is not None and not self._has_time:  # those before were counted from 0
+                self.starts = [each + start - self._following for each in self.starts]
+                self._has_time = True
             self._following = start + frame_duration(frame, self.stream)
             if frame.is_corrupt:
                 self.damage.append(start)
@@ -116,6 +133,7 @@ class _Audio(_Track):
         stream.codec_context.flags2 |= Flags2.skip_manual.value
         self.is_audible = False
         self.sample_rate: int | None = None
+        self.spans: list[tuple[float, float]] = []  # seconds of the pieces
         self._hidden, self._padding = 0, 0  # samples to leave out: from here on, and at the end of the next frame
 
     def feed(self, packet: av.Packet, seconds: float) -> None:
@@ -134,7 +152,8 @@ class _Audio(_Track):
             return
         self.sample_rate = self.sample_rate or frame.sample_rate
         self.starts.append(start + first / frame.sample_rate)
-        self.end = max(self.end, start + last / frame.sample_rate)
+        self.spans.append((self.starts[-1], start + last / frame.sample_rate))
+        self.end = max(self.end, self.spans[-1][1])
         self.is_audible = self.is_audible or bool(np.abs(to_mono(frame)[first:last]).max(initial=0) > SILENCE)
 
     def facts(self) -> dict:
@@ -174,8 +193,23 @@ def _read_facts(reader: Reader) -> dict:
         "claimed_end": claimed_end,
         "damaged_at": damaged_at,
         "further_tracks": ", ".join(further) or None,
+        "holes": find_holes([] if video is None else video.starts, [] if audio is None else audio.spans),
+        **_jump(reader, tracks),
         "digest": digest(digests) if digests else "",
     }
+
+
+def _jump(reader: Reader, tracks: list[_Track]) -> dict:
+    if reader.jumps:  # nothing is lost: the files are read one behind the other
+        return {"jump_at": reader.jumps[0].second}
+    found = []
+    for track in tracks:
+        starts = np.array(track.starts)
+        first = first_jump(starts)
+        if first is not None:
+            latest = np.maximum.accumulate(starts)
+            found.append((float(latest[first - 1]), int((starts[1:] <= latest[:-1]).sum())))
+    return {"jump_at": min(found)[0], "num_lost": sum(num for _, num in found)} if found else {}
 
 
 def _decode(reader: Reader, tracks: list[_Track]) -> float:
@@ -185,7 +219,7 @@ def _decode(reader: Reader, tracks: list[_Track]) -> float:
     latest, others_end, idle = 0.0, -math.inf, 0  # latest: the end of the packets so far
     has_skipped, num_messages = False, 0
     with _errors() as messages:
-        for packet in _packets(reader.container):
+        for packet in _packets(reader):
             logged = any(name == reader.container.format.name for _, name, _ in messages[num_messages:])
             has_skipped, num_messages = has_skipped or packet is None or logged, len(messages)
             if packet is None:
@@ -227,12 +261,12 @@ def _errors() -> Iterator[list[tuple[int, str, str]]]:
         av.logging.set_level(before)
 
 
-def _packets(container: av.container.InputContainer) -> Iterator[av.Packet | None]:
+def _packets(reader: Reader) -> Iterator[av.Packet | None]:
     """All packets and the empty ones that end each track; None where damaged data is skipped."""
     num_damaged = 0
     while num_damaged < MAX_RESUMED:
         try:
-            yield from container.demux()
+            yield from on_one_clock(reader.container.demux(), reader.jumps)
             return
         except IndexError:  # see reader.py
             continue

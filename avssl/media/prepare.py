@@ -18,7 +18,7 @@ import itertools
 import json
 import math
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from fractions import Fraction
 from pathlib import Path
@@ -33,19 +33,18 @@ from av.video.reformatter import ColorRange, Colorspace, Interpolation, VideoRef
 from avssl.files import WriteError, atomic_write
 from avssl.media.audio import mono_frame, resample_stream, without_gaps
 from avssl.media.probe import PLAUSIBLE_FPS, Probe, content_key, probe
-from avssl.media.reader import TIME_TOLERANCE, DecodeError, Reader, frame_duration
+from avssl.media.reader import TIME_TOLERANCE, WOBBLE_SECONDS, DecodeError, Reader, frame_duration
 from avssl.media.upright import Orientation, orientation
 from avssl.workers import serve
 
 T = TypeVar("T")
 EXTENSION = ".mp4"
-VERSION = 2  # of the copies: another one makes all of them anew
+VERSION = 3  # of the copies: another one makes all of them anew
 CLOCK = 90_000  # ticks per second of video
 MOVIE_CLOCK = 360_000  # ticks of track starts: the least common multiple of CLOCK and 24 kHz
 ENCODER = {"preset": "veryfast", "tune": "fastdecode", "crf": "20", "mbtree": "0"}
 PACKET_SECONDS = 1.0  # of audio in one packet
 RECORD = "avssl.prepare "  # begins the comment of a copy
-AUDIO_TOLERANCE = 1e-3  # seconds; the first timestamp of a track with coarse ticks is rounded
 FULL = {errno.ENOSPC, errno.EDQUOT, errno.EROFS}  # no other file can be written either
 
 
@@ -77,6 +76,7 @@ class Record:
     settings: dict[str, Any]  # `Settings` as a dict, and the version
     shift: float = 0.0  # seconds added to all times, because the source begins before 0
     reason: str = ""  # why the source has no audio; empty if it has
+    holes: Sequence[Sequence[float]] | None = None  # of the source, see `Probe`: in the copy silence fills them
 
 
 @dataclass(frozen=True)
@@ -109,7 +109,7 @@ def prepare_clip(source: str | Path, target: str | Path, settings: Settings) -> 
         return _failed(found, "neither video nor audio can be read")
     starts = [start for start in (found.video_start, found.audio_start) if start is not None]
     shift = max(0.0, -min(starts))
-    record = Record(found.content_key, _versioned(settings), shift, found.reason)
+    record = Record(found.content_key, _versioned(settings), shift, found.reason, found.holes)
     try:
         with atomic_write(target) as unfinished:
             _write(source, unfinished, settings, record)
@@ -150,8 +150,9 @@ def _is_of(record: Record, source: str | Path, settings: Settings) -> bool:
 
 
 def _facts(target: Path, record: Record) -> Probe:
-    """Facts of a copy; the reason of missing audio is that of the source."""
-    found = probe(target)
+    """Facts of a copy; holes, and the reason of missing audio, are those of the source."""
+    holes = record.holes and [[second + record.shift for second in hole] for hole in record.holes]
+    found = replace(probe(target), holes=holes)
     return found if found.has_audio or not record.reason else replace(found, reason=record.reason)
 
 
@@ -161,7 +162,7 @@ def _check_copy(source: str | Path, found: Probe, facts: Probe, shift: float) ->
         raise DecodeError(source, f"its copy cannot be read back ({facts.reason})")
     if facts.status == "no_video" and facts.audio_start is None:
         raise DecodeError(source, "its audio is too short to be resampled")
-    for name, tolerance in (("video_start", TIME_TOLERANCE), ("audio_start", AUDIO_TOLERANCE)):
+    for name, tolerance in (("video_start", TIME_TOLERANCE), ("audio_start", WOBBLE_SECONDS)):
         before, after = getattr(found, name), getattr(facts, name)
         if before is not None and after is not None and abs(before + shift - after) > tolerance:
             raise DecodeError(source, f"its copy has {name} {after:.4f} s instead of {before + shift:.4f} s")

@@ -51,7 +51,6 @@ PREVIEW_FPS = 30
 MAX_WORK_SECONDS = 40.0  # then a preview ends where it is: a short one is better than none
 ENCODER = {"preset": "veryfast", "tune": "fastdecode", "profile": "baseline", "crf": "28"}
 AUDIO_BITS_PER_SECOND = 96_000
-LEAD_SECONDS = 600  # before a part: no decoded piece of audio is longer
 
 # Codecs that Chrome, Firefox and Safari all play, by container.
 VIDEO_CODECS = {"mp4": {"h264", "av1"}, "webm": {"vp8", "vp9", "av1"}}
@@ -370,21 +369,12 @@ def _samples(
     """Contiguous pieces of mono audio, (n,) int16, from second `start` to `end` at most; gaps are silence."""
     inside = itertools.takewhile(lambda each: each[0] < end, frames)
     inside = itertools.dropwhile(lambda each: each[0] + each[1].samples / each[1].sample_rate <= start, inside)
-    placed = _from_zero(resample_stream(inside, rate, LEAD_SECONDS - start), LEAD_SECONDS * rate)
     last = round((end - start) * rate)
-    for position, samples in without_gaps(itertools.chain([(0, np.zeros(0, np.int16))], placed), rate, path):
+    placed = itertools.chain([(0, np.zeros(0, np.int16))], resample_stream(inside, rate, -start))
+    for position, samples in without_gaps(placed, rate, path):
         if position >= last:
             return
-        if len(samples):
-            yield samples[: last - position]
-
-
-def _from_zero(pieces: Iterable[tuple[int, np.ndarray]], zero: int) -> Iterator[tuple[int, np.ndarray]]:
-    """(position, samples) counted from position `zero`, without samples before it."""
-    for position, samples in pieces:
-        position -= zero
-        if position + len(samples) > 0:
-            yield max(position, 0), samples[max(-position, 0) :]
+        yield samples[: last - position]
 
 
 def _on_clock(source: str | Path, part: tuple[float, float]) -> tuple[float, float]:

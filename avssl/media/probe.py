@@ -2,7 +2,7 @@
 
 import itertools
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
@@ -21,6 +21,8 @@ from avssl.workers import serve
 SILENCE = 1 / 32768  # a peak up to one step of 16-bit audio is digital silence
 BLOCK_BYTES = 65536
 PLAUSIBLE_FPS = 120
+HOLE_SECONDS = 2.0  # without anything in any track: content does not pause for longer
+MAX_SCANNED_BYTES = 64 << 20  # of a file whose packets are all looked at; only the doctor finds holes of a larger one
 
 # timeout and crashed are set by the pool
 Status = Literal["ok", "missing", "empty", "unreadable", "no_video", "timeout", "crashed"]
@@ -43,6 +45,7 @@ class Probe:
     audio_end: float | None = None
     has_audio: bool = False  # some sample is louder than digital silence
     sample_rate: int | None = None  # Hz of the stored audio
+    holes: Sequence[tuple[float, float]] | None = None  # pauses of the whole file, seconds; None = not looked for
     status: Status = "unreadable"  # ok = frames can be read
     reason: str = ""  # why the status is not ok, or why there is no audio; empty otherwise
 
@@ -125,7 +128,29 @@ def counted_rate(starts: Iterable[float]) -> float | None:
 
 def _read_facts(reader: Reader) -> dict:
     video = _video_facts(reader)
-    return _audio_facts(reader) | video  # the reason of missing video matters more
+    facts = _audio_facts(reader) | video  # the reason of missing video matters more
+    if reader.path.stat().st_size > MAX_SCANNED_BYTES:
+        return facts
+    times = {kind: list(reader.packet_times(kind)) for kind in ("video", "audio") if getattr(reader, kind) is not None}
+    return facts | {"holes": find_holes([start for start, _ in times.get("video", [])], times.get("audio", []))}
+
+
+def find_holes(video: Sequence[float], audio: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
+    """Seconds in which nothing is in any track. A frame is shown until the next one, unless that is unusually far.
+
+    Args:
+        video: starts of the frames.
+        audio: (start, end) of each piece.
+    """
+    starts = np.unique(np.asarray(video, dtype=np.float64))
+    distances = np.diff(starts)
+    usual = float(np.median(distances)) if len(distances) else 0.0
+    is_far = distances > max(HOLE_SECONDS, 3 * usual)
+    ends = np.append(np.where(is_far, starts[:-1] + usual, starts[1:]), starts[-1:] + usual)
+    spans = np.array(sorted([*zip(starts, ends, strict=True), *audio])).reshape(-1, 2)
+    covered = np.maximum.accumulate(spans[:, 1])
+    after = np.flatnonzero(spans[1:, 0] - covered[:-1] > HOLE_SECONDS)
+    return [(float(covered[i]), float(spans[i + 1, 0])) for i in after]
 
 
 def _video_facts(reader: Reader) -> dict:

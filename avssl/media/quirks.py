@@ -3,10 +3,12 @@
 import bisect
 import collections
 import heapq
+import itertools
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from fractions import Fraction
 from pathlib import Path
+from typing import NamedTuple
 
 import av
 import av.audio.stream
@@ -21,6 +23,9 @@ COUNTED = frozenset({"mpeg"})
 AVI_CHUNK_HEADER = 8  # bytes between the offset in the index and that of the packet
 AVI_REORDER = 2  # frames looked ahead to put the times of an AVI in order
 LOOK_AHEAD = 20  # packets: H.264 shows a frame at most 16 later than it decodes it
+JOINED = frozenset({"mpegts", "mpeg", "ogg"})  # may be several files one behind the other, each with its own clock
+JUMP_SECONDS = 0.5  # by which times go back from one file to the next, at least
+PART_SECONDS = 1.0  # of each of them, at least: a shorter one is damage
 PCM_SECONDS = 1.0  # of PCM read at a time
 PCM_TAGS = ("sowt", "ipcm", "lpcm")  # of little-endian samples in MOV and MP4
 
@@ -31,6 +36,84 @@ def must_count(container: av.container.InputContainer, video: av.video.stream.Vi
         entries = video.index_entries  # the clock: number by number, a few of them for an empty packet
         return len(entries) > 0 and entries[len(entries) - 1].timestamp + 1 < video.frames
     return container.format.name in COUNTED
+
+
+class Jump(NamedTuple):
+    """Where a file is joined to the one before it."""
+
+    position: int  # in bytes
+    second: float  # at which the file before it ends
+    shift: float  # seconds to add to all times from there on
+
+
+def find_jumps(packets: Iterable[av.Packet]) -> list[Jump]:
+    """Where joined files begin."""
+    rows, latest = [], collections.Counter()  # latest position by stream: packets cut out of another have none
+    for packet in packets:
+        if packet.dts is not None:
+            index, base = packet.stream.index, packet.time_base
+            latest[index] = latest[index] if packet.pos is None else packet.pos
+            shown = packet.dts if packet.pts is None else packet.pts
+            rows.append((index, latest[index], *(float(each * base) for each in (packet.dts, shown, packet.duration))))
+    if not rows:
+        return []
+    streams, positions, decoded, shown, durations = np.array(rows).T
+    jumps: list[Jump] = []
+    while True:
+        tracks = [streams == each for each in set(streams.tolist())]
+        firsts = [(positions[track], first_jump(decoded[track])) for track in tracks]
+        begin = min((places[first] for places, first in firsts if first is not None), default=None)
+        if begin is None:
+            return jumps
+        before, behind = positions < begin, positions >= begin
+        heads = [shown[behind & track][:LOOK_AHEAD] for track in tracks]
+        end = float((shown + durations)[before].max())
+        shift = end - float(min(head.min() for head in heads if len(head)))
+        decoded[behind] += shift
+        shown[behind] += shift
+        jumps.append(Jump(int(begin), end, shift + (jumps[-1].shift if jumps else 0.0)))
+
+
+def first_jump(seconds: np.ndarray) -> int | None:
+    """Number of the first packet of a track from where its times (n,) go back for good; not at a piece that is repeated
+    or in the wrong place, behind which the times continue those before it.
+    """
+    steps = np.flatnonzero(np.abs(np.diff(seconds)) > JUMP_SECONDS) + 1
+    parts: list[np.ndarray] = []  # numbers of the packets of each
+    for part in np.split(np.arange(len(seconds)), steps):
+        ahead = [seconds[part[0]] - seconds[each[-1]] for each in parts]
+        between = np.cumsum([0.0, *(seconds[each[-1]] - seconds[each[0]] for each in parts[:0:-1])])[::-1]
+        continued = [i for i in range(len(parts)) if -JUMP_SECONDS <= ahead[i] <= JUMP_SECONDS + between[i]]
+        if continued:
+            parts[continued[-1] :] = [np.concatenate([parts[continued[-1]], part])]
+        else:
+            parts.append(part)
+    parts = [part for part in parts if seconds[part[-1]] - seconds[part[0]] >= PART_SECONDS]
+    for before, behind in itertools.pairwise(parts):
+        if seconds[behind[0]] < seconds[before[-1]]:
+            return int(behind[0])
+    return None
+
+
+def on_one_clock(packets: Iterator[av.Packet], jumps: Sequence[Jump]) -> Iterator[av.Packet]:
+    """Packets from the beginning of a file with the times of joined files moved one behind the other."""
+    passed: collections.Counter[int] = collections.Counter()  # jumps by stream
+    latest: dict[int, float] = {}  # by stream, on the clock of its part
+    for packet in packets:
+        if packet.dts is not None and jumps:
+            index, seconds = packet.stream.index, float(packet.dts * packet.time_base)
+            while passed[index] < len(jumps) and packet.pos is not None:
+                # the last packet of an Ogg has the position of the next
+                continues = abs(seconds - latest.get(index, math.inf)) <= JUMP_SECONDS
+                if packet.pos < jumps[passed[index]].position or continues:
+                    break
+                passed[index] += 1
+                latest.pop(index, None)
+            latest[index] = max(seconds, latest.get(index, seconds))
+            ticks = round(jumps[passed[index] - 1].shift / packet.time_base) if passed[index] else 0
+            packet.pts = None if packet.pts is None else packet.pts + ticks
+            packet.dts += ticks
+        yield packet
 
 
 def from_keyframe(packets: Iterator[av.Packet], seconds: float, *, max_bytes: int) -> Iterator[av.Packet]:
@@ -51,15 +134,38 @@ def from_keyframe(packets: Iterator[av.Packet], seconds: float, *, max_bytes: in
 
 
 def times_of_index(packets: Iterator[av.Packet], stream: av.stream.Stream) -> Iterator[av.Packet]:
-    """Packets of an AVI with the times of its index: FFmpeg counts packets, so a lost one shifts all others."""
+    """Packets of an AVI with the times of its index: FFmpeg counts on from packet to packet, so a lost chunk shifts all
+    that follow. The index counts chunks or bytes, a packet's ticks are chunks, bytes or samples.
+    """
     entries = stream.index_entries
+
+    def number(packet: av.Packet) -> int | None:
+        """Of the entry whose chunk begins with a packet."""
+        if packet.pos is None or packet.dts is None:
+            return None
+        begin = packet.pos - AVI_CHUNK_HEADER
+        found = bisect.bisect_left(entries, begin, key=lambda entry: entry.pos)
+        return found if found < len(entries) and entries[found].pos == begin else None
+
+    first, ahead = None, []  # the chunk that tells how many units of the index a tick is, and the packets up to its end
     for packet in packets:
-        if packet.pos is not None and packet.dts is not None and len(entries):
-            number = bisect.bisect_left(entries, packet.pos - AVI_CHUNK_HEADER, key=lambda entry: entry.pos)
-            entry = entries[min(number, len(entries) - 1)]
-            if entry.pos == packet.pos - AVI_CHUNK_HEADER and entry.timestamp != packet.dts:
-                packet.pts = None if packet.pts is None else packet.pts + entry.timestamp - packet.dts
-                packet.dts = entry.timestamp
+        ahead.append(packet)
+        found = number(packet)
+        if first is None and found is not None and found + 1 < len(entries):
+            first = found, packet.dts
+        elif first is not None and found not in (None, first[0]):
+            break
+    unit, shift, latest = 1, 0, None
+    if first is not None and ahead[-1].dts is not None and ahead[-1].dts > first[1]:
+        counted = entries[first[0] + 1].timestamp - entries[first[0]].timestamp
+        unit = max(1, round(counted / (ahead[-1].dts - first[1])))
+    for packet in itertools.chain(ahead, packets):
+        found = number(packet)
+        if found not in (None, latest):  # the frames of one chunk can share its position
+            shift, latest = entries[found].timestamp // unit - packet.dts, found
+        if packet.dts is not None and shift:
+            packet.pts = None if packet.pts is None else packet.pts + shift
+            packet.dts += shift
         yield packet
 
 

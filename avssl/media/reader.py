@@ -4,10 +4,12 @@ Time is the container's clock: pts x time_base, never shifted.
 """
 
 import collections
+import functools
+import itertools
 import math
 import os
 import stat
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import partial
@@ -25,12 +27,15 @@ from avssl.media.upright import Orientation
 
 Track = Literal["video", "audio"]
 TIME_TOLERANCE = 1e-4  # seconds; timestamps are rounded to the ticks of the container
+WOBBLE_SECONDS = 0.1  # how far timestamps of audio may be from where it lies, at most
 MERGE_SECONDS = 1.0  # windows closer than this are decoded in one go instead of seeking
 BACK_SECONDS = (0.0, 2.0, 10.0)  # how far before the wanted second a seek aims, tried in this order
 TAIL_SECONDS = 1.0  # how much of the end is looked at to see that it is there
 MAX_RESUMED = 3  # times that reading continues after a damaged packet
+MAX_UNTIMED = 32  # frames without a time that the first known one is waited for
 MAX_IDLE = 10_000  # packets in a row without a new frame after which a damaged file counts as ended
 MAX_CACHED_BYTES = 32 << 20  # packets of the other track that are cached, to avoid opening the file again
+MAX_SCANNED_BYTES = 1 << 30  # of a file that may be several joined ones
 MAX_SIDE = 32_766  # pixels: what OpenCV can cut from
 OPEN_SECONDS = 60.0  # limit for one read of the file system, not for decoding
 SAMPLE_RATES = (100, 768_000)  # Hz; a rate outside is a damaged header
@@ -142,6 +147,10 @@ class Reader:
             self.container = _open_container(str(self.path))
         except (av.error.FFmpegError, ValueError) as error:
             raise DecodeError(self.path, f"no media file that can be opened ({error_text(error)})") from error
+        self.jumps = ()
+        if self.container.format.name in quirks.JOINED:
+            found = self.path.stat()
+            self.jumps = _find_jumps(str(self.path), found.st_size, found.st_mtime_ns)
         try:
             self._tracks = self._tracks or choose_tracks(self.container, partial(_open_container, str(self.path)))
             self.video, self.audio = (None if i is None else self.container.streams[i] for i in self._tracks)
@@ -154,7 +163,7 @@ class Reader:
             stream.codec_context.thread_count = 1
         if self.video is not None:  # frames can also grow in the middle of a file
             self.video.codec_context.options = {"max_pixels": str(self.limits.max_pixels)}
-        self._pass = _Pass(self.container, streams, from_beginning=True)
+        self._pass = _Pass(self.container, streams, jumps=self.jumps, from_beginning=True)
 
     def _check_limits(self) -> None:
         width, height = (0, 0) if self.video is None else (self.video.width, self.video.height)
@@ -192,7 +201,7 @@ class Reader:
             return
         first = -math.inf if stream.start_time is None else float(stream.start_time * stream.time_base)
         can_begin = self._pass.from_beginning and self._pass.holds(stream)
-        must_count = quirks.must_count(self.container, self.video)
+        must_count = self.jumps or quirks.must_count(self.container, self.video)
         if first > -math.inf and seconds > first + (MERGE_SECONDS if can_begin and not must_count else 0.0):
             for back in (None,) if must_count else BACK_SECONDS:
                 try:
@@ -221,7 +230,7 @@ class Reader:
             claimed = float(((stream.start_time or 0) + stream.duration) * stream.time_base)
         elif self.container.duration is not None:
             claimed = ((self.container.start_time or 0) + self.container.duration) / av.time_base
-        if claimed is not None:
+        if claimed is not None and not self.jumps:
             try:
                 self._seek(stream, claimed - TAIL_SECONDS)
                 end = max((end for _, end in self._packet_times(stream)), default=-math.inf)
@@ -263,7 +272,7 @@ class Reader:
     def _decode(
         self, stream: av.stream.Stream, wanted: Sequence[float] | None, *, skip_to: float | None = None
     ) -> Iterator[tuple[float, av.VideoFrame | av.AudioFrame]]:
-        """Frames from here on with rising times; packets not needed from `skip_to` on are not decoded."""
+        """Frames from here on, their times rise (of audio nearly); what `skip_to` does not need is not decoded."""
         packets = self._pass.packets(stream)
         if skip_to is not None:
             packets = quirks.from_keyframe(packets, skip_to, max_bytes=MAX_CACHED_BYTES)
@@ -273,13 +282,14 @@ class Reader:
                 packets = quirks.skip_unwanted(packets, stream, [each + TIME_TOLERANCE for each in wanted])
         if self.container.format.name == "avi" and not quirks.must_count(self.container, self.video):
             packets = quirks.times_of_index(packets, stream)
-        decoded = self._timed(packets, stream)
+        decoded = _count_times(self._timed(packets, stream), stream)
         if stream.type == "video" and self.container.format.name == "avi":
             decoded = quirks.sort_times(decoded)
         latest, idle = -math.inf, 0
+        slack = WOBBLE_SECONDS if stream.type == "audio" else 0.0
         for seconds, frame in decoded:
-            if seconds > latest:
-                latest, idle = seconds, 0
+            if seconds > latest - slack:
+                latest, idle = max(seconds, latest), 0
                 yield seconds, frame
             else:
                 idle += 1
@@ -288,9 +298,9 @@ class Reader:
 
     def _timed(
         self, packets: Iterator[av.Packet], stream: av.stream.Stream
-    ) -> Iterator[tuple[float, av.VideoFrame | av.AudioFrame]]:
-        """Decoded frames with their seconds; damaged packets are skipped."""
-        latest, idle = None, 0  # (seconds, frame)
+    ) -> Iterator[tuple[float | None, av.VideoFrame | av.AudioFrame]]:
+        """Decoded frames with their seconds where they have any; damaged packets are skipped."""
+        idle = 0
         for packet in packets:
             try:
                 decoded = packet.decode()
@@ -299,13 +309,8 @@ class Reader:
             for frame in decoded:
                 if isinstance(frame, av.AudioFrame) and not SAMPLE_RATES[0] <= frame.sample_rate <= SAMPLE_RATES[1]:
                     continue
-                seconds = frame.time
-                if seconds is None:
-                    seconds = latest[0] + frame_duration(latest[1], stream) if latest else 0.0
-                    if frame.dts is not None:
-                        seconds = float(frame.dts * frame.time_base)
-                latest = (seconds, frame)
-                yield latest
+                ticks = frame.dts if frame.pts is None else frame.pts
+                yield (None if ticks is None else float(ticks * frame.time_base)), frame
             idle = 0 if decoded else idle + 1
             if idle > MAX_IDLE:
                 return
@@ -315,12 +320,17 @@ class _Pass:
     """One pass over the packets of a file. While one track is read, packets of the other are cached, within a limit."""
 
     def __init__(
-        self, container: av.container.InputContainer, streams: Sequence[av.stream.Stream], *, from_beginning: bool
+        self,
+        container: av.container.InputContainer,
+        streams: Sequence[av.stream.Stream],
+        *,
+        jumps: Sequence[quirks.Jump] = (),
+        from_beginning: bool,
     ) -> None:
         self.from_beginning = from_beginning
         for stream in container.streams:  # nothing is read for the others
             stream.discard = av.stream.Discard.default if stream in streams else av.stream.Discard.all
-        self._packets = _demux(container, streams)
+        self._packets = quirks.on_one_clock(_demux(container, streams), jumps)
         self._cached: dict[int, collections.deque[av.Packet]] = {each.index: collections.deque() for each in streams}
         self._num_bytes = 0
 
@@ -353,6 +363,27 @@ def frame_duration(frame: av.VideoFrame | LazyFrame | av.AudioFrame, stream: Has
     return float(1 / stream.average_rate) if stream.average_rate else 1 / 25
 
 
+def _count_times(
+    decoded: Iterable[tuple[float | None, av.VideoFrame | av.AudioFrame]], stream: HasRate
+) -> Iterator[tuple[float, av.VideoFrame | av.AudioFrame]]:
+    """A frame without a time follows the one before it; the first ones are counted back from the first known time."""
+    untimed, following = [], None  # following: second of the next frame
+    for seconds, frame in itertools.chain(decoded, [(None, None)]):
+        if frame is not None and seconds is None and following is None and len(untimed) < MAX_UNTIMED:
+            untimed.append(frame)
+            continue
+        for each in untimed:
+            if following is None:  # without any time they begin at 0
+                following = 0.0 if seconds is None else seconds - sum(frame_duration(it, stream) for it in untimed)
+            yield following, each
+            following += frame_duration(each, stream)
+        untimed = []
+        if frame is not None:
+            seconds = following if seconds is None else seconds
+            yield seconds, frame
+            following = seconds + frame_duration(frame, stream)
+
+
 def error_text(error: Exception) -> str:
     """FFmpeg's message of an error."""
     return getattr(error, "strerror", None) or str(error)
@@ -365,6 +396,16 @@ def _open_container(path: str) -> av.container.InputContainer:
         metadata_errors="replace",
         timeout=OPEN_SECONDS,
     )
+
+
+@functools.lru_cache(maxsize=10_000)
+def _find_jumps(path: str, size: int, changed: int) -> tuple[quirks.Jump, ...]:
+    """`quirks.find_jumps` of a file that is as large and as old."""
+    if size > MAX_SCANNED_BYTES:
+        return ()
+    with _open_container(path) as container:
+        streams = [*container.streams.video, *container.streams.audio]
+        return tuple(quirks.find_jumps(_demux(container, streams)))
 
 
 def _demux(container: av.container.InputContainer, streams: Sequence[av.stream.Stream]) -> Iterator[av.Packet]:

@@ -11,10 +11,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
-from avssl.config import Config, ConfigError, Options, hint, merge_options
+from avssl.config import Config, ConfigError, DataConfig, Options, hint, merge_options
 from avssl.files import digest
 from avssl.methods.avid import AVID
 from avssl.methods.avid_cma import AVIDCMA
@@ -22,7 +23,7 @@ from avssl.methods.base import Method
 from avssl.methods.byol import BYOL
 from avssl.methods.finetune import Finetune
 from avssl.methods.infonce import InfoNCE
-from avssl.methods.joint import Joint
+from avssl.methods.joint import Joint, naming
 from avssl.methods.neighbour import Neighbour
 from avssl.methods.patch import Patch
 from avssl.methods.rotation import Rotation
@@ -108,7 +109,7 @@ def build_method(config: Config, instances: Instances) -> Method:
                 if modality in plan.modalities
             }
         )
-        return plan.build(encoders, instances=instances, seed=config.run.seed)
+        return plan.build(encoders, instances=instances, seed=config.run.seed, data=config.data)
 
 
 def is_supervised(config: Config) -> bool:
@@ -147,15 +148,16 @@ class _Plan:
         options = {"name": self.name} | self.options.model_dump(mode="json", exclude_unset=only_given)
         return options | {"parts": parts} if parts else options
 
-    def build(self, encoders: nn.ModuleDict, *, instances: Instances, seed: int) -> Method:
+    def build(self, encoders: nn.ModuleDict, *, instances: Instances, seed: int, data: DataConfig) -> Method:
         if not self.parts:
-            return self.method(self.options, encoders, instances=instances, seed=seed)
+            method = self.method(self.options, encoders, instances=instances, seed=seed)
+            method.views = tuple(view.applied(data) for view in method.views)
+            return method
         parts = {}
-        for name, part in self.parts.items():
-            try:
-                parts[name] = part.build(encoders, instances=instances, seed=seed)
-            except ValueError as error:  # a method does not know that it is a part
-                raise ConfigError(str(error).replace("method.", f"method.parts.{name}.")) from error
+        for number, (name, part) in enumerate(self.parts.items()):
+            own = int(np.random.SeedSequence((seed, number)).generate_state(1)[0])  # parts draw independently
+            with naming(name):
+                parts[name] = part.build(encoders, instances=instances, seed=own, data=data)
         weights = {name: part.weight for name, part in self.parts.items()}
         return Joint(self.options, encoders, instances=instances, seed=seed, parts=parts, weights=weights)
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from avssl.config import Count, NotNegative, Positive, Probability
+from avssl.config import Count, NotNegative, Positive, Share
 from avssl.methods.base import Encode, HeadOptions, Method, build_heads, check_pairs
 from avssl.objectives.contrast import log_mean_exp, nce, similarity
 from avssl.objectives.negatives import Bank
@@ -27,7 +27,7 @@ class AVIDOptions(HeadOptions):
     num_negatives: Count = 1024
     num_negatives_within: Count | None = None  # negatives of the within-modal terms; null = all
     temperature: Positive = 0.07
-    bank_momentum: Probability = 0.5  # weight of the old vector
+    bank_momentum: Share = 0.5  # weight of the old vector
 
 
 @dataclass(frozen=True)

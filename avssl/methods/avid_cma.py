@@ -24,7 +24,7 @@ class AVIDCMAOptions(AVIDOptions):
     num_negatives_within: Count | None = 64
     positives_within: NotNegative = 1.0  # weight of a clip against its set within each modality
     positives_cross: NotNegative = 0.0  # weight of a clip's video against its set's audio, and the reverse
-    num_positives: int = 32  # size of a set
+    num_positives: Count = 32  # size of a set
     rule: Rule = "consensus"  # consensus and union: of clips with both modalities; video, audio: with that one
     mine_from_epoch: int = Field(0, ge=0)  # AVID alone before
     mine_every: int = Field(5, ge=0)  # epochs between two minings; 0 = mine once
@@ -81,6 +81,20 @@ class AVIDCMA(AVID):
 
     def _ask_sets_again(self, incompatible: object) -> None:
         self._mined = None
+
+    def of_split(self, given: dict[str, Tensor], valid: Tensor) -> dict[str, Tensor]:
+        """Entries of another run for this one: sets of rows (N,) that are valid here, without members that are not."""
+        if "sets" not in given:
+            return {}
+        known = valid[given["sets"].clamp(min=0)] & valid[:, None]
+        return {"sets": given["sets"].masked_fill(~known, -1)}
+
+    def check_start(self) -> None:
+        if self.options.mine_from_epoch == 0 and not self.log_z_is_set:
+            raise ValueError(
+                "method.mine_from_epoch=0 would mine random vectors: start from a run of AVID (model.init=RUN), "
+                "or mine from epoch 1 or later"
+            )
 
     def on_epoch(self, epoch: int) -> dict[str, float]:
         since = epoch - self.options.mine_from_epoch

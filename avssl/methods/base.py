@@ -11,12 +11,15 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from avssl.config import Count, Options
 from avssl.models.heads import MLP, mlp
 from avssl.models.momentum import MomentumCopy, cosine_momentum
 from avssl.structs import Batch, Embedded, Instances, Progress, Step
 from avssl.transforms.views import View
+
+SHAPING = {"num_frames", "size", "audio_seconds", "hop_seconds", "spectrogram", "n_fft", "num_mels"}  # of an input
 
 
 class HeadOptions(Options):
@@ -48,6 +51,10 @@ def encode_each(network: nn.Module, x: Tensor, stage: str | None = None) -> Tens
     return out.unflatten(0, lead)
 
 
+def _cat(parts: Sequence[Tensor]) -> Tensor:
+    return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+
 class Encode:
     """The encoders on one batch, for one forward: `encode(view)` is made when first asked, and kept.
 
@@ -59,10 +66,12 @@ class Encode:
         encoders: {modality: network}.
         views: all that the batch holds.
         batch: as the encoders take it.
+        num_parts: that the rows pass in. Of each part only the output is kept; its gradient is computed by a second
+            pass, when the loss, which is of the whole batch, goes backward (GradCache, Gao et al. 2021).
     """
 
-    def __init__(self, encoders: nn.ModuleDict, views: Sequence[View], batch: Batch) -> None:
-        self._encoders, self._batch = encoders, batch
+    def __init__(self, encoders: nn.ModuleDict, views: Sequence[View], batch: Batch, *, num_parts: int = 1) -> None:
+        self._encoders, self._batch, self._num_parts = encoders, batch, num_parts
         self._views = {view.name: view for view in views}
         self._cached: dict[tuple[str, ...], tuple[Tensor, ...]] = {}
         self.asked: set[str] = set()
@@ -78,34 +87,46 @@ class Encode:
         if stage is None and x is None:
             return self.together([view])[0]
         self.asked.add(view)
-        return self._pass([view], self._input(view) if x is None else x, stage)
+        return self._encoded([view], [self._input(view) if x is None else x], stage)[0]
 
     def together(self, views: Sequence[str]) -> tuple[Tensor, ...]:
         """Outputs of views of equal shape that pass as one batch, for BatchNorm over all of them; kept as a group."""
         group = tuple(views)
         self.asked |= set(group)
         if group not in self._cached:
-            inputs = [self._input(view) for view in group]
-            out = self._pass(group, inputs[0] if len(inputs) == 1 else torch.cat(inputs), None)
-            with torch.enable_grad():
-                self._cached[group] = out.chunk(len(group))
+            self._cached[group] = self._encoded(group, [self._input(view) for view in group])
         return self._cached[group]
 
     @torch.no_grad()
     def through(self, network: nn.Module, view: str) -> Tensor:
         """A view's output of another network, such as a momentum copy: (B, ..., dim), without gradient; not kept."""
         self.asked.add(view)
-        return encode_each(network, self._input(view))
+        return self._pass(network, [self._input(view)])[0]
 
     def _input(self, view: str) -> Tensor:
         if view not in self._views:
             raise ValueError(f"view {view} is asked for, but the method declares {', '.join(self._views)}")
         return getattr(self._batch, self._views[view].modality)[view]
 
-    def _pass(self, views: Sequence[str], x: Tensor, stage: str | None) -> Tensor:
+    def _encoded(self, views: Sequence[str], inputs: Sequence[Tensor], stage: str | None = None) -> tuple[Tensor, ...]:
         encoder = self._encoders[self._views[views[0]].modality]
         with torch.enable_grad(), self.statistics(encoder, views):
-            return encode_each(encoder, x, stage)
+            return self._pass(encoder, inputs, stage)
+
+    def _pass(self, network: nn.Module, inputs: Sequence[Tensor], stage: str | None = None) -> tuple[Tensor, ...]:
+        """Outputs of inputs whose rows pass as one batch, or in parts with the same rows of each."""
+
+        def contexts() -> tuple[contextlib.AbstractContextManager[None], ...]:
+            return contextlib.nullcontext(), _still_statistics(network)  # which the first pass has moved
+
+        def passed(x: Tensor) -> Tensor:
+            if self._num_parts == 1 or not torch.is_grad_enabled():
+                return encode_each(network, x, stage)
+            return checkpoint(encode_each, network, x, stage, use_reentrant=False, context_fn=contexts)
+
+        parts = zip(*(x.chunk(self._num_parts) for x in inputs), strict=True)
+        outputs = [passed(_cat(part)).chunk(len(inputs)) for part in parts]
+        return tuple(_cat(rows) for rows in zip(*outputs, strict=True))
 
     def statistics(self, network: nn.Module, views: Sequence[str]) -> contextlib.AbstractContextManager[None]:
         """Inside, running statistics of BatchNorm in `network` move only if one of these views may move them."""
@@ -124,22 +145,24 @@ def statistics_of(
 
 def _is_exported(view: View) -> bool:
     """Whether the exported encoder will see clips like those of the view."""
-    reshaped = {"num_frames", "size", "audio_seconds"} & {name for name, _ in view.changes}
-    return view.recipe == view.modality and not reshaped
+    return view.recipe == view.modality and SHAPING.isdisjoint(name for name, _ in view.changes)
 
 
 @contextlib.contextmanager
 def _still_statistics(network: nn.Module) -> Iterator[None]:
-    """BatchNorm normalizes over the batch as ever, but its running statistics stand still."""
+    """BatchNorm normalizes over the batch as ever, but its running statistics stand still. They are passed on: what
+    is kept for the gradient must be the same in both passes of a part.
+    """
     norms = [module for module in network.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
-    tracking = [norm for norm in norms if norm.training and norm.track_running_stats]
-    for norm in tracking:
-        norm.track_running_stats = False
+    moving = [norm for norm in norms if norm.training and norm.track_running_stats]
+    before = [(norm.momentum, norm.num_batches_tracked) for norm in moving]
+    for norm in moving:
+        norm.momentum, norm.num_batches_tracked = 0.0, norm.num_batches_tracked.clone()
     try:
         yield
     finally:
-        for norm in tracking:
-            norm.track_running_stats = True
+        for norm, (momentum, count) in zip(moving, before, strict=True):
+            norm.momentum, norm.num_batches_tracked = momentum, count
 
 
 class Method(nn.Module):
@@ -165,6 +188,7 @@ class Method(nn.Module):
     def __init__(self, options: Any, encoders: nn.ModuleDict, *, instances: Instances, seed: int) -> None:
         super().__init__()
         self.options = options
+        self.instances = instances
         self.encoders = encoders
         self.heads = nn.ModuleDict()
         self.seed = seed
@@ -195,8 +219,8 @@ class Method(nn.Module):
         """The method's loss on this rank's rows: changes no buffer, and called twice it returns the same value."""
         raise TypeError(f"{type(self).__name__} defines no loss")
 
-    def forward(self, batch: Batch, progress: Progress) -> Step:
-        encode = Encode(self.encoders, self.views, batch)
+    def forward(self, batch: Batch, progress: Progress, *, num_parts: int = 1) -> Step:
+        encode = Encode(self.encoders, self.views, batch, num_parts=num_parts)
         step = self.loss(encode, batch, progress)
         check_asked(self, encode.asked)
         return step
@@ -252,6 +276,9 @@ class Method(nn.Module):
         if self.target is not None:
             self.target.reset(self._followed)
 
+    def check_start(self) -> None:
+        """Raise ValueError where training cannot begin with the state that the method has now."""
+
     def on_epoch(self, epoch: int) -> dict[str, float]:
         """Called before the first step of every epoch; same result on every rank. Returns metrics for the log."""
         return {}
@@ -267,10 +294,8 @@ class Method(nn.Module):
         return {}
 
     def generator(self, progress: Progress) -> torch.Generator:
-        """A CPU generator that depends on the seed, the step and the part only: the same on every rank and at every
-        call.
-        """
-        key = np.random.SeedSequence((self.seed, progress.step, progress.part)).generate_state(1, np.uint64)[0]
+        """A CPU generator that depends on the seed and the step only: the same on every rank and at every call."""
+        key = np.random.SeedSequence((self.seed, progress.step)).generate_state(1, np.uint64)[0]
         return torch.Generator().manual_seed(int(key >> np.uint64(1)))
 
 

@@ -2,7 +2,7 @@
 (Grill et al., NeurIPS 2020). No negatives: the predictor and the slow target keep it from collapsing.
 """
 
-from typing import Any, Literal
+from typing import Literal
 
 from pydantic import Field
 from torch import nn
@@ -12,7 +12,7 @@ from avssl.methods.base import Encode, Method, check_videos
 from avssl.models.heads import mlp
 from avssl.objectives.distillation import negative_cosine
 from avssl.structs import Batch, Instances, Progress, Step
-from avssl.transforms.views import Same, Uniform, two_views
+from avssl.transforms.views import Changes, Same, Uniform, two_views
 
 
 class BYOLOptions(Options):
@@ -21,8 +21,8 @@ class BYOLOptions(Options):
     momentum: Probability = 0.996  # of the target
     momentum_schedule: Literal["constant", "cosine"] = "cosine"
     interval: Literal["same", "uniform"] = "same"  # of the two clips: the same seconds, or anywhere (rho-BYOL)
-    first: dict[str, Any] = Field({"blur": 1.0})  # fields of the data section that differ for one view
-    second: dict[str, Any] = Field({"blur": 0.1, "solarize": 0.2})  # and for the other
+    first: Changes = Field({"blur": 1.0})  # fields of the data section that differ for one view
+    second: Changes = Field({"blur": 0.1, "solarize": 0.2})  # and for the other
 
 
 class BYOL(Method):

@@ -2,18 +2,27 @@
 and every part keeps its own heads, memory banks and queues.
 """
 
-from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
 from typing import Any
 
 from pydantic import Field
 from torch import Tensor, nn
 
-from avssl.config import Options
+from avssl.config import ConfigError, Options
 from avssl.methods.base import Encode, Method, check_asked, statistics_of
 from avssl.structs import Batch, Instances, Progress, Step
 from avssl.transforms.views import Same, View
+
+
+@contextmanager
+def naming(part: str) -> Iterator[None]:
+    """Options in the errors of a part by their whole name: a method does not know that it is a part."""
+    try:
+        yield
+    except ValueError as error:
+        raise ConfigError(str(error).replace("method.", f"method.parts.{part}.")) from error
 
 
 class JointOptions(Options):
@@ -83,6 +92,11 @@ class Joint(Method):
         for name, part in self.parts.items():
             own = Step(step.loss, memo=_of_part(step.memo, name), embeddings=_of_part(step.embeddings, name))
             part.after_step(own, progress)
+
+    def check_start(self) -> None:
+        for name, part in self.parts.items():
+            with naming(name):
+                part.check_start()
 
     def on_epoch(self, epoch: int) -> dict[str, float]:
         return {

@@ -5,19 +5,19 @@ One table holds the family: where the clips lie (`interval`), how near is near, 
 videos come from. rho-MoCo, CVRL, VINCE and SeCo's inter and intra terms are settings of it, see configs/kinetics.
 """
 
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Literal, Self
 
 import torch
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from avssl.config import Count, NotNegative, Positive, Probability
+from avssl.config import Count, NotNegative, Positive, Probability, Share
 from avssl.methods.base import Encode, HeadOptions, Method, build_heads, check_videos
 from avssl.objectives.contrast import info_nce, info_nce_pairs, similarity
 from avssl.objectives.negatives import Bank, Queue, in_batch
 from avssl.objectives.positives import neighbour, same_crop, same_instance
 from avssl.structs import Batch, Embedded, Instances, Progress, Step
-from avssl.transforms.views import Beyond, OtherHalf, Same, Uniform, View, Within, clips
+from avssl.transforms.views import Beyond, Changes, OtherHalf, Same, Uniform, View, Within, clips
 
 
 class NeighbourOptions(HeadOptions):
@@ -25,16 +25,16 @@ class NeighbourOptions(HeadOptions):
     num_queries: Count | None = None  # so many of them ask, the others are their keys; null = each is both
     # uniform: anywhere | radii: within max_seconds of the first | halves: one with the first, others in the other half
     interval: Literal["uniform", "radii", "halves"] = "uniform"
-    further: dict[str, Any] = Field({})  # fields of the data section that differ for the clips behind the first
+    further: Changes = Field({})  # fields of the data section that differ for the clips behind the first
     num_far: int = Field(0, ge=0)  # radii: clips beyond min_far_seconds, the others within max_seconds
     max_seconds: NotNegative | None = None  # largest interval of a positive; null = every clip of the video is one
-    min_far_seconds: float | None = None  # an interval above it is far, in between is ignored; null = max_seconds
+    min_far_seconds: NotNegative | None = None  # an interval above it is far, in between is ignored; null = max_seconds
     far: Literal["negative", "ignore"] = "ignore"
     # where other videos come from
     negatives: Annotated[tuple[Literal["batch", "queue", "bank"], ...], Field(min_length=1)] = ("batch",)
     queue_size: Count = 65536
     num_negatives: Count = 1024  # drawn from the bank
-    bank_momentum: Probability = 0.5  # weight of the old vector
+    bank_momentum: Share = 0.5  # weight of the old vector
     temperature: Positive = 0.1
     momentum: Probability | None = None  # of the copy that encodes the keys; null = the encoder itself does
     momentum_schedule: Literal["constant", "cosine"] = "constant"  # cosine: rises to 1 over the run
@@ -140,8 +140,13 @@ class Neighbour(Method):
             """Queries (B n, D) and keys (B m, D), those of a row together."""
             own = self.heads[head]
             other = own if self.target is None else self.target[f"head {head}"]
-            queries = [self.embed(view, own(x), batch) for view, x in raw.items()]
-            keys = [self.embed(view, other(x), batch) for view, x in raw_keys.items()]
+
+            def through(network: nn.Module, view: str, x: Tensor) -> Embedded:
+                with encode.statistics(network, [view]):
+                    return self.embed(view, network(x), batch)
+
+            queries = [through(own, view, x) for view, x in raw.items()]
+            keys = [through(other, view, x) for view, x in raw_keys.items()]
             return Embedded.interleave(queries), Embedded.interleave(keys)
 
         queries, keys = embedded("video")

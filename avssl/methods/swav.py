@@ -2,7 +2,7 @@
 of the others (Caron et al., NeurIPS 2020).
 """
 
-from typing import Any, Literal, Self
+from typing import Literal, Self
 
 import torch
 import torch.nn.functional as F
@@ -15,13 +15,13 @@ from avssl.models.heads import mlp
 from avssl.objectives.clustering import prototype_scores, queue_scores, sinkhorn, swapped_prediction
 from avssl.objectives.negatives import Queue
 from avssl.structs import Batch, Instances, Progress, Step
-from avssl.transforms.views import Same, Uniform, multi_crop
+from avssl.transforms.views import Changes, Same, Uniform, multi_crop
 
 
 class SwAVOptions(Options):
     num_large: Count = 2  # crops that get a code
     num_small: int = Field(6, ge=0)
-    small: dict[str, Any] = Field({"size": 96, "min_crop_area": 0.05, "max_crop_area": 0.14})  # data of small crops
+    small: Changes = Field({"size": 96, "min_crop_area": 0.05, "max_crop_area": 0.14})  # data of small crops
     interval: Literal["same", "uniform"] = "same"  # of the crops: the same seconds, or anywhere (rho-SwAV)
     num_prototypes: Count = 3000
     hidden_dim: Count = 2048

@@ -98,6 +98,11 @@ class Bank(nn.Module):
     def _list_valid_ids(self, incompatible: object) -> None:
         self.valid_ids = self.valid.nonzero().squeeze(1)
 
+    def of_split(self, given: dict[str, Tensor], valid: Tensor) -> dict[str, Tensor]:
+        """Entries of another run's bank for this one: vectors of rows that both hold, the others stay as they are."""
+        both = given["valid"] & self.valid.cpu()
+        return {"z": torch.where(both[:, None], given["z"], self.z.cpu()), "valid": self.valid}
+
     def lookup(self, ids: Tensor) -> Embedded:
         """Vectors of ids (...) -> columns (..., D) without gradient; id -1 and invalid ids become masked rows."""
         usable = (ids >= 0) & self.valid[ids.clamp(min=0)]
@@ -169,6 +174,10 @@ class Queue(nn.Module):
         self.register_buffer("view", torch.zeros(size, dtype=torch.int64))
         self.register_buffer("start", torch.zeros(size, dtype=torch.float64))
         self.register_buffer("place", torch.zeros((), dtype=torch.int64))
+
+    def of_split(self, given: dict[str, Tensor], valid: Tensor) -> dict[str, Tensor]:
+        """Entries of another run's queue for this one: vectors of rows (N,) that are not valid here are masked."""
+        return {"ids": given["ids"].masked_fill(~valid[given["ids"].clamp(min=0)], -1)}
 
     def columns(self) -> Embedded:
         """Shared columns (M, D) without gradient; copies, so that a later push does not change them."""

@@ -157,8 +157,9 @@ def load_model(method: nn.Module, state: dict[str, Any], *, path: str | Path) ->
 
 
 def load_initial(method: nn.Module, state: dict[str, Any], *, path: str | Path) -> list[str]:
-    """Start a method from an earlier run: every entry that both have is taken over. A method of several parts may start
-    from a run of one of them. A momentum copy that the run did not have starts equal to the weights that came from it.
+    """Start a method from an earlier run: every entry that both have is taken over; of what a row of the manifest has
+    (bank vectors, queued ones, sets) that of the rows which both train on. A method of several parts may start from a
+    run of one of them. A momentum copy that the run did not have starts equal to the weights that came from it.
 
     Returns:
         Names that the method has and the checkpoint has not (such as agreement sets that are not mined yet).
@@ -188,6 +189,12 @@ def load_initial(method: nn.Module, state: dict[str, Any], *, path: str | Path) 
             f"the same model "
             "section and a method that this one extends"
         )
+    for name, module in method.named_modules():
+        start = f"{name}." if name else ""
+        held = {entry.removeprefix(start): value for entry, value in given.items() if entry.startswith(start)}
+        if held and hasattr(module, "of_split"):
+            ours = module.of_split(held, whole.instances.valid)
+            given = given | {f"{start}{entry}": value for entry, value in ours.items()}
     method.load_state_dict(given, strict=False)
     taken = {prefix + name for name in given}
     for name, each in whole.named_modules():

@@ -63,7 +63,8 @@ def _train(run: Setup) -> bool:
         metrics, waited, since, reported = RunningMean(), 0.0, time.perf_counter(), run.first_step
         check = FiniteCheck(run.folder / LAST, delayed=run.device.type == "cuda")
         step, arrivals = run.first_step, iter(run.loader)
-        while step < num_steps:
+        last_step, stopping = min(num_steps, config.run.max_steps or num_steps), False
+        while step < last_step and not stopping:
             epoch, done_of_epoch = divmod(step, steps_per_epoch)
             if done_of_epoch == 0 and (found := run.method.on_epoch(epoch)):
                 log.report(step, {"epoch": epoch, **found, **set_metrics(run.method, found, run.manifest)})
@@ -89,13 +90,14 @@ def _train(run: Setup) -> bool:
                 speed = {"clips_per_second": (step - reported) * batch_size / seconds, "data_wait": waited / seconds}
                 log.report(step, {"epoch": epoch, **metrics.pop(), "lr": rate, **speed, **collapse_metrics(done)})
                 waited, since, reported = 0.0, time.perf_counter(), step
-            stopping = distributed.any_rank(stop.asked) or step == config.run.max_steps
-            if stopping or ends_epoch or step % config.run.checkpoint_every == 0:
+            stopping = distributed.any_rank(stop.asked)
+            if stopping or ends_epoch or step == last_step or step % config.run.checkpoint_every == 0:
                 check.settle()
                 save(run, step)
-            if stopping and step < num_steps:
-                log.info(f"stopped and saved at step {step} of {num_steps}: the same command continues")
-                return False
+        if step < num_steps:
+            how = "the same command continues" if step < last_step else f"run.max_steps={last_step}, raise it to go on"
+            log.info(f"stopped and saved at step {step} of {num_steps}: {how}")
+            return False
         log.info(f"complete: {num_steps} steps, {run.folder / LAST} and {run.folder / ENCODERS}")
     return True
 
@@ -110,6 +112,7 @@ def save(run: Setup, step: int) -> None:
             "manifest_hash": run.manifest.hash,
             "instances": vars(run.instances),
             "decoder": run.decoder,
+            "num_threads": torch.get_num_threads(),
             "tracks": tracks_of(run.dataset),
             "step": step,
             "model": method.state_dict(),

@@ -164,21 +164,25 @@ def optimizer_state(optimizer: torch.optim.Optimizer) -> dict[str, dict[str, Any
 
 
 def load_optimizer_state(optimizer: torch.optim.Optimizer, state: Mapping[str, Mapping[str, Any]]) -> None:
-    """Restore what `optimizer_state` gave.
+    """Restore what `optimizer_state` gave, in the memory layout that each parameter has now: a fused step pairs weights
+    and moments by their place in memory.
 
     Raises:
         ValueError: it names a parameter that the optimizer does not have.
     """
-    numbers = {
-        name: number for number, name in enumerate(n for group in optimizer.param_groups for n in group["param_names"])
-    }
-    unknown = sorted(state.keys() - numbers.keys())
+    named = [pair for g in optimizer.param_groups for pair in zip(g["param_names"], g["params"], strict=True)]
+    unknown = sorted(state.keys() - {name for name, _ in named})
     if unknown:
         raise ValueError(f"the optimizer's state is of {unknown[0]}, which is no parameter of this model")
-    groups = optimizer.state_dict()["param_groups"]
-    optimizer.load_state_dict(
-        {"state": {numbers[name]: dict(entry) for name, entry in state.items()}, "param_groups": groups}
-    )
+    placed = {
+        number: {
+            key: torch.empty_like(parameter).copy_(value) if getattr(value, "ndim", 0) > 1 else value
+            for key, value in state[name].items()
+        }
+        for number, (name, parameter) in enumerate(named)
+        if name in state
+    }
+    optimizer.load_state_dict({"state": placed, "param_groups": optimizer.state_dict()["param_groups"]})
     if isinstance(optimizer, torch.optim.SGD):
         _fill_momentum(optimizer)
 

@@ -12,6 +12,7 @@ from avssl.data.dataset import ClipDataset, track_table
 from avssl.data.manifest import Manifest
 from avssl.methods import foreign_methods, method_options
 from avssl.methods.base import Method
+from avssl.objectives.negatives import Bank
 from avssl.training.checkpoint import LAST, check_manifest, damage_named, load_checkpoint, load_initial, load_model
 from avssl.training.optim import load_optimizer_state
 
@@ -23,8 +24,9 @@ def resume(
     optimizer: torch.optim.Optimizer,
     before: dict[str, Any] | None,
     dataset: ClipDataset,
-) -> int:
-    """Load the run's last checkpoint, or the one to start from; returns the step to continue at.
+) -> tuple[int, list[str]]:
+    """Load the run's last checkpoint, or the one to start from; returns the step to continue at, and notes for a
+    person.
 
     Args:
         before: the run's last checkpoint, of this manifest; None = there is none.
@@ -46,18 +48,28 @@ def resume(
         load_model(method, before, path=last)
         with damage_named(last):
             load_optimizer_state(optimizer, before["optimizer"])
-        return before["step"]
+        return before["step"], []
+    notes = []
     if config.model.init:
         state = load_checkpoint(Path(config.model.init))
         check_manifest(state, manifest.hash, path=config.model.init, manifest=config.data.manifest)
         load_initial(method, state, path=config.model.init)
-    return 0
+        valid = method.instances.valid
+        num_new = int((valid & ~state["instances"]["valid"]).sum())
+        if num_new and any(isinstance(module, Bank) for module in method.modules()):
+            notes.append(
+                f"note: {num_new} of {int(valid.sum())} clips are not among those that {config.model.init} was trained "
+                "on: their vectors in the memory banks start at random"
+            )
+    method.check_start()
+    return 0, notes
 
 
 def _check_same_run(config: Config, before: Config, last: Path) -> None:
     """A resumed run must be the same run; where it lives and how it is executed may differ."""
-    free = {"data.manifest", "data.root", "data.num_workers", "data.worker_timeout_seconds"}
+    free = {"data.manifest", "data.root", "data.num_workers", "data.worker_timeout_seconds", "data.cache_gigabytes"}
     free |= {"data.max_pixels", "data.max_seconds"}  # and where tracks lie: what they say is compared apart
+    free |= {"model.init", "model.video_weights", "model.audio_weights"}  # the weights are those of the checkpoint
     if foreign := foreign_methods(before):
         raise ConfigError(
             f"method {foreign[0]} of the run in {last.parent} is not named by this configuration: repeat the name to "

@@ -14,7 +14,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader
 
 from avssl import distributed
-from avssl.config import Config, ConfigError, loads, without_weights
+from avssl.config import Config, ConfigError, DataConfig, loads, without_weights
 from avssl.data.dataset import ClipDataset, check_decoder, track_table
 from avssl.data.loader import build_loader
 from avssl.data.manifest import Manifest, read_manifest
@@ -28,6 +28,7 @@ from avssl.structs import Batch, Instances
 from avssl.training.checkpoint import LAST, check_manifest, load_checkpoint
 from avssl.training.optim import build_optimizer
 from avssl.training.resume import resume
+from avssl.transforms.views import make_example
 
 
 @dataclass(frozen=True)
@@ -48,6 +49,7 @@ class Setup:
     optimizer: torch.optim.Optimizer
     before: dict[str, Any] | None  # the run's last checkpoint
     first_step: int
+    notes: list[str]  # on what it goes on with, for a person
 
 
 def set_up(config: Config) -> Setup:
@@ -79,7 +81,8 @@ def set_up(config: Config) -> Setup:
     optimizer = build_optimizer(method.named_parameters(), config.optim, lr_scales=method.lr_scales())
     dataset = training_clips(manifest, config, method)
     check_tracked(dataset, instances, config)
-    first_step = resume(config, manifest, method, optimizer, before, dataset)
+    check_inputs(method, config.data)
+    first_step, notes = resume(config, manifest, method, optimizer, before, dataset)
     if config.run.compile:
         compile_encoders(method, device)
     batches = TrainingBatches(
@@ -97,6 +100,7 @@ def set_up(config: Config) -> Setup:
             f"optim.accumulate={config.optim.accumulate} does not divide the {batches.rows} clips per process of "
             f"data.batch_size={config.data.batch_size}: choose a divisor"
         )
+    check_norms(method, config, num_clips=batches.rows // config.optim.accumulate)
     return Setup(
         config=config,
         folder=last.parent,
@@ -112,6 +116,7 @@ def set_up(config: Config) -> Setup:
         optimizer=optimizer,
         before=before,
         first_step=first_step,
+        notes=notes,
     )
 
 
@@ -142,6 +147,23 @@ def check_tracked(dataset: ClipDataset, instances: Instances, config: Config) ->
         raise ConfigError(
             f"no clip with data.split={config.data.split or 'null'} has a track in {track_table(dataset.views)}: mine "
             "that split with python tools/track.py, and look at the reasons that it prints"
+        )
+
+
+def check_inputs(method: Method, data: DataConfig) -> None:
+    """Raise ValueError for a view whose clips its encoder cannot take."""
+    for view in method.views:
+        method.encoders[view.modality].check_input(make_example(view, data))
+
+
+def check_norms(method: Method, config: Config, *, num_clips: int) -> None:
+    """Raise ConfigError where BatchNorm would normalize over one clip."""
+    if config.run.sync_batchnorm:
+        num_clips *= distributed.world_size()
+    if num_clips < 2 and any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in method.modules()):
+        raise ConfigError(
+            f"data.batch_size={config.data.batch_size} on {distributed.world_size()} processes with optim.accumulate="
+            f"{config.optim.accumulate} leaves BatchNorm one clip to normalize over: at least 2 are needed"
         )
 
 
@@ -286,4 +308,10 @@ def describe(run: Setup) -> list[str]:
             f"note: no bfloat16 kernels on this {run.device.type}, so steps may take some 30 times as long as with "
             "run.precision=float32"
         )
-    return lines
+    threads = torch.get_num_threads()
+    if run.before and run.device.type == "cpu" and (before := run.before.get("num_threads", threads)) != threads:
+        lines.append(
+            f"note: {threads} threads of torch, {before} before: going on is not bit-equal to never having stopped; "
+            f"run.num_threads={before} makes it so"
+        )
+    return lines + run.notes

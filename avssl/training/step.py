@@ -51,19 +51,13 @@ def train_step(
 
 
 def forward_backward(model: nn.Module, batch: Batch, config: Config, progress: Progress) -> Step:
-    """Gradients of one batch, in optim.accumulate parts."""
+    """Gradients of one batch, whose rows pass the encoders in optim.accumulate parts."""
     method = model.module if isinstance(model, DistributedDataParallel) else model
-    steps = []
-    parts = batch.split(config.optim.accumulate)
-    for index, part in enumerate(parts):
-        if isinstance(model, DistributedDataParallel):
-            model.require_backward_grad_sync = index == len(parts) - 1
-        ready = apply_views(part, method.views, config.data)
-        with torch.autocast(ready.ids.device.type, torch.bfloat16, enabled=config.run.precision == "bfloat16"):
-            done = model(ready, Progress(progress.epoch, progress.step, progress.num_steps, part=index))
-        (done.loss / len(parts)).backward()
-        steps.append(replace(done, loss=done.loss.detach()))
-    return Step.merge(steps)
+    ready = apply_views(batch, method.views, config.data)
+    with torch.autocast(ready.ids.device.type, torch.bfloat16, enabled=config.run.precision == "bfloat16"):
+        done = model(ready, progress, num_parts=config.optim.accumulate)
+    done.loss.backward()
+    return replace(done, loss=done.loss.detach())
 
 
 class FiniteCheck:

@@ -6,7 +6,7 @@ steps, F frequency bins.
 """
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
@@ -29,6 +29,7 @@ class Clip:
     height: int
     video: Span | None  # seconds of the frames; None = the clip has none
     audio: Span | None  # likewise
+    holes: Sequence[Sequence[float]] = ()  # [begin, end] seconds in which the file has nothing
 
 
 @dataclass(frozen=True)

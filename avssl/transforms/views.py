@@ -8,17 +8,18 @@ views = (View("video"), View("audio", recipe="audio"), View("later", when=Within
 import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
+from pydantic import AfterValidator, ValidationInfo, create_model
 from torch import Tensor
 from torchvision.transforms.v2.functional import resize
 
-from avssl.config import DataConfig, hint
+from avssl.config import DataConfig, Options, hint, merge_options
 from avssl.structs import Batch
 from avssl.transforms.pretext import Rotation
-from avssl.transforms.recipes import Audio, Clip, Patch, Recipe, Video, Walk, Window
+from avssl.transforms.recipes import Audio, Clip, Patch, Plan, Recipe, Video, Walk, Window
 
 RECIPES: dict[str, Recipe] = {
     "video": Video(),
@@ -32,6 +33,20 @@ CHANGEABLE = {  # what a view may change of the data section; the rest holds for
     *("jitter", "jitter_probability", "gray", "blur", "solarize", "patch_size", "patch_grid"),
     *("audio_seconds", "volume_jitter", "spectrogram", "n_fft", "num_mels", "hop_seconds"),
 }
+
+
+ViewChanges = create_model(
+    "ViewChanges",
+    __base__=Options,
+    **{name: (field.annotation, field) for name, field in DataConfig.model_fields.items() if name in CHANGEABLE},
+)
+
+
+def _read_changes(changes: dict[str, Any], info: ValidationInfo) -> dict[str, Any]:
+    return merge_options(ViewChanges, changes, where=info.field_name).model_dump(exclude_unset=True)
+
+
+Changes = Annotated[dict[str, Any], AfterValidator(_read_changes)]  # an option: what views change of the data section
 
 
 @dataclass(frozen=True)
@@ -144,6 +159,12 @@ class View:
         """
         return _settings(self, data)
 
+    def applied(self, data: DataConfig) -> "View":
+        """The same view without changes to what the data section says already. Raises ValueError as `settings`."""
+        own = self.settings(data)
+        changes = {name: value for name, value in self.changes if getattr(own, name) != getattr(data, name)}
+        return replace(self, changes=changes)
+
     def seconds(self, data: DataConfig) -> float:
         """Length of its window."""
         return self.made.seconds(self.settings(data))
@@ -214,10 +235,23 @@ def check_views(views: Sequence[View], data: DataConfig, *, evaluation: bool = F
         if evaluation and not isinstance(view.when, First | Spread | Same):
             raise ValueError(f"view {view.name} is drawn at random ({view.when}), which an evaluation view may not be")
         names.add(view.name)
-        own = view.settings(data)
-        clip = Clip(own.size, own.size, video=None, audio=None)
-        if not view.made.plan(rng, own, clip, Window(0.0, present=False)).windows:
+        if not _plan(view, data, rng).windows:
             raise ValueError(f"view {view.name}: recipe {view.recipe} plans no window, so its pixels would be black")
+
+
+def _plan(view: View, data: DataConfig, rng: np.random.Generator | None) -> Plan:
+    """That of a clip which lacks what the view shows."""
+    own = view.settings(data)
+    return view.made.plan(rng, own, Clip(own.size, own.size, video=None, audio=None), Window(0.0, present=False))
+
+
+def make_example(view: View, data: DataConfig) -> Tensor:
+    """A view of one clip without content, as its encoder takes it. Raises ValueError where it cannot be made."""
+    plan = _plan(view, data, np.random.default_rng(0))
+    dtype = torch.uint8 if view.modality == "video" else torch.float32
+    params = {name: torch.as_tensor(value)[None] for name, value in plan.params.items()}
+    x = view.made.apply(torch.zeros((1, *plan.shape), dtype=dtype), params, view.settings(data))
+    return x.flatten(0, -5) if view.modality == "video" else x
 
 
 def apply_views(batch: Batch, views: Sequence[View], data: DataConfig) -> Batch:

@@ -31,6 +31,8 @@ NO_VIDEO = {"status": "no_video", "video_start": None, "video_end": None, "durat
 FINDINGS = {
     "cut_off_at": pa.float64(),
     "damaged_at": pa.float64(),
+    "jump_at": pa.float64(),
+    "holes": pa.list_(pa.list_(pa.float64())),
     "variable_rate": pa.bool_(),
     "duplicate_of": pa.string(),
 }
@@ -82,6 +84,12 @@ def settings(*lines: str) -> Config:
         ({"cut_off_at": 6.0, "end": 6.0}, set()),
         ({"damaged_at": 0.0}, {"damaged"}),
         ({"damaged_at": 6.0, "start": 1.0, "end": 5.0}, set()),
+        ({"jump_at": 4.0}, {"jumps"}),
+        ({"jump_at": 4.0, "end": 4.0}, set()),
+        ({"holes": [[4.0, 7.0]]}, {"holes"}),
+        ({"holes": [[4.0, 7.0]], "end": 4.0}, set()),
+        ({"holes": [[4.0, 7.0]], "start": 7.0}, set()),
+        ({"holes": []}, set()),
         ({"variable_rate": True}, {"variable_rate"}),
         ({"variable_rate": False}, set()),
         ({"duplicate_of": "b.mp4"}, {"duplicate"}),

@@ -184,3 +184,31 @@ def test_patches_are_the_ends_of_a_track_or_any_two_frames() -> None:
     assert len(set(map(tuple, pairs))) == 10
     assert picked([], 2)[0] == []
     assert len(picked(tracks(7), 2)[0]) == 2  # the second track is absent
+
+
+HOLES = [[6.0, 106.0], [110.0, 130.0]]
+
+
+@pytest.mark.parametrize("num_clips", [None, 1, 5])
+def test_windows_lie_beside_holes(num_clips: int | None) -> None:
+    data = DataConfig(manifest="", num_frames=8, fps=16, audio_seconds=2.0)
+    views = [View("v", "video"), View("a", "audio"), View("later", "video", Within(1.0))]
+    span, starts = Span(0.0, 142.0), []
+    for number in range(num_clips or 60):
+        rng = None if num_clips else np.random.default_rng(number)
+        shown = views[:2] if num_clips else views
+        clip = Clip(64, 48, span, span, HOLES)
+        windows = plan_windows(rng, shown, data, clip, number=number, num_clips=num_clips or 1)
+        for view in shown:
+            start, end = windows[view.name].start, windows[view.name].start + view.seconds(data)
+            assert start >= 0
+            assert end <= 142
+            assert all(end <= low or start >= high for low, high in HOLES)
+        starts.append(windows["v"].start)
+    if num_clips == 5:
+        assert starts == sorted(set(starts))
+        assert starts[0] < 6
+        assert starts[-1] > 130
+    elif num_clips is None:
+        parts = np.bincount(np.searchsorted([6, 130], starts), minlength=3)
+        assert min(parts[0], parts[2]) > 8  # by the length of the stretches: 6, 4 and 12 s

@@ -1,7 +1,9 @@
 """Every returned frame and the place of the sound, for every kind of clip that the toolkit promises to read."""
 
 import pickle
+from fractions import Fraction
 from pathlib import Path
+from types import SimpleNamespace
 
 import av
 import numpy as np
@@ -9,7 +11,9 @@ import pytest
 
 from avssl.media.decode import AudioWindow, VideoWindow, read_clip, read_frames, read_samples
 from avssl.media.encode import write_clip
-from avssl.media.reader import DecodeError
+from avssl.media.inspect import inspect
+from avssl.media.probe import probe
+from avssl.media.reader import DecodeError, Reader, _count_times
 from tests.support.numbered import (
     BLOCK,
     CASES,
@@ -20,6 +24,7 @@ from tests.support.numbered import (
     decode_in_order,
     lag_seconds,
     make,
+    move_stamps,
     numbers,
     tone,
 )
@@ -339,3 +344,173 @@ def test_impossible_windows_are_refused(window, message):
 def test_following_no_window_is_refused(tmp_path):
     with pytest.raises(ValueError, match="follows=0 must be the index of one of the 0 video windows"):
         read_clip(tmp_path / "any.mp4", audio=[AudioWindow(0, 1, 16000, follows=0)])
+
+
+# ---- AVI: an index in chunks or bytes
+
+
+@pytest.mark.parametrize(
+    "codec, channels",
+    [
+        *[("pcm_u8", 1), ("pcm_s16le", 1), ("pcm_s16le", 2), ("pcm_s24le", 2), ("pcm_f32le", 6), ("pcm_f64le", 1)],
+        *[("pcm_alaw", 1), ("pcm_mulaw", 2), ("adpcm_ms", 2), ("adpcm_ima_wav", 1)],
+    ],
+)
+@pytest.mark.parametrize("lost", [False, True])
+def test_sound_of_avi_lies_where_its_index_says(tmp_path, codec, channels, lost):
+    options = {"video_codec": "mpeg4", "audio_codec": codec, "rate": 16000, "channels": channels, "gop": 12}
+    path = make(tmp_path / "clip.avi", **options)
+    if lost:  # a chunk at about 1 s, of up to 0.13 s: FFmpeg counts on behind it
+        content = bytearray(path.read_bytes())
+        index = content.rindex(b"idx1") + 8
+        entries = [at for at in range(index, len(content) - 15, 16) if content[at : at + 4] == b"01wb"]
+        entry = entries[len(entries) // 4]
+        at = content.index(b"movi") + int.from_bytes(content[entry + 8 : entry + 12], "little")
+        assert content[at : at + 4] == b"01wb"
+        content[at : at + 4] = b"99wb"
+        path.write_bytes(content)
+    for start in (0.9, 1.7, 2.31):
+        samples = read_samples(path, start=start, duration=1.5, sample_rate=16000)
+        assert samples.padded == (lost and start == 0.9)
+        expected = tone(start + np.arange(len(samples.data)) / 16000) / channels
+        lag, likeness = lag_seconds(samples.data, expected, 16000)
+        assert abs(lag) < 1e-3
+        assert likeness > 0.95
+
+
+def test_mp3_of_constant_rate_in_avi_counts_bytes(tmp_path):
+    """As VirtualDub writes it: a tick is a byte, several packets to a chunk."""
+    path = make(tmp_path / "clip.avi", video_codec="mpeg4", audio_codec="libmp3lame", rate=44100, gop=12)
+    before = [read_samples(path, start=start, duration=1.5, sample_rate=24000).data for start in (1.1, 2.2)]
+    content = bytearray(path.read_bytes())
+    header = content.index(b"auds")
+    layout = content.index(b"strf", header) + 8
+    index = content.rindex(b"idx1") + 8
+    entries = [at for at in range(index, len(content) - 15, 16) if content[at : at + 4] == b"01wb"]
+    sizes = [int.from_bytes(content[at + 12 : at + 16], "little") for at in entries]
+    num_bytes = round(np.mean(sizes) * 44100 / 1152)  # per second
+    for at, value in ((header + 20, 1), (header + 24, num_bytes), (header + 44, 1)):
+        content[at : at + 4] = value.to_bytes(4, "little")
+    content[layout + 12 : layout + 14] = (1).to_bytes(2, "little")
+    path.write_bytes(content)
+    after = [read_samples(path, start=start, duration=1.5, sample_rate=24000).data for start in (1.1, 2.2)]
+    (lag, likeness), (other, _) = (lag_seconds(*pair, 24000) for pair in zip(after, before, strict=True))
+    assert lag == pytest.approx(other, abs=2e-3)
+    assert abs(lag) < 0.06  # what the encoder puts before the sound
+    assert likeness > 0.95
+
+
+# ---- timestamps that wobble around the line of contiguous sound
+
+
+def purity(data: np.ndarray, rate: int) -> float:
+    """Decibels of 440 Hz over everything else."""
+    t, window = np.arange(len(data)) / rate, np.hanning(len(data))
+    waves = np.stack([np.cos(2 * np.pi * 440 * t), np.sin(2 * np.pi * 440 * t)], axis=1) * window[:, None]
+    fitted = waves @ np.linalg.lstsq(waves, data * window, rcond=None)[0]
+    return 10 * np.log10(np.square(fitted).sum() / np.square(data * window - fitted).sum())
+
+
+WOBBLES = {
+    "random": lambda number, seconds: np.random.default_rng(number).uniform(-1, 1),
+    "in turn": lambda number, seconds: (-1) ** number,
+    "slow": lambda number, seconds: np.sin(2 * np.pi * seconds),
+}
+
+
+@pytest.mark.parametrize("wobble", WOBBLES)
+@pytest.mark.parametrize("milliseconds", [1, 8, 40])
+@pytest.mark.parametrize("name", ["pcm.mkv", "opus.webm", "aac.flv", "aac.mp4"])
+def test_wobbling_timestamps_leave_sound_whole(tmp_path, name, milliseconds, wobble):
+    rate = 48000
+    samples = (0.5 * np.sin(2 * np.pi * 440 * np.arange(4 * rate) / rate)).astype(np.float32)
+    codec = {"pcm": "pcm_s16le", "opus": "libopus", "aac": "aac"}[name.split(".")[0]]
+    still = tmp_path / "still.mkv"
+    sound = {"samples": samples, "sample_rate": rate, "audio_codec": codec}
+    video = "libvpx" if name.endswith("webm") else "libx264"
+    write_clip(still, np.zeros((40, 16, 16, 3), np.uint8), fps=10, video_codec=video, **sound)
+
+    def moved(kind: str, number: int, seconds: float) -> float:
+        return seconds + 0.1 + (WOBBLES[wobble](number, seconds) * milliseconds / 1000 if kind == "audio" else 0)
+
+    path = move_stamps(still, tmp_path / name, moved)
+    expected = purity(read_samples(still, start=1.3, duration=1.8, sample_rate=24000).data, 24000)
+    heard = read_samples(path, start=1.4, duration=1.8, sample_rate=24000)
+    assert purity(heard.data, 24000) > min(expected - 3, 60)
+    assert not heard.padded
+
+
+@pytest.mark.parametrize("milliseconds", [0, 5])
+def test_a_gap_in_wobbling_sound_stays_where_it_is(tmp_path, milliseconds):
+    whole = make(tmp_path / "whole.mkv", audio_codec="pcm_s16le")
+
+    def moved(kind: str, number: int, seconds: float) -> float:
+        wobble = np.random.default_rng(number).uniform(-1, 1) * milliseconds / 1000
+        return seconds + (0.1 * (seconds > 2) + wobble if kind == "audio" else 0)
+
+    path = move_stamps(whole, tmp_path / "holed.mkv", moved)
+    samples = read_samples(path, start=1.4, duration=2, sample_rate=24000)
+    assert samples.padded
+    for first, last, shift in ((0, 14000, 0), (18000, 48000, 0.1)):
+        expected = tone(1.4 + np.arange(first, last) / 24000 - shift)
+        lag, likeness = lag_seconds(samples.data[first:last], expected, 24000)
+        assert abs(lag) < 3e-3
+        assert likeness > 0.99
+
+
+# ---- files of which several are joined
+
+
+@pytest.mark.parametrize("name", ["clip.ts", "clip.mpg", "clip.ogv"])
+def test_joined_files_are_read_one_behind_the_other(tmp_path, name):
+    options = {
+        "ts": {"rate": 48000, "b_frames": 2, "gop": 12},
+        "mpg": CASES["mpeg1.mpg"],
+        "ogv": {"video_codec": "libvpx", "audio_codec": "libopus", "rate": 48000},
+    }[name.split(".")[1]]
+    parts = [
+        make(tmp_path / f"{seconds}_{name}", seconds=seconds, sound_seconds=seconds, **options)
+        for seconds in (2.0, 4.0, 3.0)
+    ]
+    path = tmp_path / name
+    path.write_bytes(b"".join(part.read_bytes() for part in parts))
+    with Reader(path) as reader:
+        found = [(seconds, frame.to_ndarray(format="rgb24")) for seconds, frame in reader.frames_from("video", -np.inf)]
+    assert numbers(np.stack([pixels for _, pixels in found])) == [*range(50), *range(100), *range(75)]
+    distances = np.diff([seconds for seconds, _ in found])
+    assert distances.min() > 0.02
+    assert distances.max() < 0.15
+    facts, inspection = probe(path), inspect(path)
+    for each in (facts, inspection):
+        assert each.duration == pytest.approx(9, abs=0.2)
+    assert inspection.num_lost == 0
+    assert inspection.jump_at == pytest.approx(facts.video_start + 2, abs=0.1)
+    for first in (50, 150):  # the sound of a part follows its pictures
+        begin = found[first][0]
+        frames, samples = read_clip(
+            path, video=[VideoWindow(begin + 1, 0.4, 25)], audio=[AudioWindow(begin + 1, 1, 24000)]
+        )
+        assert numbers(frames[0].data) == list(range(25, 35))
+        lag, likeness = lag_seconds(samples[0].data, tone(1 + np.arange(24000) / 24000), 24000)
+        assert abs(lag) < 1e-3
+        assert likeness > 0.95
+
+
+def test_what_a_joined_matroska_loses_is_said(tmp_path):
+    part = make(tmp_path / "part.mkv", seconds=2.0, sound_seconds=2.0).read_bytes()
+    (tmp_path / "joined.mkv").write_bytes(part + part)
+    found = inspect(tmp_path / "joined.mkv")
+    assert found.jump_at == pytest.approx(2, abs=0.1)
+    assert found.num_lost >= 50
+
+
+@pytest.mark.parametrize("times, expected", [
+    ([None, None, 5.0, 5.1], [4.8, 4.9, 5.0, 5.1]),
+    ([5.0, None, 5.2], [5.0, 5.1, 5.2]),
+    ([None, None], [0.0, 0.1]),
+    ([None] * 40 + [9.0], [*np.arange(40) / 10, 9.0]),
+])  # fmt: skip
+def test_first_pictures_without_a_time_are_counted_back(times, expected):
+    frame = SimpleNamespace(duration=1, time_base=Fraction(1, 10))
+    found = [seconds for seconds, _ in _count_times([(seconds, frame) for seconds in times], None)]
+    np.testing.assert_allclose(found, expected, atol=1e-9)

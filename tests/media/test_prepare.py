@@ -26,6 +26,7 @@ from tests.support.numbered import (
     decode_in_order,
     lag_seconds,
     make,
+    move_stamps,
     needs_shared,
     numbers,
     tone,
@@ -377,3 +378,41 @@ def test_a_window_of_the_copy_shows_the_frames_of_the_source(tmp_path):
         *(read_clip(each, video=windows)[0] for each in (path, tmp_path / "copy.mp4")), strict=True
     ):
         assert numbers(after.data) == numbers(before.data)
+
+
+@pytest.mark.parametrize("codec, channels", [("adpcm_ima_wav", 1), ("pcm_s16le", 2), ("pcm_s24le", 1)])
+def test_a_copy_of_avi_is_as_long_as_the_clip(tmp_path, codec, channels):
+    options = {"video_codec": "mpeg4", "audio_codec": codec, "rate": 16000, "channels": channels}
+    done = prepare_clip(make(tmp_path / "clip.avi", **options), tmp_path / "copy.mp4", Settings())
+    assert done.facts.audio_end == pytest.approx(4, abs=0.15)
+    assert done.facts.size < 300_000
+    heard = read_samples(tmp_path / "copy.mp4", start=1.7, duration=1.5, sample_rate=24000).data
+    assert abs(lag_seconds(heard, tone(1.7 + np.arange(36000) / 24000), 24000)[0]) < 1e-3
+
+
+@pytest.mark.parametrize("milliseconds", [2, 15])
+def test_sound_whose_timestamps_wobble_stays_in_one_piece(tmp_path, milliseconds):
+    whole = make(tmp_path / "whole.mkv", audio_codec="pcm_s16le")
+
+    def moved(kind: str, number: int, seconds: float) -> float:
+        wobble = np.random.default_rng(number).uniform(-1, 1) * milliseconds / 1000
+        return seconds + 0.1 + (wobble if kind == "audio" else 0)
+
+    prepare_clip(move_stamps(whole, tmp_path / "clip.mkv", moved), tmp_path / "copy.mp4", Settings())
+    source = np.concatenate([values for _, values in sound_of(whole)])
+    copy = np.concatenate([values for _, values in sound_of(tmp_path / "copy.mp4")])
+    shift = round((sound_of(tmp_path / "copy.mp4")[0][0] - 0.1) * 24000)
+    assert abs(shift) < milliseconds * 24
+    assert len(copy) == len(source)
+    np.testing.assert_array_equal(copy, source)
+
+
+def test_holes_of_the_source_are_those_of_the_copy(tmp_path):
+    whole = make(tmp_path / "whole.mkv")
+    path = move_stamps(whole, tmp_path / "paused.mkv", lambda kind, number, seconds: seconds + 60 * (seconds > 2))
+    for state in ("written", "kept"):
+        done = prepare_clip(path, tmp_path / "copy.mp4", Settings())
+        assert done.state == state
+        assert np.array(done.facts.holes) == pytest.approx(np.array([[2.0, 62.0]]), abs=0.1)
+    assert np.array(probe(path).holes) == pytest.approx(np.array([[2.0, 62.0]]), abs=0.1)
+    assert probe(whole).holes == []

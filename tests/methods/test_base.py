@@ -1,13 +1,17 @@
 """The encoders as a loss asks them: once for each view, with gradients, and with statistics of the right views only."""
 
+import weakref
+
 import pytest
 import torch
 from torch import nn
 
-from avssl.config import Options
+from avssl.config import DataConfig, Options, from_dict
+from avssl.methods import build_method
 from avssl.methods.base import Encode, Method
 from avssl.structs import Batch, Instances, Progress, Step
 from avssl.transforms.views import View, multi_crop
+from tests.support.tiny import everything
 
 NUM, DIM = 6, 4
 
@@ -148,3 +152,37 @@ def test_a_group_with_an_exported_view_moves_statistics() -> None:
     ask = Encode(nn.ModuleDict({"video": encoder}), views, some_batch(views))
     ask.together(["video", "turned"])
     assert encoder.norm.num_batches_tracked == 1
+
+
+def test_a_batch_in_parts_keeps_no_activations_and_moves_statistics_once() -> None:
+    encoder, batch = CountingEncoder(), some_batch(VIEWS)
+    maps: list[weakref.ref] = []
+    encoder.layer.register_forward_hook(lambda module, given, out: maps.append(weakref.ref(out)))
+    ask = Encode(nn.ModuleDict({"video": encoder}), VIEWS, batch, num_parts=3)
+    one, two = ask.together(["video", "video.1"])
+    alone = ask("video", x=batch.video["video"] * 2, stage="conv")
+    assert encoder.sizes == [4, 4, 4, 2, 2, 2]  # two rows of both views, whose BatchNorm is joint
+    assert encoder.norm.num_batches_tracked == 6
+    assert not any(map() is not None for map in maps)
+    (one.sum() + two.square().sum() + alone.square().sum()).backward()
+    assert encoder.sizes[6:] == [2, 2, 2, 4, 4, 4]
+    assert encoder.norm.num_batches_tracked == 6
+    torch.testing.assert_close(one[:2].sum(0) + two[:2].sum(0), torch.zeros(DIM), atol=1e-5, rtol=0)
+
+
+def test_a_change_to_the_configured_value_is_none() -> None:
+    data = DataConfig(manifest="m", size=8)
+    assert View("a", changes={"size": 8, "blur": 0.5}).applied(data) == View("a", changes={"blur": 0.5})
+    given = {"data": {"manifest": "m", "size": 48}, "run": {"dir": "r"}}
+    byol = {"name": "byol", "hidden_dim": 16, "first": {"size": "48"}, "second": {"size": 32, "solarize": 0.0}}
+    method = build_method(from_dict(given | {"method": byol}, source="test"), everything(4))
+    assert [dict(view.changes) for view in method.views] == [{"blur": 1.0}, {"blur": 0.1, "size": 32}]
+
+
+@pytest.mark.parametrize("changes", [{"num_frames": 1}, {"size": 4}, {"fps": 1.0}])
+def test_unequal_branches_move_statistics_by_the_one_that_is_exported(changes: dict) -> None:
+    views = (View("video"), View("other", changes=changes))
+    encoder = CountingEncoder()
+    ask = Encode(nn.ModuleDict({"video": encoder}), views, some_batch(views))
+    ask("other"), ask("video")
+    assert encoder.norm.num_batches_tracked == (2 if "fps" in changes else 1)

@@ -2,9 +2,10 @@
 
 from typing import Any
 
+import pytest
 import torch
 
-from avssl.config import from_dict
+from avssl.config import ConfigError, from_dict
 from avssl.methods import build_method
 from avssl.methods.joint import Joint
 from avssl.structs import Instances, Progress
@@ -75,3 +76,32 @@ def test_the_head_of_a_part_moves_its_statistics_with_the_views_of_that_part() -
     joint(batch_of(joint, 0), Progress(0, 0, 10))
     tracked = [int(m.num_batches_tracked) for m in joint.parts["byol"].heads.modules() if hasattr(m, "running_mean")]
     assert tracked == [2]
+
+
+def test_every_part_draws_by_itself() -> None:
+    parts = {"one": {"name": "avid", **HEAD}, "two": {"name": "avid", **HEAD}}
+    one, two = build(parts).parts.values()
+    again = build(parts).parts["two"]
+    draws = [torch.rand(9, generator=part.generator(Progress(0, 3, 9))) for part in (one, two, again)]
+    assert not torch.equal(draws[0], draws[1])
+    assert torch.equal(draws[1], draws[2])
+    assert not torch.equal(one.banks["video"].z, two.banks["video"].z)
+    assert torch.equal(two.banks["video"].z, again.banks["video"].z)
+
+
+def test_a_part_cannot_mine_before_it_has_learned() -> None:
+    cma = {"name": "avid_cma", "num_positives": 2, **HEAD}
+    joint = build({"avid": HEAD, "cma": cma})
+    with pytest.raises(ConfigError, match=r"^method\.parts\.cma\.mine_from_epoch=0 .* \(model\.init=RUN\)"):
+        joint.check_start()
+    build({"avid": HEAD, "cma": cma | {"mine_from_epoch": 1}}).check_start()
+    joint.parts["cma"].log_z.fill_(1.0)
+    joint.check_start()
+
+
+def test_patches_and_small_crops_move_no_statistics_of_the_shared_encoder() -> None:
+    parts = {"avid": HEAD, "swav": SWAV, "patch": HEAD | {"tracks": "none"}, "walk": HEAD}
+    joint = build(parts).train()
+    joint(batch_of(joint, 0), Progress(0, 0, 10), num_parts=4)
+    norms = [module for module in joint.encoders["video"].modules() if hasattr(module, "running_mean")]
+    assert {int(norm.num_batches_tracked) for norm in norms} == {2 * 4}  # video and swav/video.1, in four parts

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from avssl.methods.neighbour import Neighbour, NeighbourOptions
 from avssl.structs import Embedded, Instances, Progress, Step
+from tests.support import contract
 from tests.support.tiny import LinearEncoder, everything, vector_batch
 
 FIXTURES = Path(__file__).parents[1] / "fixtures"
@@ -286,3 +287,10 @@ def test_one_usable_clip_is_refused() -> None:
     lonely = Instances(torch.arange(4) == 1, torch.ones(4) > 0, torch.ones(4) > 0)
     with pytest.raises(ValueError, match="1 usable clips with video"):
         build(lonely)
+
+
+def test_only_clips_like_the_exported_one_move_the_statistics_of_the_head() -> None:
+    method = contract.build("neighbour", further={"size": 32}).train()
+    method(contract.batch_of(method, 0), contract.progress(0))
+    tracked = {int(module.num_batches_tracked) for module in method.heads.modules() if hasattr(module, "running_mean")}
+    assert tracked == {2}  # as query and as key, of three clips

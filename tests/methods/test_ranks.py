@@ -1,4 +1,5 @@
-"""One process equals two for every method and its main settings: losses, gradients, memory banks, queues and copies.
+"""One process equals two for every method and its main settings: losses, gradients, memory banks, queues and copies;
+also where the rows of each pass in parts.
 
 BatchNorm stands still, as each rank has its own clips; AVID and AVID-CMA are drawn by hypothesis in test_properties.py.
 """
@@ -35,7 +36,8 @@ def trained(case: str, **other: int) -> dict[str, torch.Tensor]:
     for number in range(STEPS):
         method.on_epoch(number)
         ids = torch.randperm(NUM, generator=torch.Generator().manual_seed(number))[rank * rows :][:rows]
-        done = model(batch_of(method, number, ids=ids), progress(number))
+        num_parts = world_size if number % 2 else 1
+        done = model(batch_of(method, number, ids=ids), progress(number), num_parts=num_parts)
         optimizer.zero_grad()
         done.loss.backward()
         result[f"loss {number}"] = distributed.all_reduce(done.loss.detach()) / world_size

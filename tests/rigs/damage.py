@@ -30,11 +30,12 @@ H264 = {"video_codec": "libx264", "audio_codec": "aac", "rate": 24000, "gop": 24
 VP8 = {"video_codec": "libvpx", "audio_codec": "libopus", "rate": 48000, "gop": 30}
 MPEG4 = {"video_codec": "mpeg4", "audio_codec": "pcm_s16le", "rate": 16000, "gop": 12}
 MP3 = {"audio_codec": "libmp3lame", "rate": 44100}
+ADPCM = {"audio_codec": "adpcm_ima_wav", "rate": 16000}
 MPEG1 = {"video_codec": "mpeg1video", "audio_codec": "mp2", "rate": 44100, "gop": 12}
 RECIPES = {  # container -> how its clips are written
     "mp4": [H264, MPEG4 | MP3, H264 | {"gop": 1000, "mirrored": True, "rotation": 90}],
     "mkv": [H264 | {"audio_codec": "flac"}, VP8 | {"video_codec": "libvpx-vp9"}, MPEG4 | MP3 | {"further": True}],
-    "avi": [MPEG4, MPEG4 | MP3 | {"b_frames": 2}, H264 | MP3 | {"b_frames": 0}],
+    "avi": [MPEG4, MPEG4 | MP3 | {"b_frames": 2}, H264 | ADPCM | {"b_frames": 0}],
     "webm": [VP8, VP8 | {"video_codec": "libvpx-vp9"}],
     "ts": [H264 | {"rate": 48000, "video_start": 36_000.0, "audio_start": 36_000.0}],
     "mpg": [MPEG1, MPEG1 | {"video_codec": "mpeg2video", "b_frames": 2}],

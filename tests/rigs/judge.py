@@ -232,10 +232,14 @@ class Shown:
         others: of those of which pieces may be in it: a frame that came with its own time is at the right one.
         plain: decode of the damaged file.
         index: digest of the index of the damaged file, see `index_digest`.
+        shifts: seconds that a joined file moves the times of its parts by: each with what the file shows before that.
     """
 
-    def __init__(self, truth: Truth, others: Sequence[Truth], plain: Plain, *, index: str) -> None:
+    def __init__(
+        self, truth: Truth, others: Sequence[Truth], plain: Plain, *, index: str, shifts: Sequence[float] = ()
+    ) -> None:
         self.truth = truth
+        self.shifts = (0.0, *shifts)
         self.clock_lost = index != truth.index
         self.all_times = {
             each.first_number + i: seconds for each in (truth, *others) for i, seconds in enumerate(each.times)
@@ -249,7 +253,11 @@ class Shown:
     def pictures(self, frames: Frames, wanted: np.ndarray) -> None:
         suspects: list[tuple[float, int]] = []  # (second, number)
         for seconds, number in dict.fromkeys(zip(frames.times.tolist(), read_numbers(frames.data), strict=True)):
-            at_time = self.plain_numbers[np.abs(self.plain_times - seconds) < SAME_TIME].tolist()
+            at_time = [
+                number
+                for shift in self.shifts
+                for number in self.plain_numbers[np.abs(self.plain_times + shift - seconds) < SAME_TIME].tolist()
+            ]
             if number < 0:
                 self.counts.damaged += 1
             elif self._belongs(number, seconds):
@@ -284,8 +292,8 @@ class Shown:
 
     def _plainly(self, start: float) -> Iterator[float]:
         """What second of the tone the plain decode has there."""
-        for last_wins in (True, False):
-            heard = self.plain.heard(start, PIECE_SECONDS, last_wins=last_wins)
+        for shift, last_wins in itertools.product(self.shifts, (True, False)):
+            heard = self.plain.heard(start - shift, PIECE_SECONDS, last_wins=last_wins)
             found = None if heard is None else self.ear.locate(*heard)
             if found is not None:
                 yield found
@@ -434,7 +442,10 @@ def examine(job: dict[str, Any]) -> dict[str, Any]:
     path = Path(job["path"])
     plain = decode_plainly(path)
     truths = [Truth(**truth) for truth in job["truths"]]
-    judge = Shown(truths[0], truths[1:], plain, index=index_digest(path)) if truths else Likeness(plain)
+    if truths:
+        judge = Shown(truths[0], truths[1:], plain, index=index_digest(path), shifts=_shifts(path))
+    else:
+        judge = Likeness(plain)
     since = time.perf_counter()
     try:
         verdict, reason = read_as_training_does(path, judge, seed=job["seed"])
@@ -450,6 +461,14 @@ def examine(job: dict[str, Any]) -> dict[str, Any]:
         "peak_bytes": peak_bytes(),
         "counts": {name: value for name, value in asdict(judge.counts).items() if name != "wrong"},
     }
+
+
+def _shifts(path: Path) -> list[float]:
+    try:
+        with Reader(path) as reader:
+            return [jump.shift for jump in reader.jumps]
+    except DecodeError:
+        return []
 
 
 def peak_bytes() -> int:

@@ -1,6 +1,8 @@
 """Clips of every kind with numbers burnt into the frames and a tone that tells the time; the shared real clips."""
 
 import struct
+from collections import Counter
+from collections.abc import Callable
 from fractions import Fraction
 from pathlib import Path
 
@@ -83,6 +85,25 @@ def set_matrix(path: Path, rotation: int, mirrored: bool) -> None:
         ">9i", *(65536 * each for each in (sign * cos, sign * -sin, 0, sin, cos, 0, 0, 0)), 1 << 30
     )
     path.write_bytes(content)
+
+
+def move_stamps(source: Path, target: Path, moved: Callable[[str, int, float], float], **options: str) -> Path:
+    """The same packets in another container, each at another second: moved(kind of its track, its number, second)."""
+    with av.open(str(source)) as old, av.open(str(target), "w", options=options) as new:
+        streams = {stream.index: new.add_stream_from_template(stream) for stream in old.streams}
+        counts, latest, packets = Counter(), {}, []
+        for packet in old.demux():
+            if packet.dts is None:
+                continue
+            index, kind = packet.stream.index, packet.stream.type
+            ticks = round(moved(kind, counts[index], float(packet.pts * packet.time_base)) / packet.time_base)
+            ticks = max(ticks, latest.get(index, 0))  # muxers want rising times
+            counts[index] += 1
+            latest[index] = ticks + 1
+            packet.dts, packet.pts, packet.stream = packet.dts + ticks - packet.pts, ticks, streams[index]
+            packets.append(packet)
+        new.mux(sorted(packets, key=lambda packet: packet.dts * packet.time_base))
+    return target
 
 
 def decode_in_order(path: Path, options: dict | None = None) -> tuple[np.ndarray, np.ndarray]:

@@ -140,7 +140,7 @@ def hard_job(out: Path, name: str, seed: int, overrides: Sequence[str]) -> Job:
     common = [f"optim.epochs={optim.epochs}", f"optim.lr={optim.lr}", f"data.clips_per_video={setting.clips_per_video}"]
     own = {
         "avid_cma": [
-            *(f"method.mine_from_epoch={optim.epochs // 2}", "model.init=null"),
+            *(f"method.mine_from_epoch={max(1, optim.epochs // 2)}", "model.init=null"),
             f"method.num_positives={setting.num_positives}",
         ]
     }

@@ -101,7 +101,7 @@ COLUMNS = {
 def config_of(row: Row, *, overrides: Sequence[str], own: Sequence[str], tracks: Path | None) -> Config:
     """The row's recipe with the common settings, then `overrides`, then what the row changes, then `own`."""
     path, given = CONFIGS / f"{row.config}.yaml", [*COMMON, *overrides]
-    half = load(path, [*given, *own]).optim.epochs // 2
+    half = max(1, load(path, [*given, *own]).optim.epochs // 2)
     return load(path, [*given, *(line.format(tracks=tracks, half=half) for line in row.changed), *own])
 
 
