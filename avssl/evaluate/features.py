@@ -241,15 +241,11 @@ class _Extractor:
         pretrained, modalities = self.pretrained, tuple(self.pretrained.encoders)
         crops = [View(f"crop {i}", when=Spread(i, self.num_crops)) for i in range(self.num_crops)]
         views = {"video": crops, "audio": [View("audio", recipe="audio")]}
-        step = max(1, BATCH_CLIPS // self.num_clips)
-        slices = [slice(i, min(i + step, len(self.ids))) for i in range(0, len(self.ids), step)][shard::num_shards]
-<<<<<<< HEAD
-        keys = ([Key(0, int(row), c) for row in self.ids[part] for c in range(self.num_clips)] for part in slices)
-=======
-        keys = [[Key(0, int(row), c) for row in self.ids[part] for c in range(self.num_clips)] for part in slices]
         wanted = [view for modality in modalities for view in views[modality]]
         dataset = ClipDataset(self.manifest, pretrained.data, wanted, num_eval_clips=self.num_clips)
->>>>>>> c4f3d4a (Evaluation: n and chance per row, a block of clips with both, several classes, groups, calibrated baseline (work in progress))
+        step = max(1, BATCH_CLIPS // self.num_clips)
+        slices = [slice(i, min(i + step, len(self.ids))) for i in range(0, len(self.ids), step)][shard::num_shards]
+        keys = ([Key(0, int(row), c) for row in self.ids[part] for c in range(self.num_clips)] for part in slices)
         loader = build_loader(dataset, keys, pretrained.data, device=pretrained.device)
         total = sum(part.stop - part.start for part in slices)
         bar = tqdm(total=total, desc=self.progress, unit="video", disable=self.progress is None, mininterval=1)

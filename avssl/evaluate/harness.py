@@ -18,6 +18,7 @@ from avssl.evaluate.splits import Split, groups_of
 from avssl.files import digest
 
 NUM_PERMUTATIONS = 20  # of the classes, for the chance level of a partition
+NUM_PAIRS = 10  # of nearly equal clips that are named
 MULTI_LABEL = ("linear", "knn", "finetune")  # protocols that use all classes of a clip; the others its first
 DIRECTIONS = {  # of retrieval: query, gallery, whether head outputs are compared (else encoder outputs)
     "video": ("video", "video", False),
@@ -285,3 +286,23 @@ def _unit_vectors(vectors: ClipVectors, name: str, train: np.ndarray, test: np.n
         center = pair[0].mean(axis=0)
         pair = [each - center for each in pair]
     return [each / np.maximum(np.linalg.norm(each, axis=1, keepdims=True), 1e-12) for each in pair]
+
+
+def find_similar(vectors: ClipVectors, split: Split, manifest: Manifest, *, cosine: float) -> dict[str, Any]:
+    """Test clips that nearly equal a training clip by the cosine of centered outputs, of audio where no clip has video:
+    how many are above `cosine`, and the paths of the nearest such pairs."""
+    modality = next((name for name in vectors.vectors if vectors.has(name).any()), "video")
+    has = vectors.has(modality)
+    train, test = (
+        rows[has[rows]] for rows in (np.searchsorted(vectors.ids, each) for each in (split.train, split.test))
+    )
+    found: list[tuple[float, int, int]] = []
+    if len(train) and len(test):
+        gallery, query = _unit_vectors(vectors, modality, train, test)
+        for first in range(0, len(query), metrics.QUERIES):
+            scores = query[first : first + metrics.QUERIES] @ gallery.T  # (q, n)
+            near = scores.argmax(axis=1)
+            found += zip(scores.max(axis=1).tolist(), test[first:].tolist(), train[near].tolist(), strict=False)
+    found = sorted((each for each in found if each[0] > cosine), reverse=True)
+    paths, ids = manifest.column("path"), vectors.ids
+    return {"num": len(found), "pairs": [[str(paths[ids[row]]) for row in pair] for _, *pair in found[:NUM_PAIRS]]}

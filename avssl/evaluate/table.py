@@ -131,6 +131,11 @@ def _differences(group: Sequence[Result]) -> list[str]:
         else:
             what = ", ".join(str(value)[:40] for value in values)
         lines.append(f"not comparable, {name} differ: {what}")
+    names = dict.fromkeys(name for result in group for name in result["scores"])
+    counted = {name: {r["scores"][name]["clips"] for r in group if name in r["scores"]} for name in names}
+    differing = [name for name, clips in counted.items() if len(clips) > 1]
+    if differing:
+        lines.append(f"not comparable, clips that count differ: {', '.join(differing)}")
     marks = [cells[0][-1:] for name, cells in rows(group) if name != PAIRED]
     if any(mark.isalpha() for mark in marks):
         lines.append("rows with different letters behind n are about different clips: compare rows of one letter")

@@ -28,6 +28,7 @@ from experiment import (
     cached,
     features_of,
     linear_accuracy,
+    load_either,
     probe_accuracy,
     recall_of,
     rows_of,
@@ -201,9 +202,10 @@ def measure_main(job: Job, media: Path) -> dict[str, Any] | None:
         return None
     avid = Path(job.runs["avid"].run.dir)
     clips = read_manifest(job.clips / "manifest.parquet")
-    untrained = load_run(avid, trained=False)
     others = {
-        "random": lambda: measure(untrained, clips, num_positives=job.num_positives),
+        "random": lambda: measure(
+            load_either(avid, clips, rows_of(clips)["train"], trained=False), clips, num_positives=job.num_positives
+        ),
         "handmade": lambda: {"linear": handmade_accuracy(clips)},
     }
     return result | {name: cached(avid.with_name(f"{name}.json"), work) for name, work in others.items()}

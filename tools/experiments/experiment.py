@@ -16,14 +16,14 @@ from avssl.cli.common import info
 from avssl.config import Config
 from avssl.data.manifest import Manifest
 from avssl.evaluate.classify import linear_predict
-from avssl.evaluate.features import ClipVectors, clip_vectors
+from avssl.evaluate.features import ClipVectors, calibrated, clip_vectors
 from avssl.evaluate.harness import accuracies
 from avssl.evaluate.splits import read_splits
 from avssl.files import Parser, atomic_write, print_result
 from avssl.training.checkpoint import LAST
 from avssl.training.loop import train
 from avssl.training.session import TrainingError
-from avssl.weights.load import Run
+from avssl.weights.load import Run, load_run
 
 ROOT = Path(__file__).resolve().parents[2]
 SECONDS = "seconds.json"  # in the folder of a run
@@ -113,6 +113,12 @@ def rows_of(manifest: Manifest) -> dict[str, np.ndarray]:
     return {"train": split.train, "test": split.test}
 
 
+def load_either(folder: Path, clips: Manifest, rows: np.ndarray, *, trained: bool) -> Run:
+    """A trained run; or what it started from, with BatchNorm statistics of training clips, as a baseline."""
+    run = load_run(folder, trained=trained)
+    return run if trained else calibrated(run, clips, rows)
+
+
 def features_of(run: Run, manifest: Manifest, *, num_clips: int, progress: str = "features") -> ClipVectors:
     """Features of all of `rows_of`, averaged over `num_clips` clips of a video."""
     rows = np.union1d(*rows_of(manifest).values())
@@ -127,7 +133,10 @@ def probe_accuracy(
     split = split if train is None else dataclasses.replace(split, train=train)
     found = accuracies("logistic" if kind == "linear" else "knn", vectors, manifest, split)
     names = {"accuracy": "mean", "chance": "chance"}
-    return {name: {modality: each[key] for modality, each in found.items()} for name, key in names.items()}
+    return {  # of the test clips that have both, so that modalities are compared on the same clips
+        name: {modality: each.get("paired", each)[key] for modality, each in found.items()}
+        for name, key in names.items()
+    }
 
 
 def linear_accuracy(manifest: Manifest, features: Mapping[str, np.ndarray]) -> float:

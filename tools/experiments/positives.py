@@ -22,12 +22,13 @@ from typing import Any
 import experiment
 import numpy as np
 import torch
-from experiment import ROOT, SECONDS, cached, features_of, info, probe_accuracy, table_of, train_timed
+from experiment import ROOT, SECONDS, cached, features_of, info, probe_accuracy, rows_of, table_of, train_timed
 
 from avssl import distributed
 from avssl.config import Config, load
 from avssl.data.find_tracks import track_manifest
 from avssl.data.manifest import Manifest, read_manifest
+from avssl.evaluate.features import calibrated
 from avssl.evaluate.propagate import score_propagation
 from avssl.evaluate.scenes import make_scene
 from avssl.methods import build_method, method_options
@@ -159,9 +160,10 @@ def run_row(
         if row.trained and not train_timed(config):
             return None
         info(f"== measure {folder}")
-        run = load_run(folder) if row.trained else untrained_run(config)
+        sets = read_sets(data)
+        run = load_run(folder) if row.trained else untrained_run(config, sets["toy"])
         seconds = cached(folder / SECONDS, dict) if row.trained else {}
-        cached(metrics, lambda: measure(run, read_sets(data), frames=row.frames) | seconds | {"settings": settings})
+        cached(metrics, lambda: measure(run, sets, frames=row.frames) | seconds | {"settings": settings})
     found = cached(metrics, dict)
     other = [key for key, value in settings.items() if found["settings"].get(key, value) != value]
     if other or settings.keys() != found["settings"].keys():
@@ -196,11 +198,12 @@ def settings_of(config: Config) -> dict[str, Any]:
     }
 
 
-def untrained_run(config: Config) -> Run:
-    """The encoders of a configuration before the first step."""
+def untrained_run(config: Config, toy: Manifest) -> Run:
+    """The encoders of a configuration before the first step, with BatchNorm statistics of training clips."""
     clips = torch.ones(2, dtype=torch.bool)  # the fewest that methods take; the encoders do not depend on it
     method = build_method(config, Instances(clips, has_audio=clips, has_video=clips))
-    return run_of(method, config, path=Path(config.run.dir), device=distributed.init(config.run.device))
+    run = run_of(method, config, path=Path(config.run.dir), device=distributed.init(config.run.device))
+    return calibrated(run, toy, rows_of(toy)["train"])
 
 
 def measure(run: Run, sets: Mapping[str, Manifest], *, frames: bool) -> dict[str, Any]:
