@@ -57,17 +57,6 @@ class Extracted:
     features: dict[str, np.ndarray]  # {video, audio: (n, dim) float32}: encoder outputs
     errors: dict[int, str]  # {id: reason}
 
-    def take(self, keep: np.ndarray) -> "Extracted":
-        """Only the videos marked in `keep` (n,) bool."""
-        return dataclasses.replace(
-            self,
-            ids=self.ids[keep],
-            has_audio=self.has_audio[keep],
-            has_video=self.has_video[keep],
-            embedding={name: value[keep] for name, value in self.embedding.items()},
-            features={name: value[keep] for name, value in self.features.items()},
-        )
-
     has = _has
 
 
@@ -149,15 +138,6 @@ class ClipVectors:
             features=mean({modality: maps["pool"] for modality, maps in self.vectors.items()}),
             errors=self.errors,
         )
-
-    def averaged(self) -> "ClipVectors":
-        """Mean over the views of each video, as a single view."""
-
-        def mean(views: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-            return {name: each.mean(axis=1, keepdims=True) for name, each in views.items()}
-
-        vectors = {modality: mean(maps) for modality, maps in self.vectors.items()}
-        return dataclasses.replace(self, vectors=vectors, embedding=mean(self.embedding))
 
 
 def clip_vectors(

@@ -5,7 +5,7 @@ Letters: N rows of the manifest, n training videos of a split, m test videos, C 
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -183,18 +183,6 @@ def _figure(
         draws = np.array([each.draws(len(hits)) for each in scores])  # (splits, draws)
         figure |= {"draws": draws.tolist(), "draw_spread": float(draws.mean(axis=0).std(ddof=1))}
     return figure, scores
-
-
-def accuracies(
-    protocol: Literal["knn", "logistic"], vectors: ClipVectors, manifest: Manifest, split: Split
-) -> dict[str, dict[str, Any]]:
-    """Weighted kNN, or logistic regression with all labels, on outputs averaged over the clips of a video: the metric
-    of each modality (see `compute_metrics`) over the answered videos. Raises ValueError as `evaluate_split`."""
-    labels = Labels(manifest, [split])
-    name, options = ("knn", Options()) if protocol == "knn" else ("fewlabels", Options(shares=(1.0,), draws=1))
-    part = evaluate_split(name, vectors.averaged(), labels, split, options, device=torch.device("cpu"))
-    found = compute_metrics([part], labels, skip_unreadable=True)
-    return {name.removesuffix(" 100%"): metric for name, metric in found.items() if not name.endswith(" plain")}
 
 
 class SplitScores:
