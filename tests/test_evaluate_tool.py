@@ -57,7 +57,7 @@ def test_frozen_protocols(protocol: str, run: Path, clip_set: Manifest, call: Ca
     assert head.split("  ")[-1].strip() == "avid"
     assert head.split()[:2] == ["n", "chance"]
     assert "random init" in head
-    assert "of clips with both" in done.out
+    assert "clips with video and audio" in done.out
     assert all(figure["paired"]["num"] == 5 for figure in result["scores"].values())
     assert "no groups given: every file is its own group" in done.out
     assert "1 of 6 test clips without audio: counted as wrong" in done.out

@@ -168,9 +168,7 @@ def _figure(
     scores = [each for each in every if len(each.rows)]
     if not scores:
         return {}, []
-    slow = any(o and (o.clusters is not None or o.scores is not None) for o in (each.outcome for each in scores))
-    num = metrics.NUM_PARTITION_RESAMPLES if slow else metrics.NUM_RESAMPLES
-    groups = [labels.groups[each.rows] for each in scores]
+    num, groups = min(each.num_resamples for each in scores), [labels.groups[each.rows] for each in scores]
     figure = metrics.summarize([each.statistic for each in scores], groups, num=num) | {
         "chance": float(np.mean([each.chance for each in scores])),
         "num": sum(len(each.rows) for each in scores),
@@ -178,9 +176,9 @@ def _figure(
         "unanswered": sum(each.num_unanswered for each in every),
         "unseen": sum(each.num_unseen for each in scores),
     }
-    hits = next((each.outcome.hits for each in scores if each.outcome and each.outcome.hits is not None), ())
-    if len(hits) > 1:
-        draws = np.array([each.draws(len(hits)) for each in scores])  # (splits, draws)
+    num_draws = max(len(each.trials) for each in scores)
+    if num_draws > 1:
+        draws = np.stack([np.broadcast_to(each.trials.mean(axis=1), num_draws) for each in scores])  # (splits, draws)
         figure |= {"draws": draws.tolist(), "draw_spread": float(draws.mean(axis=0).std(ddof=1))}
     return figure, scores
 
@@ -197,11 +195,14 @@ class SplitScores:
         self.num_unanswered = int((among & ~answered).sum())
         self.num_unseen = int((keep & part.unseen.get(name, none)).sum())
         self.chosen = chosen = keep[answered]  # of the answered videos
-        self.trials, self.chance = np.zeros((1, len(self.rows))), 0.0  # 0 for unanswered videos
+        self.trials, self.chance = np.zeros((1, len(self.rows))), 0.0  # (draws, videos), 0 for unanswered ones
+        self.num_resamples = metrics.NUM_RESAMPLES
         if outcome is None or not len(self.rows):
             self.statistic = metrics.mean_of(self.trials[0])
             return
         targets = labels.targets[self.rows[self.answered]]
+        if outcome.predicted is None and outcome.hits is None:
+            self.num_resamples = metrics.NUM_PARTITION_RESAMPLES
         if outcome.clusters is not None:
             kind, clusters, rng = name.rpartition(" ")[2], outcome.clusters[chosen], np.random.default_rng(0)
             self.statistic, metric = metrics.partition_of(kind, targets, clusters), metrics.PARTITION_METRICS[kind]
@@ -217,10 +218,6 @@ class SplitScores:
             self.statistic = metrics.mean_of(self.trials.mean(axis=0))
             frequent = np.bincount(targets, minlength=1).max()
             self.chance = (frequent if outcome.chance is None else outcome.chance[chosen].sum()) / len(self.rows)
-
-    def draws(self, num: int) -> np.ndarray:
-        """Mean of the values for each draw of labels."""
-        return np.broadcast_to(self.trials.mean(axis=1), num)
 
     def confusion(self, labels: Labels) -> np.ndarray:
         """(C, C + 1) videos by true and predicted class; last column: unanswered."""

@@ -23,7 +23,7 @@ from avssl.evaluate.features import VIEW_OPTIONS, ClipVectors, calibrated, clip_
 from avssl.evaluate.finetune import train_classifier
 from avssl.evaluate.harness import Labels, Predictions, compute_metrics, count_missing, evaluate_split, find_similar
 from avssl.evaluate.heads import Head, head_scores
-from avssl.evaluate.protocols import Options, told
+from avssl.evaluate.protocols import Options, classified
 from avssl.evaluate.splits import Split
 from avssl.files import atomic_write, digest
 from avssl.media.decoders import format_decoder
@@ -206,7 +206,7 @@ def _classify(run: Run, vectors: ClipVectors, split: Split, labels: Labels, opti
     known = [labels.number[name] for name in classifier.classes]  # maybe fewer classes than the set has
     of_all = np.full((len(scores), len(labels.classes)), -np.inf)
     of_all[:, known] = scores
-    outcomes = told(classifier.modality, of_all, labels.num_several > 0)
+    outcomes = classified(classifier.modality, of_all, labels.num_several > 0)
     lacking = np.delete(np.arange(len(labels.classes)), known)
     unseen = labels.truth(split.test)[:, lacking].any(axis=1)
     none = np.zeros(len(has), dtype=bool)

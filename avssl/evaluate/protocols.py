@@ -83,7 +83,7 @@ def knn(data: SplitData, options: Options) -> Outcomes:
     found = {}
     for name, temperature in ((data.modality, options.temperature), (f"{data.modality} plain", None)):
         votes = knn_votes(train, truth, test, k=options.k, temperature=temperature)
-        found |= told(name, votes.numpy(), data.multi_label)
+        found |= classified(name, votes.numpy(), data.multi_label)
     return found
 
 
@@ -109,9 +109,9 @@ def linear(data: SplitData, options: Options, *, keep: dict[str, Head] | None = 
     for name, head in heads.items():
         scores = head_scores(head.classifier, data.test[name], average=options.average)
         chosen = {"rate": head.rate, "held_out": head.held_out}
-        of_maps |= told(f"{data.modality} {name}", scores, data.multi_label, chosen=chosen)
+        of_maps |= classified(f"{data.modality} {name}", scores, data.multi_label, chosen=chosen)
         if name == best:
-            own = told(data.modality, scores, data.multi_label, chosen={"map": best, **chosen})
+            own = classified(data.modality, scores, data.multi_label, chosen={"map": best, **chosen})
     return own | of_maps
 
 
@@ -129,7 +129,7 @@ def svm(data: SplitData, options: Options) -> Outcomes:
         groups=data.train_groups,
         num_classes=len(data.classes),
     )
-    return told(data.modality, scores, chosen={"map": name, "C": strength})
+    return classified(data.modality, scores, chosen={"map": name, "C": strength})
 
 
 def fewlabels(data: SplitData, options: Options) -> Outcomes:
@@ -173,7 +173,7 @@ def retrieval(
     }
 
 
-def told(
+def classified(
     name: str, scores: np.ndarray, multi_label: bool = False, *, chosen: Mapping[str, float | str] | None = None
 ) -> Outcomes:
     """Scores of the test videos (m, C): the class of the highest, or all of them where there may be several classes."""
@@ -186,7 +186,9 @@ def _only_class(data: SplitData) -> Outcomes:
     """Predictions of any classifier whose training videos all have the same classes."""
     own = data.train_truth[0]
     chosen = {"only_class": ", ".join(np.array(data.classes)[own])}
-    return told(data.modality, np.tile(own.astype(float), (len(data.test_targets), 1)), data.multi_label, chosen=chosen)
+    return classified(
+        data.modality, np.tile(own.astype(float), (len(data.test_targets), 1)), data.multi_label, chosen=chosen
+    )
 
 
 PROTOCOLS: dict[str, Callable[..., Outcomes]] = {

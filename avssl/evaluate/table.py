@@ -10,7 +10,7 @@ NEEDED = (
     *("protocol", "weights", "manifest", "manifest_hash", "scores", "random", "clips", "several_labels", "shared"),
     *("unlabeled", "own_groups", "similar", *COMPARED),
 )
-PAIRED = "of clips with both"
+PAIRED = "clips with video and audio"
 
 Result = Mapping[str, Any]
 
