@@ -155,7 +155,7 @@ def test_random_weights_get_the_statistics_of_training_clips(run: Path, clip_set
         batch = apply_views(collate([data[Key(0, int(row), 0)] for row in has]), [view], found.data)
         encoder, seen = found.encoders[modality], []
         norm = next(each for each in encoder.modules() if isinstance(each, torch.nn.modules.batchnorm._BatchNorm))
-        norm.register_forward_hook(lambda module, given, out, seen=seen: seen.append(out))
+        norm.register_forward_hook(lambda module, given, out, seen=seen: seen.append(out.clone()))
         with torch.inference_mode():
             encoder(getattr(batch, modality)[modality])
         assert abs(float(seen[0].mean())) < 1e-3
