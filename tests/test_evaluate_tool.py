@@ -202,7 +202,7 @@ def test_groups_of_folders(run: Path, clip_set: Manifest, call: Call) -> None:
     assert result["settings"]["group"] == r"(\d)\.mp4"
     assert not result["own_groups"]
     assert "groups given" not in done.out
-    call(*asked, "--group", "folder", "--folds", "4").refused("--folds 4: ")  # two folders of each class
+    call(*asked, "--group", "folder", "--folds", "5").refused("--folds 5: expected 2 to 4, as there are no more groups")
 
 
 def relabeled(clip_set: Manifest, path: Path, names: dict[str, str], labels: list | None = None) -> Path:
