@@ -3,7 +3,7 @@
 Letters: N rows of the manifest, n training videos of a split, m test videos, C classes.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -273,9 +273,11 @@ def _unit_vectors(vectors: ClipVectors, name: str, train: np.ndarray, test: np.n
     return [each / np.maximum(np.linalg.norm(each, axis=1, keepdims=True), 1e-12) for each in pair]
 
 
-def find_similar(vectors: ClipVectors, split: Split, manifest: Manifest, *, cosine: float) -> dict[str, Any]:
+def find_similar(
+    vectors: ClipVectors, split: Split, manifest: Manifest, *, cosine: Mapping[str, float]
+) -> dict[str, Any]:
     """Test clips that nearly equal a training clip by the cosine of centered outputs, of audio where no clip has video:
-    how many are above `cosine`, and the paths of the nearest such pairs."""
+    how many are above `cosine` of the modality, and the paths of the nearest such pairs."""
     modality = next((name for name in vectors.vectors if vectors.has(name).any()), "video")
     has = vectors.has(modality)
     train, test = (
@@ -288,6 +290,6 @@ def find_similar(vectors: ClipVectors, split: Split, manifest: Manifest, *, cosi
             scores = query[first : first + metrics.QUERIES] @ gallery.T  # (q, n)
             near = scores.argmax(axis=1)
             found += zip(scores.max(axis=1).tolist(), test[first:].tolist(), train[near].tolist(), strict=False)
-    found = sorted((each for each in found if each[0] > cosine), reverse=True)
+    found = sorted((each for each in found if each[0] > cosine[modality]), reverse=True)
     paths, ids = manifest.column("path"), vectors.ids
     return {"num": len(found), "pairs": [[str(paths[ids[row]]) for row in pair] for _, *pair in found[:NUM_PAIRS]]}

@@ -423,7 +423,7 @@ def test_copies_across_the_split_are_found_and_other_clips_are_not(vectors: Clip
     video[41] = video[7] + 0.01
     video[52] = video[7] + rng.normal(size=32) * 0.02
     mine = dataclasses.replace(vectors, vectors={"video": {"pool": video}})
-    found = find_similar(mine, SPLIT, manifest, cosine=0.95)
+    found = find_similar(mine, SPLIT, manifest, cosine={"video": 0.95})
     assert found["num"] == 2
     assert sorted(found["pairs"]) == [["41.mp4", "07.mp4"], ["52.mp4", "07.mp4"]]
     facts = {"similar": [found]}
