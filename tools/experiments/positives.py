@@ -161,7 +161,8 @@ def run_row(
             return None
         info(f"== measure {folder}")
         sets = read_sets(data)
-        run = load_run(folder) if row.trained else untrained_run(config, sets["toy"])
+        toy = sets["toy"]
+        run = load_run(folder) if row.trained else calibrated(untrained_run(config), toy, rows_of(toy)["train"])
         seconds = cached(folder / SECONDS, dict) if row.trained else {}
         cached(metrics, lambda: measure(run, sets, frames=row.frames) | seconds | {"settings": settings})
     found = cached(metrics, dict)
@@ -198,12 +199,11 @@ def settings_of(config: Config) -> dict[str, Any]:
     }
 
 
-def untrained_run(config: Config, toy: Manifest) -> Run:
-    """The encoders of a configuration before the first step, with BatchNorm statistics of training clips."""
+def untrained_run(config: Config) -> Run:
+    """The encoders of a configuration before the first step."""
     clips = torch.ones(2, dtype=torch.bool)  # the fewest that methods take; the encoders do not depend on it
     method = build_method(config, Instances(clips, has_audio=clips, has_video=clips))
-    run = run_of(method, config, path=Path(config.run.dir), device=distributed.init(config.run.device))
-    return calibrated(run, toy, rows_of(toy)["train"])
+    return run_of(method, config, path=Path(config.run.dir), device=distributed.init(config.run.device))
 
 
 def measure(run: Run, sets: Mapping[str, Manifest], *, frames: bool) -> dict[str, Any]:
