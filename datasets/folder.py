@@ -45,6 +45,7 @@ def read_list(path: Path, root: Path) -> list[dict[str, Any]]:
             row[name] = None if text is None else read_seconds(text, where=f"{where}, {name}")
         if row.get("labels"):
             row["labels"] = [name.strip() for name in row["labels"].split(";") if name.strip()]
+            row["label"] = row.get("label") or next(iter(row["labels"]), None)
         if row["start"] is not None and row["end"] is not None and row["end"] <= row["start"]:
             raise ManifestError(f"{where}: end {row['end']} must come after start {row['start']}")
         key = (row["path"], row["start"], row["end"])

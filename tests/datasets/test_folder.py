@@ -152,7 +152,7 @@ def test_list_becomes_a_manifest(tmp_path, clip):
         "path,label,split,group,start,end,speaker,labels\n"
         "b.mp4,cat,train,g1,0.5,,ann,rain; cat\n"
         f"{tmp_path}/b.mp4,dog,train,g1,0,0.5,,\n"
-        "gone.mp4,cat,,,,,,wind\n"
+        "gone.mp4,,,,,,,cat;wind\n"
     )
     done = run(tmp_path, "--list", tmp_path / "list.csv", "--out", tmp_path / "m.parquet", "--json")
     assert done.returncode == 0, done.stderr
@@ -205,7 +205,7 @@ def test_names_are_found_in_either_form_of_unicode(folder, tmp_path):
         ("path,label\n", "list.csv names no clip"),
         ("file,label\na.mp4,x\n", "no column path: .* is 'file,label'"),
         ("path;label\na.mp4;x\n", "no column path: .* with commas between, and is 'path;label'"),
-        ("path,labels\na.mp4,x\n", "has a column labels, did you mean label?"),
+        ("path,labell\na.mp4,x\n", "has a column labell, did you mean label?"),
         ("path,label,Label\na.mp4,x,y\n", "has the column label twice"),
         (
             "path,label,split\na.mp4,run, fast,train\n",
