@@ -197,8 +197,9 @@ class Instances:
     valid: Tensor  # (N,) bool: split and status admit the row
     has_audio: Tensor  # (N,) bool
     has_video: Tensor  # (N,) bool
-    target: Tensor | None = None  # (N,) int64, position in `classes`, -1 without a label
+    target: Tensor | None = None  # (N,) int64, position in `classes`, -1 without a label; (N, L) of several labels
     classes: list[str] = field(default_factory=list)
+    labels_hash: str = ""  # of the manifest that they are of
 
     @property
     def num(self) -> int:

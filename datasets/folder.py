@@ -7,8 +7,9 @@
 Layouts: ROOT/<clip>, ROOT/<class>/<clip>, ROOT/<split>/<class>/<clip>. The first level is a split only if all its
 folders that hold clips are named train, val, validation or test and no clip lies beside them. In deeper or mixed trees
 the label is the folder that the clip lies in. With --list only the files of the CSV are taken: path (relative to ROOT),
-and if wanted label, split, group, start, end (seconds); further columns are kept. With --sounds audio files
-(mp3, wav, flac, ...) are taken too: they can be searched and evaluated by their audio.
+and if wanted label, split, group, start, end (seconds), and labels of clips with several classes, such as "dog;rain";
+further columns are kept. With --sounds audio files (mp3, wav, flac, ...) are taken too: they can be searched and
+evaluated by their audio.
 """
 
 import argparse
@@ -24,7 +25,7 @@ from avssl.data.recipes.build import Found, run_recipe
 from avssl.data.recipes.layout import CLIPS, SOUNDS, find_clips, label_clips
 from avssl.data.recipes.lists import path_on_disk, read_csv, read_seconds
 
-COLUMNS = ("path", "label", "split", "group", "start", "end")
+COLUMNS = ("path", "label", "labels", "split", "group", "start", "end")
 HINT = f"columns are {', '.join(COLUMNS)} and further ones"
 LAYOUT = f"clips end in {' '.join(sorted(CLIPS))}; --sounds takes audio files"
 
@@ -42,6 +43,9 @@ def read_list(path: Path, root: Path) -> list[dict[str, Any]]:
         for name in ("start", "end"):
             text = row.get(name)
             row[name] = None if text is None else read_seconds(text, where=f"{where}, {name}")
+        if row.get("labels"):
+            row["labels"] = [name.strip() for name in row["labels"].split(";") if name.strip()]
+            row["label"] = row.get("label") or next(iter(row["labels"]), None)
         if row["start"] is not None and row["end"] is not None and row["end"] <= row["start"]:
             raise ManifestError(f"{where}: end {row['end']} must come after start {row['start']}")
         key = (row["path"], row["start"], row["end"])

@@ -7,10 +7,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from experiment import accuracies
 
 from avssl.data.manifest import Manifest, read_manifest
 from avssl.evaluate.features import Extracted, clip_vectors, extract
-from avssl.evaluate.harness import accuracies
 from avssl.evaluate.splits import read_splits
 from avssl.retrieval.search import WAYS, find_row, pairs_of, query_of_row, search
 from avssl.retrieval.store import StoreError, read_store

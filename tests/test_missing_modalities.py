@@ -11,6 +11,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
+from experiment import accuracies
 from torch import nn
 
 from avssl.config import Config, from_dict
@@ -19,7 +20,7 @@ from avssl.data.dataset import ClipDataset, collate
 from avssl.data.manifest import Manifest
 from avssl.data.sampling import Key
 from avssl.evaluate.features import ClipVectors, clip_vectors
-from avssl.evaluate.harness import accuracies, count_missing
+from avssl.evaluate.harness import count_missing
 from avssl.evaluate.splits import Split, read_splits
 from avssl.logs import read_log
 from avssl.methods import METHODS, build_method

@@ -9,6 +9,7 @@ from unittest import mock
 import numpy as np
 import pytest
 import torch
+from experiment import accuracies
 
 from avssl.config import Config, ConfigError, from_dict, with_overrides
 from avssl.data import dataset as dataset_module
@@ -17,7 +18,7 @@ from avssl.data.manifest import Manifest
 from avssl.data.sampling import Key
 from avssl.data.tracks import TracksError, write_tracks
 from avssl.evaluate.features import clip_vectors, extract
-from avssl.evaluate.harness import accuracies, count_missing
+from avssl.evaluate.harness import count_missing
 from avssl.evaluate.splits import read_splits
 from avssl.logs import read_log
 from avssl.media.decode import read_frames

@@ -12,8 +12,9 @@ knn, linear, svm, fewlabels, partition and retrieval use frozen encoders; featur
 folder of the run. finetune trains the whole network and can be resumed. Baselines: chance, and the same encoders with
 random weights (--no-baseline leaves the latter out).
 --dataset: a manifest, or the name of a set whose manifest is data/NAME/manifest.parquet. Its splits split1, split2, ...
-are all used, else its column split (train; test, or val); --folds makes folds of whole groups.
-A clip that cannot be read or lacks the modality counts as wrong; --skip-unreadable leaves it out.
+are all used, else its column split (train; test, or val); --folds makes folds of whole groups (column group, --group).
+A clip that cannot be read or lacks the modality counts as wrong; --skip-unreadable leaves it out. Where some clips lack
+video or audio, a second block counts only those that have both. Clips with several classes: mean average precision.
 propagate: the mask of the first frame is propagated by feature similarity: J (region), F (boundary) and their mean,
 beside the first mask copied to every frame. On synthetic scenes, or on a folder of DAVIS.
 Exit code: 0 done, 1 some clips could not be read (they are named), 2 wrong call.
@@ -35,10 +36,10 @@ from avssl.evaluate.measure import EvalSpec, measure_finetuned, measure_frozen
 from avssl.evaluate.propagate import SIZE, score_propagation
 from avssl.evaluate.protocols import Options
 from avssl.evaluate.scenes import make_scene
-from avssl.evaluate.splits import read_splits
+from avssl.evaluate.splits import grouped_by, read_splits
 from avssl.evaluate.table import compare, read_result
 from avssl.files import WriteError, atomic_write, check_writable, print_next, print_result
-from avssl.report.evaluation import confusion_png, write_evaluation
+from avssl.report.evaluation import confusion_png, predicts_classes, write_evaluation
 from avssl.training.checkpoint import LAST
 from avssl.training.session import TrainingError
 from avssl.weights.export import export
@@ -60,10 +61,11 @@ def main(arguments: list[str] | None = None) -> int:
         parser = new_parser(__name__, "Results side by side.")
         parser.add_argument("--table", nargs="+", type=Path, required=True, help="files that --json has written")
         parser.add_argument("--report", type=Path, help="HTML page to write: tables and confusion matrices")
-        return run(_table, parser.parse_args(arguments))
+        return run(_table, parser.parse_args(arguments), interrupted="no page was written")
     given = _parser().parse_args(arguments)
     try:
-        return run(given.measure, given, failures=(TrainingError,))
+        interrupted = "no result was written; the same call goes on with finished vectors and runs"
+        return run(given.measure, given, failures=(TrainingError,), interrupted=interrupted)
     finally:
         distributed.shut_down()
 
@@ -75,6 +77,7 @@ def _parser() -> argparse.ArgumentParser:
     classes = argparse.ArgumentParser(add_help=False)
     classes.add_argument("--dataset", type=expanduser, required=True, help="manifest, or the name of a set in data/")
     classes.add_argument("--folds", type=int, help="number of folds of whole groups, instead of the set's splits")
+    classes.add_argument("--group", help="'folder', or a regular expression that finds the group in a path")
     classes.add_argument("--test-split", help="split to evaluate on (default: test, or val)")
     classes.add_argument("--num-clips", type=int, default=10, help="clips of each video (default: 10)")
     classes.add_argument("--num-crops", type=int, default=3, help="crops of each clip (default: 3)")
@@ -120,22 +123,24 @@ def _parser() -> argparse.ArgumentParser:
 
 def _table(given: argparse.Namespace) -> int:
     results = [read_result(path) for path in given.table]
-    tables = compare(results)
+    print(compare(results), flush=True)
     if given.report:
         write_evaluation(given.report, results)
-    print(tables)
     return 0
 
 
 def _load(given: argparse.Namespace) -> tuple[Pretrained, EvalSpec]:
     path = dataset_path(given.dataset)
     manifest = read_manifest(path)
+    if given.group is not None:
+        manifest = grouped_by(manifest, given.group)
     options = {name: getattr(given, name) for name in Options.__dataclass_fields__ if hasattr(given, name)}
     spec = EvalSpec(
         protocol=given.protocol,
         manifest=manifest,
         manifest_path=str(path),
         splits=read_splits(manifest, folds=given.folds, test_split=given.test_split),
+        group=given.group,
         options=Options(**options),
         num_clips=given.num_clips,
         num_crops=given.num_crops,
@@ -173,6 +178,7 @@ def _frozen(given: argparse.Namespace) -> int:
         result = measure_frozen(model, spec, cache=cache, baseline=not given.no_baseline, keep=keep)
     except WriteError as error:
         raise ValueError(f"{error}; --cache names another folder for vectors") from error
+    code = _print_result(result, given)
     if result and save:
         if not heads:
             raise ValueError(f"--save {save}: the training clips have one class, and there is nothing to save")
@@ -185,7 +191,7 @@ def _frozen(given: argparse.Namespace) -> int:
             "on the held-out training part"
         )
         print_next("tools/predict.py", save, spec.manifest.path(int(spec.manifest.usable().argmax())))
-    return _print_result(result, given)
+    return code
 
 
 def _finetune(given: argparse.Namespace) -> int:
@@ -209,10 +215,12 @@ def _print_result(result: dict[str, Any] | None, given: argparse.Namespace) -> i
     if result is None:
         return 0
     code = warn_unread(result["errors"])
+    print_result(result, compare([result]), to=given.json)
     if getattr(given, "picture", None):
+        if not predicts_classes(result):
+            raise ValueError(f"--picture {given.picture}: there are no confusions of clips with several classes")
         with atomic_write(given.picture) as temporary:
             temporary.write_bytes(confusion_png(result))
-    print_result(result, compare([result]), to=given.json)
     return code
 
 

@@ -27,6 +27,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("run", type=Path, help="folder of a run of AVID or AVID-CMA")
     parser.add_argument("--k", type=int, default=32, help="positives per instance")
     parser.add_argument("--rule", choices=RULES, default="consensus")
+    parser.add_argument("--min-score", type=float, default=-1.0, help="least similarity of a positive (default: none)")
     parser.add_argument("--out", type=Path, required=True, help="parquet file for the sets")
     parser.add_argument("--manifest", type=Path, help="the run's manifest, when it moved")
     add_json(parser)
@@ -47,13 +48,15 @@ def _mine(given: argparse.Namespace) -> int:
     targets = torch.from_numpy(manifest.targets())
     has_labels = bool((targets >= 0).any())
     found = {
-        rule: mine_agreement(video, audio, k=given.k, rule=rule, valid=valid[rule])
+        rule: mine_agreement(video, audio, k=given.k, rule=rule, min_score=given.min_score, valid=valid[rule])
         for rule in RULES
         if rule == given.rule or (has_labels and num_rows[rule] > given.k)
     }
     write_sets(given.out, found[given.rule], manifest)
+    positives = float((found[given.rule].ids[valid[given.rule]] >= 0).sum(dim=1).float().mean())
     summary = {
         "k": given.k,
+        "positives": positives,
         "rule": given.rule,
         "rows": {rule: num_rows[rule] for rule in found},
         "exact": float(found[given.rule].exact[valid[given.rule]].float().mean()),
@@ -62,7 +65,7 @@ def _mine(given: argparse.Namespace) -> int:
         precision = {rule: agreement_precision(sets.ids, targets) for rule, sets in found.items()}
         summary["agreement_precision"] = precision | {"chance": chance_precision(targets, valid[given.rule])}
     lines = [
-        f"{num_rows[given.rule]} instances, {given.k} positives each by {given.rule}, "
+        f"{num_rows[given.rule]} instances, {positives:.4g} positives each by {given.rule}, "
         f"{summary['exact']:.1%} proven exact -> {given.out}"
     ]
     for rule, value in summary.get("agreement_precision", {}).items():

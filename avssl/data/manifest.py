@@ -139,6 +139,30 @@ class Manifest:
         low, high = np.maximum(first, np.nan_to_num(zero + start, nan=-np.inf)), np.fmin(last, zero + end)
         return np.where((low < high)[:, None], np.stack([low, high], axis=1), np.nan)
 
+    @cached_property
+    def label_sets(self) -> list[tuple[str, ...]]:
+        """The classes of every row (N): its label, then those of the column labels (AudioSet); empty without any.
+
+        Raises:
+            ManifestError: the column labels does not hold lists of names.
+        """
+        sets = [(label,) if label else () for label in self.table.column("label").to_pylist()]
+        if "labels" in self.table.column_names:
+            column = self.table.column("labels")
+            is_list = pa.types.is_list(column.type) and pa.types.is_string(column.type.value_type)
+            if not (is_list or pa.types.is_null(column.type)):
+                raise ManifestError(
+                    f"column labels holds {column.type}, expected lists of names: write the manifest anew"
+                )
+            more = column.to_pylist()
+            sets = [tuple(dict.fromkeys([*own, *(each or [])])) for own, each in zip(sets, more, strict=True)]
+        return sets
+
+    @cached_property
+    def labels_hash(self) -> str:
+        """Digest (32 hex digits) of what `hash` leaves out: labels and splits of all rows."""
+        return digest(self.label_sets, self.column("split").tolist())
+
     @property
     def holes(self) -> dict[int, list[list[float]]]:
         """Pauses of the file, [begin, end] in seconds, of the rows that have any."""

@@ -27,27 +27,24 @@ FOLDS = 3
 NUM_STARTS = 10  # of k-means
 
 
-def knn_predict(
-    train: Tensor, train_targets: Tensor, test: Tensor, *, k: int = 20, temperature: float | None = 0.07
-) -> Tensor:
+def knn_votes(train: Tensor, truth: Tensor, test: Tensor, *, k: int = 20, temperature: float | None = 0.07) -> Tensor:
     """Votes of the k nearest training videos by cosine.
 
     Args:
         train: (n, D) features, any length.
-        train_targets: (n,) int64 classes >= 0.
+        truth: (n, C) bool, the classes of each.
         test: (m, D).
         k: number of neighbours; all of them when there are fewer.
         temperature: votes weigh exp(cosine / temperature); None = all the same, ties go to the nearer neighbour.
 
     Returns:
-        (m,) int64 classes with the most votes.
+        (m, C) fractions of the votes.
 
     Source: Wu et al. 2018 (NPID), section 3.4.
     """
     if len(train) == 0:
         raise ValueError("kNN has no training features: no labeled clip of the train manifest could be read")
-    gallery, num_classes = F.normalize(train.float(), dim=1), int(train_targets.max()) + 1
-    parts = [torch.zeros(0, num_classes)]
+    gallery, parts = F.normalize(train.float(), dim=1), [torch.zeros(0, truth.shape[1])]
     for query in F.normalize(test.float(), dim=1).split(QUERIES):
         nearest = (query @ gallery.T).topk(min(k, len(train)), dim=1)  # nearest first
         if temperature is None:
@@ -55,9 +52,9 @@ def knn_predict(
             weights = (1 + 2.0 ** -(order + 2)).expand_as(nearest.values)  # extras sum to less than half a vote
         else:
             weights = ((nearest.values - nearest.values[:, :1]) / temperature).exp()  # minus the largest: no overflow
-        votes = torch.zeros(len(query), num_classes, dtype=weights.dtype)  # (q, C)
-        parts.append(votes.scatter_add_(1, train_targets[nearest.indices], weights))
-    return torch.cat(parts).argmax(dim=1)
+        weights = weights / weights.sum(dim=1, keepdim=True)  # (q, k)
+        parts.append(sum(each[:, None] * truth[rows] for each, rows in zip(weights.T, nearest.indices.T, strict=True)))
+    return torch.cat(parts)
 
 
 def linear_predict(

@@ -18,7 +18,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 from tqdm import tqdm
 
 from avssl import distributed
@@ -33,6 +33,7 @@ from avssl.transforms.views import Spread, View, apply_views
 from avssl.weights.load import Pretrained
 
 BATCH_CLIPS = 32  # clips per forward pass
+CALIBRATION_CLIPS = 128
 VIEW_OPTIONS = (  # options of the data section that an evaluation view depends on
     *("decoder", "max_pixels", "max_seconds", "num_frames", "fps", "size", "audio_seconds", "sample_rate"),
     *("spectrogram", "n_fft", "num_mels", "hop_seconds", "pixel_mean", "pixel_std"),
@@ -55,17 +56,6 @@ class Extracted:
     embedding: dict[str, np.ndarray]  # {video, audio: (n, D) float32 unit length}: head outputs
     features: dict[str, np.ndarray]  # {video, audio: (n, dim) float32}: encoder outputs
     errors: dict[int, str]  # {id: reason}
-
-    def take(self, keep: np.ndarray) -> "Extracted":
-        """Only the videos marked in `keep` (n,) bool."""
-        return dataclasses.replace(
-            self,
-            ids=self.ids[keep],
-            has_audio=self.has_audio[keep],
-            has_video=self.has_video[keep],
-            embedding={name: value[keep] for name, value in self.embedding.items()},
-            features={name: value[keep] for name, value in self.features.items()},
-        )
 
     has = _has
 
@@ -149,15 +139,6 @@ class ClipVectors:
             errors=self.errors,
         )
 
-    def averaged(self) -> "ClipVectors":
-        """Mean over the views of each video, as a single view."""
-
-        def mean(views: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-            return {name: each.mean(axis=1, keepdims=True) for name, each in views.items()}
-
-        vectors = {modality: mean(maps) for modality, maps in self.vectors.items()}
-        return dataclasses.replace(self, vectors=vectors, embedding=mean(self.embedding))
-
 
 def clip_vectors(
     pretrained: Pretrained,
@@ -194,6 +175,34 @@ def clip_vectors(
     return _cached(extractor, folder)
 
 
+def calibrated(pretrained: Pretrained, manifest: Manifest, ids: np.ndarray) -> Pretrained:
+    """The same weights with BatchNorm statistics of one clip each of at most CALIBRATION_CLIPS of these videos, in
+    place and equal on all processes: with mean 0 and variance 1 random weights are a weaker baseline than they are."""
+    modules = nn.ModuleDict({"encoders": pretrained.encoders, "heads": pretrained.heads})
+    norms = [each for each in modules.modules() if isinstance(each, nn.modules.batchnorm._BatchNorm)]
+    for norm in norms:
+        norm.reset_running_stats()
+        norm.momentum = None  # mean over all batches
+        norm.train()
+    for modality, encoder in pretrained.encoders.items() if norms else ():
+        has = manifest.has_video if modality == "video" else manifest.has_audio & manifest.usable()
+        rows, views = np.random.default_rng(0).permutation(ids[has[ids]]), [View(modality, recipe=modality)]
+        parts = np.array_split(rows[:CALIBRATION_CLIPS], max(1, len(rows[:CALIBRATION_CLIPS]) // BATCH_CLIPS))
+        keys = [[Key(0, int(row), 0) for row in part] for part in parts if len(part)]
+        dataset = ClipDataset(manifest, pretrained.data, views, num_eval_clips=1)
+        head = pretrained.heads[modality] if modality in pretrained.heads else nn.Identity()
+        with _wrap_errors(dataset), torch.inference_mode():
+            for batch in build_loader(dataset, keys, pretrained.data, device=pretrained.device):
+                batch = apply_views(batch.to(pretrained.device), views, pretrained.data)
+                x = getattr(batch, modality)[modality][getattr(batch, f"has_{modality}")]
+                if len(x) > 1:
+                    head(encoder(x))
+    modules.eval()
+    for value in modules.buffers():
+        value.copy_(distributed.broadcast(value))
+    return dataclasses.replace(pretrained, weights_hash=distributed.digest(modules.state_dict()))
+
+
 @dataclass(frozen=True)
 class _Extractor:
     """Computes the vectors of videos, one group at a time."""
@@ -213,12 +222,7 @@ class _Extractor:
         crops = [View(f"crop {i}", when=Spread(i, self.num_crops)) for i in range(self.num_crops)]
         views = {"video": crops, "audio": [View("audio", recipe="audio")]}
         wanted = [view for modality in modalities for view in views[modality]]
-        dataset = ClipDataset(
-            self.manifest,
-            pretrained.data,
-            wanted,
-            num_eval_clips=self.num_clips,
-        )
+        dataset = ClipDataset(self.manifest, pretrained.data, wanted, num_eval_clips=self.num_clips)
         step = max(1, BATCH_CLIPS // self.num_clips)
         slices = [slice(i, min(i + step, len(self.ids))) for i in range(0, len(self.ids), step)][shard::num_shards]
         keys = ([Key(0, int(row), c) for row in self.ids[part] for c in range(self.num_clips)] for part in slices)

@@ -106,8 +106,7 @@ def _prepare(pretrained: Pretrained, manifest: Manifest, path: Path, start: Path
     """Write the run's manifest and the weights that it starts from."""
     if path.exists():
         before = read_manifest(path, root=manifest.root)
-        other = [name for name in ("split", "label") if before.column(name).tolist() != manifest.column(name).tolist()]
-        if before.hash != manifest.hash or other:
+        if (before.hash, before.labels_hash) != (manifest.hash, manifest.labels_hash):
             raise ConfigError(
                 f"{path.parent} holds a run on other clips, labels or splits: choose another folder, or delete it"
             )

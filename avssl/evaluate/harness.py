@@ -3,20 +3,23 @@
 Letters: N rows of the manifest, n training videos of a split, m test videos, C classes.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
 
 from avssl.data.manifest import Manifest
+from avssl.evaluate import metrics
 from avssl.evaluate.features import ClipVectors
-from avssl.evaluate.metrics import PARTITION_METRICS, over_splits, partition_interval, summarize
 from avssl.evaluate.protocols import PROTOCOLS, Options, Outcomes, SplitData, retrieval
-from avssl.evaluate.splits import Split, groups_of, labels_of
+from avssl.evaluate.splits import Split, groups_of
+from avssl.files import digest
 
 NUM_PERMUTATIONS = 20  # of the classes, for the chance level of a partition
+NUM_PAIRS = 10  # of nearly equal clips that are named
+MULTI_LABEL = ("linear", "knn", "finetune")  # protocols that use all classes of a clip; the others its first
 DIRECTIONS = {  # of retrieval: query, gallery, whether head outputs are compared (else encoder outputs)
     "video": ("video", "video", False),
     "audio": ("audio", "audio", False),
@@ -32,18 +35,29 @@ class Predictions:
     split: Split
     outcomes: Outcomes
     answered: dict[str, np.ndarray]  # {metric: (m,) bool}: test videos that have the modalities it needs
+    unseen: dict[str, np.ndarray]  # {metric: (m,) bool}: test videos with a class that no training video of it has
+    paired: np.ndarray  # (m,) bool: test videos with video and audio
 
 
 class Labels:
     """Classes of a manifest's rows as numbers, and their groups."""
 
     def __init__(self, manifest: Manifest, splits: Sequence[Split]) -> None:
-        labels = labels_of(manifest)
+        self.sets = manifest.label_sets
         rows = np.unique(np.concatenate([each for split in splits for each in (split.train, split.test)]))
-        self.classes = sorted(set(labels[rows].tolist()))
-        self.targets = np.searchsorted(self.classes, labels)  # (N,); undefined for rows in no split
+        self.classes = sorted({name for row in rows for name in self.sets[row]})
+        self.number = {name: i for i, name in enumerate(self.classes)}
+        self.targets = np.array([self.number.get(each[0], -1) if each else -1 for each in self.sets])  # (N,) the first
+        self.num_several = sum(len(self.sets[row]) > 1 for row in rows)
         self.groups = groups_of(manifest)  # (N,)
         self.root = manifest.root  # for error messages
+
+    def truth(self, rows: np.ndarray, *, first: bool = False) -> np.ndarray:
+        """(len(rows), C) bool: all classes of each row, or only the first."""
+        found = np.zeros((len(rows), len(self.classes)), dtype=bool)
+        for i, row in enumerate(rows.tolist()):
+            found[i, [self.number[name] for name in self.sets[row][: 1 if first else None]]] = True
+        return found
 
 
 def evaluate_split(
@@ -73,11 +87,14 @@ def evaluate_split(
                 f"no {name} clip of {split.name} could be read (first: {first}): is {labels.root} the folder of the "
                 "clips?"
             )
-    outcomes, answered = {}, {}
+    outcomes, answered, unseen = {}, {}, {}
+    several = bool(labels.num_several) and protocol in MULTI_LABEL
+    truth = {name: labels.truth(getattr(split, name), first=not several) for name in positions}
     for name, (query, gallery) in _modality_pairs(protocol, vectors).items():
         has_query = vectors.has(query)[positions["test"]]
         test = positions["test"][has_query]
-        train = positions["train"][vectors.has(gallery)[positions["train"]]]
+        has_gallery = vectors.has(gallery)[positions["train"]]
+        train, train_truth = positions["train"][has_gallery], truth["train"][has_gallery]
         if not (len(train) and len(test)):
             continue
         train_targets, test_targets = (labels.targets[vectors.ids[rows]] for rows in (train, test))
@@ -89,21 +106,24 @@ def evaluate_split(
                 modality=name,
                 train=vectors.maps(name, train),
                 train_targets=train_targets,
+                train_truth=train_truth,
                 train_groups=labels.groups[vectors.ids[train]],
                 test=vectors.maps(name, test),
                 test_targets=test_targets,
                 classes=labels.classes,
+                multi_label=several,
                 device=device,
             )
             found = PROTOCOLS[protocol](data, options, **more)
         outcomes |= found
         answered |= dict.fromkeys(found, has_query)
+        unseen |= dict.fromkeys(found, (truth["test"] & ~train_truth.any(axis=0)).any(axis=1))
     if not outcomes:
         raise ValueError(
             f"{split.name}: training and test clips have no modality in common (one part has no video, the other no "
             "audio), or the weights have no encoder for it: choose other splits"
         )
-    return Predictions(split, outcomes, answered)
+    return Predictions(split, outcomes, answered, unseen, vectors.has("both")[positions["test"]])
 
 
 def compute_metrics(
@@ -115,79 +135,96 @@ def compute_metrics(
         skip_unreadable: leave out unanswered videos, and splits without an answered one; otherwise they are wrong.
 
     Returns:
-        {metric: mean, spread, interval, splits, chance, num (videos that count), unanswered, and where there is one:
-        confusion (C, C + 1), last column unanswered; chosen (of each split); draws and draw_spread}.
+        {metric: mean, spread, interval, splits, chance, num and clips (how many videos count, and a digest of which),
+        unanswered, unseen (videos with a class that no training video has), and where there is one: confusion
+        (C, C + 1), last column unanswered; chosen (of each split); draws and draw_spread; paired: the same over the
+        videos with video and audio, where some lack one}. Recall at the size of a gallery or more is left out.
     """
     result = {}
-    for name in dict.fromkeys(name for part in parts for name in part.outcomes):
-        is_partition = any(name in part.outcomes and part.outcomes[name].clusters is not None for part in parts)
-        every = [SplitScores(part, name, skip=skip_unreadable or is_partition) for part in parts]
-        scores = [each for each in every if len(each.rows)]
+    names = dict.fromkeys(name for part in parts for name in part.outcomes)
+    all_paired = all(part.paired.all() for part in parts)
+    for name in names:
+        if any(name in part.outcomes and part.outcomes[name].is_all for part in parts):
+            continue
+        every = [np.ones(len(part.split.test), dtype=bool) for part in parts]
+        figure, scores = _figure(name, parts, every, labels, skip=skip_unreadable)
         outcomes = [each.outcome for each in scores if each.outcome is not None]
-        if is_partition:
-            metric = _partition_metric(name.rpartition(" ")[2], scores, labels)
-        else:
-            metric = summarize([each.values for each in scores], [labels.groups[each.rows] for each in scores])
-            metric["chance"] = float(np.mean([each.chance(labels) for each in scores]))
-        metric["num"] = sum(len(each.rows) for each in scores)
-        metric["unanswered"] = sum(each.num_unanswered for each in every)
         if outcomes[0].predicted is not None:
-            metric["confusion"] = sum(each.confusion(labels) for each in scores).tolist()
+            figure["confusion"] = sum(each.confusion(labels) for each in scores).tolist()
         if any(outcome.chosen for outcome in outcomes):
-            metric["chosen"] = [None if each.outcome is None else dict(each.outcome.chosen) for each in scores]
-        if outcomes[0].draws:
-            draws = np.array([each.draws(len(outcomes[0].draws)) for each in scores])  # (splits, draws)
-            metric["draws"] = draws.tolist()
-            metric["draw_spread"] = float(draws.mean(axis=0).std(ddof=1)) if draws.shape[1] > 1 else 0.0
-        result[name] = metric
+            figure["chosen"] = [None if each.outcome is None else dict(each.outcome.chosen) for each in scores]
+        if any(part.paired.any() for part in parts) and not all_paired:
+            paired, _ = _figure(name, parts, [part.paired for part in parts], labels, skip=skip_unreadable)
+            figure |= {"paired": paired} if paired else {}
+        result[name] = figure
     return result
 
 
-def accuracies(
-    protocol: Literal["knn", "logistic"], vectors: ClipVectors, manifest: Manifest, split: Split
-) -> dict[str, dict[str, Any]]:
-    """Weighted kNN, or logistic regression with all labels, on outputs averaged over the clips of a video: the metric
-    of each modality (see `compute_metrics`) over the answered videos. Raises ValueError as `evaluate_split`."""
-    labels = Labels(manifest, [split])
-    name, options = ("knn", Options()) if protocol == "knn" else ("fewlabels", Options(shares=(1.0,), draws=1))
-    part = evaluate_split(name, vectors.averaged(), labels, split, options, device=torch.device("cpu"))
-    found = compute_metrics([part], labels, skip_unreadable=True)
-    return {name.removesuffix(" 100%"): metric for name, metric in found.items() if not name.endswith(" plain")}
+def _figure(
+    name: str, parts: Sequence[Predictions], among: Sequence[np.ndarray], labels: Labels, *, skip: bool
+) -> tuple[dict[str, Any], list["SplitScores"]]:
+    """A metric over the test videos `among` (m,) of every split, and the splits where any of them count."""
+    every = [SplitScores(part, name, keep, labels, skip=skip) for part, keep in zip(parts, among, strict=True)]
+    scores = [each for each in every if len(each.rows)]
+    if not scores:
+        return {}, []
+    num, groups = min(each.num_resamples for each in scores), [labels.groups[each.rows] for each in scores]
+    figure = metrics.summarize([each.statistic for each in scores], groups, num=num) | {
+        "chance": float(np.mean([each.chance for each in scores])),
+        "num": sum(len(each.rows) for each in scores),
+        "clips": digest(*(each.rows.astype("<i8").tobytes() + b"\n" for each in scores), num_bytes=6),
+        "unanswered": sum(each.num_unanswered for each in every),
+        "unseen": sum(each.num_unseen for each in scores),
+    }
+    num_draws = max(len(each.trials) for each in scores)
+    if num_draws > 1:
+        draws = np.stack([np.broadcast_to(each.trials.mean(axis=1), num_draws) for each in scores])  # (splits, draws)
+        figure |= {"draws": draws.tolist(), "draw_spread": float(draws.mean(axis=0).std(ddof=1))}
+    return figure, scores
 
 
 class SplitScores:
-    """One metric on one split, over the videos that count."""
+    """One metric on one split, over the videos of `among` (m,) bool that count."""
 
-    def __init__(self, part: Predictions, name: str, *, skip: bool) -> None:
-        self.outcome = part.outcomes.get(name)
-        answered = part.answered.get(name, np.zeros(len(part.split.test), dtype=bool))
-        keep = answered | (not skip)
+    def __init__(self, part: Predictions, name: str, among: np.ndarray, labels: Labels, *, skip: bool) -> None:
+        self.outcome = outcome = part.outcomes.get(name)
+        none = np.zeros(len(among), dtype=bool)
+        answered = part.answered.get(name, none)
+        keep = among & answered if skip or (outcome and outcome.clusters is not None) else among
         self.rows, self.answered = part.split.test[keep], answered[keep]
-        self.num_unanswered = int((~answered).sum())
-        self.values = np.zeros(len(self.rows))  # 0 for unanswered videos
-        if self.outcome is not None:
-            self.values[self.answered] = self.outcome.values
-
-    def chance(self, labels: Labels) -> float:
-        """Chance level of the answered videos; unanswered ones are wrong."""
-        if self.outcome is None:
-            return 0.0
-        found = self.outcome.chance
-        if found is None:
-            targets = labels.targets[self.rows[self.answered]]
-            found = np.bincount(targets).max() / len(targets)
-        return float(found * self.answered.mean())
-
-    def draws(self, num: int) -> list[float]:
-        """Mean of the values for each draw of labels."""
-        return [value * self.answered.mean() for value in self.outcome.draws] if self.outcome else [0.0] * num
+        self.num_unanswered = int((among & ~answered).sum())
+        self.num_unseen = int((keep & part.unseen.get(name, none)).sum())
+        self.chosen = chosen = keep[answered]  # of the answered videos
+        self.trials, self.chance = np.zeros((1, len(self.rows))), 0.0  # (draws, videos), 0 for unanswered ones
+        self.num_resamples = metrics.NUM_RESAMPLES
+        if outcome is None or not len(self.rows):
+            self.statistic = metrics.mean_of(self.trials[0])
+            return
+        targets = labels.targets[self.rows[self.answered]]
+        if outcome.predicted is None and outcome.hits is None:
+            self.num_resamples = metrics.NUM_PARTITION_RESAMPLES
+        if outcome.clusters is not None:
+            kind, clusters, rng = name.rpartition(" ")[2], outcome.clusters[chosen], np.random.default_rng(0)
+            self.statistic, metric = metrics.partition_of(kind, targets, clusters), metrics.PARTITION_METRICS[kind]
+            self.chance = np.mean([metric(rng.permutation(targets), clusters) for _ in range(NUM_PERMUTATIONS)])
+        elif outcome.scores is not None:
+            truth = labels.truth(self.rows)
+            self.statistic = metrics.average_precision_of(outcome.scores[chosen], truth, self.answered)
+            self.chance = metrics.chance_average_precision(truth, self.answered)
+        else:
+            hits = (outcome.predicted[chosen] == targets)[None] if outcome.hits is None else outcome.hits[:, chosen]
+            self.trials = np.zeros((len(hits), len(self.rows)))
+            self.trials[:, self.answered] = hits
+            self.statistic = metrics.mean_of(self.trials.mean(axis=0))
+            frequent = np.bincount(targets, minlength=1).max()
+            self.chance = (frequent if outcome.chance is None else outcome.chance[chosen].sum()) / len(self.rows)
 
     def confusion(self, labels: Labels) -> np.ndarray:
         """(C, C + 1) videos by true and predicted class; last column: unanswered."""
         num = len(labels.classes)
         predicted = np.full(len(self.rows), num)
         if self.outcome is not None:
-            predicted[self.answered] = self.outcome.predicted
+            predicted[self.answered] = self.outcome.predicted[self.chosen]
         table = np.zeros((num, num + 1), dtype=int)
         np.add.at(table, (labels.targets[self.rows], predicted), 1)
         return table
@@ -236,17 +273,23 @@ def _unit_vectors(vectors: ClipVectors, name: str, train: np.ndarray, test: np.n
     return [each / np.maximum(np.linalg.norm(each, axis=1, keepdims=True), 1e-12) for each in pair]
 
 
-def _partition_metric(name: str, scores: Sequence[SplitScores], labels: Labels) -> dict[str, Any]:
-    """NMI, adjusted Rand index or purity over the answered videos; chance by permuting the classes."""
-    rng, metric = np.random.default_rng(0), PARTITION_METRICS[name]
-    splits, chances = [], []
-    for each in scores:
-        targets, clusters = labels.targets[each.rows], each.outcome.clusters
-        interval = partition_interval(name, targets, clusters, labels.groups[each.rows])
-        splits.append({"value": float(metric(targets, clusters)), "interval": interval})
-        chances.append(np.mean([metric(rng.permutation(targets), clusters) for _ in range(NUM_PERMUTATIONS)]))
-    intervals = [split["interval"] for split in splits]
-    return over_splits(splits) | {
-        "interval": None if None in intervals else np.mean(intervals, axis=0).tolist(),
-        "chance": float(np.mean(chances)),
-    }
+def find_similar(
+    vectors: ClipVectors, split: Split, manifest: Manifest, *, cosine: Mapping[str, float]
+) -> dict[str, Any]:
+    """Test clips that nearly equal a training clip by the cosine of centered outputs, of audio where no clip has video:
+    how many are above `cosine` of the modality, and the paths of the nearest such pairs."""
+    modality = next((name for name in vectors.vectors if vectors.has(name).any()), "video")
+    has = vectors.has(modality)
+    train, test = (
+        rows[has[rows]] for rows in (np.searchsorted(vectors.ids, each) for each in (split.train, split.test))
+    )
+    found: list[tuple[float, int, int]] = []
+    if len(train) and len(test):
+        gallery, query = _unit_vectors(vectors, modality, train, test)
+        for first in range(0, len(query), metrics.QUERIES):
+            scores = query[first : first + metrics.QUERIES] @ gallery.T  # (q, n)
+            near = scores.argmax(axis=1)
+            found += zip(scores.max(axis=1).tolist(), test[first:].tolist(), train[near].tolist(), strict=False)
+    found = sorted((each for each in found if each[0] > cosine[modality]), reverse=True)
+    paths, ids = manifest.column("path"), vectors.ids
+    return {"num": len(found), "pairs": [[str(paths[ids[row]]) for row in pair] for _, *pair in found[:NUM_PAIRS]]}

@@ -6,6 +6,7 @@ Letters: n videos, V views of each, d dimensions of a map, C classes, B views in
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,7 +15,7 @@ from sklearn.model_selection import GroupShuffleSplit
 from torch import Tensor
 
 from avssl.evaluate.features import Rows
-from avssl.evaluate.metrics import Average, video_scores
+from avssl.evaluate.metrics import Average, average_precision_of, video_scores
 from avssl.models.heads import Classifier
 
 RATES = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2)  # of Adam, tried on the held-out part
@@ -31,7 +32,7 @@ Vectors = Mapping[str, np.ndarray | Rows]  # {map: (n, V, d)}, in memory or on d
 class Head:
     classifier: Classifier
     rate: float  # learning rate that was chosen
-    held_out: float  # accuracy on the held-out part of the training videos, with that rate
+    held_out: float  # accuracy (mean average precision) on the held-out part of the training videos, with that rate
 
 
 def train_heads(
@@ -50,7 +51,7 @@ def train_heads(
 
     Args:
         vectors: of n training videos; every view is a sample.
-        targets: (n,) classes, named by `classes`.
+        targets: (n,) classes, named by `classes`; (n, C) bool where a video may have several.
         groups: (n,) any labels; the held-out part consists of whole groups.
         modality: of the encoder, for `Classifier`.
         average: how the scores of views are combined.
@@ -63,18 +64,18 @@ def train_heads(
     everything = np.arange(len(targets))
     inside, outside = _hold_out(targets, groups, seed)
     settings = {"num_classes": len(classes), "seed": seed, "device": device}
-    best: dict[str, tuple[float, float]] = {}  # {map: (rate, accuracy)}
+    kind = {"classes": classes, "modality": modality, "multi_label": targets.ndim == 2}
+    best: dict[str, tuple[float, float]] = {}  # {map: (rate, held_out)}
     all_rates = {name: RATES for name in vectors}
     for name, tried in _fit(vectors, targets, inside, rates=all_rates, **settings).items():
         scores = [
-            head_scores(head, vectors[name], outside, average=average)
-            for head in tried.classifiers(classes, modality, name)
+            head_scores(head, vectors[name], outside, average=average) for head in tried.classifiers(stage=name, **kind)
         ]
-        quality = [_accuracy_and_likelihood(each, targets[outside], average) for each in scores]
+        quality = [_quality(each, targets[outside], average) for each in scores]
         chosen = max(range(len(RATES)), key=quality.__getitem__)
         best[name] = RATES[chosen], quality[chosen][0]
     final = _fit(vectors, targets, everything, rates={name: (rate,) for name, (rate, _) in best.items()}, **settings)
-    return {name: Head(fitted.classifiers(classes, modality, name)[0], *best[name]) for name, fitted in final.items()}
+    return {name: Head(fitted.classifiers(stage=name, **kind)[0], *best[name]) for name, fitted in final.items()}
 
 
 def head_scores(
@@ -88,7 +89,7 @@ def head_scores(
         for first in range(0, len(rows), CHUNK):
             x = torch.from_numpy(vectors[rows[first : first + CHUNK]]).to(device)
             logits = head(x.flatten(0, 1)).unflatten(0, x.shape[:2])
-            parts.append(video_scores(logits, average=average).cpu().numpy())
+            parts.append(video_scores(logits, average=average, multi_label=head.multi_label).cpu().numpy())
     return np.concatenate(parts)
 
 
@@ -99,11 +100,11 @@ class _Fitted:
     weights: list[Tensor]  # (d, C) for each rate
     biases: list[Tensor]  # (C,)
 
-    def classifiers(self, classes: Sequence[str], modality: str, stage: str) -> list[Classifier]:
-        """One for each rate."""
+    def classifiers(self, classes: Sequence[str], **kind: Any) -> list[Classifier]:
+        """One for each rate; arguments of `Classifier`."""
         heads = []
         for weight, bias in zip(self.weights, self.biases, strict=True):
-            head = Classifier(len(self.mean), classes, modality=modality, stage=stage, batch_norm=True)
+            head = Classifier(len(self.mean), classes, batch_norm=True, **kind)
             with torch.no_grad():
                 head.norm.running_mean.copy_(self.mean)
                 head.norm.running_var.copy_(self.deviation**2 - head.norm.eps)
@@ -123,7 +124,8 @@ def _fit(
     seed: int,
     device: torch.device,
 ) -> dict[str, _Fitted]:
-    """Multinomial logistic regressions from zero weights, one per map and rate, on the views of `rows`."""
+    """Multinomial logistic regressions from zero weights, one per map and rate, on the views of `rows`; one binomial
+    for each class where a video may have several."""
     fitted, by_rate = {}, {}
     for name, array in vectors.items():
         mean, deviation = _moments(array, rows)
@@ -137,19 +139,20 @@ def _fit(
     num_views = next(iter(vectors.values())).shape[1]
     per_epoch = math.ceil(len(rows) * num_views / BATCH_VIEWS)
     num_epochs = max(EPOCHS, math.ceil(MIN_STEPS / per_epoch))
-    rng = np.random.default_rng(seed)
+    rng, several = np.random.default_rng(seed), targets.ndim == 2
+    loss = F.binary_cross_entropy_with_logits if several else F.cross_entropy
     for epoch in range(num_epochs):
         drops = sum(epoch >= drop * num_epochs for drop in DROPS)
         for group in optimizer.param_groups:
             group["lr"] = group["rate"] * GAMMA**drops
         for batch in np.array_split(rng.permutation(len(rows) * num_views), per_epoch):
             video, view = rows[batch // num_views], batch % num_views
-            wanted = torch.from_numpy(targets[video]).to(device)
+            wanted = torch.from_numpy(targets[video].astype(np.float32 if several else np.int64)).to(device)
             losses = []
             for name, each in fitted.items():
                 x = torch.from_numpy(vectors[name][video, view]).to(device)
                 x = (x - each.mean) / each.deviation  # (B, d)
-                losses += [F.cross_entropy(x @ w + b, wanted) for w, b in zip(each.weights, each.biases, strict=True)]
+                losses += [loss(x @ w + b, wanted) for w, b in zip(each.weights, each.biases, strict=True)]
             torch.stack(losses).sum().backward()
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
@@ -167,8 +170,11 @@ def _moments(array: np.ndarray | Rows, rows: np.ndarray) -> tuple[Tensor, Tensor
     return torch.from_numpy(mean).float(), torch.from_numpy(np.sqrt(variance + 1e-5)).float()
 
 
-def _accuracy_and_likelihood(scores: np.ndarray, targets: np.ndarray, average: Average) -> tuple[float, float]:
-    """Of scores (m, C); likelihood breaks ties of accuracy."""
+def _quality(scores: np.ndarray, targets: np.ndarray, average: Average) -> tuple[float, float]:
+    """Accuracy of scores (m, C), and the likelihood, which breaks ties; or mean average precision."""
+    if targets.ndim == 2:
+        every = np.ones(len(targets), dtype=bool)
+        return float(np.nan_to_num(average_precision_of(scores, targets, every)(np.ones((1, len(targets))))[0])), 0.0
     probabilities = torch.from_numpy(scores) if average == "softmax" else torch.from_numpy(scores).softmax(dim=1)
     likelihood = probabilities[torch.arange(len(targets)), torch.from_numpy(targets)].clamp(min=1e-12).log().mean()
     return float((scores.argmax(axis=1) == targets).mean()), float(likelihood)

@@ -11,7 +11,8 @@ from avssl.weights.load import Pretrained
 
 
 def predict(pretrained: Pretrained, path: str | Path, *, num_clips: int = 10, num_crops: int = 3) -> dict[str, float]:
-    """{class: mean softmax over clips spread over a file, and crops of each}, in the order of the classifier.
+    """{class: mean softmax over clips spread over a file, and crops of each}, in the order of the classifier; mean
+    sigmoid where a file may have several classes.
 
     Raises:
         ValueError: the file cannot be read, or lacks the classifier's modality.

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 
-from avssl.evaluate.classify import cluster, draw_few, knn_predict, linear_predict, svm_scores
+from avssl.evaluate.classify import cluster, draw_few, knn_votes, linear_predict, svm_scores
 from avssl.evaluate.features import Rows
 from avssl.evaluate.heads import Head, head_scores, train_heads
 from avssl.evaluate.metrics import PARTITION_METRICS, Average, chance_gallery_recall, gallery_hits
@@ -47,11 +47,13 @@ class SplitData:
 
     modality: str
     train: Mapping[str, Vectors]  # {map: (n, V, d)}
-    train_targets: np.ndarray  # (n,)
+    train_targets: np.ndarray  # (n,) the first class of each
+    train_truth: np.ndarray  # (n, C) bool, all of them
     train_groups: np.ndarray  # (n,)
     test: Mapping[str, Vectors]  # {map: (m, V, d)}
     test_targets: np.ndarray  # (m,) for scoring, never for model selection
     classes: Sequence[str]
+    multi_label: bool  # videos may have several classes
     device: torch.device
 
     def means(self) -> tuple[np.ndarray, np.ndarray]:
@@ -61,14 +63,15 @@ class SplitData:
 
 @dataclass(frozen=True)
 class Outcome:
-    """Scores of the m test videos by one metric."""
+    """Results of the m test videos for one metric: one of predicted, hits, scores and clusters."""
 
-    values: np.ndarray  # (m,) 1 correct, 0 wrong, or the fraction of correct trials
-    predicted: np.ndarray | None = None  # (m,) classes, where there is one prediction
-    chance: float | None = None  # expected value by chance; None = frequency of the most common class
+    predicted: np.ndarray | None = None  # (m,) classes
+    hits: np.ndarray | None = None  # (trials, m) correct or not
+    scores: np.ndarray | None = None  # (m, C), for mean average precision
+    clusters: np.ndarray | None = None  # (m,)
+    chance: np.ndarray | None = None  # (m,) of hits by chance; None = frequency of the most common class
+    is_all: bool = False  # the whole gallery is asked for: the metric says nothing
     chosen: Mapping[str, float | str] = field(default_factory=dict)  # hyperparameters, chosen on training videos
-    draws: Sequence[float] = ()  # mean value for each draw of labels
-    clusters: np.ndarray | None = None  # (m,) for partition, whose metrics need all videos together
 
 
 Outcomes = dict[str, Outcome]  # {metric: ...}
@@ -76,23 +79,22 @@ Outcomes = dict[str, Outcome]  # {metric: ...}
 
 def knn(data: SplitData, options: Options) -> Outcomes:
     """Votes of the nearest training videos: weighted (metric named like the modality) and unweighted ("plain")."""
-    train, test = (torch.from_numpy(each) for each in data.means())
-    targets = torch.from_numpy(data.train_targets)
+    train, truth, test = (torch.from_numpy(each) for each in (data.means()[0], data.train_truth, data.means()[1]))
     found = {}
     for name, temperature in ((data.modality, options.temperature), (f"{data.modality} plain", None)):
-        predicted = knn_predict(train, targets, test, k=options.k, temperature=temperature).numpy()
-        found[name] = _classified(predicted, data)
+        votes = knn_votes(train, truth, test, k=options.k, temperature=temperature)
+        found |= classified(name, votes.numpy(), data.multi_label)
     return found
 
 
 def linear(data: SplitData, options: Options, *, keep: dict[str, Head] | None = None) -> Outcomes:
     """A linear head on every map; the one with the best held-out accuracy is reported under the modality's name and
     stored in `keep` {modality: head}."""
-    if len(np.unique(data.train_targets)) < 2:
-        return _only_class(data, [data.modality])
+    if (data.train_truth == data.train_truth[0]).all():
+        return _only_class(data)
     heads = train_heads(
         data.train,
-        data.train_targets,
+        data.train_truth if data.multi_label else data.train_targets,
         data.train_groups,
         classes=data.classes,
         modality=data.modality,
@@ -100,16 +102,17 @@ def linear(data: SplitData, options: Options, *, keep: dict[str, Head] | None = 
         seed=options.seed,
         device=data.device,
     )
-    found = {}
-    for name, head in heads.items():
-        scores = head_scores(head.classifier, data.test[name], average=options.average)
-        chosen = {"rate": head.rate, "held_out": head.held_out}
-        found[f"{data.modality} {name}"] = _classified(scores.argmax(axis=1), data, chosen=chosen)
     best = max(heads, key=lambda name: (heads[name].held_out, list(heads).index(name)))  # ties: the deepest
     if keep is not None:
         keep[data.modality] = heads[best]
-    of_best = found[f"{data.modality} {best}"]
-    return {data.modality: _classified(of_best.predicted, data, chosen={"map": best, **of_best.chosen}), **found}
+    own, of_maps = {}, {}
+    for name, head in heads.items():
+        scores = head_scores(head.classifier, data.test[name], average=options.average)
+        chosen = {"rate": head.rate, "held_out": head.held_out}
+        of_maps |= classified(f"{data.modality} {name}", scores, data.multi_label, chosen=chosen)
+        if name == best:
+            own = classified(data.modality, scores, data.multi_label, chosen={"map": best, **chosen})
+    return own | of_maps
 
 
 def svm(data: SplitData, options: Options) -> Outcomes:
@@ -118,7 +121,7 @@ def svm(data: SplitData, options: Options) -> Outcomes:
     if name not in data.train:
         raise ValueError(f"--map {name} is not a map of the {data.modality} encoder: choose {', '.join(data.train)}")
     if len(np.unique(data.train_targets)) < 2:
-        return _only_class(data, [data.modality])
+        return _only_class(data)
     scores, strength = svm_scores(
         np.asarray(data.train[name]),
         data.train_targets,
@@ -126,23 +129,24 @@ def svm(data: SplitData, options: Options) -> Outcomes:
         groups=data.train_groups,
         num_classes=len(data.classes),
     )
-    return {data.modality: _classified(scores.argmax(axis=1), data, chosen={"map": name, "C": strength})}
+    return classified(data.modality, scores, chosen={"map": name, "C": strength})
 
 
 def fewlabels(data: SplitData, options: Options) -> Outcomes:
     """Logistic regression on the pooled outputs, from a small fraction of the labels."""
-    if len(np.unique(data.train_targets)) < 2:
-        return _only_class(data, [f"{data.modality} {fraction:.0%}" for fraction in options.shares])
     train, test = data.means()
     found = {}
     for fraction in options.shares:
+        if len(np.unique(data.train_targets)) < 2:
+            (only,) = _only_class(data).values()
+            hits = np.tile(only.predicted == data.test_targets, (options.draws, 1))
+            found[f"{data.modality} {fraction:.0%}"] = Outcome(hits=hits, chosen=only.chosen)
+            continue
         trials = []
         for rows in draw_few(data.train_targets, fraction, num_draws=options.draws, seed=options.seed):
             predicted, _ = linear_predict(train[rows], data.train_targets[rows], test, groups=data.train_groups[rows])
             trials.append(predicted == data.test_targets)
-        found[f"{data.modality} {fraction:.0%}"] = Outcome(
-            values=np.mean(trials, axis=0), chosen={"labels": len(rows)}, draws=[float(each.mean()) for each in trials]
-        )
+        found[f"{data.modality} {fraction:.0%}"] = Outcome(hits=np.stack(trials), chosen={"labels": len(rows)})
     return found
 
 
@@ -150,8 +154,7 @@ def partition(data: SplitData, options: Options) -> Outcomes:
     """k-means on the pooled outputs of the test videos, with as many clusters as classes."""
     _, test = data.means()
     clusters = cluster(test, num_clusters=len(data.classes), seed=options.seed)
-    empty = np.zeros(len(test))
-    return {f"{data.modality} {name}": Outcome(values=empty, clusters=clusters) for name in PARTITION_METRICS}
+    return {f"{data.modality} {name}": Outcome(clusters=clusters) for name in PARTITION_METRICS}
 
 
 def retrieval(
@@ -162,21 +165,30 @@ def retrieval(
     hits = gallery_hits(query, query_targets, gallery, targets, ks=KS)
     return {
         f"{name} R@{k}": Outcome(
-            values=hits[:, place].astype(float), chance=chance_gallery_recall(query_targets, targets, k=k)
+            hits=hits[None, :, place],
+            chance=chance_gallery_recall(query_targets, targets, k=k),
+            is_all=k >= len(gallery),
         )
         for place, k in enumerate(KS)
     }
 
 
-def _classified(predicted: np.ndarray, data: SplitData, **facts: Mapping[str, float | str]) -> Outcome:
-    return Outcome(values=(predicted == data.test_targets).astype(float), predicted=predicted, **facts)
+def classified(
+    name: str, scores: np.ndarray, multi_label: bool = False, *, chosen: Mapping[str, float | str] | None = None
+) -> Outcomes:
+    """Scores of the test videos (m, C): the class of the highest, or all of them where there may be several classes."""
+    if multi_label:
+        return {f"{name} mAP": Outcome(scores=scores, chosen=chosen or {})}
+    return {name: Outcome(predicted=scores.argmax(axis=1), chosen=chosen or {})}
 
 
-def _only_class(data: SplitData, names: Sequence[str]) -> Outcomes:
-    """Predictions of any classifier trained on a single class."""
-    predicted = np.full(len(data.test_targets), data.train_targets[0])
-    chosen = {"only_class": data.classes[data.train_targets[0]]}
-    return {name: _classified(predicted, data, chosen=chosen) for name in names}
+def _only_class(data: SplitData) -> Outcomes:
+    """Predictions of any classifier whose training videos all have the same classes."""
+    own = data.train_truth[0]
+    chosen = {"only_class": ", ".join(np.array(data.classes)[own])}
+    return classified(
+        data.modality, np.tile(own.astype(float), (len(data.test_targets), 1)), data.multi_label, chosen=chosen
+    )
 
 
 PROTOCOLS: dict[str, Callable[..., Outcomes]] = {

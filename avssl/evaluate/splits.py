@@ -2,9 +2,11 @@
 
 import re
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from pathlib import PurePosixPath
 
 import numpy as np
+import pyarrow as pa
 from sklearn.model_selection import StratifiedGroupKFold
 
 from avssl.data.manifest import Manifest
@@ -17,6 +19,7 @@ class Split:
     name: str
     train: np.ndarray  # (n,) int64 labeled rows of the manifest
     test: np.ndarray  # (m,) int64 labeled rows
+    unlabeled: np.ndarray = field(default_factory=lambda: np.zeros(0, dtype=np.int64))  # rows left out
 
 
 def read_splits(manifest: Manifest, *, folds: int | None = None, test_split: str | None = None) -> list[Split]:
@@ -29,7 +32,7 @@ def read_splits(manifest: Manifest, *, folds: int | None = None, test_split: str
     Raises:
         ValueError: no labels, fewer than two training classes, no train or test rows, or fewer groups than folds.
     """
-    labels = labels_of(manifest)
+    labels = np.array([each[0] if each else "" for each in manifest.label_sets])
     labeled = labels != ""
     if not labeled.any():
         raise ValueError(
@@ -53,15 +56,36 @@ def read_splits(manifest: Manifest, *, folds: int | None = None, test_split: str
     return splits
 
 
-def labels_of(manifest: Manifest) -> np.ndarray:
-    """(N,) str, empty where a row has no label."""
-    return np.array([label or "" for label in manifest.column("label").tolist()])
-
-
 def groups_of(manifest: Manifest) -> np.ndarray:
     """(N,) str groups that are never divided; the path where none is given."""
     pairs = zip(manifest.column("group").tolist(), manifest.column("path").tolist(), strict=True)
     return np.array([group or path for group, path in pairs])
+
+
+def grouped_by(manifest: Manifest, by: str) -> Manifest:
+    """The manifest with other groups.
+
+    Args:
+        by: folder = the folder that a file lies in; else a regular expression that finds the group in a path: its first
+            parentheses, or all that it matches.
+
+    Raises:
+        ValueError: no regular expression, or a path in which it finds nothing.
+    """
+    paths = manifest.column("path").tolist()
+    if by == "folder":
+        groups = [PurePosixPath(path).parent.as_posix() for path in paths]
+    else:
+        try:
+            found = [re.search(by, path) for path in paths]
+        except re.error as error:
+            raise ValueError(f"--group {by} is no regular expression ({error}), and not the word folder") from error
+        groups = [match and match[1 if match.re.groups else 0] for match in found]
+        if not all(groups):
+            lost = paths[next(i for i, group in enumerate(groups) if not group)]
+            raise ValueError(f"--group {by} finds nothing in {lost}: it must name the group of every file")
+    column = manifest.table.column_names.index("group")
+    return Manifest(manifest.table.set_column(column, "group", pa.array(groups, pa.string())), manifest.root)
 
 
 def _named(manifest: Manifest, column: str, labeled: np.ndarray, test_split: str | None) -> Split:
@@ -78,13 +102,19 @@ def _named(manifest: Manifest, column: str, labeled: np.ndarray, test_split: str
                 f"{', '.join(known) or 'none'}): name the test rows with --test-split, or make folds of all "
                 "labeled clips with --folds 5"
             )
-    return Split(column, rows_of["train"], rows_of[test])
+    unlabeled = np.flatnonzero(~labeled & ((values == "train") | (values == test)))
+    return Split(column, rows_of["train"], rows_of[test], unlabeled)
 
 
 def _folds(manifest: Manifest, labeled: np.ndarray, labels: np.ndarray, folds: int) -> list[Split]:
     rows = np.flatnonzero(labeled)
     groups = groups_of(manifest)[rows]
     most = max(np.unique(labels[rows], return_counts=True)[1])
+    if len(np.unique(groups)) > 1 and len({*zip(labels[rows], groups, strict=True)}) == len(np.unique(labels[rows])):
+        raise ValueError(
+            f"--folds {folds}: all clips of each class are one group, so that no fold can be learned from the others: "
+            "choose other groups (--group, column group)"
+        )
     limits = {"groups (column group), which are never divided": len(np.unique(groups)), "clips of a class": most}
     for of, limit in limits.items():
         if not 2 <= folds <= limit:
@@ -92,4 +122,5 @@ def _folds(manifest: Manifest, labeled: np.ndarray, labels: np.ndarray, folds: i
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # a class may have fewer clips than there are folds
         parts = list(StratifiedGroupKFold(folds, shuffle=True, random_state=0).split(rows, labels[rows], groups))
-    return [Split(f"fold{number}", rows[train], rows[test]) for number, (train, test) in enumerate(parts, 1)]
+    lost = np.flatnonzero(~labeled)
+    return [Split(f"fold{number}", rows[train], rows[test], lost) for number, (train, test) in enumerate(parts, 1)]

@@ -8,8 +8,9 @@ from typing import Any
 COMPARED = ("splits", "asked_hash", "settings", "training")  # must be equal for results of one table
 NEEDED = (
     *("protocol", "weights", "manifest", "manifest_hash", "scores", "random", "clips", "several_labels", "shared"),
-    *COMPARED,
+    *("unlabeled", "own_groups", "similar", *COMPARED),
 )
+PAIRED = "clips with video and audio"
 
 Result = Mapping[str, Any]
 
@@ -34,22 +35,37 @@ def compare(results: Sequence[Result]) -> str:
     return "\n\n".join(tables)
 
 
-def rows(group: Sequence[Result]) -> dict[str, list[str]]:
-    """{metric: formatted chance, random weights if evaluated, then every result}."""
-    names = dict.fromkeys(name for result in group for name in result["scores"])
+def rows(group: Sequence[Result]) -> list[tuple[str, list[str]]]:
+    """(metric, its cells under `headings`); then, where some test clips lack video or audio, the same of those that
+    have both. In a block whose rows count different clips, n carries a letter for which."""
     baseline = next((result["random"] for result in group if result["random"]), None)
-    cells = {}
+    found = [result["scores"] for result in group] + ([baseline] if baseline else [])
+    paired = [{name: figure["paired"] for name, figure in each.items() if "paired" in figure} for each in found]
+    lines = _block(found, has_baseline=baseline is not None)
+    if any(paired):
+        lines.append((PAIRED, [""] * (len(lines[0][1]))))
+        lines += [(f"  {name}", cells) for name, cells in _block(paired, has_baseline=baseline is not None)]
+    return lines
+
+
+def _block(found: Sequence[Mapping[str, Any]], *, has_baseline: bool) -> list[tuple[str, list[str]]]:
+    """Rows of figures {metric: figure} of every result, the baseline last."""
+    results, lines = found[: -1 if has_baseline else None], []
+    names = dict.fromkeys(name for each in results for name in each)
+    clips = {name: tuple(dict.fromkeys(each[name]["clips"] for each in results if name in each)) for name in names}
+    which = list(dict.fromkeys(clips.values()))
     for name in names:
-        given = next(result["scores"][name] for result in group if name in result["scores"])
-        cells[name] = [f"{given['chance']:.3f}"]
-        cells[name] += [shown(baseline.get(name))] if baseline else []
-        cells[name] += [shown(result["scores"].get(name)) for result in group]
-    return cells
+        given = [each[name] for each in results if name in each]
+        mark = f" {chr(ord('a') + which.index(clips[name]))}" if len(which) > 1 else ""
+        cells = [", ".join(dict.fromkeys(str(each["num"]) for each in given)) + mark]
+        cells.append(", ".join(dict.fromkeys(f"{each['chance']:.3f}" for each in given)))
+        lines.append((name, cells + [shown(each.get(name)) for each in [*found[len(results) :], *results]]))
+    return lines
 
 
 def headings(group: Sequence[Result]) -> list[str]:
     """Names of the columns of `rows`."""
-    return ["chance", *(["random init"] if any(result["random"] for result in group) else []), *_names(group)]
+    return ["n", "chance", *(["random init"] if any(result["random"] for result in group) else []), *_names(group)]
 
 
 def shown(figure: Mapping[str, Any] | None) -> str:
@@ -89,7 +105,7 @@ def _names(group: Sequence[Result]) -> list[str]:
 
 
 def _lines(group: Sequence[Result]) -> list[str]:
-    table = [["", *headings(group)], *([name, *cells] for name, cells in rows(group).items())]
+    table = [["", *headings(group)], *([name, *cells] for name, cells in rows(group))]
     widths = [max(len(line[i]) for line in table) for i in range(len(table[0]))]
     return ["  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in table]
 
@@ -115,6 +131,14 @@ def _differences(group: Sequence[Result]) -> list[str]:
         else:
             what = ", ".join(str(value)[:40] for value in values)
         lines.append(f"not comparable, {name} differ: {what}")
+    names = dict.fromkeys(name for result in group for name in result["scores"])
+    counted = {name: {r["scores"][name]["clips"] for r in group if name in r["scores"]} for name in names}
+    differing = [name for name, clips in counted.items() if len(clips) > 1]
+    if differing:
+        lines.append(f"not comparable, clips that count differ: {', '.join(differing)}")
+    marks = [cells[0][-1:] for name, cells in rows(group) if name != PAIRED]
+    if any(mark.isalpha() for mark in marks):
+        lines.append("rows with different letters behind n are about different clips: compare rows of one letter")
     return lines
 
 
@@ -137,10 +161,31 @@ def _notes(result: Result) -> list[str]:
     ]
     means = "left out" if result["settings"]["skip_unreadable"] else "counted as wrong where they are asked about"
     lines = [f"{', '.join(found)}: {means}"] if found else []
+    unseen: dict[int, list[str]] = {}
+    for name, figure in result["scores"].items():
+        unseen.setdefault(figure["unseen"], []).append(name)
+    lines += [
+        f"{number} test clips have a class without a training clip, which nothing can predict ({', '.join(names)})"
+        for number, names in unseen.items()
+        if number
+    ]
+    if result["unlabeled"]:
+        lines.append(f"{result['unlabeled']} clips have no label: left out")
     for name in ("files", "groups"):
         shared = sum(split[name] for split in result["shared"])
         if shared:
             lines.append(f"{shared} test clips have {name} that training clips have too")
+    if result["own_groups"]:
+        lines.append("no groups given: every file is its own group (--group folder, or a regular expression)")
+    pairs = [pair for split in result["similar"] for pair in split["pairs"]]
+    if pairs:
+        number = sum(split["num"] for split in result["similar"])
+        lines.append(
+            f"{number} test clips are nearly equal to a training clip, such as {' and '.join(pairs[0])}: where they "
+            "show one scene, keep it together with --group"
+        )
     if result["several_labels"]:
-        lines.append(f"{result['several_labels']} clips have several classes: only the first of each counts here")
+        means = any(name.endswith(" mAP") for name in result["scores"])
+        counts = "mAP is the mean over classes of the average precision" if means else "only the first of each counts"
+        lines.append(f"{result['several_labels']} clips have several classes: {counts} here")
     return lines

@@ -25,6 +25,7 @@ class AVIDCMAOptions(AVIDOptions):
     positives_within: NotNegative = 1.0  # weight of a clip against its set within each modality
     positives_cross: NotNegative = 0.0  # weight of a clip's video against its set's audio, and the reverse
     num_positives: Count = 32  # size of a set
+    min_score: float = Field(-1.0, ge=-1, le=1)  # least similarity of a member, where classes are smaller than sets
     rule: Rule = "consensus"  # consensus and union: of clips with both modalities; video, audio: with that one
     mine_from_epoch: int = Field(0, ge=0)  # AVID alone before
     mine_every: int = Field(5, ge=0)  # epochs between two minings; 0 = mine once
@@ -113,6 +114,7 @@ class AVIDCMA(AVID):
                 self.banks["audio"].z,
                 k=self.options.num_positives,
                 rule=rule,
+                min_score=self.options.min_score,
                 valid=valid,
             )
             ids, score, exact = found.ids, found.score, found.exact[valid].float().mean()
@@ -123,7 +125,7 @@ class AVIDCMA(AVID):
         in_sets = self.sets >= 0
         return {
             "mining/exact": float(distributed.broadcast(exact)),
-            "mining/score": float(self.set_scores[in_sets].mean()),
+            **({"mining/score": float(self.set_scores[in_sets].mean())} if in_sets.any() else {}),
             "mining/rows_with_set": float(in_sets.any(dim=1).float().mean()),
             **({"mining/overlap": overlap(before, self.sets)} if (before >= 0).any() else {}),
         }

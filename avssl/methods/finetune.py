@@ -26,7 +26,8 @@ class FinetuneOptions(Options):
 
 
 class Finetune(Method):
-    """See the module. Clips that could not be read or lack the modality do not count.
+    """See the module. Clips that could not be read or lack the modality do not count. Where clips have several classes,
+    each class is learned by itself (binary cross-entropy, mean over classes), and accuracy is that the highest is one.
 
     Source: AVID-CMA, eval-action-recg.py: dropout and one linear layer on the pooled output, cross-entropy; the first
     epochs train the classifier alone, at the same rate.
@@ -44,8 +45,13 @@ class Finetune(Method):
             raise ValueError("method.name=finetune learns labels, and is no part of other methods")
         self.views = (View(options.modality, recipe=options.modality),)
         self.find_unused_parameters = options.warmup_epochs > 0
-        self.classifier = Classifier(encoders[options.modality].dim, instances.classes, modality=options.modality)
-        self.register_buffer("labels", instances.target, persistent=False)  # (N,), the manifest's
+        self.classifier = Classifier(
+            encoders[options.modality].dim,
+            instances.classes,
+            modality=options.modality,
+            multi_label=instances.target.ndim == 2,
+        )
+        self.register_buffer("labels", instances.target, persistent=False)  # (N,) or (N, L), the manifest's
 
     @classmethod
     def needs(cls, options: FinetuneOptions) -> tuple[str, ...]:
@@ -59,11 +65,17 @@ class Finetune(Method):
         encoder.train(is_training)
         x = x.detach() if is_resting else x
         embedded = self.embed(modality, x, batch)  # id -1 where there is nothing to look at
-        label = self.labels[embedded.ids.clamp(min=0)]  # (B,)
-        counted = (embedded.ids >= 0) & (label >= 0)
+        label = self.labels[embedded.ids.clamp(min=0)]  # (B,), or (B, L) with -1 behind the last
         logits = self.classifier(self.drop(x, progress))  # (B, C)
-        rows = F.cross_entropy(logits, label.clamp(min=0), reduction="none")
-        right = (logits.detach().argmax(dim=1) == label).float()
+        if self.classifier.multi_label:
+            truth = torch.zeros(len(label), logits.shape[1] + 1, device=logits.device)
+            truth = truth.scatter(1, label % truth.shape[1], 1.0)[:, :-1]  # -1 is the last column
+            rows = F.binary_cross_entropy_with_logits(logits, truth, reduction="none").mean(dim=1)
+        else:
+            rows = F.cross_entropy(logits, label.clamp(min=0), reduction="none")
+        label = label.view(len(label), -1)
+        counted = (embedded.ids >= 0) & (label[:, 0] >= 0)
+        right = (logits.detach().argmax(dim=1, keepdim=True) == label).any(dim=1).float()
         return Step(
             mean_over_rows(rows, counted, logits),
             logs={"accuracy": (right * counted).sum() / counted.sum().clamp(min=1)},

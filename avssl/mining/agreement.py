@@ -48,7 +48,7 @@ _UNIT_TOLERANCE = 1e-3
 class AgreementSets:
     """The sets of N rows."""
 
-    ids: Tensor  # (N, k) int64, ascending, without the row itself; -1 where a row is not valid
+    ids: Tensor  # (N, k) int64, ascending, without the row itself; -1 where a row is not valid or lacks such others
     score: Tensor  # (N, k) float32, the similarity of each id; 0 where the id is -1
     exact: Tensor  # (N,) bool, the set is that of the definition: always true here
     passes: Tensor  # (N,) uint8, searches until it was proven: 1 = the first, fast one; 0 = no set
@@ -61,6 +61,7 @@ def mine_agreement(
     *,
     k: int,
     rule: Rule = "consensus",
+    min_score: float = -1.0,
     valid: Tensor | None = None,
     generator: torch.Generator | None = None,
 ) -> AgreementSets:
@@ -73,6 +74,7 @@ def mine_agreement(
         audio: (N, D), rows of unit length, on the device of `video`; the search runs there.
         k: ids per row, 1 to the number of valid rows less one.
         rule: the smaller cosine (consensus), the larger (union), or one space only.
+        min_score: least similarity of a member: sets of clips with few alike get smaller instead of wrong.
         valid: (N,) bool; the other rows get no set and are in nobody's set. None: all rows.
         generator: draws the rows (on the CPU) on which the search depth is chosen; changes the speed, not the result.
             None: evenly spaced rows.
@@ -101,7 +103,13 @@ def mine_agreement(
     # the definition's vectors, each (n, D)
     banks = [space[rows].double() for space in _spaces(video, audio, rule).values()]
     ids, score, passes = _search(banks, rule, k=k, generator=generator)
-    sets.ids[rows], sets.score[rows], sets.passes[rows] = rows[ids], score, passes
+    if min_score > -1:
+        few = score < min_score
+        ids, order = rows[ids].masked_fill(few, -1).sort(dim=1)
+        sets.ids[rows], sets.score[rows] = ids, score.masked_fill(few, 0).gather(1, order)
+    else:
+        sets.ids[rows], sets.score[rows] = rows[ids], score
+    sets.passes[rows] = passes
     return sets
 
 
@@ -126,13 +134,13 @@ def agreement_precision(ids: Tensor, targets: Tensor) -> float:
 
 
 def overlap(before: Tensor, after: Tensor) -> float:
-    """Mean fraction of a row's set that was in it before, over rows with a set both times (NaN if there are none); both
-    (N, k) int64, each row ascending, -1 = no set.
+    """Fraction of the members that were in their row's set before, over rows with a set both times (NaN if there are
+    none); both (N, k) int64, each row ascending, -1 = no member.
     """
-    both = (before >= 0).all(dim=1) & (after >= 0).all(dim=1)
+    both = (before >= 0).any(dim=1) & (after >= 0).any(dim=1)
     before, after = before[both].contiguous(), after[both].contiguous()
     position = torch.searchsorted(before, after).clamp(max=before.shape[1] - 1)
-    return (before.gather(1, position) == after).double().mean().item()
+    return (before.gather(1, position) == after)[after >= 0].double().mean().item()
 
 
 def chance_precision(targets: Tensor, valid: Tensor | None = None) -> float:

@@ -139,6 +139,7 @@ class Classifier(nn.Module):
         modality: whose encoder it stands on; both = the pooled outputs of both, see `side_by_side`.
         stage: name of the map, pool for the encoder's output.
         batch_norm: normalize the inputs over the batch first, with a scale and a shift of their own.
+        multi_label: a clip may have several classes: each output is a class by itself.
     """
 
     def __init__(
@@ -149,8 +150,10 @@ class Classifier(nn.Module):
         modality: Literal["video", "audio", "both"],
         stage: str = "pool",
         batch_norm: bool = False,
+        multi_label: bool = False,
     ) -> None:
         super().__init__()
+        self.multi_label = multi_label
         self.in_dim, self.classes, self.modality, self.stage = in_dim, tuple(classes), modality, stage
         self.norm = nn.BatchNorm1d(in_dim) if batch_norm else None
         self.linear = nn.Linear(in_dim, len(self.classes))

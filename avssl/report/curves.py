@@ -22,6 +22,7 @@ TEXT, FAINT, RULE, *COLORS = (f"#10000{i}" for i in range(9))  # placeholders fo
 VARIABLES = {TEXT: "text", FAINT: "faint", RULE: "rule"} | {color: f"s{i}" for i, color in enumerate(COLORS)}
 SETTINGS = {
     "svg.fonttype": "none",
+    "text.parse_math": False,
     "font.family": "DejaVu Sans",
     "lines.scale_dashes": False,
     "lines.linewidth": 1.6,

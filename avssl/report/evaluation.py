@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
 
@@ -12,6 +13,7 @@ from avssl.files import atomic_write
 from avssl.report.page import Section, heading, html, note, page, png, table
 
 MAX_NAMED_CLASSES = 60  # more do not fit beside a picture
+MAX_LETTERS = 30  # of a class beside a picture
 
 
 def find_results(
@@ -45,7 +47,7 @@ def evaluation_parts(results: Sequence[Result]) -> list[str]:
     """A table with remarks for each protocol and set, then the confusion matrices of each result."""
     parts = []
     for group in grouped(results):
-        lines = [(way, *cells) for way, cells in rows(group).items()]
+        lines = [(way, *cells) for way, cells in rows(group)]
         parts.append(table(title(group[0]), ("features", *headings(group)), lines))
         parts += [note(remark) for remark in remarks(group)]
     for result in results:
@@ -68,26 +70,28 @@ def predicts_classes(result: Mapping[str, Any]) -> list[str]:
     return [way for way in ("video", "audio", "both") if "confusion" in result["scores"].get(way, {})]
 
 
+@matplotlib.rc_context({"text.parse_math": False})  # a label such as $1_vs_$2 is no formula
 def confusion_png(result: Mapping[str, Any]) -> bytes:
     """Confusion matrix and accuracy per class for each modality of an evaluation that `predicts_classes`. Rows are
     fractions of the true class; unanswered clips are missing from their sum."""
     found = result["scores"]
     ways = predicts_classes(result)
     classes, size = result["classes"], min(10.0, 3.6 + 0.25 * len(result["classes"]))
+    named = classes if len(classes) <= MAX_NAMED_CLASSES else []
+    named = [name if len(name) <= MAX_LETTERS else f"{name[: MAX_LETTERS - 1]}…" for name in named]
     figure = Figure(figsize=(2 * size, size * len(ways)), layout="constrained")
     axes = figure.subplots(len(ways), 2, squeeze=False, sharey="row")
     for (left, right), way in zip(axes, ways, strict=True):
         counts = np.asarray(found[way]["confusion"], dtype=float)  # (C, C + 1)
         fractions = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
-        places = np.arange(len(classes))
+        places = range(len(classes))
         left.imshow(fractions[:, :-1], vmin=0, vmax=1, cmap="Blues")
         right.barh(places, np.diagonal(fractions), color="#30658e")
         right.axvline(found[way]["mean"], color="#444", linewidth=1, linestyle="--")
         right.set_xlim(0, 1)
         left.set_title(f"{way}: class (row) taken for (column)", fontsize=9)
         right.set_title(f"{way}: right of each class (all: {found[way]['mean']:.3f})", fontsize=9)
-        labeled = len(classes) <= MAX_NAMED_CLASSES
-        left.set_xticks(places if labeled else [], classes if labeled else [], rotation=90, fontsize=7)
-        left.set_yticks(places if labeled else [], classes if labeled else [], fontsize=7)
+        left.set_xticks(places if named else [], named, rotation=90, fontsize=7)
+        left.set_yticks(places if named else [], named, fontsize=7)
         right.spines[["top", "right"]].set_visible(False)
     return png(figure)

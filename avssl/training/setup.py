@@ -76,6 +76,11 @@ def set_up(config: Config) -> Setup:
         check_manifest(before, manifest.hash, path=last, manifest=config.data.manifest)
         # Rows that can no longer be read keep their place: steps, banks and draws are those of the run.
         instances = Instances(**before["instances"])
+        if instances.target is not None and instances.labels_hash != manifest.labels_hash:
+            raise ConfigError(
+                f"labels or splits in {config.data.manifest} are not those that the run in {last.parent} was started "
+                "with: put them back, or choose another run.dir for a new run"
+            )
     method = build_method(without_weights(config) if before else config, instances).to(device)
     to_channels_last(method, enabled=config.run.channels_last)
     optimizer = build_optimizer(method.named_parameters(), config.optim, lr_scales=method.lr_scales())
@@ -195,17 +200,26 @@ def with_classes(instances: Instances, manifest: Manifest, config: Config) -> In
     Raises:
         ConfigError: fewer than two classes.
     """
-    labels = np.array([label or "" for label in manifest.column("label").tolist()])
-    valid = instances.valid.numpy() & (labels != "")
-    classes = sorted(set(labels[valid].tolist()))
+    sets = manifest.label_sets
+    valid = instances.valid.numpy() & np.array([len(each) > 0 for each in sets])
+    classes = sorted({name for row in np.flatnonzero(valid) for name in sets[row]})
     if len(classes) < 2:
         raise ConfigError(
             f"method.name={config.method['name']} learns labels, and the usable clips with data.split="
             f"{config.data.split or 'null'} in {config.data.manifest} have {len(classes)} of them "
             f"({', '.join(classes) or 'none'}): at least two are needed (column label)"
         )
-    target = np.where(np.isin(labels, classes), np.searchsorted(classes, labels), -1)
-    return replace(instances, valid=torch.from_numpy(valid), target=torch.from_numpy(target), classes=classes)
+    number = {name: i for i, name in enumerate(classes)}
+    most = max(len(sets[row]) for row in np.flatnonzero(valid))
+    known = [[number[name] for name in each if name in number][:most] for each in sets]
+    target = torch.tensor([each + [-1] * (most - len(each)) for each in known])  # (N, most)
+    return replace(
+        instances,
+        valid=torch.from_numpy(valid),
+        target=target if most > 1 else target[:, 0],
+        classes=classes,
+        labels_hash=manifest.labels_hash,
+    )
 
 
 def spare_cores(num_workers: int) -> int:

@@ -52,7 +52,7 @@ def export(
         "facts": dict(facts),
     }
     if classifier is not None:
-        names = ("in_dim", "classes", "modality", "stage")
+        names = ("in_dim", "classes", "modality", "stage", "multi_label")
         sections["classifier"] = {name: getattr(classifier, name) for name in names}
         sections["classifier"]["batch_norm"] = classifier.norm is not None
     if (folder / LAST).exists():

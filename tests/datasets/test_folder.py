@@ -149,10 +149,10 @@ def test_list_becomes_a_manifest(tmp_path, clip):
     (tmp_path / "b.mp4").write_bytes(clip)
     (tmp_path / "not_listed.mp4").write_bytes(clip)
     (tmp_path / "list.csv").write_text(
-        "path,label,split,group,start,end,speaker\n"
-        "b.mp4,cat,train,g1,0.5,,ann\n"
-        f"{tmp_path}/b.mp4,dog,train,g1,0,0.5,\n"
-        "gone.mp4,cat,,,,,\n"
+        "path,label,split,group,start,end,speaker,labels\n"
+        "b.mp4,cat,train,g1,0.5,,ann,rain; cat\n"
+        f"{tmp_path}/b.mp4,dog,train,g1,0,0.5,,\n"
+        "gone.mp4,,,,,,,cat;wind\n"
     )
     done = run(tmp_path, "--list", tmp_path / "list.csv", "--out", tmp_path / "m.parquet", "--json")
     assert done.returncode == 0, done.stderr
@@ -165,6 +165,7 @@ def test_list_becomes_a_manifest(tmp_path, clip):
     assert manifest.column("label").tolist() == ["dog", "cat", "cat"]
     assert manifest.column("group").tolist() == ["g1", "g1", "gone.mp4"]
     assert manifest.column("speaker").tolist() == [None, "ann", None]
+    assert manifest.label_sets == [("dog",), ("cat", "rain"), ("cat", "wind")]
 
 
 @pytest.mark.parametrize(
@@ -204,7 +205,7 @@ def test_names_are_found_in_either_form_of_unicode(folder, tmp_path):
         ("path,label\n", "list.csv names no clip"),
         ("file,label\na.mp4,x\n", "no column path: .* is 'file,label'"),
         ("path;label\na.mp4;x\n", "no column path: .* with commas between, and is 'path;label'"),
-        ("path,labels\na.mp4,x\n", "has a column labels, did you mean label?"),
+        ("path,labell\na.mp4,x\n", "has a column labell, did you mean label?"),
         ("path,label,Label\na.mp4,x,y\n", "has the column label twice"),
         (
             "path,label,split\na.mp4,run, fast,train\n",

@@ -16,10 +16,10 @@ import torch
 import torch.multiprocessing as multiprocessing
 
 from avssl import distributed
-from avssl.data.dataset import ClipDataset
+from avssl.data.dataset import ClipDataset, collate
 from avssl.data.manifest import Manifest, read_manifest
 from avssl.data.sampling import Key
-from avssl.evaluate.features import ClipVectors, Rows, clip_vectors
+from avssl.evaluate.features import ClipVectors, Rows, calibrated, clip_vectors
 from avssl.evaluate.harness import Labels, evaluate_split
 from avssl.evaluate.protocols import Options
 from avssl.evaluate.splits import read_splits
@@ -133,6 +133,33 @@ def test_vectors_are_computed_anew_when_the_manifest_says_something_else_of_a_fi
     after = clip_vectors(pretrained, mute, rows, num_clips=1, folder=tmp_path)
     assert before.has_audio.any()
     assert not after.has_audio.any()
+
+
+def test_random_weights_get_the_statistics_of_training_clips(run: Path, clip_set: Manifest) -> None:
+    rows = np.flatnonzero(clip_set.valid("train"))
+    random = untrained(load_run(run))
+    before = {name: value.clone() for name, value in random.encoders.state_dict().items()}
+    hash_before = random.weights_hash
+    found = calibrated(random, clip_set, rows)
+    assert found.weights_hash != hash_before  # or vectors of before would be taken for its
+    for name, value in found.encoders.state_dict().items():
+        moved = any(word in name for word in ("running_", "num_batches"))
+        assert torch.equal(value, before[name]) != moved, name
+    assert not any(module.training for module in found.encoders.modules())
+    again = calibrated(untrained(load_run(run)), clip_set, rows)
+    assert again.weights_hash == found.weights_hash
+    for modality in ("video", "audio"):  # of the clips that have it: the first layer's output is standardized
+        view = View(modality, recipe=modality)
+        has = [row for row in rows if modality == "video" or clip_set.has_audio[row]]
+        data = ClipDataset(clip_set, found.data, [view], num_eval_clips=1)
+        batch = apply_views(collate([data[Key(0, int(row), 0)] for row in has]), [view], found.data)
+        encoder, seen = found.encoders[modality], []
+        norm = next(each for each in encoder.modules() if isinstance(each, torch.nn.modules.batchnorm._BatchNorm))
+        norm.register_forward_hook(lambda module, given, out, seen=seen: seen.append(out.clone()))
+        with torch.inference_mode():
+            encoder(getattr(batch, modality)[modality])
+        assert abs(float(seen[0].mean())) < 1e-3
+        assert float(seen[0].std()) == pytest.approx(1, abs=0.02)
 
 
 def test_broken_weights_are_told(run: Path, clip_set: Manifest) -> None:

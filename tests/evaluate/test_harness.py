@@ -6,12 +6,21 @@ import dataclasses
 import numpy as np
 import pytest
 import torch
-from sklearn.metrics import adjusted_rand_score, normalized_mutual_info_score
+from sklearn.metrics import adjusted_rand_score, average_precision_score, normalized_mutual_info_score
 
-from avssl.evaluate.classify import cluster, draw_few, knn_predict, svm_scores
+from avssl.evaluate import table
+from avssl.evaluate.classify import cluster, draw_few, knn_votes, svm_scores
 from avssl.evaluate.features import ClipVectors
-from avssl.evaluate.harness import Labels, compute_metrics, count_missing, evaluate_split
-from avssl.evaluate.metrics import chance_gallery_recall, gallery_hits, partition_interval, purity
+from avssl.evaluate.harness import Labels, compute_metrics, count_missing, evaluate_split, find_similar
+from avssl.evaluate.metrics import (
+    average_precision_of,
+    bootstrap,
+    chance_average_precision,
+    chance_gallery_recall,
+    gallery_hits,
+    partition_of,
+    purity,
+)
 from avssl.evaluate.protocols import Options
 from avssl.evaluate.splits import Split
 from tests.support.clips import manifest_of, rows_of
@@ -150,7 +159,7 @@ def test_partition_equals_scikit_learn(vectors: ClipVectors, labels: Labels, mon
     targets, clusters = rng.integers(0, 3, 50), rng.integers(0, 4, 50)
     wanted = sum(np.bincount(targets[clusters == each]).max() for each in range(4)) / 50
     assert purity(targets, clusters) == pytest.approx(wanted)
-    low, high = partition_interval("purity", targets, clusters, np.arange(50))
+    low, high = bootstrap([partition_of("purity", targets, clusters)], [np.arange(50)], num=100)
     assert low < wanted < high + 0.1
     points = np.concatenate([rng.normal(size=(20, 4)) + 9 * np.eye(4)[i] for i in range(3)])
     told = cluster(points, num_clusters=3)
@@ -175,7 +184,7 @@ def test_gallery_recall_equals_a_loop_and_a_tie_counts_against_it() -> None:
         for _ in range(3000)
     ]
     for place, k in enumerate((1, 3)):
-        assert chance_gallery_recall(wanted[:5], known[:12], k=k) == pytest.approx(
+        assert chance_gallery_recall(wanted[:5], known[:12], k=k).mean() == pytest.approx(
             np.mean(reached, axis=0)[place], abs=0.02
         )
 
@@ -184,7 +193,8 @@ def test_plain_votes_equal_a_loop() -> None:
     generator = torch.Generator().manual_seed(0)
     train, test = torch.randn(40, 4, generator=generator), torch.randn(25, 4, generator=generator)
     targets = torch.randint(0, 3, (40,), generator=generator)
-    found = knn_predict(train, targets, test, k=6, temperature=None)
+    truth = torch.eye(3, dtype=torch.bool)[targets]
+    found = knn_votes(train, truth, test, k=6, temperature=None).argmax(dim=1)
     for row in range(25):
         cosine = torch.nn.functional.cosine_similarity(test[row], train)
         nearest = [int(targets[i]) for i in cosine.argsort(descending=True)[:6]]
@@ -269,4 +279,153 @@ def test_small_temperatures_are_those_of_the_nearest_neighbour() -> None:
     train = torch.randn(50, 6, generator=generator)
     targets = torch.randint(0, 4, (50,), generator=generator)
     for temperature in (0.02, 0.005, 1e-4):
-        assert torch.equal(knn_predict(train, targets, train, temperature=temperature), targets)
+        votes = knn_votes(train, torch.eye(4, dtype=torch.bool)[targets], train, temperature=temperature)
+        assert torch.equal(votes.argmax(dim=1), targets)
+
+
+def as_result(scores: dict, **facts: object) -> dict:
+    """What a table needs of a result."""
+    same = {"protocol": "knn", "weights": "runs/a/last.pt", "manifest": "m", "manifest_hash": "h", "splits": ["split"]}
+    same |= {"asked_hash": "h", "training": None, "random": None, "clips": {}, "shared": [], "several_labels": 0}
+    same |= {"settings": {"skip_unreadable": False}, "unlabeled": 0, "own_groups": False, "similar": []}
+    return same | {"scores": scores} | facts
+
+
+@pytest.mark.parametrize("protocol", ["knn", "fewlabels", "retrieval", "partition"])
+@pytest.mark.parametrize("skip", [False, True])
+def test_rows_of_one_block_are_about_the_same_clips_or_marked(
+    protocol: str, skip: bool, vectors: ClipVectors, labels: Labels, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("avssl.evaluate.metrics.NUM_PARTITION_RESAMPLES", 10)
+    part = evaluate_split(protocol, vectors, labels, SPLIT, Options(shares=(0.2,), draws=2), device=CPU)
+    found = compute_metrics([part], labels, skip_unreadable=skip)
+    paired = {name: figure["paired"] for name, figure in found.items()}
+    assert {figure["num"] for figure in paired.values()} == {17}  # 20 less 45, 46 and 50
+    assert len({figure["clips"] for figure in paired.values()}) == 1
+    if protocol == "knn":
+        assert {figure["mean"] for figure in paired.values()} == {1.0}
+        rest = [row for row in range(NUM_TRAIN, NUM) if row not in (*UNREADABLE, *MUTE)]
+        assert paired["both"]["chance"] == pytest.approx(max(np.bincount(np.array(rest) % 3)) / 17)
+    group = [as_result(found, settings={"skip_unreadable": skip})]
+    lines = table.rows(group)
+    names = [name for name, _ in lines]
+    assert names == [*found, table.PAIRED, *(f"  {name}" for name in found)]
+    cells = dict(lines)
+    for name, figure in found.items():
+        assert cells[name][0].split()[0] == str(figure["num"])
+        assert cells[name][1] == f"{figure['chance']:.3f}"
+        assert cells[f"  {name}"][0] == "17"
+    differ = skip or protocol == "partition"
+    marks = {figure["clips"]: cells[name][0].split()[1:] for name, figure in found.items()}
+    assert len(marks) == len({tuple(mark) for mark in marks.values()}) == (2 if differ else 1)
+    assert any("different clips" in line for line in table.remarks(group)) == differ
+
+
+def test_equal_numbers_of_different_clips_are_marked(vectors: ClipVectors, labels: Labels) -> None:
+    """19 clips with video, 19 with audio, and they are not the same."""
+    has_video, has_audio = np.ones(NUM, dtype=bool), np.ones(NUM, dtype=bool)
+    has_video[41], has_audio[42] = False, False
+    odd = dataclasses.replace(vectors, readable=np.ones(NUM, dtype=bool), has_video=has_video, has_audio=has_audio)
+    found = compute_metrics(
+        [evaluate_split("knn", odd, labels, SPLIT, Options(), device=CPU)], labels, skip_unreadable=True
+    )
+    cells = dict(table.rows([as_result(found)]))
+    assert [cells[name][0] for name in ("video", "audio", "both")] == ["19 a", "19 b", "18 c"]
+
+
+def test_a_set_whose_clips_have_both_needs_one_block(vectors: ClipVectors, labels: Labels) -> None:
+    every = np.ones(NUM, dtype=bool)
+    full = dataclasses.replace(vectors, readable=every, has_video=every, has_audio=every)
+    part = evaluate_split("knn", full, labels, SPLIT, Options(), device=CPU)
+    assert not any("paired" in figure for figure in compute_metrics([part], labels, skip_unreadable=False).values())
+
+
+def test_classes_without_a_training_clip_are_counted(vectors: ClipVectors, labels: Labels) -> None:
+    few = dataclasses.replace(SPLIT, train=np.array([row for row in SPLIT.train if row % 3]))
+    mute = dataclasses.replace(
+        vectors, has_audio=vectors.has_audio & ~np.isin(np.arange(NUM), few.train[few.train % 3 == 1])
+    )
+    part = evaluate_split("knn", mute, labels, few, Options(), device=CPU)
+    found = compute_metrics([part], labels, skip_unreadable=False)
+    assert (found["video"]["unseen"], found["audio"]["unseen"]) == (6, 13)
+    told = table.remarks([as_result(found, unlabeled=4, own_groups=True)])
+    assert "6 test clips have a class without a training clip, which nothing can predict (video, video plain)" in told
+    assert "4 clips have no label: left out" in told
+    assert any(line.startswith("no groups given: every file is its own group (--group") for line in told)
+
+
+@pytest.mark.parametrize("num_train, left", [(4, (1,)), (10, (1, 5)), (11, (1, 5, 10)), (40, (1, 5, 10, 20))])
+def test_recall_at_the_size_of_the_gallery_is_left_out(
+    num_train: int, left: tuple[int, ...], vectors: ClipVectors, labels: Labels
+) -> None:
+    short = dataclasses.replace(SPLIT, train=np.arange(NUM_TRAIN - num_train, NUM_TRAIN))
+    parts = [evaluate_split("retrieval", vectors, labels, split, Options(), device=CPU) for split in (SPLIT, short)]
+    found = compute_metrics(parts, labels, skip_unreadable=False)
+    assert [name for name in found if name.startswith("video R@")] == [f"video R@{k}" for k in left]
+
+
+def test_average_precision_equals_scikit_learn_and_its_chance_a_random_order() -> None:
+    rng = np.random.default_rng(0)
+    truth, every = rng.random((40, 5)) < [0.1, 0.3, 0.5, 0.9, 0], np.ones(40, dtype=bool)  # the last never occurs
+    scores = np.round(rng.normal(size=(40, 5)) + truth, 1)  # with ties
+    wanted = np.mean([average_precision_score(truth[:, i], scores[:, i]) for i in range(4)])
+    statistic, one = average_precision_of(scores, truth, every), np.ones((1, 40))
+    assert statistic(one)[0] == pytest.approx(wanted)
+    counts = rng.integers(0, 3, size=(3, 40))
+    repeated = [np.repeat(np.arange(40), each) for each in counts]
+    drawn = [average_precision_of(scores[r], truth[r], np.ones(len(r)) > 0)(np.ones((1, len(r)))) for r in repeated]
+    np.testing.assert_allclose(statistic(counts.astype(float)), np.concatenate(drawn))
+    answered = np.arange(40) >= 10
+    lower = average_precision_of(scores[answered], truth, answered)(one)[0]
+    shares = truth[answered, :4].sum(axis=0) / truth[:, :4].sum(axis=0)
+    each = [average_precision_score(truth[answered, i], scores[answered, i]) for i in range(4)]
+    assert lower == pytest.approx(np.mean(shares * each))  # what has no answer is never found
+    reached = [average_precision_of(rng.random((30, 5)), truth, answered)(one)[0] for _ in range(500)]
+    assert chance_average_precision(truth, answered) == pytest.approx(np.mean(reached), abs=0.01)
+
+
+@pytest.fixture(scope="module")
+def several() -> Labels:
+    """Every second clip has a second class beside its own, which its vector does not hide."""
+    more = [["abc"[i % 3], "d"] if i % 2 else ["abc"[i % 3]] for i in range(NUM)]
+    rows = rows_of(NUM, label=["abc"[i % 3] for i in range(NUM)], group=[f"g{i // 2}" for i in range(NUM)], labels=more)
+    return Labels(manifest_of(rows), [SPLIT])
+
+
+@pytest.mark.parametrize("protocol", ["knn", "linear"])
+def test_all_classes_of_a_clip_count(protocol: str, vectors: ClipVectors, several: Labels) -> None:
+    video = vectors.vectors["video"]["pool"].copy()
+    video[1::2, :, 5] += 9  # tells class d
+    seen = dataclasses.replace(vectors, vectors=vectors.vectors | {"video": {"pool": video}})
+    part = evaluate_split(protocol, seen, several, SPLIT, Options(k=5), device=CPU)
+    found = compute_metrics([part], several, skip_unreadable=False)
+    assert all(name.endswith(" mAP") for name in found)
+    truth = several.truth(SPLIT.test)
+    assert several.classes == ["a", "b", "c", "d"]
+    assert truth.sum() == 30
+    found_share = (truth & vectors.has_video[SPLIT.test][:, None]).sum(axis=0) / truth.sum(axis=0)
+    assert found["video mAP"]["mean"] == pytest.approx(found_share.mean(), abs=0.02)  # all that could be read
+    assert found["audio mAP"]["mean"] < found["video mAP"]["mean"] - 0.05  # no sound of d
+    assert found["video mAP"]["paired"]["mean"] == pytest.approx(1, abs=0.01)
+    assert found["video mAP"]["chance"] < 0.6
+    low, high = found["video mAP"]["interval"]
+    assert low <= found["video mAP"]["mean"] <= high
+    said = table.remarks([as_result(found, several_labels=several.num_several)])
+    assert "30 clips have several classes: mAP is the mean over classes of the average precision here" in said
+    svm = evaluate_split("svm", vectors, several, SPLIT, Options(), device=CPU)
+    assert compute_metrics([svm], several, skip_unreadable=True)["video"]["mean"] == 1  # of the first class
+
+
+def test_copies_across_the_split_are_found_and_other_clips_are_not(vectors: ClipVectors) -> None:
+    manifest = manifest_of(rows_of(NUM))
+    rng = np.random.default_rng(1)
+    video = 9 + rng.normal(size=(NUM, 4, 32)).astype(np.float32)
+    video[41] = video[7] + 0.01
+    video[52] = video[7] + rng.normal(size=32) * 0.02
+    mine = dataclasses.replace(vectors, vectors={"video": {"pool": video}})
+    found = find_similar(mine, SPLIT, manifest, cosine={"video": 0.95})
+    assert found["num"] == 2
+    assert sorted(found["pairs"]) == [["41.mp4", "07.mp4"], ["52.mp4", "07.mp4"]]
+    facts = {"similar": [found]}
+    (said,) = [line for line in table.remarks([as_result({}, **facts)]) if "nearly equal" in line]
+    assert said.startswith("2 test clips are nearly equal to a training clip, such as ")

@@ -5,7 +5,7 @@ import pytest
 import torch
 from extra_metrics import chance_class_recall, class_recall, instance_recall, recall_metrics
 
-from avssl.evaluate.classify import knn_predict, linear_predict
+from avssl.evaluate.classify import knn_votes, linear_predict
 
 
 def unit(x: np.ndarray) -> np.ndarray:
@@ -17,7 +17,8 @@ def test_knn_equals_a_loop_over_videos(k: int) -> None:
     generator = torch.Generator().manual_seed(0)
     train, test = torch.randn(60, 4, generator=generator), torch.randn(25, 4, generator=generator)
     targets = torch.randint(0, 3, (60,), generator=generator)
-    found = knn_predict(train, targets, test, k=k)
+    truth = torch.eye(3, dtype=torch.bool)[targets]
+    found = knn_votes(train, truth, test, k=k).argmax(dim=1)
     for row in range(25):
         cosine = [float(test[row] @ x / (test[row].norm() * x.norm())) for x in train]
         votes = [0.0] * 3
@@ -25,7 +26,7 @@ def test_knn_equals_a_loop_over_videos(k: int) -> None:
             votes[int(targets[i])] += np.exp(cosine[i] / 0.07)
         assert int(found[row]) == int(np.argmax(votes))
     with pytest.raises(ValueError, match="kNN has no training features"):
-        knn_predict(train[:0], targets[:0], test)
+        knn_votes(train[:0], truth[:0], test)
 
 
 def test_linear_probe_finds_a_line_and_not_noise() -> None:
@@ -75,12 +76,21 @@ def test_recalls_equal_loops() -> None:
 
 def test_chance_is_what_random_vectors_reach() -> None:
     rng = np.random.default_rng(0)
-    targets = np.array([0, 0, 0, 1, 1, 2])  # the last has no classmate
-    found = [recall_metrics(*(unit(rng.normal(size=(6, 4))) for _ in range(2)), targets) for _ in range(3000)]
+    targets = np.array([0, 0, 0, 1, 1, 1, 2])  # the last has no classmate
+    found = [recall_metrics(*(unit(rng.normal(size=(7, 4))) for _ in range(2)), targets) for _ in range(3000)]
     for name in ("r1", "r5", "instance_r1", "instance_r5"):
         reached = np.mean([figures[f"v2a_{name}"] for figures in found])
         assert reached == pytest.approx(found[0][f"chance_{name}"], abs=0.01), name
-    assert found[0]["chance_r5"] == pytest.approx(5 / 6)
+    assert found[0]["chance_r5"] == pytest.approx(6 / 7)
+
+
+@pytest.mark.parametrize("k", [5, 6, 50])
+def test_recall_of_all_others_is_that_of_having_a_classmate(k: int) -> None:
+    rng = np.random.default_rng(0)
+    targets = np.array([0, 0, 0, 1, 1, 2])
+    query, gallery = unit(rng.normal(size=(6, 4))), unit(rng.normal(size=(6, 4)))
+    assert class_recall(query, gallery, targets, k=k) == pytest.approx(5 / 6)  # the last has none
+    assert {name.rpartition("_")[2] for name in recall_metrics(query, gallery, targets)} == {"r1"}
 
 
 def test_a_tie_counts_against_recall() -> None:

@@ -6,7 +6,7 @@ import pytest
 
 from avssl.data.manifest import Manifest
 from avssl.evaluate.harness import Labels
-from avssl.evaluate.splits import read_splits
+from avssl.evaluate.splits import grouped_by, groups_of, read_splits
 from tests.support.clips import manifest_of, rows_of
 
 
@@ -95,3 +95,59 @@ def test_a_clip_without_a_group_is_one_of_its_own() -> None:
 def test_a_rare_class_says_nothing(recwarn: pytest.WarningsRecorder) -> None:
     assert len(read_splits(manifest_of(rows_of(9, label=list("aaaabbbbc"))), folds=3)) == 3
     assert not len(recwarn)
+
+
+@pytest.mark.parametrize(
+    "by, wanted",
+    [
+        ("folder", ["fight/v1", "fight/v1", "walk", "."]),
+        (r"v\d", ["v1", "v1", "v2", "v3"]),
+        (r"(\d)[_.]", ["1", "2", "2", "9"]),
+    ],
+)
+def test_groups_by_folder_or_by_what_a_path_says(by: str, wanted: list[str]) -> None:
+    names = ["fight/v1/1_a.mp4", "fight/v1/2.mp4", "walk/v2_7.mp4", "v3-9.mp4"]
+    manifest = manifest_of([{"path": name, "group": "x"} for name in names])
+    found = grouped_by(manifest, by)
+    assert groups_of(found).tolist() == wanted
+    assert found.hash == manifest.hash
+
+
+@pytest.mark.parametrize(
+    "by, match",
+    [
+        ("[", r"--group \[ is no regular expression"),
+        ("^0", "--group .0 finds nothing in 10.mp4: it must name the group of every file"),
+        ("()", "finds nothing in 00.mp4"),
+    ],
+)
+def test_groups_that_cannot_be_made(by: str, match: str) -> None:
+    with pytest.raises(ValueError, match=match):
+        grouped_by(manifest_of(rows_of(12)), by)
+
+
+def test_classes_that_are_one_group_each_make_no_folds() -> None:
+    manifest = manifest_of(rows_of(8, label=list("aabbccdd"), group=list("wwxxyyzz")))
+    with pytest.raises(ValueError, match="--folds 2: all clips of each class are one group"):
+        read_splits(manifest, folds=2)
+
+
+def test_rows_without_a_label_are_counted() -> None:
+    rows = rows_of(8, label=["a", "b", None, "a", "", "b", None, None], split=["train"] * 4 + ["test"] * 3 + [None])
+    (split,) = read_splits(manifest_of(rows))
+    assert split.unlabeled.tolist() == [2, 4, 6]
+    assert all(split.unlabeled.tolist() == [2, 4, 6, 7] for split in read_splits(manifest_of(rows), folds=2))
+
+
+def test_a_row_with_several_labels_needs_no_first_one() -> None:
+    rows = rows_of(
+        4, label=[None, "a", "b", "a"], labels=[["b", "c"], [], None, ["c", "a"]], split=["train"] * 2 + ["test"] * 2
+    )
+    manifest = manifest_of(rows)
+    assert manifest.label_sets == [("b", "c"), ("a",), ("b",), ("a", "c")]
+    (split,) = read_splits(manifest)
+    assert split.train.tolist() == [0, 1]
+    assert Labels(manifest, [split]).classes == ["a", "b", "c"]
+    as_text = manifest_of(rows_of(2, labels=["a;b", "c"]))
+    with pytest.raises(ValueError, match="column labels holds string, expected lists of names"):
+        as_text.label_sets  # noqa: B018

@@ -193,6 +193,24 @@ def test_sets_are_mined_when_the_options_say() -> None:
     assert (method.sets.diff(dim=1) > 0).all()
 
 
+def test_members_below_the_least_score_are_left_out() -> None:
+    full, least = (tiny_method(AVIDCMAOptions(**CMA, min_score=score), everything(40)) for score in (-1.0, 0.25))
+    full.mine()
+    found = least.mine()
+    kept = full.set_scores >= 0.25
+    assert 0 < kept.float().mean() < 1
+    assert [row[row >= 0].tolist() for row in least.sets] == [
+        row[keep].tolist() for row, keep in zip(full.sets, kept, strict=True)
+    ]
+    assert found["mining/rows_with_set"] == pytest.approx(kept.any(dim=1).float().mean().item())
+    done = least(vector_batch(torch.arange(12)), Progress(0, 0, 1))
+    done.loss.backward()
+    assert torch.isfinite(done.loss)
+    none = tiny_method(AVIDCMAOptions(**CMA, min_score=1.0), everything(40))
+    assert none.mine() == {"mining/exact": 1, "mining/rows_with_set": 0}
+    assert not none.mined  # AVID alone
+
+
 def test_a_refresh_says_how_much_of_the_sets_stayed() -> None:
     method = tiny_method(AVIDCMAOptions(**CMA, mine_every=1), everything(40))
     assert method.agreement_sets().keys() == {"mining"}

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 
 from avssl.config import ConfigError, from_dict
-from avssl.data.manifest import Manifest
+from avssl.data.manifest import Manifest, write_manifest
 from avssl.logs import read_log
 from avssl.methods import build_method
 from avssl.methods.finetune import Finetune
@@ -155,6 +155,59 @@ def test_a_run_stopped_in_its_warm_up_goes_on_bit_equal_and_knows_its_classes(
     saved = load_checkpoint(tmp_path / "whole" / "last.pt")["instances"]
     assert saved["classes"] == ["0", "1"]
     assert saved["target"].tolist() == [int(label) for label in clip_set.column("label")]
+
+
+@pytest.mark.parametrize("column, word", [("label", "mended"), ("split", "train"), ("label", None)])
+def test_labels_mended_between_stop_and_resume_are_refused(
+    column: str, word: str | None, clip_set: Manifest, tmp_path: Path
+) -> None:
+    table = pq.read_table(clip_set.root / "manifest.parquet")
+    write_manifest(tmp_path / "m.parquet", table, root=clip_set.root)
+    here = config(clip_set, tmp_path / "run", f"data.manifest={tmp_path / 'm.parquet'}", "run.max_steps=1")
+    here = here.replace(method={"name": "finetune"})
+    assert not train(here)
+    values = table.column(column).to_pylist()
+    mended = table.set_column(table.column_names.index(column), column, pa.array([word, *values[1:]], pa.string()))
+    write_manifest(tmp_path / "m.parquet", mended, root=clip_set.root)
+    going_on = here.replace(run=here.run.replace(max_steps=2))
+    with pytest.raises(ConfigError, match=r"labels or splits in .*m.parquet are not those .*run was started with: put"):
+        train(going_on)
+    write_manifest(tmp_path / "m.parquet", table, root=clip_set.root)
+    assert not train(going_on)
+
+
+def test_all_classes_of_a_clip_are_learned() -> None:
+    target = torch.tensor([[0, 2], [1, -1], [2, 1], [-1, -1], [0, -1], [2, -1]])
+    given = {
+        "data": {"manifest": "none"},
+        "model": {"video_depth": 10, "video_width": 0.125, "audio_width": 0.125},
+        "method": {"name": "finetune", "warmup_epochs": 0},
+        "run": {"dir": "none"},
+    }
+    every = torch.ones(ROWS, dtype=torch.bool)
+    method = build_method(
+        from_dict(given, source="test"), Instances(every, every, every, target, ["a", "b", "c"])
+    ).eval()
+    assert method.classifier.multi_label
+    seen = batch([0, 1, 2, 3, -1, 5])
+    done = method(seen, at(9))
+    with torch.no_grad():
+        logits = method.classifier(method.encoders["video"](seen.video["video"]))
+    kept = [0, 1, 2, 5]
+    truth = torch.tensor([[1.0, 0, 1], [0, 1, 0], [0, 1, 1], [0, 0, 1]])
+    torch.testing.assert_close(done.loss, F.binary_cross_entropy_with_logits(logits[kept], truth))
+    right = truth[torch.arange(4), logits[kept].argmax(dim=1)].mean()
+    torch.testing.assert_close(done.logs["accuracy"], right)
+
+
+def test_a_set_with_several_classes_per_clip_keeps_them_all(clip_set: Manifest, tmp_path: Path) -> None:
+    table = pq.read_table(clip_set.root / "manifest.parquet")
+    more = pa.array([["loud"] if row % 3 == 0 else None for row in range(len(table))], pa.list_(pa.string()))
+    manifest = Manifest(table.append_column("labels", more), clip_set.root)
+    found = usable_instances(manifest, config(clip_set, tmp_path / "run").replace(method={"name": "finetune"}))
+    assert found.classes == ["0", "1", "loud"]
+    labels = clip_set.column("label")
+    assert found.target.tolist() == [[int(labels[row]), 2 if row % 3 == 0 else -1] for row in range(len(table))]
 
 
 def test_only_labeled_clips_are_trained_on(

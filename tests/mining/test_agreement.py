@@ -286,3 +286,25 @@ def test_overlap_is_the_mean_share_that_stayed() -> None:
     after = torch.tensor([[1, 3, 4], [4, 5, 6], [0, 1, 4], [-1, -1, -1], [1, 2, 3]])
     assert overlap(before, after) == pytest.approx((2 / 3 + 0 + 1) / 3)
     assert math.isnan(overlap(before[2:4], after[2:4]))
+
+
+def test_a_least_score_leaves_sets_of_small_classes_small() -> None:
+    """A class of 6 and one of 3: of 4 members, those of the small class can be 2 at most."""
+    centers = torch.eye(8)[torch.tensor([0] * 6 + [1] * 3)]
+    video, audio = (
+        F.normalize(centers + 0.1 * torch.randn(9, 8, generator=torch.Generator().manual_seed(seed)), dim=1)
+        for seed in (0, 1)
+    )
+    targets = torch.tensor([0] * 6 + [1] * 3)
+    assert agreement_precision(mine_agreement(video, audio, k=4).ids, targets) < 1
+    found = mine_agreement(video, audio, k=4, min_score=0.5)
+    assert agreement_precision(found.ids, targets) == 1
+    assert (found.ids >= 0).sum(dim=1).tolist() == [4] * 6 + [2] * 3
+    ids, scores = dense(video, audio, k=4, rule="consensus")
+    for row in range(9):
+        kept = scores[row] >= 0.5
+        assert found.ids[row][found.ids[row] >= 0].tolist() == ids[row][kept].tolist()
+        torch.testing.assert_close(found.score[row][found.ids[row] >= 0], scores[row][kept])
+    assert (found.score[found.ids < 0] == 0).all()
+    assert overlap(found.ids, found.ids) == 1
+    assert overlap(ids, found.ids) == 1

@@ -192,8 +192,8 @@ def test_evaluations_of_the_run_are_shown(cma: Path, clip_set: Manifest, tmp_pat
     source, page = looked_at(tmp_path / "page.html")
     figure = result["scores"]["video"]
     low, high = figure["interval"]
-    assert row(source, "video")[2] == f"{figure['mean']:.3f} ({low:.3f} to {high:.3f})"
-    assert row(source, "video")[0] == f"{figure['chance']:.3f}"
+    assert row(source, "video")[3] == f"{figure['mean']:.3f} ({low:.3f} to {high:.3f})"
+    assert row(source, "video")[:2] == [str(figure["num"]), f"{figure['chance']:.3f}"]
     assert "random init" in source
     assert any(image["alt"].startswith("Confusions: knn") for image in page.images)
     assert "other.json is left out: it is a result of other weights" in source

@@ -18,7 +18,7 @@ from typing import Any
 
 import experiment
 import torch
-from experiment import ROOT, features_of, info, linear_accuracy, probe_accuracy, recall_of, rows_of
+from experiment import ROOT, features_of, info, linear_accuracy, load_either, probe_accuracy, recall_of, rows_of
 from extra_metrics import shortcut_features
 
 from avssl.config import Config, load
@@ -153,7 +153,8 @@ def probe_toy(runs: dict[str, Path], toy: Manifest) -> tuple[dict[str, float], d
         ("avid", runs["avid"], True),
         ("avid_cma", runs["avid_cma"], True),
     ):
-        found = features_of(load_run(run, trained=trained), toy, num_clips=NUM_CLIPS, progress=name)
+        loaded = load_either(run, toy, rows_of(toy)["train"], trained=trained)
+        found = features_of(loaded, toy, num_clips=NUM_CLIPS, progress=name)
         result = probe_accuracy("linear", toy, found)
         probes |= {"chance": result["chance"]["both"], name: result["accuracy"]["both"]}
         by_modality[name] = result["accuracy"]
@@ -164,7 +165,7 @@ def probe_transfer(run: Path, actions: Manifest) -> dict[str, float]:
     """Linear probes on the silent action clips: video only."""
     accuracies = {}
     for name, trained in (("random", False), ("avid_cma", True)):
-        loaded = load_run(run, trained=trained)
+        loaded = load_either(run, actions, rows_of(actions)["train"], trained=trained)
         found = features_of(loaded, actions, num_clips=NUM_CLIPS, progress=f"{name} actions")
         result = probe_accuracy("linear", actions, found)
         accuracies |= {"chance": result["chance"]["video"], name: result["accuracy"]["video"]}

@@ -28,6 +28,7 @@ from experiment import (
     cached,
     features_of,
     linear_accuracy,
+    load_either,
     probe_accuracy,
     recall_of,
     rows_of,
@@ -201,9 +202,10 @@ def measure_main(job: Job, media: Path) -> dict[str, Any] | None:
         return None
     avid = Path(job.runs["avid"].run.dir)
     clips = read_manifest(job.clips / "manifest.parquet")
-    untrained = load_run(avid, trained=False)
     others = {
-        "random": lambda: measure(untrained, clips, num_positives=job.num_positives),
+        "random": lambda: measure(
+            load_either(avid, clips, rows_of(clips)["train"], trained=False), clips, num_positives=job.num_positives
+        ),
         "handmade": lambda: {"linear": handmade_accuracy(clips)},
     }
     return result | {name: cached(avid.with_name(f"{name}.json"), work) for name, work in others.items()}
@@ -240,15 +242,18 @@ def measure(run: Run, manifest: Manifest, *, num_positives: int) -> dict[str, An
     return {
         "linear": probe_accuracy("linear", manifest, found, train=own_audio)["accuracy"],
         "knn": probe_accuracy("knn", manifest, found, train=own_audio)["accuracy"],
-        "precision": mined_precision(videos.take(np.isin(videos.ids, train)), manifest, k=num_positives),
+        "precision": mined_precision(videos, manifest, train, k=num_positives),
         "recall": recall_of(found, manifest),
     }
 
 
-def mined_precision(found: Extracted, manifest: Manifest, *, k: int) -> dict[str, float]:
-    """Fraction of positives mined from embeddings that share the class of their clip, by rule."""
+def mined_precision(found: Extracted, manifest: Manifest, rows: np.ndarray, *, k: int) -> dict[str, float]:
+    """Fraction of positives mined from embeddings of these rows that share the class of their clip, by rule."""
     video, audio = (torch.from_numpy(found.embedding[name]) for name in ("video", "audio"))
-    targets, valid = torch.from_numpy(manifest.targets()[found.ids]), torch.from_numpy(found.has("both"))
+    targets, valid = (
+        torch.from_numpy(manifest.targets()[found.ids]),
+        torch.from_numpy(found.has("both") & np.isin(found.ids, rows)),
+    )
     return {
         rule: agreement_precision(mine_agreement(video, audio, k=k, rule=rule, valid=valid).ids, targets)
         for rule in RULES

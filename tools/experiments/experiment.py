@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+import torch
 from extra_metrics import recall_metrics
 
 from avssl.cli import common
@@ -16,14 +17,15 @@ from avssl.cli.common import info
 from avssl.config import Config
 from avssl.data.manifest import Manifest
 from avssl.evaluate.classify import linear_predict
-from avssl.evaluate.features import ClipVectors, clip_vectors
-from avssl.evaluate.harness import accuracies
-from avssl.evaluate.splits import read_splits
+from avssl.evaluate.features import ClipVectors, calibrated, clip_vectors
+from avssl.evaluate.harness import Labels, compute_metrics, evaluate_split
+from avssl.evaluate.protocols import Options
+from avssl.evaluate.splits import Split, read_splits
 from avssl.files import Parser, atomic_write, print_result
 from avssl.training.checkpoint import LAST
 from avssl.training.loop import train
 from avssl.training.session import TrainingError
-from avssl.weights.load import Run
+from avssl.weights.load import Run, load_run
 
 ROOT = Path(__file__).resolve().parents[2]
 SECONDS = "seconds.json"  # in the folder of a run
@@ -113,10 +115,33 @@ def rows_of(manifest: Manifest) -> dict[str, np.ndarray]:
     return {"train": split.train, "test": split.test}
 
 
+def load_either(folder: Path, clips: Manifest, rows: np.ndarray, *, trained: bool) -> Run:
+    """A trained run; or what it started from, with BatchNorm statistics of training clips, as a baseline."""
+    run = load_run(folder, trained=trained)
+    return run if trained else calibrated(run, clips, rows)
+
+
 def features_of(run: Run, manifest: Manifest, *, num_clips: int, progress: str = "features") -> ClipVectors:
     """Features of all of `rows_of`, averaged over `num_clips` clips of a video."""
     rows = np.union1d(*rows_of(manifest).values())
     return clip_vectors(run, manifest, rows, num_clips=num_clips, progress=progress)
+
+
+def accuracies(
+    protocol: Literal["knn", "logistic"], vectors: ClipVectors, manifest: Manifest, split: Split
+) -> dict[str, dict[str, Any]]:
+    """Weighted kNN, or logistic regression with all labels, on outputs averaged over the clips of a video: the metric
+    of each modality (see `compute_metrics`) over the answered videos. Raises ValueError as `evaluate_split`."""
+    labels = Labels(manifest, [split])
+    name, options = ("knn", Options()) if protocol == "knn" else ("fewlabels", Options(shares=(1.0,), draws=1))
+    means = {
+        modality: {map: each.mean(axis=1, keepdims=True) for map, each in maps.items()}
+        for modality, maps in vectors.vectors.items()
+    }
+    vectors = dataclasses.replace(vectors, vectors=means)
+    part = evaluate_split(name, vectors, labels, split, options, device=torch.device("cpu"))
+    found = compute_metrics([part], labels, skip_unreadable=True)
+    return {name.removesuffix(" 100%"): metric for name, metric in found.items() if not name.endswith(" plain")}
 
 
 def probe_accuracy(
@@ -127,7 +152,10 @@ def probe_accuracy(
     split = split if train is None else dataclasses.replace(split, train=train)
     found = accuracies("logistic" if kind == "linear" else "knn", vectors, manifest, split)
     names = {"accuracy": "mean", "chance": "chance"}
-    return {name: {modality: each[key] for modality, each in found.items()} for name, key in names.items()}
+    return {  # of the test clips that have both, so that modalities are compared on the same clips
+        name: {modality: each.get("paired", each)[key] for modality, each in found.items()}
+        for name, key in names.items()
+    }
 
 
 def linear_accuracy(manifest: Manifest, features: Mapping[str, np.ndarray]) -> float:
@@ -140,8 +168,9 @@ def linear_accuracy(manifest: Manifest, features: Mapping[str, np.ndarray]) -> f
 def recall_of(vectors: ClipVectors, manifest: Manifest) -> dict[str, float]:
     """Recall across modalities among the test clips with video and audio."""
     found = vectors.videos()
-    found = found.take(np.isin(found.ids, rows_of(manifest)["test"]) & found.has("both"))
-    return recall_metrics(found.embedding["video"], found.embedding["audio"], manifest.targets()[found.ids])
+    keep = np.isin(found.ids, rows_of(manifest)["test"]) & found.has("both")
+    video, audio = (found.embedding[modality][keep] for modality in ("video", "audio"))
+    return recall_metrics(video, audio, manifest.targets()[found.ids[keep]])
 
 
 def table_of(results: Sequence[dict[str, Any]], rows: dict[str, str], columns: dict[str, tuple[str, str]]) -> str:

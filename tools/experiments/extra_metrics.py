@@ -93,10 +93,11 @@ def class_recall(query: np.ndarray, gallery: np.ndarray, targets: np.ndarray, *,
     Args:
         query, gallery: (n, D) unit vectors of the same videos.
         targets: (n,) classes.
+        k: at most the n - 1 others are looked at.
     """
     scores = query @ gallery.T
     np.fill_diagonal(scores, -np.inf)
-    nearest = np.argsort(-scores, axis=1, kind="stable")[:, :k]
+    nearest = np.argsort(-scores, axis=1, kind="stable")[:, : min(k, len(targets) - 1)]
     return float((targets[nearest] == targets[:, None]).any(axis=1).mean())
 
 
@@ -115,13 +116,13 @@ def recall_metrics(video: np.ndarray, audio: np.ndarray, targets: np.ndarray) ->
 
     Returns:
         {v2a, a2v}_r{1, 5}: another clip of the same class; {v2a, a2v}_instance_r{1, 5}: the clip's own other modality;
-        chance_r{1, 5} and chance_instance_r{1, 5}.
+        chance_r{1, 5} and chance_instance_r{1, 5}. Without those whose k is all the other clips or more.
     """
     metrics = {}
-    for k in (1, 5):
+    for k in (k for k in (1, 5) if k < len(targets) - 1):
         for name, query, gallery in (("v2a", video, audio), ("a2v", audio, video)):
             metrics[f"{name}_r{k}"] = class_recall(query, gallery, targets, k=k)
             metrics[f"{name}_instance_r{k}"] = instance_recall(query, gallery, k=k)
         metrics[f"chance_r{k}"] = chance_class_recall(targets, k=k)
-        metrics[f"chance_instance_r{k}"] = min(k / len(targets), 1.0)
+        metrics[f"chance_instance_r{k}"] = k / len(targets)
     return metrics

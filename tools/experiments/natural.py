@@ -21,7 +21,7 @@ from typing import Any
 import experiment
 import numpy as np
 import pyarrow as pa
-from experiment import ROOT
+from experiment import ROOT, load_either
 from extra_metrics import grouped_predict
 
 from avssl.config import load
@@ -30,7 +30,6 @@ from avssl.data.manifest import SCHEMA, Manifest, read_manifest, write_manifest
 from avssl.evaluate.features import extract
 from avssl.evaluate.metrics import bootstrap_interval
 from avssl.training.loop import train
-from avssl.weights.load import load_run
 from avssl.windows import beginning
 
 CONFIGS = ROOT / "configs"
@@ -155,7 +154,8 @@ def run_speech(out: Path, clips: Manifest, *, overrides: list[str]) -> dict[str,
         ):
             measured = windows(clips, clip_rows, seconds=WINDOW_SECONDS, hop=HOP_SECONDS)
             manifest = write_windows(folder / f"{name.replace(' ', '_')}.parquet", measured, root=clips.root)
-            run = load_run(folder / "run", trained=trained)
+            seen = read_manifest(folder / "train.parquet")
+            run = load_either(folder / "run", seen, np.arange(len(seen)), trained=trained)
             found = extract(run, manifest, np.arange(len(manifest)), num_clips=1, progress=f"fold {fold}, {name}")
             parts[name].append(
                 (
@@ -198,7 +198,8 @@ def run_fight(out: Path, clips: Manifest, *, overrides: list[str]) -> dict[str, 
     rows = np.flatnonzero(clips.valid() & (clips.targets() >= 0))
     features = {}
     for name, trained in (("trained", True), ("random weights", False)):
-        found = extract(load_run(out / "run", trained=trained), clips, rows, num_clips=3, progress=name)
+        run = load_either(out / "run", clips, rows, trained=trained)
+        found = extract(run, clips, rows, num_clips=3, progress=name)
         features[f"linear probe of video, {name}"] = (found.ids, found.features["video"])
     features["from whether it has sound"] = (rows, clips.has_audio[rows][:, None].astype(np.float64))
     metrics = {}

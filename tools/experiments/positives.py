@@ -22,12 +22,13 @@ from typing import Any
 import experiment
 import numpy as np
 import torch
-from experiment import ROOT, SECONDS, cached, features_of, info, probe_accuracy, table_of, train_timed
+from experiment import ROOT, SECONDS, cached, features_of, info, probe_accuracy, rows_of, table_of, train_timed
 
 from avssl import distributed
 from avssl.config import Config, load
 from avssl.data.find_tracks import track_manifest
 from avssl.data.manifest import Manifest, read_manifest
+from avssl.evaluate.features import calibrated
 from avssl.evaluate.propagate import score_propagation
 from avssl.evaluate.scenes import make_scene
 from avssl.methods import build_method, method_options
@@ -159,9 +160,11 @@ def run_row(
         if row.trained and not train_timed(config):
             return None
         info(f"== measure {folder}")
-        run = load_run(folder) if row.trained else untrained_run(config)
+        sets = read_sets(data)
+        toy = sets["toy"]
+        run = load_run(folder) if row.trained else calibrated(untrained_run(config), toy, rows_of(toy)["train"])
         seconds = cached(folder / SECONDS, dict) if row.trained else {}
-        cached(metrics, lambda: measure(run, read_sets(data), frames=row.frames) | seconds | {"settings": settings})
+        cached(metrics, lambda: measure(run, sets, frames=row.frames) | seconds | {"settings": settings})
     found = cached(metrics, dict)
     other = [key for key, value in settings.items() if found["settings"].get(key, value) != value]
     if other or settings.keys() != found["settings"].keys():

@@ -159,16 +159,16 @@ def _evaluate(
 def table(found: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> str:
     """Markdown: a row for each set, protocol and way, and how long fine-tuning took."""
     lines = [
-        "| set | protocol | | chance | random init | " + " | ".join(METHODS.values()) + " |",
-        "|---|---|---|---|---|" + "---|" * len(METHODS),
+        "| set | protocol | | n | chance | random init | " + " | ".join(METHODS.values()) + " |",
+        "|---|---|---|---|---|---|" + "---|" * len(METHODS),
     ]
     for name, protocols in found.items():
         for protocol, results in protocols.items():
             for way in WAYS[protocol]:
                 scores = [results["avid"]["random"], *(results[method]["scores"] for method in METHODS)]
                 if all(way in each for each in scores):
-                    chance = scores[-1][way]["chance"]
-                    cells = [name, protocol, way, f"{chance:.3f}", *(shown(each[way]) for each in scores)]
+                    num, chance = (scores[-1][way][key] for key in ("num", "chance"))
+                    cells = [name, protocol, way, str(num), f"{chance:.3f}", *(shown(each[way]) for each in scores)]
                     lines.append(f"| {' | '.join(cells)} |")
     longest = {}
     for name, protocols in found.items():
