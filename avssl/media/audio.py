@@ -77,6 +77,8 @@ class Run:
         """Begin where the run `before` it ends, unless the timestamps are off by more than they wobble."""
         anchors = np.array(self.anchors)
         middle = np.sort(anchors)[len(anchors) // 4 : len(anchors) - len(anchors) // 4]
+        if np.ptp(anchors) <= float(self.frames[0].time_base):  # only rounded: the same wherever reading began
+            middle = np.median(anchors)
         self.begin = float(middle.mean()) + self.elapsed
         self.wobble = min(_largest_fall(anchors), _largest_fall(-anchors), WOBBLE_SECONDS)
         if before is not None:
@@ -168,11 +170,16 @@ def on_grid(
     first = round(start * sample_rate)
     values = np.zeros(math.ceil(duration * sample_rate) + 1, dtype=np.float32)
     filled = np.zeros(len(values), dtype=bool)
+    last = None  # where the run before ends
     for run in runs(frames):
-        begin = round(run.begin * sample_rate) - first
+        if run.rate != sample_rate:
+            last = None
+            continue
+        begin = last if run.continues and last is not None else round(run.begin * sample_rate) - first
         ends = begin + np.cumsum([frame.samples for frame in run.frames])
+        last = int(ends[-1])
         inside = [i for i, end in enumerate(ends) if end > 0 and end - run.frames[i].samples < len(values)]
-        if run.rate == sample_rate and inside:
+        if inside:
             begin = int(ends[inside[0]]) - run.frames[inside[0]].samples
             low, high = max(begin, 0), min(int(ends[inside[-1]]), len(values))
             values[low:high] = to_mono(*(run.frames[i] for i in inside))[low - begin : high - begin]

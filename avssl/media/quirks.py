@@ -78,6 +78,8 @@ def first_jump(seconds: np.ndarray) -> int | None:
     """Number of the first packet of a track from where its times (n,) go back for good; not at a piece that is repeated
     or in the wrong place, behind which the times continue those before it.
     """
+    if not len(seconds):
+        return None
     steps = np.flatnonzero(np.abs(np.diff(seconds)) > JUMP_SECONDS) + 1
     parts: list[np.ndarray] = []  # numbers of the packets of each
     for part in np.split(np.arange(len(seconds)), steps):
