@@ -9,6 +9,7 @@ from typing import get_args
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from avssl.config import ConfigError, DataConfig, PolicyConfig
 from avssl.data.manifest import Manifest
@@ -16,6 +17,8 @@ from avssl.windows import beginning
 
 SHORT_SECONDS = 0.1  # may be missing of a window: audio of intact clips ends up to 0.06 s off (priming, last packet)
 LATE_SECONDS = 0.2  # tracks of intact MPEG and FLV begin up to 0.1 s apart
+UNINDEXED = r"\.(mpe?g|vob|m2p)$"  # MPEG program streams: a window is searched for among the bytes
+LONG_SECONDS = 600.0  # of such a file, in which that takes about a second
 UNEQUAL_SECONDS = 0.5  # recorders close one track later than the other
 TITLES = {
     "unreadable": "unreadable",
@@ -109,6 +112,12 @@ def admit(manifest: Manifest, data: DataConfig) -> Admitted:
     valid = split & ~np.any(list(skipped.values()), axis=0)
     masked = {case: rows & valid for case, rows in found.items() if policy[case] == "mask"}
     return Admitted(valid, _counts(skipped), _counts(masked))
+
+
+def num_slow(manifest: Manifest, valid: np.ndarray) -> int:
+    """How many of the rows valid (N,) are of long files without an index, where finding a window takes seconds."""
+    is_unindexed = pc.match_substring_regex(manifest.table.column("path"), UNINDEXED, ignore_case=True).to_numpy()
+    return int((valid & is_unindexed & (_numbers(manifest, "duration") > LONG_SECONDS)).sum())
 
 
 def _refusal(case: str, manifest: Manifest, rows: np.ndarray, *, split: str | None) -> str:

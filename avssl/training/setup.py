@@ -18,7 +18,7 @@ from avssl.config import Config, ConfigError, DataConfig, loads, without_weights
 from avssl.data.dataset import ClipDataset, check_decoder, track_table
 from avssl.data.loader import build_loader
 from avssl.data.manifest import Manifest, read_manifest
-from avssl.data.policy import admit
+from avssl.data.policy import admit, num_slow
 from avssl.data.sampling import TrainingBatches
 from avssl.data.tracks import read_tracks
 from avssl.media.decoders import format_decoder
@@ -321,6 +321,11 @@ def describe(run: Setup) -> list[str]:
         lines.append(
             f"note: no bfloat16 kernels on this {run.device.type}, so steps may take some 30 times as long as with "
             "run.precision=float32"
+        )
+    if num := num_slow(run.manifest, instances.valid.numpy()):
+        lines.append(
+            f"note: {num} clips are of long MPEG files without an index, where every window takes seconds to find: "
+            "python tools/prepare.py makes copies that do not"
         )
     threads = torch.get_num_threads()
     if run.before and run.device.type == "cpu" and (before := run.before.get("num_threads", threads)) != threads:

@@ -9,7 +9,7 @@ import pytest
 
 from avssl.config import Config, ConfigError, PolicyConfig, dumps, loads
 from avssl.data.manifest import SCHEMA, Manifest
-from avssl.data.policy import TITLES, admit, cases
+from avssl.data.policy import TITLES, admit, cases, num_slow
 
 GOOD = {
     "path": "a.mp4",
@@ -184,3 +184,10 @@ def test_policy_round_trip() -> None:
         "error",
         "mask",
     )
+
+
+def test_long_files_without_an_index_are_counted() -> None:
+    rows = [{"path": f"{i}.{end}", "duration": seconds} for i, (end, seconds) in enumerate([
+        ("mpg", 2400.0), ("VOB", 2400.0), ("mpg", 20.0), ("mpg.mp4", 2400.0), ("mpeg", 2400.0), ("mpeg", None),
+    ])]  # fmt: skip
+    assert num_slow(manifest(*rows), np.array([True, True, True, True, False, True])) == 2
