@@ -312,3 +312,34 @@ def test_other_errors_pass(manifest: Path) -> None:
     dataset = ClipDataset(read_manifest(manifest), data, AVID.views[:1])
     with pytest.raises(RuntimeError, match="of another kind"), lost_workers_named(dataset, data):
         raise RuntimeError("of another kind")
+
+
+ORPHANS = """
+import os, signal, sys
+import torch
+from avssl.config import DataConfig
+from avssl.data.dataset import ClipDataset
+from avssl.data.loader import build_loader
+from avssl.data.manifest import read_manifest
+from avssl.data.sampling import Key
+from avssl.methods.avid import AVID
+
+data = DataConfig(manifest="", num_frames=2, fps=5, size=32, audio_seconds=0.5, sample_rate=8000, num_workers=2)
+clips = ClipDataset(read_manifest(sys.argv[1]), data, AVID.views)
+arrivals = iter(build_loader(clips, [[Key(0, 0, 0)]] * 20, data, device=torch.device("cpu")))
+next(arrivals)
+print(*(worker.pid for worker in arrivals._workers), flush=True)
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+@pytest.mark.processes
+def test_workers_end_with_a_killed_main_process(manifest: Path) -> None:
+    done = subprocess.run([sys.executable, "-c", ORPHANS, str(manifest)], capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    workers = [Path("/proc") / pid for pid in done.stdout.split()]
+    assert len(workers) == 2
+    since = time.monotonic()
+    while any(worker.exists() and "(zombie)" not in (worker / "status").read_text() for worker in workers):
+        assert time.monotonic() - since < 3.0  # torch's own watch looks every 5 seconds
+        time.sleep(0.05)

@@ -191,3 +191,10 @@ def _prepare_worker(worker: int) -> None:
     cv2.setNumThreads(0)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    """End this worker as soon as the main process is gone: torch's own way out can wait for it without end."""
+    multiprocessing.parent_process().join()
+    os._exit(1)
