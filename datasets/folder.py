@@ -20,12 +20,18 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from avssl.data.manifest import ManifestError
+from avssl.data.manifest import FINDINGS, ManifestError
 from avssl.data.recipes.build import Found, run_recipe
 from avssl.data.recipes.layout import CLIPS, SOUNDS, find_clips, label_clips
 from avssl.data.recipes.lists import path_on_disk, read_csv, read_seconds
 
 COLUMNS = ("path", "label", "labels", "split", "group", "start", "end")
+MEANT = {  # by names that others give them
+    **dict.fromkeys(("start_seconds", "start_time", "start_sec", "begin"), "start"),
+    **dict.fromkeys(("end_seconds", "end_time", "end_sec", "stop"), "end"),
+    **dict.fromkeys(("class", "class_name", "category"), "label"),
+    **dict.fromkeys(("subset", "partition"), "split"),
+}
 HINT = f"columns are {', '.join(COLUMNS)} and further ones"
 LAYOUT = f"clips end in {' '.join(sorted(CLIPS))}; --sounds takes audio files"
 
@@ -35,7 +41,9 @@ def read_list(path: Path, root: Path) -> list[dict[str, Any]]:
     rows, known = [], set()
     for cells in read_csv(path, ("path",), hint=HINT, comment=""):
         for name in cells.keys() - set(COLUMNS):
-            for near in difflib.get_close_matches(name, COLUMNS, n=1, cutoff=0.8):
+            if name in FINDINGS or name.startswith("listed_"):
+                raise ManifestError(f"{path} has a column {name}, a name that the manifest itself uses: rename it")
+            for near in [MEANT[name]] if name in MEANT else difflib.get_close_matches(name, COLUMNS, n=1, cutoff=0.8):
                 raise ManifestError(f"{path} has a column {name}, did you mean {near}? {HINT}, not so alike")
         where = f"{path}, {cells['path']!r}"
         row = {name: value or None for name, value in cells.items()}

@@ -114,6 +114,11 @@ def _of_part(row: Mapping[str, Any], facts: Mapping[str, Any]) -> dict[str, Any]
     start, end = row.get("start") or 0.0, row.get("end")
     if facts["status"] not in ("ok", "no_video") or (not start and end is None):
         return dict(facts)
+    zero = float(beginning(*(np.float64(facts[f"{track}_start"]) for track in ("video", "audio"))))
+    for before, after in facts.get(HOLES) or ():
+        if before - zero <= start and end is not None and end <= after - zero:
+            reason = f"its part, {start:g} to {end:g} s, lies where the file has nothing"
+            return facts | {"status": "outside", "has_audio": False, "reason": reason}
     video, audio = _length(facts)
     has_video = start < video and (end is None or end > 0)
     has_audio = start < audio and (end is None or end > 0)

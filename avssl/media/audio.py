@@ -16,7 +16,6 @@ import numpy as np
 from avssl.media.reader import WOBBLE_SECONDS, DecodeError
 
 BLOCK_FRAMES, BLOCK_SECONDS = 32, (1.0, 10.0)  # audio that is placed together: at least, at most
-JUMP_SECONDS = 5e-4  # audio further than this from where it should continue is placed anew
 PAST_FRAMES, LOOK_SECONDS = 64, 1.0  # before and behind a step of the timestamps, to tell a gap from wobble
 MIN_TICK = 5e-4  # seconds; timestamps are rounded to ticks (1 ms in Matroska), so a difference of one tick is no gap
 MAX_GAP_SECONDS = 600.0  # filled with zeros
@@ -55,7 +54,6 @@ class Run:
         elapsed: seconds of audio before this run.
         begin: second of its first sample.
         continues: whether that is where the run before it ends.
-        wobble: seconds by which the timestamps go back against the audio.
     """
 
     elapsed: float
@@ -63,7 +61,6 @@ class Run:
     anchors: list[float] = field(default_factory=list)
     begin: float = 0.0
     continues: bool = False
-    wobble: float = 0.0
 
     @property
     def rate(self) -> int:
@@ -74,16 +71,15 @@ class Run:
         return sum(frame.samples for frame in self.frames) / self.rate
 
     def place(self, before: "Run | None") -> None:
-        """Begin where the run `before` it ends, unless the timestamps are off by more than they wobble."""
+        """Begin where the run `before` it ends, unless the timestamps have gone WOBBLE_SECONDS away from it."""
         anchors = np.array(self.anchors)
         middle = np.sort(anchors)[len(anchors) // 4 : len(anchors) - len(anchors) // 4]
         if np.ptp(anchors) <= float(self.frames[0].time_base):  # only rounded: the same wherever reading began
             middle = np.median(anchors)
         self.begin = float(middle.mean()) + self.elapsed
-        self.wobble = min(_largest_fall(anchors), _largest_fall(-anchors), WOBBLE_SECONDS)
         if before is not None:
-            self.wobble, end = max(self.wobble, before.wobble), before.begin + before.seconds
-            self.continues = abs(self.begin - end) <= max(JUMP_SECONDS, self.wobble)
+            end = before.begin + before.seconds
+            self.continues = abs(self.begin - end) <= WOBBLE_SECONDS
             self.begin = end if self.continues else self.begin
 
 
@@ -91,7 +87,7 @@ def runs(frames: Iterable[tuple[float, av.AudioFrame]]) -> Iterator[Run]:
     """Decoded frames with their seconds -> runs of up to BLOCK_SECONDS, placed by the timestamps of all their frames.
 
     A single timestamp is rounded, and those of recorders wobble by tens of milliseconds around the line of contiguous
-    audio. Only a step that stays is a gap; a clock that drifts is followed from run to run.
+    audio. Only a step that stays is a gap; a clock that drifts is followed in steps of WOBBLE_SECONDS.
     """
     source = iter(frames)
     ahead: deque[tuple[float, av.AudioFrame]] = deque()  # (anchor, frame)

@@ -18,6 +18,7 @@ from av.codec.context import Flags2
 
 from avssl.files import digest
 from avssl.media.audio import to_mono
+from avssl.media.prepare import read_record, with_source
 from avssl.media.probe import (
     SILENCE,
     Probe,
@@ -57,7 +58,8 @@ class Inspection(Probe):
 
 def inspect(path: str | Path) -> Inspection:
     """Decode a whole file and return its facts; never raises for a bad file, as `probe`."""
-    return Inspection(**examine(path, _read_facts))
+    found, record = Inspection(**examine(path, _read_facts)), read_record(path)
+    return with_source(found, record) if record else found
 
 
 class _Track:

@@ -38,6 +38,7 @@ from avssl.media.upright import Orientation, orientation
 from avssl.workers import serve
 
 T = TypeVar("T")
+P = TypeVar("P", bound=Probe)
 EXTENSION = ".mp4"
 VERSION = 3  # of the copies: another one makes all of them anew
 CLOCK = 90_000  # ticks per second of video
@@ -150,9 +151,13 @@ def _is_of(record: Record, source: str | Path, settings: Settings) -> bool:
 
 
 def _facts(target: Path, record: Record) -> Probe:
+    return with_source(probe(target), record)
+
+
+def with_source(found: P, record: Record) -> P:
     """Facts of a copy; holes, and the reason of missing audio, are those of the source."""
     holes = record.holes and [[second + record.shift for second in hole] for hole in record.holes]
-    found = replace(probe(target), holes=holes)
+    found = replace(found, holes=holes)
     return found if found.has_audio or not record.reason else replace(found, reason=record.reason)
 
 

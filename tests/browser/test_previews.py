@@ -21,7 +21,7 @@ import pytest
 from PIL import Image
 
 from avssl.browser import previews
-from avssl.browser.previews import PreviewError, Previews
+from avssl.browser.previews import MODULE, PreviewError, Previews
 from avssl.workers import Lost
 from tests.support.clips import make_clip, make_sound
 
@@ -156,8 +156,7 @@ def wait_until_asked(stopped: subprocess.Popen) -> None:
 
 def test_a_worker_that_hangs_holds_up_nothing_else(clips: Path, tmp_path: Path) -> None:
     with Previews(tmp_path, num_workers=1, timeout_seconds=10) as made, ThreadPoolExecutor() as threads:
-        made.media(clips / "0.mkv")
-        os.kill(made._transcodes.workers[0].process.pid, signal.SIGSTOP)
+        made._transcodes.workers[0].module = "tests.support.sleeper"
         hanging = threads.submit(made.media, clips / "1.mkv")
         assert made.poster(clips / "2.mkv")  # while the other hangs
         assert not hanging.done()
@@ -165,6 +164,7 @@ def test_a_worker_that_hangs_holds_up_nothing_else(clips: Path, tmp_path: Path) 
             hanging.result()
         with pytest.raises(PreviewError, match="not done within"):  # at once
             made.media(clips / "1.mkv")
+        made._transcodes.workers[0].module = MODULE
         assert made.media(clips / "2.mkv")[1] == "video/mp4"
 
 

@@ -60,6 +60,13 @@ def test_seconds_count_from_the_beginning_of_the_file(tmp_path: Path) -> None:
     assert numbers(preview.data) == list(range(10, 30))
 
 
+def test_rows_inside_a_hole_are_outside() -> None:
+    times = {"video_start": 1.4, "video_end": 120.0, "audio_start": 1.4, "audio_end": 120.0}
+    facts = asdict(Probe(status="ok", reason="", has_audio=True, holes=[[7.4, 107.4]], **times))
+    rows = [{"path": "a.ts", "start": start, "end": end} for start, end in [(6.0, 106.0), (5.9, 20.0), (50.0, 107.0)]]
+    assert join_facts(rows, {"a.ts": facts}).column("status").to_pylist() == ["outside", "ok", "ok"]
+
+
 def test_rows_outside_of_their_file_are_named(tmp_path: Path) -> None:
     write_tracks(tmp_path / "a.ts", [VIDEO, AUDIO], seconds=2)
     parts = [(1.0, 3.0), (2.5, 4.0), (100.0, 110.0), (5.0, None), (None, 1.0)]

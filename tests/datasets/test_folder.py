@@ -205,6 +205,9 @@ def test_names_are_found_in_either_form_of_unicode(folder, tmp_path):
         ("path,label\n", "list.csv names no clip"),
         ("file,label\na.mp4,x\n", "no column path: .* is 'file,label'"),
         ("path;label\na.mp4;x\n", "no column path: .* with commas between, and is 'path;label'"),
+        ("path,start_seconds\na.mp4,1\n", "has a column start_seconds, did you mean start?"),
+        ("path,End_Time\na.mp4,1\n", "has a column end_time, did you mean end?"),
+        ("path,damaged_at\na.mp4,1\n", "a name that the manifest itself uses: rename it"),
         ("path,labell\na.mp4,x\n", "has a column labell, did you mean label?"),
         ("path,label,Label\na.mp4,x,y\n", "has the column label twice"),
         (

@@ -415,6 +415,7 @@ WOBBLES = {
     "random": lambda number, seconds: np.random.default_rng(number).uniform(-1, 1),
     "in turn": lambda number, seconds: (-1) ** number,
     "slow": lambda number, seconds: np.sin(2 * np.pi * seconds),
+    "slower": lambda number, seconds: np.sin(2 * np.pi * seconds / 3),
 }
 
 

@@ -1,0 +1,5 @@
+"""A worker that answers nothing."""
+
+import time
+
+time.sleep(1000)
