@@ -11,6 +11,7 @@ from avssl.config import ConfigError, PolicyConfig, from_dict, merge, read_secti
 from avssl.data.manifest import Manifest, read_manifest, write_manifest
 from avssl.files import atomic_write
 from avssl.methods import is_supervised
+from avssl.training.checkpoint import LAST
 from avssl.training.loop import train
 from avssl.weights.load import Pretrained, Run, load_run
 
@@ -80,6 +81,12 @@ def train_classifier(
     start = out / f"start-{pretrained.weights_hash[:12]}.safetensors"
     if trained:
         config = config.replace(model=config.model.replace(**{f"{modality}_weights": str(start)}))
+    others = [each for each in sorted(out.glob("start-*.safetensors")) if each != (start if trained else None)]
+    if others and (out / LAST).exists():
+        raise ConfigError(
+            f"model.{modality}_weights={config.model.video_weights or config.model.audio_weights or 'null'}, but the run "
+            f"in {out} was started with {others[0]}: choose another folder"
+        )
     if distributed.is_main():
         _prepare(pretrained, manifest, path, start if trained else None)
     distributed.barrier()

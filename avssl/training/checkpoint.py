@@ -108,7 +108,8 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
 def _are_rows(instances: dict[str, Any]) -> bool:
     """Whether the tensors are about the same rows, each with a value of its own (none is repeated by its stride)."""
     rows = [each for each in instances.values() if isinstance(each, Tensor)]
-    return len({each.shape for each in rows}) == 1 and all(each.dim() == 1 and each.is_contiguous() for each in rows)
+    has_rows = all(each.dim() in (1, 2) and each.is_contiguous() for each in rows)  # of several classes: (N, C)
+    return has_rows and len({len(each) for each in rows}) == 1
 
 
 @contextmanager

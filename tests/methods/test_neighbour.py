@@ -269,7 +269,7 @@ def test_clips_of_a_video_come_together() -> None:
             {"negatives": ["bank"], "num_negatives": -1},
             "num_negatives=-1 in NeighbourOptions: expected a whole number of at least 1",
         ),
-        ({"bank_momentum": 7.0}, "bank_momentum=7.0 in NeighbourOptions: expected a number from 0 to 1"),
+        ({"bank_momentum": 7.0}, "bank_momentum=7.0 in NeighbourOptions: expected a number of at least 0 and below 1"),
         ({"temperature": 0.0}, "temperature=0.0 in NeighbourOptions: expected a number above 0"),
         ({"intra_temperature": -0.1}, "intra_temperature=-0.1 in NeighbourOptions: expected a number above 0"),
         (

@@ -46,6 +46,7 @@ ZERO = {  # reason: fields that are taken as 0
         *("method swav.queue_size",),
     },
     "the same seconds": {"method neighbour.max_seconds", "method neighbour.intra_seconds"},
+    "a cosine": {"method avid_cma.min_score"},
     "weights that stand still: a control": {"optim.lr", "optim.lr_per_256", "optim.final_lr"},
 }
 NULL = {  # the encoder's own, all of them, or none
@@ -57,7 +58,8 @@ NULL = {  # the encoder's own, all of them, or none
 NO_CHANGES = {"data.policy", "method neighbour.further", "method byol.first", "method byol.second", "method swav.small"}
 TAKEN: list[tuple[Any, set[str]]] = [
     ("0", TEXT | SWITCHES | set().union(*ZERO.values())),
-    *((words, TEXT) for words in ("-1", "nan", ".inf", "words")),
+    ("-1", TEXT | {"method avid_cma.min_score"}),
+    *((words, TEXT) for words in ("nan", ".inf", "words")),
     ("true", TEXT | SWITCHES),
     (None, NULL),
     ([], {"optim.milestones"}),
