@@ -83,9 +83,9 @@ def train_classifier(
         config = config.replace(model=config.model.replace(**{f"{modality}_weights": str(start)}))
     others = [each for each in sorted(out.glob("start-*.safetensors")) if each != (start if trained else None)]
     if others and (out / LAST).exists():
+        weights = start if trained else "null"
         raise ConfigError(
-            f"model.{modality}_weights={config.model.video_weights or config.model.audio_weights or 'null'}, but the run "
-            f"in {out} was started with {others[0]}: choose another folder"
+            f"model.{modality}_weights={weights}, but the run in {out} was started with {others[0]}: choose another folder"
         )
     if distributed.is_main():
         _prepare(pretrained, manifest, path, start if trained else None)
