@@ -85,7 +85,8 @@ def train_classifier(
     if others and (out / LAST).exists():
         weights = start if trained else "null"
         raise ConfigError(
-            f"model.{modality}_weights={weights}, but the run in {out} was started with {others[0]}: choose another folder"
+            f"model.{modality}_weights={weights}, but the run in {out} was started with {others[0]}: choose another "
+            "folder"
         )
     if distributed.is_main():
         _prepare(pretrained, manifest, path, start if trained else None)
