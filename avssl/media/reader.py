@@ -133,7 +133,6 @@ class Reader:
         problem = file_problem(self.path)
         if problem is not None:
             raise DecodeError(path, problem)
-        self._tracks: tuple[int | None, int | None] | None = None  # numbers of the streams
         self._open()
 
     def __enter__(self) -> Self:
@@ -147,23 +146,25 @@ class Reader:
             self.container = _open_container(str(self.path))
         except (av.error.FFmpegError, ValueError) as error:
             raise DecodeError(self.path, f"no media file that can be opened ({error_text(error)})") from error
-        self.jumps = ()
-        if self.container.format.name in quirks.JOINED:
-            found = self.path.stat()
-            self.jumps = _find_jumps(str(self.path), found.st_size, found.st_mtime_ns)
+        found, streams = self.path.stat(), self.container.streams
+        state = str(self.path), found.st_size, found.st_mtime_ns
+        self.jumps = _find_jumps(*state) if self.container.format.name in quirks.JOINED else ()
         try:
-            self._tracks = self._tracks or choose_tracks(self.container, partial(_open_container, str(self.path)))
-            self.video, self.audio = (None if i is None else self.container.streams[i] for i in self._tracks)
+            is_plain = max(len(streams.video), len(streams.audio)) < 2
+            tracks = (
+                choose_tracks(self.container, partial(_open_container, state[0])) if is_plain else _find_tracks(*state)
+            )
+            self.video, self.audio = (None if i is None else streams[i] for i in tracks)
             self._check_limits()
         except DecodeError:
             self.container.close()
             raise
-        streams = [stream for stream in (self.video, self.audio) if stream is not None]
-        for stream in streams:
+        chosen = [stream for stream in (self.video, self.audio) if stream is not None]
+        for stream in chosen:
             stream.codec_context.thread_count = 1
         if self.video is not None:  # frames can also grow in the middle of a file
             self.video.codec_context.options = {"max_pixels": str(self.limits.max_pixels)}
-        self._pass = _Pass(self.container, streams, jumps=self.jumps, from_beginning=True)
+        self._pass = _Pass(self.container, chosen, jumps=self.jumps, from_beginning=True)
 
     def _check_limits(self) -> None:
         width, height = (0, 0) if self.video is None else (self.video.width, self.video.height)
@@ -406,6 +407,14 @@ def _find_jumps(path: str, size: int, changed: int) -> tuple[quirks.Jump, ...]:
     with _open_container(path) as container:
         streams = [*container.streams.video, *container.streams.audio]
         return tuple(quirks.find_jumps(_demux(container, streams)))
+
+
+@functools.lru_cache(maxsize=10_000)
+def _find_tracks(path: str, size: int, changed: int) -> tuple[int | None, int | None]:
+    """`choose_tracks` of a file that is as large and as old; looking into several may mean to decode 10 s of each."""
+    reopen = partial(_open_container, path)
+    with reopen() as container:
+        return choose_tracks(container, reopen)
 
 
 def _demux(container: av.container.InputContainer, streams: Sequence[av.stream.Stream]) -> Iterator[av.Packet]:

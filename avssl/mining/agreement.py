@@ -103,13 +103,9 @@ def mine_agreement(
     # the definition's vectors, each (n, D)
     banks = [space[rows].double() for space in _spaces(video, audio, rule).values()]
     ids, score, passes = _search(banks, rule, k=k, generator=generator)
-    if min_score > -1:
-        few = score < min_score
-        ids, order = rows[ids].masked_fill(few, -1).sort(dim=1)
-        sets.ids[rows], sets.score[rows] = ids, score.masked_fill(few, 0).gather(1, order)
-    else:
-        sets.ids[rows], sets.score[rows] = rows[ids], score
-    sets.passes[rows] = passes
+    is_unlike = score < min_score - 1e-6  # for rounding
+    ids, order = rows[ids].masked_fill(is_unlike, -1).sort(dim=1)
+    sets.ids[rows], sets.score[rows], sets.passes[rows] = ids, score.masked_fill(is_unlike, 0).gather(1, order), passes
     return sets
 
 

@@ -12,6 +12,7 @@ from avssl.media.inspect import inspect
 from avssl.media.prepare import Settings, prepare_clip
 from avssl.media.preview import playable
 from avssl.media.probe import probe
+from avssl.media.reader import Reader
 from avssl.windows import AudioWindow, VideoWindow
 from tests.support.numbered import numbers
 from tests.support.tracks import write_tracks
@@ -141,3 +142,16 @@ def crc(content: bytes) -> int:
         for _ in range(8):
             value = (value << 1 ^ (0x04C11DB7 if value & 1 << 31 else 0)) & 0xFFFFFFFF
     return value
+
+
+def test_tracks_are_looked_into_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "two.mkv"
+    write_tracks(path, [VIDEO, AUDIO, AUDIO], seconds=1)
+    with Reader(path) as reader:
+        expected = reader.audio.index
+    opened, open_file = [], av.open
+    monkeypatch.setattr(av, "open", lambda *given, **named: opened.append(given) or open_file(*given, **named))
+    for _ in range(3):
+        with Reader(path) as reader:
+            assert reader.audio.index == expected
+    assert len(opened) == 3
