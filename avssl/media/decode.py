@@ -259,12 +259,12 @@ def _read_audio(reader: Source, start: float, window: AudioWindow) -> Samples:
     frames = list(until(frames, start + window.duration + LEAD_SECONDS))
     if not frames:
         return Samples(data, start, padded=True)
-    rate = frames[0][1].sample_rate
-    values, filled = on_grid(frames, start - LEAD_SECONDS, window.duration + 2 * LEAD_SECONDS, rate)
-    resampled = resample(values, rate, window.sample_rate)
-    skip = round(LEAD_SECONDS * window.sample_rate)
-    output = resampled[skip : skip + window.num_samples]
-    np.clip(output, -1, 1, out=data[: len(output)])
-    lead = round(LEAD_SECONDS * rate)
-    missing = np.count_nonzero(~filled[lead : lead + round(window.duration * rate)])
-    return Samples(data, start, padded=bool(missing > 0.002 * rate))  # 2 ms: two ticks of Matroska
+    missing, lead = window.duration, round(LEAD_SECONDS * window.sample_rate)
+    for rate in {frame.sample_rate for _, frame in frames}:  # one, unless files of several rates were joined
+        values, filled = on_grid(frames, start - LEAD_SECONDS, window.duration + 2 * LEAD_SECONDS, rate)
+        output = resample(values, rate, window.sample_rate)[lead : lead + window.num_samples]
+        data[: len(output)] += output
+        begin = round(LEAD_SECONDS * rate)
+        missing -= np.count_nonzero(filled[begin : begin + round(window.duration * rate)]) / rate
+    np.clip(data, -1, 1, out=data)
+    return Samples(data, start, padded=bool(missing > 0.002))  # 2 ms: two ticks of Matroska

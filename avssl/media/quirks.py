@@ -26,6 +26,7 @@ LOOK_AHEAD = 20  # packets: H.264 shows a frame at most 16 later than it decodes
 JOINED = frozenset({"mpegts", "mpeg", "ogg"})  # may be several files one behind the other, each with its own clock
 JUMP_SECONDS = 0.5  # by which times go back from one file to the next, at least
 PART_SECONDS = 1.0  # of each of them, at least: a shorter one is damage
+WRAP_SECONDS = 2**33 / 90_000  # of the clock of MPEG-TS; FFmpeg adds it to times far below the first ones
 PCM_SECONDS = 1.0  # of PCM read at a time
 PCM_TAGS = ("sowt", "ipcm", "lpcm")  # of little-endian samples in MOV and MP4
 
@@ -61,7 +62,7 @@ def find_jumps(packets: Iterable[av.Packet]) -> list[Jump]:
     jumps: list[Jump] = []
     while True:
         tracks = [streams == each for each in set(streams.tolist())]
-        firsts = [(positions[track], first_jump(decoded[track])) for track in tracks]
+        firsts = [(positions[track], first_jump(_unwrapped(decoded[track]))) for track in tracks]
         begin = min((places[first] for places, first in firsts if first is not None), default=None)
         if begin is None:
             return jumps
@@ -72,6 +73,11 @@ def find_jumps(packets: Iterable[av.Packet]) -> list[Jump]:
         decoded[behind] += shift
         shown[behind] += shift
         jumps.append(Jump(int(begin), end, shift + (jumps[-1].shift if jumps else 0.0)))
+
+
+def _unwrapped(seconds: np.ndarray) -> np.ndarray:
+    """Times (n,) without the steps of WRAP_SECONDS by which FFmpeg has moved those of a joined file."""
+    return seconds - WRAP_SECONDS * np.cumsum(np.round(np.diff(seconds, prepend=seconds[:1]) / WRAP_SECONDS))
 
 
 def first_jump(seconds: np.ndarray) -> int | None:

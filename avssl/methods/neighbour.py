@@ -58,6 +58,10 @@ class NeighbourOptions(HeadOptions):
             ),
             (self.interval == "radii" and near is None, "interval=radii draws clips within max_seconds: set it"),
             (
+                self.interval == "uniform" and near == 0,
+                "max_seconds=0 leaves clips drawn anywhere without a near one: set it above 0, or interval=halves",
+            ),
+            (
                 self.num_far and (self.interval != "radii" or self.num_clips < least),
                 f"num_far={self.num_far} needs interval=radii and, beside the first clip and a near one, num_clips of "
                 f"at least {least}",
@@ -145,9 +149,10 @@ class Neighbour(Method):
                 with encode.statistics(network, [view]):
                     return self.embed(view, network(x), batch)
 
-            queries = [through(own, view, x) for view, x in raw.items()]
-            keys = [through(other, view, x) for view, x in raw_keys.items()]
-            return Embedded.interleave(queries), Embedded.interleave(keys)
+            queries = {view: through(own, view, x) for view, x in raw.items()}
+            both = queries if other is own else {}  # what has been through this head already
+            keys = [both[view] if view in both else through(other, view, x) for view, x in raw_keys.items()]
+            return Embedded.interleave(list(queries.values())), Embedded.interleave(keys)
 
         queries, keys = embedded("video")
         logs = {"inter": self.contrast(queries, keys, progress)}

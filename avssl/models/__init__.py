@@ -3,21 +3,23 @@
 Each builder takes `depth` and `width` and returns an `Encoder` (see heads.py), whose maps the probes read by name.
 """
 
+import importlib
 from collections.abc import Callable
 from typing import Literal
 
 from avssl import config
-from avssl.models.adapters import PytorchvideoVideo, TorchvisionVideo
 from avssl.models.audio import Conv2DAvid
 from avssl.models.guard import guard_gradients
 from avssl.models.heads import Encoder
-from avssl.models.images import FrameResNet, SpectrogramResNet
 from avssl.models.importers import load_weights
 from avssl.models.video import R2Plus1DAvid
 
 
-def _fixed(encoder: Callable[[str], Encoder], name: str) -> Callable[..., Encoder]:
-    """The builder of a library's network, which has one depth and one width."""
+def _fixed(encoder: str, name: str) -> Callable[..., Encoder]:
+    """The builder of a library's network, which has one depth and one width. The library is imported by the first that
+    is built: torchvision takes 2 seconds, and AVID's trunks do without.
+    """
+    module, encoder = encoder.split(".")
 
     def build(*, depth: int | None = None, width: float = 1.0) -> Encoder:
         if depth is not None or width != 1:
@@ -25,29 +27,29 @@ def _fixed(encoder: Callable[[str], Encoder], name: str) -> Callable[..., Encode
                 f"{name} with depth={depth}, width={width}: the library's network has its own depth and width only: "
                 "leave the depth null and the width 1, or choose an AVID trunk"
             )
-        return encoder(name)
+        return getattr(importlib.import_module(f"avssl.models.{module}"), encoder)(name)
 
     return build
 
 
 ENCODERS: dict[str, Callable[..., Encoder]] = {
     "r2plus1d_avid": R2Plus1DAvid,
-    "r2plus1d_18": _fixed(TorchvisionVideo, "r2plus1d_18"),
-    "r3d_18": _fixed(TorchvisionVideo, "r3d_18"),
-    "mc3_18": _fixed(TorchvisionVideo, "mc3_18"),
-    "s3d": _fixed(TorchvisionVideo, "s3d"),
-    "mvit_v2_s": _fixed(TorchvisionVideo, "mvit_v2_s"),
-    "swin3d_t": _fixed(TorchvisionVideo, "swin3d_t"),
-    "x3d_xs": _fixed(PytorchvideoVideo, "x3d_xs"),
-    "x3d_s": _fixed(PytorchvideoVideo, "x3d_s"),
-    "x3d_m": _fixed(PytorchvideoVideo, "x3d_m"),
-    "slow_r50": _fixed(PytorchvideoVideo, "slow_r50"),
-    "csn_r101": _fixed(PytorchvideoVideo, "csn_r101"),
-    "r2plus1d_50": _fixed(PytorchvideoVideo, "r2plus1d_50"),
-    "resnet18_frames": _fixed(FrameResNet, "resnet18"),
-    "resnet50_frames": _fixed(FrameResNet, "resnet50"),
+    "r2plus1d_18": _fixed("adapters.TorchvisionVideo", "r2plus1d_18"),
+    "r3d_18": _fixed("adapters.TorchvisionVideo", "r3d_18"),
+    "mc3_18": _fixed("adapters.TorchvisionVideo", "mc3_18"),
+    "s3d": _fixed("adapters.TorchvisionVideo", "s3d"),
+    "mvit_v2_s": _fixed("adapters.TorchvisionVideo", "mvit_v2_s"),
+    "swin3d_t": _fixed("adapters.TorchvisionVideo", "swin3d_t"),
+    "x3d_xs": _fixed("adapters.PytorchvideoVideo", "x3d_xs"),
+    "x3d_s": _fixed("adapters.PytorchvideoVideo", "x3d_s"),
+    "x3d_m": _fixed("adapters.PytorchvideoVideo", "x3d_m"),
+    "slow_r50": _fixed("adapters.PytorchvideoVideo", "slow_r50"),
+    "csn_r101": _fixed("adapters.PytorchvideoVideo", "csn_r101"),
+    "r2plus1d_50": _fixed("adapters.PytorchvideoVideo", "r2plus1d_50"),
+    "resnet18_frames": _fixed("images.FrameResNet", "resnet18"),
+    "resnet50_frames": _fixed("images.FrameResNet", "resnet50"),
     "conv2d_avid": Conv2DAvid,
-    "resnet18_audio": _fixed(SpectrogramResNet, "resnet18"),
+    "resnet18_audio": _fixed("images.SpectrogramResNet", "resnet18"),
 }
 
 

@@ -14,7 +14,6 @@ import numpy as np
 import torch
 from pydantic import AfterValidator, ValidationInfo, create_model
 from torch import Tensor
-from torchvision.transforms.v2.functional import resize
 
 from avssl.config import DataConfig, Options, hint, merge_options
 from avssl.structs import Batch
@@ -287,6 +286,8 @@ def evaluate_view(name: Literal["video", "audio"], x: Tensor, data: DataConfig) 
     width, height = (x.shape[-2], x.shape[-3]) if name == "video" and x.dim() == 5 else (data.size, data.size)
     drawn = RECIPES[name].plan(None, data, Clip(width, height, None, None), Window(0.0)).params
     if name == "video" and x.dim() == 5:
+        from torchvision.transforms.v2.functional import resize  # takes 2 seconds, and training does without
+
         top, left, rows, columns = (
             round(part * side) for part, side in zip(drawn["crop"], (height, width, height, width), strict=True)
         )

@@ -8,13 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torchvision
 from torch import Tensor, nn
 
 from avssl.config import DataConfig, ModelConfig
 from avssl.files import digest
 from avssl.models import ENCODERS, build_encoder
-from avssl.models.adapters import TORCHVISION
 from avssl.models.heads import Encoder, mlp
 from avssl.models.importers import check_finite, plain_names, read_checkpoint
 from avssl.weights.layouts import CLIPS, LAYOUTS, EncoderLayout, Layout
@@ -169,6 +167,10 @@ def read_memory(extras: Mapping[str, Any]) -> dict[str, Tensor]:
 
 def _downloaded(name: str) -> tuple[Path, str]:
     """File of torchvision's default weights for a network, and our name of it."""
+    import torchvision  # takes 2 seconds
+
+    from avssl.models.adapters import TORCHVISION
+
     if name not in TORCHVISION:
         raise ValueError(f"{BY_NAME}{name}: expected one of {', '.join(TORCHVISION)}")
     url = torchvision.models.get_model_weights(name).DEFAULT.url

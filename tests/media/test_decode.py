@@ -497,6 +497,47 @@ def test_joined_files_are_read_one_behind_the_other(tmp_path, name):
         assert likeness > 0.95
 
 
+@pytest.mark.parametrize("rates", [(48000, 32000), (32000, 44100)])
+def test_sound_across_joined_files_of_two_rates(tmp_path, rates):
+    parts = [make(tmp_path / f"{rate}.ts", seconds=3.0, sound_seconds=3.0, rate=rate) for rate in rates]
+    path = tmp_path / "joined.ts"
+    path.write_bytes(b"".join(part.read_bytes() for part in parts))
+    facts = probe(path)
+    seam = facts.audio_start + 3
+    samples = read_samples(path, start=seam - 1, duration=2, sample_rate=24000)
+    for first, second in ((2000, 2), (26000, 0)):  # seconds of the tone before and behind the seam
+        begin = second + (first % 24000) / 24000
+        heard = samples.data[first : first + 20000]
+        lag, likeness = lag_seconds(heard, tone(begin + np.arange(20000) / 24000), 24000)
+        assert abs(lag) < 0.05  # the encoder's padding lies at the seam
+        assert likeness > 0.95
+    assert not samples.padded
+
+
+@pytest.mark.parametrize("first, second", [(1000.0, 10.0), (95_400.0, 100.0), (10.0, 90_000.0)])
+def test_joined_broadcasts_of_far_apart_clocks(tmp_path, first, second):
+    whole = make(tmp_path / "whole.ts", seconds=3.0, sound_seconds=3.0, rate=48000)
+    parts = [
+        move_stamps(whole, tmp_path / f"{begin}.ts", lambda kind, number, seconds, begin=begin: seconds + begin)
+        for begin in (first, second)
+    ]
+    path = tmp_path / "joined.ts"
+    path.write_bytes(b"".join(part.read_bytes() for part in parts))
+    facts = probe(path)
+    assert facts.duration == pytest.approx(6, abs=0.2)
+    assert not facts.holes
+    frames = read_frames(path, start=facts.video_start + 4, duration=0.4, fps=25)
+    np.testing.assert_allclose(numbers(frames.data), np.arange(25, 35), atol=2)
+
+
+def test_broadcast_over_the_wrap_of_its_clock(tmp_path):
+    whole = make(tmp_path / "whole.ts", seconds=4.0, sound_seconds=4.0, rate=48000)
+    path = move_stamps(whole, tmp_path / "late.ts", lambda kind, number, seconds: seconds + 2**33 / 90_000 - 3)
+    found = inspect(path)
+    assert found.jump_at is None
+    assert found.duration == pytest.approx(4, abs=0.1)
+
+
 def test_what_a_joined_matroska_loses_is_said(tmp_path):
     part = make(tmp_path / "part.mkv", seconds=2.0, sound_seconds=2.0).read_bytes()
     (tmp_path / "joined.mkv").write_bytes(part + part)

@@ -246,6 +246,7 @@ def test_clips_of_a_video_come_together() -> None:
         ({"min_far_seconds": 1.0}, "min_far_seconds=1.0 with max_seconds=None: far begins where near ends"),
         ({"min_far_seconds": 1.0, "max_seconds": 2.0}, "far begins where near ends or later"),
         ({"interval": "radii"}, "interval=radii draws clips within max_seconds: set it"),
+        ({"max_seconds": 0}, "max_seconds=0 leaves clips drawn anywhere without a near one"),
         ({"num_far": 1}, "num_far=1 needs interval=radii"),
         ({"num_far": 1, "interval": "radii", "max_seconds": 1.0}, "num_clips of at least 3"),
         ({"far": "negative"}, "far=negative needs max_seconds"),
