@@ -27,6 +27,7 @@ JOINED = frozenset({"mpegts", "mpeg", "ogg"})  # may be several files one behind
 JUMP_SECONDS = 0.5  # by which times go back from one file to the next, at least
 PART_SECONDS = 1.0  # of each of them, at least: a shorter one is damage
 WRAP_SECONDS = 2**33 / 90_000  # of the clock of MPEG-TS; FFmpeg adds it to times far below the first ones
+PAUSE_SECONDS = 60.0  # longer ones begin another file where that was added
 PCM_SECONDS = 1.0  # of PCM read at a time
 PCM_TAGS = ("sowt", "ipcm", "lpcm")  # of little-endian samples in MOV and MP4
 
@@ -76,8 +77,11 @@ def find_jumps(packets: Iterable[av.Packet]) -> list[Jump]:
 
 
 def _unwrapped(seconds: np.ndarray) -> np.ndarray:
-    """Times (n,) without the steps of WRAP_SECONDS by which FFmpeg has moved those of a joined file."""
-    return seconds - WRAP_SECONDS * np.cumsum(np.round(np.diff(seconds, prepend=seconds[:1]) / WRAP_SECONDS))
+    """Times (n,) of a track without what FFmpeg adds to those of a joined file whose clock is far below the first."""
+    steps = np.diff(seconds, prepend=seconds[:1])
+    is_over = (seconds >= WRAP_SECONDS) & (seconds - steps < WRAP_SECONDS)  # a clock that runs over has no pause there
+    added = (steps > WRAP_SECONDS / 2) | (is_over & (steps > PAUSE_SECONDS))
+    return seconds - WRAP_SECONDS * np.cumsum(added)
 
 
 def first_jump(seconds: np.ndarray) -> int | None:

@@ -4,6 +4,7 @@ Letters: n points of a line, m points that are drawn.
 """
 
 import io
+import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -85,8 +86,10 @@ def svg(chart: Chart) -> Markup:
     """The chart as SVG, with a description as its label."""
     lines = {name: line for name, line in chart.lines.items() if len(line[0])}
     with matplotlib.rc_context(SETTINGS):
-        figure = Figure(figsize=(6, 2.9 + 0.1 * len(lines)), layout="constrained")
-        axes = figure.subplots()
+        legend = 0.25 * math.ceil(len(lines) / 2) if any(lines) else 0.05  # inches
+        figure = Figure(figsize=(6, height := 2.8 + legend))
+        axes = figure.subplots()  # constrained layout would take twice the time
+        figure.subplots_adjust(left=0.14, right=0.98, bottom=0.5 / height, top=1 - (legend + 0.05) / height)
         axes.grid(axis="y", linewidth=0.5)
         axes.set_xlabel("step")
         axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
@@ -102,7 +105,7 @@ def svg(chart: Chart) -> Markup:
             axes.axhline(value, color=FAINT, linewidth=1, linestyle=(0, (1, 3)))
             axes.text(1, value, words, transform=axes.get_yaxis_transform(), ha="right", va="bottom", style="italic")
         if any(lines):
-            figure.legend(loc="outside upper left", ncols=2, frameon=False, handlelength=3)
+            figure.legend(loc="upper left", ncols=2, frameon=False, handlelength=3, borderaxespad=0)
         buffer = io.StringIO()
         figure.savefig(buffer, format="svg")
     return Markup('<svg viewBox="{}" role="img" aria-label="{}">{}').format(*_inline(buffer.getvalue(), chart))

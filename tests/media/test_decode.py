@@ -502,19 +502,17 @@ def test_sound_across_joined_files_of_two_rates(tmp_path, rates):
     parts = [make(tmp_path / f"{rate}.ts", seconds=3.0, sound_seconds=3.0, rate=rate) for rate in rates]
     path = tmp_path / "joined.ts"
     path.write_bytes(b"".join(part.read_bytes() for part in parts))
-    facts = probe(path)
-    seam = facts.audio_start + 3
-    samples = read_samples(path, start=seam - 1, duration=2, sample_rate=24000)
-    for first, second in ((2000, 2), (26000, 0)):  # seconds of the tone before and behind the seam
-        begin = second + (first % 24000) / 24000
-        heard = samples.data[first : first + 20000]
-        lag, likeness = lag_seconds(heard, tone(begin + np.arange(20000) / 24000), 24000)
-        assert abs(lag) < 0.05  # the encoder's padding lies at the seam
+    samples = read_samples(path, start=1.5, duration=3.5, sample_rate=24000)
+    for first, begin, rate in ((2000, 0.0, rates[0]), (50000, probe(parts[0]).audio_end, rates[1])):
+        begin += 1024 / rate  # of silence, by which the encoder begins
+        expected = tone(1.5 - begin + np.arange(first, first + 30000) / 24000)
+        lag, likeness = lag_seconds(samples.data[first : first + 30000], expected, 24000)
+        assert abs(lag) < 1e-3
         assert likeness > 0.95
     assert not samples.padded
 
 
-@pytest.mark.parametrize("first, second", [(1000.0, 10.0), (95_400.0, 100.0), (10.0, 90_000.0)])
+@pytest.mark.parametrize("first, second", [(1000.0, 10.0), (50_000.0, 100.0), (10.0, 90_000.0)])
 def test_joined_broadcasts_of_far_apart_clocks(tmp_path, first, second):
     whole = make(tmp_path / "whole.ts", seconds=3.0, sound_seconds=3.0, rate=48000)
     parts = [

@@ -294,4 +294,4 @@ def test_only_clips_like_the_exported_one_move_the_statistics_of_the_head() -> N
     method = contract.build("neighbour", further={"size": 32}).train()
     method(contract.batch_of(method, 0), contract.progress(0))
     tracked = {int(module.num_batches_tracked) for module in method.heads.modules() if hasattr(module, "running_mean")}
-    assert tracked == {2}  # as query and as key, of three clips
+    assert tracked == {1}  # of three clips
