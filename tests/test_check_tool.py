@@ -265,7 +265,7 @@ def test_holes_and_jumps_are_findings(tmp_path: Path, call: Call, capsys) -> Non
     assert before.column("duration")[0] == pytest.approx(8, abs=0.2)
     assert call(path, "--fix-manifest") == 1
     words = capsys.readouterr().out
-    assert re.search(r"joined\.ts: times go back at [45]\.\d\d s, read on one clock", words)
+    assert re.search(r"joined\.ts: times begin anew at [45]\.\d\d s, read on one clock", words)
     assert re.search(r"paused\.mkv: nothing from 2\.\d\d to 62\.\d\d s", words)
     after = read_manifest(path)
     assert list(after.holes) == [1]

@@ -265,8 +265,8 @@ def _detail(case: str, entry: Mapping[str, Any]) -> str:
         case "further_tracks":
             return f": {entry['further_tracks']}"
         case "jumps":
-            lost = f"{entry['num_lost']} frames behind that are not read" if entry["num_lost"] else "read on one clock"
-            return f": times go back at {entry['jump_at']:.2f} s, {lost}"
+            lost = f"{entry['num_lost']} packets behind that are not read" if entry["num_lost"] else "read on one clock"
+            return f": times begin anew at {entry['jump_at']:.2f} s, {lost}"
         case "holes":
             return ": nothing from " + ", ".join(f"{begin:.2f} to {end:.2f} s" for begin, end in entry["holes"])
         case "duplicate":

@@ -4,7 +4,7 @@ import hashlib
 import math
 import struct
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -30,8 +30,8 @@ from avssl.media.probe import (
     shape,
     stated_rate,
 )
-from avssl.media.quirks import first_jump, on_one_clock
-from avssl.media.reader import MAX_IDLE, MAX_RESUMED, DecodeError, Reader, frame_duration
+from avssl.media.quirks import Jump, first_jump, on_one_clock, second_file
+from avssl.media.reader import MAX_IDLE, MAX_RESUMED, DecodeError, Reader, frame_duration, open_behind
 from avssl.media.streams import is_decodable, name_track
 from avssl.workers import serve
 
@@ -49,8 +49,8 @@ class Inspection(Probe):
     claimed_end: float | None = None  # second at which it ends by the header; None unless cut off
     # second of the first damage that a decoder noticed, or None; PCM and VP8 notice none
     damaged_at: float | None = None
-    jump_at: float | None = None  # second at which times go back, as in a file of several joined ones, or None
-    num_lost: int = 0  # frames and pieces of audio behind it that are not read, as their times are taken
+    jump_at: float | None = None  # second at which another file begins, of several joined ones, or times go back; None
+    num_lost: int = 0  # packets behind it that are not read
     variable_rate: bool | None = None  # the distance of the frames varies; None without frames
     further_tracks: str | None = None  # names of tracks that are not read, see streams.py
     digest: str = ""  # of all decoded video and audio, the same in any container; "" = nothing could be decoded
@@ -97,10 +97,13 @@ class _Track:
     def take(self, frame: av.VideoFrame | av.AudioFrame, start: float, packet: av.Packet) -> None:
         raise NotImplementedError
 
-    def first_damage(self) -> float | None:
-        """Second of the first damage; trailing bytes after the last frame, such as the tag of an MP3, are none."""
-        reaches_far = max(self.damage, default=-math.inf) > self.end + CUT_SECONDS
-        return min((second for second in self.damage if reaches_far or second < self.end), default=None)
+    def first_damage(self, jumps: Sequence[Jump]) -> float | None:
+        """Second of the first damage. The seam of joined files is none, nor are trailing bytes after the last frame, such
+        as the tag of an MP3.
+        """
+        damage = [each for each in self.damage if all(abs(each - jump.second) > CUT_SECONDS for jump in jumps)]
+        reaches_far = max(damage, default=-math.inf) > self.end + CUT_SECONDS
+        return min((second for second in damage if reaches_far or second < self.end), default=None)
 
 
 class _Video(_Track):
@@ -182,7 +185,8 @@ def _read_facts(reader: Reader) -> dict:
         raise DecodeError(reader.path, "no frame of the video track can be decoded")
     ends = [(end, claimed) for end, claimed in _claims(reader, tracks, others_end) if end < claimed - CUT_SECONDS]
     cut_off_at, claimed_end = min(ends, default=(None, None))
-    damaged_at = min((second for track in tracks if (second := track.first_damage()) is not None), default=None)
+    found = [second for track in tracks if (second := track.first_damage(reader.jumps)) is not None]
+    damaged_at = min(found, default=None)
     if cut_off_at is not None and damaged_at is not None and damaged_at > cut_off_at - CUT_SECONDS:
         cut_off_at, damaged_at = min(cut_off_at, damaged_at), None  # the packet that was cut through
     digests = b"".join(track.digest.digest() for track in tracks if track.starts)
@@ -202,8 +206,13 @@ def _read_facts(reader: Reader) -> dict:
 
 
 def _jump(reader: Reader, tracks: list[_Track]) -> dict:
-    if reader.jumps:  # nothing is lost: the files are read one behind the other
-        return {"jump_at": reader.jumps[0].second}
+    if reader.jumps:  # the files are read one behind the other, as far as their codecs are the same
+        is_last = reader.jumps[-1].shift is None
+        lost = _num_packets(reader.path, reader.jumps[-1].position) if is_last else 0
+        return {"jump_at": reader.jumps[-1 if is_last else 0].second, "num_lost": lost}
+    position = second_file(reader.path, reader.container.format.name)
+    if position is not None:
+        return {"jump_at": max(track.end for track in tracks), "num_lost": _num_packets(reader.path, position)}
     found = []
     for track in tracks:
         starts = np.array(track.starts)
@@ -212,6 +221,15 @@ def _jump(reader: Reader, tracks: list[_Track]) -> dict:
             latest = np.maximum.accumulate(starts)
             found.append((float(latest[first - 1]), int((starts[1:] <= latest[:-1]).sum())))
     return {"jump_at": min(found)[0], "num_lost": sum(num for _, num in found)} if found else {}
+
+
+def _num_packets(path: Path, position: int) -> int:
+    """Packets of the file that begins at a position of this one."""
+    try:
+        with open_behind(path, position) as behind:
+            return sum(packet.size > 0 for packet in behind.demux())
+    except (av.error.FFmpegError, IndexError):
+        return 0
 
 
 def _decode(reader: Reader, tracks: list[_Track]) -> float:

@@ -5,6 +5,7 @@ import collections
 import heapq
 import itertools
 import math
+import os
 from collections.abc import Iterable, Iterator, Sequence
 from fractions import Fraction
 from pathlib import Path
@@ -21,6 +22,7 @@ import numpy as np
 # few, as a packet ends in the middle of a frame.
 COUNTED = frozenset({"mpeg"})
 AVI_CHUNK_HEADER = 8  # bytes between the offset in the index and that of the packet
+BOX_BYTES = 16  # of the head of a part of a file, at most
 AVI_REORDER = 2  # frames looked ahead to put the times of an AVI in order
 LOOK_AHEAD = 20  # packets: H.264 shows a frame at most 16 later than it decodes it
 JOINED = frozenset({"mpegts", "mpeg", "ogg"})  # may be several files one behind the other, each with its own clock
@@ -45,7 +47,7 @@ class Jump(NamedTuple):
 
     position: int  # in bytes
     second: float  # at which the file before it ends
-    shift: float  # seconds to add to all times from there on
+    shift: float | None  # seconds to add to all times from there on; None = its codecs are others, nothing more is read
 
 
 def find_jumps(packets: Iterable[av.Packet]) -> list[Jump]:
@@ -122,10 +124,37 @@ def on_one_clock(packets: Iterator[av.Packet], jumps: Sequence[Jump]) -> Iterato
                 passed[index] += 1
                 latest.pop(index, None)
             latest[index] = max(seconds, latest.get(index, seconds))
-            ticks = round(jumps[passed[index] - 1].shift / packet.time_base) if passed[index] else 0
+            shift = jumps[passed[index] - 1].shift if passed[index] else 0.0
+            if shift is None:
+                continue
+            ticks = round(shift / packet.time_base)
             packet.pts = None if packet.pts is None else packet.pts + ticks
             packet.dts += ticks
         yield packet
+
+
+def second_file(path: Path, format: str) -> int | None:
+    """Where another file begins, in bytes, of which the demuxer of this one knows nothing; None = nowhere."""
+    with open(path, "rb") as file:
+        size, position, num_headers = file.seek(0, os.SEEK_END), 0, 0
+        while position + BOX_BYTES <= size:
+            file.seek(position)
+            head = file.read(BOX_BYTES)
+            if format.startswith("mov"):
+                is_header, length = head[4:8] == b"ftyp", int.from_bytes(head[:4])
+                length = int.from_bytes(head[8:16]) if length == 1 else length
+            elif format == "flv":
+                is_header = head[:3] == b"FLV"
+                length = 13 if is_header else 15 + int.from_bytes(head[1:4])
+            else:
+                return None
+            num_headers += is_header
+            if num_headers == 2:
+                return position
+            if length < 8:
+                return None
+            position += length
+    return None
 
 
 def from_keyframe(packets: Iterator[av.Packet], seconds: float, *, max_bytes: int) -> Iterator[av.Packet]:

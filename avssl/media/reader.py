@@ -4,6 +4,7 @@ Time is the container's clock: pts x time_base, never shifted.
 """
 
 import collections
+import contextlib
 import functools
 import itertools
 import math
@@ -390,10 +391,10 @@ def error_text(error: Exception) -> str:
     return getattr(error, "strerror", None) or str(error)
 
 
-def _open_container(path: str) -> av.container.InputContainer:
+def _open_container(path: str, *, prefix: str = "") -> av.container.InputContainer:
     return av.open(
-        f"file:{path}",  # the protocol is named, or a file called "http:..." would be fetched
-        container_options={"protocol_whitelist": "file", "format_whitelist": _FORMATS},
+        f"{prefix}file:{path}",  # the protocol is named, or a file called "http:..." would be fetched
+        container_options={"protocol_whitelist": "file,subfile" if prefix else "file", "format_whitelist": _FORMATS},
         metadata_errors="replace",
         timeout=OPEN_SECONDS,
     )
@@ -406,7 +407,21 @@ def _find_jumps(path: str, size: int, changed: int) -> tuple[quirks.Jump, ...]:
         return ()
     with _open_container(path) as container:
         streams = [*container.streams.video, *container.streams.audio]
-        return tuple(quirks.find_jumps(_demux(container, streams)))
+        jumps, codecs = quirks.find_jumps(_demux(container, streams)), _codecs(container)
+    for i, jump in enumerate(jumps):
+        with contextlib.suppress(av.error.FFmpegError), open_behind(path, jump.position) as behind:
+            if _codecs(behind) != codecs:
+                return *jumps[:i], jump._replace(shift=None)
+    return tuple(jumps)
+
+
+def _codecs(container: av.container.InputContainer) -> list[tuple[str, str]]:
+    return sorted({(stream.type, stream.name) for stream in (*container.streams.video, *container.streams.audio)})
+
+
+def open_behind(path: str | Path, position: int) -> av.container.InputContainer:
+    """The file that begins at a position, in bytes, of another one. Raises FFmpegError."""
+    return _open_container(str(path), prefix=f"subfile,,start,{position},end,0,,:")
 
 
 @functools.lru_cache(maxsize=10_000)

@@ -485,6 +485,7 @@ def test_joined_files_are_read_one_behind_the_other(tmp_path, name):
     for each in (facts, inspection):
         assert each.duration == pytest.approx(9, abs=0.2)
     assert inspection.num_lost == 0
+    assert inspection.damaged_at is None
     assert inspection.jump_at == pytest.approx(facts.video_start + 2, abs=0.1)
     for first in (50, 150):  # the sound of a part follows its pictures
         begin = found[first][0]
@@ -534,6 +535,36 @@ def test_broadcast_over_the_wrap_of_its_clock(tmp_path):
     found = inspect(path)
     assert found.jump_at is None
     assert found.duration == pytest.approx(4, abs=0.1)
+
+
+OTHER_CODECS = {"video_codec": "mpeg2video", "audio_codec": "mp2", "rate": 48000}
+
+
+@pytest.mark.parametrize("first, second", [({"rate": 48000}, OTHER_CODECS), (OTHER_CODECS, {"rate": 48000})])
+def test_joined_broadcasts_of_other_codecs_end_with_the_first(tmp_path, first, second):
+    parts = [
+        make(tmp_path / f"{i}.ts", seconds=3.0, sound_seconds=3.0, **options)
+        for i, options in enumerate((first, second))
+    ]
+    path = tmp_path / "joined.ts"
+    path.write_bytes(b"".join(part.read_bytes() for part in parts))
+    facts, found = probe(path), inspect(path)
+    for each in (facts, found):
+        assert each.video_end == pytest.approx(3, abs=0.1)
+        assert each.audio_end == pytest.approx(3, abs=0.1)
+    assert found.jump_at == pytest.approx(3, abs=0.1)
+    assert found.num_lost > 150
+
+
+@pytest.mark.parametrize("name", ["clip.mp4", "clip.flv"])
+def test_what_lies_behind_the_end_of_a_file_is_said(tmp_path, name):
+    part = make(tmp_path / name, seconds=2.0, sound_seconds=2.0, rate=44100)
+    path = tmp_path / f"joined_{name}"
+    path.write_bytes(part.read_bytes() * 3)
+    assert inspect(part).jump_at is None
+    found = inspect(path)
+    assert found.jump_at == pytest.approx(2, abs=0.1)
+    assert found.num_lost >= 50
 
 
 def test_what_a_joined_matroska_loses_is_said(tmp_path):
