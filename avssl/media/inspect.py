@@ -98,8 +98,8 @@ class _Track:
         raise NotImplementedError
 
     def first_damage(self, jumps: Sequence[Jump]) -> float | None:
-        """Second of the first damage. The seam of joined files is none, nor are trailing bytes after the last frame, such
-        as the tag of an MP3.
+        """Second of the first damage. The seam of joined files is none, nor are bytes behind the last frame, as the
+        tag of an MP3 is.
         """
         damage = [each for each in self.damage if all(abs(each - jump.second) > CUT_SECONDS for jump in jumps)]
         reaches_far = max(damage, default=-math.inf) > self.end + CUT_SECONDS
