@@ -24,6 +24,13 @@ def _few_threads() -> None:
     torch.set_num_threads(1 if "PYTEST_XDIST_WORKER" in os.environ else 2)  # each worker has a core
 
 
+@pytest.fixture(autouse=True)
+def _few_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Linear heads of sets of some clips; where accuracies matter, tests ask for more."""
+    monkeypatch.setattr("avssl.evaluate.heads.MIN_STEPS", 20)
+    monkeypatch.setattr("avssl.evaluate.metrics.NUM_PARTITION_RESAMPLES", 20)
+
+
 @pytest.fixture(scope="session")
 def repository() -> Path:
     return Path(__file__).parents[1]

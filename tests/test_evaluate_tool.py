@@ -31,12 +31,6 @@ def run(clip_set: Manifest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.fixture(autouse=True)
-def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("avssl.evaluate.heads.MIN_STEPS", 20)
-    monkeypatch.setattr("avssl.evaluate.metrics.NUM_PARTITION_RESAMPLES", 20)
-
-
 @pytest.mark.parametrize("protocol", ["knn", "linear", "svm", "fewlabels", "partition", "retrieval"])
 def test_frozen_protocols(protocol: str, run: Path, clip_set: Manifest, call: Call, tmp_path: Path) -> None:
     path = tmp_path / "result.json"

@@ -155,7 +155,6 @@ def test_the_tool_tunes_over_splits_and_its_runs_predict(
 def test_a_saved_linear_classifier_predicts(
     run: Path, clip_set: Manifest, call: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("avssl.evaluate.heads.MIN_STEPS", 24)
     monkeypatch.setattr("avssl.evaluate.heads.RATES", (1e-2,))
     asked = ["tools/evaluate.py", run, "linear", "--dataset", clip_set.root, "--num-clips", 1, "--num-crops", 1]
     asked += ["--num-workers", 0, "--no-baseline", "--save", tmp_path / "w"]

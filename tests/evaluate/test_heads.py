@@ -28,7 +28,8 @@ def trained(vectors: dict[str, np.ndarray], targets: np.ndarray, groups: np.ndar
 
 
 @pytest.mark.slow
-def test_a_head_tells_what_its_map_holds_and_says_the_same_twice() -> None:
+def test_a_head_tells_what_its_map_holds_and_says_the_same_twice(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(heads_module, "MIN_STEPS", 300)
     vectors, targets, groups = made()
     found, again = trained(vectors, targets, groups), trained(vectors, targets, groups)
     asked, wanted, _ = made(seed=1)

@@ -46,7 +46,7 @@ def call(module, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[
 def test_main_and_hard(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     media = make_digits(tmp_path / "media")
     monkeypatch.setattr(digits, "CONFIGS", write_configs(tmp_path / "configs", OPTIONS))
-    small = [*SMALL, "optim.epochs=2"]
+    small = [*SMALL, "optim.epochs=1"]
     printed = call(digits, monkeypatch, capsys, media, *small, "--out", tmp_path / "main", "--seeds", 0, 1)
     for heading in ("AVID-CMA, from it", "random weights", "hand-made features", "linear both", "consensus", "±"):
         assert heading in printed
