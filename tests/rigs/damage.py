@@ -9,7 +9,7 @@ Letters: T frames, n samples.
 import re
 import struct
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 
@@ -18,7 +18,7 @@ import numpy as np
 from av.stream import Disposition
 
 from avssl.media.encode import write_clip
-from tests.support.numbered import set_matrix
+from tests.support.numbered import move_stamps, set_matrix
 
 BLOCK, ROWS, COLUMNS, BITS = 16, 4, 6, 12  # a frame is 64 x 96 pixels
 SIZE = (ROWS * BLOCK, COLUMNS * BLOCK)  # (height, width)
@@ -33,8 +33,14 @@ MP3 = {"audio_codec": "libmp3lame", "rate": 44100}
 ADPCM = {"audio_codec": "adpcm_ima_wav", "rate": 16000}
 MPEG1 = {"video_codec": "mpeg1video", "audio_codec": "mp2", "rate": 44100, "gop": 12}
 RECIPES = {  # container -> how its clips are written
-    "mp4": [H264, MPEG4 | MP3, H264 | {"gop": 1000, "mirrored": True, "rotation": 90}],
-    "mkv": [H264 | {"audio_codec": "flac"}, VP8 | {"video_codec": "libvpx-vp9"}, MPEG4 | MP3 | {"further": True}],
+    "mp4": [H264, MPEG4 | MP3, H264 | {"gop": 1000, "mirrored": True, "rotation": 90, "opposite": True}],
+    "mkv": [
+        H264 | {"audio_codec": "flac"},
+        VP8 | {"video_codec": "libvpx-vp9"},
+        MPEG4 | MP3 | {"further": True},
+        H264 | {"b_frames": 0, "wobble": 0.02},
+        MPEG4 | {"pause": 30.0},
+    ],
     "avi": [MPEG4, MPEG4 | MP3 | {"b_frames": 2}, H264 | ADPCM | {"b_frames": 0}],
     "webm": [VP8, VP8 | {"video_codec": "libvpx-vp9"}],
     "ts": [H264 | {"rate": 48000, "video_start": 36_000.0, "audio_start": 36_000.0}],
@@ -74,12 +80,16 @@ class Clip:
         first_number: the first frame's; the others count on.
         seconds: of audio and of frames.
         falls: the tone does.
+        wobble: seconds by which the timestamps of its audio are off, at most.
+        steady: the same clip before its timestamps were moved.
     """
 
     path: Path
     first_number: int
     seconds: float
     falls: bool
+    wobble: float = 0.0
+    steady: Path | None = None
 
     @property
     def num_frames(self) -> int:
@@ -96,9 +106,10 @@ def make_clips(folder: Path, *, seconds: float = 4.0) -> dict[str, list[Clip]]:
                 length = seconds * 1.25 if falls else seconds
                 path = folder / f"{number}{'b' if falls else 'a'}.{container}"
                 clip = Clip(path, NUMBERS_PER_CLIP * count, length, falls)
-                own = ("rate", "further", "mirrored")
+                own = ("rate", "further", "mirrored", "opposite", "wobble", "pause")
                 options = {name: value for name, value in recipe.items() if name not in own}
                 tone = sweep(round(length * recipe["rate"]), recipe["rate"], length, falls=falls)
+                tone = np.stack([tone, -tone], axis=1) if recipe.get("opposite") else tone
                 frames = np.stack([picture(clip.first_number + i) for i in range(clip.num_frames)])
                 frames = np.rot90(frames, -recipe.get("rotation", 0) // 90, axes=(1, 2))
                 frames = frames[:, :, ::-1] if recipe.get("mirrored") else frames
@@ -107,9 +118,25 @@ def make_clips(folder: Path, *, seconds: float = 4.0) -> dict[str, list[Clip]]:
                     set_matrix(path, recipe["rotation"], mirrored=True)
                 if recipe.get("further"):
                     add_tracks(path)
+                if "wobble" in recipe or "pause" in recipe:
+                    clip = move_times(clip, wobble=recipe.get("wobble", 0.0), pause=recipe.get("pause", 0.0))
                 clips.setdefault(container, []).append(clip)
                 count += 1
     return clips
+
+
+def move_times(clip: Clip, *, wobble: float, pause: float) -> Clip:
+    """A clip whose audio has timestamps that wobble, or in whose middle nothing comes for `pause` seconds."""
+    steady = clip.path.with_name(f"steady_{clip.path.name}")
+    clip.path.rename(steady)
+    rng = np.random.default_rng(clip.first_number)
+
+    def moved(kind: str, number: int, seconds: float) -> float:
+        off = rng.uniform(-wobble, wobble) if kind == "audio" and number else 0.0
+        return seconds + off + pause * (seconds > clip.seconds / 2)
+
+    move_stamps(steady, clip.path, moved)
+    return replace(clip, wobble=wobble, steady=steady)
 
 
 def add_tracks(path: Path) -> None:
@@ -152,18 +179,20 @@ class Ear:
     def _tone(self, sample_rate: int) -> np.ndarray:
         return sweep(round(self.seconds * sample_rate), sample_rate, self.seconds, falls=self.falls)
 
-    def locate(self, heard: np.ndarray, sample_rate: int, near: float | None = None) -> float | None:
+    def locate(
+        self, heard: np.ndarray, sample_rate: int, near: float | None = None, *, reach: float = 0.005
+    ) -> float | None:
         """Second of the tone at which `heard` (n,) begins; None when it is not recognized.
 
         Args:
             heard: any audio, shorter than the tone.
             sample_rate: of it.
-            near: look only within 5 ms of this second, which is fast. None = everywhere.
+            near: look only within `reach` seconds of this second, which is fast. None = everywhere.
         """
         tone = self._whole(sample_rate)
         if np.linalg.norm(heard) < 0.05 * np.sqrt(len(heard)):
             return None
-        reach = round(0.005 * sample_rate)
+        reach = round(reach * sample_rate)
         low = 0 if near is None else max(round(near * sample_rate) - reach, 0)
         high = len(tone) if near is None else min(round(near * sample_rate) + reach + len(heard), len(tone))
         if high - low < len(heard):

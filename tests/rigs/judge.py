@@ -185,6 +185,7 @@ class Truth:
         seconds: of the tone.
         falls: the tone does.
         sound_start: second at which the tone begins on the clock of the file.
+        wobble: see `Clip`.
         index: see `index_digest`.
     """
 
@@ -193,6 +194,7 @@ class Truth:
     seconds: float
     falls: bool
     sound_start: float
+    wobble: float
     index: str
 
 
@@ -217,11 +219,13 @@ def truth_of(clip: Clip) -> Truth:
     expected = list(range(clip.first_number, clip.first_number + clip.num_frames))
     assert numbers == expected, f"{clip.path}: the writer lost pictures"
     start = plain.times.min() + 1.0
-    heard, rate = plain.heard(start, 0.5, last_wins=True)
+    heard, rate = (decode_plainly(clip.steady) if clip.steady else plain).heard(start, 0.5, last_wins=True)
     found = Ear(clip.seconds, falls=clip.falls).locate(heard, rate)
     assert found is not None, f"{clip.path}: the tone is not recognized"
     times = np.sort(plain.times).tolist()
-    return Truth(clip.first_number, times, clip.seconds, clip.falls, start - found, index_digest(clip.path))
+    return Truth(
+        clip.first_number, times, clip.seconds, clip.falls, start - found, clip.wobble, index_digest(clip.path)
+    )
 
 
 class Shown:
@@ -277,14 +281,15 @@ class Shown:
         for first in range(0, len(samples.data) - length + 1, length):
             heard, start = samples.data[first : first + length], samples.start + first / sample_rate
             expected = start - self.truth.sound_start
-            if self.ear.locate(heard, sample_rate, near=expected) is not None:
+            reach = SAME_SOUND + self.truth.wobble
+            if self.ear.locate(heard, sample_rate, near=expected, reach=reach) is not None:
                 self.counts.right += 1
                 continue
             found = self.ear.locate(heard, sample_rate)
             if found is None:
                 self.counts.damaged += 1
             elif self._is_unknown(plainly := list(self._plainly(start))) or any(
-                abs(found - other) < SAME_SOUND for other in plainly
+                abs(found - other) < reach for other in plainly
             ):
                 self.counts.as_in_file += 1
             else:
