@@ -64,6 +64,13 @@ def test_missing_damaged_and_foreign_files_are_refused(tmp_path: Path) -> None:
         (tmp_path / "last.pt").write_bytes(whole[:length])
         with pytest.raises(CheckpointError, match=r"last\.pt cannot be used, it is damaged or cut short: put a whole"):
             load_checkpoint(tmp_path)
+    large = {**STATE, "model": {"weight": torch.ones(100_000)}}
+    save_checkpoint(tmp_path / "last.pt", large)
+    content = bytearray((tmp_path / "last.pt").read_bytes())
+    content[len(content) // 2] ^= 1  # in the middle of the weights
+    (tmp_path / "last.pt").write_bytes(content)
+    with pytest.raises(CheckpointError, match=r"last\.pt cannot be used, it is damaged"):
+        load_checkpoint(tmp_path)
     torch.save({"weights": 1}, tmp_path / "other.pt")
     with pytest.raises(CheckpointError, match="is not a checkpoint of avssl"):
         load_checkpoint(tmp_path / "other.pt")

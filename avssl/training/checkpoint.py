@@ -6,6 +6,7 @@ reads it.
 
 import pickle
 import struct
+import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -26,6 +27,7 @@ ENCODERS = "encoders.safetensors"
 FORMAT = 2  # of a checkpoint
 ENTRIES = {"config": str, "manifest_hash": str, "instances": dict, "decoder": dict, "model": dict, "step": int}
 DAMAGED = (RuntimeError, TypeError, KeyError, AttributeError, IndexError, OverflowError, MemoryError)  # by odd contents
+UNREADABLE = (EOFError, pickle.UnpicklingError, ValueError, struct.error, AssertionError, zipfile.BadZipFile)
 
 
 class CheckpointError(ValueError):
@@ -75,11 +77,12 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
         if path.is_dir():
             path = path / LAST
         state = torch.load(path, map_location="cpu", weights_only=True)
+        _check_sums(path)
     except FileNotFoundError as error:
         raise CheckpointError(f"checkpoint {path} does not exist: give the folder of a run, or its {LAST}") from error
     except OSError as error:
         raise CheckpointError(f"checkpoint {path} cannot be read ({error.strerror}): may you read it?") from error
-    except (*DAMAGED, EOFError, pickle.UnpicklingError, ValueError, struct.error, AssertionError) as error:
+    except (*DAMAGED, *UNREADABLE) as error:
         # torch's own words recommend weights_only=False, which would run the code in a foreign file
         why = "holds more than plain data" if "nsupported global" in str(error) else "is damaged or cut short"
         raise CheckpointError(
@@ -103,6 +106,14 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
             "put a whole copy in its place, or move it away to start anew"
         )
     return state
+
+
+def _check_sums(path: Path) -> None:
+    """Raise ValueError where a byte of the file's entries has changed: torch does not look at their checksums."""
+    with zipfile.ZipFile(path) as file:
+        damaged = file.testzip()
+    if damaged is not None:
+        raise ValueError(f"the checksum of {damaged} is another")
 
 
 def _are_rows(instances: dict[str, Any]) -> bool:
