@@ -26,11 +26,9 @@ import torch
 from experiment import (
     ROOT,
     cached,
-    features_of,
     linear_accuracy,
     load_either,
-    probe_accuracy,
-    recall_of,
+    measure,
     rows_of,
     table_of,
     train_timed,
@@ -39,11 +37,10 @@ from tqdm import tqdm
 
 from avssl.config import Config, load
 from avssl.data.manifest import Manifest, read_manifest
-from avssl.evaluate.features import Extracted
 from avssl.media.decode import AudioWindow, VideoWindow, read_clip
-from avssl.mining.agreement import RULES, agreement_precision, mine_agreement
+from avssl.mining.agreement import RULES
 from avssl.transforms.audio import log_mel
-from avssl.weights.load import Run, load_run
+from avssl.weights.load import load_run
 
 CONFIGS = ROOT / "configs" / "digits"
 NUM_CLIPS = 2  # clips averaged per video wherever features are taken
@@ -188,7 +185,7 @@ def measure_all(job: Job, media: Path) -> dict[str, Any] | None:
         result[name] = cached(
             folder / "metrics.json",
             lambda folder=folder: (
-                measure(load_run(folder), read_manifest(manifest), num_positives=job.num_positives)
+                measure(load_run(folder), read_manifest(manifest), num_clips=NUM_CLIPS, num_positives=job.num_positives)
                 | cached(folder / experiment.SECONDS, dict)
             ),
         )
@@ -204,7 +201,10 @@ def measure_main(job: Job, media: Path) -> dict[str, Any] | None:
     clips = read_manifest(job.clips / "manifest.parquet")
     others = {
         "random": lambda: measure(
-            load_either(avid, clips, rows_of(clips)["train"], trained=False), clips, num_positives=job.num_positives
+            load_either(avid, clips, rows_of(clips)["train"], trained=False),
+            clips,
+            num_clips=NUM_CLIPS,
+            num_positives=job.num_positives,
         ),
         "handmade": lambda: {"linear": handmade_accuracy(clips)},
     }
@@ -224,40 +224,6 @@ def make_set(media: Path, folder: Path, how: tuple[str, ...] = ()) -> Path:
 def folder_name(setting: str) -> str:
     """A name for a folder: words and underscores."""
     return re.sub(r"[^\w.]+", "_", setting)
-
-
-def measure(run: Run, manifest: Manifest, *, num_positives: int) -> dict[str, Any]:
-    """Evaluate a run.
-
-    Returns:
-        linear and knn: accuracy of the trunks' features {video, audio, both} on the test split, learned from the
-        training clips with their own audio (foreign audio has no right label); precision: fraction of
-        positives mined from all training clips' embeddings that share the class {rule}; recall: `recall_metrics` of the
-        test clips' embeddings.
-    """
-    found = features_of(run, manifest, num_clips=NUM_CLIPS)
-    train = rows_of(manifest)["train"]
-    own_audio = train[~manifest.column("foreign")[train].astype(bool)]
-    videos = found.videos()
-    return {
-        "linear": probe_accuracy("linear", manifest, found, train=own_audio)["accuracy"],
-        "knn": probe_accuracy("knn", manifest, found, train=own_audio)["accuracy"],
-        "precision": mined_precision(videos, manifest, train, k=num_positives),
-        "recall": recall_of(found, manifest),
-    }
-
-
-def mined_precision(found: Extracted, manifest: Manifest, rows: np.ndarray, *, k: int) -> dict[str, float]:
-    """Fraction of positives mined from embeddings of these rows that share the class of their clip, by rule."""
-    video, audio = (torch.from_numpy(found.embedding[name]) for name in ("video", "audio"))
-    targets, valid = (
-        torch.from_numpy(manifest.targets()[found.ids]),
-        torch.from_numpy(found.has("both") & np.isin(found.ids, rows)),
-    )
-    return {
-        rule: agreement_precision(mine_agreement(video, audio, k=k, rule=rule, valid=valid).ids, targets)
-        for rule in RULES
-    }
 
 
 def handmade_accuracy(manifest: Manifest) -> dict[str, float]:

@@ -15,13 +15,14 @@ from extra_metrics import recall_metrics
 from avssl.cli import common
 from avssl.cli.common import info
 from avssl.config import Config
-from avssl.data.manifest import Manifest
+from avssl.data.manifest import Manifest, read_manifest
 from avssl.evaluate.classify import linear_predict
-from avssl.evaluate.features import ClipVectors, calibrated, clip_vectors
+from avssl.evaluate.features import ClipVectors, Extracted, calibrated, clip_vectors
 from avssl.evaluate.harness import Labels, compute_metrics, evaluate_split
 from avssl.evaluate.protocols import Options
 from avssl.evaluate.splits import Split, read_splits
 from avssl.files import Parser, atomic_write, print_result
+from avssl.mining.agreement import RULES, agreement_precision, mine_agreement
 from avssl.training.checkpoint import LAST
 from avssl.training.loop import train
 from avssl.training.session import TrainingError
@@ -171,6 +172,52 @@ def recall_of(vectors: ClipVectors, manifest: Manifest) -> dict[str, float]:
     keep = np.isin(found.ids, rows_of(manifest)["test"]) & found.has("both")
     video, audio = (found.embedding[modality][keep] for modality in ("video", "audio"))
     return recall_metrics(video, audio, manifest.targets()[found.ids[keep]])
+
+
+def measure(run: Run, manifest: Manifest, *, num_clips: int, num_positives: int) -> dict[str, Any]:
+    """Evaluate a run on a set of the column `foreign`.
+
+    Args:
+        num_clips: averaged per video.
+        num_positives: size of the mined sets.
+
+    Returns:
+        linear and knn: accuracy of the trunks' features {video, audio, both} on the test split, learned from the
+        training clips with their own audio (foreign audio has no right label); precision: fraction of
+        positives mined from all training clips' embeddings that share the class {rule}; recall: `recall_metrics` of the
+        test clips' embeddings.
+    """
+    found = features_of(run, manifest, num_clips=num_clips)
+    train = rows_of(manifest)["train"]
+    own_audio = train[~manifest.column("foreign")[train].astype(bool)]
+    videos = found.videos()
+    return {
+        "linear": probe_accuracy("linear", manifest, found, train=own_audio)["accuracy"],
+        "knn": probe_accuracy("knn", manifest, found, train=own_audio)["accuracy"],
+        "precision": mined_precision(videos, manifest, train, k=num_positives),
+        "recall": recall_of(found, manifest),
+    }
+
+
+def mined_precision(found: Extracted, manifest: Manifest, rows: np.ndarray, *, k: int) -> dict[str, float]:
+    """Fraction of positives mined from embeddings of these rows that share the class of their clip, by rule."""
+    video, audio = (torch.from_numpy(found.embedding[name]) for name in ("video", "audio"))
+    targets, valid = (
+        torch.from_numpy(manifest.targets()[found.ids]),
+        torch.from_numpy(found.has("both") & np.isin(found.ids, rows)),
+    )
+    return {
+        rule: agreement_precision(mine_agreement(video, audio, k=k, rule=rule, valid=valid).ids, targets)
+        for rule in RULES
+    }
+
+
+def read_set(folder: Path) -> Manifest:
+    """The manifest of a made set. Raises ValueError: it is missing."""
+    path = folder / "manifest.parquet"
+    if not path.exists():
+        raise ValueError(f"{path} does not exist: make the clips with python datasets/toy.py {folder.parent}")
+    return read_manifest(path)
 
 
 def table_of(results: Sequence[dict[str, Any]], rows: dict[str, str], columns: dict[str, tuple[str, str]]) -> str:

@@ -22,12 +22,23 @@ from typing import Any
 import experiment
 import numpy as np
 import torch
-from experiment import ROOT, SECONDS, cached, features_of, info, probe_accuracy, rows_of, table_of, train_timed
+from experiment import (
+    ROOT,
+    SECONDS,
+    cached,
+    features_of,
+    info,
+    probe_accuracy,
+    read_set,
+    rows_of,
+    table_of,
+    train_timed,
+)
 
 from avssl import distributed
 from avssl.config import Config, load
 from avssl.data.find_tracks import track_manifest
-from avssl.data.manifest import Manifest, read_manifest
+from avssl.data.manifest import Manifest
 from avssl.evaluate.features import calibrated
 from avssl.evaluate.propagate import score_propagation
 from avssl.evaluate.scenes import make_scene
@@ -107,17 +118,8 @@ def config_of(row: Row, *, overrides: Sequence[str], own: Sequence[str], tracks:
 
 
 def read_sets(data: Path) -> dict[str, Manifest]:
-    """The manifests of toy and toy_actions.
-
-    Raises:
-        ValueError: one is missing.
-    """
-    for name in ("toy", "toy_actions"):
-        if not (data / name / "manifest.parquet").exists():
-            raise ValueError(
-                f"{data / name / 'manifest.parquet'} does not exist: make the clips with python datasets/toy.py {data}"
-            )
-    return {name: read_manifest(data / name / "manifest.parquet") for name in ("toy", "toy_actions")}
+    """The manifests of toy and toy_actions. Raises ValueError: one is missing."""
+    return {name: read_set(data / name) for name in ("toy", "toy_actions")}
 
 
 def mine_tracks(toy: Manifest, out: Path) -> None:

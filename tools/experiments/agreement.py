@@ -1,0 +1,144 @@
+"""Whether positives by agreement help, on the toy set: from one start, more steps of AVID, AVID-CMA and controls.
+
+    python tools/experiments/agreement.py data --out runs/agreement --seeds 0 1 2
+    python tools/experiments/agreement.py data optim.epochs=2 --out runs/short --seeds 0 --rows start avid consensus
+
+DATA holds the set of `python datasets/toy.py DATA`. All rows start from the same in-batch InfoNCE of their seed and
+take equally many steps of equally large batches; AVID's memory bank is filled in the first epoch, and sets are mined
+from the second on. Results are cached; a stopped training is resumed.
+Exit code: 0 done, 1 stopped or failed while training, 2 wrong call.
+"""
+
+import argparse
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import experiment
+import torch
+from experiment import ROOT, cached, measure, read_set, table_of, train_timed
+
+from avssl import distributed
+from avssl.config import Config, load
+from avssl.methods.avid_cma import AVIDCMA
+from avssl.mining.agreement import minable
+from avssl.weights.load import load_run
+
+CONFIGS = ROOT / "configs" / "toy"
+START_EPOCHS, EPOCHS = 36, 12
+COMMON = (
+    *("data.jitter=[0.4,0.4,0.4,0.5]", "data.gray=0.3", "data.batch_size=128", "method.head_batch_norm=false"),
+    *("data.cache_gigabytes=4", "data.num_workers=1", "run.num_threads=2"),  # the set fits: workers do little
+)
+NUM_CLIPS = 3  # clips averaged per video wherever features are taken
+NUM_POSITIVES = 5  # of the sets whose precision is measured
+BANK = ("method.bank_momentum=0.5", "method.temperature=0.1", "optim.lr=5e-4", f"optim.epochs={EPOCHS}")
+MINED = (*BANK, "method.mine_from_epoch=1", "method.mine_every=1")
+
+
+class RandomSets(AVIDCMA):
+    """AVID-CMA whose sets are drawn at random: what more terms and other negatives do without agreement."""
+
+    @torch.no_grad()
+    def mine(self) -> dict[str, float]:
+        banks = {modality: bank.valid for modality, bank in self.banks.items()}
+        (rows,) = minable(**banks, rule="consensus").nonzero(as_tuple=True)
+        generator = torch.Generator().manual_seed(self.seed)
+        order = torch.rand(len(rows), len(rows), generator=generator).fill_diagonal_(2).argsort(dim=1)
+        sets = torch.full_like(self.sets, -1)
+        sets[rows] = rows[order[:, : sets.shape[1]].to(rows.device)]
+        self.sets.copy_(distributed.broadcast(sets))
+        self._mined = None
+        return {}
+
+
+@dataclass(frozen=True)
+class Row:
+    """A row of the table: its heading, a recipe of configs/toy, and what is changed in it."""
+
+    heading: str
+    config: str
+    changed: tuple[str, ...] = ()
+
+
+ROWS = {
+    "start": Row(
+        "in-batch InfoNCE, the start",
+        "infonce",
+        ("method.temperature=0.1", "optim.lr=1e-3", f"optim.epochs={START_EPOCHS}"),
+    ),
+    "infonce": Row(
+        "in-batch InfoNCE, longer", "infonce", ("method.temperature=0.1", "optim.lr=5e-4", f"optim.epochs={EPOCHS}")
+    ),
+    "avid": Row("AVID", "avid", BANK),
+    "consensus": Row("AVID-CMA", "avid_cma", MINED),
+    "union": Row("sets alike in video or audio", "avid_cma", (*MINED, "method.rule=union")),
+    "video": Row("sets alike in video", "avid_cma", (*MINED, "method.rule=video")),
+    "audio": Row("sets alike in audio", "avid_cma", (*MINED, "method.rule=audio")),
+    "random": Row("random sets", "avid_cma", (*MINED, f"method.name={Path(__file__).resolve()}:RandomSets")),
+}
+COLUMNS = {
+    **{f"linear {name}": ("linear", name) for name in ("video", "audio", "both")},
+    "kNN both": ("knn", "both"),
+    "v2a R@1": ("recall", "v2a_r1"),
+    "a2v R@1": ("recall", "a2v_r1"),
+    **{f"mined by {rule}": ("precision", rule) for rule in ("consensus", "union", "video", "audio")},
+}
+
+
+def config_of(name: str, arguments: argparse.Namespace, seed: int) -> Config:
+    """The recipe with the common settings, then what the row changes, then the overrides of the call."""
+    row, folder = ROWS[name], arguments.out / f"seed{seed}"
+    own = [
+        f"data.manifest={arguments.data / 'toy' / 'manifest.parquet'}",
+        f"run.dir={folder / name}",
+        f"run.seed={seed}",
+    ]
+    init = "null" if name == "start" else str(folder / "start")
+    return load(
+        CONFIGS / f"{row.config}.yaml", [*COMMON, *row.changed, *arguments.overrides, *own, f"model.init={init}"]
+    )
+
+
+def compare(arguments: argparse.Namespace) -> tuple[list[dict[str, Any]], str] | None:
+    """[{row: metrics} of each seed] and the table; None when a training was stopped."""
+    toy = read_set(arguments.data / "toy")
+    results: list[dict[str, Any]] = []
+    for seed in arguments.seeds:
+        results.append({})
+        for name in names_of(arguments):
+            config = config_of(name, arguments, seed)
+            folder = Path(config.run.dir)
+            if not train_timed(config):
+                return None
+            results[-1][name] = cached(
+                folder / "metrics.json",
+                lambda folder=folder: measure(load_run(folder), toy, num_clips=NUM_CLIPS, num_positives=NUM_POSITIVES),
+            )
+    rows = {ROWS[name].heading: name for name in names_of(arguments)}
+    return results, table_of(results, rows, COLUMNS)
+
+
+def names_of(arguments: argparse.Namespace) -> list[str]:
+    """The rows that are asked for; all others start from the first."""
+    asked: Sequence[str] = arguments.rows or list(ROWS)
+    return [name for name in ROWS if name in asked or name == "start"]
+
+
+def plan(arguments: argparse.Namespace) -> Iterator[str]:
+    for seed in arguments.seeds:
+        yield from (experiment.describe(config_of(name, arguments, seed)) for name in names_of(arguments))
+
+
+def main() -> int:
+    parser = experiment.command(__doc__, data="folder with toy")
+    experiment.takes_overrides(parser, out="runs/agreement")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--rows", nargs="+", choices=ROWS, metavar="ROW", help=f"of {', '.join(ROWS)} (default: all)")
+    return experiment.run(parser, compare, plan=plan)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
