@@ -56,7 +56,7 @@ def read_list(path: Path, root: Path) -> list[dict[str, Any]]:
             row["label"] = row.get("label") or next(iter(row["labels"]), None)
         if row["start"] is not None and row["end"] is not None and row["end"] <= row["start"]:
             raise ManifestError(f"{where}: end {row['end']} must come after start {row['start']}")
-        key = (row["path"], row["start"], row["end"])
+        key = (row["path"], row["start"] or 0.0, row["end"])
         if key in known:
             raise ManifestError(f"{where} is listed twice, and a row is one instance: drop one")
         known.add(key)

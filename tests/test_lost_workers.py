@@ -1,5 +1,6 @@
 """A worker process that dies or hangs: its file is named and quarantined, and the run goes on without it."""
 
+import errno
 import json
 import multiprocessing
 import os
@@ -253,6 +254,19 @@ def test_too_little_shared_memory_blames_no_clip(manifest: Path, message: str) -
         lost_workers_named(dataset, data),
     ):
         raise RuntimeError(message)
+
+
+def test_shared_memory_that_is_full_before_the_first_worker(manifest: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    data = DataConfig(manifest="", num_workers=2)
+    dataset = ClipDataset(read_manifest(manifest), data, AVID.views[:1])
+
+    def full(*given: object, **named: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(torch.multiprocessing, "Queue", full)
+    loader = build_loader(dataset, [[Key(0, 0, 0)]], data, device=torch.device("cpu"))
+    with pytest.raises(ConfigError, match=r"num_workers=2: shared memory .* too small"):
+        next(iter(loader))
 
 
 def test_a_hanging_worker_does_not_outlive_the_run(manifest: Path, monkeypatch: pytest.MonkeyPatch) -> None:

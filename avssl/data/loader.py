@@ -2,6 +2,7 @@
 hangs leaves the name of its file.
 """
 
+import errno
 import multiprocessing
 import os
 import re
@@ -74,7 +75,12 @@ class _Loader(DataLoader):
 class _Arrivals(_MultiProcessingDataLoaderIter):
     def __init__(self, loader: DataLoader) -> None:
         self._start_waiting(loader.dataset.data.worker_timeout_seconds)
-        super().__init__(loader)
+        try:
+            super().__init__(loader)
+        except OSError as error:
+            if error.errno != errno.ENOSPC:
+                raise
+            raise _too_small(loader.num_workers) from error
 
     def _start_waiting(self, seconds: float) -> None:
         self._seconds, self._patience = seconds, Patience(seconds)
@@ -112,10 +118,7 @@ def lost_workers_named(dataset: ClipDataset, data: DataConfig) -> Iterator[None]
     except RuntimeError as error:
         text = str(error)
         if re.search(r"(?s)^(?:Caught|DataLoader ).*(?:\(shm\)|shared memory|Bus error|No space left)", text):
-            raise ConfigError(
-                f"data.num_workers={data.num_workers}: shared memory (/dev/shm) is too small for their batches: give "
-                "it more, as with docker run --shm-size=8g, or set num_workers=0"
-            ) from error
+            raise _too_small(data.num_workers) from error
         if not text.startswith("DataLoader "):
             raise
         died = re.search(r"\(pid(?:\(s\))? ([\d, ]+)\)", text)
@@ -124,6 +127,13 @@ def lost_workers_named(dataset: ClipDataset, data: DataConfig) -> Iterator[None]
         raise WorkerLost(f"a worker died ({_exit_reason(error)})", ids) from error
     finally:
         _kill(dataset.notes())
+
+
+def _too_small(num_workers: int) -> ConfigError:
+    return ConfigError(
+        f"data.num_workers={num_workers}: shared memory (/dev/shm) is too small for their batches: give it more, as "
+        "with docker run --shm-size=8g, or set num_workers=0"
+    )
 
 
 def _has_signals() -> bool:

@@ -221,6 +221,7 @@ def test_names_are_found_in_either_form_of_unicode(folder, tmp_path):
         ("path\n../a.mp4\n", "'../a.mp4' does not lie in"),
         ("path,label\n,x\n", "'': the path is empty"),
         ("path\na.mp4\n./a.mp4\n", "'./a.mp4' is listed twice"),
+        ("path,start\na.mp4,\na.mp4,0\n", "'a.mp4' is listed twice"),
         ("path,start\na.mp4,soon\n", "'soon' is no number of seconds"),
         ("path,start,end\na.mp4,2,1\n", "end 1.0 must come after start 2.0"),
     ],
