@@ -78,6 +78,7 @@ class _Arrivals(_MultiProcessingDataLoaderIter):
         try:
             super().__init__(loader)
         except OSError as error:
+            self._shutdown = True  # there is nothing to shut down
             if error.errno != errno.ENOSPC:
                 raise
             raise _too_small(loader.num_workers) from error
