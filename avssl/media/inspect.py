@@ -30,7 +30,7 @@ from avssl.media.probe import (
     shape,
     stated_rate,
 )
-from avssl.media.quirks import Jump, first_jump, on_one_clock, second_file
+from avssl.media.quirks import Jump, first_jump, in_ticks, on_one_clock, second_file
 from avssl.media.reader import MAX_IDLE, MAX_RESUMED, DecodeError, Reader, frame_duration, open_behind
 from avssl.media.streams import is_decodable, name_track
 from avssl.workers import serve
@@ -286,7 +286,7 @@ def _packets(reader: Reader) -> Iterator[av.Packet | None]:
     num_damaged = 0
     while num_damaged < MAX_RESUMED:
         try:
-            yield from on_one_clock(reader.container.demux(), reader.jumps)
+            yield from on_one_clock(in_ticks(reader.container.demux(), reader.container), reader.jumps)
             return
         except IndexError:  # see reader.py
             continue

@@ -30,6 +30,8 @@ JUMP_SECONDS = 0.5  # by which times go back from one file to the next, at least
 PART_SECONDS = 1.0  # of each of them, at least: a shorter one is damage
 WRAP_SECONDS = 2**33 / 90_000  # of the clock of MPEG-TS; FFmpeg adds it to times far below the first ones
 PAUSE_SECONDS = 60.0  # longer ones begin another file where that was added
+BYTEWISE = frozenset({"g722", "g726", "g726le"})  # in AVI their clock counts bytes
+CHAINED = BYTEWISE | {"adpcm_yamaha"}  # a sample is told by those before it, from the first on
 PCM_SECONDS = 1.0  # of PCM read at a time
 PCM_TAGS = ("sowt", "ipcm", "lpcm")  # of little-endian samples in MOV and MP4
 
@@ -40,6 +42,25 @@ def must_count(container: av.container.InputContainer, video: av.video.stream.Vi
         entries = video.index_entries  # the clock: number by number, a few of them for an empty packet
         return len(entries) > 0 and entries[len(entries) - 1].timestamp + 1 < video.frames
     return container.format.name in COUNTED
+
+
+def is_chained(stream: av.stream.Stream) -> bool:
+    """Whether audio is decoded rightly only from its beginning."""
+    return stream.type == "audio" and stream.codec_context.name in CHAINED
+
+
+def in_ticks(packets: Iterator[av.Packet], container: av.container.InputContainer) -> Iterator[av.Packet]:
+    """Packets with times in ticks: in AVI, G.722 and G.726 count bytes, of which FFmpeg makes that many ticks."""
+    sizes = {}  # bytes of a tick
+    for stream in container.streams.audio if container.format.name == "avi" else ():
+        entries, context = stream.index_entries, stream.codec_context
+        counts_bytes = len(entries) > 1 and entries[1].timestamp == entries[0].size
+        if context.name in BYTEWISE and context.bit_rate and counts_bytes:
+            sizes[stream.index] = stream.time_base * context.bit_rate / 8
+    for packet in packets:
+        if packet.stream.index in sizes and packet.dts is not None:
+            packet.pts = packet.dts = int(packet.dts // sizes[packet.stream.index])
+        yield packet
 
 
 class Jump(NamedTuple):

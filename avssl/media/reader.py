@@ -198,6 +198,8 @@ class Reader:
                 last of the file. None = all.
         """
         stream = getattr(self, kind)
+        if quirks.is_chained(stream):
+            seconds = -math.inf
         if kind == "audio" and quirks.is_plain_pcm(self.container, stream):
             yield from quirks.read_pcm(self.path, stream, seconds)
             return
@@ -232,7 +234,7 @@ class Reader:
             claimed = float(((stream.start_time or 0) + stream.duration) * stream.time_base)
         elif self.container.duration is not None:
             claimed = ((self.container.start_time or 0) + self.container.duration) / av.time_base
-        if claimed is not None and not self.jumps:
+        if claimed is not None and not self.jumps and not quirks.is_chained(stream):
             try:
                 self._seek(stream, claimed - TAIL_SECONDS)
                 end = max((end for _, end in self._packet_times(stream)), default=-math.inf)
@@ -332,7 +334,7 @@ class _Pass:
         self.from_beginning = from_beginning
         for stream in container.streams:  # nothing is read for the others
             stream.discard = av.stream.Discard.default if stream in streams else av.stream.Discard.all
-        self._packets = quirks.on_one_clock(_demux(container, streams), jumps)
+        self._packets = quirks.on_one_clock(quirks.in_ticks(_demux(container, streams), container), jumps)
         self._cached: dict[int, collections.deque[av.Packet]] = {each.index: collections.deque() for each in streams}
         self._num_bytes = 0
 

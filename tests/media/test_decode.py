@@ -378,6 +378,19 @@ def test_sound_of_avi_lies_where_its_index_says(tmp_path, codec, channels, lost)
         assert likeness > 0.95
 
 
+@pytest.mark.parametrize("codec, rate", [("adpcm_yamaha", 16000), ("g722", 16000), ("g726", 8000)])
+def test_sound_that_is_decoded_from_its_beginning_only(tmp_path, codec, rate):
+    path = make(tmp_path / "clip.avi", video_codec="mpeg4", audio_codec=codec, rate=rate, gop=12)
+    for facts in (probe(path), inspect(path)):
+        assert facts.audio_end == pytest.approx(4, abs=0.2)
+        assert not facts.holes
+    for start in (0.9, 1.7, 2.31):
+        samples = read_samples(path, start=start, duration=1.5, sample_rate=16000)
+        lag, likeness = lag_seconds(samples.data, tone(start + np.arange(len(samples.data)) / 16000), 16000)
+        assert abs(lag) < 2e-3
+        assert likeness > 0.95
+
+
 def test_mp3_of_constant_rate_in_avi_counts_bytes(tmp_path):
     """As VirtualDub writes it: a tick is a byte, several packets to a chunk."""
     path = make(tmp_path / "clip.avi", video_codec="mpeg4", audio_codec="libmp3lame", rate=44100, gop=12)
