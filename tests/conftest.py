@@ -19,6 +19,10 @@ def clip_set(tmp_path_factory: pytest.TempPathFactory) -> Manifest:
     return make_set(tmp_path_factory.mktemp("clips"))
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: item.name != "test_commands_and_code_of_the_pages")  # minutes: not at the end
+
+
 @pytest.fixture(autouse=True)
 def _few_threads() -> None:
     torch.set_num_threads(1 if "PYTEST_XDIST_WORKER" in os.environ else 2)  # each worker has a core

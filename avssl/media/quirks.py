@@ -88,7 +88,7 @@ def find_jumps(packets: Iterable[av.Packet]) -> list[Jump]:
         tracks = [streams == each for each in set(streams.tolist())]
         firsts = [(positions[track], first_jump(_unwrapped(decoded[track]))) for track in tracks]
         begin = min((places[first] for places, first in firsts if first is not None), default=None)
-        if begin is None:
+        if begin is None or (jumps and begin <= jumps[-1].position):  # no end of damaged times
             return jumps
         before, behind = positions < begin, positions >= begin
         heads = [shown[behind & track][:LOOK_AHEAD] for track in tracks]
@@ -104,7 +104,7 @@ def _unwrapped(seconds: np.ndarray) -> np.ndarray:
     steps = np.diff(seconds, prepend=seconds[:1])
     is_over = (seconds >= WRAP_SECONDS) & (seconds - steps < WRAP_SECONDS)  # a clock that runs over has no pause there
     added = (steps > WRAP_SECONDS / 2) | (is_over & (steps > PAUSE_SECONDS))
-    return seconds - WRAP_SECONDS * np.cumsum(added)
+    return seconds - WRAP_SECONDS * np.cumsum(added.astype(int) - (steps < -WRAP_SECONDS / 2))
 
 
 def first_jump(seconds: np.ndarray) -> int | None:

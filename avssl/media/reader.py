@@ -412,13 +412,15 @@ def _find_jumps(path: str, size: int, changed: int) -> tuple[quirks.Jump, ...]:
         jumps, codecs = quirks.find_jumps(_demux(container, streams)), _codecs(container)
     for i, jump in enumerate(jumps):
         with contextlib.suppress(av.error.FFmpegError), open_behind(path, jump.position) as behind:
-            if _codecs(behind) != codecs:
+            others = _codecs(behind)
+            if any(codecs[kind].isdisjoint(others[kind]) for kind in codecs if codecs[kind] and others[kind]):
                 return *jumps[:i], jump._replace(shift=None)
     return tuple(jumps)
 
 
-def _codecs(container: av.container.InputContainer) -> list[tuple[str, str]]:
-    return sorted({(stream.type, stream.name) for stream in (*container.streams.video, *container.streams.audio)})
+def _codecs(container: av.container.InputContainer) -> dict[Track, set[str]]:
+    streams = container.streams
+    return {"video": {each.name for each in streams.video}, "audio": {each.name for each in streams.audio}}
 
 
 def open_behind(path: str | Path, position: int) -> av.container.InputContainer:

@@ -59,7 +59,7 @@ class NeighbourOptions(HeadOptions):
             (self.interval == "radii" and near is None, "interval=radii draws clips within max_seconds: set it"),
             (
                 self.interval == "uniform" and near == 0,
-                "max_seconds=0 leaves clips drawn anywhere without a near one: set it above 0, or interval=halves",
+                "max_seconds=0 leaves clips drawn anywhere without a near one: expected above 0, or interval=halves",
             ),
             (
                 self.num_far and (self.interval != "radii" or self.num_clips < least),

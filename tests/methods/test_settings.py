@@ -45,7 +45,7 @@ ZERO = {  # reason: fields that are taken as 0
         *("method avid_cma.mine_from_epoch", "method swav.freeze_steps", "method swav.queue_from_epoch"),
         *("method swav.queue_size",),
     },
-    "the same seconds": {"method neighbour.max_seconds", "method neighbour.intra_seconds"},
+    "the same seconds": {"method neighbour.intra_seconds"},
     "a cosine": {"method avid_cma.min_score"},
     "weights that stand still: a control": {"optim.lr", "optim.lr_per_256", "optim.final_lr"},
 }

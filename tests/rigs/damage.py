@@ -23,7 +23,7 @@ from tests.support.numbered import move_stamps, set_matrix
 BLOCK, ROWS, COLUMNS, BITS = 16, 4, 6, 12  # a frame is 64 x 96 pixels
 SIZE = (ROWS * BLOCK, COLUMNS * BLOCK)  # (height, width)
 FPS = 25
-NUMBERS_PER_CLIP = 130  # clip c shows the numbers from 130 c on
+NUMBERS_PER_CLIP = 125  # clip c shows the numbers from 125 c on
 LOWEST_HZ, HIGHEST_HZ = 200.0, 2600.0
 
 H264 = {"video_codec": "libx264", "audio_codec": "aac", "rate": 24000, "gop": 24, "b_frames": 2}
