@@ -30,7 +30,7 @@ from avssl.media.reader import (
     error_text,
     frame_duration,
 )
-from avssl.media.upright import orientation
+from avssl.media.upright import Orientations
 from avssl.windows import AudioWindow, VideoWindow
 
 PREROLL_SECONDS = 0.25  # AAC, Opus and MP3 need the packets before a sample to decode it rightly
@@ -132,7 +132,8 @@ def _read_video(reader: Source, windows: Sequence[VideoWindow], limits: Limits) 
         return []
     if reader.video is None:
         raise DecodeError(reader.path, "no video track that can be decoded")
-    collectors = [_Collector(reader.path, window, limits.max_bytes) for window in windows]
+    turned = Orientations()
+    collectors = [_Collector(reader.path, window, limits.max_bytes, turned) for window in windows]
     targets = sorted(
         (window.start + i / window.fps, index) for index, window in enumerate(windows) for i in range(window.num_frames)
     )
@@ -165,8 +166,8 @@ def _pick_frames(reader: Source, targets: list[tuple[float, int]], collectors: l
 class _Collector:
     """Collects the frames of one window, converting each wanted frame once."""
 
-    def __init__(self, path: Path, window: VideoWindow, max_bytes: int) -> None:
-        self.path = path
+    def __init__(self, path: Path, window: VideoWindow, max_bytes: int, turned: Orientations) -> None:
+        self.path, self.turned = path, turned
         self.window = window
         self.max_bytes = max_bytes
         self.reformatter, self.narrower = VideoReformatter(), VideoReformatter()
@@ -199,7 +200,7 @@ class _Collector:
         is within 0.9 gray levels of Pillow's filter, whole pixels of a resized image within 4.
         """
         frame = taken.decode() if isinstance(taken, LazyFrame) else taken
-        turned = taken.orientation if isinstance(taken, LazyFrame) else orientation(taken)
+        turned = taken.orientation if isinstance(taken, LazyFrame) else self.turned.of(taken)
         width, height = turned.size(frame.width, frame.height)  # upright
         if self.data is None:
             self._allocate(height, width)

@@ -34,7 +34,7 @@ from avssl.files import WriteError, atomic_write
 from avssl.media.audio import mono_frame, resample_stream, without_gaps
 from avssl.media.probe import PLAUSIBLE_FPS, Probe, content_key, probe
 from avssl.media.reader import TIME_TOLERANCE, WOBBLE_SECONDS, DecodeError, Reader, frame_duration
-from avssl.media.upright import Orientation, orientation
+from avssl.media.upright import Orientation, Orientations
 from avssl.workers import serve
 
 T = TypeVar("T")
@@ -300,12 +300,13 @@ class Resizer:
             self.width, self.height = (max(2, round(side * scale / 2) * 2) for side in size)
         else:  # at most a row and a column are lost
             self.width, self.height = (max(2, int(side) // 2 * 2) for side in size)
-        self.upright = orientation(first).size(self.width, self.height)[::-1]
+        self.orientations = Orientations()
+        self.upright = self.orientations.of(first).size(self.width, self.height)[::-1]
         self.colorspace = Colorspace.SMPTE170M if first.format.is_rgb else None
         self.reformatter = VideoReformatter()
 
     def __call__(self, frame: av.VideoFrame) -> av.VideoFrame:
-        turned = orientation(frame)
+        turned = self.orientations.of(frame)
         width, height = turned.size(*self.upright[::-1])
         small = self.reformatter.reformat(
             frame,

@@ -46,17 +46,21 @@ def must_count(container: av.container.InputContainer, video: av.video.stream.Vi
 
 def is_chained(stream: av.stream.Stream) -> bool:
     """Whether audio is decoded rightly only from its beginning."""
-    return stream.type == "audio" and stream.codec_context.name in CHAINED
+    return codec_name(stream) in CHAINED
+
+
+def codec_name(stream: av.stream.Stream) -> str | None:
+    """None without a decoder."""
+    return None if stream.codec_context is None else stream.codec_context.name
 
 
 def in_ticks(packets: Iterator[av.Packet], container: av.container.InputContainer) -> Iterator[av.Packet]:
     """Packets with times in ticks: in AVI, G.722 and G.726 count bytes, of which FFmpeg makes that many ticks."""
     sizes = {}  # bytes of a tick
     for stream in container.streams.audio if container.format.name == "avi" else ():
-        entries, context = stream.index_entries, stream.codec_context
-        counts_bytes = len(entries) > 1 and entries[1].timestamp == entries[0].size
-        if context.name in BYTEWISE and context.bit_rate and counts_bytes:
-            sizes[stream.index] = stream.time_base * context.bit_rate / 8
+        entries, rate = stream.index_entries, stream.bit_rate if codec_name(stream) in BYTEWISE else None
+        if rate and len(entries) > 1 and entries[1].timestamp == entries[0].size:
+            sizes[stream.index] = stream.time_base * rate / 8
     for packet in packets:
         if packet.stream.index in sizes and packet.dts is not None:
             packet.pts = packet.dts = int(packet.dts // sizes[packet.stream.index])

@@ -419,8 +419,8 @@ def _find_jumps(path: str, size: int, changed: int) -> tuple[quirks.Jump, ...]:
 
 
 def _codecs(container: av.container.InputContainer) -> dict[Track, set[str]]:
-    streams = container.streams
-    return {"video": {each.name for each in streams.video}, "audio": {each.name for each in streams.audio}}
+    streams = {"video": container.streams.video, "audio": container.streams.audio}
+    return {kind: {name for each in some if (name := quirks.codec_name(each))} for kind, some in streams.items()}
 
 
 def open_behind(path: str | Path, position: int) -> av.container.InputContainer:

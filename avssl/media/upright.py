@@ -34,3 +34,18 @@ def orientation(frame: av.VideoFrame) -> Orientation:
     if mirrored:
         a, b = -a, -b
     return Orientation(mirrored, round(math.atan2(c - b, a + d) / (math.pi / 2)) % 4)
+
+
+class Orientations:
+    """Those of the frames of one file. A frame whose side data were looked at holds itself in memory until the next
+    garbage collection, so only the first one of each of FFmpeg's angles is looked at.
+    """
+
+    def __init__(self) -> None:
+        self._known: dict[int, Orientation] = {}  # by angle
+
+    def of(self, frame: av.VideoFrame) -> Orientation:
+        angle = frame.rotation
+        if angle not in self._known:
+            self._known[angle] = orientation(frame)
+        return self._known[angle]

@@ -1,7 +1,9 @@
 """Frames are upright in each of the eight orientations that a display matrix can say, wherever they are read."""
 
+import gc
 from pathlib import Path
 
+import av
 import numpy as np
 import pytest
 
@@ -11,7 +13,7 @@ from avssl.media.encode import write_clip
 from avssl.media.prepare import Settings, prepare_clip
 from avssl.media.preview import poster
 from avssl.media.probe import probe
-from tests.support.numbered import set_matrix
+from tests.support.numbered import make, set_matrix
 
 PICTURE = np.zeros((32, 48, 3), np.uint8)  # four corners of different brightness, and a color
 PICTURE[:16, :24], PICTURE[:16, 24:], PICTURE[16:, :24], PICTURE[16:, 24:, 0] = 240, 160, 80, 90
@@ -53,3 +55,17 @@ def test_other_decoders_turn_too(clip: tuple[Path, int], decoder: str) -> None:
     except DecoderMissingError as error:
         pytest.skip(str(error))
     assert is_upright(read_frames(clip[0], start=0.2, duration=0.1, fps=10, decoder=decoder).data[0])
+
+
+def test_frames_do_not_outlive_their_use(tmp_path):
+    """A frame of 4K takes 25 MB, and garbage is seldom collected where few objects are made."""
+    path = make(tmp_path / "clip.mp4", seconds=2.0)
+    gc.collect()
+    gc.disable()
+    try:
+        read_frames(path, start=0, duration=1.6, fps=25)
+        prepare_clip(path, tmp_path / "copy.mp4", Settings())
+        alive = sum(isinstance(each, av.VideoFrame) for each in gc.get_objects())
+    finally:
+        gc.enable()
+    assert alive < 10

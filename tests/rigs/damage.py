@@ -80,7 +80,6 @@ class Clip:
         first_number: the first frame's; the others count on.
         seconds: of audio and of frames.
         falls: the tone does.
-        wobble: seconds by which the timestamps of its audio are off, at most.
         steady: the same clip before its timestamps were moved.
     """
 
@@ -88,7 +87,6 @@ class Clip:
     first_number: int
     seconds: float
     falls: bool
-    wobble: float = 0.0
     steady: Path | None = None
 
     @property
@@ -136,7 +134,7 @@ def move_times(clip: Clip, *, wobble: float, pause: float) -> Clip:
         return seconds + off + pause * (seconds > clip.seconds / 2)
 
     move_stamps(steady, clip.path, moved)
-    return replace(clip, wobble=wobble, steady=steady)
+    return replace(clip, steady=steady)
 
 
 def add_tracks(path: Path) -> None:

@@ -15,11 +15,12 @@ An AVI has no timestamps at all: its index is its clock, and a copy whose index 
 The same holds for the part of an MP4 with a damaged index that the plain decode, which breaks off before, never sees.
 
 Sound is heard in pieces of a quarter second: each that is recognized must lie within 5 ms of its time, in the clip or
-in the plain decode.
+in the plain decode; within 0.1 s where timestamps of the file go back and forth, as those of recorders do that wobble.
 
 Letters: T frames, n samples.
 """
 
+import functools
 import itertools
 import math
 import re
@@ -33,14 +34,23 @@ from typing import Any
 
 import av
 import numpy as np
+from av.video.reformatter import VideoReformatter
 
 from avssl.data.sampling import draw_windows
 from avssl.files import digest
 from avssl.media.audio import to_mono
 from avssl.media.decode import Frames, Samples, read_clip
 from avssl.media.probe import Probe, probe
-from avssl.media.reader import OPEN_SECONDS, SAMPLE_RATES, TIME_TOLERANCE, DecodeError, Reader, frame_duration
-from avssl.media.upright import orientation
+from avssl.media.reader import (
+    OPEN_SECONDS,
+    SAMPLE_RATES,
+    TIME_TOLERANCE,
+    WOBBLE_SECONDS,
+    DecodeError,
+    Reader,
+    frame_duration,
+)
+from avssl.media.upright import Orientation, Orientations
 from avssl.windows import AudioWindow, Span, VideoWindow
 from avssl.workers import serve
 from tests.rigs.damage import FPS, SIZE, Clip, Ear, likeness, read_numbers
@@ -50,6 +60,7 @@ SAME_SOUND = 0.005  # seconds by which sound may be off
 PIECE_SECONDS = 0.25  # of audio that is judged at once
 MAX_RESUMED = 3  # times that the plain decode goes on behind a damaged place
 AVI = "avi"
+REFORMATTER = VideoReformatter()  # one of its own would stay with each frame
 RUN = 3  # different frames in a row that are off by the same time
 MAX_PLAIN_SECONDS = 40.0  # of a long file that the plain decode looks at
 SAME_GRAY, OTHER_GRAY = 8.0, 20.0  # mean difference of frames that are, or are not, the same
@@ -104,6 +115,17 @@ class Plain:
                 values[low:high] = mono[low - first : high - first]
         return values, rate
 
+    @functools.cached_property
+    def wobbles(self) -> bool:
+        """Whether timestamps of the sound come back after a step: no reader can tell that from recorders whose stamps
+        wobble around a line, to which WOBBLE_SECONDS are left."""
+        anchors, elapsed = [], 0.0
+        for seconds, rate, mono in self.sound:
+            anchors.append(seconds - elapsed)
+            elapsed += len(mono) / rate
+        falls = np.maximum.accumulate(anchors) - np.array(anchors) if anchors else np.zeros(1)
+        return bool(falls.max() > SAME_TIME)
+
 
 NOTHING = Plain(np.empty(0), np.empty((0, *SIZE, 3), dtype=np.uint8), [])
 
@@ -111,6 +133,7 @@ NOTHING = Plain(np.empty(0), np.empty((0, *SIZE, 3), dtype=np.uint8), [])
 def decode_plainly(path: Path) -> Plain:
     """What a simple program sees: every packet in the order of the file, each frame with its own timestamp."""
     times, frames, sound, begin = [], [], [], None
+    turned = Orientations()
     try:
         with av.open(f"file:{path}", metadata_errors="replace", timeout=OPEN_SECONDS) as container:
             tracks = [container.streams[i] for i in _tracks(path)]
@@ -129,7 +152,7 @@ def decode_plainly(path: Path) -> Plain:
                 if seconds > MAX_PLAIN_SECONDS + begin:
                     continue
                 if is_picture:
-                    picture = _small(frame)  # raises for pixels that nothing can convert
+                    picture = _small(frame, turned.of(frame))  # raises for pixels that nothing can convert
                     times.append(seconds)
                     frames.append(picture)
                 else:
@@ -168,11 +191,11 @@ def _decoded(packet: av.Packet) -> list[av.VideoFrame | av.AudioFrame]:
         return []
 
 
-def _small(frame: av.VideoFrame) -> np.ndarray:
+def _small(frame: av.VideoFrame, turned: Orientation) -> np.ndarray:
     """(64, 96, 3) uint8, upright."""
-    turned = orientation(frame)
     width, height = turned.size(*SIZE[::-1])
-    return turned.upright(frame.reformat(width=width, height=height, format="rgb24", threads=1).to_ndarray())
+    small = REFORMATTER.reformat(frame, width=width, height=height, format="rgb24", threads=1)
+    return turned.upright(small.to_ndarray())
 
 
 @dataclass(frozen=True)
@@ -185,7 +208,6 @@ class Truth:
         seconds: of the tone.
         falls: the tone does.
         sound_start: second at which the tone begins on the clock of the file.
-        wobble: see `Clip`.
         index: see `index_digest`.
     """
 
@@ -194,7 +216,6 @@ class Truth:
     seconds: float
     falls: bool
     sound_start: float
-    wobble: float
     index: str
 
 
@@ -223,9 +244,7 @@ def truth_of(clip: Clip) -> Truth:
     found = Ear(clip.seconds, falls=clip.falls).locate(heard, rate)
     assert found is not None, f"{clip.path}: the tone is not recognized"
     times = np.sort(plain.times).tolist()
-    return Truth(
-        clip.first_number, times, clip.seconds, clip.falls, start - found, clip.wobble, index_digest(clip.path)
-    )
+    return Truth(clip.first_number, times, clip.seconds, clip.falls, start - found, index_digest(clip.path))
 
 
 class Shown:
@@ -281,7 +300,7 @@ class Shown:
         for first in range(0, len(samples.data) - length + 1, length):
             heard, start = samples.data[first : first + length], samples.start + first / sample_rate
             expected = start - self.truth.sound_start
-            reach = SAME_SOUND + self.truth.wobble
+            reach = SAME_SOUND + (WOBBLE_SECONDS if self.plain.wobbles else 0.0)
             if self.ear.locate(heard, sample_rate, near=expected, reach=reach) is not None:
                 self.counts.right += 1
                 continue
