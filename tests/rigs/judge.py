@@ -27,6 +27,7 @@ import re
 import resource
 import time
 import traceback
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -62,7 +63,7 @@ MAX_RESUMED = 3  # times that the plain decode goes on behind a damaged place
 AVI = "avi"
 REFORMATTER = VideoReformatter()  # one of its own would stay with each frame
 RUN = 3  # different frames in a row that are off by the same time
-MAX_PLAIN_SECONDS = 40.0  # of a long file that the plain decode looks at
+MAX_PLAIN_SECONDS = 40.0  # of a long file that the plain decode looks at, whatever its times say
 SAME_GRAY, OTHER_GRAY = 8.0, 20.0  # mean difference of frames that are, or are not, the same
 NUM_CLIPS = 6  # read of a file, drawn as training draws them
 READ_FPS, NUM_FRAMES, AUDIO_SECONDS, SAMPLE_RATE, OFFSET_SECONDS = 16, 8, 1.0, 24_000, 0.25
@@ -132,7 +133,8 @@ NOTHING = Plain(np.empty(0), np.empty((0, *SIZE, 3), dtype=np.uint8), [])
 
 def decode_plainly(path: Path) -> Plain:
     """What a simple program sees: every packet in the order of the file, each frame with its own timestamp."""
-    times, frames, sound, begin = [], [], [], None
+    times, frames, sound = [], [], []
+    passed = Counter()  # seconds by track
     turned = Orientations()
     try:
         with av.open(f"file:{path}", metadata_errors="replace", timeout=OPEN_SECONDS) as container:
@@ -148,8 +150,8 @@ def decode_plainly(path: Path) -> Plain:
                     continue
                 seconds = following[track.index] if frame.time is None else frame.time
                 following[track.index] = seconds + frame_duration(frame, track)
-                begin = seconds if begin is None else begin
-                if seconds > MAX_PLAIN_SECONDS + begin:
+                passed[track.index] += frame_duration(frame, track)
+                if passed[track.index] > MAX_PLAIN_SECONDS:
                     continue
                 if is_picture:
                     picture = _small(frame, turned.of(frame))  # raises for pixels that nothing can convert
