@@ -134,9 +134,20 @@ def _is_gap(past: Sequence[float], ahead: Sequence[float], tolerance: float) -> 
     step = ahead[0] - past[-1]
     if abs(step) <= tolerance:
         return False
-    values = np.array([*past, *ahead]) * np.sign(step)
+    values = _without_outliers(np.array([*past, *ahead])) * np.sign(step)
     apart = values[len(past) :].min() - values[: len(past)].max()
     return bool(apart > max(tolerance, min(_largest_fall(values), WOBBLE_SECONDS)))
+
+
+def _without_outliers(values: np.ndarray) -> np.ndarray:
+    """A value that is further than WOBBLE_SECONDS from the median of itself and its neighbors does not wobble, it is
+    damaged: that median in its place.
+    """
+    if len(values) < 3:
+        return values
+    medians = np.median([values[:-2], values[1:-1], values[2:]], axis=0)
+    is_damaged = np.abs(values[1:-1] - medians) > WOBBLE_SECONDS
+    return np.concatenate([values[:1], np.where(is_damaged, medians, values[1:-1]), values[-1:]])
 
 
 def _largest_fall(values: np.ndarray) -> float:
