@@ -309,11 +309,11 @@ def test_commands_with_tests_of_their_own_use_options_that_exist(
         assert all(word in printed for word in words if word.startswith("--")), words
 
 
-def make_actions(folder: Path) -> None:
+def make_actions(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Clips of toy_actions in FOLDER/{train,test}/<motion>, without a manifest."""
     spec = importlib.util.spec_from_file_location("toy", ROOT / "datasets" / "toy.py")
     toy = importlib.util.module_from_spec(spec)
-    sys.modules["toy"] = toy  # its dataclasses look their module up
+    monkeypatch.setitem(sys.modules, "toy", toy)  # its dataclasses look their module up
     spec.loader.exec_module(toy)
     for split in ("train", "test"):
         for clip in toy.action_clips(split, 12, seed=0):
@@ -328,7 +328,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     make_set(tmp_path / "my_clips", num_train=NUM_TRAIN, num_test=NUM_TEST)
     (tmp_path / "my_clips" / "manifest.parquet").unlink()
     make_clip(tmp_path / "another_clip.mp4", 1, 999)
-    make_actions(tmp_path / "my_actions")
+    make_actions(tmp_path / "my_actions", monkeypatch)
     (method,) = [block for block in blocks("docs/methods.md", "python") if "class SimSiam(Method)" in block]
     (tmp_path / OWN_METHOD.partition(":")[0]).write_text(method)
     (tmp_path / "configs").symlink_to(ROOT / "configs")
