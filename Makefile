@@ -17,7 +17,7 @@ demo: $(STAMP)
 test: $(STAMP)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist worksteal -m "not browser"
 
-# While one works: without processes, browser, and what trains or writes many files; 2 to 4 minutes on 2 cores.
+# While one works: without processes, browser, and what trains or writes many files; up to 4 minutes on 2 cores.
 test-fast: $(STAMP)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist worksteal -m "not browser and not processes and not slow"
 

@@ -31,7 +31,7 @@ from avssl.media.probe import (
     stated_rate,
 )
 from avssl.media.quirks import Jump, first_jump, in_ticks, on_one_clock, second_file
-from avssl.media.reader import MAX_IDLE, MAX_RESUMED, DecodeError, Reader, frame_duration, open_behind
+from avssl.media.reader import MAX_IDLE, MAX_RESUMED, DecodeError, Reader, frame_duration, num_behind
 from avssl.media.streams import is_decodable, name_track
 from avssl.workers import serve
 
@@ -208,11 +208,11 @@ def _read_facts(reader: Reader) -> dict:
 def _jump(reader: Reader, tracks: list[_Track]) -> dict:
     if reader.jumps:  # the files are read one behind the other, as far as their codecs are the same
         is_last = reader.jumps[-1].shift is None
-        lost = _num_packets(reader.path, reader.jumps[-1].position) if is_last else 0
+        lost = num_behind(reader.path, reader.jumps[-1].position) if is_last else 0
         return {"jump_at": reader.jumps[-1 if is_last else 0].second, "num_lost": lost}
     position = second_file(reader.path, reader.container.format.name)
     if position is not None:
-        return {"jump_at": max(track.end for track in tracks), "num_lost": _num_packets(reader.path, position)}
+        return {"jump_at": max(track.end for track in tracks), "num_lost": num_behind(reader.path, position)}
     found = []
     for track in tracks:
         starts = np.array(track.starts)
@@ -221,15 +221,6 @@ def _jump(reader: Reader, tracks: list[_Track]) -> dict:
             latest = np.maximum.accumulate(starts)
             found.append((float(latest[first - 1]), int((starts[1:] <= latest[:-1]).sum())))
     return {"jump_at": min(found)[0], "num_lost": sum(num for _, num in found)} if found else {}
-
-
-def _num_packets(path: Path, position: int) -> int:
-    """Packets of the file that begins at a position of this one."""
-    try:
-        with open_behind(path, position) as behind:
-            return sum(packet.size > 0 for packet in behind.demux())
-    except (av.error.FFmpegError, IndexError):
-        return 0
 
 
 def _decode(reader: Reader, tracks: list[_Track]) -> float:

@@ -411,7 +411,7 @@ def _find_jumps(path: str, size: int, changed: int) -> tuple[quirks.Jump, ...]:
         streams = [*container.streams.video, *container.streams.audio]
         jumps, codecs = quirks.find_jumps(_demux(container, streams)), _codecs(container)
     for i, jump in enumerate(jumps):
-        with contextlib.suppress(av.error.FFmpegError), open_behind(path, jump.position) as behind:
+        with contextlib.suppress(av.error.FFmpegError), _open_behind(path, jump.position) as behind:
             others = _codecs(behind)
             if any(codecs[kind].isdisjoint(others[kind]) for kind in codecs if codecs[kind] and others[kind]):
                 return *jumps[:i], jump._replace(shift=None)
@@ -423,9 +423,17 @@ def _codecs(container: av.container.InputContainer) -> dict[Track, set[str]]:
     return {kind: {name for each in some if (name := quirks.codec_name(each))} for kind, some in streams.items()}
 
 
-def open_behind(path: str | Path, position: int) -> av.container.InputContainer:
-    """The file that begins at a position, in bytes, of another one. Raises FFmpegError."""
-    return _open_container(str(path), prefix=f"subfile,,start,{position},end,0,,:")
+def num_behind(path: Path, position: int) -> int:
+    """Packets of the file that begins at a position, in bytes, of another one; 1 where they cannot be counted."""
+    with contextlib.suppress(av.error.FFmpegError), _open_behind(str(path), position) as behind:
+        streams = [*behind.streams.video, *behind.streams.audio]
+        return max(1, sum(packet.size > 0 for packet in _demux(behind, streams)))
+    return 1
+
+
+def _open_behind(path: str, position: int) -> av.container.InputContainer:
+    """Raises FFmpegError."""
+    return _open_container(path, prefix=f"subfile,,start,{position},end,0,,:")
 
 
 @functools.lru_cache(maxsize=10_000)
