@@ -75,7 +75,7 @@ def test_a_step_never_makes_the_host_wait(clip_set: Manifest, tmp_path: Path, ex
     "method",
     [
         {"name": "byol", "hidden_dim": 16},
-        {"name": "rotation"},
+        {"name": "pretext"},
         {"name": "swav", "hidden_dim": 16, "num_prototypes": 8, "queue_size": 8, "queue_from_epoch": 1},
         {"name": "infonce", "hidden_dim": 16},
     ],

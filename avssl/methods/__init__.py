@@ -21,12 +21,18 @@ from avssl.methods.avid import AVID
 from avssl.methods.avid_cma import AVIDCMA
 from avssl.methods.base import Method
 from avssl.methods.byol import BYOL
+from avssl.methods.cpc import CPC
 from avssl.methods.finetune import Finetune
 from avssl.methods.infonce import InfoNCE
 from avssl.methods.joint import Joint, naming
+from avssl.methods.moco import MoCo
+from avssl.methods.moco_v3 import MoCoV3
 from avssl.methods.neighbour import Neighbour
+from avssl.methods.npid import NPID
 from avssl.methods.patch import Patch
-from avssl.methods.rotation import Rotation
+from avssl.methods.pirl import PIRL
+from avssl.methods.pretext import Pretext
+from avssl.methods.simclr import SimCLR
 from avssl.methods.swav import SwAV
 from avssl.methods.walk import Walk
 from avssl.models import build_encoder
@@ -36,12 +42,18 @@ METHODS: dict[str, type[Method]] = {
     "avid": AVID,
     "avid_cma": AVIDCMA,
     "infonce": InfoNCE,
+    "npid": NPID,
+    "moco": MoCo,
+    "moco_v3": MoCoV3,
+    "simclr": SimCLR,
+    "pirl": PIRL,
+    "cpc": CPC,
     "neighbour": Neighbour,
     "patch": Patch,
     "walk": Walk,
     "byol": BYOL,
     "swav": SwAV,
-    "rotation": Rotation,
+    "pretext": Pretext,
     "joint": Joint,
     "finetune": Finetune,
 }

@@ -8,12 +8,14 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
+from pydantic import Field
 from torch import Tensor, nn
 
 from avssl.config import Count, NotNegative, Positive, Share
 from avssl.methods.base import Encode, HeadOptions, Method, build_heads, check_pairs
+from avssl.methods.infonce import contrast_pairs
 from avssl.objectives.contrast import log_mean_exp, nce, similarity
-from avssl.objectives.negatives import Bank
+from avssl.objectives.negatives import Bank, hardest
 from avssl.objectives.positives import same_instance
 from avssl.structs import Batch, Embedded, Instances, Progress, Step
 from avssl.transforms.views import View
@@ -28,6 +30,8 @@ class AVIDOptions(HeadOptions):
     num_negatives_within: Count | None = None  # negatives of the within-modal terms; null = all
     temperature: Positive = 0.07
     bank_momentum: Share = 0.5  # weight of the old vector
+    hardest: float = Field(1.0, gt=0, le=1)  # share of a query's negatives that count, those most like it
+    in_batch_epochs: int = Field(0, ge=0)  # first epochs that contrast the clips of a batch, while the banks fill
 
 
 @dataclass(frozen=True)
@@ -45,7 +49,10 @@ class Term:
 
 class AVID(Method):
     """See the module. Differs from AVID-CMA: the temperature is an option; a modality that a clip lacks stays in the
-    batch as a masked row, is never stored, and the clip learns through the terms that do not need it (`within`).
+    batch as a masked row, is never stored, and the clip learns through the terms that do not need it (`within`);
+    `in_batch_epochs`: heads that start almost equal for all clips stay so against a bank that is as old as an epoch,
+    and log Z, set on random vectors, is too small for trained ones. In-batch InfoNCE leaves that plateau, and log Z is
+    set in the first step after it.
     """
 
     Options = AVIDOptions
@@ -63,13 +70,15 @@ class AVID(Method):
                 for number, modality in enumerate(self.modalities)
             }
         )
-        self.register_buffer("log_z", torch.tensor(float("nan")))  # unset until the first step
+        self.register_buffer("log_z", torch.tensor(float("nan")))  # unset until the first step against the banks
         self._log_z_is_set = False
         self.register_load_state_dict_post_hook(AVID._ask_log_z_again)
 
     def loss(self, encode: Encode, batch: Batch, progress: Progress) -> Step:
         video = self.embed("video", self.project(encode, "video"), batch)  # (B, D)
         audio = self.embed("audio", self.project(encode, "audio"), batch)  # (B, D)
+        if progress.epoch < self.options.in_batch_epochs:
+            return contrast_pairs(video, audio, temperature=self.options.temperature)
         return self.contrast(video, audio, batch.ids, self.draw(batch.ids, progress))
 
     def terms(self, video: Embedded, audio: Embedded, ids: Tensor) -> list[Term]:
@@ -97,7 +106,8 @@ class AVID(Method):
             if not is_set and torch.isnan(log_z):  # the first scored term of the first step sets it for the whole run
                 scored = positive.any(dim=1, keepdim=True)
                 log_z = log_mean_exp(logits, scored & ~positive & ~empty)
-            logs[term.name] = nce(logits, positive, log_z=torch.nan_to_num(log_z), ignore=empty)
+            ignore = ~positive & ~hardest(logits, ~positive & ~empty, share=self.options.hardest)
+            logs[term.name] = nce(logits, positive, log_z=torch.nan_to_num(log_z), ignore=ignore)
             total = total + term.weight * logs[term.name]
             weights += term.weight
         return Step(
@@ -127,14 +137,16 @@ class AVID(Method):
     def after_step(self, step: Step, progress: Progress) -> None:
         for modality, bank in self.banks.items():
             bank.update(step.embeddings[modality], momentum=self.options.bank_momentum)
-        if not self.log_z_is_set:
+        if "log_z" in step.memo and not self.log_z_is_set:
             self.log_z.copy_(step.memo["log_z"])
 
     def check_clips(self, instances: Instances) -> None:
         """Raise ValueError unless some term can tell some clip of the split apart from another one."""
         if not (self.options.cross or self.options.within):
             raise ValueError("method.cross=0 and method.within=0 leave nothing to learn from: set one of them to 1")
-        if not self.options.within:
+        if self.options.in_batch_epochs and not self.options.cross:
+            raise ValueError("method.in_batch_epochs contrasts video with audio: leave it 0 where method.cross=0")
+        if not self.options.within or self.options.in_batch_epochs:
             check_pairs(instances)
         if max(int(rows.sum()) for rows in instances.usable.values()) < 2:
             raise ValueError(

@@ -96,6 +96,12 @@ class AVIDCMA(AVID):
                 "method.mine_from_epoch=0 would mine random vectors: start from a run of AVID (model.init=RUN), "
                 "or mine from epoch 1 or later"
             )
+        if self.options.mine_from_epoch < self.options.in_batch_epochs:
+            raise ValueError(
+                f"method.mine_from_epoch={self.options.mine_from_epoch} is earlier than the end of "
+                f"method.in_batch_epochs={self.options.in_batch_epochs}, and sets are used from there on: mine from "
+                f"epoch {self.options.in_batch_epochs} or later"
+            )
 
     def on_epoch(self, epoch: int) -> dict[str, float]:
         since = epoch - self.options.mine_from_epoch

@@ -4,6 +4,7 @@ A method writes `loss`; where state moves it also writes `after_step` and `on_ep
 """
 
 import contextlib
+import functools
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any, ClassVar, Literal
 
@@ -41,11 +42,11 @@ def build_heads(encoders: nn.ModuleDict, options: HeadOptions, modalities: Seque
     )
 
 
-def encode_each(network: nn.Module, x: Tensor, stage: str | None = None) -> Tensor:
+def encode_each(network: nn.Module, x: Tensor, stage: str | None, *, num_axes: int) -> Tensor:
     """A network's output, or its map of a stage, for every clip of x (..., 3, T, H, W) or spectrogram of x
-    (B, 1, S, F) -> (..., dim).
+    (..., 1, S, F) -> (..., dim). `num_axes`: of one of them, 4 or 3.
     """
-    lead = x.shape[:-4] or x.shape[:1]
+    lead = x.shape[:-num_axes] or x.shape[:1]
     flat = x.flatten(0, len(lead) - 1)
     out = network(flat) if stage is None else network.forward_features(flat)[stage]
     return out.unflatten(0, lead)
@@ -101,7 +102,7 @@ class Encode:
     def through(self, network: nn.Module, view: str) -> Tensor:
         """A view's output of another network, such as a momentum copy: (B, ..., dim), without gradient; not kept."""
         self.asked.add(view)
-        return self._pass(network, [self._input(view)])[0]
+        return self._pass(network, [view], [self._input(view)])[0]
 
     def _input(self, view: str) -> Tensor:
         if view not in self._views:
@@ -111,18 +112,23 @@ class Encode:
     def _encoded(self, views: Sequence[str], inputs: Sequence[Tensor], stage: str | None = None) -> tuple[Tensor, ...]:
         encoder = self._encoders[self._views[views[0]].modality]
         with torch.enable_grad(), self.statistics(encoder, views):
-            return self._pass(encoder, inputs, stage)
+            return self._pass(encoder, views, inputs, stage)
 
-    def _pass(self, network: nn.Module, inputs: Sequence[Tensor], stage: str | None = None) -> tuple[Tensor, ...]:
+    def _pass(
+        self, network: nn.Module, views: Sequence[str], inputs: Sequence[Tensor], stage: str | None = None
+    ) -> tuple[Tensor, ...]:
         """Outputs of inputs whose rows pass as one batch, or in parts with the same rows of each."""
 
         def contexts() -> tuple[contextlib.AbstractContextManager[None], ...]:
             return contextlib.nullcontext(), _still_statistics(network)  # which the first pass has moved
 
+        num_axes = 3 if self._views[views[0]].modality == "audio" else 4
+        each = functools.partial(encode_each, num_axes=num_axes)
+
         def passed(x: Tensor) -> Tensor:
             if self._num_parts == 1 or not torch.is_grad_enabled():
-                return encode_each(network, x, stage)
-            return checkpoint(encode_each, network, x, stage, use_reentrant=False, context_fn=contexts)
+                return each(network, x, stage)
+            return checkpoint(each, network, x, stage, use_reentrant=False, context_fn=contexts)
 
         parts = zip(*(x.chunk(self._num_parts) for x in inputs), strict=True)
         outputs = [passed(_cat(part)).chunk(len(inputs)) for part in parts]
@@ -319,11 +325,11 @@ def check_pairs(instances: Instances) -> None:
         )
 
 
-def check_videos(instances: Instances, *, least: int = 2) -> None:
-    """Raise ValueError unless enough clips have frames: two, to be told apart from one another."""
-    num_usable = int(instances.usable["video"].sum())
+def check_usable(instances: Instances, modality: Literal["video", "audio"], *, least: int = 2) -> None:
+    """Raise ValueError unless enough clips have frames or sound: two, to be told apart from one another."""
+    num_usable = int(instances.usable[modality].sum())
     if num_usable < least:
         raise ValueError(
-            f"this split has {num_usable} usable clips with video: train on at least {least} (the manifest's "
-            "columns split, status and has_video say which are usable)"
+            f"this split has {num_usable} usable clips with {modality}: train on at least {least} (the manifest's "
+            f"columns split, status and has_{modality} say which are usable)"
         )

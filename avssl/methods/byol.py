@@ -8,7 +8,7 @@ from pydantic import Field
 from torch import nn
 
 from avssl.config import Count, Options, Probability
-from avssl.methods.base import Encode, Method, check_videos
+from avssl.methods.base import Encode, Method, check_usable
 from avssl.models.heads import mlp
 from avssl.objectives.distillation import negative_cosine
 from avssl.structs import Batch, Instances, Progress, Step
@@ -33,7 +33,7 @@ class BYOL(Method):
 
     def __init__(self, options: BYOLOptions, encoders: nn.ModuleDict, *, instances: Instances, seed: int) -> None:
         super().__init__(options, encoders, instances=instances, seed=seed)
-        check_videos(instances, least=1)
+        check_usable(instances, "video", least=1)
         when = Same("video") if options.interval == "same" else Uniform()
         self.views = two_views(options.first, options.second, when=when)
         hidden, out, layers = options.hidden_dim, options.embedding_dim, {"norm": "hidden", "bias_hidden": True}

@@ -36,15 +36,20 @@ class InfoNCE(Method):
     def loss(self, encode: Encode, batch: Batch, progress: Progress) -> Step:
         video = self.embed("video", self.project(encode, "video"), batch)  # (B, D)
         audio = self.embed("audio", self.project(encode, "audio"), batch)  # (B, D)
-        logs = {"v2a": self.contrast(video, in_batch(audio)), "a2v": self.contrast(audio, in_batch(video))}
-        return Step(
-            loss=(logs["v2a"] + logs["a2v"]) / 2,
-            logs={name: value.detach() for name, value in logs.items()},
-            embeddings={"video": video.detach(), "audio": audio.detach()},
-        )
+        return contrast_pairs(video, audio, temperature=self.options.temperature)
 
-    def contrast(self, query: Embedded, columns: Embedded) -> Tensor:
-        """One direction: queries (B, D) against columns (M, D) of the other modality, gathered over ranks."""
-        logits = similarity(query, columns) / self.options.temperature  # (B, M)
+
+def contrast_pairs(video: Embedded, audio: Embedded, *, temperature: float) -> Step:
+    """The loss of embeddings (B, D) of the clips of a batch against those of all ranks, both ways."""
+
+    def direction(query: Embedded, columns: Embedded) -> Tensor:
+        logits = similarity(query, columns) / temperature  # (B, M)
         empty = (columns.ids < 0).expand_as(logits)
         return info_nce(logits, same_instance(query, columns), ignore=empty)
+
+    logs = {"v2a": direction(video, in_batch(audio)), "a2v": direction(audio, in_batch(video))}
+    return Step(
+        loss=(logs["v2a"] + logs["a2v"]) / 2,
+        logs={name: value.detach() for name, value in logs.items()},
+        embeddings={"video": video.detach(), "audio": audio.detach()},
+    )

@@ -12,10 +12,11 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from avssl.config import Count, NotNegative, Positive, Probability, Share
-from avssl.methods.base import Encode, HeadOptions, Method, build_heads, check_videos
+from avssl.methods.base import Encode, HeadOptions, Method, build_heads, check_usable
 from avssl.objectives.contrast import info_nce, info_nce_pairs, similarity
-from avssl.objectives.negatives import Bank, Queue, in_batch
-from avssl.objectives.positives import neighbour, same_crop, same_instance
+from avssl.objectives.negatives import Bank, Queue, hardest, in_batch
+from avssl.objectives.positives import ROUNDING, neighbour, same_crop, same_instance
+from avssl.objectives.triplet import semi_hard
 from avssl.structs import Batch, Embedded, Instances, Progress, Step
 from avssl.transforms.views import Beyond, Changes, OtherHalf, Same, Uniform, View, Within, clips
 
@@ -30,11 +31,14 @@ class NeighbourOptions(HeadOptions):
     max_seconds: NotNegative | None = None  # largest interval of a positive; null = every clip of the video is one
     min_far_seconds: NotNegative | None = None  # an interval above it is far, in between is ignored; null = max_seconds
     far: Literal["negative", "ignore"] = "ignore"
+    contrast: Literal["info_nce", "triplet"] = "info_nce"  # triplet: TCN's, of near clips against semi-hard far ones
+    margin: Positive = 0.2  # triplet: of squared distances
     # where other videos come from
     negatives: Annotated[tuple[Literal["batch", "queue", "bank"], ...], Field(min_length=1)] = ("batch",)
     queue_size: Count = 65536
     num_negatives: Count = 1024  # drawn from the bank
     bank_momentum: Share = 0.5  # weight of the old vector
+    hardest: float = Field(1.0, gt=0, le=1)  # share of a query's negatives that count, those most like it
     temperature: Positive = 0.1
     momentum: Probability | None = None  # of the copy that encodes the keys; null = the encoder itself does
     momentum_schedule: Literal["constant", "cosine"] = "constant"  # cosine: rises to 1 over the run
@@ -73,6 +77,12 @@ class NeighbourOptions(HeadOptions):
             (
                 self.momentum_schedule == "cosine" and self.momentum is None,
                 "momentum_schedule=cosine needs momentum: set it, such as 0.994",
+            ),
+            (
+                self.contrast == "triplet"
+                and (near is None or (self.momentum, self.num_queries, self.negatives) != (None, None, ("batch",))),
+                "contrast=triplet compares the clips of a batch: set max_seconds, and leave momentum and num_queries "
+                "null and negatives=[batch]",
             ),
             (
                 self.far == "negative" and near is None,
@@ -116,7 +126,7 @@ class Neighbour(Method):
 
     def __init__(self, options: NeighbourOptions, encoders: nn.ModuleDict, *, instances: Instances, seed: int) -> None:
         super().__init__(options, encoders, instances=instances, seed=seed)
-        check_videos(instances)
+        check_usable(instances, "video")
         self.views = options.views()
         names = [view.name for view in self.views]
         self.queries = names[: options.num_queries]
@@ -155,7 +165,10 @@ class Neighbour(Method):
             return Embedded.interleave(list(queries.values())), Embedded.interleave(keys)
 
         queries, keys = embedded("video")
-        logs = {"inter": self.contrast(queries, keys, progress)}
+        if self.options.contrast == "triplet":
+            logs = {"inter": self.contrast_triplets(queries)}
+        else:
+            logs = {"inter": self.contrast(queries, keys, progress)}
         loss = logs["inter"]
         if self.options.intra:
             logs["intra"] = self.contrast_intra(*embedded("intra"))
@@ -187,7 +200,15 @@ class Neighbour(Method):
         logits = torch.cat([similarity(queries, columns) for columns, _, _ in tables], dim=1) / options.temperature
         positive = torch.cat([positive for _, positive, _ in tables], dim=1)
         negative = torch.cat([negative for _, _, negative in tables], dim=1)
+        negative = hardest(logits, negative, share=options.hardest)
         return info_nce(logits, positive, ignore=~positive & ~negative)
+
+    def contrast_triplets(self, queries: Embedded) -> Tensor:
+        """Each near clip against the semi-hard one of the far clips (far=negative) and those of other videos."""
+        every, options = in_batch(queries), self.options  # (M, D) of all ranks
+        far = options.far_seconds if options.far == "negative" else torch.inf
+        how = {"near": options.max_seconds + ROUNDING, "far": far + ROUNDING, "margin": options.margin}
+        return semi_hard(every.z, every.start, sequence=every.ids, **how)
 
     def relations(self, queries: Embedded, columns: Embedded) -> tuple[Tensor, Tensor, Tensor]:
         """(Q, M) bool: columns of the same video, those near in time other than the query itself, and the far ones."""

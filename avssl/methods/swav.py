@@ -10,7 +10,7 @@ from pydantic import Field, model_validator
 from torch import nn
 
 from avssl.config import Count, Options, Positive
-from avssl.methods.base import Encode, Method, check_videos
+from avssl.methods.base import Encode, Method, check_usable
 from avssl.models.heads import mlp
 from avssl.objectives.clustering import prototype_scores, queue_scores, sinkhorn, swapped_prediction
 from avssl.objectives.negatives import Queue
@@ -48,7 +48,7 @@ class SwAV(Method):
 
     def __init__(self, options: SwAVOptions, encoders: nn.ModuleDict, *, instances: Instances, seed: int) -> None:
         super().__init__(options, encoders, instances=instances, seed=seed)
-        check_videos(instances)
+        check_usable(instances, "video")
         when = Same("video") if options.interval == "same" else Uniform()
         self.views = multi_crop(options.num_large, options.num_small, small=options.small, when=when)
         dims = [encoders["video"].dim, options.hidden_dim, options.embedding_dim]

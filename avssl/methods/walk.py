@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from avssl.config import Positive, Share
-from avssl.methods.base import Encode, HeadOptions, Method, build_heads, check_videos
+from avssl.methods.base import Encode, HeadOptions, Method, build_heads, check_usable
 from avssl.objectives.walk import walk_accuracy, walk_loss
 from avssl.structs import Batch, Embedded, Instances, Progress, Step
 from avssl.transforms.views import View
@@ -31,7 +31,7 @@ class Walk(Method):
 
     def __init__(self, options: WalkOptions, encoders: nn.ModuleDict, *, instances: Instances, seed: int) -> None:
         super().__init__(options, encoders, instances=instances, seed=seed)
-        check_videos(instances, least=1)
+        check_usable(instances, "video", least=1)
         self.heads = build_heads(encoders, options, self.modalities)
 
     def loss(self, encode: Encode, batch: Batch, progress: Progress) -> Step:

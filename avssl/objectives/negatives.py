@@ -18,6 +18,22 @@ def in_batch(*parts: Embedded) -> Embedded:
     return Embedded.cat([part.gather() for part in parts])
 
 
+def hardest(logits: Tensor, negative: Tensor, *, share: float) -> Tensor:
+    """Of each row's negatives the share with the largest scores, at least one; ties count all: (Q, M) bool.
+
+    Args:
+        logits: (Q, M).
+        negative: (Q, M) bool.
+        share: in (0, 1]; 1 changes nothing.
+    """
+    if share == 1:
+        return negative
+    scores = logits.detach().masked_fill(~negative, -torch.inf)
+    kept = (share * negative.sum(dim=1, keepdim=True)).ceil().long().clamp(min=1)  # (Q, 1)
+    least = scores.sort(dim=1, descending=True).values.gather(1, kept - 1)
+    return negative & (scores >= least)
+
+
 def draw_negatives(
     valid: Tensor,
     num: int,

@@ -151,6 +151,10 @@ class Video:
         (B, T, H, W, 3) uint8 -> (B, 3, T, H, W) float32.
         """
         planes = video.flip_(video.to_planes(x), params["flip"])  # flipped as bytes: a quarter of the memory to move
+        return self.color(planes, params, data)
+
+    def color(self, planes: Tensor, params: Mapping[str, Tensor], data: DataConfig) -> Tensor:
+        """What follows the flip: (n, 3, T, H, W) uint8 with parameters (n, ...) -> the same shape, float32."""
         clips = video.color_jitter_(planes.float().div_(255), params["jitter"], params["order"])
         if "gray" in params:
             video.gray_(clips, params["gray"])

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from avssl.config import DataConfig, Options, hint, merge_options
 from avssl.structs import Batch
-from avssl.transforms.pretext import Rotation
+from avssl.transforms.pretext import Rotation, Tiles
 from avssl.transforms.recipes import Audio, Clip, Patch, Plan, Recipe, Video, Walk, Window
 
 RECIPES: dict[str, Recipe] = {
@@ -26,6 +26,7 @@ RECIPES: dict[str, Recipe] = {
     "patch": Patch(),
     "walk": Walk(),
     "rotation": Rotation(),
+    "tiles": Tiles(),
 }
 CHANGEABLE = {  # what a view may change of the data section; the rest holds for a sample as a whole
     *("num_frames", "fps", "size", "min_crop_area", "max_crop_area", "crop_aspect", "flip"),
@@ -119,13 +120,13 @@ class View:
 
     Args:
         name: key of the view in a batch.
-        recipe: how it is made, a name of RECIPES.
+        recipe: how it is made, a name of RECIPES, or a recipe of its own (hashable, as a frozen dataclass is).
         when: which seconds of the clip.
         changes: fields of the data section for this view alone; kept as a sorted tuple of pairs.
     """
 
     name: str
-    recipe: str = "video"
+    recipe: str | Recipe = "video"
     when: When = First()
     changes: Mapping[str, Any] | tuple[tuple[str, Any], ...] = ()
 
@@ -139,6 +140,8 @@ class View:
         Raises:
             ValueError: there is none of this name.
         """
+        if not isinstance(self.recipe, str):
+            return self.recipe
         if self.recipe not in RECIPES:
             raise ValueError(
                 f"view {self.name}: recipe {self.recipe} is unknown: {hint(self.recipe, RECIPES)} A recipe of your own "
@@ -199,10 +202,16 @@ def clips(
 
 
 def two_views(
-    first: Mapping[str, Any] | tuple = (), second: Mapping[str, Any] | tuple = (), *, when: When | None = None
+    first: Mapping[str, Any] | tuple = (),
+    second: Mapping[str, Any] | tuple = (),
+    *,
+    when: When | None = None,
+    modality: Literal["video", "audio"] = "video",
 ) -> tuple[View, View]:
-    """Two augmentations: views video and video.1, of the same seconds unless `when` says otherwise."""
-    return View("video", changes=first), View("video.1", when=when or Same("video"), changes=second)
+    """Two augmentations: views video and video.1, or audio and audio.1, of the same seconds unless `when` says
+    otherwise."""
+    other = View(f"{modality}.1", recipe=modality, when=when or Same(modality), changes=second)
+    return View(modality, recipe=modality, changes=first), other
 
 
 def multi_crop(

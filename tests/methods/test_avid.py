@@ -9,6 +9,7 @@ import torch.nn.functional as F
 
 from avssl.methods.avid import AVID, AVIDOptions
 from avssl.methods.avid_cma import AVIDCMAOptions
+from avssl.methods.infonce import InfoNCE, InfoNCEOptions
 from avssl.structs import Embedded, Instances, Progress
 from tests.support.tiny import encode, everything, tiny_method, vector_batch
 
@@ -231,6 +232,49 @@ def test_until_the_first_sets_cma_is_avid() -> None:
     cma = tiny_method(AVIDCMAOptions(**CMA, mine_from_epoch=5), everything(40))
     batch = vector_batch(torch.arange(10))
     assert cma(batch, Progress(0, 0, 1)).loss == avid(batch, Progress(0, 0, 1)).loss
+
+
+def test_in_batch_epochs_are_info_nce_that_fills_the_banks() -> None:
+    """The first steps are InfoNCE's; log Z is unset until the banks are asked, and comes from what they hold then."""
+    method = tiny_method(AVIDOptions(**OPTIONS, in_batch_epochs=2, bank_momentum=0.0), everything(40))
+    same = InfoNCE(
+        InfoNCEOptions(embedding_dim=8, hidden_dim=16, temperature=0.07),
+        method.encoders,
+        instances=everything(40),
+        seed=0,
+    )
+    same.heads.load_state_dict(method.heads.state_dict())
+    for step in range(4):
+        batch, progress = vector_batch(torch.arange(10) + 10 * step), Progress(step // 2, step, 8)
+        done = method(batch, progress)
+        assert done.loss == same(batch, progress).loss
+        method.after_step(done, progress)
+    assert torch.isnan(method.log_z)
+    everyone = {modality: [] for modality in method.banks}
+    with torch.no_grad():
+        for step in range(4):
+            batch = vector_batch(torch.arange(10) + 10 * step)
+            for modality, vectors in everyone.items():
+                vectors.append(F.normalize(method.heads[modality](encode(method, batch)(modality)), dim=1))
+    for modality, bank in method.banks.items():
+        torch.testing.assert_close(bank.z, torch.cat(everyone[modality]))
+    progress, batch = Progress(2, 4, 8), vector_batch(torch.arange(10))
+    done = method(batch, progress)
+    method.after_step(done, progress)
+    drawn = method.draw(batch.ids, progress)["audio"]  # (B, K) of the first term, video to audio
+    scores = (everyone["video"][0][:, None] * torch.cat(everyone["audio"])[drawn]).sum(dim=2) / 0.07
+    torch.testing.assert_close(method.log_z, scores.exp().mean().log())
+
+
+def test_what_in_batch_epochs_cannot_go_with_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"method\.in_batch_epochs contrasts video with audio: .* method\.cross=0"):
+        tiny_method(AVIDOptions(**OPTIONS, in_batch_epochs=1, cross=0, within=1), everything(40))
+    early = tiny_method(AVIDCMAOptions(**CMA, in_batch_epochs=3, mine_from_epoch=2), everything(40))
+    with pytest.raises(
+        ValueError, match=r"mine_from_epoch=2 is earlier than .*in_batch_epochs=3.*from epoch 3 or later"
+    ):
+        early.check_start()
+    tiny_method(AVIDCMAOptions(**CMA, in_batch_epochs=3, mine_from_epoch=3), everything(40)).check_start()
 
 
 def test_state_round_trip() -> None:

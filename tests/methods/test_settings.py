@@ -24,6 +24,7 @@ TEXT = {  # any words are a name; what is not there is refused when the run is s
 SWITCHES = {
     *("optim.decay_norm_and_bias", "optim.nesterov", "run.channels_last", "run.compile", "run.sync_batchnorm"),
     *(f"method {name}.head_batch_norm" for name in HEADS),
+    "method cpc.maps",
 }
 ZERO = {  # reason: fields that are taken as 0
     "none of it happens": {
@@ -34,16 +35,28 @@ ZERO = {  # reason: fields that are taken as 0
     },
     "a term of the loss is left out": {
         *(f"method {name}.{term}" for name in ("avid", "avid_cma") for term in ("cross", "within")),
-        *("method avid_cma.positives_within", "method avid_cma.positives_cross", "method neighbour.intra"),
+        *(
+            "method pirl.weight",
+            "method avid_cma.positives_within",
+            "method avid_cma.positives_cross",
+            "method neighbour.intra",
+        ),
     },
     "nothing of the old vector is kept": {
-        *(f"method {name}.bank_momentum" for name in ("avid", "avid_cma", "neighbour")),
-        *("method neighbour.momentum", "method byol.momentum"),
+        *(f"method {name}.bank_momentum" for name in ("avid", "avid_cma", "neighbour", "npid", "pirl")),
+        *(f"method {name}.momentum" for name in ("neighbour", "byol", "moco", "moco_v3")),
     },
     "a number that is counted from 0": {
         *("run.seed", "data.num_workers", "optim.warmup_epochs", "method finetune.warmup_epochs"),
         *("method avid_cma.mine_from_epoch", "method swav.freeze_steps", "method swav.queue_from_epoch"),
-        *("method swav.queue_size",),
+        *(
+            "method pretext.gap",
+            "method cpc.skip",
+            "method patch.hard_from_epoch",
+            "method swav.queue_size",
+            "method avid.in_batch_epochs",
+            "method avid_cma.in_batch_epochs",
+        ),
     },
     "the same seconds": {"method neighbour.intra_seconds"},
     "a cosine": {"method avid_cma.min_score"},
@@ -53,9 +66,17 @@ NULL = {  # the encoder's own, all of them, or none
     *("data.root", "data.split", "model.video_depth", "model.audio_depth", "model.video_weights", "model.init"),
     *("model.audio_weights", "optim.lr_per_256", "optim.clip_norm", "run.num_threads", "run.max_steps"),
     *("method avid.num_negatives_within", "method avid_cma.num_negatives_within", "method neighbour.num_queries"),
-    *("method neighbour.max_seconds", "method neighbour.min_far_seconds", "method neighbour.momentum"),
+    *(
+        "method cpc.num_negatives",
+        "method neighbour.max_seconds",
+        "method neighbour.min_far_seconds",
+        "method neighbour.momentum",
+    ),
 }
-NO_CHANGES = {"data.policy", "method neighbour.further", "method byol.first", "method byol.second", "method swav.small"}
+NO_CHANGES = {
+    *("data.policy", "method neighbour.further", "method swav.small", "method pirl.transformed"),
+    *(f"method {name}.{branch}" for name in ("byol", "moco", "moco_v3", "simclr") for branch in ("first", "second")),
+}
 TAKEN: list[tuple[Any, set[str]]] = [
     ("0", TEXT | SWITCHES | set().union(*ZERO.values())),
     ("-1", TEXT | {"method avid_cma.min_score"}),

@@ -8,10 +8,13 @@ from avssl.config import from_dict
 from avssl.methods import build_method
 from avssl.methods.base import Method
 from avssl.structs import Batch, Instances, Progress
+from avssl.transforms.pretext import AudioSegments, AudioSpeed, Rotation, Segments, Speed, Tiles
+from avssl.transforms.recipes import Patch, Walk
 from avssl.transforms.views import Same, TrackFrame, View
 
 NUM = 16  # instances, all of them in every batch
 STEPS, EPOCH = 30, 10
+SHAPES = {"video": (3, 2, 32, 32), "audio": (1, 40, 24), "walk": (1, 4, 3, 1, 32, 32), "patch": (3, 1, 32, 32)}
 HEAD = {"hidden_dim": 32, "embedding_dim": 16, "head_batch_norm": True}
 AVID = HEAD | {"num_negatives": 12}
 CMA = AVID | {"num_negatives_within": 6, "num_positives": 2, "mine_every": 1}
@@ -19,6 +22,11 @@ NEAR = HEAD | {"num_clips": 3, "max_seconds": 0.6}
 MOCO = NEAR | {"negatives": ["queue"], "queue_size": 40, "momentum": 0.9, "momentum_schedule": "cosine"}
 SECO = HEAD | {"num_clips": 4, "num_queries": 1, "interval": "halves", "negatives": ["queue", "bank"], "intra": 1.0}
 SWAV = {"hidden_dim": 32, "embedding_dim": 16, "num_prototypes": 24, "num_small": 2, "freeze_steps": 0}
+QUEUE = {"hidden_dim": 32, "embedding_dim": 16, "queue_size": 40, "momentum": 0.9}
+PIRL = {"embedding_dim": 16, "num_negatives": 12, "transformed": {"size": 96, "patch_size": 32}}
+CPC = {"embedding_dim": 16, "hidden_dim": 16, "num_blocks": 4, "num_ahead": 2}
+PRETEXT = {"hidden_dim": 32, "num_permutations": 6}
+TASKS = ("rotation", "position", "jigsaw", "order", "speed")
 CASES: dict[str, tuple[str, dict[str, Any]]] = {  # name: method, its options at miniature size
     "avid": ("avid", AVID),
     "avid_cma": ("avid_cma", CMA),
@@ -31,7 +39,28 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {  # name: method, its options at
     "walk": ("walk", HEAD | {"dropout": 0.0}),  # each link that is cut costs, however good the links are
     "byol": ("byol", {"hidden_dim": 32, "embedding_dim": 16, "momentum": 0.9}),
     "swav": ("swav", SWAV),
-    "rotation": ("rotation", {}),
+    "npid": ("npid", {"embedding_dim": 16, "num_negatives": 12}),
+    "npid on both": ("npid", {"embedding_dim": 16, "num_negatives": 12, "modality": "both", "hardest": 0.5}),
+    "moco": ("moco", QUEUE),
+    "moco on audio": ("moco", QUEUE | {"modality": "audio", "head": "linear", "hardest": 0.5}),
+    "moco_v3": ("moco_v3", {"hidden_dim": 32, "embedding_dim": 16, "momentum": 0.9, "temperature": 0.2}),
+    "moco_v3 on audio": (
+        "moco_v3",
+        {"hidden_dim": 32, "embedding_dim": 16, "modality": "audio", "heads": "vit", "temperature": 0.2},
+    ),
+    "simclr": ("simclr", {"hidden_dim": 32, "embedding_dim": 16}),
+    "simclr across": ("simclr", {"hidden_dim": 32, "embedding_dim": 16, "views": "video+audio"}),
+    "simclr on audio": ("simclr", {"hidden_dim": 32, "embedding_dim": 16, "views": "audio", "interval": "uniform"}),
+    "pirl": ("pirl", PIRL),
+    "pirl with rotation": ("pirl", PIRL | {"transform": "rotation", "contrast": "info_nce", "head": "mlp"}),
+    "cpc": ("cpc", CPC),
+    "cpc on audio": ("cpc", CPC | {"modality": "audio", "num_negatives": 6}),
+    "cpc on maps": ("cpc", CPC | {"maps": True, "predictor": "recurrent", "num_ahead": 2}),
+    "cpc over rows": ("cpc", CPC | {"over": "rows", "patch_size": 32, "stride": 16, "num_ahead": 2}),
+    **{f"pretext {task}": ("pretext", PRETEXT | {"task": task}) for task in TASKS},
+    **{f"pretext {task} of sound": ("pretext", PRETEXT | {"task": task, "modality": "audio"}) for task in TASKS[-2:]},
+    "neighbour with triplets": ("neighbour", NEAR | {"contrast": "triplet", "far": "negative"}),
+    "patch with ranking": ("patch", HEAD | {"tracks": "none", "contrast": "ranking"}),
     "finetune": ("finetune", {"dropout": 0.2, "warmup_epochs": 0}),
     "joint": (
         "joint",
@@ -43,7 +72,7 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {  # name: method, its options at
                 "walk": HEAD | {"weight": 2},
                 "byol": {"hidden_dim": 32, "embedding_dim": 16, "momentum": 0.9},
                 "swav": SWAV,
-                "rotation": {},
+                "pretext": {},
             }
         },
     ),
@@ -70,20 +99,36 @@ def build(case: str, **other: Any) -> Method:
 def batch_of(method: Method, step: int, *, ids: torch.Tensor | None = None) -> Batch:
     """Each instance has its own frames, spectrogram and patches; every step adds new noise to them."""
     own, noise = torch.Generator().manual_seed(0), torch.Generator().manual_seed(step + 1)
-    shapes = {"video": (NUM, 3, 2, 32, 32), "audio": (NUM, 1, 40, 24), "walk": (NUM, 1, 4, 3, 1, 32, 32)}
-    shapes |= {"patch": (NUM, 3, 1, 32, 32)}
-    base = {name: torch.randn(shape, generator=own) for name, shape in shapes.items()}
-    base["patch 2"] = torch.randn(shapes["patch"], generator=own)  # of another track
-    base["rotation"] = base["video"]
+    rows_of_patches = getattr(method.options, "over", None) == "rows"
+    base = {name: torch.randn((NUM, *shape), generator=own) for name, shape in SHAPES.items()}
+    base["patch 2"] = torch.randn(base["patch"].shape, generator=own)  # of another track
     turns = torch.arange(NUM) % 4
+    ramp = torch.linspace(-3, 3, 32)  # brighter to the right
 
     def clean(view: View) -> torch.Tensor:
-        if isinstance(view.when, TrackFrame):
-            return base["patch 2" if view.when.track else "patch"]
-        if view.recipe == "rotation":
-            ramp = torch.linspace(-3, 3, 32).expand(3, 2, 32, 32)  # brighter to the right: shows its rotation
-            return torch.stack([torch.rot90(ramp, int(turn), dims=(-2, -1)) for turn in turns])
-        return base[view.recipe].repeat_interleave(3 if view.recipe == "walk" else 1, dim=1)  # frames of a walk
+        """What the encoder could learn from: parts say which they are, turned and hurried clips by how much."""
+        ordered = view.name == "order"
+        match view.made:
+            case Patch():
+                return base["patch 2" if view.when.track else "patch"]
+            case Rotation():
+                return torch.stack([torch.rot90(ramp.expand(3, 2, 32, 32), int(turn), dims=(-2, -1)) for turn in turns])
+            case Walk():  # its frames are alike
+                return base["walk"].repeat_interleave(3, dim=1)
+            case Tiles():
+                slopes = torch.linspace(-1, 1, 9).view(9, 1, 1, 1, 1)
+                return base["video"][:, None] + slopes * ramp
+            case Segments():
+                return base["video"][:, None] + ordered * torch.arange(view.made.num).view(-1, 1, 1, 1, 1)
+            case AudioSegments():
+                return base["audio"][:, None] + ordered * torch.arange(view.made.num).view(-1, 1, 1, 1)
+            case Speed() | AudioSpeed():
+                plain = base[view.modality]
+                return 0.1 * plain + turns.view(NUM, *[1] * (plain.dim() - 1))
+            case _ if rows_of_patches:
+                return base["video"].repeat(1, 1, 1, 2, 2)
+            case _:
+                return base[view.modality]
 
     seen = {view.name: clean(view) + 0.3 * torch.randn(clean(view).shape, generator=noise) for view in method.views}
     rows = torch.arange(NUM) if ids is None else ids
@@ -96,7 +141,10 @@ def batch_of(method: Method, step: int, *, ids: torch.Tensor | None = None) -> B
         start={view.name: torch.full((len(rows),), 0.5 * when_of(view), dtype=torch.float64) for view in method.views},
         has_audio=torch.ones(len(rows), dtype=torch.bool),
         has_video=torch.ones(len(rows), dtype=torch.bool),
-        params={view.name: {"label": turns[rows]} for view in method.views if view.recipe == "rotation"},
+        params={
+            view.name: {"label": turns[rows]} if isinstance(view.made, Rotation | Speed | AudioSpeed) else {}
+            for view in method.views
+        },
         padded={view.name: torch.zeros(len(rows), dtype=torch.bool) for view in method.views},
         target={"track": torch.arange(tracks).expand(len(rows), tracks)} if tracks else {},
     )

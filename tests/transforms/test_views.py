@@ -39,8 +39,8 @@ def some_batch(name: str, data: DataConfig, num_clips: int, *, train: bool = Tru
     generator = torch.Generator().manual_seed(0)
     if RECIPES[name].modality == "video":
         # the frames have 32 x 40 pixels whatever data.size, of which the draw of the blur depends
-        width = 32 if name == "rotation" else 40
-        x = torch.randint(0, 256, (num_clips, 3, 32, width, 3), dtype=torch.uint8, generator=generator)
+        height, width = {"rotation": (32, 32), "tiles": (data.size, data.size)}.get(name, (32, 40))
+        x = torch.randint(0, 256, (num_clips, 3, height, width, 3), dtype=torch.uint8, generator=generator)
     else:
         x = 0.1 * torch.randn(num_clips, round(data.audio_seconds * data.sample_rate), generator=generator)
     rngs = [np.random.default_rng(i) if train else None for i in range(num_clips)]

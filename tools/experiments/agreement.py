@@ -3,9 +3,10 @@
     python tools/experiments/agreement.py data --out runs/agreement --seeds 0 1 2
     python tools/experiments/agreement.py data optim.epochs=2 --out runs/short --seeds 0 --rows start avid consensus
 
-DATA holds the set of `python datasets/toy.py DATA`. All rows start from the same in-batch InfoNCE of their seed and
-take equally many steps of equally large batches; AVID's memory bank is filled in the first epoch, and sets are mined
-from the second on. Results are cached; a stopped training is resumed.
+DATA holds the set of `python datasets/toy.py DATA`. All rows of a seed start from the same in-batch contrast, during
+which the memory banks fill, and take equally many steps of equally large batches; sets are mined from the second epoch
+on. Two rows are no part of the comparison: encoders trained on labels, the ceiling of a linear probe, as long as start
+and rows together. Results are cached; a stopped training is resumed.
 Exit code: 0 done, 1 stopped or failed while training, 2 wrong call.
 """
 
@@ -18,24 +19,28 @@ from typing import Any
 
 import experiment
 import torch
-from experiment import ROOT, cached, measure, read_set, table_of, train_timed
+from experiment import ROOT, cached, features_of, measure, probe_accuracy, read_set, table_of, train_timed
 
 from avssl import distributed
 from avssl.config import Config, load
+from avssl.data.manifest import Manifest
 from avssl.methods.avid_cma import AVIDCMA
 from avssl.mining.agreement import minable
 from avssl.weights.load import load_run
 
 CONFIGS = ROOT / "configs" / "toy"
-START_EPOCHS, EPOCHS = 36, 12
+START_EPOCHS, EPOCHS = 12, 4  # 56 steps each on 2,400 clips
 COMMON = (
-    *("data.jitter=[0.4,0.4,0.4,0.5]", "data.gray=0.3", "data.batch_size=128", "method.head_batch_norm=false"),
+    *("data.jitter=[0.4,0.4,0.4,0.5]", "data.gray=0.3", "data.batch_size=128", "data.size=40"),
     *("data.cache_gigabytes=4", "data.num_workers=1", "run.num_threads=2"),  # the set fits: workers do little
 )
 NUM_CLIPS = 3  # clips averaged per video wherever features are taken
 NUM_POSITIVES = 5  # of the sets whose precision is measured
-BANK = ("method.bank_momentum=0.5", "method.temperature=0.1", "optim.lr=5e-4", f"optim.epochs={EPOCHS}")
+CONTRAST = ("method.head_batch_norm=false", "method.temperature=0.1")
+START = (*CONTRAST, "optim.lr=1e-3", f"optim.epochs={START_EPOCHS}", f"method.in_batch_epochs={START_EPOCHS}")
+BANK = (*CONTRAST, "method.bank_momentum=0.5", "optim.lr=5e-4", f"optim.epochs={EPOCHS}")
 MINED = (*BANK, "method.mine_from_epoch=1", "method.mine_every=1")
+LABELS = ("optim.lr=1e-3", "optim.schedule=cosine", "optim.milestones=[]", f"optim.epochs={START_EPOCHS + EPOCHS}")
 
 
 class RandomSets(AVIDCMA):
@@ -64,21 +69,18 @@ class Row:
 
 
 ROWS = {
-    "start": Row(
-        "in-batch InfoNCE, the start",
-        "infonce",
-        ("method.temperature=0.1", "optim.lr=1e-3", f"optim.epochs={START_EPOCHS}"),
-    ),
-    "infonce": Row(
-        "in-batch InfoNCE, longer", "infonce", ("method.temperature=0.1", "optim.lr=5e-4", f"optim.epochs={EPOCHS}")
-    ),
+    "start": Row("in-batch contrast, the start", "avid", START),
+    "in_batch": Row("in-batch contrast, longer", "avid", (*BANK, f"method.in_batch_epochs={EPOCHS}")),
     "avid": Row("AVID", "avid", BANK),
     "consensus": Row("AVID-CMA", "avid_cma", MINED),
     "union": Row("sets alike in video or audio", "avid_cma", (*MINED, "method.rule=union")),
     "video": Row("sets alike in video", "avid_cma", (*MINED, "method.rule=video")),
     "audio": Row("sets alike in audio", "avid_cma", (*MINED, "method.rule=audio")),
     "random": Row("random sets", "avid_cma", (*MINED, f"method.name={Path(__file__).resolve()}:RandomSets")),
+    "labels_video": Row("video encoder trained on labels", "finetune", LABELS),
+    "labels_audio": Row("audio encoder trained on labels", "finetune", (*LABELS, "method.modality=audio")),
 }
+ALONE = ("start", "labels_video", "labels_audio")  # rows that start from random weights
 COLUMNS = {
     **{f"linear {name}": ("linear", name) for name in ("video", "audio", "both")},
     "kNN both": ("knn", "both"),
@@ -96,7 +98,7 @@ def config_of(name: str, arguments: argparse.Namespace, seed: int) -> Config:
         f"run.dir={folder / name}",
         f"run.seed={seed}",
     ]
-    init = "null" if name == "start" else str(folder / "start")
+    init = "null" if name in ALONE else str(folder / "start")
     return load(
         CONFIGS / f"{row.config}.yaml", [*COMMON, *row.changed, *arguments.overrides, *own, f"model.init={init}"]
     )
@@ -113,18 +115,23 @@ def compare(arguments: argparse.Namespace) -> tuple[list[dict[str, Any]], str] |
             folder = Path(config.run.dir)
             if not train_timed(config):
                 return None
-            results[-1][name] = cached(
-                folder / "metrics.json",
-                lambda folder=folder: measure(load_run(folder), toy, num_clips=NUM_CLIPS, num_positives=NUM_POSITIVES),
-            )
+            results[-1][name] = cached(folder / "metrics.json", lambda folder=folder: measured(folder, toy))
     rows = {ROWS[name].heading: name for name in names_of(arguments)}
     return results, table_of(results, rows, COLUMNS)
 
 
+def measured(folder: Path, toy: Manifest) -> dict[str, Any]:
+    """`measure` of a run; of an encoder that was trained on labels, the probe alone."""
+    run = load_run(folder)
+    if run.config.method["name"] != "finetune":
+        return measure(run, toy, num_clips=NUM_CLIPS, num_positives=NUM_POSITIVES)
+    return {"linear": probe_accuracy("linear", toy, features_of(run, toy, num_clips=NUM_CLIPS))["accuracy"]}
+
+
 def names_of(arguments: argparse.Namespace) -> list[str]:
-    """The rows that are asked for; all others start from the first."""
+    """The rows that are asked for, and the start that others need."""
     asked: Sequence[str] = arguments.rows or list(ROWS)
-    return [name for name in ROWS if name in asked or name == "start"]
+    return [name for name in ROWS if name in asked or (name == "start" and not set(asked) <= set(ALONE))]
 
 
 def plan(arguments: argparse.Namespace) -> Iterator[str]:

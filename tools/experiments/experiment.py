@@ -146,11 +146,18 @@ def accuracies(
 
 
 def probe_accuracy(
-    kind: Literal["linear", "knn"], manifest: Manifest, vectors: ClipVectors, *, train: np.ndarray | None = None
+    kind: Literal["linear", "knn"],
+    manifest: Manifest,
+    vectors: ClipVectors,
+    *,
+    train: np.ndarray | None = None,
+    test: np.ndarray | None = None,
 ) -> dict[str, dict[str, float]]:
-    """{accuracy, chance: {modality: on the test rows}}, learned on the training rows, or those of `train`."""
+    """{accuracy, chance: {modality: on the test rows}}, learned on the training rows; or on the rows of `test`, learned
+    on those of `train`."""
     (split,) = read_splits(manifest)
     split = split if train is None else dataclasses.replace(split, train=train)
+    split = split if test is None else dataclasses.replace(split, test=test)
     found = accuracies("logistic" if kind == "linear" else "knn", vectors, manifest, split)
     names = {"accuracy": "mean", "chance": "chance"}
     return {  # of the test clips that have both, so that modalities are compared on the same clips

@@ -1,0 +1,177 @@
+"""The methods side by side on the toy set and on digits: the same encoders and clips, as many steps of as many clips.
+
+    python tools/experiments/families.py data --digits digits --out runs/families
+    python tools/experiments/families.py data --out runs/families --only simclr moco_v3 --seeds 0
+
+DATA holds the set of `python datasets/toy.py DATA`, --digits that of `python datasets/digits.py MEDIA --out digits`;
+patch and joint need --tracks, of tools/track.py on the toy set, and are left out without. A row is a configuration of
+configs/toy or configs/digits. Its learning rate is that of RATES whose features of the first seed a linear probe reads
+best on a third of the training clips, which the probe has not seen. Test clips choose nothing. Finished rows lie in
+docs/results/data and are not trained again; a stopped training is resumed.
+Exit code: 0 done, 1 stopped or failed while training, 2 wrong call.
+"""
+
+import argparse
+import json
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import experiment
+import numpy as np
+from experiment import ROOT, SECONDS, cached, features_of, info, probe_accuracy, recall_of, rows_of, train_timed
+
+from avssl.config import Config, load
+from avssl.data.manifest import Manifest, read_manifest
+from avssl.weights.load import load_run
+
+DATA = ROOT / "docs" / "results" / "data"
+RATES = (3e-4, 1e-3, 3e-3)
+COMMON = (
+    *("data.clips_per_video=1", "data.batch_size=64", "optim.epochs=3", "optim.schedule=cosine", "optim.milestones=[]"),
+    *("optim.warmup_epochs=0.5", "data.cache_gigabytes=4", "data.num_workers=1", "run.num_threads=2"),
+)
+NUM_CLIPS = 2  # clips averaged per video wherever features are taken
+ALONE = ("finetune", "avid_cma")  # knows labels; starts from another row
+NOT_ON_DIGITS = "clips of .2 to 2.3 s: nothing to order, speed up or predict"
+
+
+@dataclass(frozen=True)
+class Set:
+    """What the rows are trained and measured on: folder of configs/, manifest, and seeds."""
+
+    name: str
+    manifest: Path
+    seeds: tuple[int, ...]
+
+
+def sets_of(arguments: argparse.Namespace) -> list[Set]:
+    seeds = tuple(arguments.seeds)
+    found = [Set("toy", arguments.data / "toy" / "manifest.parquet", seeds)]
+    if arguments.digits is not None:
+        found.append(Set("digits", arguments.digits / "manifest.parquet", seeds[:1]))
+    return found
+
+
+def rows_to_train(arguments: argparse.Namespace, each: Set) -> list[str]:
+    """Names of the configurations that are asked for, in alphabetical order."""
+    names = sorted(path.stem for path in (ROOT / "configs" / each.name).glob("*.yaml"))
+    names = [name for name in names if name not in ALONE]
+    if arguments.tracks is None:
+        names = [name for name in names if name not in ("patch", "joint")]
+    return [name for name in names if not arguments.only or name in arguments.only]
+
+
+def config_of(arguments: argparse.Namespace, each: Set, name: str, *, seed: int, rate: float) -> Config:
+    folder = arguments.out / each.name / name / f"seed{seed}_rate{rate:g}"
+    own = [f"data.manifest={each.manifest}", f"run.dir={folder}", f"run.seed={seed}", f"optim.lr={rate}"]
+    tracks = {"patch": "method.tracks", "joint": "method.parts.patch.tracks"}
+    own += [f"{tracks[name]}={arguments.tracks}"] if name in tracks else []
+    own += ["model.init=null"] if name == "joint" else []
+    own += ["method.parts.avid_cma.mine_from_epoch=1"] if name == "joint" else []
+    return load(ROOT / "configs" / each.name / f"{name}.yaml", [*COMMON, *arguments.overrides, *own])
+
+
+def run_row(arguments: argparse.Namespace, each: Set, name: str, manifest: Manifest) -> dict[str, Any] | None:
+    """Metrics of a row over its seeds at the rate that held-out training clips chose; None when it was stopped."""
+    found: dict[float, dict[str, Any]] = {}
+    for rate in RATES:
+        result = run_once(arguments, each, name, manifest, seed=each.seeds[0], rate=rate)
+        if result is None:
+            return None
+        found[rate] = result
+    best = max(found, key=lambda rate: max(found[rate]["held_out"].values()))
+    results = [found[best]]
+    for seed in each.seeds[1:]:
+        result = run_once(arguments, each, name, manifest, seed=seed, rate=best)
+        if result is None:
+            return None
+        results.append(result)
+    return {"rate": best, "held_out": {f"{rate:g}": found[rate]["held_out"] for rate in RATES}, "seeds": results}
+
+
+def run_once(
+    arguments: argparse.Namespace, each: Set, name: str, manifest: Manifest, *, seed: int, rate: float
+) -> dict[str, Any] | None:
+    config = config_of(arguments, each, name, seed=seed, rate=rate)
+    folder = Path(config.run.dir)
+    if not train_timed(config):
+        return None
+    return cached(folder / "metrics.json", lambda: measure(folder, manifest) | cached(folder / SECONDS, dict))
+
+
+def measure(folder: Path, manifest: Manifest) -> dict[str, Any]:
+    """Linear and kNN accuracy of each modality on the test clips, linear on a third of the training clips (held_out),
+    recall across modalities where there are both, and the number of trained parameters."""
+    run = load_run(folder)
+    found = features_of(run, manifest, num_clips=NUM_CLIPS)
+    own = rows_of(manifest)["train"]
+    held_out = np.random.default_rng(0).permutation(len(own)) < len(own) // 3
+    chosen = probe_accuracy("linear", manifest, found, train=own[~held_out], test=own[held_out])
+    metrics = {kind: probe_accuracy(kind, manifest, found)["accuracy"] for kind in ("linear", "knn")}
+    metrics |= {"held_out": chosen["accuracy"], "parameters": sum(p.numel() for p in run.method.parameters())}
+    if set(run.method.encoders) == {"video", "audio"} and all(run.method.head(m) for m in run.method.encoders):
+        metrics["recall"] = recall_of(found, manifest)
+    return metrics
+
+
+def compare(arguments: argparse.Namespace) -> tuple[dict[str, Any], str] | None:
+    """{set: {row: result}} and the tables; None when a training was stopped."""
+    results: dict[str, dict[str, Any]] = {}
+    for each in sets_of(arguments):
+        manifest = read_manifest(each.manifest)
+        results[each.name] = {}
+        for name in rows_to_train(arguments, each):
+            kept = arguments.kept / f"families_{each.name}_{name}.json"
+            if not kept.exists():
+                info(f"== {each.name} {name}")
+                found = run_row(arguments, each, name, manifest)
+                if found is None:
+                    return None
+                cached(kept, lambda found=found: found)
+            results[each.name][name] = json.loads(kept.read_text())
+    return results, "\n\n".join(f"{name}\n\n{table(rows)}" for name, rows in results.items())
+
+
+def table(rows: dict[str, Any]) -> str:
+    columns = {
+        "linear video": ("linear", "video"),
+        "linear audio": ("linear", "audio"),
+        "kNN video": ("knn", "video"),
+        "kNN audio": ("knn", "audio"),
+        "v2a R@1": ("recall", "v2a_r1"),
+    }
+    lines = [f"| | {' | '.join(columns)} | rate | s a step | M parameters |", "|---|" + "---|" * (len(columns) + 3)]
+    for name, row in rows.items():
+        cells = []
+        for group, key in columns.values():
+            values = [seed[group][key] for seed in row["seeds"] if key in seed.get(group, {})]
+            spread = f" ± {np.std(values, ddof=1):.3f}" if len(values) > 1 else ""
+            cells.append(f"{np.mean(values):.3f}{spread}" if values else "")
+        seconds = [seed["train_seconds"] for seed in row["seeds"] if "train_seconds" in seed]
+        cells += [f"{row['rate']:g}", f"{np.mean(seconds):.0f}" if seconds else ""]
+        lines.append(f"| {name} | {' | '.join(cells)} | {row['seeds'][0]['parameters'] / 1e6:.2f} |")
+    return "\n".join(lines)
+
+
+def plan(arguments: argparse.Namespace) -> Iterator[str]:
+    for each in sets_of(arguments):
+        for name in rows_to_train(arguments, each):
+            config = config_of(arguments, each, name, seed=each.seeds[0], rate=RATES[0])
+            yield f"{experiment.describe(config)}, {len(RATES) + len(each.seeds) - 1} times"
+
+
+def main() -> int:
+    parser = experiment.takes_overrides(experiment.command(__doc__, data="folder with toy"), out="runs/families")
+    parser.add_argument("--digits", type=Path, help="folder of the digits (default: toy alone)")
+    parser.add_argument("--tracks", type=Path, help="table of tracks of the toy set")
+    parser.add_argument("--only", nargs="+", metavar="ROW", help="names of configurations (default: all)")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="of toy; digits take the first")
+    parser.add_argument("--kept", type=Path, default=DATA, help="folder of finished rows (default: docs/results/data)")
+    return experiment.run(parser, compare, plan=plan)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
