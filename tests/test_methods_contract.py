@@ -125,7 +125,13 @@ def test_a_clip_that_could_not_be_read_teaches_nothing(name: str) -> None:
     assert all(p.grad is not None for p in method.parameters() if p.requires_grad)
 
 
-@pytest.mark.parametrize("name", ["avid", "infonce", "neighbour as SeCo", "finetune", "joint"])  # joint has the others
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("avid", "infonce", "neighbour as SeCo", "finetune", "joint"),  # joint has most others
+        *("npid on both", "moco", "moco_v3", "simclr", "pirl", "cpc over rows", "pretext jigsaw"),
+    ],
+)
 def test_a_batch_in_parts_is_the_same_step(name: str) -> None:
     """With BatchNorm standing still: the loss is of the whole batch, whichever rows a part lacks."""
     method = build(name).eval()

@@ -5,7 +5,6 @@ compiled encoders stay the same encoders.
 import shutil
 import subprocess
 import sys
-from operator import itemgetter
 from pathlib import Path
 
 import numpy as np
@@ -78,8 +77,16 @@ def test_a_step_never_makes_the_host_wait(clip_set: Manifest, tmp_path: Path, ex
         {"name": "pretext"},
         {"name": "swav", "hidden_dim": 16, "num_prototypes": 8, "queue_size": 8, "queue_from_epoch": 1},
         {"name": "infonce", "hidden_dim": 16},
+        {"name": "npid", "modality": "both", "num_negatives": 4, "hardest": 0.5},
+        {"name": "moco", "hidden_dim": 16, "queue_size": 8},
+        {"name": "moco_v3", "hidden_dim": 16},
+        {"name": "simclr", "hidden_dim": 16, "views": "video+audio"},
+        {"name": "pirl", "transform": "rotation", "transformed": {}, "num_negatives": 4},
+        {"name": "cpc", "num_blocks": 3, "num_ahead": 1, "num_negatives": 4},
+        {"name": "pretext", "task": "order"},
+        {"name": "pretext", "task": "speed", "modality": "audio"},
     ],
-    ids=itemgetter("name"),
+    ids=lambda method: " ".join(str(method[key]) for key in ("name", "task") if key in method),
 )
 def test_other_families_do_not_wait_either(clip_set: Manifest, tmp_path: Path, method: dict) -> None:
     settings = config(clip_set, tmp_path, "optim.clip_norm=1.0").replace(method=method)

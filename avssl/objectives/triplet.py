@@ -32,7 +32,7 @@ def semi_hard(
     negative is left out; there it meets itself.
     """
     with torch.autocast(z.device.type, enabled=False):
-        z = z.float()
+        z = z.double()  # near vectors are a difference of large numbers apart
         square = (z * z).sum(dim=1)
         distance = (square[:, None] + square - 2 * (z @ z.T)).clamp(min=0)  # (n, n)
     apart = (seconds[:, None] - seconds).abs()
@@ -49,7 +49,7 @@ def semi_hard(
     farthest = distance.masked_fill(~negative, -torch.inf).amax(dim=1, keepdim=True)  # (n, 1)
     chosen = torch.where(is_beyond, nearest, farthest)
     cost = torch.where(pair, margin + distance - torch.where(pair, chosen, 0.0), 0.0).clamp(min=0)
-    return mean_over_rows(cost.flatten(), pair.flatten(), z)
+    return mean_over_rows(cost.flatten().float(), pair.flatten(), z.float())
 
 
 def ranking(
