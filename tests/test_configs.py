@@ -3,9 +3,13 @@
 from pathlib import Path
 
 import pytest
+import torch
 
 from avssl.config import Config, load, merge_options
-from avssl.methods import METHODS
+from avssl.methods import METHODS, build_method
+from avssl.structs import Instances
+from avssl.training.setup import check_inputs
+from avssl.transforms.views import check_views
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 RECIPES = sorted((CONFIGS / "evaluate").glob("*.yaml"))  # of fine-tuning: parts of a configuration
@@ -86,6 +90,20 @@ def test_config_loads_and_its_options_are_the_methods(path: Path) -> None:
     for part in config.method.get("parts", {}):
         options_of(config, part)
     assert config.run.dir == f"runs/{path.parent.name}/{path.stem}"
+
+
+@pytest.mark.parametrize(
+    "path",
+    [path for path in FILES if path.parent.name in ("toy", "digits")],
+    ids=lambda path: f"{path.parent.name} {path.stem}",
+)
+def test_the_encoders_take_what_the_views_show(path: Path) -> None:
+    config = load(path, ["method.tracks=none"] if path.stem == "patch" else [])
+    every = torch.ones(2000, dtype=torch.bool)
+    classes = {"target": torch.arange(2000) % 12, "classes": [str(i) for i in range(12)]}
+    method = build_method(config, Instances(every, every, every, **classes if path.stem == "finetune" else {}))
+    check_views(method.views, config.data)
+    check_inputs(method, config.data)
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(CONFIGS)))

@@ -259,7 +259,7 @@ def make_example(view: View, data: DataConfig) -> Tensor:
     dtype = torch.uint8 if view.modality == "video" else torch.float32
     params = {name: torch.as_tensor(value)[None] for name, value in plan.params.items()}
     x = view.made.apply(torch.zeros((1, *plan.shape), dtype=dtype), params, view.settings(data))
-    return x.flatten(0, -5) if view.modality == "video" else x
+    return x.flatten(0, -5 if view.modality == "video" else -4)
 
 
 def apply_views(batch: Batch, views: Sequence[View], data: DataConfig) -> Batch:
