@@ -81,7 +81,7 @@ def test_a_step_never_makes_the_host_wait(clip_set: Manifest, tmp_path: Path, ex
         {"name": "moco", "hidden_dim": 16, "queue_size": 8},
         {"name": "moco_v3", "hidden_dim": 16},
         {"name": "simclr", "hidden_dim": 16, "views": "video+audio"},
-        {"name": "pirl", "transform": "rotation", "transformed": {}, "num_negatives": 4},
+        {"name": "pirl", "transform": "rotation", "num_negatives": 4},
         {"name": "cpc", "num_blocks": 3, "num_ahead": 1, "num_negatives": 4},
         {"name": "pretext", "task": "order"},
         {"name": "pretext", "task": "speed", "modality": "audio"},

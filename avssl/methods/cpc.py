@@ -27,9 +27,8 @@ class CPCOptions(Options):
     stride: Count = 32  # rows: pixels from one patch to the next
     skip: int = Field(0, ge=0)  # steps left out before the first predicted one: rows of patches overlap
     num_ahead: Count = 3  # steps that are predicted
-    predictor: Literal["linear", "recurrent"] = (
-        "linear"  # of each offset, from every step; or one after the other (DPC)
-    )
+    # linear: one of each offset, from every step | recurrent: from the last known step, one after the other (DPC)
+    predictor: Literal["linear", "recurrent"] = "linear"
     num_negatives: Count | None = None  # drawn from all blocks, places and clips; null = all of them
     embedding_dim: Count = 128
     hidden_dim: Count = 256  # of the context

@@ -15,15 +15,13 @@ from avssl.methods.npid import against_bank
 from avssl.models.heads import mlp
 from avssl.objectives.negatives import Bank
 from avssl.structs import Batch, Embedded, Instances, Progress, Step
-from avssl.transforms.pretext import SIDE
+from avssl.transforms.pretext import NUM_TILES
 from avssl.transforms.views import Changes, Same, View
-
-NUM_TILES = SIDE * SIDE
 
 
 class PIRLOptions(Options):
     transform: Literal["jigsaw", "rotation"] = "jigsaw"
-    transformed: Changes = Field({"size": 255, "patch_size": 64})  # fields of the data section that differ for it
+    transformed: Changes = Field({})  # fields of the data section that differ for the transformed clip
     head: Literal["linear", "mlp"] = "linear"
     embedding_dim: Count = 128
     contrast: Literal["nce", "info_nce"] = "nce"
@@ -49,10 +47,7 @@ class PIRL(Method):
         super().__init__(options, encoders, instances=instances, seed=seed)
         check_usable(instances, "video")
         recipe = "tiles" if options.transform == "jigsaw" else "rotation"
-        changes = {
-            name: value for name, value in options.transformed.items() if recipe == "tiles" or name != "patch_size"
-        }
-        self.views = (View("video"), View(recipe, recipe=recipe, when=Same("video"), changes=changes))
+        self.views = (View("video"), View(recipe, recipe=recipe, when=Same("video"), changes=options.transformed))
         dim, out = encoders["video"].dim, options.embedding_dim
         dims = [dim, *[dim] * (options.head == "mlp"), out]
         self.heads = nn.ModuleDict({"video": mlp(dims)})

@@ -22,10 +22,9 @@ from avssl.models.heads import mlp
 from avssl.objectives.contrast import mean_over_rows
 from avssl.objectives.permutations import distant_permutations
 from avssl.structs import Batch, Instances, Progress, Step
-from avssl.transforms.pretext import NUM_ROTATIONS, SIDE, AudioSegments, AudioSpeed, Segments, Speed
+from avssl.transforms.pretext import NUM_ROTATIONS, NUM_TILES, AudioSegments, AudioSpeed, Segments, Speed
 from avssl.transforms.views import View
 
-NUM_TILES = SIDE * SIDE
 MIDDLE = NUM_TILES // 2
 
 

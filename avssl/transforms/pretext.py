@@ -18,6 +18,7 @@ from avssl.transforms.recipes import Audio, Clip, Plan, Video, Window
 
 NUM_ROTATIONS = 4
 SIDE = 3  # tiles along a side of the square that is cut up
+NUM_TILES = SIDE * SIDE
 FLAT = 0.1  # least deviation of a tile, in normalized units: the noise of what is flat is not blown up
 
 
@@ -58,7 +59,7 @@ class Tiles(Video):
             raise ValueError(
                 f"data.patch_size={data.patch_size} with data.size={data.size}: a tile must be at most a third of it"
             )
-        plan, num = super().plan(rng, data, clip, window), SIDE * SIDE
+        plan, num = super().plan(rng, data, clip, window), NUM_TILES
         cells = np.stack(np.divmod(np.arange(num), SIDE), axis=1) * (data.size // SIDE)  # (9, 2) top, left
         if rng is None:
             return replace(plan, params=plan.params | _repeated(plan.params, num) | {"corner": cells + free // 2})
