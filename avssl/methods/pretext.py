@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from avssl import distributed
 from avssl.config import Count, NotNegative, Options
-from avssl.methods.base import Encode, Method
+from avssl.methods.base import Encode, Method, check_usable
 from avssl.models.heads import mlp
 from avssl.objectives.contrast import mean_over_rows
 from avssl.objectives.permutations import distant_permutations
@@ -57,6 +57,7 @@ class Pretext(Method):
     def __init__(self, options: PretextOptions, encoders: nn.ModuleDict, *, instances: Instances, seed: int) -> None:
         super().__init__(options, encoders, instances=instances, seed=seed)
         modality, num_parts, sound = options.modality, 1, options.modality == "audio"
+        check_usable(instances, modality, least=1)
         orders = torch.zeros(0, 0, dtype=torch.int64)  # (C, parts) which part stands where, by label
         match options.task:
             case "rotation":

@@ -78,14 +78,7 @@ class Tiles(Video):
         number = torch.arange(len(x), device=x.device)[:, None, None, None]
         tiles = planes[number, :, :, rows[..., :, None], columns[..., None, :]]  # (B, 9, P, P, 3, T)
         tiles = tiles.permute(0, 1, 4, 5, 2, 3).flatten(0, 1).contiguous()  # (B 9, 3, T, P, P)
-        own = {name: value for name, value in params.items() if name != "corner"}
-        each = {
-            name: value.flatten(0, 1)
-            if name in ("jitter", "order")
-            else value.repeat_interleave(corner.shape[1], dim=0)
-            for name, value in own.items()
-        }
-        tiles = self.color(tiles, each, data)
+        tiles = self.color(tiles, _of_parts(params, NUM_TILES), data)
         mean, deviation = tiles.mean(dim=(2, 3, 4), keepdim=True), tiles.std(dim=(2, 3, 4), keepdim=True)
         return ((tiles - mean) / deviation.clamp(min=FLAT)).unflatten(0, corner.shape[:2])
 
@@ -171,11 +164,8 @@ class Speed(Video):
     def apply(self, x: Tensor, params: Mapping[str, Tensor], data: DataConfig) -> Tensor:
         planes = video.flip_(video.to_planes(x), params["flip"]).transpose(1, 2)  # (B, T, 3, H, W) uint8
         num = planes.shape[1]
-        each = {
-            name: value.flatten(0, 1) if name in ("jitter", "order") else value.repeat_interleave(num, dim=0)
-            for name, value in params.items()
-        }
-        frames = self.color(planes.flatten(0, 1).unsqueeze(2).contiguous(), each, data)  # (B T, 3, 1, H, W)
+        planes = planes.flatten(0, 1).unsqueeze(2).contiguous()  # (B T, 3, 1, H, W)
+        frames = self.color(planes, _of_parts(params, num), data)
         return frames.squeeze(2).unflatten(0, (len(x), num)).transpose(1, 2)
 
 
@@ -223,3 +213,11 @@ def _draw_stride(rng: np.random.Generator | None, strides: tuple[int, ...], fits
 def _repeated(params: Mapping[str, np.ndarray], num: int) -> dict[str, np.ndarray]:
     """Jitter and order of a clip for each of `num` parts."""
     return {name: np.stack([params[name]] * num) for name in ("jitter", "order")}
+
+
+def _of_parts(params: Mapping[str, Tensor], num: int) -> dict[str, Tensor]:
+    """Parameters (B, ...) of clips as those of their parts (B num, ...); jitter and order were drawn for each."""
+    return {
+        name: value.flatten(0, 1) if name in ("jitter", "order") else value.repeat_interleave(num, dim=0)
+        for name, value in params.items()
+    }

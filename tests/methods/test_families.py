@@ -21,7 +21,7 @@ from avssl.methods.pirl import PIRL, PIRLOptions, shuffled
 from avssl.methods.pretext import Pretext, PretextOptions
 from avssl.methods.simclr import SimCLR, SimCLROptions
 from avssl.objectives.negatives import Bank, hardest
-from avssl.structs import Batch, Embedded, Progress
+from avssl.structs import Batch, Embedded, Instances, Progress
 from tests.support.contract import batch_of, build
 from tests.support.tiny import DIM, LinearEncoder, everything
 
@@ -440,6 +440,15 @@ def test_clips_too_short_for_their_segments_do_not_count() -> None:
     half = method(dataclasses.replace(batch, ids=batch.ids.masked_fill(torch.arange(16) >= 8, -1)), START).loss
     torch.testing.assert_close(method(short, START).loss, half)
     assert method(batch, START).loss != half
+
+
+@pytest.mark.parametrize("options", [{"task": "jigsaw"}, {"task": "order", "modality": "audio"}])
+def test_a_set_without_what_a_task_needs_is_refused(options: dict) -> None:
+    none, every = torch.zeros(6, dtype=torch.bool), torch.ones(6, dtype=torch.bool)
+    modality = options.get("modality", "video")
+    lacking = {"has_audio": every, "has_video": every} | {f"has_{modality}": none}
+    with pytest.raises(ValueError, match=f"has 0 usable clips with {modality}: train on at least 1"):
+        Pretext(PretextOptions(**options), encoders(4), instances=Instances(every, **lacking), seed=0)
 
 
 def test_sound_has_no_tiles() -> None:

@@ -35,7 +35,6 @@ COMMON = (
 )
 NUM_CLIPS = 2  # clips averaged per video wherever features are taken
 ALONE = ("finetune", "avid_cma")  # knows labels; starts from another row
-NOT_ON_DIGITS = "clips of .2 to 2.3 s: nothing to order, speed up or predict"
 
 
 @dataclass(frozen=True)
@@ -104,7 +103,7 @@ def run_once(
 
 def measure(folder: Path, manifest: Manifest) -> dict[str, Any]:
     """Linear and kNN accuracy of each modality on the test clips, linear on a third of the training clips (held_out),
-    recall across modalities where there are both, and the number of trained parameters."""
+    recall across modalities where there are both, and the number of parameters, copies included."""
     run = load_run(folder)
     found = features_of(run, manifest, num_clips=NUM_CLIPS)
     own = rows_of(manifest)["train"]
@@ -143,7 +142,10 @@ def table(rows: dict[str, Any]) -> str:
         "kNN audio": ("knn", "audio"),
         "v2a R@1": ("recall", "v2a_r1"),
     }
-    lines = [f"| | {' | '.join(columns)} | rate | s a step | M parameters |", "|---|" + "---|" * (len(columns) + 3)]
+    lines = [
+        f"| | {' | '.join(columns)} | rate | s of training | M parameters |",
+        "|---|" + "---|" * (len(columns) + 3),
+    ]
     for name, row in rows.items():
         cells = []
         for group, key in columns.values():
