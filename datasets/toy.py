@@ -1,26 +1,34 @@
 """Make the toy sets: small clips of things that move and sound, for demos and tests on two CPU cores.
 
-    python datasets/toy.py OUT                                # under a minute; again: says that the sets are there
+    python datasets/toy.py OUT                                # a minute or two; again: says that the sets are there
     python datasets/toy.py OUT --seed 1 --train 60 --test 24  # a small one
 
-What lives here: everything that is drawn in a toy clip, as tables (shapes, motions, timbres, rhythms, music) and a few
+What lives here: everything that is drawn in a toy clip, as tables (shapes, motions, sweeps, timbres) and a few
 functions that render them. What does not: encoding (avssl/media/encode.py) and the manifest (avssl/data).
 
-toy/          12 classes with sound. A look is a shape that moves, a sound a timbre in a rhythm; class i has look i // 2
-              and sound ((i + 1) // 2) % 6, so every look occurs in two classes that sound different and every sound in
-              two that look different: one modality alone names at most half of the clips. All timbres sweep
-              the same octave evenly, so that the order of a sound must be heard, not its mean spectrum.
-toy_actions/  the same 6 motions, silent, with new shapes and textures drawn per clip: the target of a transfer.
+toy/          24 classes with sound. A class is a motion in a size that goes with a sweep in a register: small things
+              sound high, large things low; in each size class i of 12 has motion i // 2 and sweep ((i + 1) // 2) % 6.
+              So every motion occurs in two classes that sound different and every sweep in two that look different:
+              one modality alone names at most half of the clips. A class has two looks, as each motion is made by two
+              shapes, and two sounds, as each sweep is heard in two rhythms. Motions share a material in pairs, sweeps
+              a timbre; to tell those of a pair apart, the order of frames and of pitches must be seen and heard: all
+              sweeps pass the same octave evenly.
+toy_actions/  the same 6 motions, silent, with new shapes, any size and any material: the target of a transfer.
 
-Nothing else in a clip depends on its class: texture, color, place, size, speed, direction, tilt, frame rate and camera
-shake of the picture; pitch, overtones, loudness, noise and music of the sound. The sound follows the motion: its accent
-falls on the moment when the ball hits the ground, the kite points up, the plus is largest. One clip in ten carries a
-foreign sound instead: one that never goes with its look, in a tempo of its own. The manifest says which (`foreign`).
+Picture and sound of one recording are tied by cues that say nothing of its class, as in real video: tempo (over a
+factor of 2.5), phase (the accent falls on the moment when the ball hits the ground, the kite points up, the plus is
+largest) and ambience (the hue of the ground goes with the pitch of a hum). With --untied the sound has cues of its own,
+drawn alike: nothing but the class ties it to the picture. One clip in ten carries a foreign sound instead, one that no
+class of its look has, with cues of its own. The manifest says which (`foreign`), and the cues.
+
+Nothing else in a clip depends on its class: texture, place, direction, tilt, frame rate and camera shake of the
+picture; loudness and noise of the sound.
 
 Letters: T frames, S samples, P size of a frame in pixels. Phases are in cycles of the motion, 0 at the accent.
 """
 
 import argparse
+import colorsys
 import hashlib
 import json
 import multiprocessing
@@ -42,17 +50,16 @@ from avssl.files import Parser, WriteError, print_result
 from avssl.media.encode import write_clip
 
 SECONDS = 3.0
-PIXELS = 96
+PIXELS = 64
 SAMPLE_RATE = 16_000
-FRAME_RATES = (15, 30)  # frames per second, lowest and highest
-PERIODS = (0.55, 0.65)  # seconds of one cycle of a motion, shortest and longest
+FRAME_RATES = (10, 20)  # frames per second, lowest and highest
+PERIODS = (0.4, 1.0)  # seconds of one cycle of a motion, shortest and longest
 FOREIGN_SHARE = 0.1
 SPLITS = ("train", "test")
-STREAMS = ("clip", "silent clip", "foreign", "shapes")  # what is drawn from keys (seed, stream, split, ...)
-# Nuisances come out of a few values that all classes share. Were they drawn anew for every clip, a clip could be
-# known by its ground or its music, and telling the clips of so small a set apart would need no look and no sound.
-NUM_GROUNDS = 4
-PALETTE = np.array([(r, g, b) for r in (60, 190) for g in (60, 190) for b in (60, 190)], dtype=np.float64)  # RGB
+STREAMS = ("clip", "silent clip", "foreign", "shapes", "cues")  # what is drawn from keys (seed, stream, split, ...)
+NUM_GROUNDS = 4  # textures: few, so that a clip of so small a set cannot be known by its own
+HUES = (0.0, 0.8)  # of the ground for the lowest and the highest ambience, in turns: red to magenta, ends apart
+HUM = (90, 360)  # Hz, of the hum for the lowest and the highest ambience
 SPRITE = 128  # pixels of the square on which a shape is drawn before it is moved
 
 # ---- looks: a shape is its radius at equal angles clockwise from the top; a motion gives its place per phase
@@ -64,6 +71,14 @@ SHAPES = {
     "bone": (1.0, 1.0, 0.35, 0.35, 1.0, 1.0, 0.35, 0.35),
     "fin": (1.6, 0.5, 0.5),
     "plus": (1.0, 1.0, 0.45) * 4,
+    "needle": (1.8, 0.35) * 2,
+    "clover": (1.1, 1.1, 0.4) * 3,
+    "egg": tuple(
+        1 / np.hypot(np.cos(angle) / 1.5, np.sin(angle) / 0.8) for angle in np.linspace(0, 2 * np.pi, 24, False)
+    ),
+    "wheel": (1.0, 0.6) * 9,
+    "hook": (1.5, 1.3, 0.4, 0.4, 0.4, 0.4, 1.3),
+    "roof": (1.4, 1.0, 0.3, 1.0),
 }
 NEW_SHAPES = {  # of toy_actions
     "triangle": (1.0,) * 3,
@@ -89,20 +104,21 @@ MOTIONS = {
     "zigzagging": lambda phase: (_triangle(phase), _triangle(2 * phase), 0 * phase, 0 * phase),
     "pulsing": lambda phase: (0 * phase, 0 * phase, 0 * phase, 0.6 * np.cos(2 * np.pi * phase)),
 }
-LOOKS = (
-    ("bouncing", "ball"),
-    ("spinning", "kite"),
-    ("swaying", "star"),
-    ("orbiting", "bone"),
-    ("zigzagging", "fin"),
-    ("pulsing", "plus"),
+SIZES = {"small": (0.10, 0.13), "large": (0.20, 0.25)}  # radius in sides of the frame, least and largest
+MATERIALS = ("pale", "dark", "vivid")  # of two motions each
+# (motion, shape, size): a motion is made by two shapes, so that the next two looks are of the next motion
+LOOKS = tuple(
+    (motion, shape, size)
+    for size in SIZES
+    for number, motion in enumerate(MOTIONS)
+    for shape in list(SHAPES)[number :: len(MOTIONS)]
 )
 
-# ---- sounds: a timbre is the course of one event's pitch; a rhythm says where in the cycle the events are
+# ---- sounds: a sweep is the course of an event's pitch; a rhythm says where in the cycle the events are
 
 # u (n,) from 0 to 1 through an event -> octaves above its pitch; all pass the same octave at the same pace, so that the
 # long-time spectrum does not tell them apart
-TIMBRES = {
+SWEEPS = {
     "rising": lambda u: u - 0.5,
     "falling": lambda u: 0.5 - u,
     "trilling": lambda u: _triangle(4 * u) / 2,
@@ -110,63 +126,106 @@ TIMBRES = {
     "dipping": lambda u: _triangle(u) / 2,
     "wavering": lambda u: _triangle(2 * u) / 2,
 }
+TIMBRES = {  # amplitudes of a tone's multiples; of two sweeps each
+    "flute": (1, 0.05, 0.02, 0.02),
+    "string": (0.5, 1, 0.3, 0.1),
+    "reed": (0.4, 0.1, 0.8, 0.1, 0.5),
+}
+HUM_TIMBRES = ((1, 0.1, 0.3, 0.05), (0.3, 0.5, 0.1, 0.1), (0.7, 0.3, 0.05, 0.2))  # any of them
 RHYTHMS = {"march": (0.0, 0.5), "gallop": (0.0, 0.3)}  # phases of the accent and of the second, weaker event
 EVENT = 0.26  # length of an event in cycles
 WEAK = 0.6  # amplitude of the second event, of the accent's
-SOUNDS = (
-    ("rising", "march"),
-    ("falling", "gallop"),
-    ("trilling", "march"),
-    ("arching", "gallop"),
-    ("dipping", "march"),
-    ("wavering", "gallop"),
-)
-PITCHES = (500, 800)  # Hz, middle of an event: lowest and highest; every event has its own, as calls of a bird do
-OVERTONES = ((1, 0.1, 0.3, 0.05), (0.3, 0.5, 0.1, 0.1), (0.7, 0.3, 0.05, 0.2))  # amplitudes of a tone's multiples
-KEYS = (150, 225)  # Hz of the music
-MUSIC = ((0, 4, 7, 12), (0, 5, 9, 5), (0, 3, 7, 10), (0, 7, 2, 9))  # tunes, semitones above their key
+REGISTERS = {"high": (850, 1200), "low": (350, 500)}  # Hz, middle of an event, least and largest; each has its own
+# (sweep, rhythm, register), in the order of LOOKS
+SOUNDS = tuple((sweep, rhythm, register) for register in REGISTERS for sweep in SWEEPS for rhythm in RHYTHMS)
+HUM_LEVEL = 0.1  # amplitude of the hum, of the accent's
+
+NUM_CLASSES = 24
+
+
+@dataclass(frozen=True)
+class Cues:
+    """What a picture shows and a sound lets hear of the single recording, and not of its class.
+
+    period: seconds of one cycle of the motion or rhythm.
+    phase: in cycles, of the first frame or sample.
+    ambience: from 0 to 1; hue of the ground, pitch of the hum.
+    """
+
+    period: float
+    phase: float
+    ambience: float
+
+    def cycles(self, seconds: np.ndarray) -> np.ndarray:
+        return self.phase + seconds / self.period
 
 
 @dataclass(frozen=True)
 class Clip:
     """One clip to be made; with the seed it determines every byte.
 
-    path is relative to the folder of its set; sound is None in the silent set; foreign says that `sound` is not the
-    one of the label.
+    path is relative to the folder of its set; look is motion, shape, size and sound is sweep, rhythm, register; sound
+    and heard are None in the silent set; foreign says that `sound` is none of the label.
     """
 
     path: str
     label: str
     split: str
     index: int
-    motion: str
-    shape: str
-    sound: tuple[str, str] | None
-    foreign: bool
+    look: tuple[str, str, str]
+    material: str
+    seen: Cues
+    sound: tuple[str, str, str] | None = None
+    heard: Cues | None = None
+    foreign: bool = False
 
 
 # ---- what is in a set
 
 
-def toy_classes() -> list[tuple[int, int]]:
-    """Look and sound of the 12 classes (indices into LOOKS and SOUNDS): a cycle whose neighbours share one of them."""
-    return [(i // 2, (i + 1) // 2 % len(SOUNDS)) for i in range(2 * len(LOOKS))]
+def toy_class(number: int) -> tuple[tuple[int, int], tuple[int, int]]:
+    """The looks and the sounds of a class (indices into LOOKS and SOUNDS): in each size a cycle whose neighbors share
+    the motion or the sweep."""
+    size, number = divmod(number, NUM_CLASSES // 2)
+    motion, sweep = number // 2, (number + 1) // 2 % len(SWEEPS)
+    look, sound = 2 * (len(MOTIONS) * size + motion), 2 * (len(SWEEPS) * size + sweep)
+    return (look, look + 1), (sound, sound + 1)
 
 
-def toy_clips(split: str, num_clips: int, *, seed: int) -> list[Clip]:
-    """The clips of one split of the toy set; classes take turns, one clip in ten gets a foreign sound."""
+def toy_clips(split: str, num_clips: int, *, seed: int, tied: bool = True) -> list[Clip]:
+    """The clips of one split of the toy set: classes, and in each its looks and sounds, take turns; one clip in ten
+    gets a foreign sound. `tied`: a sound has the cues of its picture."""
     rng = np.random.default_rng((seed, STREAMS.index("foreign"), SPLITS.index(split)))
     num_foreign = round(FOREIGN_SHARE * num_clips)
     foreign = set(rng.permutation(num_clips)[:num_foreign].tolist())
-    classes = toy_classes()
+    classes = [toy_class(number) for number in range(NUM_CLASSES)]
     clips = []
     for index in range(num_clips):
-        look, own = classes[index % len(classes)]
-        others = [sound for sound in range(len(SOUNDS)) if (look, sound) not in classes]
-        sound = int(rng.choice(others)) if index in foreign else own
-        label = f"{'-'.join(LOOKS[look])}_{'-'.join(SOUNDS[own])}"
+        turn, number = divmod(index, NUM_CLASSES)
+        looks, sounds = classes[number]
+        look, sound = looks[turn % 2], sounds[turn // 2 % 2]
+        if index in foreign:
+            known = {own for looks, sounds in classes if look in looks for own in sounds}
+            sound = int(rng.choice([other for other in range(len(SOUNDS)) if other not in known]))
+        seen, other = draw_cues(split, index, seed=seed)
+        heard = seen if tied and index not in foreign else other
+        motion, _, size = LOOKS[look]
+        label = f"{size}-{motion}_{SOUNDS[sounds[0]][0]}"
         path = f"{split}/{label}/{index:05d}.mp4"
-        clips.append(Clip(path, label, split, index, *LOOKS[look], SOUNDS[sound], index in foreign))
+        clips.append(
+            Clip(
+                path,
+                label,
+                split,
+                index,
+                LOOKS[look],
+                material_of(motion),
+                seen,
+                SOUNDS[sound],
+                heard,
+                index in foreign,
+            )
+        )
     return clips
 
 
@@ -174,12 +233,29 @@ def action_clips(split: str, num_clips: int, *, seed: int) -> list[Clip]:
     """The clips of one split of the silent set; classes are motions, any new shape may make any of them."""
     rng = np.random.default_rng((seed, STREAMS.index("shapes"), SPLITS.index(split)))
     motions = list(MOTIONS)
-    shapes = rng.choice(list(NEW_SHAPES), num_clips).tolist()
-    labels = [motions[index % len(motions)] for index in range(num_clips)]
-    return [
-        Clip(f"{split}/{label}/{index:05d}.mp4", label, split, index, label, shape, None, False)
-        for index, (label, shape) in enumerate(zip(labels, shapes, strict=True))
-    ]
+    traits = zip(*(rng.choice(list(each), num_clips).tolist() for each in (NEW_SHAPES, SIZES, MATERIALS)), strict=True)
+    clips = []
+    for index, (shape, size, material) in enumerate(traits):
+        label = motions[index % len(motions)]
+        seen, _ = draw_cues(split, index, seed=seed)
+        path = f"{split}/{label}/{index:05d}.mp4"
+        clips.append(Clip(path, label, split, index, (label, shape, size), material, seen))
+    return clips
+
+
+def material_of(motion: str) -> str:
+    return MATERIALS[list(MOTIONS).index(motion) // 2]
+
+
+def timbre_of(sweep: str) -> str:
+    return list(TIMBRES)[list(SWEEPS).index(sweep) // 2]
+
+
+def draw_cues(split: str, index: int, *, seed: int) -> tuple[Cues, Cues]:
+    """Two draws for a clip: of its picture, and of a sound that is not tied to it."""
+    rng = np.random.default_rng((seed, STREAMS.index("cues"), SPLITS.index(split), index))
+    seen, other = (Cues(_log_uniform(rng, *PERIODS), rng.uniform(), rng.uniform()) for _ in range(2))
+    return seen, other
 
 
 # ---- drawing one clip
@@ -190,15 +266,11 @@ def render_clip(clip: Clip, *, seed: int) -> tuple[np.ndarray, np.ndarray | None
     stream = STREAMS.index("clip" if clip.sound else "silent clip")
     rng = np.random.default_rng((seed, stream, SPLITS.index(clip.split), clip.index))
     fps = int(rng.integers(*FRAME_RATES, endpoint=True))
-    period, phase = _log_uniform(rng, *PERIODS), rng.uniform()
-    cycles = phase + np.arange(round(SECONDS * fps)) / fps / period  # (T,)
-    frames = render_frames(rng, clip.motion, clip.shape, cycles)
+    frames = render_frames(rng, *clip.look, clip.material, clip.seen, np.arange(round(SECONDS * fps)) / fps)
     if clip.sound is None:
         return frames, None, fps
-    if clip.foreign:  # nothing ties it to the motion
-        period, phase = _log_uniform(rng, *PERIODS), rng.uniform()
-    cycles = phase + np.arange(round(SECONDS * SAMPLE_RATE)) / SAMPLE_RATE / period  # (S,)
-    return frames, render_samples(rng, *clip.sound, cycles), fps
+    samples = render_samples(rng, *clip.sound, clip.heard, np.arange(round(SECONDS * SAMPLE_RATE)) / SAMPLE_RATE)
+    return frames, samples, fps
 
 
 def make_clip(clip: Clip, *, root: Path, seed: int) -> None:
@@ -211,24 +283,28 @@ def make_clip(clip: Clip, *, root: Path, seed: int) -> None:
     unfinished.replace(path)
 
 
-def render_frames(rng: np.random.Generator, motion: str, shape: str, cycles: np.ndarray) -> np.ndarray:
-    """(T,) phases -> (T, P, P, 3) uint8: the shape on a textured ground, both under a shaking camera."""
-    color = PALETTE[rng.integers(len(PALETTE))]
-    sprite = draw_sprite(rng, shape, (color + 128) % 256)  # never near the ground's color
+def render_frames(
+    rng: np.random.Generator, motion: str, shape: str, size: str, material: str, cues: Cues, seconds: np.ndarray
+) -> np.ndarray:
+    """(T,) times -> (T, P, P, 3) uint8: the shape on a textured ground, both under a shaking camera."""
+    hue = HUES[0] + (HUES[1] - HUES[0]) * cues.ambience
+    color = 255 * np.array(colorsys.hsv_to_rgb(hue, 0.6, 0.75))
+    vivid = 255 * np.array(colorsys.hsv_to_rgb((hue + 0.5) % 1, 0.9, 0.8))  # far from the ground's color
+    sprite = draw_sprite(rng, shape, {"pale": np.full(3, 220), "dark": np.full(3, 35), "vivid": vivid}[material])
     ground = draw_ground(np.random.default_rng(rng.integers(NUM_GROUNDS)), color, margin=8)
 
-    radius = rng.uniform(0.17, 0.21) * PIXELS
+    radius = rng.uniform(*SIZES[size]) * PIXELS
     amplitude = rng.uniform(0.18, 0.26) * PIXELS
     center = PIXELS / 2 + rng.uniform(-0.05, 0.05, 2) * PIXELS
     side, tilt = rng.choice((-1, 1)), rng.uniform(-20, 20)
-    shake = shake_camera(rng, len(cycles))  # (T, 2)
+    shake = shake_camera(rng, seconds)  # (T, 2)
 
-    x, y, turns, octaves = MOTIONS[motion](cycles)
+    x, y, turns, octaves = MOTIONS[motion](cues.cycles(seconds))
     places = center + amplitude * np.stack([side * x, y], axis=1) + shake  # (T, 2)
     scales = radius * 2**octaves / (SPRITE / 4)  # a shape of radius 1 is drawn with a quarter of the sprite
     angles = tilt + 360 * side * turns
 
-    frames = np.empty((len(cycles), PIXELS, PIXELS, 3), np.uint8)
+    frames = np.empty((len(seconds), PIXELS, PIXELS, 3), np.uint8)
     for frame, place, scale, angle, offset in zip(frames, places, scales, angles, shake, strict=True):
         turn = cv2.getRotationMatrix2D((SPRITE / 2, SPRITE / 2), -angle, scale)  # clockwise for positive angles
         turn[:, 2] += place - SPRITE / 2
@@ -272,39 +348,41 @@ def draw_ground(rng: np.random.Generator, color: np.ndarray, *, margin: int) -> 
     return np.clip(ground, 0, 255).astype(np.uint8)
 
 
-def shake_camera(rng: np.random.Generator, num_frames: int) -> np.ndarray:
-    """Shift of the whole picture per frame -> (T, 2) pixels: three slow swings in x and in y."""
-    seconds = np.linspace(0, SECONDS, num_frames)
+def shake_camera(rng: np.random.Generator, seconds: np.ndarray) -> np.ndarray:
+    """Shift of the whole picture at times (T,) -> (T, 2) pixels: three slow swings in x and in y."""
     strength, speed, start = rng.uniform(0, 1, (3, 3, 2, 1))  # (3 swings, x and y, 1) each
-    return (0.8 * strength * np.sin(2 * np.pi * ((0.3 + 1.5 * speed) * seconds + start))).sum(axis=0).T
+    return (0.008 * PIXELS * strength * np.sin(2 * np.pi * ((0.3 + 1.5 * speed) * seconds + start))).sum(axis=0).T
 
 
-def render_samples(rng: np.random.Generator, timbre: str, rhythm: str, cycles: np.ndarray) -> np.ndarray:
-    """(S,) phases -> (S,) float32 in [-1, 1]: the events of the rhythm over music and noise."""
+def render_samples(
+    rng: np.random.Generator, sweep: str, rhythm: str, register: str, cues: Cues, seconds: np.ndarray
+) -> np.ndarray:
+    """(S,) times -> (S,) float32 in [-1, 1]: the events of the rhythm over a hum and noise."""
+    cycles = cues.cycles(seconds)
     loudness = np.zeros_like(cycles)
-    pitch = np.full_like(cycles, PITCHES[0])  # Hz
+    pitch = np.full_like(cycles, REGISTERS[register][0])  # Hz
     for begin, accent in zip(RHYTHMS[rhythm], (1, WEAK), strict=True):
         number, u = np.divmod(cycles - begin, 1)  # of the event, counted from the first cycle
         u /= EVENT
         sounding = u < 1
-        centers = _log_uniform(rng, *PITCHES, size=int(np.ptp(number)) + 1)[(number - number.min()).astype(int)]
-        pitch[sounding] = (centers * 2 ** TIMBRES[timbre](u))[sounding]
+        centers = _log_uniform(rng, *REGISTERS[register], size=int(np.ptp(number)) + 1)[
+            (number - number.min()).astype(int)
+        ]
+        pitch[sounding] = (centers * 2 ** SWEEPS[sweep](u))[sounding]
         loudness[sounding] = accent * np.minimum(1, 12 * np.minimum(u, 1 - u)[sounding])
-    voice = loudness * _tone(rng, pitch)
+    voice = loudness * _tone(pitch, TIMBRES[timbre_of(sweep)])
 
-    tune = np.array(MUSIC[rng.integers(len(MUSIC))])
-    note = (np.arange(len(cycles)) / SAMPLE_RATE / 0.8).astype(int)
-    music = _tone(rng, KEYS[rng.integers(len(KEYS))] * 2 ** (tune[note % len(tune)] / 12))
+    strength = HUM_TIMBRES[rng.integers(len(HUM_TIMBRES))]
+    hum = _tone(np.full_like(cycles, HUM[0] * (HUM[1] / HUM[0]) ** cues.ambience), strength)
     noise = rng.standard_normal(len(cycles))
-    mixed = voice + rng.uniform(0, 0.1) * music + _log_uniform(rng, 0.01, 0.1) * noise
+    mixed = voice + HUM_LEVEL * hum + _log_uniform(rng, 0.01, 0.1) * noise
     return (_log_uniform(rng, 0.2, 0.9) * mixed / np.abs(mixed).max()).astype(np.float32)
 
 
-def _tone(rng: np.random.Generator, frequencies: np.ndarray) -> np.ndarray:
-    """(S,) Hz -> (S,) tone of about unit amplitude with overtones."""
+def _tone(frequencies: np.ndarray, strength: tuple[float, ...]) -> np.ndarray:
+    """(S,) Hz -> (S,) tone of about unit amplitude with the given overtones."""
     angle = 2 * np.pi * np.cumsum(frequencies) / SAMPLE_RATE
-    strength = np.array(OVERTONES[rng.integers(len(OVERTONES))])
-    return sum(a * np.sin(n * angle) for n, a in enumerate(strength, 1)) / strength.sum()
+    return sum(a * np.sin(n * angle) for n, a in enumerate(strength, 1)) / sum(strength)
 
 
 def _log_uniform(rng: np.random.Generator, low: float, high: float, size: int | None = None) -> float | np.ndarray:
@@ -353,11 +431,13 @@ def make_set(clips: list[Clip], *, root: Path, parameters: dict[str, object], nu
 
 def describe_clip(clip: Clip) -> dict[str, object]:
     """The row of a clip in the manifest, before it is probed."""
-    row = {"path": clip.path, "label": clip.label, "split": clip.split, "motion": clip.motion, "shape": clip.shape}
+    row = {"path": clip.path, "label": clip.label, "split": clip.split}
+    row |= dict(zip(("motion", "shape", "size"), clip.look, strict=True)) | {"material": clip.material}
+    row |= {"period": clip.seen.period, "ambience": clip.seen.ambience}
     if clip.sound is None:
         return row
-    timbre, rhythm = clip.sound
-    return row | {"timbre": timbre, "rhythm": rhythm, "foreign": clip.foreign}
+    sound = dict(zip(("sweep", "rhythm", "register"), clip.sound, strict=True))
+    return row | sound | {"timbre": timbre_of(clip.sound[0]), "foreign": clip.foreign}
 
 
 def _one_thread() -> None:
@@ -369,13 +449,14 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("out", metavar="OUT", type=Path, help="folder for toy/ and toy_actions/")
     parser.add_argument("--seed", type=int, default=0, help="same seed, same bytes (default: 0)")
     for name, default, content in (
-        ("--train", 600, "clips of toy to train on"),
-        ("--test", 200, "clips of toy to test on"),
+        ("--train", 2400, "clips of toy to train on"),
+        ("--test", 400, "clips of toy to test on"),
         ("--actions-train", 120, "clips of toy_actions to train on"),
         ("--actions-test", 120, "clips of toy_actions to test on"),
         ("--workers", 2, "processes"),
     ):
         parser.add_argument(name, type=_count, default=default, help=f"{content} (default: {default})")
+    parser.add_argument("--untied", action="store_true", help="no cue but the class ties a sound to its picture")
     parser.add_argument(
         "--json", nargs="?", const="-", metavar="PATH", type=Path, help="summary as JSON (default: stdout)"
     )
@@ -386,12 +467,18 @@ def main(arguments: list[str] | None = None) -> int:
     source = hashlib.sha256(Path(__file__).read_bytes()).hexdigest()  # a changed recipe makes another set
     summary = {}
     for name, clips_of, num_train, num_test in (
-        ("toy", toy_clips, given.train, given.test),
+        ("toy", partial(toy_clips, tied=not given.untied), given.train, given.test),
         ("toy_actions", action_clips, given.actions_train, given.actions_test),
     ):
         root = given.out / name
         clips = clips_of("train", num_train, seed=given.seed) + clips_of("test", num_test, seed=given.seed)
-        parameters = {"seed": given.seed, "train": num_train, "test": num_test, "source": source}
+        parameters = {
+            "seed": given.seed,
+            "train": num_train,
+            "test": num_test,
+            "untied": given.untied,
+            "source": source,
+        }
         try:
             num_made = make_set(clips, root=root, parameters=parameters, num_workers=given.workers)
         except (ValueError, OSError) as error:
