@@ -172,7 +172,7 @@ def test_kinetics_is_the_published_recipe(name: str, epochs: int) -> None:
         assert model.init == "runs/kinetics/avid"
 
 
-@pytest.mark.parametrize("name, num_positives", [("toy", 5), ("digits", 64), ("kinetics", 32)])
+@pytest.mark.parametrize("name, num_positives", [("toy", 8), ("digits", 64), ("kinetics", 32)])
 def test_avid_cma_continues_its_neighbour(name: str, num_positives: int) -> None:
     avid, cma = (load(CONFIGS / name / f"{method}.yaml") for method in ("avid", "avid_cma"))
     assert cma.data == avid.data

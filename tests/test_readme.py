@@ -33,7 +33,7 @@ PAGES = list(
 )
 FENCED = r"^```%s\n(.*?)^```"
 OWN_METHOD = "simsiam.py:SimSiam"  # a method of the user's own, from docs/methods.md
-ONE_EPOCH = [*TINY, "optim.epochs=1", "optim.warmup_epochs=0"]
+ONE_EPOCH = [*TINY, "optim.epochs=1", "optim.warmup_epochs=0", "method.in_batch_epochs=0"]
 NUM_TRAIN, NUM_TEST = 24, 12
 NOT_AVID = [line for line in ONE_EPOCH if not line.startswith("method.")]  # whose options those are
 NOT_AVID += ["data.num_frames=3", "data.patch_size=32", "data.patch_grid=2"]
@@ -167,6 +167,10 @@ def check_demo(arguments: list[str], printed: str) -> None:
     for section, names in SUMMARY.items():
         assert summary[section].keys() >= names, section
         assert all(0 <= value <= 1 for value in summary[section].values()), summary[section]
+    for section, intervals in summary["intervals"].items():
+        for name, (low, high) in intervals.items():
+            assert 0 <= low <= summary[section][name] <= high <= 1, (section, name)
+    assert summary["intervals"].keys() >= set(SUMMARY)
     assert summary["seconds"] > 0
     assert all((out / "embeddings" / name / "meta.json").exists() for name in ("avid", "avid_cma"))
     assert json.loads(printed) == summary

@@ -6,6 +6,7 @@ videos, and its sound that of its own frames; the banks hold running means of ea
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from pydantic import Field
@@ -14,7 +15,7 @@ from torch import Tensor, nn
 from avssl.config import Count, NotNegative, Positive, Share
 from avssl.methods.base import Encode, HeadOptions, Method, build_heads, check_pairs
 from avssl.methods.infonce import contrast_pairs
-from avssl.objectives.contrast import log_mean_exp, nce, similarity
+from avssl.objectives.contrast import info_nce, log_mean_exp, nce, similarity
 from avssl.objectives.negatives import Bank, hardest
 from avssl.objectives.positives import same_instance
 from avssl.structs import Batch, Embedded, Instances, Progress, Step
@@ -31,6 +32,7 @@ class AVIDOptions(HeadOptions):
     temperature: Positive = 0.07
     bank_momentum: Share = 0.5  # weight of the old vector
     hardest: float = Field(1.0, gt=0, le=1)  # share of a query's negatives that count, those most like it
+    contrast: Literal["nce", "info_nce"] = "nce"  # a positive against a constant log Z | against its query's negatives
     in_batch_epochs: int = Field(0, ge=0)  # first epochs that contrast the clips of a batch, while the banks fill
 
 
@@ -52,7 +54,8 @@ class AVID(Method):
     batch as a masked row, is never stored, and the clip learns through the terms that do not need it (`within`);
     `in_batch_epochs`: heads that start almost equal for all clips stay so against a bank that is as old as an epoch,
     and log Z, set on random vectors, is too small for trained ones. In-batch InfoNCE leaves that plateau, and log Z is
-    set in the first step after it.
+    set in the first step after it. `contrast: info_nce`: one log Z for all terms, as in the reference, is that of video
+    against audio, and embeddings of one modality are closer to each other than that.
     """
 
     Options = AVIDOptions
@@ -107,7 +110,10 @@ class AVID(Method):
                 scored = positive.any(dim=1, keepdim=True)
                 log_z = log_mean_exp(logits, scored & ~positive & ~empty)
             ignore = ~positive & ~hardest(logits, ~positive & ~empty, share=self.options.hardest)
-            logs[term.name] = nce(logits, positive, log_z=torch.nan_to_num(log_z), ignore=ignore)
+            if self.options.contrast == "nce":
+                logs[term.name] = nce(logits, positive, log_z=torch.nan_to_num(log_z), ignore=ignore)
+            else:
+                logs[term.name] = info_nce(logits, positive, ignore=ignore)
             total = total + term.weight * logs[term.name]
             weights += term.weight
         return Step(

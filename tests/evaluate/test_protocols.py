@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from extra_metrics import chance_class_recall, class_recall, instance_recall, recall_metrics
+from extra_metrics import chance_class_recall, class_hits, instance_hits, recall_metrics
 
 from avssl.evaluate.classify import knn_votes, linear_predict
 
@@ -66,9 +66,9 @@ def test_recalls_equal_loops() -> None:
             own.append(row in order[:k])
             others = [i for i in order if i != row][:k]
             same.append(any(targets[i] == targets[row] for i in others))
-        assert instance_recall(query, gallery, k=k) == np.mean(own)
-        assert class_recall(query, gallery, targets, k=k) == np.mean(same)
-    assert instance_recall(query, query, k=1) == 1
+        assert instance_hits(query, gallery, k=k).mean() == np.mean(own)
+        assert class_hits(query, gallery, targets, k=k).mean() == np.mean(same)
+    assert instance_hits(query, query, k=1).mean() == 1
     assert chance_class_recall(targets, k=1) == pytest.approx(
         np.mean([[targets[i] == targets[j] for j in range(40) if j != i] for i in range(40)])
     )
@@ -89,11 +89,11 @@ def test_recall_of_all_others_is_that_of_having_a_classmate(k: int) -> None:
     rng = np.random.default_rng(0)
     targets = np.array([0, 0, 0, 1, 1, 2])
     query, gallery = unit(rng.normal(size=(6, 4))), unit(rng.normal(size=(6, 4)))
-    assert class_recall(query, gallery, targets, k=k) == pytest.approx(5 / 6)  # the last has none
+    assert class_hits(query, gallery, targets, k=k).mean() == pytest.approx(5 / 6)  # the last has none
     assert {name.rpartition("_")[2] for name in recall_metrics(query, gallery, targets)} == {"r1"}
 
 
 def test_a_tie_counts_against_recall() -> None:
     same = unit(np.ones((6, 3)))
-    assert instance_recall(same, same, k=1) == 0
-    assert instance_recall(same, same, k=6) == 1
+    assert instance_hits(same, same, k=1).mean() == 0
+    assert instance_hits(same, same, k=6).mean() == 1

@@ -234,6 +234,35 @@ def test_until_the_first_sets_cma_is_avid() -> None:
     assert cma(batch, Progress(0, 0, 1)).loss == avid(batch, Progress(0, 0, 1)).loss
 
 
+def test_info_nce_scores_each_positive_against_the_negatives_of_its_query_alone() -> None:
+    """By hand: -log of the share of a positive among itself and the drawn negatives; no constant enters."""
+    method = tiny_method(
+        AVIDCMAOptions(**CMA, contrast="info_nce", positives_within=0.5, temperature=0.2), everything(40)
+    )
+    method.mine()
+    batch, progress = vector_batch(torch.arange(6)), Progress(0, 0, 1)
+    done = method(batch, progress)
+    z = {m: F.normalize(method.heads[m](encode(method, batch)(m)), dim=1) for m in ("video", "audio")}
+    drawn = method.draw(batch.ids, progress)
+
+    def cost(query: str, bank: str, positives: torch.Tensor, num_negatives: int) -> torch.Tensor:
+        scores = (z[query] @ method.banks[bank].z.T / 0.2).exp()  # (B, N)
+        noise = scores.gather(1, drawn[bank][:, :num_negatives]).sum(dim=1, keepdim=True)
+        own = scores.gather(1, positives)
+        return -(own / (own + noise)).log().mean()
+
+    own, members = batch.ids[:, None], method.sets[batch.ids]
+    cross = (cost("video", "audio", own, 12) + cost("audio", "video", own, 12)) / 2
+    within = (cost("video", "video", members, 5) + cost("audio", "audio", members, 5)) / 2
+    torch.testing.assert_close(done.loss, (cross + 0.5 * within) / 1.5)
+    other = tiny_method(
+        AVIDCMAOptions(**CMA, contrast="info_nce", positives_within=0.5, temperature=0.2), everything(40)
+    )
+    other.load_state_dict(method.state_dict())
+    other.log_z.fill_(3.0)
+    assert other(batch, progress).loss == done.loss
+
+
 def test_in_batch_epochs_are_info_nce_that_fills_the_banks() -> None:
     """The first steps are InfoNCE's; log Z is unset until the banks are asked, and comes from what they hold then."""
     method = tiny_method(AVIDOptions(**OPTIONS, in_batch_epochs=2, bank_momentum=0.0), everything(40))

@@ -1,9 +1,11 @@
-"""`make demo`: make the toy set, train AVID, then AVID-CMA on it, mine, retrieve, probe, transfer.
+"""`make demo`: make the toy set, train AVID on it, and from there AVID-CMA and, as a control, AVID for as many more
+steps; mine, retrieve, probe, transfer.
 
     python tools/experiments/demo.py --out runs/demo
 
-Writes OUT/summary.json, OUT/report.html, the two runs and their embeddings, and prints the command that shows these in
-the browser. Every stage is what a user calls for their own clips. The same command resumes a stopped demo.
+Writes OUT/summary.json, OUT/report.html, the three runs and embeddings of the last two, and prints the command that
+shows these in the browser. Every stage is what a user calls for their own clips. The same command resumes a stopped
+demo.
 Exit code: 0 done, 1 stopped or failed while training, 2 wrong call.
 """
 
@@ -13,28 +15,86 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import experiment
 import torch
-from experiment import ROOT, features_of, info, linear_accuracy, load_either, probe_accuracy, recall_of, rows_of
+from agreement import COMMON, LONGER
+from experiment import (
+    ROOT,
+    features_of,
+    info,
+    interval_of,
+    linear_accuracy,
+    load_either,
+    probe_accuracy,
+    recall_intervals,
+    recall_of,
+    rows_of,
+)
 from extra_metrics import shortcut_features
+from matplotlib.figure import Figure
 
 from avssl.config import Config, load
 from avssl.data.manifest import Manifest, read_manifest
+from avssl.evaluate.metrics import Interval
 from avssl.files import atomic_write
 from avssl.mining.agreement import RULES, agreement_precision, chance_precision, minable, mine_agreement
 from avssl.report.clips import SEED, clips_html, reference_clips, vectors_of_banks
 from avssl.report.curves import Chart, charts_html
 from avssl.report.history import read_history
-from avssl.report.page import Section, heading, note, page, table
+from avssl.report.page import Section, heading, html, note, page, png, table
 from avssl.retrieval.write import write_store
 from avssl.training.loop import train
 from avssl.training.session import machine
 from avssl.weights.load import load_run
 
 NUM_CLIPS = 3  # clips averaged per video wherever features are taken
+COMPARED = ("avid", "avid_cma")
+MODELS = {
+    "shortcut": "mean color and spectrum",
+    "random": "random weights",
+    "avid": "AVID",
+    "avid_cma": "AVID-CMA",
+}
+BOTH_WAYS = {"v2a": "audio asked by video", "a2v": "video asked by audio"}
+RETRIEVAL = {"AVID": "retrieval_of_avid", "AVID-CMA": "retrieval"}
+TABLES = (  # title, key of chance, {plain name: (section of the summary, key)}
+    (
+        "Mined positives of the same class",
+        "chance",
+        {
+            "alike in video and audio": ("agreement_precision", "consensus"),
+            "alike in video or audio": ("agreement_precision", "union"),
+            "alike in video": ("agreement_precision", "video"),
+            "alike in audio": ("agreement_precision", "audio"),
+        },
+    ),
+    (
+        "Linear probe on the 24 classes, video and audio together",
+        "chance",
+        {plain: ("probe", name) for name, plain in MODELS.items()},
+    ),
+    (
+        "Linear probe on the silent action clips",
+        "chance",
+        {plain: ("transfer", name) for name, plain in MODELS.items()},
+    ),
+    *(
+        (
+            f"The first found across modalities is {what}",
+            f"chance_{kind}",
+            {
+                f"{model}, {way}": (of, f"{key}_{kind}")
+                for key, way in BOTH_WAYS.items()
+                for model, of in RETRIEVAL.items()
+            },
+        )
+        for kind, what in (("r1", "of the same class"), ("instance_r1", "the clip's own"))
+    ),
+)
 
 
 def run_demo(arguments: argparse.Namespace) -> tuple[dict[str, Any], str] | None:
@@ -55,20 +115,22 @@ def run_demo(arguments: argparse.Namespace) -> tuple[dict[str, Any], str] | None
 
     info("== mine")
     config = load_run(runs["avid_cma"]).config
-    precision = agreement_of(runs["avid_cma"], toy, k=int(config.method["num_positives"]))
+    precision, intervals = agreement_of(runs["avid_cma"], toy, k=int(config.method["num_positives"]))
     info("== extract and probe")
-    probes, retrieval, notes = probe_toy(runs, toy)
-    transfer = probe_transfer(runs["avid_cma"], actions)
+    probes = probe_toy(runs, toy)
+    transfer, of_transfer = probe_transfer(runs["avid_cma"], actions)
     info("== extract for the browser")
-    for name, folder in runs.items():
+    for name in COMPARED:
         path = data / "toy" / "manifest.parquet"
-        write_store(embeddings_of(out, name), load_run(folder), toy, manifest_path=path, num_clips=NUM_CLIPS)
+        write_store(embeddings_of(out, name), load_run(runs[name]), toy, manifest_path=path, num_clips=NUM_CLIPS)
     summary = {
         "agreement_precision": precision,
-        "probe": probes,
+        "probe": probes.accuracy,
         "transfer": transfer,
-        "retrieval": retrieval,
-        "probe_by_modality": notes,
+        "retrieval": probes.retrieval["avid_cma"],
+        "retrieval_of_avid": probes.retrieval["avid"],
+        "probe_by_modality": probes.by_modality,
+        "intervals": {"agreement_precision": intervals, "transfer": of_transfer, **probes.intervals},
         "seconds": time.perf_counter() - since,
         "command": "make demo" if out == Path("runs/demo") else " ".join(["python", *sys.argv]),
         "machine": f"{machine()}, torch {torch.__version__}",
@@ -86,12 +148,14 @@ def data_of(arguments: argparse.Namespace) -> Path:
 
 
 def configs_of(arguments: argparse.Namespace) -> dict[str, Config]:
-    """Both trainings, the second from the first."""
-    manifest, configs = data_of(arguments) / "toy" / "manifest.parquet", {}
-    for name in ("avid", "avid_cma"):
+    """The trainings, the last two from the first."""
+    manifest, start, configs = data_of(arguments) / "toy" / "manifest.parquet", arguments.out / "start", {}
+    for name, recipe, changed in (("start", "avid", ()), ("avid", "avid", LONGER), ("avid_cma", "avid_cma", ())):
         own = [f"data.manifest={manifest}", f"run.dir={arguments.out / name}"]
-        own += [f"model.init={arguments.out / 'avid'}"] if name == "avid_cma" else []
-        configs[name] = load(ROOT / "configs" / "toy" / f"{name}.yaml", [*arguments.overrides, *own])
+        own += [f"model.init={start}"] if name in COMPARED else []
+        configs[name] = load(
+            ROOT / "configs" / "toy" / f"{recipe}.yaml", [*COMMON, *changed, *arguments.overrides, *own]
+        )
     return configs
 
 
@@ -100,7 +164,7 @@ def embeddings_of(out: Path, name: str) -> Path:
 
 
 def demo_page(summary: dict[str, Any], runs: dict[str, Path], toy: Manifest) -> str:
-    """The report of the demo: results, both training curves, and neighbours in the memory banks of AVID-CMA."""
+    """The report of the demo: results, training curves, and neighbors in the memory banks of AVID-CMA."""
     lines = {
         name: read_history(folder / "log.jsonl", batch_size=load_run(folder).config.data.batch_size).lines
         for name, folder in runs.items()
@@ -113,7 +177,11 @@ def demo_page(summary: dict[str, Any], runs: dict[str, Path], toy: Manifest) -> 
             ("Effective rank of audio embeddings", "audio_rank"),
         )
     ]
-    results = [table(caption, (), list(metrics.items())) for caption, metrics in tables(summary).items()]
+    results = []
+    for title, values, intervals, chance in tables(summary):
+        rows = [(name, value, *intervals.get(name, ("", ""))) for name, value in values.items()]
+        results.append(html.picture(bars_png(title, values, intervals, chance), title))
+        results.append(table(title, ("", "share", "from", "to"), [*rows, ("chance", chance, "", "")]))
     vectors = vectors_of_banks(load_run(runs["avid_cma"]).method)
     clips = [note(f"Drawn at random (seed {SEED}), with clips that are near in {vectors.source}.")]
     for name, shown in reference_clips(vectors, toy.targets()).items():
@@ -121,65 +189,108 @@ def demo_page(summary: dict[str, Any], runs: dict[str, Path], toy: Manifest) -> 
     lead = [
         note(f"{summary['command']}; {summary['machine']}; {summary['seconds']:.0f} s; seed {summary['seed']}."),
         note(
-            "Made clips: 12 classes, pairs of which look alike and sound different or sound alike and look "
-            "different; every tenth clip carries a foreign sound."
+            "Made clips: 24 classes, each of which shares its looks with one class and its sounds with another; every "
+            "tenth clip carries a foreign sound. AVID and AVID-CMA continue one start for equally many steps. Bars "
+            "carry 95 % intervals over clips; that of the training itself, over seeds, is in docs/results/agreement.md."
         ),
     ]
-    sections = [Section("Results", results), Section("Training", [charts_html(charts)]), Section("Neighbours", clips)]
+    sections = [Section("Results", results), Section("Training", [charts_html(charts)]), Section("Neighbors", clips)]
     return page("avssl on the toy set", sections, lead=lead)
 
 
-def agreement_of(run: Path, manifest: Manifest, *, k: int) -> dict[str, float]:
-    """Fraction of positives mined from the memory banks of a run that share the class, by rule."""
+def bars_png(title: str, values: dict[str, float], intervals: dict[str, Interval], chance: float) -> bytes:
+    """Horizontal bars from 0 to 1 with their intervals, and the line of chance."""
+    figure = Figure(figsize=(7, 0.9 + 0.35 * len(values)), layout="constrained")
+    axes = figure.add_subplot(title=title, xlim=(0, 1))
+    names = list(values)[::-1]  # the first on top
+    axes.barh(names, [values[name] for name in names], color="0.6", height=0.6)
+    for place, name in enumerate(names):
+        if name in intervals:
+            axes.plot(intervals[name], (place, place), color="black", linewidth=2)
+    axes.axvline(chance, color="black", linestyle=":", label=f"chance {chance:.3f}")
+    axes.legend(loc="lower right", frameon=False)
+    return png(figure)
+
+
+def agreement_of(run: Path, manifest: Manifest, *, k: int) -> tuple[dict[str, float], dict[str, Interval]]:
+    """Fraction of positives mined from the memory banks of a run that share the class, by rule, and its interval."""
     banks = load_run(run).method.banks
     valid = minable(video=banks["video"].valid, audio=banks["audio"].valid, rule="consensus")  # for every rule alike
-    targets = torch.from_numpy(manifest.targets())
-    precision = {
-        rule: agreement_precision(
-            mine_agreement(banks["video"].z, banks["audio"].z, k=k, rule=rule, valid=valid).ids.cpu(), targets
-        )
-        for rule in RULES
-    }
-    return precision | {"chance": chance_precision(targets, valid.cpu())}
+    targets, precision, intervals = torch.from_numpy(manifest.targets()), {}, {}
+    for rule in RULES:
+        ids = mine_agreement(banks["video"].z, banks["audio"].z, k=k, rule=rule, valid=valid).ids.cpu()
+        precision[rule] = agreement_precision(ids, targets)
+        same = (targets[ids] == targets[:, None])[valid.cpu()]  # all sets are full
+        intervals[rule] = interval_of(same.double().mean(dim=1).numpy())
+    return precision | {"chance": chance_precision(targets, valid.cpu())}, intervals
 
 
-def probe_toy(runs: dict[str, Path], toy: Manifest) -> tuple[dict[str, float], dict[str, float], dict[str, Any]]:
-    """Linear probes on the toy classes, cross-modal retrieval on the test split, and the probes by modality."""
+@dataclass(frozen=True)
+class Probes:
+    """What the runs know of the toy set.
+
+    accuracy: {chance, shortcut, random, avid, avid_cma: linear probe on video and audio}; by_modality: {random, avid,
+    avid_cma: {video, audio, both}}; retrieval: {avid, avid_cma: `recall_metrics`}; intervals: {probe, retrieval,
+    retrieval_of_avid: {name: interval}}.
+    """
+
+    accuracy: dict[str, float]
+    by_modality: dict[str, Any]
+    retrieval: dict[str, dict[str, float]]
+    intervals: dict[str, dict[str, Interval]]
+
+
+def probe_toy(runs: dict[str, Path], toy: Manifest) -> Probes:
+    """Linear probes on the toy classes, and cross-modal retrieval on the test split."""
     shortcut = {split: shortcut_features(toy, ids, progress=f"shortcut {split}") for split, ids in rows_of(toy).items()}
-    probes = {"chance": 0.0, "shortcut": linear_accuracy(toy, shortcut)}
-    by_modality, found = {}, None
+    accuracy, of_accuracy = {"chance": 0.0, "shortcut": linear_accuracy(toy, shortcut)}, {}
+    by_modality, retrieval, of_retrieval = {}, {}, {}
     for name, run, trained in (
-        ("random", runs["avid"], False),
+        ("random", runs["start"], False),
         ("avid", runs["avid"], True),
         ("avid_cma", runs["avid_cma"], True),
     ):
         loaded = load_either(run, toy, rows_of(toy)["train"], trained=trained)
         found = features_of(loaded, toy, num_clips=NUM_CLIPS, progress=name)
         result = probe_accuracy("linear", toy, found)
-        probes |= {"chance": result["chance"]["both"], name: result["accuracy"]["both"]}
+        accuracy |= {"chance": result["chance"]["both"], name: result["accuracy"]["both"]}
+        of_accuracy[name] = result["interval"]["both"]
         by_modality[name] = result["accuracy"]
-    return probes, recall_of(found, toy), by_modality
+        if trained:
+            retrieval[name], of_retrieval[name] = recall_of(found, toy), recall_intervals(found, toy)
+    intervals = {
+        "probe": of_accuracy,
+        "retrieval": of_retrieval["avid_cma"],
+        "retrieval_of_avid": of_retrieval["avid"],
+    }
+    return Probes(accuracy, by_modality, retrieval, intervals)
 
 
-def probe_transfer(run: Path, actions: Manifest) -> dict[str, float]:
-    """Linear probes on the silent action clips: video only."""
-    accuracies = {}
+def probe_transfer(run: Path, actions: Manifest) -> tuple[dict[str, float], dict[str, Interval]]:
+    """Linear probes on the silent action clips, video only: accuracies and intervals."""
+    accuracies, intervals = {}, {}
     for name, trained in (("random", False), ("avid_cma", True)):
         loaded = load_either(run, actions, rows_of(actions)["train"], trained=trained)
         found = features_of(loaded, actions, num_clips=NUM_CLIPS, progress=f"{name} actions")
         result = probe_accuracy("linear", actions, found)
         accuracies |= {"chance": result["chance"]["video"], name: result["accuracy"]["video"]}
-    return accuracies
+        intervals[name] = result["interval"]["video"]
+    return accuracies, intervals
 
 
-def tables(summary: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    """The summary under readable headings."""
-    return {
-        "Positives of the same class, by rule": summary["agreement_precision"],
-        "Linear probe on the 12 classes, video and audio": summary["probe"],
-        "Transfer to the silent action clips, video only": summary["transfer"],
-        "Retrieval across modalities": summary["retrieval"],
-    }
+def tables(summary: dict[str, Any]) -> list[tuple[str, dict[str, float], dict[str, Interval], float]]:
+    """Title, values, intervals and chance of each result, in plain names."""
+    found = []
+    for title, chance, cells in TABLES:
+        cells = {plain: (section, key) for plain, (section, key) in cells.items() if key in summary[section]}
+        if cells:
+            values = {plain: summary[section][key] for plain, (section, key) in cells.items()}
+            known = {plain: summary["intervals"].get(section, {}).get(key) for plain, (section, key) in cells.items()}
+            section = next(iter(cells.values()))[0]
+            found.append(
+                (title, values, {name: each for name, each in known.items() if each}, summary[section][chance])
+            )
+    return found
 
 
 def plan(arguments: argparse.Namespace) -> Iterator[str]:

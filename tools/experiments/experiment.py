@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from extra_metrics import recall_metrics
+from extra_metrics import recall_hits, recall_metrics
 
 from avssl.cli import common
 from avssl.cli.common import info
@@ -19,6 +19,7 @@ from avssl.data.manifest import Manifest, read_manifest
 from avssl.evaluate.classify import linear_predict
 from avssl.evaluate.features import ClipVectors, Extracted, calibrated, clip_vectors
 from avssl.evaluate.harness import Labels, compute_metrics, evaluate_split
+from avssl.evaluate.metrics import Interval, bootstrap_interval
 from avssl.evaluate.protocols import Options
 from avssl.evaluate.splits import Split, read_splits
 from avssl.files import Parser, atomic_write, print_result
@@ -152,14 +153,14 @@ def probe_accuracy(
     *,
     train: np.ndarray | None = None,
     test: np.ndarray | None = None,
-) -> dict[str, dict[str, float]]:
-    """{accuracy, chance: {modality: on the test rows}}, learned on the training rows; or on the rows of `test`, learned
-    on those of `train`."""
+) -> dict[str, dict[str, Any]]:
+    """{accuracy, chance, interval: {modality: on the test rows}}, learned on the training rows; or on the rows of
+    `test`, learned on those of `train`. The interval is the 95 % one over videos."""
     (split,) = read_splits(manifest)
     split = split if train is None else dataclasses.replace(split, train=train)
     split = split if test is None else dataclasses.replace(split, test=test)
     found = accuracies("logistic" if kind == "linear" else "knn", vectors, manifest, split)
-    names = {"accuracy": "mean", "chance": "chance"}
+    names = {"accuracy": "mean", "chance": "chance", "interval": "interval"}
     return {  # of the test clips that have both, so that modalities are compared on the same clips
         name: {modality: each.get("paired", each)[key] for modality, each in found.items()}
         for name, key in names.items()
@@ -175,10 +176,25 @@ def linear_accuracy(manifest: Manifest, features: Mapping[str, np.ndarray]) -> f
 
 def recall_of(vectors: ClipVectors, manifest: Manifest) -> dict[str, float]:
     """Recall across modalities among the test clips with video and audio."""
+    return recall_metrics(*test_pairs(vectors, manifest))
+
+
+def recall_intervals(vectors: ClipVectors, manifest: Manifest) -> dict[str, Interval]:
+    """95 % intervals over the queries of `recall_of`."""
+    return {name: interval_of(hits) for name, hits in recall_hits(*test_pairs(vectors, manifest)).items()}
+
+
+def test_pairs(vectors: ClipVectors, manifest: Manifest) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Embeddings (n, D) of video and of audio and classes (n,) of the test clips with both."""
     found = vectors.videos()
     keep = np.isin(found.ids, rows_of(manifest)["test"]) & found.has("both")
     video, audio = (found.embedding[modality][keep] for modality in ("video", "audio"))
-    return recall_metrics(video, audio, manifest.targets()[found.ids[keep]])
+    return video, audio, manifest.targets()[found.ids[keep]]
+
+
+def interval_of(values: np.ndarray) -> Interval:
+    """95 % bootstrap interval of the mean of values (n,) of as many clips."""
+    return bootstrap_interval(values, np.arange(len(values)))
 
 
 def measure(run: Run, manifest: Manifest, *, num_clips: int, num_positives: int) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Metrics and baselines that only the experiments use: recalls within one set, the grouped probe, shortcut features.
+"""Metrics and baselines that only the experiments use: recall within one set, the grouped probe, shortcut features.
 
 Letters: n videos, D embedding.
 """
@@ -18,6 +18,7 @@ from avssl.transforms.audio import log_mel
 
 SAMPLE_RATE = 16_000
 FPS = 5.0
+RANKS = (1, 5)
 
 
 def shortcut_features(
@@ -75,8 +76,8 @@ def grouped_predict(features: np.ndarray, targets: np.ndarray, groups: np.ndarra
     return predicted
 
 
-def instance_recall(query: np.ndarray, gallery: np.ndarray, *, k: int) -> float:
-    """Fraction of rows i whose own gallery row i is among the k nearest by cosine; chance is k / n.
+def instance_hits(query: np.ndarray, gallery: np.ndarray, *, k: int) -> np.ndarray:
+    """(n,) bool: row i has its own gallery row i among the k nearest by cosine; chance is k / n.
 
     Args:
         query, gallery: (n, D) unit vectors of the same videos.
@@ -84,11 +85,11 @@ def instance_recall(query: np.ndarray, gallery: np.ndarray, *, k: int) -> float:
     scores = query @ gallery.T  # (n, n)
     own = np.diagonal(scores)[:, None]
     better = (scores > own).sum(axis=1) + ((scores == own).sum(axis=1) - 1)  # a tie counts against us
-    return float((better < k).mean())
+    return better < k
 
 
-def class_recall(query: np.ndarray, gallery: np.ndarray, targets: np.ndarray, *, k: int) -> float:
-    """Fraction of rows with another video of the same class among the k nearest by cosine; the row itself is left out.
+def class_hits(query: np.ndarray, gallery: np.ndarray, targets: np.ndarray, *, k: int) -> np.ndarray:
+    """(n,) bool: row i has another video of the same class among the k nearest by cosine; the row itself is left out.
 
     Args:
         query, gallery: (n, D) unit vectors of the same videos.
@@ -98,31 +99,38 @@ def class_recall(query: np.ndarray, gallery: np.ndarray, targets: np.ndarray, *,
     scores = query @ gallery.T
     np.fill_diagonal(scores, -np.inf)
     nearest = np.argsort(-scores, axis=1, kind="stable")[:, : min(k, len(targets) - 1)]
-    return float((targets[nearest] == targets[:, None]).any(axis=1).mean())
+    return (targets[nearest] == targets[:, None]).any(axis=1)
 
 
 def chance_class_recall(targets: np.ndarray, *, k: int) -> float:
-    """Expected `class_recall` of a random order."""
+    """Expected mean of `class_hits` in a random order."""
     same = (targets[:, None] == targets[None, :]).sum(axis=1) - 1  # (n,)
     return float(chance_of_any(same, len(targets) - 1, k).mean())
 
 
-def recall_metrics(video: np.ndarray, audio: np.ndarray, targets: np.ndarray) -> dict[str, float]:
-    """Recall at 1 and 5 in both directions, beside chance.
+def recall_hits(video: np.ndarray, audio: np.ndarray, targets: np.ndarray) -> dict[str, np.ndarray]:
+    """Which queries find what they should at rank 1 and 5, in both directions.
 
     Args:
         video, audio: (n, D) unit vectors of the same videos.
         targets: (n,) classes.
 
     Returns:
-        {v2a, a2v}_r{1, 5}: another clip of the same class; {v2a, a2v}_instance_r{1, 5}: the clip's own other modality;
-        chance_r{1, 5} and chance_instance_r{1, 5}. Without those whose k is all the other clips or more.
+        (n,) bool each: {v2a, a2v}_r{1, 5}, another clip of the same class; {v2a, a2v}_instance_r{1, 5}, the clip's own
+        other modality. Without those whose k is all the other clips or more.
     """
-    metrics = {}
-    for k in (k for k in (1, 5) if k < len(targets) - 1):
+    hits = {}
+    for k in (k for k in RANKS if k < len(targets) - 1):
         for name, query, gallery in (("v2a", video, audio), ("a2v", audio, video)):
-            metrics[f"{name}_r{k}"] = class_recall(query, gallery, targets, k=k)
-            metrics[f"{name}_instance_r{k}"] = instance_recall(query, gallery, k=k)
+            hits[f"{name}_r{k}"] = class_hits(query, gallery, targets, k=k)
+            hits[f"{name}_instance_r{k}"] = instance_hits(query, gallery, k=k)
+    return hits
+
+
+def recall_metrics(video: np.ndarray, audio: np.ndarray, targets: np.ndarray) -> dict[str, float]:
+    """Means of `recall_hits`, and beside them chance_r{1, 5} and chance_instance_r{1, 5}."""
+    metrics = {name: float(hits.mean()) for name, hits in recall_hits(video, audio, targets).items()}
+    for k in (k for k in RANKS if k < len(targets) - 1):
         metrics[f"chance_r{k}"] = chance_class_recall(targets, k=k)
         metrics[f"chance_instance_r{k}"] = k / len(targets)
     return metrics
