@@ -31,6 +31,11 @@ PAPERS = {  # of each method
     "moco": 'Chen, Fan, Girshick, He, "Improved Baselines with Momentum Contrastive Learning", arXiv 2003.04297',
     "moco_v3": 'Chen, Xie, He, "An Empirical Study of Training Self-Supervised Vision Transformers", ICCV 2021',
     "simclr": 'Chen, Kornblith, Norouzi, Hinton, "A Simple Framework for Contrastive Learning of Visual',
+    "simsiam": 'Chen, He, "Exploring Simple Siamese Representation Learning", CVPR 2021',
+    "barlow": 'Zbontar, Jing, Misra, LeCun, Deny, "Barlow Twins: Self-Supervised Learning via Redundancy Reduction"',
+    "vicreg": 'Bardes, Ponce, LeCun, "VICReg: Variance-Invariance-Covariance Regularization',
+    "sigreg": 'Balestriero, LeCun, "LeJEPA: Provable and Scalable Self-Supervised Learning Without the Heuristics"',
+    "predict": 'Bardes et al., "Revisiting Feature Prediction for Learning Visual Representations from Video", TMLR 2024',
     "pirl": 'Misra, van der Maaten, "Self-Supervised Learning of Pretext-Invariant Representations", CVPR 2020',
     "cpc": 'van den Oord, Li, Vinyals, "Representation Learning with Contrastive Predictive Coding", arXiv',
     "cpc_dpc": 'Han, Xie, Zisserman, "Video Representation Learning by Dense Predictive Coding", ICCV workshops 2019',
@@ -69,6 +74,11 @@ def test_there_is_a_config_of_every_method_for_every_set() -> None:
         "moco",
         "moco_v3",
         "pirl",
+        "simsiam",
+        "barlow",
+        "vicreg",
+        "sigreg",
+        "predict",
     }  # rho-MoCo, a setting of neighbour, stands for MoCo
     assert missing("digits") == {
         "neighbour",
@@ -76,8 +86,7 @@ def test_there_is_a_config_of_every_method_for_every_set() -> None:
         "walk",
         "joint",
         "finetune",
-        "byol",
-        "swav",
+        "predict",
     }  # a digit that pans has no motion of its own
 
 

@@ -84,7 +84,7 @@ def drawn_batch(given: Instances, step: int) -> Batch:
 
 def test_every_method_is_covered() -> None:
     both = {name for name, method in METHODS.items() if set(method.modalities) == set(MODALITIES)}
-    assert {name for name, _, _ in RECIPES.values()} == both - {"joint"}  # its parts do as they do alone
+    assert {name for name, _, _ in RECIPES.values()} >= both - {"joint"}  # its parts do as they do alone
 
 
 @pytest.mark.parametrize(

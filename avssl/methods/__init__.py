@@ -19,6 +19,7 @@ from avssl.config import Config, ConfigError, DataConfig, Options, hint, merge_o
 from avssl.files import digest
 from avssl.methods.avid import AVID
 from avssl.methods.avid_cma import AVIDCMA
+from avssl.methods.barlow import Barlow
 from avssl.methods.base import Method
 from avssl.methods.byol import BYOL
 from avssl.methods.cpc import CPC
@@ -31,9 +32,13 @@ from avssl.methods.neighbour import Neighbour
 from avssl.methods.npid import NPID
 from avssl.methods.patch import Patch
 from avssl.methods.pirl import PIRL
+from avssl.methods.predict import Predict
 from avssl.methods.pretext import Pretext
+from avssl.methods.sigreg import SIGReg
 from avssl.methods.simclr import SimCLR
+from avssl.methods.simsiam import SimSiam
 from avssl.methods.swav import SwAV
+from avssl.methods.vicreg import VICReg
 from avssl.methods.walk import Walk
 from avssl.models import build_encoder
 from avssl.structs import Instances
@@ -52,7 +57,12 @@ METHODS: dict[str, type[Method]] = {
     "patch": Patch,
     "walk": Walk,
     "byol": BYOL,
+    "simsiam": SimSiam,
+    "barlow": Barlow,
+    "vicreg": VICReg,
+    "sigreg": SIGReg,
     "swav": SwAV,
+    "predict": Predict,
     "pretext": Pretext,
     "joint": Joint,
     "finetune": Finetune,

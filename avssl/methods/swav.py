@@ -7,18 +7,19 @@ from typing import Literal, Self
 import torch
 import torch.nn.functional as F
 from pydantic import Field, model_validator
-from torch import nn
+from torch import Tensor, nn
 
 from avssl.config import Count, Options, Positive
-from avssl.methods.base import Encode, Method, check_usable
+from avssl.methods.base import Encode, Method, check_pairs, check_usable
 from avssl.models.heads import mlp
-from avssl.objectives.clustering import prototype_scores, queue_scores, sinkhorn, swapped_prediction
+from avssl.objectives.clustering import power_law, prototype_scores, queue_scores, sinkhorn, swapped_prediction
 from avssl.objectives.negatives import Queue
 from avssl.structs import Batch, Instances, Progress, Step
-from avssl.transforms.views import Changes, Same, Uniform, multi_crop
+from avssl.transforms.views import Changes, Same, Uniform, View, multi_crop
 
 
 class SwAVOptions(Options):
+    views: Literal["video", "audio", "video+audio"] = "video"  # with both, the sound is one crop more, with a code
     num_large: Count = 2  # crops that get a code
     num_small: int = Field(6, ge=0)
     small: Changes = Field({"size": 96, "min_crop_area": 0.05, "max_crop_area": 0.14})  # data of small crops
@@ -30,48 +31,85 @@ class SwAVOptions(Options):
     num_iterations: Count = 3
     temperature: Positive = 0.1
     freeze_steps: int = Field(313, ge=0)  # steps in which the prototypes stay as they are
+    codes: Literal["soft", "hard"] = "soft"  # hard: one prototype alone
+    marginals: Literal["uniform", "power_law"] = "uniform"  # shares of the prototypes in a batch
     queue_size: int = Field(0, ge=0)  # vectors of earlier batches that fill the prototypes too, over all ranks
     queue_from_epoch: int = Field(15, ge=0)
 
     @model_validator(mode="after")
     def _check_crops(self) -> Self:
-        if self.num_large + self.num_small < 2:
+        if self.num_large + self.num_small + (self.views == "video+audio") < 2:
             raise ValueError(f"num_large={self.num_large} and num_small={self.num_small}: expected two crops or more")
+        if self.views == "audio" and self.num_small:
+            raise ValueError(f"num_small={self.num_small}: sound has no small crops, so views=audio needs num_small=0")
         return self
 
 
 class SwAV(Method):
-    """See the module. Differs from SwAV: prototypes are made unit after each step, not before; one queue over ranks."""
+    """See the module. Across modalities prototypes are shared: the code of the picture is predicted from the sound, and
+    the reverse. A row that lacks a modality is left out where it is asked for, in codes as in the loss.
+
+    Differs from SwAV: prototypes are made unit after each step, not before; one queue over ranks. From SeLaVi and XDC,
+    its relatives across modalities: codes come anew from each batch, not from the whole set between epochs, and those
+    of a modality from it alone (SeLaVi: from both together).
+    """
 
     Options = SwAVOptions
-    modalities = ("video",)
+    modalities = ("video",)  # unless the options say otherwise
 
     def __init__(self, options: SwAVOptions, encoders: nn.ModuleDict, *, instances: Instances, seed: int) -> None:
         super().__init__(options, encoders, instances=instances, seed=seed)
-        check_usable(instances, "video")
-        when = Same("video") if options.interval == "same" else Uniform()
-        self.views = multi_crop(options.num_large, options.num_small, small=options.small, when=when)
-        dims = [encoders["video"].dim, options.hidden_dim, options.embedding_dim]
-        self.heads = nn.ModuleDict({"video": mlp(dims, norm="hidden", bias_hidden=True)})
-        self.prototypes = nn.Parameter(F.normalize(torch.randn(options.num_prototypes, options.embedding_dim), dim=1))
+        modalities = self.needs(options)
+        if len(modalities) == 2:
+            check_pairs(instances)
+        check_usable(instances, modalities[0])
+        self.views = self.crops(options)
+        self.coded = [view.name for view in self.views if view.modality == "audio" or not view.name.startswith("small")]
+        hidden, out = options.hidden_dim, options.embedding_dim
+        self.heads = nn.ModuleDict(
+            {m: mlp([encoders[m].dim, hidden, out], norm="hidden", bias_hidden=True) for m in modalities}
+        )
+        self.prototypes = nn.Parameter(F.normalize(torch.randn(options.num_prototypes, out), dim=1))
         self.find_unused_parameters = options.freeze_steps > 0
-        num_queues = options.num_large if options.queue_size else 0
-        self.queues = nn.ModuleList(Queue(options.queue_size, options.embedding_dim) for _ in range(num_queues))
+        num_queues = len(self.coded) if options.queue_size else 0
+        self.queues = nn.ModuleList(Queue(options.queue_size, out) for _ in range(num_queues))
+
+    @classmethod
+    def needs(cls, options: SwAVOptions) -> tuple[str, ...]:
+        return tuple(options.views.split("+"))
+
+    @staticmethod
+    def crops(options: SwAVOptions) -> tuple[View, ...]:
+        """Those that get a code stand before the small ones, and the sound of video+audio last."""
+        audio = View("audio", recipe="audio")
+        when = Same(options.views.split("+")[0]) if options.interval == "same" else Uniform()
+        if options.views == "audio":
+            more = (View(f"audio.{i}", recipe="audio", when=when) for i in range(1, options.num_large))
+            return audio, *more
+        crops = multi_crop(options.num_large, options.num_small, small=options.small, when=when)
+        return (*crops, audio) if options.views == "video+audio" else crops
 
     def loss(self, encode: Encode, batch: Batch, progress: Progress) -> Step:
-        options, present = self.options, self.present(batch, "video")  # (B,)
+        options = self.options
         prototypes = self.prototypes.detach() if progress.step < options.freeze_steps else self.prototypes  # (K, D)
-        names = [view.name for view in self.views]
-        embedded = {name: self.embed(name, self.project(encode, name), batch) for name in names}
+        embedded = {view.name: self.embed(view.name, self.project(encode, view.name), batch) for view in self.views}
+        present = {name: x.ids >= 0 for name, x in embedded.items()}  # (B,)
         scores = {name: prototype_scores(x.z, prototypes) for name, x in embedded.items()}  # (B, K)
         uses_queue = len(self.queues) > 0 and progress.epoch >= options.queue_from_epoch
         earlier = [queue_scores(queue, prototypes) if uses_queue else None for queue in self.queues]
-        earlier = earlier or [None] * options.num_large
-        how = {"epsilon": options.epsilon, "num_iterations": options.num_iterations, "valid": present}
-        codes = {name: sinkhorn(scores[name], earlier=each, **how) for name, each in zip(names, earlier, strict=False)}
+        earlier = dict(zip(self.coded, earlier or [None] * len(self.coded), strict=True))
+        codes = {name: self.code(scores[name], present[name], earlier[name]) for name in self.coded}
         loss = swapped_prediction(scores, codes, temperature=options.temperature, valid=present)
         memo = {name: embedded[name].detach() for name in codes}
-        return Step(loss, memo=memo, embeddings={"video": memo["video"]})
+        return Step(loss, memo=memo, embeddings={modality: memo[modality] for modality in self.heads})
+
+    def code(self, scores: Tensor, present: Tensor, earlier: tuple[Tensor, Tensor] | None) -> Tensor:
+        """Codes (B, K) of scores (B, K), of the rows that are present (B,)."""
+        options, num = self.options, scores.shape[1]
+        how = {"epsilon": options.epsilon, "num_iterations": options.num_iterations}
+        how["shares"] = power_law(num).to(scores.device) if options.marginals == "power_law" else None
+        codes = sinkhorn(scores, earlier=earlier, valid=present, **how)
+        return codes if options.codes == "soft" else F.one_hot(codes.argmax(dim=1), num) * present[:, None].float()
 
     @torch.no_grad()
     def after_step(self, step: Step, progress: Progress) -> None:

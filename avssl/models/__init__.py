@@ -13,6 +13,7 @@ from avssl.models.guard import guard_gradients
 from avssl.models.heads import Encoder
 from avssl.models.importers import load_weights
 from avssl.models.video import R2Plus1DAvid
+from avssl.models.vit import VideoViT
 
 
 def _fixed(encoder: str, name: str) -> Callable[..., Encoder]:
@@ -48,6 +49,7 @@ ENCODERS: dict[str, Callable[..., Encoder]] = {
     "r2plus1d_50": _fixed("adapters.PytorchvideoVideo", "r2plus1d_50"),
     "resnet18_frames": _fixed("images.FrameResNet", "resnet18"),
     "resnet50_frames": _fixed("images.FrameResNet", "resnet50"),
+    "vit": VideoViT,
     "conv2d_avid": Conv2DAvid,
     "resnet18_audio": _fixed("images.SpectrogramResNet", "resnet18"),
 }

@@ -38,8 +38,10 @@ def sinkhorn(
     num_iterations: int,
     valid: Tensor | None = None,
     earlier: tuple[Tensor, Tensor] | None = None,
+    shares: Tensor | None = None,
 ) -> Tensor:
-    """Codes of the samples of all ranks: each sums to 1, and the prototypes share the samples about evenly.
+    """Codes of the samples of all ranks: each sums to 1, and the prototypes have about the shares of the samples that
+    are asked for.
 
     Args:
         scores: (B, K) cosines with the prototypes, not divided by a temperature.
@@ -47,6 +49,7 @@ def sinkhorn(
         num_iterations: of normalizing the prototypes' sums, then the samples'.
         valid: (B,) bool, rows that count; the codes of the others are 0. None = all.
         earlier: scores (L, K) and valid (L,) of earlier samples, which fill the prototypes too and get no code.
+        shares: (K,) of the prototypes, with sum 1; None = equal.
 
     Returns:
         (B, K) float32, without gradient.
@@ -59,15 +62,28 @@ def sinkhorn(
         scores, valid = torch.cat([earlier[0], scores]), torch.cat([earlier[1], valid])
     highest = distributed.gather(scores.masked_fill(~valid[:, None], -torch.inf).amax()[None]).amax()
     codes = torch.exp((scores - highest) / epsilon).masked_fill(~valid[:, None], 0.0)
-    tiny = torch.finfo(codes.dtype).tiny
+    tiny, shares = torch.finfo(codes.dtype).tiny, 1 / codes.shape[1] if shares is None else shares
     for _ in range(num_iterations):
-        codes = codes / distributed.all_reduce(codes.sum(dim=0)).clamp(min=tiny) / codes.shape[1]  # prototypes to 1 / K
+        codes = codes / distributed.all_reduce(codes.sum(dim=0)).clamp(min=tiny) * shares  # prototypes to these
         codes = codes / codes.sum(dim=1, keepdim=True).clamp(min=tiny)  # samples to 1
     return codes[-num_rows:]
 
 
+def power_law(num: int) -> Tensor:
+    """Shares of so many prototypes that fall slowly: (i + 1)^-1/4 of the i-th, (K,) with sum 1.
+
+    Source: vissl, distributed_sinkhornknopp_powerlaw, for data whose classes differ in size.
+    """
+    shares = torch.arange(1, num + 1).float() ** -0.25
+    return shares / shares.sum()
+
+
 def swapped_prediction(
-    scores: Mapping[str, Tensor], codes: Mapping[str, Tensor], *, temperature: float, valid: Tensor | None = None
+    scores: Mapping[str, Tensor],
+    codes: Mapping[str, Tensor],
+    *,
+    temperature: float,
+    valid: Mapping[str, Tensor] | None = None,
 ) -> Tensor:
     """The code of each crop predicted from every other crop.
 
@@ -75,18 +91,20 @@ def swapped_prediction(
         scores: {crop: (B, K)} cosines with the prototypes, not divided by the temperature.
         codes: {crop: (B, K)} of the crops that have one.
         temperature: of the softmax over prototypes.
-        valid: (B,) bool, rows that count; None = all.
+        valid: {crop: (B,) bool}, rows that it shows; a row counts where both crops show it. None = all.
 
     Returns:
         () the mean over crops with a code, over the other crops, over the rows of all ranks.
 
     Source: Caron et al. 2020 (SwAV), eq. 2 and 6, as main_swav.py averages.
     """
-    valid = torch.ones_like(next(iter(codes.values()))[:, 0], dtype=torch.bool) if valid is None else valid
+    every = torch.ones_like(next(iter(codes.values()))[:, 0], dtype=torch.bool)  # (B,)
+    valid = dict.fromkeys(scores, every) if valid is None else valid
     total = 0.0
     for crop, code in codes.items():
         others = [other for other in scores if other != crop]
         for other in others:
             rows = -(code * F.log_softmax(scores[other].float() / temperature, dim=1)).sum(dim=1)  # (B,)
-            total = total + mean_over_rows(rows, valid, scores[other]) / (len(others) * len(codes))
+            both = valid[crop] & valid[other]
+            total = total + mean_over_rows(rows, both, scores[other]) / (len(others) * len(codes))
     return total

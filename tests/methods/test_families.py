@@ -194,7 +194,7 @@ def test_moco_v3_equals_the_recorded_step(recorded: dict[str, torch.Tensor], hea
     temperature, momentum = case["constants"].tolist()
     hidden, out = case["predictor.0.weight"].shape
     options = MoCoV3Options(
-        heads=heads,
+        layers=heads,
         hidden_dim=hidden,
         embedding_dim=out,
         temperature=temperature,
@@ -204,8 +204,8 @@ def test_moco_v3_equals_the_recorded_step(recorded: dict[str, torch.Tensor], hea
     method = MoCoV3(options, encoders(case["x1"].shape[1]), instances=everything(20), seed=0).train()
     networks = {
         "projector": method.heads["video"],
-        "momentum_projector": method.target["head"],
-        "predictor": method.predictor,
+        "momentum_projector": method.target["video_head"],
+        "predictor": method.predictors["video"],
     }
     for name, network in networks.items():
         given = {key.removeprefix(f"{name}."): value for key, value in case.items() if key.startswith(f"{name}.")}

@@ -24,7 +24,8 @@ TEXT = {  # any words are a name; what is not there is refused when the run is s
 SWITCHES = {
     *("optim.decay_norm_and_bias", "optim.nesterov", "run.channels_last", "run.compile", "run.sync_batchnorm"),
     *(f"method {name}.head_batch_norm" for name in HEADS),
-    "method cpc.maps",
+    *("method cpc.maps", "method barlow.predictor", "method barlow.stop_gradient"),
+    "method simsiam.constant_predictor_rate",
 }
 ZERO = {  # reason: fields that are taken as 0
     "none of it happens": {
@@ -37,6 +38,9 @@ ZERO = {  # reason: fields that are taken as 0
         *(f"method {name}.{term}" for name in ("avid", "avid_cma") for term in ("cross", "within")),
         *(
             "method pirl.weight",
+            "method barlow.off_diagonal_weight",
+            "method sigreg.weight",
+            *(f"method vicreg.{term}" for term in ("invariance", "variance", "covariance")),
             "method avid_cma.positives_within",
             "method avid_cma.positives_cross",
             "method neighbour.intra",
@@ -44,7 +48,7 @@ ZERO = {  # reason: fields that are taken as 0
     },
     "nothing of the old vector is kept": {
         *(f"method {name}.bank_momentum" for name in ("avid", "avid_cma", "neighbour", "npid", "pirl")),
-        *(f"method {name}.momentum" for name in ("neighbour", "byol", "moco", "moco_v3")),
+        *(f"method {name}.momentum" for name in ("neighbour", "byol", "moco", "moco_v3", "predict")),
     },
     "a number that is counted from 0": {
         *("run.seed", "data.num_workers", "optim.warmup_epochs", "method finetune.warmup_epochs"),
@@ -73,9 +77,10 @@ NULL = {  # the encoder's own, all of them, or none
         "method neighbour.momentum",
     ),
 }
+TWO_VIEWS = ("byol", "moco", "moco_v3", "simclr", "simsiam", "barlow", "vicreg", "sigreg")
 NO_CHANGES = {
     *("data.policy", "method neighbour.further", "method swav.small", "method pirl.transformed"),
-    *(f"method {name}.{branch}" for name in ("byol", "moco", "moco_v3", "simclr") for branch in ("first", "second")),
+    *(f"method {name}.{branch}" for name in TWO_VIEWS for branch in ("first", "second")),
 }
 TAKEN: list[tuple[Any, set[str]]] = [
     ("0", TEXT | SWITCHES | set().union(*ZERO.values())),

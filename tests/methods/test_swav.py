@@ -1,5 +1,7 @@
 """SwAV: the method's loss over its crops, frozen prototypes, and the queue that fills the codes."""
 
+import dataclasses
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -81,3 +83,27 @@ def test_one_crop_alone_is_refused() -> None:
     with pytest.raises(ValueError, match="num_large=1 and num_small=0: expected two crops or more"):
         SwAVOptions(num_large=1, num_small=0)
     assert SwAVOptions(small={"size": 48}).small["max_crop_area"] == 0.14  # only what differs needs to be said
+
+
+def test_across_modalities_the_code_of_one_is_predicted_from_the_other() -> None:
+    """One crop and its sound, shared prototypes, clips without sound left out of its codes and of the loss."""
+    method = build("swav across").eval()
+    batch = batch_of(method, 0)
+    silent = torch.arange(NUM) < 5
+    batch = dataclasses.replace(batch, has_audio=~silent)
+    with torch.no_grad():
+        raw = {m: method.heads[m](method.encoders[m](getattr(batch, m)[m])) for m in ("video", "audio")}
+    scores = {m: F.normalize(x, dim=1) @ method.prototypes.detach().T for m, x in raw.items()}
+    how = {"epsilon": 0.05, "num_iterations": 3}
+    codes = {"video": sinkhorn(scores["video"], **how)[~silent], "audio": sinkhorn(scores["audio"][~silent], **how)}
+    expected = swapped_prediction({m: x[~silent] for m, x in scores.items()}, codes, temperature=0.1)
+    torch.testing.assert_close(method(batch, Progress(0, 0, 10)).loss.detach(), expected)
+
+
+def test_hard_codes_are_one_prototype_each() -> None:
+    soft, hard = build("swav"), build("swav", codes="hard")
+    scores, present = torch.rand(9, 24) * 2 - 1, torch.arange(9) != 4
+    codes = hard.code(scores, present, None)
+    assert codes.sum(dim=1).tolist() == present.tolist()
+    assert torch.equal(codes.argmax(dim=1)[present], soft.code(scores, present, None).argmax(dim=1)[present])
+    assert set(codes.unique().tolist()) == {0, 1}

@@ -20,7 +20,7 @@ MAPS = ["conv1", "conv2x", "conv3x", "conv4x", "conv5x", "pool"]
 TOKEN_MAPS = ["patches", "stage1", "stage2", "stage3", "stage4", "pool"]
 AUDIO_NAMES = ["conv2d_avid", "resnet18_audio"]
 VIDEO_NAMES = [name for name in ENCODERS if name not in AUDIO_NAMES]
-TOKEN_NAMES = ["mvit_v2_s", "swin3d_t"]
+TOKEN_NAMES = ["mvit_v2_s", "swin3d_t", "vit"]
 
 
 def build(name):
@@ -230,7 +230,7 @@ def parameter_gradients(encoder, x, *, bfloat16=False):
 @pytest.mark.parametrize("name", VIDEO_NAMES)
 def test_every_padded_convolution_is_guarded(name):
     padded = [m for m in build(name).modules() if isinstance(m, nn.Conv3d) and any(m.padding)]
-    assert padded or name.endswith("frames") or name == "swin3d_t"
+    assert padded or name.endswith("frames") or name in ("swin3d_t", "vit")
     assert all(isinstance(m, GuardedConv3d) for m in padded)
 
 
@@ -286,3 +286,20 @@ def test_wrong_configuration(modality, model, match):
 def test_wrong_input(name, shape, match):
     with pytest.raises(ValueError, match=match):
         build(name)(torch.zeros(shape))
+
+
+def test_vit_knows_where_its_tokens_are_and_has_no_batchnorm():
+    encoder = build_encoder("video", ModelConfig(video="vit", video_depth=4, video_width=0.25)).eval()
+    assert encoder.dim == 96
+    assert not any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in encoder.modules())
+    x = random_input("vit", num_frames=8, size=40)
+    features = encoder.forward_features(x)
+    assert {tuple(feature.shape[2:]) for name, feature in features.items() if name != "pool"} == {(4, 5, 5)}
+    moved = x.roll((2, 8, 8), dims=(2, 3, 4))  # whole tubelets, which change places alone
+    assert not torch.allclose(encoder(moved), features["pool"], atol=1e-4)
+    assert torch.allclose(
+        encoder.patches(moved).mean(dim=(2, 3, 4)), features["patches"].mean(dim=(2, 3, 4)), atol=1e-5
+    )
+    torch.testing.assert_close(encoder(x[:1]), features["pool"][:1])  # clips do not see each other
+    with pytest.raises(ValueError, match=r"vit depth=6, width=1\.0: expected a multiple of 4"):
+        build_encoder("video", ModelConfig(video="vit", video_depth=6))

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from avssl.objectives.clustering import sinkhorn, swapped_prediction
+from avssl.objectives.clustering import power_law, sinkhorn, swapped_prediction
 
 FIXTURES = Path(__file__).parents[1] / "fixtures"
 CROPS = ("1", "2", "3", "4")  # two large, two small
@@ -55,7 +55,8 @@ def test_rows_that_do_not_count_change_nothing() -> None:
     torch.testing.assert_close(codes[valid], sinkhorn(scores[valid], epsilon=0.05, num_iterations=3))
     assert not codes[~valid].any()
     pair = {"a": scores, "b": scores.flip(1)}
-    whole = swapped_prediction(pair, {"a": codes}, temperature=0.1, valid=valid)
+    seen = {"a": valid | torch.arange(7).eq(2), "b": valid}  # a row counts where both crops show it
+    whole = swapped_prediction(pair, {"a": codes}, temperature=0.1, valid=seen)
     kept = {name: value[valid] for name, value in pair.items()}
     torch.testing.assert_close(whole, swapped_prediction(kept, {"a": codes[valid]}, temperature=0.1))
 
@@ -65,3 +66,15 @@ def test_a_small_epsilon_does_not_overflow() -> None:
     codes = sinkhorn(scores, epsilon=0.005, num_iterations=50)
     assert codes.isfinite().all()
     assert codes[[0, 2]].argmax(dim=1).tolist() == [0, 1]
+
+
+def test_prototypes_get_the_shares_that_are_asked_for() -> None:
+    scores = torch.rand(400, 8, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    shares = power_law(8)
+    torch.testing.assert_close(shares / shares[0], torch.tensor([(i + 1) ** -0.25 for i in range(8)]))
+    assert float(shares.sum()) == pytest.approx(1)
+    codes = sinkhorn(scores, epsilon=0.5, num_iterations=50, shares=shares)
+    torch.testing.assert_close(codes.mean(dim=0), shares, rtol=1e-3, atol=0)
+    torch.testing.assert_close(codes.sum(dim=1), torch.ones(400))
+    even = sinkhorn(scores, epsilon=0.5, num_iterations=50, shares=torch.full((8,), 1 / 8))
+    torch.testing.assert_close(even, sinkhorn(scores, epsilon=0.5, num_iterations=50))

@@ -23,7 +23,7 @@ ROOT = Path(__file__).parents[2]
 RECORD = Path(__file__).with_suffix(".json")
 NUM_CLIPS, NUM_STEPS, NUM_BATCHES = 60, 30, 20
 METHODS = {  # name of the toy config: overrides, so that 30 steps mine too
-    "avid": ["data.batch_size=16"],
+    "avid": ["data.batch_size=16", "method.in_batch_epochs=0"],
     "avid_cma": ["data.batch_size=16", "method.mine_every=1"],
     "joint": ["data.batch_size=16", "method.parts.avid_cma.mine_from_epoch=1"],
 }

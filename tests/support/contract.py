@@ -23,6 +23,7 @@ MOCO = NEAR | {"negatives": ["queue"], "queue_size": 40, "momentum": 0.9, "momen
 SECO = HEAD | {"num_clips": 4, "num_queries": 1, "interval": "halves", "negatives": ["queue", "bank"], "intra": 1.0}
 SWAV = {"hidden_dim": 32, "embedding_dim": 16, "num_prototypes": 24, "num_small": 2, "freeze_steps": 0}
 QUEUE = {"hidden_dim": 32, "embedding_dim": 16, "queue_size": 40, "momentum": 0.9}
+SMALL = {"hidden_dim": 32, "embedding_dim": 16}  # heads of the two-view methods
 PIRL = {"embedding_dim": 16, "num_negatives": 12}
 CPC = {"embedding_dim": 16, "hidden_dim": 16, "num_blocks": 4, "num_ahead": 2}
 PRETEXT = {"hidden_dim": 32, "num_permutations": 6}
@@ -38,7 +39,23 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {  # name: method, its options at
     "patch": ("patch", HEAD | {"tracks": "none", "num_tracks": 2}),
     "walk": ("walk", HEAD | {"dropout": 0.0}),  # each link that is cut costs, however good the links are
     "byol": ("byol", {"hidden_dim": 32, "embedding_dim": 16, "momentum": 0.9}),
+    "byol across": ("byol", SMALL | {"views": "video+audio"}),
+    "simsiam": ("simsiam", SMALL | {"predictor_dim": 8}),
+    "simsiam across": ("simsiam", SMALL | {"predictor_dim": 8, "views": "video+audio"}),
+    "barlow": ("barlow", SMALL),
+    "barlow with a predictor": ("barlow", SMALL | {"predictor": True, "stop_gradient": True, "vector_rate": 0.5}),
+    "barlow on audio": ("barlow", SMALL | {"views": "audio", "interval": "uniform"}),
+    "barlow across": ("barlow", SMALL | {"views": "video+audio"}),
+    "vicreg": ("vicreg", SMALL),
+    "vicreg across": ("vicreg", SMALL | {"views": "video+audio"}),
+    "sigreg": ("sigreg", SMALL | {"num_directions": 8}),
+    "sigreg across": ("sigreg", SMALL | {"num_directions": 8, "views": "video+audio"}),
+    "predict": ("predict", SMALL),
+    "predict sound too": ("predict", SMALL | {"targets": "video+audio"}),
     "swav": ("swav", SWAV),
+    "swav across": ("swav", SWAV | {"views": "video+audio", "num_large": 1, "num_small": 0}),
+    "swav on crops and sound": ("swav", SWAV | {"views": "video+audio", "marginals": "power_law", "codes": "hard"}),
+    "swav on audio": ("swav", SWAV | {"views": "audio", "num_small": 0}),
     "npid": ("npid", {"embedding_dim": 16, "num_negatives": 12}),
     "npid on both": ("npid", {"embedding_dim": 16, "num_negatives": 12, "modality": "both", "hardest": 0.5}),
     "moco": ("moco", QUEUE),
@@ -46,7 +63,7 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {  # name: method, its options at
     "moco_v3": ("moco_v3", {"hidden_dim": 32, "embedding_dim": 16, "momentum": 0.9, "temperature": 0.2}),
     "moco_v3 on audio": (
         "moco_v3",
-        {"hidden_dim": 32, "embedding_dim": 16, "modality": "audio", "heads": "vit", "temperature": 0.2},
+        {"hidden_dim": 32, "embedding_dim": 16, "views": "audio", "layers": "vit", "temperature": 0.2},
     ),
     "simclr": ("simclr", {"hidden_dim": 32, "embedding_dim": 16}),
     "simclr across": ("simclr", {"hidden_dim": 32, "embedding_dim": 16, "views": "video+audio"}),
@@ -78,7 +95,10 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {  # name: method, its options at
     ),
 }
 
-FLOORS: dict[str, float] = {}  # case: the smallest value of its loss, where that is not 0 (-1 for a negative cosine)
+FLOORS: dict[str, float] = {
+    "simsiam": -1.0,
+    "simsiam across": -1.0,
+}  # case: the smallest value of its loss, where that is not 0 (-1 for a negative cosine)
 
 
 def build(case: str, **other: Any) -> Method:

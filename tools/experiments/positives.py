@@ -93,9 +93,11 @@ ROWS = {
     "neighbour_clips": Row("neighbour (clips)", "neighbour"),
     "patch": Row("patch (tracked)", "patch", ("method.tracks={tracks}",), frames=True),
     "walk": Row("walk", "walk", ("data.num_frames=4", "data.size=64"), frames=True),
-    "avid": Row("AVID", "avid"),
+    "avid": Row("AVID", "avid", ("method.in_batch_epochs={half}",)),
     "avid_cma": Row(
-        "AVID-CMA", "avid_cma", ("model.init=null", "method.mine_from_epoch={half}", "method.mine_every=1")
+        "AVID-CMA",
+        "avid_cma",
+        ("model.init=null", "method.in_batch_epochs={half}", "method.mine_from_epoch={half}", "method.mine_every=1"),
     ),
     "joint": Row(
         "joint", "joint", ("method.parts.avid_cma.mine_from_epoch={half}", "method.parts.patch.tracks={tracks}")
