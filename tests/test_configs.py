@@ -35,7 +35,7 @@ PAPERS = {  # of each method
     "barlow": 'Zbontar, Jing, Misra, LeCun, Deny, "Barlow Twins: Self-Supervised Learning via Redundancy Reduction"',
     "vicreg": 'Bardes, Ponce, LeCun, "VICReg: Variance-Invariance-Covariance Regularization',
     "sigreg": 'Balestriero, LeCun, "LeJEPA: Provable and Scalable Self-Supervised Learning Without the Heuristics"',
-    "predict": 'Bardes et al., "Revisiting Feature Prediction for Learning Visual Representations from Video", TMLR 2024',
+    "predict": 'Bardes et al., "Revisiting Feature Prediction for Learning Visual Representations from Video"',
     "pirl": 'Misra, van der Maaten, "Self-Supervised Learning of Pretext-Invariant Representations", CVPR 2020',
     "cpc": 'van den Oord, Li, Vinyals, "Representation Learning with Contrastive Predictive Coding", arXiv',
     "cpc_dpc": 'Han, Xie, Zisserman, "Video Representation Learning by Dense Predictive Coding", ICCV workshops 2019',

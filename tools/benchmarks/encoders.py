@@ -37,6 +37,7 @@ USUAL_SIZE = {  # (T, H, W) or (S, F): the published clip, 2 s of sound for the 
     "r2plus1d_50": (16, 224, 224),
     "resnet18_frames": (8, 224, 224),
     "resnet50_frames": (8, 224, 224),
+    "vit": (8, 112, 112),
     "conv2d_avid": (200, 257),
     "resnet18_audio": (200, 64),
 }

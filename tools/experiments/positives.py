@@ -52,11 +52,12 @@ EPOCHS, CLIPS_PER_VIDEO, BATCH_SIZE = 4, 4, 32  # the budget of every row: on 60
 SIZE = 48  # pixels of the frames that every row is evaluated on
 COMMON = (
     f"optim.epochs={EPOCHS}",
-    "optim.lr=3e-3",
+    *("optim.lr=3e-3", "optim.schedule=cosine", "optim.warmup_epochs=1"),
     f"data.clips_per_video={CLIPS_PER_VIDEO}",
     f"data.batch_size={BATCH_SIZE}",
     f"data.size={SIZE}",
     *("data.num_frames=8", "data.fps=8", "data.min_crop_area=0.5", "data.jitter=[0.4,0.4,0.4,0.1]", "data.gray=0.2"),
+    "data.hop_seconds=0.01",
     *("data.cache_gigabytes=1.5", "data.num_workers=1", "run.num_threads=2"),  # the toy set fits: workers do little
 )
 NUM_CLIPS, NUM_FRAMES = 3, 8  # clips averaged per video, and frames of rows that learn from frames
