@@ -51,6 +51,7 @@ class Predict(Method):
         self.heads = nn.ModuleDict({m: mlp([encoders[m].dim, hidden, out], **layers) for m in names})
         kinds = ("later", "sound", "picture") if "audio" in names else ("later",)
         self.predictors = nn.ModuleDict({kind: mlp([out + 2 * len(PERIODS), hidden, out], **layers) for kind in kinds})
+        self.register_buffer("periods", torch.tensor(PERIODS), persistent=False)
         copied = {m: encoders[m] for m in names} | {f"{m}_head": head for m, head in self.heads.items()}
         self.follow(copied, momentum=options.momentum, schedule=options.momentum_schedule)
 
@@ -84,7 +85,7 @@ class Predict(Method):
 
     def predict(self, kind: str, z: Tensor, seconds: Tensor) -> Tensor:
         """What a predictor makes of outputs (B, D) and intervals (B,): (B, D)."""
-        angles = 2 * torch.pi * seconds[:, None] / torch.tensor(PERIODS, device=seconds.device)
+        angles = 2 * torch.pi * seconds[:, None] / self.periods
         return self.predictors[kind](torch.cat([z, angles.sin(), angles.cos()], dim=1))
 
     def target_output(self, encode: Encode, view: View) -> Tensor:

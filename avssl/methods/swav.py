@@ -64,7 +64,8 @@ class SwAV(Method):
             check_pairs(instances)
         check_usable(instances, modalities[0])
         self.views = self.crops(options)
-        self.coded = [view.name for view in self.views if view.modality == "audio" or not view.name.startswith("small")]
+        names = [view.name for view in self.views]
+        self.coded = names[: options.num_large] + names[-1:] * (len(modalities) == 2)
         hidden, out = options.hidden_dim, options.embedding_dim
         self.heads = nn.ModuleDict(
             {m: mlp([encoders[m].dim, hidden, out], norm="hidden", bias_hidden=True) for m in modalities}
@@ -107,7 +108,7 @@ class SwAV(Method):
         """Codes (B, K) of scores (B, K), of the rows that are present (B,)."""
         options, num = self.options, scores.shape[1]
         how = {"epsilon": options.epsilon, "num_iterations": options.num_iterations}
-        how["shares"] = power_law(num).to(scores.device) if options.marginals == "power_law" else None
+        how["shares"] = power_law(num, device=scores.device) if options.marginals == "power_law" else None
         codes = sinkhorn(scores, earlier=earlier, valid=present, **how)
         return codes if options.codes == "soft" else F.one_hot(codes.argmax(dim=1), num) * present[:, None].float()
 

@@ -50,7 +50,7 @@ class VideoViT(Encoder):
         self.check_input(x)
         x = self.patches(x)  # (B, C, T', H', W')
         features, size = {"patches": x}, x.shape[2:]
-        x = x.flatten(2).transpose(1, 2) + _positions(size, x.shape[1]).to(x)  # (B, N, C)
+        x = x.flatten(2).transpose(1, 2) + _positions(size, x.shape[1], device=x.device).to(x.dtype)  # (B, N, C)
         for name, stage in self.stages.items():
             x = stage(x)
             features[name] = x.transpose(1, 2).unflatten(2, size)  # (B, C, T', H', W')
@@ -71,10 +71,12 @@ class _Block(nn.Module):
         return x + self.mlp(self.norm2(x))
 
 
-def _positions(size: torch.Size, dim: int) -> Tensor:
+def _positions(size: torch.Size, dim: int, *, device: torch.device) -> Tensor:
     """(N, C): for each axis of (T', H', W') the sines and cosines of a token's place, at as many frequencies as fit."""
     num = dim // 6  # frequencies of an axis
-    frequencies = 100.0 ** -(torch.arange(num) / num)
-    places = torch.cartesian_prod(*(torch.arange(n, dtype=torch.float32) for n in size)).reshape(-1, 3)  # (N, 3)
+    frequencies = 100.0 ** -(torch.arange(num, device=device) / num)
+    places = torch.cartesian_prod(*(torch.arange(n, dtype=torch.float32, device=device) for n in size)).reshape(
+        -1, 3
+    )  # (N, 3)
     angles = (places[:, :, None] * frequencies).flatten(1)  # (N, 3 num)
     return F.pad(torch.cat([angles.sin(), angles.cos()], dim=1), (0, dim - 6 * num))

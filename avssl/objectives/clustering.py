@@ -69,12 +69,12 @@ def sinkhorn(
     return codes[-num_rows:]
 
 
-def power_law(num: int) -> Tensor:
+def power_law(num: int, *, device: torch.device | None = None) -> Tensor:
     """Shares of so many prototypes that fall slowly: (i + 1)^-1/4 of the i-th, (K,) with sum 1.
 
     Source: vissl, distributed_sinkhornknopp_powerlaw, for data whose classes differ in size.
     """
-    shares = torch.arange(1, num + 1).float() ** -0.25
+    shares = torch.arange(1, num + 1, device=device).float() ** -0.25
     return shares / shares.sum()
 
 

@@ -30,12 +30,13 @@ def barlow(
     gives each rank that of its own rows, 1 / W of it after averaging.
     """
     with torch.autocast(z_a.device.type, enabled=False):
-        weight, count = _weights(z_a, present)
+        weight, total = _weights(z_a, present)
+        count = total.clamp(min=1)
         a, b = (_standardized(z.float(), weight, count, eps=eps) for z in (z_a, z_b))
         correlation = distributed.all_reduce((weight * a).T @ b) / count  # (D, D)
         diagonal = correlation.diagonal()
         off = correlation.square().sum() - diagonal.square().sum()
-        return _if_any((1 - diagonal).square().sum() + off_diagonal_weight * off, weight)
+        return _if_any((1 - diagonal).square().sum() + off_diagonal_weight * off, total)
 
 
 def vicreg_terms(x: Tensor, y: Tensor, *, present: Tensor | None = None) -> dict[str, Tensor]:
@@ -54,7 +55,8 @@ def vicreg_terms(x: Tensor, y: Tensor, *, present: Tensor | None = None) -> dict
     the covariance their sum.
     """
     with torch.autocast(x.device.type, enabled=False):
-        weight, count = _weights(x, present)
+        weight, total = _weights(x, present)
+        count = total.clamp(min=1)
         x, y = x.float(), y.float()
         dim = x.shape[1]
         terms = {"invariance": mean_squared_difference(x, y, present=present), "variance": 0.0, "covariance": 0.0}
@@ -65,13 +67,14 @@ def vicreg_terms(x: Tensor, y: Tensor, *, present: Tensor | None = None) -> dict
             terms["variance"] = terms["variance"] + F.relu(1 - (variance + 1e-4).sqrt()).mean() / 2
             off = covariance.square().sum() - variance.square().sum()
             terms["covariance"] = terms["covariance"] + off / dim
-        return {name: _if_any(term, weight) for name, term in terms.items()}
+        return {name: _if_any(term, total) for name, term in terms.items()}
 
 
 def mean_squared_difference(x: Tensor, y: Tensor, *, present: Tensor | None = None) -> Tensor:
     """The mean of (x - y)^2 over the rows that count of all ranks and over dimensions; x, y: (B, D), present: (B,)."""
     with torch.autocast(x.device.type, enabled=False):
-        weight, count = _weights(x, present)
+        weight, total = _weights(x, present)
+        count = total.clamp(min=1)
         return distributed.all_reduce((weight * (x.float() - y.float()).square()).sum()) / (count * x.shape[1])
 
 
@@ -94,7 +97,8 @@ def sigreg(
     Source: Balestriero & LeCun 2025 (LeJEPA), SIGReg.
     """
     with torch.autocast(x.device.type, enabled=False):
-        weight, count = _weights(x, present)
+        weight, total = _weights(x, present)
+        count = total.clamp(min=1)
         t = torch.linspace(0, max_t, num_points, device=x.device)
         normal = torch.exp(-t.square() / 2)  # (T,) characteristic function, and weight
         angles = (x.float() @ directions.float())[:, :, None] * t  # (B, S, T)
@@ -102,13 +106,13 @@ def sigreg(
         real, imaginary = distributed.all_reduce((weight[:, :, None] * parts).sum(dim=1)) / count  # (S, T) each
         error = (real - normal).square() + imaginary.square()
         integral = 2 * torch.trapezoid(error * normal, t, dim=1)  # (S,) over both sides
-        return _if_any(count * integral.mean(), weight)
+        return _if_any(count * integral.mean(), total)
 
 
 def _weights(z: Tensor, present: Tensor | None) -> tuple[Tensor, Tensor]:
-    """1 for rows that count and 0 for others (B, 1), and their number over all ranks, at least 1."""
+    """1 for rows that count and 0 for others (B, 1), and their number over all ranks ()."""
     weight = torch.ones(len(z), 1, device=z.device) if present is None else present.float()[:, None]
-    return weight, distributed.all_reduce(weight.sum()).clamp(min=1)
+    return weight, distributed.all_reduce(weight.sum())
 
 
 def _mean(z: Tensor, weight: Tensor, count: Tensor) -> Tensor:
@@ -121,6 +125,6 @@ def _standardized(z: Tensor, weight: Tensor, count: Tensor, *, eps: float) -> Te
     return centered * torch.rsqrt(_mean(centered.square(), weight, count) + eps)
 
 
-def _if_any(loss: Tensor, weight: Tensor) -> Tensor:
+def _if_any(loss: Tensor, total: Tensor) -> Tensor:
     """The loss, or 0 times it where no row of any rank counts."""
-    return loss * distributed.all_reduce(weight.sum()).clamp(max=1)
+    return loss * total.clamp(max=1)

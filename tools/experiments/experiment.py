@@ -176,15 +176,15 @@ def linear_accuracy(manifest: Manifest, features: Mapping[str, np.ndarray]) -> f
 
 def recall_of(vectors: ClipVectors, manifest: Manifest) -> dict[str, float]:
     """Recall across modalities among the test clips with video and audio."""
-    return recall_metrics(*test_pairs(vectors, manifest))
+    return recall_metrics(*paired_test_clips(vectors, manifest))
 
 
 def recall_intervals(vectors: ClipVectors, manifest: Manifest) -> dict[str, Interval]:
     """95 % intervals over the queries of `recall_of`."""
-    return {name: interval_of(hits) for name, hits in recall_hits(*test_pairs(vectors, manifest)).items()}
+    return {name: interval_of(hits) for name, hits in recall_hits(*paired_test_clips(vectors, manifest)).items()}
 
 
-def test_pairs(vectors: ClipVectors, manifest: Manifest) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def paired_test_clips(vectors: ClipVectors, manifest: Manifest) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Embeddings (n, D) of video and of audio and classes (n,) of the test clips with both."""
     found = vectors.videos()
     keep = np.isin(found.ids, rows_of(manifest)["test"]) & found.has("both")
