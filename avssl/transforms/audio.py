@@ -138,8 +138,9 @@ def _power_spectrogram(
         spectrum = torch.stft(
             part, window, hop, window=hann, center=True, pad_mode="reflect", return_complex=True
         )  # (n, window / 2 + 1, 1 + n // hop)
-        real_imaginary = torch.view_as_real(spectrum[..., :num_steps].transpose(1, 2))
-        parts.append(real_imaginary.square().sum(dim=-1).float())
+        # Not sum(dim=-1): over two neighbors in memory it takes 12 times as long, and longer than the transform.
+        real, imaginary = torch.view_as_real(spectrum[..., :num_steps].transpose(1, 2)).square().unbind(-1)
+        parts.append((real + imaginary).float())
     return torch.cat(parts)
 
 
