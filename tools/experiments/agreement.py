@@ -1,18 +1,18 @@
 """Whether positives by agreement help, on the toy set: from one start, more steps of AVID, AVID-CMA and controls.
 
     python tools/experiments/agreement.py data --out runs/agreement --seeds 0 1 2
-    python tools/experiments/agreement.py data optim.epochs=2 --out runs/short --seeds 0 --rows start avid consensus
+    python tools/experiments/agreement.py data --out runs/agreement --seeds 0 --rows recipe
 
 DATA holds the set of `python datasets/toy.py DATA`. The recipes are configs/toy/avid.yaml and avid_cma.yaml. All rows
 of a seed start from the same AVID and take equally many more steps of equally large batches at the same rate. Two rows
 are no part of the comparison: encoders trained on labels, the ceiling of a linear probe, as long as start and rows
-together. Results are cached; a stopped training is resumed.
+together. `--rows recipe` are starts with one change each. Results are cached; a stopped training is resumed.
 Exit code: 0 done, 1 stopped or failed while training, 2 wrong call.
 """
 
 import argparse
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -62,7 +62,7 @@ class Row:
 
 
 LONGER = ("method.in_batch_epochs=0", *(f"optim.{name}={value}" for name, value in LAST_PART.items()))
-ROWS = {
+COMPARED = {
     "start": Row("the start: in-batch contrast, then AVID", "avid"),
     "in_batch": Row("in-batch contrast, longer", "avid", (*LONGER, "method.in_batch_epochs=1000")),
     "avid": Row("AVID, longer", "avid", LONGER),
@@ -74,7 +74,22 @@ ROWS = {
     "labels_video": Row("video encoder trained on labels", "finetune", LABELS),
     "labels_audio": Row("audio encoder trained on labels", "finetune", (*LABELS, "method.modality=audio")),
 }
-ALONE = ("start", "labels_video", "labels_audio")  # rows that start from random weights
+BATCH_NORM, BATCH_64 = "method.head_batch_norm=true", "data.batch_size=64"
+RECIPE = {
+    "batch_norm": Row("heads with BatchNorm", "avid", (BATCH_NORM,)),
+    "batch_64": Row("batch 64", "avid", (BATCH_64,)),
+    "batch_norm_64": Row("heads with BatchNorm, batch 64", "avid", (BATCH_NORM, BATCH_64)),
+    "bank_only": Row("no in-batch contrast before the banks", "avid", ("method.in_batch_epochs=0",)),
+    "nce": Row("NCE", "avid", ("method.contrast=nce",)),
+    "momentum": Row("bank momentum .9", "avid", ("method.bank_momentum=0.9",)),
+    "cold": Row("temperature .07", "avid", ("method.temperature=0.07",)),
+    "warm": Row("temperature .2", "avid", ("method.temperature=0.2",)),
+    "slow": Row("learning rate 3e-4", "avid", ("optim.lr=3e-4",)),
+    "fast": Row("learning rate 3e-3", "avid", ("optim.lr=3e-3",)),
+    "hue": Row("hue jitter .1", "avid", ("data.jitter=[0.4,0.4,0.4,0.1]",)),
+}
+ROWS = COMPARED | RECIPE
+ALONE = ("start", "labels_video", "labels_audio", *RECIPE)  # rows that start from random weights
 COLUMNS = {
     **{f"linear {name}": ("linear", name) for name in ("video", "audio", "both")},
     "kNN both": ("knn", "both"),
@@ -124,8 +139,10 @@ def measured(folder: Path, toy: Manifest) -> dict[str, Any]:
 
 def names_of(arguments: argparse.Namespace) -> list[str]:
     """The rows that are asked for, and the start that others need."""
-    asked: Sequence[str] = arguments.rows or list(ROWS)
-    return [name for name in ROWS if name in asked or (name == "start" and not set(asked) <= set(ALONE))]
+    asked = set(arguments.rows or COMPARED)
+    if "recipe" in asked:
+        asked |= {"start", *RECIPE}
+    return [name for name in ROWS if name in asked or (name == "start" and not asked <= set(ALONE))]
 
 
 def plan(arguments: argparse.Namespace) -> Iterator[str]:
@@ -137,7 +154,8 @@ def main() -> int:
     parser = experiment.command(__doc__, data="folder with toy")
     experiment.takes_overrides(parser, out="runs/agreement")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--rows", nargs="+", choices=ROWS, metavar="ROW", help=f"of {', '.join(ROWS)} (default: all)")
+    listed = f"of {', '.join(COMPARED)} (default: these), {', '.join(RECIPE)} (recipe: start and these)"
+    parser.add_argument("--rows", nargs="+", choices=[*ROWS, "recipe"], metavar="ROW", help=listed)
     return experiment.run(parser, compare, plan=plan)
 
 
