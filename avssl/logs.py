@@ -18,6 +18,9 @@ from tqdm import tqdm
 from avssl import distributed
 from avssl.files import WriteError, atomic_write
 
+COLLAPSE_LIMITS = {"_std": 0.1, "_rank": 2.0}  # by ending of the metric: at or below, embeddings have collapsed
+COLLAPSE_STEPS = 200  # that they stay there before a run warns: random encoders begin there
+
 
 class RunningMean:
     """Means of named metrics since the last `pop`, over ranks too. Values stay on their device until then."""

@@ -170,12 +170,13 @@ class Embedded:
 @dataclass(frozen=True)
 class Step:
     """What a method's loss returns, all but the loss detached: metrics for the log, what `after_step` is to store, and
-    the embeddings that the collapse metrics are computed from."""
+    the embeddings that the collapse metrics are computed from. `Method.forward` adds the features."""
 
     loss: Tensor  # ()
     logs: dict[str, Tensor] = field(default_factory=dict)
     memo: dict[str, Embedded | Tensor] = field(default_factory=dict)
     embeddings: dict[str, Embedded] = field(default_factory=dict)  # {name: (n, D)}
+    features: dict[str, Tensor] = field(default_factory=dict)  # {modality: encoder outputs (B, dim)}
 
 
 @dataclass(frozen=True)

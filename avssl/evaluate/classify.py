@@ -1,4 +1,4 @@
-"""Classification and clustering of frozen features in memory: nearest neighbors and scikit-learn's models.
+"""Classification and clustering of frozen features in memory by scikit-learn's models.
 
 Letters: n training videos, m test videos, V views of each, D feature, C classes.
 """
@@ -8,8 +8,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import numpy as np
-import torch
-import torch.nn.functional as F
 from sklearn.cluster import KMeans
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
@@ -18,43 +16,11 @@ from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import StandardScaler
 from sklearn.svm import LinearSVC
 from threadpoolctl import threadpool_limits
-from torch import Tensor
 
-QUERIES = 1024  # per matrix product
 STRENGTHS = (1e-3, 1e-2, 1e-1, 1.0, 10.0)  # C of scikit-learn: inverse of the L2 penalty
 SVM_STRENGTHS = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)
 FOLDS = 3
 NUM_STARTS = 10  # of k-means
-
-
-def knn_votes(train: Tensor, truth: Tensor, test: Tensor, *, k: int = 20, temperature: float | None = 0.07) -> Tensor:
-    """Votes of the k nearest training videos by cosine.
-
-    Args:
-        train: (n, D) features, any length.
-        truth: (n, C) bool, the classes of each.
-        test: (m, D).
-        k: number of neighbours; all of them when there are fewer.
-        temperature: votes weigh exp(cosine / temperature); None = all the same, ties go to the nearer neighbour.
-
-    Returns:
-        (m, C) fractions of the votes.
-
-    Source: Wu et al. 2018 (NPID), section 3.4.
-    """
-    if len(train) == 0:
-        raise ValueError("kNN has no training features: no labeled clip of the train manifest could be read")
-    gallery, parts = F.normalize(train.float(), dim=1), [torch.zeros(0, truth.shape[1])]
-    for query in F.normalize(test.float(), dim=1).split(QUERIES):
-        nearest = (query @ gallery.T).topk(min(k, len(train)), dim=1)  # nearest first
-        if temperature is None:
-            order = torch.arange(nearest.values.shape[1], dtype=torch.float64)
-            weights = (1 + 2.0 ** -(order + 2)).expand_as(nearest.values)  # extras sum to less than half a vote
-        else:
-            weights = ((nearest.values - nearest.values[:, :1]) / temperature).exp()  # minus the largest: no overflow
-        weights = weights / weights.sum(dim=1, keepdim=True)  # (q, k)
-        parts.append(sum(each[:, None] * truth[rows] for each, rows in zip(weights.T, nearest.indices.T, strict=True)))
-    return torch.cat(parts)
 
 
 def linear_predict(

@@ -6,6 +6,7 @@ A method writes `loss`; where state moves it also writes `after_step` and `on_ep
 import contextlib
 import functools
 from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, ClassVar, Literal
 
 import numpy as np
@@ -134,6 +135,16 @@ class Encode:
         outputs = [passed(_cat(part)).chunk(len(inputs)) for part in parts]
         return tuple(_cat(rows) for rows in zip(*outputs, strict=True))
 
+    def features(self) -> dict[str, Tensor]:
+        """{modality: detached outputs (B, dim)} of the first view encoded so far that the exported encoder will see."""
+        found: dict[str, Tensor] = {}
+        for group, outputs in self._cached.items():
+            for name, output in zip(group, outputs, strict=True):
+                view = self._views[name]
+                if _is_exported(view) and output.dim() == 2:
+                    found.setdefault(view.modality, output.detach())
+        return found
+
     def statistics(self, network: nn.Module, views: Sequence[str]) -> contextlib.AbstractContextManager[None]:
         """Inside, running statistics of BatchNorm in `network` move only if one of these views may move them."""
         return statistics_of(network, views, self._views)
@@ -229,7 +240,7 @@ class Method(nn.Module):
         encode = Encode(self.encoders, self.views, batch, num_parts=num_parts)
         step = self.loss(encode, batch, progress)
         check_asked(self, encode.asked)
-        return step
+        return replace(step, features=encode.features())
 
     def modality_of(self, view: str) -> Literal["video", "audio"]:
         return next(each.modality for each in self.views if each.name == view)

@@ -9,11 +9,10 @@ from typing import Any
 
 import numpy as np
 
-from avssl.logs import log_lines
+from avssl.logs import COLLAPSE_LIMITS, log_lines
 from avssl.report.curves import DASHES, Chart, Line, charts_html
 from avssl.report.page import heading, note, paragraph, table, warning
 
-COLLAPSED_STD, COLLAPSED_RANK = 0.1, 2.0  # at or below: reported as a sign of collapse
 MAX_REFRESHES = 40  # lines of the table; of more, evenly spaced ones
 SHARES = {
     "frac_unreadable": "could not be read",
@@ -32,6 +31,10 @@ SPEED = {
     "clips_per_second": ("Clips per second", "Over all processes."),
     "data_wait": ("Fraction of time waiting for data", "Near 0 the training is the bottleneck, near 1 the decoding."),
 }
+PROBE_WORDS = (
+    "Share of labeled training clips whose class their nearest neighbors name, leave-one-out, by encoder outputs of "
+    "the epoch; chance is the commonest class."
+)
 REFRESH = {  # of a refresh, after mining/: heading
     "rows_with_set": "rows with a set",
     "exact": "proven exact",
@@ -99,6 +102,9 @@ def training_parts(history: History) -> list[str]:
     }
     if fractions:
         charts.append(Chart("Fractions of the training data", fractions))
+    probe = {name.removeprefix("probe/"): line for name, line in lines.items() if name.startswith("probe/")}
+    if probe:
+        charts.append(Chart("Classes by nearest neighbors", probe, PROBE_WORDS))
     rows = [
         (name, *(float(each) for each in (values[0], values.min(), values.max(), values[-1])), len(values))
         for name, (_, values) in lines.items()
@@ -119,7 +125,7 @@ def _loss_charts(lines: Mapping[str, Line]) -> list[Chart]:
     groups: dict[str, dict[str, Line]] = {}
     for name, line in lines.items():
         method, _, part = name.rpartition("/")
-        others = name in ("loss", *SPEED, *SHARES) or part in OF_METHODS or "mining/" in name
+        others = name in ("loss", *SPEED, *SHARES) or part in OF_METHODS or "mining/" in name or method == "probe"
         if not others and not name.endswith(("_std", "_rank")):
             groups.setdefault(method, {})[part] = line
     charts = [Chart("Loss", {"": lines["loss"]})] if "loss" in lines else []
@@ -140,12 +146,13 @@ def _charts(title: str, lines: Mapping[str, Line], **more: Any) -> list[Chart]:
 def collapse_parts(lines: Mapping[str, Line]) -> list[str]:
     """Charts of the collapse metrics, how to read them, and a warning if the last values indicate collapse."""
     charts, lost = [], []
-    for ending, title, limit in (
-        ("_std", "Spread of the embeddings", COLLAPSED_STD),
-        ("_rank", "Effective rank of the embeddings", COLLAPSED_RANK),
-    ):
-        found = {name: line for name, line in lines.items() if name.endswith(ending)}
-        lost += [f"{name} is {float(y[-1]):.3g}" for name, (_, y) in found.items() if y[-1] <= limit]
+    for ending, title in (("_std", "Spread of the embeddings"), ("_rank", "Effective rank of the embeddings")):
+        limit, found = COLLAPSE_LIMITS[ending], {name: line for name, line in lines.items() if name.endswith(ending)}
+        for name, (steps, values) in found.items():
+            if values[-1] <= limit:
+                above = np.flatnonzero(values > limit)
+                since = steps[above[-1] + 1] if len(above) else steps[0]
+                lost.append(f"{name} is {float(values[-1]):.3g} since step {since}")
         own = {name.removesuffix(ending): line for name, line in found.items()}
         charts += _charts(title, own, limits={f"collapse: below {limit:g}": limit})
     if not charts:

@@ -17,6 +17,7 @@ from avssl.structs import Progress
 from avssl.training.checkpoint import ENCODERS, LAST, export_encoders, save_checkpoint
 from avssl.training.metrics import batch_metrics, collapse_metrics, set_metrics
 from avssl.training.optim import learning_rate, optimizer_state, peak_rate, set_learning_rate
+from avssl.training.probe import CollapseWatch, OnlineProbe, describe_probe
 from avssl.training.resume import shared_buffers, tracks_of
 from avssl.training.session import StopRequest, check_readable, hold_folder, note_session, wrap_errors, write_config
 from avssl.training.setup import Setup, describe, set_up
@@ -61,7 +62,8 @@ def _train(run: Setup) -> bool:
             log.info(line)
         run.model.train()
         metrics, waited, since, reported = RunningMean(), 0.0, time.perf_counter(), run.first_step
-        check = FiniteCheck(run.folder / LAST, delayed=run.device.type == "cuda")
+        check, watch = FiniteCheck(run.folder / LAST, delayed=run.device.type == "cuda"), CollapseWatch()
+        probe = OnlineProbe(run.manifest, run.instances, seed=config.run.seed, device=run.device)
         step, arrivals = run.first_step, iter(run.loader)
         last_step, stopping = min(num_steps, config.run.max_steps or num_steps), False
         while step < last_step and not stopping:
@@ -82,13 +84,18 @@ def _train(run: Setup) -> bool:
             check.add(step, done.loss, norms)
             step += 1
 
+            if not run.method.supervised:
+                probe.add(done, batch)
             metrics.add({"loss": done.loss, "grad_norm": norms.total, **done.logs, **batch_metrics(batch)})
             log.advance()
             ends_epoch = step % steps_per_epoch == 0
             if ends_epoch or step % config.run.log_every == 0:
                 seconds = time.perf_counter() - since
                 speed = {"clips_per_second": (step - reported) * batch_size / seconds, "data_wait": waited / seconds}
-                log.report(step, {"epoch": epoch, **metrics.pop(), "lr": rate, **speed, **collapse_metrics(done)})
+                signs, votes = collapse_metrics(done), probe.pop() if ends_epoch else {}
+                log.report(step, {"epoch": epoch, **metrics.pop(), "lr": rate, **speed, **signs, **votes})
+                for line in [*watch.look(step, signs, done), *describe_probe(votes, epoch)]:
+                    log.info(line)
                 waited, since, reported = 0.0, time.perf_counter(), step
             stopping = distributed.any_rank(stop.asked)
             if stopping or ends_epoch or step == last_step or step % config.run.checkpoint_every == 0:

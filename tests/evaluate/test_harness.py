@@ -9,7 +9,7 @@ import torch
 from sklearn.metrics import adjusted_rand_score, average_precision_score, normalized_mutual_info_score
 
 from avssl.evaluate import table
-from avssl.evaluate.classify import cluster, draw_few, knn_votes, svm_scores
+from avssl.evaluate.classify import cluster, draw_few, svm_scores
 from avssl.evaluate.features import ClipVectors
 from avssl.evaluate.harness import Labels, compute_metrics, count_missing, evaluate_split, find_similar
 from avssl.evaluate.metrics import (
@@ -23,6 +23,7 @@ from avssl.evaluate.metrics import (
 )
 from avssl.evaluate.protocols import Options
 from avssl.evaluate.splits import Split
+from avssl.mining.votes import knn_votes
 from tests.support.clips import manifest_of, rows_of
 
 CPU = torch.device("cpu")

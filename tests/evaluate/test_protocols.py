@@ -5,7 +5,8 @@ import pytest
 import torch
 from extra_metrics import chance_class_recall, class_hits, instance_hits, recall_metrics
 
-from avssl.evaluate.classify import knn_votes, linear_predict
+from avssl.evaluate.classify import linear_predict
+from avssl.mining.votes import knn_votes
 
 
 def unit(x: np.ndarray) -> np.ndarray:

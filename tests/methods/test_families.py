@@ -19,6 +19,7 @@ from avssl.methods.moco_v3 import MoCoV3, MoCoV3Options
 from avssl.methods.npid import NPID, NPIDOptions, against_bank
 from avssl.methods.pirl import PIRL, PIRLOptions, shuffled
 from avssl.methods.pretext import Pretext, PretextOptions
+from avssl.methods.sigreg import SIGReg, SIGRegOptions
 from avssl.methods.simclr import SimCLR, SimCLROptions
 from avssl.objectives.negatives import Bank, hardest
 from avssl.structs import Batch, Embedded, Instances, Progress
@@ -469,3 +470,20 @@ def test_the_hardest_share_of_the_negatives_counts() -> None:
     ]  # equal ones both
     assert torch.equal(hardest(logits, negative, share=1), negative)
     assert not hardest(logits, torch.zeros_like(negative), share=0.5).any()
+
+
+# ---- LeJEPA
+
+
+def test_lejepa_equals_the_recorded_loss_and_gradient(monkeypatch: pytest.MonkeyPatch) -> None:
+    recorded = {name.removeprefix("lejepa."): x for name, x in read("redundancy.npz").items() if "lejepa" in name}
+    z = recorded["projections"].float().requires_grad_()  # (2, B, D)
+    options = SIGRegOptions(embedding_dim=z.shape[2], weight=float(recorded["lambda"]))
+    method = SIGReg(options, encoders(z.shape[2]), instances=everything(30), seed=0)
+    method.heads["video"] = nn.Identity()
+    monkeypatch.setattr(method, "directions", lambda progress: recorded["directions"].float())
+    step = method(batch_with(dict(zip(("video", "video.1"), z, strict=True))), START)
+    step.loss.backward()
+    for name, value in (("sigreg", step.logs["sigreg"]), ("invariance", step.logs["invariance"]), ("loss", step.loss)):
+        torch.testing.assert_close(value.detach(), recorded[name].float().reshape(()), rtol=1e-5, atol=1e-7)
+    torch.testing.assert_close(z.grad, recorded["grad"].float(), rtol=1e-4, atol=1e-6)

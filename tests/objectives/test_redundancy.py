@@ -80,6 +80,20 @@ def test_barlow_is_zero_for_equal_uncorrelated_views_and_largest_for_opposite_on
     assert float(barlow(x, -x, eps=0)) == pytest.approx(4 * 8, rel=1e-4)
 
 
+def test_barlow_in_closed_form_where_it_would_collapse() -> None:
+    """Constants correlate with nothing once they are centered, so they cost D; not centered all D^2 correlations are 1,
+    which costs weight D (D - 1) and is cheaper while weight (D - 1) < 1. Dimensions that say the same cost nothing but
+    for the other term."""
+    dim = 16
+    constant, one = torch.ones(32, dim), drawn(32, 1).expand(32, dim)
+    for weight in (0.0051, 0.05, 0.1):
+        assert float(barlow(constant, constant, off_diagonal_weight=weight)) == pytest.approx(dim)
+        same = float(barlow(one, one, off_diagonal_weight=weight))
+        assert same == pytest.approx(weight * dim * (dim - 1), rel=1e-3)  # what constants cost without centering
+        assert (same < dim) == (weight * (dim - 1) < 1)
+    assert float(barlow(one, one, off_diagonal_weight=0)) == pytest.approx(0, abs=1e-4)
+
+
 LOSSES = {
     "barlow": lambda x, y, present: barlow(x, y, present=present),
     "vicreg": lambda x, y, present: sum(vicreg_terms(x, y, present=present).values()),
