@@ -25,6 +25,7 @@ class SwAVOptions(Options):
     small: Changes = Field({"size": 96, "min_crop_area": 0.05, "max_crop_area": 0.14})  # data of small crops
     interval: Literal["same", "uniform"] = "same"  # of the crops: the same seconds, or anywhere (rho-SwAV)
     num_prototypes: Count = 3000
+    head_layers: int = Field(2, ge=2)  # SEER: 3
     hidden_dim: Count = 2048
     embedding_dim: Count = 128
     epsilon: Positive = 0.05
@@ -66,9 +67,10 @@ class SwAV(Method):
         self.views = self.crops(options)
         names = [view.name for view in self.views]
         self.coded = names[: options.num_large] + names[-1:] * (len(modalities) == 2)
-        hidden, out = options.hidden_dim, options.embedding_dim
+        out = options.embedding_dim
+        dims = [*[options.hidden_dim] * (options.head_layers - 1), out]
         self.heads = nn.ModuleDict(
-            {m: mlp([encoders[m].dim, hidden, out], norm="hidden", bias_hidden=True) for m in modalities}
+            {m: mlp([encoders[m].dim, *dims], norm="hidden", bias_hidden=True) for m in modalities}
         )
         self.prototypes = nn.Parameter(F.normalize(torch.randn(options.num_prototypes, out), dim=1))
         self.find_unused_parameters = options.freeze_steps > 0

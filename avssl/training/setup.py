@@ -14,7 +14,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader
 
 from avssl import distributed
-from avssl.config import Config, ConfigError, DataConfig, loads, without_weights
+from avssl.config import Config, ConfigError, DataConfig, OptimConfig, loads, without_weights
 from avssl.data.dataset import ClipDataset, check_decoder, track_table
 from avssl.data.loader import build_loader
 from avssl.data.manifest import Manifest, read_manifest
@@ -295,6 +295,19 @@ def _wrap(method: Method, config: Config, device: torch.device) -> nn.Module:
     )
 
 
+def describe_memory(method: Method, optim: OptimConfig) -> str:
+    """What lies in memory whatever the batch: weights, and for those that are trained a gradient and the optimizer's
+    state; memory banks, queues, copies."""
+    trained = sum(p.nbytes for p in method.parameters() if p.requires_grad)
+    still = sum(p.nbytes for p in method.parameters() if not p.requires_grad)
+    kept = sum(buffer.nbytes for buffer in method.buffers())
+    total = (2 + (2 if optim.name in ("adam", "adamw") else 1)) * trained + still + kept
+    num = sum(p.numel() for p in method.parameters())
+    return (
+        f"{num / 1e6:.1f} million parameters; {total / 1e9:.2f} GB besides the batch, {kept / 1e9:.2f} of them buffers"
+    )
+
+
 def describe(run: Setup) -> list[str]:
     """What is trained on and with what, in lines for a person."""
     config, instances = run.config, run.instances
@@ -307,6 +320,7 @@ def describe(run: Setup) -> list[str]:
         f"{run.batches.num_steps} steps of {config.data.batch_size} on {distributed.world_size()} x {run.device.type}, "
         f"{config.run.precision}, decoded by {format_decoder(run.decoder)}"
     ]
+    lines.append(describe_memory(run.method, config.optim))
     if run.before is None:
         admitted = admit(run.manifest, config.data)
         unlabeled = int(admitted.valid.sum()) - int(instances.valid.sum())
