@@ -6,10 +6,12 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from avssl.config import OptimConfig
 from avssl.methods.swav import SwAVOptions
 from avssl.objectives.clustering import queue_scores, sinkhorn, swapped_prediction
 from avssl.objectives.negatives import Queue
 from avssl.structs import Embedded, Progress
+from avssl.training.setup import describe_memory
 from tests.support.contract import NUM, batch_of, build
 
 
@@ -107,3 +109,14 @@ def test_hard_codes_are_one_prototype_each() -> None:
     assert codes.sum(dim=1).tolist() == present.tolist()
     assert torch.equal(codes.argmax(dim=1)[present], soft.code(scores, present, None).argmax(dim=1)[present])
     assert set(codes.unique().tolist()) == {0, 1}
+
+
+def test_a_deeper_head_and_what_lies_in_memory() -> None:
+    method = build("swav", head_layers=3, queue_size=24)
+    linear = [module for module in method.heads["video"].modules() if isinstance(module, torch.nn.Linear)]
+    assert len(linear) == 3
+    num = sum(p.numel() for p in method.parameters())
+    kept = sum(buffer.nbytes for buffer in method.buffers())
+    for name, copies in (("adamw", 4), ("lars", 3)):
+        said = describe_memory(method, OptimConfig(name=name))
+        assert f"{num / 1e6:.1f} million parameters; {(copies * 4 * num + kept) / 1e9:.2f} GB" in said

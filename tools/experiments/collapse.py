@@ -179,18 +179,24 @@ def draw(found: dict[str, dict[str, list[float]]]) -> plt.Figure:
     return figure
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, required=True, help="the picture (.png)")
-    arguments = parser.parse_args()
+def compare(arguments: argparse.Namespace) -> tuple[dict[str, dict[str, list[float]]], str]:
+    """The curves, drawn too, and the last rank of each."""
     check_writable(arguments.out)
     found = curves(ROWS)
-    for name, ways in found.items():
-        print(f"{name}: " + ", ".join(f"{words} {line[-1]:.1f}" for words, line in ways.items()))
     with atomic_write(arguments.out) as temporary:
         draw(found).savefig(temporary, format="png", dpi=120)
-    return 0
+    lines = (
+        f"{name}: " + ", ".join(f"{way} {line[-1]:.1f}" for way, line in ways.items()) for name, ways in found.items()
+    )
+    return found, "\n".join(lines)
+
+
+def main() -> int:
+    parser = experiment.command(__doc__)
+    parser.add_argument("--out", type=Path, default=Path("collapse.png"), help="picture (default: collapse.png)")
+    return experiment.run(parser, compare, plan=lambda given: [f"train {name}" for name in ROWS])
 
 
 if __name__ == "__main__":
+    torch.set_num_threads(1)
     sys.exit(main())
