@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
+import experiment
 import matplotlib
 import torch
 import torch.nn.functional as F
