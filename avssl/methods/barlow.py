@@ -37,9 +37,9 @@ class Barlow(TwoViews):
 
     def __init__(self, options: BarlowOptions, encoders: nn.ModuleDict, *, instances: Instances, seed: int) -> None:
         super().__init__(options, encoders, instances=instances, seed=seed)
-        hidden, out, names = options.hidden_dim, options.embedding_dim, self.needs(options)
+        hidden, out, names = options.hidden_dim, options.embedding_dim, self.branches(options)
         layers = {"norm": "hidden", "bias_out": False}
-        self.heads = nn.ModuleDict({m: mlp([encoders[m].dim, hidden, hidden, out], **layers) for m in names})
+        self.heads = nn.ModuleDict({m: mlp([self.networks[m].dim, hidden, hidden, out], **layers) for m in names})
         if options.predictor:
             self.predictors = nn.ModuleDict({m: mlp([out, hidden, out], **layers) for m in names})
 

@@ -65,14 +65,16 @@ class Encode:
     where there are any.
 
     Args:
-        encoders: {modality: network}.
+        encoders: {name: network}, of all that views name.
         views: all that the batch holds.
         batch: as the encoders take it.
         num_parts: that the rows pass in. Of each part only the output is kept; its gradient is computed by a second
             pass, when the loss, which is of the whole batch, goes backward (GradCache, Gao et al. 2021).
     """
 
-    def __init__(self, encoders: nn.ModuleDict, views: Sequence[View], batch: Batch, *, num_parts: int = 1) -> None:
+    def __init__(
+        self, encoders: Mapping[str, nn.Module], views: Sequence[View], batch: Batch, *, num_parts: int = 1
+    ) -> None:
         self._encoders, self._batch, self._num_parts = encoders, batch, num_parts
         self._views = {view.name: view for view in views}
         self._cached: dict[tuple[str, ...], tuple[Tensor, ...]] = {}
@@ -111,7 +113,7 @@ class Encode:
         return getattr(self._batch, self._views[view].modality)[view]
 
     def _encoded(self, views: Sequence[str], inputs: Sequence[Tensor], stage: str | None = None) -> tuple[Tensor, ...]:
-        encoder = self._encoders[self._views[views[0]].modality]
+        encoder = self._encoders[self._views[views[0]].network]
         with torch.enable_grad(), self.statistics(encoder, views):
             return self._pass(encoder, views, inputs, stage)
 
@@ -121,7 +123,7 @@ class Encode:
         """Outputs of inputs whose rows pass as one batch, or in parts with the same rows of each."""
 
         def contexts() -> tuple[contextlib.AbstractContextManager[None], ...]:
-            return contextlib.nullcontext(), _still_statistics(network)  # which the first pass has moved
+            return contextlib.nullcontext(), still_statistics(network)  # which the first pass has moved
 
         num_axes = 3 if self._views[views[0]].modality == "audio" else 4
         each = functools.partial(encode_each, num_axes=num_axes)
@@ -154,10 +156,9 @@ def statistics_of(
     network: nn.Module, views: Sequence[str], among: Mapping[str, View]
 ) -> contextlib.AbstractContextManager[None]:
     """As `Encode.statistics`, where the network sees the views `among` which these are."""
-    modality = among[views[0]].modality
-    exported = {name for name, view in among.items() if view.modality == modality and _is_exported(view)}
+    exported = {name for name, view in among.items() if view.network == among[views[0]].network and _is_exported(view)}
     moves = bool(exported & set(views)) or not exported
-    return contextlib.nullcontext() if moves else _still_statistics(network)
+    return contextlib.nullcontext() if moves else still_statistics(network)
 
 
 def _is_exported(view: View) -> bool:
@@ -166,7 +167,7 @@ def _is_exported(view: View) -> bool:
 
 
 @contextlib.contextmanager
-def _still_statistics(network: nn.Module) -> Iterator[None]:
+def still_statistics(network: nn.Module) -> Iterator[None]:
     """BatchNorm normalizes over the batch as ever, but its running statistics stand still. They are passed on: what
     is kept for the gradient must be the same in both passes of a part.
     """
@@ -207,6 +208,7 @@ class Method(nn.Module):
         self.options = options
         self.instances = instances
         self.encoders = encoders
+        self.own_encoders = nn.ModuleDict()  # of views whose recipes name a network that is no encoder; not exported
         self.heads = nn.ModuleDict()
         self.seed = seed
         self.target: MomentumCopy | None = None
@@ -237,13 +239,18 @@ class Method(nn.Module):
         raise TypeError(f"{type(self).__name__} defines no loss")
 
     def forward(self, batch: Batch, progress: Progress, *, num_parts: int = 1) -> Step:
-        encode = Encode(self.encoders, self.views, batch, num_parts=num_parts)
+        encode = Encode(self.networks, self.views, batch, num_parts=num_parts)
         step = self.loss(encode, batch, progress)
         check_asked(self, encode.asked)
         return replace(step, features=encode.features())
 
-    def modality_of(self, view: str) -> Literal["video", "audio"]:
-        return next(each.modality for each in self.views if each.name == view)
+    @property
+    def networks(self) -> dict[str, nn.Module]:
+        """The encoders, and those of the method's own."""
+        return {**self.encoders, **self.own_encoders}
+
+    def view(self, name: str) -> View:
+        return next(view for view in self.views if view.name == name)
 
     def present(self, batch: Batch, modality: str) -> Tensor:
         """(B,) bool: rows that could be read and have the modality."""
@@ -251,7 +258,7 @@ class Method(nn.Module):
 
     def embed(self, view: str, raw: Tensor, batch: Batch) -> Embedded:
         """Unit vectors of one view out of a head's output (B, D); rows without its modality are masked (id -1)."""
-        ids = batch.ids.masked_fill(~self.present(batch, self.modality_of(view)), -1)
+        ids = batch.ids.masked_fill(~self.present(batch, self.view(view).modality), -1)
         number = [each.name for each in self.views].index(view)
         return Embedded(
             z=F.normalize(raw.float(), dim=1), ids=ids, view=torch.full_like(ids, number), start=batch.start[view]
@@ -259,7 +266,7 @@ class Method(nn.Module):
 
     def project(self, encode: Encode, view: str) -> Tensor:
         """The head's output for a view (B, D); running statistics of BatchNorm move as those of the encoder do."""
-        head = self.heads[self.modality_of(view)]
+        head = self.heads[self.view(view).network]
         features = encode(view)
         with encode.statistics(head, [view]):
             return head(features)
@@ -279,7 +286,7 @@ class Method(nn.Module):
 
     def encode_target(self, encode: Encode, view: str) -> Tensor:
         """Output of the momentum copy's encoder for a view: (B, ..., dim), without gradient."""
-        return encode.through(self.target[self.modality_of(view)], view)
+        return encode.through(self.target[self.view(view).network], view)
 
     def after_step(self, step: Step, progress: Progress) -> None:
         """Move state with what the step left in its memo; once per optimizer step."""

@@ -34,10 +34,10 @@ class BYOL(TwoViews):
 
     def __init__(self, options: BYOLOptions, encoders: nn.ModuleDict, *, instances: Instances, seed: int) -> None:
         super().__init__(options, encoders, instances=instances, seed=seed)
-        hidden, out, layers = options.hidden_dim, options.embedding_dim, {"norm": "hidden", "bias_hidden": True}
-        names = self.needs(options)
-        self.heads = nn.ModuleDict({m: mlp([encoders[m].dim, hidden, out], bias_out=False, **layers) for m in names})
-        self.predictors = nn.ModuleDict({m: mlp([out, hidden, out], bias_out=False, **layers) for m in names})
+        hidden, out, names = options.hidden_dim, options.embedding_dim, self.branches(options)
+        layers = {"norm": "hidden", "bias_hidden": True, "bias_out": False}
+        self.heads = nn.ModuleDict({m: mlp([self.networks[m].dim, hidden, out], **layers) for m in names})
+        self.predictors = nn.ModuleDict({m: mlp([out, hidden, out], **layers) for m in names})
         self.follow_all(momentum=options.momentum, schedule=options.momentum_schedule)
 
     def loss(self, encode: Encode, batch: Batch, progress: Progress) -> Step:

@@ -59,7 +59,14 @@ class Joint(Method):
         self.find_unused_parameters = any(part.find_unused_parameters for part in parts.values())
         union: dict[str, View] = {}
         self.names: dict[str, dict[str, str]] = {}  # {part: {its name of a view: that in the batch}}
+        self.own: dict[str, str] = {}  # {network of a part's own: the part}
         for name, part in parts.items():
+            if getattr(part.options, "adversarial", 0):
+                raise ValueError(f"method.parts.{name}.adversarial: for a method by itself, not a part")
+            for own in part.own_encoders:
+                if own in self.own:
+                    raise ValueError(f"method.parts.{name} and {self.own[own]} both have a network {own}: at most one")
+                self.own[own] = name
             self.names[name] = names = {}
             for view in part.views:
                 when = Same(names[view.when.view]) if isinstance(view.when, Same) else view.when
@@ -69,6 +76,10 @@ class Joint(Method):
                 names[view.name] = key = equal or (f"{name}/{view.name}" if view.name in union else view.name)
                 union[key] = replace(view, name=key)
         self.views = tuple(union.values())
+
+    @property
+    def networks(self) -> dict[str, nn.Module]:
+        return super().networks | {own: self.parts[name].own_encoders[own] for own, name in self.own.items()}
 
     def head(self, modality: str) -> nn.Module | None:
         """That of the first part that has one."""

@@ -39,10 +39,10 @@ class MoCoV3(TwoViews):
 
     def __init__(self, options: MoCoV3Options, encoders: nn.ModuleDict, *, instances: Instances, seed: int) -> None:
         super().__init__(options, encoders, instances=instances, seed=seed)
-        hidden, out, names = options.hidden_dim, options.embedding_dim, self.needs(options)
+        hidden, out, names = options.hidden_dim, options.embedding_dim, self.branches(options)
         is_vit, plain = options.layers == "vit", {"affine_out": False, "bias_out": False}
         dims = [hidden, *[hidden] * is_vit, out]
-        self.heads = nn.ModuleDict({m: mlp([encoders[m].dim, *dims], norm="all", **plain) for m in names})
+        self.heads = nn.ModuleDict({m: mlp([self.networks[m].dim, *dims], norm="all", **plain) for m in names})
         norm = "all" if is_vit else "hidden"
         self.predictors = nn.ModuleDict({m: mlp([out, hidden, out], norm=norm, **plain) for m in names})
         self.follow_all(momentum=options.momentum, schedule=options.momentum_schedule)

@@ -33,7 +33,7 @@ class SIGReg(TwoViews):
         super().__init__(options, encoders, instances=instances, seed=seed)
         hidden, out = options.hidden_dim, options.embedding_dim
         self.heads = nn.ModuleDict(
-            {m: mlp([encoders[m].dim, hidden, hidden, out], norm="hidden") for m in self.needs(options)}
+            {m: mlp([self.networks[m].dim, hidden, hidden, out], norm="hidden") for m in self.branches(options)}
         )
 
     def loss(self, encode: Encode, batch: Batch, progress: Progress) -> Step:

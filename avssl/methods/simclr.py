@@ -33,9 +33,8 @@ class SimCLR(TwoViews):
     def __init__(self, options: SimCLROptions, encoders: nn.ModuleDict, *, instances: Instances, seed: int) -> None:
         super().__init__(options, encoders, instances=instances, seed=seed)
         dims = [options.hidden_dim, options.hidden_dim, options.embedding_dim]
-        self.heads = nn.ModuleDict(
-            {name: mlp([encoders[name].dim, *dims], norm="all", affine_out="scale") for name in self.needs(options)}
-        )
+        names, layers = self.branches(options), {"norm": "all", "affine_out": "scale"}
+        self.heads = nn.ModuleDict({m: mlp([self.networks[m].dim, *dims], **layers) for m in names})
 
     def loss(self, encode: Encode, batch: Batch, progress: Progress) -> Step:
         raw = self.together(encode) if len(self.heads) == 1 else self.outputs(encode)  # (B, D) each

@@ -30,9 +30,9 @@ class SimSiam(TwoViews):
 
     def __init__(self, options: SimSiamOptions, encoders: nn.ModuleDict, *, instances: Instances, seed: int) -> None:
         super().__init__(options, encoders, instances=instances, seed=seed)
-        hidden, out, names = options.hidden_dim, options.embedding_dim, self.needs(options)
+        hidden, out, names = options.hidden_dim, options.embedding_dim, self.branches(options)
         last = {"norm": "all", "bias_out": False, "affine_out": False}
-        self.heads = nn.ModuleDict({m: mlp([encoders[m].dim, hidden, hidden, out], **last) for m in names})
+        self.heads = nn.ModuleDict({m: mlp([self.networks[m].dim, hidden, hidden, out], **last) for m in names})
         self.predictors = nn.ModuleDict({m: mlp([out, options.predictor_dim, out], norm="hidden") for m in names})
 
     def loss(self, encode: Encode, batch: Batch, progress: Progress) -> Step:

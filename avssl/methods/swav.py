@@ -2,6 +2,7 @@
 of the others (Caron et al., NeurIPS 2020).
 """
 
+import copy
 from typing import Literal, Self
 
 import torch
@@ -14,12 +15,13 @@ from avssl.methods.base import Encode, Method, check_pairs, check_usable
 from avssl.models.heads import mlp
 from avssl.objectives.clustering import power_law, prototype_scores, queue_scores, sinkhorn, swapped_prediction
 from avssl.objectives.negatives import Queue
-from avssl.structs import Batch, Instances, Progress, Step
-from avssl.transforms.views import Changes, Same, Uniform, View, multi_crop
+from avssl.structs import MODALITIES, Batch, Instances, Progress, Step
+from avssl.transforms.views import Changes, First, Same, Uniform, View, multi_crop
 
 
 class SwAVOptions(Options):
-    views: Literal["video", "audio", "video+audio"] = "video"  # with both, the sound is one crop more, with a code
+    # with two modalities, the other is one crop more, with a code; differences: what changes from frame to frame
+    views: Literal["video", "audio", "video+audio", "video+differences"] = "video"
     num_large: Count = 2  # crops that get a code
     num_small: int = Field(6, ge=0)
     small: Changes = Field({"size": 96, "min_crop_area": 0.05, "max_crop_area": 0.14})  # data of small crops
@@ -39,7 +41,7 @@ class SwAVOptions(Options):
 
     @model_validator(mode="after")
     def _check_crops(self) -> Self:
-        if self.num_large + self.num_small + (self.views == "video+audio") < 2:
+        if self.num_large + self.num_small + ("+" in self.views) < 2:
             raise ValueError(f"num_large={self.num_large} and num_small={self.num_small}: expected two crops or more")
         if self.views == "audio" and self.num_small:
             raise ValueError(f"num_small={self.num_small}: sound has no small crops, so views=audio needs num_small=0")
@@ -47,8 +49,9 @@ class SwAVOptions(Options):
 
 
 class SwAV(Method):
-    """See the module. Across modalities prototypes are shared: the code of the picture is predicted from the sound, and
-    the reverse. A row that lacks a modality is left out where it is asked for, in codes as in the loss.
+    """See the module. Across modalities prototypes are shared: the code of the picture is predicted from the sound, or
+    from its frame differences (whose network begins as a copy of the video's and is not exported), and the reverse. A
+    row that lacks a modality is left out where it is asked for, in codes as in the loss.
 
     Differs from SwAV: prototypes are made unit after each step, not before; one queue over ranks. From SeLaVi and XDC,
     its relatives across modalities: codes come anew from each batch, not from the whole set between epochs, and those
@@ -60,17 +63,19 @@ class SwAV(Method):
 
     def __init__(self, options: SwAVOptions, encoders: nn.ModuleDict, *, instances: Instances, seed: int) -> None:
         super().__init__(options, encoders, instances=instances, seed=seed)
-        modalities = self.needs(options)
-        if len(modalities) == 2:
+        name, *others = options.views.split("+")
+        if "audio" in others:
             check_pairs(instances)
-        check_usable(instances, modalities[0])
+        check_usable(instances, name)
+        if "differences" in others:
+            self.own_encoders["differences"] = copy.deepcopy(encoders[name])
         self.views = self.crops(options)
         names = [view.name for view in self.views]
-        self.coded = names[: options.num_large] + names[-1:] * (len(modalities) == 2)
+        self.coded = names[: options.num_large] + names[-1:] * len(others)
         out = options.embedding_dim
         dims = [*[options.hidden_dim] * (options.head_layers - 1), out]
         self.heads = nn.ModuleDict(
-            {m: mlp([encoders[m].dim, *dims], norm="hidden", bias_hidden=True) for m in modalities}
+            {m: mlp([self.networks[m].dim, *dims], norm="hidden", bias_hidden=True) for m in (name, *others)}
         )
         self.prototypes = nn.Parameter(F.normalize(torch.randn(options.num_prototypes, out), dim=1))
         self.find_unused_parameters = options.freeze_steps > 0
@@ -79,18 +84,18 @@ class SwAV(Method):
 
     @classmethod
     def needs(cls, options: SwAVOptions) -> tuple[str, ...]:
-        return tuple(options.views.split("+"))
+        return tuple(name for name in options.views.split("+") if name in MODALITIES)
 
     @staticmethod
     def crops(options: SwAVOptions) -> tuple[View, ...]:
-        """Those that get a code stand before the small ones, and the sound of video+audio last."""
-        audio = View("audio", recipe="audio")
-        when = Same(options.views.split("+")[0]) if options.interval == "same" else Uniform()
-        if options.views == "audio":
+        """Those that get a code stand before the small ones, and that of the second modality last."""
+        name, *others = options.views.split("+")
+        when = Same(name) if options.interval == "same" else Uniform()
+        if name == "audio":
             more = (View(f"audio.{i}", recipe="audio", when=when) for i in range(1, options.num_large))
-            return audio, *more
+            return View("audio", recipe="audio"), *more
         crops = multi_crop(options.num_large, options.num_small, small=options.small, when=when)
-        return (*crops, audio) if options.views == "video+audio" else crops
+        return *crops, *(View(other, recipe=other, when=First() if other == "audio" else when) for other in others)
 
     def loss(self, encode: Encode, batch: Batch, progress: Progress) -> Step:
         options = self.options

@@ -31,7 +31,7 @@ class VICReg(TwoViews):
         hidden, out = options.hidden_dim, options.embedding_dim
         layers = {"norm": "hidden", "bias_hidden": True, "bias_out": False}
         self.heads = nn.ModuleDict(
-            {m: mlp([encoders[m].dim, hidden, hidden, out], **layers) for m in self.needs(options)}
+            {m: mlp([self.networks[m].dim, hidden, hidden, out], **layers) for m in self.branches(options)}
         )
 
     def loss(self, encode: Encode, batch: Batch, progress: Progress) -> Step:

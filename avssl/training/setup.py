@@ -158,7 +158,7 @@ def check_tracked(dataset: ClipDataset, instances: Instances, config: Config) ->
 def check_inputs(method: Method, data: DataConfig) -> None:
     """Raise ValueError for a view whose clips its encoder cannot take."""
     for view in method.views:
-        method.encoders[view.modality].check_input(make_example(view, data))
+        method.networks[view.network].check_input(make_example(view, data))
 
 
 def check_norms(method: Method, config: Config, *, num_clips: int) -> None:
@@ -275,7 +275,7 @@ def compile_encoders(method: Method, device: torch.device) -> None:
     # A shape for every view, in training and in evaluation mode; one more is an error, never a silent fall back.
     torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, 4 * len(method.views))
     torch._dynamo.config.fail_on_recompile_limit_hit = True
-    for encoder in method.encoders.values():
+    for encoder in method.networks.values():
         encoder.compile(dynamic=False)
 
 

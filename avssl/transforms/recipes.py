@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Literal, Protocol
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from avssl.config import DataConfig
@@ -163,6 +164,24 @@ class Video:
         if "solarize" in params:
             video.solarize_(clips, params["solarize"])
         return video.normalize_(clips, mean=data.pixel_mean, std=data.pixel_std)
+
+
+class Differences(Video):
+    """What changes from frame to frame, as a modality beside the frames: each less the one before it, of the normalized
+    clip; the first twice, so that there are as many. A network of its own sees it.
+    """
+
+    network = "differences"
+
+    def plan(self, rng: np.random.Generator | None, data: DataConfig, clip: Clip, window: Window) -> Plan:
+        if data.num_frames < 2:
+            raise ValueError(f"data.num_frames={data.num_frames}: a difference needs 2 frames")
+        return super().plan(rng, data, clip, window)
+
+    def apply(self, x: Tensor, params: Mapping[str, Tensor], data: DataConfig) -> Tensor:
+        clips = super().apply(x, params, data)  # (B, 3, T, H, W)
+        changes = clips.diff(dim=2)
+        return torch.cat([changes[:, :, :1], changes], dim=2)
 
 
 class Audio:

@@ -18,11 +18,12 @@ from torch import Tensor
 from avssl.config import DataConfig, Options, hint, merge_options
 from avssl.structs import Batch
 from avssl.transforms.pretext import Rotation, Tiles
-from avssl.transforms.recipes import Audio, Clip, Patch, Plan, Recipe, Video, Walk, Window
+from avssl.transforms.recipes import Audio, Clip, Differences, Patch, Plan, Recipe, Video, Walk, Window
 
 RECIPES: dict[str, Recipe] = {
     "video": Video(),
     "audio": Audio(),
+    "differences": Differences(),
     "patch": Patch(),
     "walk": Walk(),
     "rotation": Rotation(),
@@ -152,6 +153,11 @@ class View:
     @property
     def modality(self) -> Literal["video", "audio"]:
         return self.made.modality
+
+    @property
+    def network(self) -> str:
+        """Name of the network that sees it: of the modality's encoder, unless its recipe names another one."""
+        return getattr(self.made, "network", self.modality)
 
     def settings(self, data: DataConfig) -> DataConfig:
         """The data section as this view has it.

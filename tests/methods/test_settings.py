@@ -17,6 +17,7 @@ from tests.support.runs import config
 SECTIONS = {"data": DataConfig, "data.policy": PolicyConfig, "model": ModelConfig, "optim": OptimConfig}
 SECTIONS |= {"run": RunConfig, **{f"method {name}": method.Options for name, method in METHODS.items()}}
 HEADS = ("avid", "avid_cma", "infonce", "neighbour", "patch", "walk")
+TWO_VIEWS = ("simclr", "moco_v3", "byol", "simsiam", "barlow", "vicreg", "sigreg")
 TEXT = {  # any words are a name; what is not there is refused when the run is set up
     *("data.manifest", "data.root", "data.split", "model.video", "model.audio", "model.video_weights"),
     *("model.audio_weights", "model.init", "run.dir", "method patch.tracks"),
@@ -32,6 +33,7 @@ ZERO = {  # reason: fields that are taken as 0
         *("data.cache_gigabytes", "data.flip", "data.jitter_probability", "data.gray", "data.blur", "data.solarize"),
         *("data.max_offset_seconds", "data.volume_jitter", "optim.weight_decay", "optim.momentum", "optim.gamma"),
         *("method walk.dropout", "method finetune.dropout", "method swav.num_small", "method neighbour.num_far"),
+        *(f"method {name}.adversarial" for name in TWO_VIEWS),
         *("method avid_cma.mine_every",),  # mined once
     },
     "a term of the loss is left out": {

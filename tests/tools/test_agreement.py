@@ -50,9 +50,18 @@ def test_all_rows_start_from_one_and_train_as_long(
     printed = capsys.readouterr().out
     for name in ROWS:
         assert f"| {agreement.ROWS[name].heading} |" in printed
+    beyond = printed.partition("| minus AVID, longer | linear both | kNN both |")[2]
+    assert beyond.count(" to ") == 2 * 3  # start, consensus, random: the base and the encoders alone are left out
     logs = {name: (out / "seed0" / name / "log.jsonl").read_text() for name in ROWS}
     assert len({log.count('"loss"') for log in logs.values()}) == 1
     assert "mining/exact" in logs["consensus"]
     assert "mining/exact" not in logs["random"]
     assert agreement.main() == 0  # from what is cached
     assert capsys.readouterr().out == printed
+    monkeypatch.setattr(sys, "argv", [*sys.argv, "--test", str(tmp_path / "data")])
+    assert agreement.main() == 0
+    assert capsys.readouterr().out == printed
+    make_set(tmp_path / "other" / "toy", num_train=8, num_test=4)
+    monkeypatch.setattr(sys, "argv", [*sys.argv[:-1], str(tmp_path / "other")])
+    assert agreement.main() == 2
+    assert "other training clips than" in capsys.readouterr().err

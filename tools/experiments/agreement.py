@@ -6,20 +6,22 @@
 DATA holds the set of `python datasets/toy.py DATA`. The recipes are configs/toy/avid.yaml and avid_cma.yaml. All rows
 of a seed start from the same AVID and take equally many more steps of equally large batches at the same rate. Two rows
 are no part of the comparison: encoders trained on labels, the ceiling of a linear probe, as long as start and rows
-together. `--rows recipe` are starts with one change each. Results are cached; a stopped training is resumed.
+together. `--rows recipe` are starts with one change each. `--test` takes the test clips of another set that was made
+with the same seed and number of training clips. Results are cached; a stopped training is resumed.
 Exit code: 0 done, 1 stopped or failed while training, 2 wrong call.
 """
 
 import argparse
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import experiment
+import numpy as np
 import torch
-from experiment import ROOT, cached, features_of, measure, probe_accuracy, read_set, table_of, train_timed
+from experiment import ROOT, cached, features_of, interval_of, measure, probe_accuracy, read_set, table_of, train_timed
 
 from avssl import distributed
 from avssl.config import Config, load
@@ -89,6 +91,7 @@ RECIPE = {
     "hue": Row("hue jitter .1", "avid", ("data.jitter=[0.4,0.4,0.4,0.1]",)),
 }
 ROWS = COMPARED | RECIPE
+BASE = "avid"  # which the other rows are compared with
 ALONE = ("start", "labels_video", "labels_audio", *RECIPE)  # rows that start from random weights
 COLUMNS = {
     **{f"linear {name}": ("linear", name) for name in ("video", "audio", "both")},
@@ -115,7 +118,7 @@ def config_of(name: str, arguments: argparse.Namespace, seed: int) -> Config:
 
 def compare(arguments: argparse.Namespace) -> tuple[list[dict[str, Any]], str] | None:
     """[{row: metrics} of each seed] and the table; None when a training was stopped."""
-    toy = read_set(arguments.data / "toy")
+    toy = test_clips(arguments)
     results: list[dict[str, Any]] = []
     for seed in arguments.seeds:
         results.append({})
@@ -124,9 +127,41 @@ def compare(arguments: argparse.Namespace) -> tuple[list[dict[str, Any]], str] |
             folder = Path(config.run.dir)
             if not train_timed(config):
                 return None
-            results[-1][name] = cached(folder / "metrics.json", lambda folder=folder: measured(folder, toy))
+            kept = folder / f"metrics_{toy.hash[:8]}.json"
+            results[-1][name] = cached(kept, lambda folder=folder: measured(folder, toy))
     rows = {ROWS[name].heading: name for name in names_of(arguments)}
-    return results, table_of(results, rows, COLUMNS)
+    return results, "\n\n".join([table_of(results, rows, COLUMNS), *differences(results, rows)])
+
+
+def test_clips(arguments: argparse.Namespace) -> Manifest:
+    """The set that is measured on. Raises ValueError unless its training clips are those of DATA."""
+    ours = read_set(arguments.data / "toy")
+    if arguments.test is None:
+        return ours
+    theirs = read_set(arguments.test / "toy")
+    trained = [sorted(each.column("content_key")[each.column("split") == "train"]) for each in (ours, theirs)]
+    if trained[0] != trained[1]:
+        raise ValueError(f"--test {arguments.test}: other training clips than {arguments.data}, make both alike")
+    return theirs
+
+
+def differences(results: Sequence[dict[str, Any]], rows: dict[str, str]) -> list[str]:
+    """A table of what each row names right beyond BASE, on the same test clips: means over seeds, and 95 % intervals
+    over clips. None without BASE."""
+    if BASE not in rows.values():
+        return []
+    lines = [f"| minus {ROWS[BASE].heading} | linear both | kNN both |", "|---|---|---|"]
+    for heading, name in rows.items():
+        if name == BASE or "right" not in results[0][name]:
+            continue
+        cells = []
+        for kind in ("linear", "knn"):
+            right = [[[int(digit) for digit in r[row]["right"][kind]] for r in results] for row in (name, BASE)]
+            beyond = np.subtract(*(np.mean(each, axis=0) for each in right))  # (m,)
+            low, high = interval_of(beyond)
+            cells.append(f"{beyond.mean():+.3f} ({low:+.3f} to {high:+.3f})")
+        lines.append(f"| {heading} | {' | '.join(cells)} |")
+    return ["\n".join(lines)]
 
 
 def measured(folder: Path, toy: Manifest) -> dict[str, Any]:
@@ -153,6 +188,7 @@ def plan(arguments: argparse.Namespace) -> Iterator[str]:
 def main() -> int:
     parser = experiment.command(__doc__, data="folder with toy")
     experiment.takes_overrides(parser, out="runs/agreement")
+    parser.add_argument("--test", type=Path, help="folder with toy: the same training clips and other test clips")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     listed = f"of {', '.join(COMPARED)} (default: these), {', '.join(RECIPE)} (recipe: start and these)"
     parser.add_argument("--rows", nargs="+", choices=[*ROWS, "recipe"], metavar="ROW", help=listed)

@@ -18,7 +18,7 @@ from avssl.config import Config
 from avssl.data.manifest import Manifest, read_manifest
 from avssl.evaluate.classify import linear_predict
 from avssl.evaluate.features import ClipVectors, Extracted, calibrated, clip_vectors
-from avssl.evaluate.harness import Labels, compute_metrics, evaluate_split
+from avssl.evaluate.harness import Labels, Predictions, compute_metrics, evaluate_split
 from avssl.evaluate.metrics import Interval, bootstrap_interval
 from avssl.evaluate.protocols import Options
 from avssl.evaluate.splits import Split, read_splits
@@ -129,21 +129,39 @@ def features_of(run: Run, manifest: Manifest, *, num_clips: int, progress: str =
     return clip_vectors(run, manifest, rows, num_clips=num_clips, progress=progress)
 
 
-def accuracies(
-    protocol: Literal["knn", "logistic"], vectors: ClipVectors, manifest: Manifest, split: Split
-) -> dict[str, dict[str, Any]]:
-    """Weighted kNN, or logistic regression with all labels, on outputs averaged over the clips of a video: the metric
-    of each modality (see `compute_metrics`) over the answered videos. Raises ValueError as `evaluate_split`."""
-    labels = Labels(manifest, [split])
+def predicted(protocol: Literal["knn", "logistic"], vectors: ClipVectors, labels: Labels, split: Split) -> Predictions:
+    """Weighted kNN, or logistic regression with all labels, on outputs averaged over the clips of a video. Raises
+    ValueError as `evaluate_split`."""
     name, options = ("knn", Options()) if protocol == "knn" else ("fewlabels", Options(shares=(1.0,), draws=1))
     means = {
         modality: {map: each.mean(axis=1, keepdims=True) for map, each in maps.items()}
         for modality, maps in vectors.vectors.items()
     }
     vectors = dataclasses.replace(vectors, vectors=means)
-    part = evaluate_split(name, vectors, labels, split, options, device=torch.device("cpu"))
-    found = compute_metrics([part], labels, skip_unreadable=True)
+    return evaluate_split(name, vectors, labels, split, options, device=torch.device("cpu"))
+
+
+def accuracies(
+    protocol: Literal["knn", "logistic"], vectors: ClipVectors, manifest: Manifest, split: Split
+) -> dict[str, dict[str, Any]]:
+    """The metric of each modality (see `compute_metrics`) over the answered videos of `predicted`."""
+    labels = Labels(manifest, [split])
+    found = compute_metrics([predicted(protocol, vectors, labels, split)], labels, skip_unreadable=True)
     return {name.removesuffix(" 100%"): metric for name, metric in found.items() if not name.endswith(" plain")}
+
+
+def right_of(
+    protocol: Literal["knn", "logistic"], vectors: ClipVectors, manifest: Manifest, split: Split
+) -> np.ndarray:
+    """(m,) bool: test videos whose class `predicted` names by both modalities."""
+    labels = Labels(manifest, [split])
+    found = predicted(protocol, vectors, labels, split)
+    name = "both" if "both" in found.outcomes else "both 100%"
+    outcome, answered = found.outcomes[name], found.answered[name]
+    right = np.zeros(len(split.test), dtype=bool)
+    hits = outcome.hits[0] if outcome.predicted is None else outcome.predicted == labels.targets[split.test[answered]]
+    right[answered] = hits
+    return right
 
 
 def probe_accuracy(
@@ -208,17 +226,22 @@ def measure(run: Run, manifest: Manifest, *, num_clips: int, num_positives: int)
         linear and knn: accuracy of the trunks' features {video, audio, both} on the test split, learned from the
         training clips with their own audio (foreign audio has no right label); precision: fraction of
         positives mined from all training clips' embeddings that share the class {rule}; recall: `recall_metrics` of the
-        test clips' embeddings.
+        test clips' embeddings; right: a digit for each test clip, 1 where linear or knn names its class by both.
     """
     found = features_of(run, manifest, num_clips=num_clips)
     train = rows_of(manifest)["train"]
     own_audio = train[~manifest.column("foreign")[train].astype(bool)]
     videos = found.videos()
+    (split,) = read_splits(manifest)
+    split = dataclasses.replace(split, train=own_audio)
+    kinds: dict[str, Literal["knn", "logistic"]] = {"linear": "logistic", "knn": "knn"}
+    right = {name: right_of(kind, found, manifest, split) for name, kind in kinds.items()}
     return {
         "linear": probe_accuracy("linear", manifest, found, train=own_audio)["accuracy"],
         "knn": probe_accuracy("knn", manifest, found, train=own_audio)["accuracy"],
         "precision": mined_precision(videos, manifest, train, k=num_positives),
         "recall": recall_of(found, manifest),
+        "right": {name: "".join(map(str, each.astype(int))) for name, each in right.items()},
     }
 
 
