@@ -50,6 +50,12 @@ def test_rows_take_the_rate_that_held_out_clips_choose(
     assert all("recall" in seed for seed in row["seeds"])
     assert not any("recall" in seed for seed in other["seeds"])
     assert call(families, monkeypatch, capsys, *words) == printed  # from what is kept
+    assert "| random |" in printed
+    assert "| chance | 0." in printed
+    assert all(seed["steps"] == 3 and 0 < seed["peak_gigabytes"] < 20 for seed in row["seeds"])
+    monkeypatch.setattr(sys, "argv", [*sys.argv, "method.hidden_dim=17"])
+    assert families.main() == 2
+    assert "families_toy_random.json was measured with another method.hidden_dim" in capsys.readouterr().err
 
 
 def test_the_contact_sheet_shows_every_task(

@@ -3,8 +3,10 @@
 import argparse
 import dataclasses
 import json
+import sys
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
@@ -92,15 +94,31 @@ def describe(config: Config) -> str:
 
 
 def train_timed(config: Config) -> bool:
-    """Train or resume; False when stopped. `{"train_seconds"}` is cached in SECONDS, empty for a resumed run."""
+    """Train or resume; False when stopped. `train_seconds` and, on Linux, `peak_gigabytes` of this process (its workers
+    have their own) are cached in SECONDS; nothing for a resumed run.
+    """
     folder, since = Path(config.run.dir), time.perf_counter()
     resumed = (folder / LAST).exists()
     info(f"== {'resume' if resumed else 'train'} {folder}")
-    if not train(config):
-        return False
-    seconds = {} if resumed else {"train_seconds": time.perf_counter() - since}
-    cached(folder / SECONDS, lambda: seconds)
+    with measured_peak() as peak:
+        if not train(config):
+            return False
+    cost = {} if resumed else {"train_seconds": time.perf_counter() - since, **peak}
+    cached(folder / SECONDS, lambda: cost)
     return True
+
+
+@contextmanager
+def measured_peak() -> Iterator[dict[str, float]]:
+    """Receives `peak_gigabytes`, the largest memory of this process inside; nothing where the system does not tell."""
+    peak: dict[str, float] = {}
+    known = sys.platform == "linux"
+    if known:
+        Path("/proc/self/clear_refs").write_text("5")  # sets the mark to what is in use now
+    yield peak
+    if known:
+        (line,) = (line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
+        peak["peak_gigabytes"] = int(line.split()[1]) / 1e6
 
 
 def cached(path: Path, work: Callable[[], dict[str, Any]]) -> dict[str, Any]:

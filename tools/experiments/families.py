@@ -6,26 +6,40 @@
 DATA holds the set of `python datasets/toy.py DATA`, --digits that of `python datasets/digits.py MEDIA --out digits`;
 patch and joint need --tracks, of tools/track.py on the toy set, and are left out without. A row is a configuration of
 configs/toy or configs/digits. Its learning rate is that of RATES whose features of the first seed a linear probe reads
-best on a third of the training clips, which the probe has not seen. Test clips choose nothing. Finished rows lie in
-docs/results/data and are not trained again; a stopped training is resumed.
+best on a third of the training clips, which the probe has not seen. Test clips choose nothing. The row `random` is
+what infonce starts from. Finished rows lie in docs/results/data and are not trained again, unless their settings have
+changed; a stopped training is resumed.
 Exit code: 0 done, 1 stopped or failed while training, 2 wrong call.
 """
 
 import argparse
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import experiment
 import numpy as np
-from experiment import ROOT, SECONDS, cached, features_of, info, probe_accuracy, recall_of, rows_of, train_timed
+from experiment import (
+    ROOT,
+    SECONDS,
+    cached,
+    features_of,
+    info,
+    load_either,
+    probe_accuracy,
+    recall_of,
+    rows_of,
+    train_timed,
+)
 
 from avssl.config import Config, load
 from avssl.data.manifest import Manifest, read_manifest
-from avssl.weights.load import load_run
+from avssl.training.checkpoint import LAST, load_checkpoint
+from avssl.weights.load import Run, load_run
 
 DATA = ROOT / "docs" / "results" / "data"
 RATES = (3e-4, 1e-3, 3e-3)
@@ -33,8 +47,14 @@ COMMON = (
     *("data.clips_per_video=1", "data.batch_size=64", "optim.epochs=3", "optim.schedule=cosine", "optim.milestones=[]"),
     *("optim.warmup_epochs=0.5", "data.cache_gigabytes=4", "data.num_workers=1", "run.num_threads=2"),
 )
+SECONDS_EACH = 60  # that a training should take at most
 NUM_CLIPS = 2  # clips averaged per video wherever features are taken
 ALONE = ("finetune", "avid_cma")  # knows labels; starts from another row
+OWN = {("toy", "avid"): ("method.in_batch_epochs=1",)}  # of the few epochs here
+RANDOM = "random"  # the row of untrained encoders
+LEFT_OUT = {  # of what is compared
+    *("run.dir", "run.seed", "run.num_threads", "optim.lr", "data.manifest", "data.num_workers"),
+}
 
 
 @dataclass(frozen=True)
@@ -70,10 +90,29 @@ def config_of(arguments: argparse.Namespace, each: Set, name: str, *, seed: int,
     own += [f"{tracks[name]}={arguments.tracks}"] if name in tracks else []
     own += ["model.init=null"] if name == "joint" else []
     own += ["method.parts.avid_cma.mine_from_epoch=1"] if name == "joint" else []
-    return load(ROOT / "configs" / each.name / f"{name}.yaml", [*COMMON, *arguments.overrides, *own])
+    common = [*COMMON, *OWN.get((each.name, name), ()), *arguments.overrides]
+    return load(ROOT / "configs" / each.name / f"{name}.yaml", [*common, *own])
 
 
-def run_row(arguments: argparse.Namespace, each: Set, name: str, manifest: Manifest) -> dict[str, Any] | None:
+def settings_of(config: Config) -> dict[str, Any]:
+    """What a row was trained with, whatever the seed, rate and machine: {section.key: value}."""
+    return {
+        f"{section}.{key}": value
+        for section, values in config.model_dump(mode="json").items()
+        for key, value in values.items()
+        if f"{section}.{key}" not in LEFT_OUT
+    }
+
+
+def check_settings(kept: Path, config: Config) -> None:
+    """Raise ValueError where a kept row was measured with other settings; what did not exist then does not count."""
+    before, now = json.loads(kept.read_text())["settings"], settings_of(config)
+    changed = [key for key, value in before.items() if now.get(key) != value]
+    if changed:
+        raise ValueError(f"{kept} was measured with another {changed[0]}: delete it and {Path(config.run.dir).parent}")
+
+
+def run_row(arguments: argparse.Namespace, each: Set, *, name: str, manifest: Manifest) -> dict[str, Any] | None:
     """Metrics of a row over its seeds at the rate that held-out training clips chose; None when it was stopped."""
     found: dict[float, dict[str, Any]] = {}
     for rate in RATES:
@@ -88,7 +127,9 @@ def run_row(arguments: argparse.Namespace, each: Set, name: str, manifest: Manif
         if result is None:
             return None
         results.append(result)
-    return {"rate": best, "held_out": {f"{rate:g}": found[rate]["held_out"] for rate in RATES}, "seeds": results}
+    settings = settings_of(config_of(arguments, each, name, seed=0, rate=best))
+    held_out = {f"{rate:g}": found[rate]["held_out"] for rate in RATES}
+    return {"rate": best, "held_out": held_out, "settings": settings, "seeds": results}
 
 
 def run_once(
@@ -98,19 +139,38 @@ def run_once(
     folder = Path(config.run.dir)
     if not train_timed(config):
         return None
-    return cached(folder / "metrics.json", lambda: measure(folder, manifest) | cached(folder / SECONDS, dict))
+
+    def work() -> dict[str, Any]:
+        steps = {"steps": load_checkpoint(folder / LAST)["step"]}
+        return measure(load_run(folder), manifest) | steps | cached(folder / SECONDS, dict)
+
+    return cached(folder / "metrics.json", work)
 
 
-def measure(folder: Path, manifest: Manifest) -> dict[str, Any]:
-    """Linear and kNN accuracy of each modality on the test clips, linear on a third of the training clips (held_out),
-    recall across modalities where there are both, and the number of parameters, copies included."""
-    run = load_run(folder)
+def run_random(arguments: argparse.Namespace, each: Set, *, manifest: Manifest) -> dict[str, Any] | None:
+    """The row of what infonce starts from, with statistics of training clips in BatchNorm."""
+    results = []
+    for seed in each.seeds:
+        config = config_of(arguments, each, "infonce", seed=seed, rate=RATES[0])
+        folder = Path(config.run.dir)
+        if not (folder / LAST).exists() and not train_timed(config):
+            return None
+        run = load_either(folder, manifest, rows_of(manifest)["train"], trained=False)
+        results.append(cached(folder / "metrics_random.json", lambda run=run: measure(run, manifest)))
+    return {"settings": settings_of(config), "seeds": results}
+
+
+def measure(run: Run, manifest: Manifest) -> dict[str, Any]:
+    """Linear and kNN accuracy of each modality on the test clips, with chance; linear on a third of the training clips
+    (held_out), recall across modalities where there are both, and the number of parameters, copies included."""
     found = features_of(run, manifest, num_clips=NUM_CLIPS)
     own = rows_of(manifest)["train"]
     held_out = np.random.default_rng(0).permutation(len(own)) < len(own) // 3
     chosen = probe_accuracy("linear", manifest, found, train=own[~held_out], test=own[held_out])
-    metrics = {kind: probe_accuracy(kind, manifest, found)["accuracy"] for kind in ("linear", "knn")}
-    metrics |= {"held_out": chosen["accuracy"], "parameters": sum(p.numel() for p in run.method.parameters())}
+    probes = {kind: probe_accuracy(kind, manifest, found) for kind in ("linear", "knn")}
+    metrics = {kind: probe["accuracy"] for kind, probe in probes.items()}
+    metrics |= {"chance": max(probes["linear"]["chance"].values()), "held_out": chosen["accuracy"]}
+    metrics |= {"parameters": sum(p.numel() for p in run.method.parameters())}
     if set(run.method.encoders) == {"video", "audio"} and all(run.method.head(m) for m in run.method.encoders):
         metrics["recall"] = recall_of(found, manifest)
     return metrics
@@ -122,19 +182,26 @@ def compare(arguments: argparse.Namespace) -> tuple[dict[str, Any], str] | None:
     for each in sets_of(arguments):
         manifest = read_manifest(each.manifest)
         results[each.name] = {}
-        for name in rows_to_train(arguments, each):
+        names = rows_to_train(arguments, each)
+        for name in ([RANDOM] if "infonce" in names else []) + names:
             kept = arguments.kept / f"families_{each.name}_{name}.json"
-            if not kept.exists():
+            config = config_of(arguments, each, "infonce" if name == RANDOM else name, seed=0, rate=RATES[0])
+            if kept.exists():
+                check_settings(kept, config)
+            else:
                 info(f"== {each.name} {name}")
-                found = run_row(arguments, each, name, manifest)
+                make = run_random if name == RANDOM else partial(run_row, name=name)
+                found = make(arguments, each, manifest=manifest)
                 if found is None:
                     return None
                 cached(kept, lambda found=found: found)
             results[each.name][name] = json.loads(kept.read_text())
-    return results, "\n\n".join(f"{name}\n\n{table(rows)}" for name, rows in results.items())
+    toy = results.get("toy", {})
+    return results, "\n\n".join(f"{name}\n\n{table(rows, every=toy)}" for name, rows in results.items())
 
 
-def table(rows: dict[str, Any]) -> str:
+def table(rows: dict[str, Any], *, every: Iterable[str]) -> str:
+    """A table of rows; those of `every` that this set lacks are named."""
     columns = {
         "linear video": ("linear", "video"),
         "linear audio": ("linear", "audio"),
@@ -142,27 +209,46 @@ def table(rows: dict[str, Any]) -> str:
         "kNN audio": ("knn", "audio"),
         "v2a R@1": ("recall", "v2a_r1"),
     }
-    lines = [
-        f"| | {' | '.join(columns)} | rate | s of training | M parameters |",
-        "|---|" + "---|" * (len(columns) + 3),
-    ]
+    costs = ("rate", "s per step", "of AVID's", "GB", "M parameters")
+    lines = [f"| | {' | '.join((*columns, *costs))} |", "|---|" + "---|" * len((*columns, *costs))]
+    chance = f"{next(iter(rows.values()))['seeds'][0]['chance']:.3f}" if rows else ""
+    lines.append(f"| chance | {' | '.join([chance] * 4)} |" + " |" * (1 + len(costs)))
+    avid = seconds_per_step(rows.get("avid", {}))
     for name, row in rows.items():
         cells = []
         for group, key in columns.values():
             values = [seed[group][key] for seed in row["seeds"] if key in seed.get(group, {})]
             spread = f" ± {np.std(values, ddof=1):.3f}" if len(values) > 1 else ""
             cells.append(f"{np.mean(values):.3f}{spread}" if values else "")
-        seconds = [seed["train_seconds"] for seed in row["seeds"] if "train_seconds" in seed]
-        cells += [f"{row['rate']:g}", f"{np.mean(seconds):.0f}" if seconds else ""]
-        lines.append(f"| {name} | {' | '.join(cells)} | {row['seeds'][0]['parameters'] / 1e6:.2f} |")
+        seconds = seconds_per_step(row)
+        memory = max((seed["peak_gigabytes"] for seed in row["seeds"] if "peak_gigabytes" in seed), default=None)
+        cells += [
+            f"{row['rate']:g}" if "rate" in row else "",
+            f"{seconds:.2f}" if seconds else "",
+            f"{seconds / avid:.2f}" if seconds and avid else "",
+            f"{memory:.2f}" if memory else "",
+            f"{row['seeds'][0]['parameters'] / 1e6:.2f}",
+        ]
+        lines.append(f"| {name} | {' | '.join(cells)} |")
+    lines += [f"| {name} | toy only |" + " |" * (len((*columns, *costs)) - 1) for name in every if name not in rows]
     return "\n".join(lines)
 
 
+def seconds_per_step(row: dict[str, Any]) -> float | None:
+    """Mean over the trainings of a row that were not resumed."""
+    found = [seed["train_seconds"] / seed["steps"] for seed in row.get("seeds", ()) if "train_seconds" in seed]
+    return float(np.mean(found)) if found else None
+
+
 def plan(arguments: argparse.Namespace) -> Iterator[str]:
+    total = 0
     for each in sets_of(arguments):
+        times = len(RATES) + len(each.seeds) - 1
         for name in rows_to_train(arguments, each):
             config = config_of(arguments, each, name, seed=each.seeds[0], rate=RATES[0])
-            yield f"{experiment.describe(config)}, {len(RATES) + len(each.seeds) - 1} times"
+            total += times
+            yield f"{experiment.describe(config)}, {times} times"
+    yield f"train {total} times in all: {total} minutes if each takes {SECONDS_EACH} s"
 
 
 def main() -> int:
