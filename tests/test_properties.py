@@ -28,8 +28,9 @@ from avssl.data.manifest import IDENTITY, SCHEMA, Manifest
 from avssl.data.sampling import TrainingBatches
 from avssl.methods.avid import AVID, AVIDOptions
 from avssl.methods.avid_cma import AVIDCMAOptions
-from avssl.mining import agreement
-from avssl.mining.agreement import RULES, minable, mine_agreement
+from avssl.mining import tiles
+from avssl.mining.agreement import minable, mine_agreement
+from avssl.mining.definition import RULES
 from avssl.objectives.negatives import Bank, Queue, draw_negatives
 from avssl.structs import Batch, Embedded, Instances, Progress, Step
 from avssl.training.checkpoint import load_checkpoint
@@ -195,8 +196,8 @@ def test_sets_are_those_of_the_definition_ties_to_the_smaller_id(
 ) -> None:
     video, audio, valid, k = case
     with (
-        mock.patch.object(agreement, "_has_fast_bfloat16", return_value=first_type == "bfloat16"),
-        mock.patch.object(agreement, "_has_true_float32", return_value=first_type != "float64"),
+        mock.patch.object(tiles, "has_fast_bfloat16", return_value=first_type == "bfloat16"),
+        mock.patch.object(tiles, "_has_true_float32", return_value=first_type != "float64"),
     ):
         sets = mine_agreement(video, audio, k=k, rule=rule, valid=valid)
     cosine = {"video": video @ video.T, "audio": audio @ audio.T}

@@ -2,9 +2,11 @@
 
     python tools/mine.py runs/toy --k 32 --rule consensus --out sets.parquet
 
-The file has a row per instance: id, path, positive_ids, scores, exact. The rules consensus and union use clips that
-have both modalities, video and audio those that have that modality. With labels, the precision of every rule that has
-enough clips is printed beside chance. Exit code: 0 done, 2 wrong call.
+The file has a row per instance: id, path, positive_ids, scores, exact; its metadata names the engine and the recall.
+The engines tiles and flat find exact sets; ivf (FAISS) is for hundreds of thousands of clips, finds most of each set
+and measures how much. The rules consensus and union use clips that have both modalities, video and audio those that
+have that modality. With labels, the precision of every rule that has enough clips is printed beside chance. Exit code:
+0 done, 2 wrong call.
 """
 
 import argparse
@@ -18,7 +20,15 @@ from avssl.cli.common import add_json, new_parser, run
 from avssl.config import loads
 from avssl.data.manifest import Manifest, read_manifest
 from avssl.files import atomic_write, check_writable, print_result
-from avssl.mining.agreement import RULES, AgreementSets, agreement_precision, chance_precision, minable, mine_agreement
+from avssl.mining.agreement import (
+    ENGINES,
+    AgreementSets,
+    agreement_precision,
+    chance_precision,
+    minable,
+    mine_agreement,
+)
+from avssl.mining.definition import RULES
 from avssl.training.checkpoint import check_manifest, load_checkpoint
 
 
@@ -27,6 +37,9 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("run", type=Path, help="folder of a run of AVID or AVID-CMA")
     parser.add_argument("--k", type=int, default=32, help="positives per instance")
     parser.add_argument("--rule", choices=RULES, default="consensus")
+    parser.add_argument(
+        "--engine", choices=ENGINES, default="auto", help="search: tiles and flat are exact, ivf is not"
+    )
     parser.add_argument("--min-score", type=float, default=-1.0, help="least similarity of a positive (default: none)")
     parser.add_argument("--out", type=Path, required=True, help="parquet file for the sets")
     parser.add_argument("--manifest", type=Path, help="the run's manifest, when it moved")
@@ -48,7 +61,15 @@ def _mine(given: argparse.Namespace) -> int:
     targets = torch.from_numpy(manifest.targets())
     has_labels = bool((targets >= 0).any())
     found = {
-        rule: mine_agreement(video, audio, k=given.k, rule=rule, min_score=given.min_score, valid=valid[rule])
+        rule: mine_agreement(
+            video,
+            audio,
+            k=given.k,
+            rule=rule,
+            min_score=given.min_score,
+            valid=valid[rule],
+            engine=given.engine,
+        )
         for rule in RULES
         if rule == given.rule or (has_labels and num_rows[rule] > given.k)
     }
@@ -59,14 +80,17 @@ def _mine(given: argparse.Namespace) -> int:
         "positives": positives,
         "rule": given.rule,
         "rows": {rule: num_rows[rule] for rule in found},
+        "engine": found[given.rule].engine,
         "exact": float(found[given.rule].exact[valid[given.rule]].float().mean()),
+        "recall": found[given.rule].recall,
     }
+    how = "all proven exact" if summary["exact"] == 1 else f"not proven, measured recall {summary['recall']:.3f}"
     if has_labels:
         precision = {rule: agreement_precision(sets.ids, targets) for rule, sets in found.items()}
         summary["agreement_precision"] = precision | {"chance": chance_precision(targets, valid[given.rule])}
     lines = [
         f"{num_rows[given.rule]} instances, {positives:.4g} positives each by {given.rule}, "
-        f"{summary['exact']:.1%} proven exact -> {given.out}"
+        f"{how} ({summary['engine']}) -> {given.out}"
     ]
     for rule, value in summary.get("agreement_precision", {}).items():
         rows = f"   of {num_rows[rule]} clips" if rule in found else ""
@@ -107,6 +131,6 @@ def write_sets(path: Path, sets: AgreementSets, manifest: Manifest) -> None:
             ),
             "exact": pa.array(sets.exact.tolist(), pa.bool_()),
         }
-    )
+    ).replace_schema_metadata({"engine": sets.engine, "recall": str(sets.recall)})
     with atomic_write(path) as temporary:
         pq.write_table(table, temporary)

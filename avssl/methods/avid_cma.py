@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from avssl import distributed
 from avssl.config import Count, NotNegative
 from avssl.methods.avid import AVID, AVIDOptions, Term
-from avssl.mining.agreement import Rule, minable, mine_agreement, overlap
+from avssl.mining.agreement import Engine, minable, mine_agreement, overlap
+from avssl.mining.definition import Rule
 from avssl.objectives.positives import in_set
 from avssl.structs import Embedded, Instances
 
@@ -27,6 +28,7 @@ class AVIDCMAOptions(AVIDOptions):
     num_positives: Count = 32  # size of a set
     min_score: float = Field(-1.0, ge=-1, le=1)  # least similarity of a member, where classes are smaller than sets
     rule: Rule = "consensus"  # consensus and union: of clips with both modalities; video, audio: with that one
+    engine: Engine = "auto"  # of the search: tiles and flat are exact, ivf (FAISS) is for more than some 10^5 clips
     mine_from_epoch: int = Field(0, ge=0)  # AVID alone before
     mine_every: int = Field(5, ge=0)  # epochs between two minings; 0 = mine once
 
@@ -112,7 +114,7 @@ class AVIDCMA(AVID):
     def mine(self) -> dict[str, float]:
         """Refresh the sets from the banks: rank 0 searches, every rank gets its sets."""
         rule = self.options.rule
-        ids, score, exact = self.sets, self.set_scores, torch.zeros((), device=self.sets.device)
+        ids, score, shares = self.sets, self.set_scores, torch.zeros(2, device=self.sets.device)
         if distributed.is_main():
             valid = minable(**{modality: bank.valid for modality, bank in self.banks.items()}, rule=rule)
             found = mine_agreement(
@@ -122,15 +124,18 @@ class AVIDCMA(AVID):
                 rule=rule,
                 min_score=self.options.min_score,
                 valid=valid,
+                engine=self.options.engine,
             )
-            ids, score, exact = found.ids, found.score, found.exact[valid].float().mean()
+            ids, score = found.ids, found.score
+            shares = torch.stack([found.exact[valid].float().mean(), shares.new_tensor(found.recall)])
         before = self.sets.clone()
         self.sets.copy_(distributed.broadcast(ids))
         self._mined = None
         self.set_scores.copy_(distributed.broadcast(score))
-        in_sets = self.sets >= 0
+        in_sets, (exact, recall) = self.sets >= 0, distributed.broadcast(shares).tolist()
         return {
-            "mining/exact": float(distributed.broadcast(exact)),
+            "mining/exact": exact,
+            **({"mining/recall": recall} if exact < 1 else {}),
             **({"mining/score": float(self.set_scores[in_sets].mean())} if in_sets.any() else {}),
             "mining/rows_with_set": float(in_sets.any(dim=1).float().mean()),
             **({"mining/overlap": overlap(before, self.sets)} if (before >= 0).any() else {}),

@@ -38,6 +38,7 @@ PROBE_WORDS = (
 REFRESH = {  # of a refresh, after mining/: heading
     "rows_with_set": "rows with a set",
     "exact": "proven exact",
+    "recall": "measured recall",
     "score": "mean score",
     "overlap": "overlap with the sets before",
     "precision": "precision",

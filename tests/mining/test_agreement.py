@@ -8,47 +8,12 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from avssl.mining import agreement
-from avssl.mining.agreement import RULES, agreement_precision, chance_precision, mine_agreement, overlap
+from avssl.mining import definition, tiles
+from avssl.mining.agreement import agreement_precision, chance_precision, mine_agreement, overlap
+from avssl.mining.definition import RULES
+from tests.support.mining import assert_equal_sets, dense, unit
 
 RECORDED = Path(__file__).parents[1] / "fixtures" / "mining.npz"
-
-
-def dense(video, audio, *, k, rule, valid=None):
-    """ids (N, k) ascending and scores, by sorting every row on (score descending, id ascending)."""
-    cosines = {name: (bank.double() @ bank.double().T).float() for name, bank in (("video", video), ("audio", audio))}
-    pairs = (cosines["video"], cosines["audio"])
-    score = {"consensus": torch.minimum(*pairs), "union": torch.maximum(*pairs)} | cosines
-    members = torch.arange(len(video)) if valid is None else valid.nonzero().squeeze(1)
-    ids = torch.full((len(video), k), -1)
-    scores = torch.zeros(len(video), k)
-    for row in members.tolist():
-        others = members[members != row]
-        order = score[rule][row, others].argsort(descending=True, stable=True)[:k]
-        chosen = others[order].sort().values
-        ids[row, : len(chosen)] = chosen
-        scores[row, : len(chosen)] = score[rule][row, chosen]
-    return ids, scores
-
-
-def unit(shape, generator, *, common=0.0, classes=0):
-    """Random unit rows; `common` adds a direction that all share, `classes` gives each row one of that many."""
-    rows = F.normalize(torch.randn(shape, generator=generator), dim=1)
-    rows = rows + common * F.normalize(torch.randn(shape[1], generator=generator), dim=0)
-    if classes:
-        centers = F.normalize(torch.randn(classes, shape[1], generator=generator), dim=1)
-        rows = 0.8 * rows + centers[torch.randint(classes, shape[:1], generator=generator)]
-    return F.normalize(rows, dim=1)
-
-
-def assert_equal_sets(sets, expected):
-    """Equal ids; a score can differ in its last bit, as the sum's order can, and two that close may swap."""
-    ids, score = expected
-    assert torch.equal(sets.ids < 0, ids < 0)
-    torch.testing.assert_close(sets.score.sort(dim=1).values, score.sort(dim=1).values, atol=1e-6, rtol=0)
-    different = (sets.ids != ids).any(dim=1)
-    assert different.sum() <= len(ids) // 500, f"rows {different.nonzero().squeeze(1).tolist()} differ"
-    assert sets.exact.all()
 
 
 @pytest.fixture
@@ -59,8 +24,8 @@ def generator():
 @pytest.fixture(params=["bfloat16", "float32", "float64"])
 def first_type(request, monkeypatch):
     """Let the search begin with this type, whatever the machine prefers."""
-    monkeypatch.setattr(agreement, "_has_fast_bfloat16", lambda: request.param == "bfloat16")
-    monkeypatch.setattr(agreement, "_has_true_float32", lambda device: request.param != "float64")
+    monkeypatch.setattr(tiles, "has_fast_bfloat16", lambda: request.param == "bfloat16")
+    monkeypatch.setattr(tiles, "_has_true_float32", lambda device: request.param != "float64")
     return request.param
 
 
@@ -85,7 +50,7 @@ def test_equals_dense_definition(rule, size, dim, k, common, generator, first_ty
 
 
 def test_every_pass_is_reached_and_right(generator, monkeypatch):
-    monkeypatch.setattr(agreement, "_has_fast_bfloat16", lambda: True)
+    monkeypatch.setattr(tiles, "has_fast_bfloat16", lambda: True)
     video, audio = unit((2000, 32), generator, classes=40), unit((2000, 32), generator, classes=40)
     video[1000:1300], audio[1000:1300] = video[1000], audio[1000]  # equal rows: no gap, so only the definition can say
     near = F.normalize(video[0] + 2e-3 * torch.randn(300, 32, generator=generator), dim=1)
@@ -97,7 +62,7 @@ def test_every_pass_is_reached_and_right(generator, monkeypatch):
 
 
 def test_cosines_too_alike_for_bfloat16_begin_with_float32(generator, monkeypatch):
-    monkeypatch.setattr(agreement, "_has_fast_bfloat16", lambda: True)
+    monkeypatch.setattr(tiles, "has_fast_bfloat16", lambda: True)
     video, audio = unit((900, 32), generator, common=50.0), unit((900, 32), generator, common=50.0)
     sets = mine_agreement(video, audio, k=8)
     assert sets.passes.max() <= 2  # float32, then the definition
@@ -170,7 +135,7 @@ def test_same_sets_for_any_threads_sample_and_block_size(generator, monkeypatch)
             assert torch.equal(sets.score, expected.score)
     finally:
         torch.set_num_threads(threads)
-    monkeypatch.setattr(agreement, "_BLOCK_ROWS", 17)
+    monkeypatch.setattr(definition, "_BLOCK_ROWS", 17)
     assert torch.equal(mine_agreement(video, audio, k=16).ids, expected.ids)
 
 
@@ -183,7 +148,7 @@ def test_threads_are_given_back_after_an_error():
 
     try:
         with pytest.raises(RuntimeError, match="out of memory"):
-            agreement._map_blocks(fail, torch.arange(4).split(2))
+            definition.map_blocks(fail, torch.arange(4).split(2))
         assert torch.get_num_threads() == 2
     finally:
         torch.set_num_threads(threads)
@@ -195,7 +160,7 @@ def test_lower_float32_precision_is_noticed(generator):
     before = torch.get_float32_matmul_precision()
     try:
         torch.set_float32_matmul_precision("medium")
-        assert not agreement._has_true_float32(video.device)
+        assert not tiles._has_true_float32(video.device)
         sets = mine_agreement(video, audio, k=8)
     finally:
         torch.set_float32_matmul_precision(before)
@@ -223,14 +188,14 @@ def test_rounding_margin_holds_for_all_pairs(dtype, common, generator):
     bank = unit((600, 64), generator, common=common)
     exact, rounded = bank.double(), bank.to(dtype)
     error = (rounded.double() @ rounded.double().T - exact @ exact.T).abs().max().item()
-    margin = agreement._rounding_margin(exact, rounded)
+    margin = tiles._rounding_margin(exact, rounded)
     assert error < margin < (0.012 if dtype is torch.bfloat16 else 2e-5)
 
 
 def test_nothing_left_out_exceeds_the_bound(generator):
     video, audio = unit((700, 24), generator, classes=12), unit((700, 24), generator, classes=12)
     banks = [video.double(), audio.double()]
-    search = agreement._Rounded(banks, "consensus", dtype=torch.bfloat16)
+    search = tiles.Rounded(banks, "consensus", dtype=torch.bfloat16)
     rows = torch.arange(200)
     kept, bound = search._candidates(rows, 40)
     score = torch.minimum(*(bank[rows] @ bank.T for bank in banks))
@@ -241,8 +206,8 @@ def test_nothing_left_out_exceeds_the_bound(generator):
 
 
 def test_search_memory_is_bounded_by_the_block(monkeypatch):
-    assert agreement._block_rows(250_000, torch.bfloat16) * 250_000 * 2 <= agreement._BLOCK_BYTES
-    assert agreement._block_rows(10**9, torch.float64) == 1
+    assert definition.block_rows(250_000, torch.bfloat16) * 250_000 * 2 <= definition._BLOCK_BYTES
+    assert definition.block_rows(10**9, torch.float64) == 1
 
 
 def test_precision_counts_labeled_pairs_only():

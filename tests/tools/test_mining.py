@@ -10,10 +10,10 @@ import torch
 from mining import (
     DATA,
     benchmark_mining,
-    benchmark_mining_growth,
     dense_agreement,
     fit_exponent,
     make_banks,
+    measure,
 )
 
 pytestmark = pytest.mark.slow
@@ -21,17 +21,21 @@ TOOL = Path(__file__).parents[2] / "tools" / "benchmarks" / "mining.py"
 
 
 @pytest.mark.parametrize("data", DATA)
-def test_ours_equals_dense(data):
-    result = benchmark_mining(num_rows=600, dim=32, k=8, data=data, seed=1)
-    assert result["recall"] == 1.0
-    assert result["proven"] == 1.0
-    assert result["score_difference"] < 1e-6
+def test_the_engines_find_what_dense_finds(data):
+    settings = {"num_rows": 600, "dim": 32, "k": 8, "data": data, "seed": 1}
+    result = benchmark_mining(**settings, engines=["tiles", "flat", "ivf"], dense_rows=200)
+    for engine in ("tiles", "flat"):
+        assert result[f"{engine}_recall"] == result[f"{engine}_proven"] == 1
+    assert result["ivf_recall"] > 0.9
+    assert result["ivf_proven"] == 0
+    assert result["tiles_speedup"] == pytest.approx(result["dense_seconds"] / result["tiles_seconds"])
 
 
 def test_dense_agreement_without_self():
     video, audio = make_banks(300, 16, data="clustered", seed=0)
-    ids, scores = dense_agreement(video, audio, k=4)
-    expected = torch.minimum(video @ video.T, audio @ audio.T).fill_diagonal_(-1).topk(4, dim=1)
+    rows = torch.arange(0, 300, 3)
+    ids, scores = dense_agreement(video, audio, rows=rows, k=4)
+    expected = torch.minimum(video @ video.T, audio @ audio.T).fill_diagonal_(-1)[rows].topk(4, dim=1)
     assert torch.equal(ids, expected.indices)
     torch.testing.assert_close(scores, expected.values)
 
@@ -49,8 +53,11 @@ def test_clustered_banks_look_as_described():
 def test_command_prints_json():
     call = [sys.executable, TOOL, "--n", "300", "--dim", "16", "--k", "4", "--threads", "1", "--json"]
     result = json.loads(subprocess.run(call, capture_output=True, text=True, check=True).stdout)
-    assert {"dense_seconds", "ours_seconds", "recall", "proven", "n", "dim", "k", "threads"} <= result.keys()
-    assert (result["n"], result["threads"]) == (300, 1)
+    assert {"rows", "dim", "k", "data", "threads"} == result.keys()
+    (row,) = result["rows"]
+    of_engines = {f"{engine}_{what}" for engine in ("flat", "ivf", "tiles") for what in ("seconds", "recall", "proven")}
+    assert {"n", "dense_seconds", *of_engines} <= row.keys()
+    assert (row["n"], result["threads"]) == (300, 1)
 
 
 def test_command_refuses_a_wrong_call():
@@ -62,15 +69,14 @@ def test_command_refuses_a_wrong_call():
 
 def test_growth_has_a_row_for_each_size_and_the_fitted_exponent():
     assert fit_exponent([10, 100, 1000], [3e-2, 3.0, 300.0]) == pytest.approx(2)
-    result = benchmark_mining_growth(sizes=[300, 600], dim=16, k=4, data="clustered", seed=0)
+    settings = {"dim": 16, "k": 4, "data": "clustered", "seed": 0, "dense_rows": 100}
+    result = measure([300, 600], engines=["tiles"], **settings)
     assert [row["n"] for row in result["rows"]] == [300, 600]
-    assert all(row["recall"] == 1.0 for row in result["rows"])
-    with pytest.raises(ValueError, match=r"n is \[300, 300\]: a growth needs at least two different"):
-        benchmark_mining_growth(sizes=[300, 300], dim=16, k=4, data="clustered", seed=0)
+    assert {"dense_exponent", "tiles_exponent"} <= result.keys()
 
 
 def test_command_prints_a_table():
     call = [sys.executable, TOOL, "--n", "300", "600", "--dim", "16", "--k", "4", "--threads", "1"]
     printed = subprocess.run(call, capture_output=True, text=True, check=True).stdout
-    assert "dense_seconds     ours_seconds" in printed
-    assert "ours_exponent" in printed
+    assert "n    dense_seconds     flat_seconds" in printed
+    assert "ivf_exponent" in printed

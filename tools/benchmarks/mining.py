@@ -1,9 +1,12 @@
-"""Speed of agreement mining beside the dense definition with the same threads, and whether the sets are equal; for
-several N also the growth of the seconds with N.
+"""Speed of the engines of agreement mining beside the dense definition with the same threads, and how much of its sets
+they find; for several N also the growth of the seconds with N.
 
     python tools/benchmarks/mining.py
     python tools/benchmarks/mining.py --n 10000 --data uniform --json mining.json
     python tools/benchmarks/mining.py --n 5000 20000 50000 100000
+    python tools/benchmarks/mining.py --n 240000 --engines ivf --dense-rows 4096
+
+The dense definition is timed on --dense-rows rows against all N, and its seconds are extrapolated to all of them.
 """
 
 import sys
@@ -17,7 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from avssl.mining.agreement import mine_agreement
+from avssl.mining.agreement import ENGINES, Engine, mine_agreement
 
 Data = Literal["clustered", "peaked_audio", "peaked", "uniform"]
 DATA: tuple[Data, ...] = get_args(Data)
@@ -51,100 +54,79 @@ def make_banks(num_rows: int, dim: int, *, data: Data, seed: int) -> tuple[Tenso
     return banks[0], banks[1]
 
 
-def dense_agreement(video: Tensor, audio: Tensor, *, k: int) -> tuple[Tensor, Tensor]:
-    """The definition in float32: all cosines in blocks of rows, their minimum, the k largest without self.
+def dense_agreement(video: Tensor, audio: Tensor, *, rows: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """The definition in float32: cosines of some rows with all, in blocks, their minimum, the k largest without self.
 
     Returns:
-        ids (N, k) and scores (N, k), best first.
+        ids (R, k) and scores (R, k) of rows (R,), best first.
     """
     num_rows = len(video)
     buffers = [bank.new_empty(_DENSE_ROWS, num_rows) for bank in (video, audio)]
     ids, scores = [], []
-    for rows in torch.arange(num_rows).split(_DENSE_ROWS):
-        block = slice(int(rows[0]), int(rows[-1]) + 1)
+    for block in rows.split(_DENSE_ROWS):
         cosines = [
-            torch.mm(bank[block], bank.T, out=buffer[: len(rows)])
+            torch.mm(bank[block], bank.T, out=buffer[: len(block)])
             for bank, buffer in zip((video, audio), buffers, strict=True)
         ]
         agreement = torch.minimum(*cosines, out=cosines[0])  # (R, N)
-        agreement[torch.arange(len(rows)), rows] = -torch.inf
+        agreement[torch.arange(len(block)), block] = -torch.inf
         best = agreement.topk(k, dim=1)
         ids.append(best.indices)
         scores.append(best.values)
     return torch.cat(ids), torch.cat(scores)
 
 
-def benchmark_mining(*, num_rows: int, dim: int, k: int, data: Data, seed: int) -> dict[str, Any]:
-    """Time the dense search and ours on the same banks, with torch's current number of threads.
+def benchmark_mining(
+    *, num_rows: int, dim: int, k: int, data: Data, seed: int, engines: Sequence[Engine], dense_rows: int
+) -> dict[str, Any]:
+    """Time the dense search and each engine on the same banks, with torch's current number of threads.
+
+    Args:
+        dense_rows: on which the dense search is timed and recall is measured, evenly spaced.
 
     Returns:
-        dense_seconds, ours_seconds, speedup (their ratio); recall: the fraction of ours whose dense
-        score reaches the k-th dense score of the row (within 1e-6, so that ties count); score_difference: the largest
-        gap between the sorted scores; proven: the fraction of rows whose set is proven; n, dim, k, threads, data.
+        n; dense_seconds, for all rows; of each engine ENGINE_seconds, ENGINE_speedup (dense over its own),
+        ENGINE_recall (share of its members whose score reaches the k-th dense score of the row, within 1e-6, so that
+        ties count) and ENGINE_proven (share of rows whose set is proven).
 
     Raises:
         ValueError: k is not between 1 and num_rows - 1, or dim < 1.
     """
-    if not 1 <= k < num_rows or dim < 1:
-        raise ValueError(f"n is {num_rows}, k {k}, dim {dim}, expected 1 <= k < n and dim >= 1")
+    if not 1 <= k < num_rows or dim < 1 or dense_rows < 1:
+        raise ValueError(f"n is {num_rows}, k {k}, dim {dim}, {dense_rows=}: expected 1 <= k < n, dim and rows >= 1")
     video, audio = make_banks(num_rows, dim, data=data, seed=seed)
+    sample = torch.arange(min(dense_rows, num_rows)) * num_rows // min(dense_rows, num_rows)
     warm = slice(0, 2048)  # the first call of each library starts its threads and picks its kernels
-    for search in (dense_agreement, mine_agreement):
-        search(video[warm], audio[warm], k=min(k, 2047))
-
+    dense_agreement(video[warm], audio[warm], rows=torch.arange(len(video[warm])), k=min(k, 2047))
     start = time.perf_counter()
-    _, dense_score = dense_agreement(video, audio, k=k)
-    dense_seconds = time.perf_counter() - start
-    start = time.perf_counter()
-    sets = mine_agreement(video, audio, k=k)
-    ours_seconds = time.perf_counter() - start
-
-    reached = _agreement(video, audio, sets.ids) >= dense_score[:, -1:] - _SCORE_TOLERANCE
-    difference = (sets.score.sort(dim=1, descending=True).values - dense_score).abs().max()
-    return {
-        "dense_seconds": dense_seconds,
-        "ours_seconds": ours_seconds,
-        "speedup": dense_seconds / ours_seconds,
-        "recall": reached.double().mean().item(),
-        "score_difference": difference.item(),
-        "proven": sets.exact.double().mean().item(),
-        "n": num_rows,
-        "dim": dim,
-        "k": k,
-        "threads": torch.get_num_threads(),
-        "data": data,
-    }
+    _, dense_score = dense_agreement(video, audio, rows=sample, k=k)
+    dense_seconds = (time.perf_counter() - start) * num_rows / len(sample)
+    found: dict[str, Any] = {"n": num_rows, "dense_seconds": dense_seconds}
+    for engine in engines:
+        mine_agreement(video[warm], audio[warm], k=min(k, 2047), engine=engine)
+        start = time.perf_counter()
+        sets = mine_agreement(video, audio, k=k, engine=engine)
+        seconds = time.perf_counter() - start
+        reached = sets.score[sample] >= dense_score[:, -1:] - _SCORE_TOLERANCE
+        found |= {
+            f"{engine}_seconds": seconds,
+            f"{engine}_speedup": dense_seconds / seconds,
+            f"{engine}_recall": reached.double().mean().item(),
+            f"{engine}_proven": sets.exact.double().mean().item(),
+        }
+    return found
 
 
-def benchmark_mining_growth(*, sizes: Sequence[int], dim: int, k: int, data: Data, seed: int) -> dict[str, Any]:
-    """Time both searches for several numbers of instances and fit seconds = constant * N ** exponent.
-
-    Args:
-        sizes: N of each measurement, at least two different ones.
-
-    Returns:
-        rows: for each N, n, dense_seconds, ours_seconds, speedup, recall and proven as in `benchmark_mining`;
-        dense_exponent and ours_exponent, least squares of log seconds over log N; dim, k, threads, data.
-
-    Raises:
-        ValueError: fewer than two different sizes, or as `benchmark_mining`.
-    """
-    if len(set(sizes)) < 2:
-        raise ValueError(f"n is {list(sizes)}: a growth needs at least two different numbers of instances")
-    keys = ("n", "dense_seconds", "ours_seconds", "speedup", "recall", "proven")
-    rows = []
-    for num_rows in sizes:
-        found = benchmark_mining(num_rows=num_rows, dim=dim, k=k, data=data, seed=seed)
-        rows.append({key: found[key] for key in keys})
-    return {
-        "rows": rows,
-        "dense_exponent": fit_exponent(sizes, [row["dense_seconds"] for row in rows]),
-        "ours_exponent": fit_exponent(sizes, [row["ours_seconds"] for row in rows]),
-        "dim": dim,
-        "k": k,
-        "threads": torch.get_num_threads(),
-        "data": data,
-    }
+def measure(sizes: Sequence[int], engines: Sequence[Engine], **settings: Any) -> dict[str, Any]:
+    """rows: `benchmark_mining` of each N; with several N the exponent of each search, the slope of log seconds over log
+    N; dim, k, threads, data."""
+    rows = [benchmark_mining(num_rows=num_rows, engines=engines, **settings) for num_rows in sizes]
+    exponents = {}
+    if len(set(sizes)) > 1:
+        searches = ("dense", *engines)
+        exponents = {f"{name}_exponent": fit_exponent(sizes, [r[f"{name}_seconds"] for r in rows]) for name in searches}
+    shown = {name: settings[name] for name in ("dim", "k", "data")}
+    return {"rows": rows} | exponents | shown | {"threads": torch.get_num_threads()}
 
 
 def fit_exponent(sizes: Sequence[int], seconds: Sequence[float]) -> float:
@@ -152,28 +134,16 @@ def fit_exponent(sizes: Sequence[int], seconds: Sequence[float]) -> float:
     return float(np.polyfit(np.log(sizes), np.log(seconds), deg=1)[0])
 
 
-def measure(sizes: Sequence[int], **settings: Any) -> dict[str, Any]:
-    if len(sizes) == 1:
-        return benchmark_mining(num_rows=sizes[0], **settings)
-    return benchmark_mining_growth(sizes=sizes, **settings)
-
-
-def _agreement(video: Tensor, audio: Tensor, ids: Tensor) -> Tensor:
-    """Consensus score of each row with its own ids, recomputed from the vectors: (N, k)."""
-    parts = []
-    for rows in torch.arange(len(video)).split(_DENSE_ROWS):
-        cosines = [(bank[ids[rows]] * bank[rows][:, None]).sum(dim=2) for bank in (video, audio)]
-        parts.append(torch.minimum(*cosines))
-    return torch.cat(parts)
-
-
 def main() -> int:
     parser = stopwatch.command(__doc__, seed=0)
     parser.add_argument("--n", dest="sizes", type=int, nargs="+", default=[50_000], help="instances; several: growth")
     parser.add_argument("--dim", type=int, default=128, help="embedding dimension (default: 128)")
     parser.add_argument("--k", type=int, default=32, help="positives per instance (default: 32)")
+    exact = [engine for engine in ENGINES if engine != "auto"]
+    parser.add_argument("--engines", nargs="+", choices=exact, default=exact, help=f"(default: {', '.join(exact)})")
+    parser.add_argument("--dense-rows", type=int, default=8192, help="rows of the dense search (default: 8192)")
     parser.add_argument("--data", choices=DATA, default="clustered", help="shape of the synthetic banks")
-    plan = "the dense search and ours on {data} banks of {sizes} x {dim}, k = {k}"
+    plan = "the dense search and {engines} on {data} banks of {sizes} x {dim}, k = {k}"
     return stopwatch.run(parser, measure, plan=plan)
 
 

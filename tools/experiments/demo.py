@@ -41,7 +41,8 @@ from avssl.config import Config, load
 from avssl.data.manifest import Manifest, read_manifest
 from avssl.evaluate.metrics import Interval
 from avssl.files import atomic_write
-from avssl.mining.agreement import RULES, agreement_precision, chance_precision, minable, mine_agreement
+from avssl.mining.agreement import agreement_precision, chance_precision, minable, mine_agreement
+from avssl.mining.definition import RULES
 from avssl.report.clips import SEED, clips_html, reference_clips, vectors_of_banks
 from avssl.report.curves import Chart, charts_html
 from avssl.report.history import read_history

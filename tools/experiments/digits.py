@@ -38,7 +38,7 @@ from tqdm import tqdm
 from avssl.config import Config, load
 from avssl.data.manifest import Manifest, read_manifest
 from avssl.media.decode import AudioWindow, VideoWindow, read_clip
-from avssl.mining.agreement import RULES
+from avssl.mining.definition import RULES
 from avssl.transforms.audio import log_mel
 from avssl.weights.load import load_run
 

@@ -25,7 +25,8 @@ from avssl.evaluate.metrics import Interval, bootstrap_interval
 from avssl.evaluate.protocols import Options
 from avssl.evaluate.splits import Split, read_splits
 from avssl.files import Parser, atomic_write, print_result
-from avssl.mining.agreement import RULES, agreement_precision, mine_agreement
+from avssl.mining.agreement import agreement_precision, mine_agreement
+from avssl.mining.definition import RULES
 from avssl.training.checkpoint import LAST
 from avssl.training.loop import train
 from avssl.training.session import TrainingError
