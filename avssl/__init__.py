@@ -2,15 +2,23 @@
 
 model = avssl.load("weights/avid")
 features = model.encode("clip.mp4")
+
+sets = avssl.mine(video, audio, k=32)  # embeddings (N, D) -> the clips that resemble each clip in both
 """
+
+import importlib
 
 __version__ = "0.2.0"
 
+_PUBLIC = {"load": "avssl.weights.load", "mine": "avssl.mining.agreement"}  # name: where it is
+
 
 def __getattr__(name: str) -> object:
-    """`load`, imported when it is asked for: importing avssl stays light."""
-    if name == "load":
-        from avssl.weights.load import load
-
-        return load
+    """Public names, imported when they are asked for: importing avssl stays light."""
+    if name in _PUBLIC:
+        return getattr(importlib.import_module(_PUBLIC[name]), name)
     raise AttributeError(f"module {__name__} has no attribute {name}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_PUBLIC})

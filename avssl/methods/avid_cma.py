@@ -10,7 +10,6 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from avssl import distributed
 from avssl.config import Count, NotNegative
 from avssl.methods.avid import AVID, AVIDOptions, Term
 from avssl.mining.agreement import Engine, minable, mine_agreement, overlap
@@ -112,30 +111,27 @@ class AVIDCMA(AVID):
 
     @torch.no_grad()
     def mine(self) -> dict[str, float]:
-        """Refresh the sets from the banks: rank 0 searches, every rank gets its sets."""
-        rule = self.options.rule
-        ids, score, shares = self.sets, self.set_scores, torch.zeros(2, device=self.sets.device)
-        if distributed.is_main():
-            valid = minable(**{modality: bank.valid for modality, bank in self.banks.items()}, rule=rule)
-            found = mine_agreement(
-                self.banks["video"].z,
-                self.banks["audio"].z,
-                k=self.options.num_positives,
-                rule=rule,
-                min_score=self.options.min_score,
-                valid=valid,
-                engine=self.options.engine,
-            )
-            ids, score = found.ids, found.score
-            shares = torch.stack([found.exact[valid].float().mean(), shares.new_tensor(found.recall)])
+        """Refresh the sets from the banks: each rank searches for a share of the rows, all get all sets."""
+        options = self.options
+        valid = minable(**{modality: bank.valid for modality, bank in self.banks.items()}, rule=options.rule)
+        found = mine_agreement(
+            self.banks["video"].z,
+            self.banks["audio"].z,
+            k=options.num_positives,
+            rule=options.rule,
+            min_score=options.min_score,
+            valid=valid,
+            engine=options.engine,
+            over_ranks=True,
+        )
         before = self.sets.clone()
-        self.sets.copy_(distributed.broadcast(ids))
+        self.sets.copy_(found.ids)
+        self.set_scores.copy_(found.score)
         self._mined = None
-        self.set_scores.copy_(distributed.broadcast(score))
-        in_sets, (exact, recall) = self.sets >= 0, distributed.broadcast(shares).tolist()
+        in_sets, exact = self.sets >= 0, float(found.exact[valid].float().mean())
         return {
             "mining/exact": exact,
-            **({"mining/recall": recall} if exact < 1 else {}),
+            **({"mining/recall": found.recall} if exact < 1 else {}),
             **({"mining/score": float(self.set_scores[in_sets].mean())} if in_sets.any() else {}),
             "mining/rows_with_set": float(in_sets.any(dim=1).float().mean()),
             **({"mining/overlap": overlap(before, self.sets)} if (before >= 0).any() else {}),

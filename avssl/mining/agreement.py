@@ -14,9 +14,11 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal, get_args
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from avssl import distributed
 from avssl.mining import index, tiles
 from avssl.mining.definition import RULES, Rule, Search, map_blocks, spaces
 
@@ -52,6 +54,7 @@ def mine_agreement(
     valid: Tensor | None = None,
     engine: Engine = "auto",
     generator: torch.Generator | None = None,
+    over_ranks: bool = False,
 ) -> AgreementSets:
     """Find the k rows most similar to each row.
 
@@ -68,6 +71,8 @@ def mine_agreement(
             to some 10^5 rows (see `choose_engine`), then ivf.
         generator: draws the rows (on the CPU) on which the depth of tiles is chosen; changes the speed, not the result.
             None: evenly spaced rows.
+        over_ranks: all ranks call with the same vectors, each searches for its share of the rows, and each gets all
+            sets: the same for any number of ranks.
 
     Raises:
         ValueError: k, rule, engine, a shape, or a valid row that is not finite and of unit length.
@@ -86,15 +91,18 @@ def mine_agreement(
         )
     banks = [space[rows] for space in spaces(video, audio, rule).values()]  # (n, D) each
     engine = choose_engine(len(rows), video.device) if engine == "auto" else engine
+    asked = _share(len(rows), video.device) if over_ranks else torch.arange(len(rows), device=video.device)
     if engine == "ivf":
-        ids, score, recall = index.search_cells(banks, rule, k=k)
-        found = _Found(ids, score, torch.ones(len(rows), dtype=torch.uint8), torch.zeros(len(rows), dtype=torch.bool))
+        ids, score = index.search_cells(banks, rule, asked, k=k, over_ranks=over_ranks)
+        passes = torch.ones(len(asked), dtype=torch.uint8, device=video.device)
     else:
-        recall = 1.0
         plan = index.plan(banks, rule, k=k) if engine == "flat" else tiles.plan(banks, rule, k=k, generator=generator)
-        found = _search(plan, num_rows=len(rows), k=k, device=video.device)
-    is_unlike = (found.score < min_score - 1e-6) | (found.ids < 0)  # for rounding
-    ids, order = rows[found.ids.clamp(min=0)].masked_fill(is_unlike, -1).sort(dim=1)
+        ids, score, passes = _search(plan, asked, k=k)
+    if over_ranks:
+        ids, score, passes = (_whole(part, len(rows)) for part in (ids, score, passes))
+    recall = index.recall_of(banks, rule, score) if engine == "ivf" else 1.0
+    is_unlike = (score < min_score - 1e-6) | (ids < 0)  # for rounding
+    ids, order = rows[ids.clamp(min=0)].masked_fill(is_unlike, -1).sort(dim=1)
     sets = AgreementSets(
         ids=torch.full((len(video), k), -1, device=video.device),
         score=torch.zeros(len(video), k, device=video.device),
@@ -103,8 +111,8 @@ def mine_agreement(
         engine=engine,
         recall=recall,
     )
-    sets.ids[rows], sets.score[rows] = ids, found.score.masked_fill(is_unlike, 0).gather(1, order)
-    sets.passes[rows] = found.passes.to(video.device)
+    sets.ids[rows], sets.score[rows] = ids, score.masked_fill(is_unlike, 0).gather(1, order)
+    sets.passes[rows] = passes
     return sets
 
 
@@ -115,6 +123,28 @@ def choose_engine(num_rows: int, device: torch.device) -> Engine:
         return "tiles" if num_rows <= 4 * _EXACT_ROWS["bfloat16"] else "ivf"  # not measured on a GPU
     kind = "bfloat16" if tiles.has_fast_bfloat16() else "float32"
     return "tiles" if num_rows <= _EXACT_ROWS[kind] else "ivf"
+
+
+def mine(
+    video: np.ndarray | Tensor,
+    audio: np.ndarray | Tensor,
+    *,
+    k: int,
+    rule: Rule = "consensus",
+    min_score: float = -1.0,
+    engine: Engine = "auto",
+) -> AgreementSets:
+    """`mine_agreement` of anybody's embeddings, arrays or tensors (N, D) of unit length: `avssl.mine`.
+
+    Raises:
+        ValueError: k, rule, engine, a shape or a type, or a row that is not finite and of unit length.
+    """
+    spaces = {name: torch.as_tensor(x) for name, x in (("video", video), ("audio", audio))}
+    for name, x in spaces.items():
+        if not x.is_floating_point():
+            raise ValueError(f"{name} holds {x.dtype}, expected floating point embeddings (N, D)")
+    exact = (x if x.dtype == torch.float64 else x.float() for x in spaces.values())
+    return mine_agreement(*exact, k=k, rule=rule, min_score=min_score, engine=engine)
 
 
 def minable(*, video: Tensor, audio: Tensor, rule: Rule) -> Tensor:
@@ -184,33 +214,32 @@ def _check(video: Tensor, audio: Tensor, *, k: int, rule: str, engine: str, vali
             )
 
 
-@dataclass(frozen=True)
-class _Found:
-    """Sets of n rows, by position among them; -1 = no member."""
-
-    ids: Tensor  # (n, k) int64 ascending
-    score: Tensor  # (n, k)
-    passes: Tensor  # (n,) uint8
-    proven: Tensor  # (n,) bool
-
-
-def _search(plan: Iterable[tuple[Search, int]], *, num_rows: int, k: int, device: torch.device) -> _Found:
-    """Ask the searches of a plan in turn, each about the rows that those before have not proven, in blocks of so many
-    rows; the last proves all."""
-    found = _Found(
-        ids=torch.zeros(num_rows, k, dtype=torch.int64, device=device),
-        score=torch.zeros(num_rows, k, device=device),
-        passes=torch.zeros(num_rows, dtype=torch.uint8, device=device),
-        proven=torch.zeros(num_rows, dtype=torch.bool, device=device),
-    )
-    pending = torch.arange(num_rows, device=device)
+def _search(plan: Iterable[tuple[Search, int]], rows: Tensor, *, k: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Ask the searches of a plan in turn, each about those of the rows (R,) that the ones before have not proven, in
+    blocks of so many; the last proves all. Returns ids and scores (R, k), and how many searches it took (R,) uint8."""
+    ids = torch.zeros(len(rows), k, dtype=torch.int64, device=rows.device)
+    score = torch.zeros(len(rows), k, device=rows.device)
+    passes = torch.zeros(len(rows), dtype=torch.uint8, device=rows.device)
+    pending = torch.arange(len(rows), device=rows.device)
     for num_passes, (search, block_rows) in enumerate(plan, start=1):
-        blocks = map_blocks(search, pending.split(block_rows))
-        block_ids, block_score, proven = (torch.cat(parts) for parts in zip(*blocks, strict=True))
-        done = pending[proven]
-        found.ids[done], found.score[done], found.passes[done] = block_ids[proven], block_score[proven], num_passes
-        found.proven[done] = True
-        pending = pending[~proven]
         if len(pending) == 0:
             break
-    return found
+        blocks = map_blocks(search, rows[pending].split(block_rows))
+        block_ids, block_score, proven = (torch.cat(parts) for parts in zip(*blocks, strict=True))
+        done = pending[proven]
+        ids[done], score[done], passes[done] = block_ids[proven], block_score[proven], num_passes
+        pending = pending[~proven]
+    return ids, score, passes
+
+
+def _share(num_rows: int, device: torch.device) -> Tensor:
+    """Rows of this rank, of `num_rows` dealt to ranks in pieces of a size; the last may have fewer or none."""
+    size = -(-num_rows // distributed.world_size())
+    return torch.arange(num_rows, device=device)[distributed.rank() * size :][:size]
+
+
+def _whole(part: Tensor, num_rows: int) -> Tensor:
+    """The rows of all ranks out of what each has for its share."""
+    size = -(-num_rows // distributed.world_size())
+    padded = torch.cat([part, part.new_zeros(size - len(part), *part.shape[1:])])
+    return distributed.gather(padded)[:num_rows]

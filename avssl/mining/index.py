@@ -26,6 +26,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from avssl import distributed
 from avssl.mining.definition import Rule, Search, best, combine, definition, map_blocks, search_definition
 
 MARGIN = 1e-5  # of a float32 inner product of fused vectors
@@ -76,28 +77,30 @@ class _Flat:
         return ids, score, score.amin(dim=1) > bound
 
 
-def search_cells(banks: Sequence[Tensor], rule: Rule, *, k: int) -> tuple[Tensor, Tensor, float]:
-    """Sets of all rows of banks (n, D) by an inverted file: ids (n, k) ascending with -1 last where fewer were met,
-    scores (n, k), and the measured recall."""
+def search_cells(
+    banks: Sequence[Tensor], rule: Rule, rows: Tensor, *, k: int, over_ranks: bool
+) -> tuple[Tensor, Tensor]:
+    """Sets of rows (R,) of banks (n, D) by an inverted file: ids (R, k) ascending, -1 last where fewer were met, and
+    scores (R, k). over_ranks: the cells are those of rank 0."""
     faiss.omp_set_num_threads(torch.get_num_threads())
-    device, num_rows = banks[0].device, len(banks[0])
-    sample = _even_sample(num_rows, 2 * SAMPLE_ROWS).to(device)
-    chooses, measures = sample[::2], sample[1::2]
+    sample = _even_sample(len(banks[0]), 2 * SAMPLE_ROWS)[::2].to(rows.device)
     weight = choose_weight(banks, rule, k=k)
     parts: list[tuple[Rule, list[Tensor]]] = [(rule, list(banks))]
     if rule == "union":  # the k best of each space hold the k best of both
         parts = [("video", [banks[0]]), ("audio", [banks[1]])]
     lists = []
     for own_rule, own in parts:
-        cells = Cells(own, own_rule, weight=weight)
-        search = partial(cells.search_twice, k=k, visits=cells.choose_visits(chooses, k=k))
-        found = torch.cat(map_blocks(search, cells.order.split(BLOCK_ROWS["ivf"])))
-        lists.append(torch.empty_like(found).index_copy_(0, cells.order, found))
+        cells = Cells(own, own_rule, weight=weight, over_ranks=over_ranks)
+        search = partial(cells.search_twice, k=k, visits=cells.choose_visits(sample, k=k))
+        order = cells.cell[rows].argsort(stable=True)  # neighbors visit the same cells
+        blocks = map_blocks(search, rows[order].split(BLOCK_ROWS["ivf"]))
+        found = torch.cat(blocks) if blocks else rows.new_zeros(0, k)
+        lists.append(torch.empty_like(found).index_copy_(0, order, found))
     candidates = torch.cat(lists, dim=1)
-    again = partial(_score_block, banks=list(banks), rule=rule, candidates=candidates, k=k)
-    blocks = map_blocks(again, torch.arange(num_rows, device=device).split(BLOCK_ROWS["ivf"]))
+    again = partial(_score_block, banks=list(banks), rule=rule, rows=rows, candidates=candidates, k=k)
+    blocks = map_blocks(again, torch.arange(len(rows), device=rows.device).split(BLOCK_ROWS["ivf"]))
     ids, score = (torch.cat(each) for each in zip(*blocks, strict=True))
-    return ids, score, recall_of(banks, rule, measures, score[measures])
+    return ids, score
 
 
 @dataclass(frozen=True)
@@ -116,7 +119,7 @@ class Visits:
 class Cells:
     """An inverted file over rows of banks (n, D)."""
 
-    def __init__(self, banks: list[Tensor], rule: Rule, *, weight: float) -> None:
+    def __init__(self, banks: list[Tensor], rule: Rule, *, weight: float, over_ranks: bool = False) -> None:
         self.rule, self.weight = rule, weight
         device, num_rows = banks[0].device, len(banks[0])
         num_cells = max(1, round(2 * math.sqrt(num_rows)))
@@ -124,7 +127,8 @@ class Cells:
         dim = sum(bank.shape[1] for bank in banks)
         means = faiss.Kmeans(dim, num_cells, niter=ITERATIONS, spherical=True, seed=0, min_points_per_centroid=1)
         means.train(fuse([bank[training.to(device)] for bank in banks], weight))
-        self.centers = means.centroids
+        centers = torch.from_numpy(means.centroids)
+        self.centers = (distributed.broadcast(centers.to(device)).cpu() if over_ranks else centers).numpy()
         nearest = [self.nearest([bank[rows] for bank in banks], 1)[:, 0] for rows in _blocks(num_rows, device)]
         self.cell = torch.cat(nearest).to(device)  # (n,) of each row
         self.order = self.cell.argsort(stable=True)  # (n,) rows by cell
@@ -239,10 +243,12 @@ def top_of(banks: Sequence[Tensor], rule: Rule, rows: Tensor, *, k: int) -> tupl
     return score, ids
 
 
-def recall_of(banks: Sequence[Tensor], rule: Rule, rows: Tensor, score: Tensor) -> float:
-    """Share of the definition's sets of a few rows (R,) that sets with these scores (R, k) hold; ties count."""
+def recall_of(banks: Sequence[Tensor], rule: Rule, score: Tensor) -> float:
+    """Share of the definition's sets that sets of all rows with these scores (n, k) hold, on a sample that chose
+    nothing; ties count."""
+    rows = _even_sample(len(score), 2 * SAMPLE_ROWS)[1::2].to(score.device)
     kth = top_of(banks, rule, rows, k=score.shape[1])[0][:, -1:]
-    return float((score >= kth - 1e-6).float().mean())
+    return float((score[rows] >= kth - 1e-6).float().mean())
 
 
 def score_again(banks: list[Tensor], rule: Rule, rows: Tensor, candidates: Tensor, *, k: int) -> tuple[Tensor, Tensor]:
@@ -258,8 +264,10 @@ def score_again(banks: list[Tensor], rule: Rule, rows: Tensor, candidates: Tenso
     return ids.masked_fill(score == -torch.inf, -1), score
 
 
-def _score_block(rows: Tensor, *, banks: list[Tensor], rule: Rule, candidates: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    return score_again(banks, rule, rows, candidates[rows], k=k)
+def _score_block(
+    places: Tensor, *, banks: list[Tensor], rule: Rule, rows: Tensor, candidates: Tensor, k: int
+) -> tuple[Tensor, Tensor]:
+    return score_again(banks, rule, rows[places], candidates[places], k=k)
 
 
 def _even_sample(num_rows: int, size: int) -> Tensor:

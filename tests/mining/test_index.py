@@ -1,12 +1,18 @@
 """Mining by FAISS: flat equals the definition, ivf finds what it says and says how much it misses."""
 
+import os
+from pathlib import Path
+
 import pytest
 import torch
 
+import avssl
+from avssl import distributed
 from avssl.mining import agreement, index
 from avssl.mining.agreement import ENGINES, choose_engine, mine_agreement
 from avssl.mining.definition import RULES
 from tests.support.mining import assert_equal_sets, dense, unit
+from tests.support.runs import free_port
 
 
 @pytest.fixture
@@ -121,3 +127,53 @@ def test_auto_is_exact_while_that_takes_a_minute(monkeypatch, generator):
     assert mine_agreement(video[:500], audio[:500], k=4).engine == "tiles"
     with pytest.raises(ValueError, match=f"engine is 'hnsw', expected one of {', '.join(ENGINES)}"):
         mine_agreement(video, audio, k=4, engine="hnsw")
+
+
+def of_banks(engine):
+    video, audio = spaces_of_classes(701, torch.Generator().manual_seed(3))
+    valid = torch.rand(701, generator=torch.Generator().manual_seed(4)) < 0.9
+    sets = mine_agreement(video, audio, k=6, valid=valid, engine=engine, over_ranks=True)
+    return {"ids": sets.ids, "score": sets.score, "recall": torch.tensor(sets.recall)}
+
+
+def in_process(rank, world_size, port, folder):
+    torch.set_num_threads(1)
+    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(world_size)}
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    distributed.init("cpu")
+    torch.save({engine: of_banks(engine) for engine in ENGINES}, Path(folder) / f"{world_size}_{rank}.pt")
+    distributed.shut_down()
+
+
+@pytest.mark.processes
+@pytest.mark.parametrize("world_size", [2, 3])
+def test_the_same_sets_for_any_number_of_ranks(tmp_path, world_size):
+    torch.multiprocessing.spawn(in_process, args=(world_size, free_port(), str(tmp_path)), nprocs=world_size)
+    for engine in ENGINES:
+        expected = of_banks(engine)
+        for rank in range(world_size):
+            found = torch.load(tmp_path / f"{world_size}_{rank}.pt", weights_only=True)[engine]
+            assert all(torch.equal(found[name], value) for name, value in expected.items()), (engine, rank)
+
+
+def test_anybodys_embeddings(generator):
+    video, audio = spaces_of_classes(300, generator)
+    expected = mine_agreement(video, audio, k=4)
+    for given in ((video.numpy(), audio.numpy()), (video.double(), audio.double().numpy())):
+        found = avssl.mine(*given, k=4)
+        assert torch.equal(found.ids, expected.ids)
+    assert float(avssl.mine(video.half(), audio.half(), k=4).score.mean()) == pytest.approx(
+        float(expected.score.mean()), abs=1e-3
+    )
+    assert {"load", "mine"} <= set(dir(avssl))
+    for wrong, message in (
+        ((video * 2, audio), "video row 0 has length 2 .* expected unit length"),
+        ((video, audio.index_fill(0, torch.tensor([7]), torch.nan)), "audio row 7 has length nan"),
+        ((video[:4], audio[:4]), "k is 4, but each of the 4 usable rows has only 3 others"),
+        ((video, audio[:10]), "expected both"),
+        ((video.long(), audio), r"video holds torch\.int64"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            avssl.mine(*wrong, k=4)
+    twice = avssl.mine(video[:50].repeat(2, 1), audio[:50].repeat(2, 1), k=1)  # each clip's copy is its neighbor
+    assert torch.equal(twice.ids[:, 0], (torch.arange(100) + 50) % 100)
