@@ -11,6 +11,7 @@ from avssl import distributed
 from avssl.data.manifest import Manifest
 from avssl.logs import COLLAPSE_STEPS, read_log
 from avssl.mining.votes import knn_votes
+from avssl.objectives.negatives import Bank
 from avssl.structs import Embedded, Instances, Step
 from avssl.training import loop, probe
 from avssl.training.probe import CollapseWatch, OnlineProbe, describe_probe
@@ -62,11 +63,11 @@ def test_the_probe_tells_classes_from_noise() -> None:
     online, rows = of_set(clips()), torch.arange(NUM)
     for part in rows.split(16):
         add(online, part, video=features_of_classes(spread=0.1), audio=features_of_classes(spread=100.0))
-    found = online.pop()
+    found = online.pop({})
     assert found["probe/video"] == found["probe/both"] == 1
     assert found["probe/audio"] < 0.6
     assert found["probe/chance"] == pytest.approx(1 / 3)
-    assert online.pop() == {}  # starts anew
+    assert online.pop({}) == {}  # starts anew
     (line,) = describe_probe(found, 4)
     assert "epoch 4" in line
     assert "video 1.000" in line
@@ -80,7 +81,7 @@ def test_a_clip_is_the_mean_of_its_outputs_and_groups_do_not_vote() -> None:
     for online in (together, apart):
         add(online, torch.arange(NUM), video=x + 3)
         add(online, torch.arange(NUM), video=x - 3)  # their mean is not that of either
-    assert together.pop()["probe/video"] > apart.pop()["probe/video"]
+    assert together.pop({})["probe/video"] > apart.pop({})["probe/video"]
 
 
 def test_rows_without_label_or_modality_and_two_ranks(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -92,15 +93,25 @@ def test_rows_without_label_or_modality_and_two_ranks(monkeypatch: pytest.Monkey
     add(first, torch.tensor([-1, -1]), video=x)  # files that could not be read
     other = dict(second._sums)
     monkeypatch.setattr(distributed, "all_reduce", lambda sums: sums + other["video"])
-    on_two = first.pop()
+    on_two = first.pop({})
     monkeypatch.undo()
-    assert on_two == whole.pop()
+    assert on_two == whole.pop({})
 
     silent = of_set(manifest)
     step = Step(torch.zeros(()), features={"audio": x})
     silent.add(step, vector_batch(rows, has_audio=torch.zeros(NUM, dtype=torch.bool)))
-    assert silent.pop() == {}
-    assert of_set(clips(unlabeled=NUM)).pop() == {}
+    assert silent.pop({}) == {}
+    assert of_set(clips(unlabeled=NUM)).pop({}) == {}
+
+
+def test_memory_banks_vote_too() -> None:
+    valid = torch.arange(NUM) != 5
+    bank = Bank(valid, 16, view=0, generator=torch.Generator())
+    bank.z.copy_(F.normalize(features_of_classes(spread=0.1), dim=1))
+    bank.z[5] = bank.z[6]  # a row of another class that is not valid
+    found = of_set(clips(unlabeled=2)).pop({"video": bank})
+    assert found["probe/video_bank"] == 1
+    assert set(found) == {"probe/video_bank", "probe/chance"}
 
 
 def test_large_sets_are_sampled(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -108,7 +119,7 @@ def test_large_sets_are_sampled(monkeypatch: pytest.MonkeyPatch) -> None:
     online = of_set(clips())
     add(online, torch.arange(NUM), video=features_of_classes(spread=0.1))
     assert online._sums["video"].shape[0] == 31
-    assert online.pop()["probe/video"] == 1
+    assert online.pop({})["probe/video"] == 1
 
 
 @pytest.mark.slow
@@ -123,7 +134,7 @@ def test_training_logs_it_and_does_not_notice(
     assert all(0 <= line[f"probe/{name}"] <= 1 for line in lines for name in ("video", "audio", "both", "chance"))
     monkeypatch.setattr(OnlineProbe, "add", lambda *_: None)
     assert loop.train(config(clip_set, tmp_path / "without"))
-    assert "nearest neighbors" not in capsys.readouterr().err
+    assert "both " not in capsys.readouterr().err  # the banks alone vote
     assert equal_models(tmp_path / "with", tmp_path / "without")
 
 

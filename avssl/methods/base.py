@@ -208,6 +208,7 @@ class Method(nn.Module):
         self.options = options
         self.instances = instances
         self.encoders = encoders
+        self.banks = nn.ModuleDict()  # memory banks with a vector of every row, by modality
         self.own_encoders = nn.ModuleDict()  # of views whose recipes name a network that is no encoder; not exported
         self.heads = nn.ModuleDict()
         self.seed = seed

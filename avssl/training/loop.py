@@ -92,7 +92,7 @@ def _train(run: Setup) -> bool:
             if ends_epoch or step % config.run.log_every == 0:
                 seconds = time.perf_counter() - since
                 speed = {"clips_per_second": (step - reported) * batch_size / seconds, "data_wait": waited / seconds}
-                signs, votes = collapse_metrics(done), probe.pop() if ends_epoch else {}
+                signs, votes = collapse_metrics(done), probe.pop(run.method.banks) if ends_epoch else {}
                 log.report(step, {"epoch": epoch, **metrics.pop(), "lr": rate, **speed, **signs, **votes})
                 for line in [*watch.look(step, signs, done), *describe_probe(votes, epoch)]:
                     log.info(line)

@@ -11,6 +11,7 @@ from avssl import distributed
 from avssl.data.manifest import Manifest
 from avssl.logs import COLLAPSE_LIMITS, COLLAPSE_STEPS
 from avssl.mining.votes import knn_votes
+from avssl.objectives.negatives import Bank
 from avssl.structs import Batch, Instances, Step
 
 MAX_CLIPS = 4096  # labeled clips that vote and are asked, drawn at random where there are more
@@ -39,8 +40,9 @@ class OnlineProbe:
         _, groups = np.unique(manifest.column("group")[rows], return_inverse=True)
         _, classes = np.unique(targets[rows], return_inverse=True)
         self._groups, self._classes = torch.from_numpy(groups), torch.from_numpy(classes)
+        self._rows = torch.from_numpy(rows).to(device)
         self._place = torch.full((instances.num + 1,), len(rows), device=device)  # last: the place of no clip
-        self._place[torch.from_numpy(rows).to(device)] = torch.arange(len(rows), device=device)
+        self._place[self._rows] = torch.arange(len(rows), device=device)
         self._sums: dict[str, Tensor] = {}  # {modality: (len(rows) + 1, dim + 1)}: unit outputs, and how many
 
     def add(self, step: Step, batch: Batch) -> None:
@@ -53,9 +55,10 @@ class OnlineProbe:
                 self._sums[modality] = unit.new_zeros(len(self._classes) + 1, unit.shape[1])
             self._sums[modality].index_add_(0, places, unit)
 
-    def pop(self) -> dict[str, float]:
-        """Share of clips whose class their neighbors name, by modality and by both, with that of the commonest class;
-        over all ranks, which must all call. Starts anew. Empty where fewer than two classes were seen.
+    def pop(self, banks: Mapping[str, Bank]) -> dict[str, float]:
+        """Share of clips whose class their neighbors name, by modality and by both, and by the vectors of memory banks
+        (NPID's evaluation), with that of the commonest class; over all ranks, which must all call. Starts anew. Empty
+        where fewer than two classes were seen.
         """
         means = {}  # {modality: (n, dim)}, zeros for clips that were not seen
         for modality, sums in sorted(self._sums.items()):
@@ -65,6 +68,9 @@ class OnlineProbe:
         if len(means) > 1:
             seen = torch.stack([x.any(dim=1) for x in means.values()]).all(dim=0)
             means["both"] = torch.cat(list(means.values()), dim=1) * seen[:, None]
+        for modality, bank in banks.items():
+            known = bank.valid[self._rows].cpu()
+            means[f"{modality}_bank"] = bank.z[self._rows].float().cpu() * known[:, None]
         found = {}
         for name, x in means.items():
             rows = x.any(dim=1)
