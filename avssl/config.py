@@ -262,9 +262,7 @@ def from_dict(given: Mapping[str, Any], *, source: str) -> Config:
     """Merge plain dictionaries into the fixed sections. Raises ConfigError as `load` does."""
     method = given.get("method", {})
     if not isinstance(method, Mapping) or not isinstance(method.get("name", "avid"), str):
-        raise ConfigError(
-            f"method={_shown(method)} in {source}: expected a mapping with a name, such as {{name: avid}}"
-        )
+        raise ConfigError(f"method={shown(method)} in {source}: expected a mapping with a name, such as {{name: avid}}")
     return merge_options(Config, {"data": {}, "run": {}, **given}, where=source)
 
 
@@ -330,7 +328,7 @@ def merge(base: Mapping[str, Any], changes: Mapping[str, Any], *, prefix: str = 
         if isinstance(value, Mapping) and before is not None:
             if not isinstance(before, Mapping):
                 raise ConfigError(
-                    f"{prefix}{key}.{next(iter(value), '')}: {prefix}{key}={_shown(before)} is no mapping of keys; set "
+                    f"{prefix}{key}.{next(iter(value), '')}: {prefix}{key}={shown(before)} is no mapping of keys; set "
                     f"{prefix}{key} itself"
                 )
             value = merge(before, value, prefix=f"{prefix}{key}.")
@@ -362,9 +360,7 @@ def _sections(text: str, what: str) -> dict[str, Any]:
     if sections is None:
         return {}
     if not isinstance(sections, dict):
-        raise ConfigError(
-            f"{what} must be a mapping of sections such as `run: {{dir: runs/x}}`, not {_shown(sections)}"
-        )
+        raise ConfigError(f"{what} must be a mapping of sections such as `run: {{dir: runs/x}}`, not {shown(sections)}")
     return sections
 
 
@@ -409,7 +405,7 @@ def _with_numbers(value: Any, types: set[Any]) -> Any:
     if isinstance(value, list | tuple):
         return [_with_numbers(each, types) for each in value]
     if isinstance(value, bool) and types & {int, float} and bool not in types:
-        return _shown(value)
+        return shown(value)
     if isinstance(value, str) and int in types:
         try:
             return int(float(value)) if not value.strip("+-").isdigit() and float(value).is_integer() else value
@@ -438,12 +434,12 @@ def _problem(options: type[Options], given: Mapping[str, Any], error: Validation
             break
         section = field.annotation
     else:
-        return f"{key} in {where} must be a mapping of keys, not {_shown(value)}"
+        return f"{key} in {where} must be a mapping of keys, not {shown(value)}"
     is_number = isinstance(field.default, int | float) and not isinstance(field.default, bool)
-    expected = _expected(field.annotation, field.metadata) + (f", such as {field.default}" if is_number else "")
+    expected = expected_of(field.annotation, field.metadata) + (f", such as {field.default}" if is_number else "")
     if first["type"] == "finite_number":
         expected = expected.replace("number", "finite number")
-    return f"{key}={_shown(value)} in {where}: expected {expected}"
+    return f"{key}={shown(value)} in {where}: expected {expected}"
 
 
 def hint(name: str, known: Collection[str], what: str = "known") -> str:
@@ -472,17 +468,17 @@ def _keys(section: type[Options], prefix: str = "") -> dict[str, str]:
     return found
 
 
-def _expected(annotation: Any, limits: Sequence[Any] = ()) -> str:
+def expected_of(annotation: Any, limits: Sequence[Any] = ()) -> str:
     """What an annotation admits, for a person."""
     origin, inner = get_origin(annotation), get_args(annotation)
     if origin is Annotated:
-        return _expected(inner[0], [limit for each in inner[1:] for limit in getattr(each, "metadata", ())])
+        return expected_of(inner[0], [limit for each in inner[1:] for limit in getattr(each, "metadata", ())])
     if origin in (Union, UnionType):
-        return f"{_expected(next(each for each in inner if each is not NoneType), limits)} or null"
+        return f"{expected_of(next(each for each in inner if each is not NoneType), limits)} or null"
     if origin is Literal:
         return f"one of {', '.join(inner)}"
     if origin is tuple:
-        parts = [_expected(each) for each in inner if each is not Ellipsis]
+        parts = [expected_of(each) for each in inner if each is not Ellipsis]
         count = len(inner) if Ellipsis not in inner else "one or more" if limits else "any length"
         return f"a list of {count}" + (f", each {parts[0]}" if len(set(parts)) == 1 else f": {', '.join(parts)}")
     if annotation not in (int, float):
@@ -497,7 +493,7 @@ def _expected(annotation: Any, limits: Sequence[Any] = ()) -> str:
     return f"{noun} {' and '.join(f'{words[name]} {value}' for name, value in bound.items())}".strip()
 
 
-def _shown(value: Any) -> str:
+def shown(value: Any) -> str:
     """A value as YAML has it, in one line."""
     match value:
         case None:
@@ -505,7 +501,7 @@ def _shown(value: Any) -> str:
         case bool():
             return str(value).lower()
         case list() | tuple():
-            return f"[{', '.join(map(_shown, value))}]"
+            return f"[{', '.join(map(shown, value))}]"
         case Mapping():
-            return f"{{{', '.join(f'{key}: {_shown(each)}' for key, each in value.items())}}}"
+            return f"{{{', '.join(f'{key}: {shown(each)}' for key, each in value.items())}}}"
     return str(value)

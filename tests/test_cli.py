@@ -11,7 +11,9 @@ import pytest
 
 from avssl import cli
 from avssl.cli.common import warn_unread
+from avssl.cli.train import main as train_command
 from avssl.data.recipes.build import print_training
+from avssl.methods import METHODS
 
 
 def test_commands_tools_and_modules_are_the_same(repository: Path) -> None:
@@ -76,3 +78,20 @@ def test_a_command_that_follows_can_be_pasted(splits: set, more: list[str], caps
 def test_a_file_that_is_not_read_is_named_once(capsys: pytest.CaptureFixture[str]) -> None:
     assert warn_unread({"a b.mp4": "/clips/a b.mp4: the file is empty", "c.mp4": "no audio"}) == 1
     assert capsys.readouterr().err == "not read: a b.mp4: the file is empty\nnot read: c.mp4: no audio\n"
+
+
+def test_every_option_is_listed_with_default_and_meaning(capsys: pytest.CaptureFixture[str]) -> None:
+    def listed(section: str) -> list[str]:
+        assert train_command(["--list-options", section]) == 0
+        return capsys.readouterr().out.splitlines()
+
+    for name, method in METHODS.items():
+        keys = [re.match(r"[\w.]+", line)[0] for line in listed(name)]
+        assert keys == [f"method.{key}" for key in method.Options.model_fields]
+    assert "optim.lr_per_256=null  (a number of at least 0 or null): instead of lr" in "\n".join(listed("optim"))
+    assert "data.policy.no_video=skip  (one of error, skip, mask): sound only" in listed("data")
+    assert "data.manifest  (text): parquet written by datasets/*.py; its rows are the instances" in listed("all")
+    inherited = next(line for line in listed("avid_cma") if line.startswith("method.head_batch_norm="))
+    assert inherited.endswith("normalize the heads' outputs over the batch: what keeps small sets from collapsing")
+    assert train_command(["--list-options", "optin"]) == 2
+    assert "did you mean optim" in capsys.readouterr().err

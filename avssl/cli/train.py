@@ -2,6 +2,7 @@
 
     python tools/train.py configs/toy/avid.yaml run.dir=runs/toy data.manifest=data/toy/manifest.parquet
     torchrun --nproc-per-node 2 tools/train.py configs/toy/avid.yaml ...
+    python tools/train.py --list-options optim
 
 A complete run ends with RUN/report.html (tools/report.py).
 Exit code: 0 complete, 1 stopped (saved) or failed while training, 2 wrong configuration.
@@ -17,14 +18,28 @@ from avssl.cli.common import info, new_parser, run
 from avssl.config import load
 from avssl.files import print_next
 from avssl.training.loop import train
+from avssl.training.options import list_options
 from avssl.training.session import TrainingError
 
 
 def main(arguments: list[str] | None = None) -> int:
     parser = new_parser(__name__, __doc__)
-    parser.add_argument("config", type=expanduser, help="YAML file, such as configs/toy/avid.yaml")
+    parser.add_argument("config", type=expanduser, nargs="?", help="YAML file, such as configs/toy/avid.yaml")
     parser.add_argument("overrides", nargs="*", default=[], help="section.key=value, such as optim.lr=1e-3")
-    return run(_train, parser.parse_args(arguments), failures=(TrainingError,))
+    parser.add_argument(
+        "--list-options", nargs="?", const="all", metavar="SECTION", help="print the options of a section or a method"
+    )
+    given = parser.parse_args(arguments)
+    if given.list_options:
+        return run(_list, given)
+    if given.config is None:
+        parser.error("the following arguments are required: config")
+    return run(_train, given, failures=(TrainingError,))
+
+
+def _list(given: argparse.Namespace) -> int:
+    print("\n".join(list_options(given.list_options)))
+    return 0
 
 
 def _train(given: argparse.Namespace) -> int:
