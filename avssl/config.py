@@ -243,14 +243,23 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     """Read one YAML file and apply `section.key=value` overrides, which win.
 
     Args:
-        path: the YAML file.
+        path: the YAML file, or the name of one that comes with avssl, such as toy/avid.
         overrides: such as `["optim.lr=1e-3"]`; values are read as YAML.
 
     Raises:
         ConfigError: the file is missing or not YAML, a key is unknown (with the near matches), a value has the wrong
             type or is not one of the choices, or a required key is not set.
     """
+    path = find_config(path)
     return from_dict(with_overrides(read_sections(path), overrides), source=str(path))
+
+
+def find_config(path: str | Path) -> Path:
+    """The file at a path, or that of a name such as toy/avid: in the wheel, or beside the package in a checkout."""
+    path, name = Path(path), Path(str(path).removeprefix("configs/")).with_suffix(".yaml")
+    package = Path(__file__).parent
+    known = [folder / name for folder in (package / "configs", package.parent / "configs")]
+    return next((file for file in (path, *known) if file.is_file() and not name.is_absolute()), path)
 
 
 def loads(text: str, *, source: str = "checkpoint") -> Config:
@@ -297,7 +306,7 @@ def merge_options(options: type[T], given: Mapping[str, Any], *, where: str) -> 
 def read_sections(path: str | Path) -> dict[str, Any]:
     """The sections of a YAML file, every scalar as text. Raises ConfigError as `load` does."""
     if not Path(path).is_file():
-        raise ConfigError(f"config {path} does not exist: give the path of a YAML file, such as configs/toy/avid.yaml")
+        raise ConfigError(f"config {path} does not exist: give the path of a YAML file, or a name such as toy/avid")
     try:
         text = Path(path).read_text(encoding="utf-8")
     except (UnicodeDecodeError, OSError) as error:

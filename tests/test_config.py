@@ -1,5 +1,6 @@
 """Configurations: what is merged, and what is refused with which words."""
 
+import configparser
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -15,6 +16,7 @@ from avssl.config import (
     Positive,
     RunConfig,
     dumps,
+    find_config,
     from_dict,
     load,
     loads,
@@ -233,3 +235,26 @@ def test_defaults_need_only_two_keys() -> None:
     assert config.method == {"name": "avid"}
     assert isinstance(config, Config)
     assert config == from_dict(with_overrides({}, ["data.manifest=m", "run.dir=x"]), source="test")
+
+
+def test_configs_that_come_along_are_found_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    known = Path(__file__).parents[1] / "configs" / "toy" / "avid.yaml"
+    for name in ("toy/avid", "toy/avid.yaml", "configs/toy/avid.yaml"):
+        assert find_config(name) == known
+    assert load("toy/avid").method["name"] == "avid"
+    own = tmp_path / "toy" / "avid.yaml"
+    own.parent.mkdir()
+    own.write_text("method: {name: infonce}\ndata: {manifest: x}\nrun: {dir: y}\n")
+    assert load("toy/avid.yaml").method["name"] == "infonce"  # a file of one's own comes first
+    with pytest.raises(ConfigError, match="config toy/avdi does not exist: .* or a name such as toy/avid"):
+        load("toy/avdi")
+
+
+def test_the_wheel_carries_every_package_and_the_configs() -> None:
+    root, parser = Path(__file__).parents[1], configparser.ConfigParser()
+    parser.read(root / "setup.cfg")
+    listed = set(parser["options"]["packages"].split())
+    code = {path.parent.relative_to(root) for path in (root / "avssl").rglob("*.py")}
+    assert listed == {".".join(folder.parts) for folder in code} | {"avssl.configs"}
+    assert parser["options"]["package_dir"].split() == ["avssl.configs", "=", "configs"]

@@ -24,7 +24,9 @@ from avssl.training.session import TrainingError
 
 def main(arguments: list[str] | None = None) -> int:
     parser = new_parser(__name__, __doc__)
-    parser.add_argument("config", type=expanduser, nargs="?", help="YAML file, such as configs/toy/avid.yaml")
+    parser.add_argument(
+        "config", type=expanduser, nargs="?", help="YAML file, or the name of one that comes along, such as toy/avid"
+    )
     parser.add_argument("overrides", nargs="*", default=[], help="section.key=value, such as optim.lr=1e-3")
     parser.add_argument(
         "--list-options", nargs="?", const="all", metavar="SECTION", help="print the options of a section or a method"
