@@ -247,7 +247,7 @@ def test_configs_that_come_along_are_found_by_name(tmp_path: Path, monkeypatch: 
     own.parent.mkdir()
     own.write_text("method: {name: infonce}\ndata: {manifest: x}\nrun: {dir: y}\n")
     assert load("toy/avid.yaml").method["name"] == "infonce"  # a file of one's own comes first
-    with pytest.raises(ConfigError, match="config toy/avdi does not exist: .* or a name such as toy/avid"):
+    with pytest.raises(ConfigError, match=r"config toy/avdi does not exist: .* or a name such as toy/avid"):
         load("toy/avdi")
 
 
