@@ -285,6 +285,16 @@ class Method(nn.Module):
         self.target = MomentumCopy(networks)
         self._followed, self._momentum, self._schedule = dict(networks), momentum, schedule
 
+    def follow_all(self, *, momentum: float, schedule: Literal["constant", "cosine"]) -> None:
+        """`follow` every network that has a head, and its head as NAME_head."""
+        networks = {name: self.networks[name] for name in self.heads}
+        heads = {f"{name}_head": head for name, head in self.heads.items()}
+        self.follow(networks | heads, momentum=momentum, schedule=schedule)
+
+    def project_target(self, encode: Encode, view: str) -> Tensor:
+        """As `project`, by a momentum copy of `follow_all`: (B, D), without gradient."""
+        return self.target[f"{self.view(view).network}_head"](self.encode_target(encode, view))
+
     def encode_target(self, encode: Encode, view: str) -> Tensor:
         """Output of the momentum copy's encoder for a view: (B, ..., dim), without gradient."""
         return encode.through(self.target[self.view(view).network], view)

@@ -52,8 +52,7 @@ class Predict(Method):
         kinds = ("later", "sound", "picture") if "audio" in names else ("later",)
         self.predictors = nn.ModuleDict({kind: mlp([out + 2 * len(PERIODS), hidden, out], **layers) for kind in kinds})
         self.register_buffer("periods", torch.tensor(PERIODS), persistent=False)
-        copied = {m: encoders[m] for m in names} | {f"{m}_head": head for m, head in self.heads.items()}
-        self.follow(copied, momentum=options.momentum, schedule=options.momentum_schedule)
+        self.follow_all(momentum=options.momentum, schedule=options.momentum_schedule)
 
     @classmethod
     def needs(cls, options: PredictOptions) -> tuple[str, ...]:
@@ -61,7 +60,7 @@ class Predict(Method):
 
     def loss(self, encode: Encode, batch: Batch, progress: Progress) -> Step:
         z = {view.name: self.project(encode, view.name) for view in self.views}  # (B, D) each
-        target = {view.name: self.target_output(encode, view) for view in self.views}  # (B, D) each
+        target = {view.name: self.project_target(encode, view.name) for view in self.views}  # (B, D) each
         gap = (batch.start["video.1"] - batch.start["video"]).float()  # (B,) seconds
         forward = (gap >= 0)[:, None]  # (B, 1) the second clip is the later one
         earlier, later = (
@@ -87,7 +86,3 @@ class Predict(Method):
         """What a predictor makes of outputs (B, D) and intervals (B,): (B, D)."""
         angles = 2 * torch.pi * seconds[:, None] / self.periods
         return self.predictors[kind](torch.cat([z, angles.sin(), angles.cos()], dim=1))
-
-    def target_output(self, encode: Encode, view: View) -> Tensor:
-        """The momentum copy's output for a view (B, D), without gradient."""
-        return self.target[f"{view.modality}_head"](self.encode_target(encode, view.name))

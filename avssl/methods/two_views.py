@@ -82,12 +82,6 @@ class TwoViews(Method):
             batch = replace(batch, video={n: moved[n] for n in batch.video}, audio={n: moved[n] for n in batch.audio})
         return batch
 
-    def follow_all(self, *, momentum: float, schedule: Literal["constant", "cosine"]) -> None:
-        """`follow` encoders and heads."""
-        heads = {f"{name}_head": head for name, head in self.heads.items()}
-        encoders = {name: self.networks[name] for name in self.heads}
-        self.follow(encoders | heads, momentum=momentum, schedule=schedule)
-
     def outputs(self, encode: Encode) -> tuple[Tensor, Tensor]:
         """The heads' outputs for both views, (B, D) each."""
         first, second = (self.project(encode, view.name) for view in self.views)
@@ -102,9 +96,7 @@ class TwoViews(Method):
 
     def target_outputs(self, encode: Encode) -> tuple[Tensor, Tensor]:
         """The momentum copy's outputs for both views, (B, D) each, without gradient."""
-        first, second = (
-            self.target[f"{view.network}_head"](self.encode_target(encode, view.name)) for view in self.views
-        )
+        first, second = (self.project_target(encode, view.name) for view in self.views)
         return first, second
 
     def present_in_both(self, batch: Batch) -> Tensor:
