@@ -146,10 +146,18 @@ def test_names_that_are_no_text(shared: Previews, clips: Path, tmp_path: Path) -
     str(error.value).encode()
 
 
+def stop(process: subprocess.Popen) -> None:
+    """Stop a process, and wait until it has stopped: until then it would take a job out of its pipe."""
+    os.kill(process.pid, signal.SIGSTOP)
+    while Path(f"/proc/{process.pid}/stat").read_text().rpartition(")")[2].split()[0] != "T":
+        time.sleep(0.01)
+
+
 def wait_until_asked(stopped: subprocess.Popen) -> None:
     """Until a job lies in the pipe to a process that does not read."""
-    held = array.array("i", [0])
+    held, since = array.array("i", [0]), time.monotonic()
     while held[0] == 0:
+        assert time.monotonic() - since < 60
         time.sleep(0.01)
         fcntl.ioctl(stopped.stdin, termios.FIONREAD, held)
 
@@ -172,7 +180,7 @@ def test_a_worker_that_dies(clips: Path, tmp_path: Path) -> None:
     with Previews(tmp_path, num_workers=1) as made, ThreadPoolExecutor() as threads:
         made.poster(clips / "0.mkv")
         process = made._pictures.workers[0].process
-        os.kill(process.pid, signal.SIGSTOP)
+        stop(process)
         lost = threads.submit(made.poster, clips / "1.mkv")
         wait_until_asked(process)
         process.kill()
@@ -187,7 +195,7 @@ def test_a_worker_that_dies(clips: Path, tmp_path: Path) -> None:
 def test_close_gives_up_what_hangs(clips: Path, tmp_path: Path) -> None:
     with Previews(tmp_path, num_workers=1) as made, ThreadPoolExecutor() as threads:
         made.poster(clips / "0.mkv")
-        os.kill(made._pictures.workers[0].process.pid, signal.SIGSTOP)
+        stop(made._pictures.workers[0].process)
         waiting = [threads.submit(made.poster, clips / f"{number}.mkv") for number in (1, 2, 3)]
         wait_until_asked(made._pictures.workers[0].process)
         begin = time.monotonic()
