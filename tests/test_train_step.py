@@ -156,6 +156,7 @@ from avssl.training.setup import compile_encoders
 method = torch.nn.Module()
 method.views = ("video", "audio")
 method.encoders = torch.nn.ModuleDict({"video": mlp([4, 4, 2])})
+method.networks = dict(method.encoders.items())
 names = list(method.state_dict())
 x = torch.ones(2, 4)
 expected = method.encoders["video"](x)

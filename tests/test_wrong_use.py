@@ -149,7 +149,7 @@ def test_more_positives_than_clips_are_refused(train_call: Call, tmp_path: Path,
         (["run.seed=1"], r"run\.seed=1, but the run in .* was started with 0"),
         (["run.resume=never"], r"run\.resume=never, but .*last\.pt holds a run already: choose another run\.dir"),
         (["optim.lrr=1"], r"unknown key optim\.lrr"),
-        (CMA, r"method\.min_score=-1.0, but the run in .* was started with None"),
+        (CMA, r"method\.engine=auto, but the run in .* was started with None"),
     ],
 )
 def test_a_run_is_left_alone_by_a_wrong_call(train_call: Call, run: Path, overrides: list[str], message: str) -> None:

@@ -64,6 +64,7 @@ def _train(run: Setup) -> bool:
         metrics, waited, since, reported = RunningMean(), 0.0, time.perf_counter(), run.first_step
         check, watch = FiniteCheck(run.folder / LAST, delayed=run.device.type == "cuda"), CollapseWatch()
         probe = OnlineProbe(run.manifest, run.instances, seed=config.run.seed, device=run.device)
+        probe.load(run.before.get("probe", {}) if run.before else {})
         step, arrivals = run.first_step, iter(run.loader)
         last_step, stopping = min(num_steps, config.run.max_steps or num_steps), False
         while step < last_step and not stopping:
@@ -100,7 +101,7 @@ def _train(run: Setup) -> bool:
             stopping = distributed.any_rank(stop.asked)
             if stopping or ends_epoch or step == last_step or step % config.run.checkpoint_every == 0:
                 check.settle()
-                save(run, step)
+                save(run, step, probe)
         if step < num_steps:
             how = "the same command continues" if step < last_step else f"run.max_steps={last_step}, raise it to go on"
             log.info(f"stopped and saved at step {step} of {num_steps}: {how}")
@@ -109,9 +110,9 @@ def _train(run: Setup) -> bool:
     return True
 
 
-def save(run: Setup, step: int) -> None:
+def save(run: Setup, step: int, probe: OnlineProbe) -> None:
     """Write the checkpoint and the encoders; all ranks call it, and their buffers must be equal."""
-    method = run.method
+    method, seen = run.method, probe.state()
     distributed.check_equal(shared_buffers(method), f"the buffers of method {run.config.method['name']} at step {step}")
     if distributed.is_main():
         state = {
@@ -125,6 +126,7 @@ def save(run: Setup, step: int) -> None:
             "model": method.state_dict(),
             "heads": method.describe_heads(),
             "optimizer": optimizer_state(run.optimizer),
+            "probe": seen,
         }
         export_encoders(run.folder / ENCODERS, method)
         save_checkpoint(run.folder / LAST, state)  # last: killed in between, the resumed run exports them again

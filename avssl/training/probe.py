@@ -22,8 +22,7 @@ class OnlineProbe:
 
     No clip passes an encoder for it. A clip is the mean of its unit outputs over the epoch, so augmentation and the
     movement of the weights are in it: the numbers are not those of an evaluation, but rise and fall with them. Clips of
-    one group (such as a source video) do not vote for one another. The method never sees a label. After a resume inside
-    an epoch, the rest of it counts.
+    one group (such as a source video) do not vote for one another. The method never sees a label.
 
     Args:
         manifest: its columns label and group are used.
@@ -54,6 +53,19 @@ class OnlineProbe:
             if modality not in self._sums:
                 self._sums[modality] = unit.new_zeros(len(self._classes) + 1, unit.shape[1])
             self._sums[modality].index_add_(0, places, unit)
+
+    def state(self) -> dict[str, Tensor]:
+        """What a checkpoint holds of it, over all ranks, which must all call; rank 0 goes on with it alone."""
+        self._sums = {modality: distributed.all_reduce(sums) for modality, sums in sorted(self._sums.items())}
+        state = {modality: sums.cpu() for modality, sums in self._sums.items()}
+        if not distributed.is_main():
+            self._sums = {modality: torch.zeros_like(sums) for modality, sums in self._sums.items()}
+        return state
+
+    def load(self, state: Mapping[str, Tensor]) -> None:
+        """Go on from what `state` returned."""
+        device, is_main = self._place.device, distributed.is_main()
+        self._sums = {name: (sums if is_main else torch.zeros_like(sums)).to(device) for name, sums in state.items()}
 
     def pop(self, banks: Mapping[str, Bank]) -> dict[str, float]:
         """Share of clips whose class their neighbors name, by modality and by both, and by the vectors of memory banks

@@ -53,9 +53,14 @@ def test_rows_take_the_rate_that_held_out_clips_choose(
     assert "| random |" in printed
     assert "| chance | 0." in printed
     assert all(seed["steps"] == 3 and 0 < seed["peak_gigabytes"] < 20 for seed in row["seeds"])
-    monkeypatch.setattr(sys, "argv", [*sys.argv, "method.hidden_dim=17"])
-    assert families.main() == 2
-    assert "families_toy_random.json was measured with another method.hidden_dim" in capsys.readouterr().err
+    other = ["--kept", str(tmp_path / "kept"), "method.hidden_dim=17"]
+    for more, message in (
+        (other, "toy_random.json was measured with another method.hidden_dim"),
+        (["infonze"], "--only infonze: no configuration has this name"),
+    ):
+        monkeypatch.setattr(sys, "argv", [families.__file__, *map(str, words), *more])
+        assert families.main() == 2
+        assert message in capsys.readouterr().err
 
 
 def test_the_contact_sheet_shows_every_task(

@@ -38,6 +38,7 @@ from experiment import (
 
 from avssl.config import Config, load
 from avssl.data.manifest import Manifest, read_manifest
+from avssl.methods import method_options
 from avssl.training.checkpoint import LAST, load_checkpoint
 from avssl.weights.load import Run, load_run
 
@@ -78,6 +79,9 @@ def rows_to_train(arguments: argparse.Namespace, each: Set) -> list[str]:
     """Names of the configurations that are asked for, in alphabetical order."""
     names = sorted(path.stem for path in (ROOT / "configs" / each.name).glob("*.yaml"))
     names = [name for name in names if name not in ALONE]
+    unknown = set(arguments.only or ()) - {path.stem for path in (ROOT / "configs").glob("*/*.yaml")}
+    if unknown:
+        raise ValueError(f"--only {', '.join(sorted(unknown))}: no configuration has this name")
     if arguments.tracks is None:
         names = [name for name in names if name not in ("patch", "joint")]
     return [name for name in names if not arguments.only or name in arguments.only]
@@ -96,9 +100,10 @@ def config_of(arguments: argparse.Namespace, each: Set, name: str, *, seed: int,
 
 def settings_of(config: Config) -> dict[str, Any]:
     """What a row was trained with, whatever the seed, rate and machine: {section.key: value}."""
+    method = json.loads(json.dumps(method_options(config)))
     return {
         f"{section}.{key}": value
-        for section, values in config.model_dump(mode="json").items()
+        for section, values in (config.model_dump(mode="json") | {"method": method}).items()
         for key, value in values.items()
         if f"{section}.{key}" not in LEFT_OUT
     }

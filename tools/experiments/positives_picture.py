@@ -121,7 +121,7 @@ def banks_of(method: Method) -> nn.ModuleDict:
         ValueError: there are none.
     """
     for each in (method, *getattr(method, "parts", {}).values()):
-        if hasattr(each, "banks"):
+        if len(each.banks):
             return each.banks
     raise ValueError(
         f"method {type(method).__name__} has no memory banks, which agreement is mined from: give "
