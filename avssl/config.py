@@ -256,7 +256,8 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> Config:
 
 def find_config(path: str | Path) -> Path:
     """The file at a path, or that of a name such as toy/avid: in the wheel, or beside the package in a checkout."""
-    path, name = Path(path), Path(str(path).removeprefix("configs/")).with_suffix(".yaml")
+    path, name = Path(path), Path(str(path).removeprefix("configs/"))
+    name = name if name.suffix else name.with_suffix(".yaml")
     package = Path(__file__).parent
     known = [folder / name for folder in (package / "configs", package.parent / "configs")]
     return next((file for file in (path, *known) if file.is_file() and not name.is_absolute()), path)

@@ -249,6 +249,9 @@ def test_configs_that_come_along_are_found_by_name(tmp_path: Path, monkeypatch: 
     assert load("toy/avid.yaml").method["name"] == "infonce"  # a file of one's own comes first
     with pytest.raises(ConfigError, match=r"config toy/avdi does not exist: .* or a name such as toy/avid"):
         load("toy/avdi")
+    for other in ("toy/infonce.yml", "configs/toy/avid.backup"):
+        with pytest.raises(ConfigError, match="does not exist"):
+            load(other)
 
 
 def test_the_wheel_carries_every_package_and_the_configs() -> None:

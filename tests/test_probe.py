@@ -104,6 +104,18 @@ def test_rows_without_label_or_modality_and_two_ranks(monkeypatch: pytest.Monkey
     assert of_set(clips(unlabeled=NUM)).pop({}) == {}
 
 
+def test_a_resumed_probe_goes_on_unless_other_rows_are_labeled() -> None:
+    x, whole, first = features_of_classes(spread=4.0), of_set(clips()), of_set(clips())
+    add(whole, torch.arange(NUM), video=x)
+    add(first, torch.arange(40), video=x)
+    resumed, relabeled = of_set(clips()), of_set(clips(unlabeled=1))
+    for online in (resumed, relabeled):
+        online.load(first.state())
+    add(resumed, torch.arange(40, NUM), video=x)
+    assert resumed.pop({}) == whole.pop({})
+    assert relabeled.pop({}) == {}
+
+
 def test_memory_banks_vote_too() -> None:
     valid = torch.arange(NUM) != 5
     bank = Bank(valid, 16, view=0, generator=torch.Generator())

@@ -25,7 +25,7 @@ from avssl.mining.definition import RULES, Rule, Search, map_blocks, spaces
 Engine = Literal["auto", "flat", "ivf", "tiles"]
 ENGINES: tuple[Engine, ...] = get_args(Engine)
 
-_EXACT_ROWS = {"bfloat16": 150_000, "float32": 50_000}  # what tiles search within a minute on 2 cores
+_EXACT_ROWS = {"bfloat16": 150_000, "float32": 50_000}  # what tiles search
 _UNIT_TOLERANCE = 1e-3
 
 
@@ -117,8 +117,8 @@ def mine_agreement(
 
 
 def choose_engine(num_rows: int, device: torch.device) -> Engine:
-    """tiles where they take a minute at most by what was measured (`tools/benchmarks/mining.py`), else ivf. It depends
-    on the number of rows and the processor alone, so that a resumed run goes on with the engine that it had."""
+    """tiles where they take about a minute on 2 cores (25 s at 100,000 rows in bfloat16; float32 and GPUs are estimates),
+    else ivf. It depends on the number of rows and the processor alone, so that a resumed run goes on with the engine that it had."""
     if device.type == "cuda":
         return "tiles" if num_rows <= 4 * _EXACT_ROWS["bfloat16"] else "ivf"  # not measured on a GPU
     kind = "bfloat16" if tiles.has_fast_bfloat16() else "float32"

@@ -6,8 +6,8 @@ ranks pairs by an upper bound of their agreement.
 flat: the best `depth` of each row by that bound are scored by the definition, and a row is proven when its k-th score
     is above the last bound taken; the others are asked deeper, and at last by the definition.
 ivf: FAISS divides the fused vectors into cells; a row is compared with those in the few cells nearest to it. Pairs are
-    scored by the rule, not by the bound, with a product for each cell and the rows that visit it, which on a CPU is
-    faster than FAISS's own scan and scoring its candidates again. Rows that find nobody close (clips whose picture and
+    scored by the rule, not by the bound, with a product for each cell and the rows that visit it; FAISS's own scan
+    would give candidates by the bound, to be scored again. Rows that find nobody close (clips whose picture and
     sound seldom come together) visit more cells. How many is chosen on a sample; the recall that is reported is
     measured on another.
 

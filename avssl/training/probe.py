@@ -57,14 +57,16 @@ class OnlineProbe:
     def state(self) -> dict[str, Tensor]:
         """What a checkpoint holds of it, over all ranks, which must all call; rank 0 goes on with it alone."""
         self._sums = {modality: distributed.all_reduce(sums) for modality, sums in sorted(self._sums.items())}
-        state = {modality: sums.cpu() for modality, sums in self._sums.items()}
+        state = {modality: sums.cpu() for modality, sums in self._sums.items()} | {"rows": self._rows.cpu()}
         if not distributed.is_main():
             self._sums = {modality: torch.zeros_like(sums) for modality, sums in self._sums.items()}
         return state
 
     def load(self, state: Mapping[str, Tensor]) -> None:
-        """Go on from what `state` returned."""
-        device, is_main = self._place.device, distributed.is_main()
+        """Go on from what `state` returned; not where labels have changed since, so that other rows vote."""
+        device, is_main, state = self._place.device, distributed.is_main(), dict(state)
+        if not torch.equal(state.pop("rows", torch.empty(0)), self._rows.cpu()):
+            return
         self._sums = {name: (sums if is_main else torch.zeros_like(sums)).to(device) for name, sums in state.items()}
 
     def pop(self, banks: Mapping[str, Bank]) -> dict[str, float]:

@@ -10,7 +10,6 @@ from safetensors.torch import load_file
 
 from avssl.config import DataConfig
 from avssl.methods.base import Encode
-from avssl.structs import Instances
 from avssl.training.checkpoint import export_encoders
 from avssl.transforms.recipes import Clip, Window
 from avssl.transforms.views import RECIPES, View
@@ -90,4 +89,3 @@ def test_what_joint_cannot_share_is_refused() -> None:
     assert all(p.grad is not None for p in method.parts["a"].own_encoders["differences"].parameters())
     silent = dataclasses.replace(batch, has_audio=torch.zeros(NUM, dtype=torch.bool))
     assert method(silent, progress(0)).loss.isfinite()
-    assert isinstance(method.instances, Instances)

@@ -7,8 +7,8 @@ DATA holds the set of `python datasets/toy.py DATA`, --digits that of `python da
 patch and joint need --tracks, of tools/track.py on the toy set, and are left out without. A row is a configuration of
 configs/toy or configs/digits. Its learning rate is that of RATES whose features of the first seed a linear probe reads
 best on a third of the training clips, which the probe has not seen. Test clips choose nothing. The row `random` is
-what infonce starts from. Finished rows lie in docs/results/data and are not trained again, unless their settings have
-changed; a stopped training is resumed.
+what infonce starts from. Finished rows lie in docs/results/data and are not trained again; a row of other settings is
+refused by name. A stopped training is resumed.
 Exit code: 0 done, 1 stopped or failed while training, 2 wrong call.
 """
 
@@ -53,9 +53,7 @@ NUM_CLIPS = 2  # clips averaged per video wherever features are taken
 ALONE = ("finetune", "avid_cma")  # knows labels; starts from another row
 OWN = {("toy", "avid"): ("method.in_batch_epochs=1",)}  # of the few epochs here
 RANDOM = "random"  # the row of untrained encoders
-LEFT_OUT = {  # of what is compared
-    *("run.dir", "run.seed", "run.num_threads", "optim.lr", "data.manifest", "data.num_workers"),
-}
+LEFT_OUT = {"run.dir", "run.seed", "run.num_threads", "optim.lr", "data.manifest", "data.num_workers"}  # not compared
 
 
 @dataclass(frozen=True)
