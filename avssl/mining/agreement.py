@@ -117,8 +117,9 @@ def mine_agreement(
 
 
 def choose_engine(num_rows: int, device: torch.device) -> Engine:
-    """tiles where they take about a minute on 2 cores (25 s at 100,000 rows in bfloat16; float32 and GPUs are estimates),
-    else ivf. It depends on the number of rows and the processor alone, so that a resumed run goes on with the engine that it had."""
+    """tiles where they take about a minute on 2 cores (25 s at 100,000 rows in bfloat16; for float32 and GPUs an
+    estimate), else ivf. It depends on the number of rows and the processor alone, so that a resumed run goes on with
+    the engine that it had."""
     if device.type == "cuda":
         return "tiles" if num_rows <= 4 * _EXACT_ROWS["bfloat16"] else "ivf"  # not measured on a GPU
     kind = "bfloat16" if tiles.has_fast_bfloat16() else "float32"

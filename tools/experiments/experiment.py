@@ -163,23 +163,23 @@ def predicted(protocol: Literal["knn", "logistic"], vectors: ClipVectors, labels
 def accuracies(
     protocol: Literal["knn", "logistic"], vectors: ClipVectors, manifest: Manifest, split: Split
 ) -> dict[str, dict[str, Any]]:
-    """The metric of each modality (see `compute_metrics`) over the answered videos of `predicted`."""
+    """The metric of each modality (see `compute_metrics`) over the answered videos of `predicted`; `right`: (m,) bool,
+    the test videos whose class it names."""
     labels = Labels(manifest, [split])
-    found = compute_metrics([predicted(protocol, vectors, labels, split)], labels, skip_unreadable=True)
-    return {name.removesuffix(" 100%"): metric for name, metric in found.items() if not name.endswith(" plain")}
+    part = predicted(protocol, vectors, labels, split)
+    metrics = compute_metrics([part], labels, skip_unreadable=True)
+    return {
+        name.removesuffix(" 100%"): metric | {"right": right_of(part, labels, name)}
+        for name, metric in metrics.items()
+        if not name.endswith(" plain")
+    }
 
 
-def right_of(
-    protocol: Literal["knn", "logistic"], vectors: ClipVectors, manifest: Manifest, split: Split
-) -> np.ndarray:
-    """(m,) bool: test videos whose class `predicted` names by both modalities."""
-    labels = Labels(manifest, [split])
-    found = predicted(protocol, vectors, labels, split)
-    name = "both" if "both" in found.outcomes else "both 100%"
-    outcome, answered = found.outcomes[name], found.answered[name]
-    right = np.zeros(len(split.test), dtype=bool)
-    hits = outcome.hits[0] if outcome.predicted is None else outcome.predicted == labels.targets[split.test[answered]]
-    right[answered] = hits
+def right_of(part: Predictions, labels: Labels, name: str) -> np.ndarray:
+    """(m,) bool: test videos whose class a metric names; unanswered ones are wrong."""
+    outcome, answered = part.outcomes[name], part.answered[name]
+    truth, right = labels.targets[part.split.test[answered]], np.zeros(len(part.split.test), dtype=bool)
+    right[answered] = outcome.hits[0] if outcome.predicted is None else outcome.predicted == truth
     return right
 
 
@@ -192,7 +192,7 @@ def probe_accuracy(
     test: np.ndarray | None = None,
 ) -> dict[str, dict[str, Any]]:
     """{accuracy, chance, interval: {modality: on the test rows}}, learned on the training rows; or on the rows of
-    `test`, learned on those of `train`. The interval is the 95 % one over videos."""
+    `test`, learned on those of `train`. The interval is the 95 % one over videos. right: as in `accuracies`."""
     (split,) = read_splits(manifest)
     split = split if train is None else dataclasses.replace(split, train=train)
     split = split if test is None else dataclasses.replace(split, test=test)
@@ -201,7 +201,7 @@ def probe_accuracy(
     return {  # of the test clips that have both, so that modalities are compared on the same clips
         name: {modality: each.get("paired", each)[key] for modality, each in found.items()}
         for name, key in names.items()
-    }
+    } | {"right": {modality: each["right"] for modality, each in found.items()}}
 
 
 def linear_accuracy(manifest: Manifest, features: Mapping[str, np.ndarray]) -> float:
@@ -251,16 +251,12 @@ def measure(run: Run, manifest: Manifest, *, num_clips: int, num_positives: int)
     train = rows_of(manifest)["train"]
     own_audio = train[~manifest.column("foreign")[train].astype(bool)]
     videos = found.videos()
-    (split,) = read_splits(manifest)
-    split = dataclasses.replace(split, train=own_audio)
-    kinds: dict[str, Literal["knn", "logistic"]] = {"linear": "logistic", "knn": "knn"}
-    right = {name: right_of(kind, found, manifest, split) for name, kind in kinds.items()}
+    probes = {kind: probe_accuracy(kind, manifest, found, train=own_audio) for kind in ("linear", "knn")}
     return {
-        "linear": probe_accuracy("linear", manifest, found, train=own_audio)["accuracy"],
-        "knn": probe_accuracy("knn", manifest, found, train=own_audio)["accuracy"],
+        **{kind: probe["accuracy"] for kind, probe in probes.items()},
         "precision": mined_precision(videos, manifest, train, k=num_positives),
         "recall": recall_of(found, manifest),
-        "right": {name: "".join(map(str, each.astype(int))) for name, each in right.items()},
+        "right": {kind: "".join(map(str, probe["right"]["both"].astype(int))) for kind, probe in probes.items()},
     }
 
 
