@@ -8,13 +8,16 @@ import torch
 import torch.nn.functional as F
 
 from avssl import distributed
-from avssl.data.manifest import Manifest
+from avssl.config import ConfigError
+from avssl.data.manifest import Manifest, write_manifest
+from avssl.evaluate.features import extract
 from avssl.logs import COLLAPSE_STEPS, read_log
 from avssl.mining.votes import knn_votes
 from avssl.objectives.negatives import Bank
 from avssl.structs import Embedded, Instances, Step
 from avssl.training import loop, probe
-from avssl.training.probe import CollapseWatch, OnlineProbe, describe_probe
+from avssl.training.probe import CollapseWatch, OnlineProbe, describe_probe, encode_clips
+from avssl.weights.load import load
 from tests.support.clips import manifest_of
 from tests.support.runs import config, equal_models
 from tests.support.tiny import everything, vector_batch
@@ -132,6 +135,66 @@ def test_large_sets_are_sampled(monkeypatch: pytest.MonkeyPatch) -> None:
     add(online, torch.arange(NUM), video=features_of_classes(spread=0.1))
     assert online._sums["video"].shape[0] == 31
     assert online.pop({})["probe/video"] == 1
+
+
+def test_validation_clips_are_named_by_training_clips() -> None:
+    names = [*(str(row % 3) for row in range(NUM)), "0", "1", "2", "other", "0"]
+    rows = [
+        {"path": f"{row:02d}.mp4", "label": name, "split": "val" if row >= NUM else "train", "group": f"g{row}"}
+        for row, name in enumerate(names)
+    ]
+    valid = torch.arange(len(rows)) < NUM
+    instances = Instances(valid=valid, has_audio=torch.ones_like(valid), has_video=torch.ones_like(valid))
+    online = OnlineProbe(manifest_of(rows), instances, seed=0, device=CPU, asked=range(NUM, NUM + 5))
+    add(online, torch.arange(NUM), video=features_of_classes(spread=0.1))
+    asked = 5 * F.one_hot(torch.tensor([0, 1, 0, 0, 0]), 16).float()  # right, right, wrong, unknown, nothing of it
+    asked[4] = 0
+    found = online.pop({}, {"video": asked, "audio": asked})
+    assert found["probe/val_video"] == 0.5
+    assert found["probe/video"] == 1
+    assert set(found) == {"probe/video", "probe/val_video", "probe/chance"}  # no clip of the epoch has audio
+
+
+def with_validation(clip_set: Manifest, folder: Path) -> Path:
+    """The manifest with every third row in split val."""
+    table = clip_set.table
+    splits = ["val" if row % 3 == 0 else "train" for row in range(len(table))]
+    path = folder / "with_val.parquet"
+    write_manifest(path, table.set_column(table.schema.get_field_index("split"), "split", [splits]), root=clip_set.root)
+    return path
+
+
+@pytest.mark.slow
+def test_validation_clips_of_a_run(clip_set: Manifest, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    split = f"data.manifest={with_validation(clip_set, tmp_path)}"
+    assert loop.train(config(clip_set, tmp_path / "without", split))
+    capsys.readouterr()
+    for workers in (0, 1):
+        folder = tmp_path / f"with{workers}"
+        assert loop.train(config(clip_set, folder, split, "run.probe_clips=4", f"data.num_workers={workers}"))
+        assert capsys.readouterr().err.count("4 validation clips took") == 2  # epochs
+        lines = [line for line in read_log(folder / "log.jsonl") if "probe/val_video" in line]
+        assert [line["epoch"] for line in lines] == [0, 1]
+        assert all(line["probe/val_both"] in (0, 0.25, 0.5, 0.75, 1) for line in lines)
+        assert equal_models(folder, tmp_path / "without")
+    with pytest.raises(ConfigError, match="split val"):
+        loop.train(config(clip_set, tmp_path / "none", "run.probe_clips=4"))
+
+
+def test_encoding_equals_extraction_and_leaves_the_mode(clip_set: Manifest, tmp_path: Path) -> None:
+    assert loop.train(config(clip_set, tmp_path, "optim.epochs=1"))
+    run, rows = load(tmp_path), np.arange(len(clip_set))
+    run.encoders["video"].train()
+    found, errors = encode_clips(run.encoders, clip_set, rows, run.data, device=CPU)
+    assert errors == []
+    assert run.encoders["video"].training
+    assert not run.encoders["audio"].training
+    run.encoders.eval()
+    extracted = extract(run, clip_set, rows, num_clips=1)
+    assert not extracted.has_audio.all()
+    for modality, x in found.items():
+        unit = F.normalize(torch.from_numpy(extracted.features[modality]), dim=1)
+        assert torch.allclose(x, unit * torch.from_numpy(extracted.has(modality))[:, None], atol=1e-5)
 
 
 @pytest.mark.slow

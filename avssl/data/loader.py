@@ -149,12 +149,13 @@ def _checking_workers(dataset: ClipDataset) -> Iterator[None]:
         yield
         return
     handler = signal.signal(signal.SIGALRM, lambda number, frame: _raise_if_dead(dataset.notes()))
-    signal.setitimer(signal.ITIMER_REAL, CHECK_SECONDS, CHECK_SECONDS)
+    before = signal.setitimer(signal.ITIMER_REAL, CHECK_SECONDS, CHECK_SECONDS)
     try:
         yield
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, handler)
+        signal.setitimer(signal.ITIMER_REAL, *before)  # of a loader around this one
 
 
 def _raise_if_dead(notes: Sequence[ClipNote]) -> None:

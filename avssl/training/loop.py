@@ -17,7 +17,7 @@ from avssl.structs import Progress
 from avssl.training.checkpoint import ENCODERS, LAST, export_encoders, save_checkpoint
 from avssl.training.metrics import batch_metrics, collapse_metrics, set_metrics
 from avssl.training.optim import learning_rate, optimizer_state, peak_rate, set_learning_rate
-from avssl.training.probe import CollapseWatch, OnlineProbe, describe_probe
+from avssl.training.probe import CollapseWatch, OnlineProbe, describe_probe, encode_clips, validation_rows
 from avssl.training.resume import shared_buffers, tracks_of
 from avssl.training.session import StopRequest, check_readable, hold_folder, note_session, wrap_errors, write_config
 from avssl.training.setup import Setup, describe, set_up
@@ -63,7 +63,13 @@ def _train(run: Setup) -> bool:
         run.model.train()
         metrics, waited, since, reported = RunningMean(), 0.0, time.perf_counter(), run.first_step
         check, watch = FiniteCheck(run.folder / LAST, delayed=run.device.type == "cuda"), CollapseWatch()
-        probe = OnlineProbe(run.manifest, run.instances, seed=config.run.seed, device=run.device)
+        probe = OnlineProbe(
+            run.manifest,
+            run.instances,
+            seed=config.run.seed,
+            device=run.device,
+            asked=validation_rows(run.manifest, config),
+        )
         probe.load(run.before.get("probe", {}) if run.before else {})
         step, arrivals = run.first_step, iter(run.loader)
         last_step, stopping = min(num_steps, config.run.max_steps or num_steps), False
@@ -93,7 +99,7 @@ def _train(run: Setup) -> bool:
             if ends_epoch or step % config.run.log_every == 0:
                 seconds = time.perf_counter() - since
                 speed = {"clips_per_second": (step - reported) * batch_size / seconds, "data_wait": waited / seconds}
-                signs, votes = collapse_metrics(done), probe.pop(run.method.banks) if ends_epoch else {}
+                signs, votes = collapse_metrics(done), name_classes(run, probe, log) if ends_epoch else {}
                 log.report(step, {"epoch": epoch, **metrics.pop(), "lr": rate, **speed, **signs, **votes})
                 for line in [*watch.look(step, signs, done), *describe_probe(votes, epoch)]:
                     log.info(line)
@@ -108,6 +114,18 @@ def _train(run: Setup) -> bool:
             return False
         log.info(f"complete: {num_steps} steps, {run.folder / LAST} and {run.folder / ENCODERS}")
     return True
+
+
+def name_classes(run: Setup, probe: OnlineProbe, log: RunLog) -> dict[str, float]:
+    """The votes of an epoch's end; what validation clips cost is said."""
+    if not len(probe.asked):
+        return probe.pop(run.method.banks)
+    started = time.perf_counter()
+    asked, errors = encode_clips(run.method.encoders, run.manifest, probe.asked, run.config.data, device=run.device)
+    for error in errors:
+        log.info(f"validation clip left out: {error}")
+    log.info(f"{len(probe.asked)} validation clips took {time.perf_counter() - started:.1f} s (run.probe_clips)")
+    return probe.pop(run.method.banks, asked)
 
 
 def save(run: Setup, step: int, probe: OnlineProbe) -> None:
