@@ -308,18 +308,45 @@ def merge_options(options: type[T], given: Mapping[str, Any], *, where: str) -> 
 
 
 def read_sections(path: str | Path) -> dict[str, Any]:
-    """The sections of a YAML file, every scalar as text. Raises ConfigError as `load` does."""
-    if not Path(path).is_file():
+    """The sections of a YAML file, every scalar as text, over those of the file that its key `base` names: a path from
+    the file's own folder. Options of another method than the base's replace the base's. Raises ConfigError as `load`
+    does, and where files are the base of one another."""
+    path, chain, seen = Path(path), [], set()
+    while True:
+        sections = _sections(_read_text(path), f"config {path}")
+        base = sections.pop("base", None)
+        chain.append(sections)
+        seen.add(path.resolve())
+        if base is None:
+            break
+        if not isinstance(base, str) or (path.parent / base).resolve() in seen:
+            raise ConfigError(f"base={shown(base)} in config {path}: expected the path of another YAML file")
+        path = path.parent / base
+    found = chain.pop()
+    for sections in reversed(chain):
+        found = merge(_without_other_method(found, sections), sections)
+    return found
+
+
+def _read_text(path: Path) -> str:
+    if not path.is_file():
         raise ConfigError(f"config {path} does not exist: give the path of a YAML file, or a name such as toy/avid")
     try:
-        text = Path(path).read_text(encoding="utf-8")
+        return path.read_text(encoding="utf-8")
     except (UnicodeDecodeError, OSError) as error:
         raise ConfigError(f"config {path} cannot be read: {error}; expected a text file in UTF-8 with YAML") from error
-    return _sections(text, f"config {path}")
+
+
+def _without_other_method(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
+    """`below` without its method, where `above` has one of another name."""
+    names = [each["method"].get("name") if isinstance(each.get("method"), Mapping) else None for each in (below, above)]
+    is_other = names[1] is not None and names[0] != names[1]
+    return {key: value for key, value in below.items() if key != "method" or not is_other}
 
 
 def with_overrides(sections: Mapping[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
-    """Sections with `section.key=value` applied. Raises ConfigError where one cannot be read."""
+    """Sections with `section.key=value` applied, and `section={key: value}`, which replaces the section. Raises
+    ConfigError where one cannot be read."""
     for override in overrides:
         key, equals, text = override.partition("=")
         names = key.split(".")
@@ -329,7 +356,10 @@ def with_overrides(sections: Mapping[str, Any], overrides: Sequence[str]) -> dic
         value = text if is_word else _parse(text, f"override {override!r}", has_lines=False)
         for name in reversed(names):
             value = {name: value}
-        sections = merge(sections, value)
+        if len(names) == 1:
+            sections = {**sections, **value}
+        else:
+            sections = merge(sections, value)
     return dict(sections)
 
 

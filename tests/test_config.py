@@ -54,6 +54,44 @@ def test_overrides_are_yaml_and_go_as_deep_as_keys_do(path: Path) -> None:
         load(path, ["method.cross.x=1"])
 
 
+def test_a_section_is_replaced_as_a_whole(path: Path) -> None:
+    config = load(path, ["method={name: byol}", "method.momentum=0.9"])
+    assert config.method == {"name": "byol", "momentum": "0.9"}
+
+
+def test_a_base_lies_below_and_its_method_gives_way_to_another(tmp_path: Path) -> None:
+    (tmp_path / "deep").mkdir()
+    (tmp_path / "lowest.yaml").write_text("data: {manifest: m, fps: 4, size: 32}\nmethod: {name: avid, within: 1}")
+    (tmp_path / "deep" / "middle.yaml").write_text("base: ../lowest.yaml\ndata: {fps: 8}\nmethod: {cross: 2}")
+    (tmp_path / "top.yaml").write_text("base: deep/middle.yaml\nrun: {dir: x}\noptim: {lr: 2}")
+    config = load(tmp_path / "top.yaml", ["data.size=48"])
+    assert (config.data.fps, config.data.size, config.optim.lr) == (8, 48, 2)
+    assert config.method == {"name": "avid", "within": "1", "cross": "2"}
+    assert loads(dumps(config)) == config  # flat
+    (tmp_path / "other.yaml").write_text("base: top.yaml\nmethod: {name: byol}")
+    assert load(tmp_path / "other.yaml").method == {"name": "byol"}
+    (tmp_path / "named.yaml").write_text("base: top.yaml\nmethod: {name: avid, cross: 3}")
+    assert load(tmp_path / "named.yaml").method == {"name": "avid", "within": "1", "cross": "3"}
+
+
+@pytest.mark.parametrize(
+    "text, message",
+    [
+        ("base: gone.yaml", r"config .*gone\.yaml does not exist"),
+        ("base: run.yaml", r"base=run\.yaml in config .*run\.yaml: expected the path of another YAML file"),
+        ("base: back.yaml", r"base=run\.yaml in config .*back\.yaml: expected the path of another"),
+        ("base: [a]", r"base=\[a\] in config .*: expected the path"),
+        ("base: broken.yaml", r"config .*broken\.yaml must be a mapping of sections"),
+        ("base: section.yaml\noptim: {lr: 1}", r"optim\.lr: optim=3 is no mapping of keys"),
+    ],
+)
+def test_a_wrong_base_is_named(tmp_path: Path, text: str, message: str) -> None:
+    for name, content in {"run": text, "back": "base: run.yaml", "broken": "[1]", "section": "optim: 3"}.items():
+        (tmp_path / f"{name}.yaml").write_text(content)
+    with pytest.raises(ConfigError, match=message):
+        load(tmp_path / "run.yaml")
+
+
 @pytest.mark.parametrize(
     "text, value",
     [

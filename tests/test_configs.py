@@ -13,7 +13,8 @@ from avssl.transforms.views import check_views
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 RECIPES = sorted((CONFIGS / "evaluate").glob("*.yaml"))  # of fine-tuning: parts of a configuration
-FILES = sorted(set(CONFIGS.rglob("*.yaml")) - set(RECIPES))
+BASES = set((CONFIGS / "base").glob("*.yaml"))  # what others have in common
+FILES = sorted(set(CONFIGS.rglob("*.yaml")) - set(RECIPES) - BASES)
 AVID = 'Morgado, Vasconcelos, Misra, "Audio-Visual Instance Discrimination with Cross-Modal Agreement", CVPR 2021'
 PAPERS = {  # of each method
     "avid": AVID,
