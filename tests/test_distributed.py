@@ -26,6 +26,28 @@ OPTIONS = {
 }
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.int64, torch.bool])
+def test_a_fingerprint_sees_values_and_places(dtype: torch.dtype) -> None:
+    x = torch.randint(0, 2, (37, 11), generator=torch.Generator().manual_seed(0)).to(dtype)
+    first = distributed.fingerprint(x)
+    assert first == distributed.fingerprint(x.clone())
+    assert first == distributed.fingerprint(x.t().contiguous().t())
+    for place in (0, 200, 406):
+        other = x.clone()
+        other.view(-1)[place] = 1 - other.view(-1)[place].long()
+        assert distributed.fingerprint(other) != first
+    rows = torch.arange(37).roll(1)
+    assert distributed.fingerprint(x[rows]) != first
+    assert distributed.fingerprint(x[1:]) == distributed.fingerprint(x[1:].clone())
+    assert distributed.fingerprint(torch.zeros((), dtype=dtype)) == 0
+
+
+def test_a_fingerprint_of_parts_is_that_of_the_whole() -> None:
+    x = torch.randint(-(2**62), 2**62, (1 << 24,), generator=torch.Generator().manual_seed(0))  # two parts
+    place = torch.arange(len(x))
+    assert distributed.fingerprint(x) == int((x * (2 * place + 1)).sum())
+
+
 def train_tiny(name: str) -> dict[str, torch.Tensor]:
     """A few steps on this rank's rows; what must not depend on the number of ranks."""
     method = tiny_method(OPTIONS[name], Instances(EVERY, HAS_AUDIO, HAS_VIDEO))
@@ -64,8 +86,8 @@ def in_process(rank: int, name: str, world_size: int, folder: str) -> None:
     result = train_tiny(name)
     if rank == 0:
         torch.save(result, Path(folder) / "two.pt")
-    uneven = {"bank": torch.full((2,), float(rank))}
-    with pytest.raises(RuntimeError, match="banks differ between ranks"):
+    uneven = {"same": torch.ones(2), "bank": torch.full((2,), float(rank))}
+    with pytest.raises(RuntimeError, match=r"banks differ between ranks \(bank\)"):
         distributed.check_equal(uneven, "banks")
     x = torch.full((2, 3), float(rank + 1), requires_grad=True)
     gathered = distributed.gather(x)

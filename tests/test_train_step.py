@@ -152,15 +152,19 @@ COMPILED = """
 import torch
 from torch._dynamo.utils import counters
 from avssl.models.heads import mlp
+from avssl.models.momentum import MomentumCopy
 from avssl.training.setup import compile_encoders
 method = torch.nn.Module()
 method.views = ("video", "audio")
 method.encoders = torch.nn.ModuleDict({"video": mlp([4, 4, 2])})
 method.networks = dict(method.encoders.items())
+method.target = MomentumCopy({"video": method.encoders["video"], "video_head": mlp([2, 2])})
 names = list(method.state_dict())
 x = torch.ones(2, 4)
 expected = method.encoders["video"](x)
 compile_encoders(method, torch.device("cpu"))
+assert method.target["video"]._compiled_call_impl is not None
+assert method.target["video_head"]._compiled_call_impl is None
 assert list(method.state_dict()) == names
 torch.testing.assert_close(method.encoders["video"](x), expected)
 before = counters["stats"]["unique_graphs"]

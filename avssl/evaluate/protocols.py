@@ -80,11 +80,12 @@ Outcomes = dict[str, Outcome]  # {metric: ...}
 
 def knn(data: SplitData, options: Options) -> Outcomes:
     """Votes of the nearest training videos: weighted (metric named like the modality) and unweighted ("plain")."""
-    train, truth, test = (torch.from_numpy(each) for each in (data.means()[0], data.train_truth, data.means()[1]))
+    given = (data.means()[0], data.train_truth, data.means()[1])
+    train, truth, test = (torch.from_numpy(each).to(data.device) for each in given)
     found = {}
     for name, temperature in ((data.modality, options.temperature), (f"{data.modality} plain", None)):
         votes = knn_votes(train, truth, test, k=options.k, temperature=temperature)
-        found |= classified(name, votes.numpy(), data.multi_label)
+        found |= classified(name, votes.cpu().numpy(), data.multi_label)
     return found
 
 

@@ -31,21 +31,21 @@ def knn_votes(
             test videos, and a group for each, this is leave-one-out.
 
     Returns:
-        (m, C) fractions of the votes; zeros where nobody votes.
+        (m, C) fractions of the votes, on the device of what was given; zeros where nobody votes.
 
     Source: Wu et al. 2018 (NPID), section 3.4.
     """
     if len(train) == 0:
         raise ValueError("kNN has no training features: no labeled clip of the train manifest could be read")
     gallery, queries = F.normalize(train.float(), dim=1), F.normalize(test.float(), dim=1)
-    parts = [torch.zeros(0, truth.shape[1])]
+    parts = [queries.new_zeros(0, truth.shape[1])]
     for start in range(0, len(queries), QUERIES):
         cosine = queries[start : start + QUERIES] @ gallery.T  # (q, n)
         if groups is not None:
             cosine = cosine.masked_fill(groups[1][start : start + QUERIES, None] == groups[0], -torch.inf)
         nearest = cosine.topk(min(k, len(train)), dim=1)  # nearest first
         if temperature is None:
-            order = torch.arange(nearest.values.shape[1], dtype=torch.float64)
+            order = torch.arange(nearest.values.shape[1], dtype=torch.float64, device=queries.device)
             weights = (1 + 2.0 ** -(order + 2)).expand_as(nearest.values)  # extras sum to less than half a vote
         else:
             weights = ((nearest.values - nearest.values[:, :1]) / temperature).exp()  # minus the largest: no overflow

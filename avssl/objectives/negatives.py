@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from avssl import distributed
-from avssl.structs import Embedded
+from avssl.structs import Embedded, upload
 
 
 def in_batch(*parts: Embedded) -> Embedded:
@@ -68,7 +68,7 @@ def draw_negatives(
     num_allowed = len(valid_ids) - (blocked < len(valid_ids)).sum(dim=1, keepdim=True)  # (Q, 1)
     num_rows = len(avoid) if num_rows is None else num_rows
     uniform = torch.rand(num_rows, num, generator=generator, dtype=torch.float64)[first_row : first_row + len(avoid)]
-    rank = (uniform.to(device, non_blocking=True) * num_allowed).long()  # (Q, K) place among the allowed
+    rank = (upload(uniform, device) * num_allowed).long()  # (Q, K) place among the allowed
     # Example: blocked 2, 5. Allowed 0 1 3 4 6: place 2 is id 3, since one blocked id stands at or below it: 2 - 0 <= 2.
     below = blocked - torch.arange(blocked.shape[1], device=device)  # (Q, P) allowed ids below each blocked one
     below = below.masked_fill(blocked == len(valid_ids), len(valid_ids))  # masked rows stand above every rank

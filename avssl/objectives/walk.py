@@ -9,6 +9,7 @@ from torch import Tensor
 
 from avssl import distributed
 from avssl.objectives.contrast import mean_over_rows
+from avssl.structs import upload
 
 FLOOR = 1e-20  # of a probability before its logarithm
 
@@ -110,7 +111,7 @@ def _cut_edges(affinity: Tensor, share: float, generator: torch.Generator) -> Te
         (num_clips * distributed.world_size(), *affinity.shape[1:]), generator=generator, device=generator.device
     )
     own = drawn[distributed.rank() * num_clips :][:num_clips]
-    return affinity.masked_fill((own < share).to(affinity.device), -1e20)
+    return affinity.masked_fill(upload(own < share, affinity.device), -1e20)
 
 
 def _palindromes(there: Tensor, back: Tensor, temperature: float) -> list[tuple[Tensor, Tensor]]:

@@ -260,7 +260,8 @@ def to_channels_last(module: nn.Module, *, enabled: bool = True) -> None:
 
 
 def compile_encoders(method: Method, device: torch.device) -> None:
-    """torch.compile the encoders, in place (the names of their parameters stay), for each shape that views have.
+    """torch.compile the encoders and their momentum copies, in place (the names of their parameters stay), for each
+    shape that views have.
 
     Raises:
         ConfigError: no compiler works here.
@@ -272,10 +273,12 @@ def compile_encoders(method: Method, device: torch.device) -> None:
             f"run.compile=true, but torch.compile fails here ({str(error).strip().splitlines()[0]}): install a C++ "
             "compiler (g++), or set run.compile=false"
         ) from error
-    # A shape for every view, in training and in evaluation mode; one more is an error, never a silent fall back.
-    torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, 4 * len(method.views))
+    # A shape for every view, in training and in evaluation mode, of an encoder and its copy; one more is an error,
+    # never a silent fall back.
+    torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, 8 * len(method.views))
     torch._dynamo.config.fail_on_recompile_limit_hit = True
-    for encoder in method.networks.values():
+    copies = {} if method.target is None else dict(method.target.networks)
+    for encoder in (*method.networks.values(), *(copies[name] for name in copies if name in method.networks)):
         encoder.compile(dynamic=False)
 
 

@@ -131,10 +131,10 @@ def _power_spectrogram(
             f"and there are {num_samples}: give more sound or a longer data.hop_seconds"
         )
     # Float64 inside: at 100 dB below a tone, rounding in float32 moves a bin by up to 0.03 dB.
-    # A few clips at a time stay in the processor's cache: 2-4 times faster than the whole batch in one piece.
+    # A few clips at a time stay in a processor's cache: 2-4 times faster than the whole batch in one piece.
     hann = _hann_window(window, samples.device)
     parts = []
-    for part in samples.double().split(CLIPS_AT_ONCE):
+    for part in samples.double().split(CLIPS_AT_ONCE if samples.device.type == "cpu" else len(samples) or 1):
         spectrum = torch.stft(
             part, window, hop, window=hann, center=True, pad_mode="reflect", return_complex=True
         )  # (n, window / 2 + 1, 1 + n // hop)
