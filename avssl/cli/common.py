@@ -1,6 +1,7 @@
 """What the commands share: parser, common options, checks of numbers, errors and exit codes."""
 
 import argparse
+import faulthandler
 import math
 import sys
 from collections.abc import Callable, Mapping
@@ -43,6 +44,8 @@ def run(
         failures: errors of the work itself: exit code 1.
         interrupted: message after Ctrl-C, which then gives 130; None = Ctrl-C is not caught.
     """
+    if not faulthandler.is_enabled() and sys.__stderr__ is not None:
+        faulthandler.enable(sys.__stderr__)  # a crash of native code names the line that it happened in
     try:
         for name in ("json", "picture", "report"):
             if (path := getattr(given, name, None)) not in (None, "-"):

@@ -203,7 +203,7 @@ def demo_page(summary: dict[str, Any], runs: dict[str, Path], toy: Manifest) -> 
 
 def bars_png(title: str, values: dict[str, float], intervals: dict[str, Interval], chance: float) -> bytes:
     """Horizontal bars from 0 to 1 with their intervals, and the line of chance."""
-    figure = Figure(figsize=(7, 0.9 + 0.35 * len(values)), layout="constrained")
+    figure = Figure(figsize=(7, 1.1 + 0.35 * len(values)), layout="constrained")
     axes = figure.add_subplot(title=title, xlim=(0, 1))
     names = list(values)[::-1]  # the first on top
     axes.barh(names, [values[name] for name in names], color="0.6", height=0.6)
@@ -211,7 +211,7 @@ def bars_png(title: str, values: dict[str, float], intervals: dict[str, Interval
         if name in intervals:
             axes.plot(intervals[name], (place, place), color="black", linewidth=2)
     axes.axvline(chance, color="black", linestyle=":", label=f"chance {chance:.3f}")
-    axes.legend(loc="lower right", frameon=False)
+    figure.legend(loc="outside lower right", frameon=False)
     return png(figure)
 
 
