@@ -6,10 +6,12 @@ With DDP the gradient of a parameter is averaged over ranks; `gather` and `all_r
 send back, which together gives the gradient of the mean of the ranks' losses.
 """
 
+import math
 import os
 from datetime import timedelta
 from typing import Any
 
+import numpy as np
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
@@ -149,6 +151,22 @@ def digest(tensors: dict[str, Tensor]) -> str:
         value = tensors[name].detach().cpu().contiguous()
         parts += [f"{name}{tuple(value.shape)}{value.dtype}", value.reshape(-1).view(torch.uint8).numpy().data]
     return files.digest(*parts, algorithm="sha256")
+
+
+def uniform_rows(*shape: int, generator: torch.Generator, device: torch.device) -> Tensor:
+    """Uniform numbers in [0, 1), float64, for this rank's rows (the first axis, as long on every rank). They depend on
+    a row's place among those of all ranks, not on the number of ranks, and only this rank's are drawn.
+
+    Args:
+        generator: on the CPU, in the same state on every rank; it moves by one draw.
+        device: of the result, which a GPU receives without a wait.
+    """
+    width = math.prod(shape[1:])
+    counts = -(-width // 4)  # of a row: Philox draws four numbers a count
+    stream = np.random.Philox(key=int(torch.randint(2**62, (), generator=generator)))
+    drawn = np.random.Generator(stream.advance(rank() * shape[0] * counts)).random((shape[0], 4 * counts))
+    own = torch.from_numpy(drawn[:, :width].reshape(shape))
+    return own.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else own.to(device)
 
 
 def fingerprint(x: Tensor) -> int:

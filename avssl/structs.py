@@ -101,12 +101,6 @@ class Batch:
         return self.map(lambda value: value.pin_memory())
 
 
-def upload(x: Tensor, device: torch.device) -> Tensor:
-    """`x` on a device; through pinned memory, so that the host does not wait for a GPU."""
-    on_its_way = device.type == "cuda" and x.device.type == "cpu"
-    return x.pin_memory().to(device, non_blocking=True) if on_its_way else x.to(device)
-
-
 def _received(entries: dict[str, Any]) -> Batch:
     return Batch(**entries).map(torch.as_tensor)
 

@@ -3,6 +3,7 @@
 import os
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import torch.multiprocessing as multiprocessing
@@ -24,6 +25,29 @@ OPTIONS = {
     "avid": AVIDOptions(**COMMON, within=1.0),
     "avid_cma": AVIDCMAOptions(**COMMON, num_negatives_within=5, num_positives=3, mine_every=1),
 }
+
+
+@pytest.mark.parametrize("shape", [(6,), (6, 5), (6, 3, 4)])
+def test_uniform_rows_are_those_of_one_process(shape: tuple[int, ...], monkeypatch: pytest.MonkeyPatch) -> None:
+    def drawn(*shape: int) -> tuple[torch.Tensor, torch.Tensor]:
+        generator = torch.Generator().manual_seed(3)
+        return tuple(
+            distributed.uniform_rows(*shape, generator=generator, device=torch.device("cpu")) for _ in range(2)
+        )
+
+    whole = drawn(*shape)
+    assert whole[0].shape == shape
+    assert not torch.equal(*whole)  # the generator has moved
+    for rank in range(3):
+        monkeypatch.setattr(distributed, "rank", lambda rank=rank: rank)
+        for part, each in zip(drawn(2, *shape[1:]), whole, strict=True):
+            assert torch.equal(part, each[2 * rank : 2 * rank + 2])
+    monkeypatch.undo()
+    many = drawn(300, 101)[0]
+    assert 0 <= many.min() < many.max() < 1
+    assert many.mean() == pytest.approx(0.5, abs=0.01)
+    assert many.var() == pytest.approx(1 / 12, abs=0.005)
+    assert np.corrcoef(many[:-1].flatten(), many[1:].flatten())[0, 1] == pytest.approx(0, abs=0.03)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.int64, torch.bool])

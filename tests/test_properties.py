@@ -100,11 +100,11 @@ def test_negatives_depend_neither_on_the_ranks_nor_on_the_order_of_what_is_avoid
 ) -> None:
     valid, avoid = case
     whole = draw_negatives(valid, num, avoid=avoid, generator=generator(seed))
-    place = data.draw(st.integers(0, len(avoid)))
-    parts = [
-        draw_negatives(valid, num, avoid=part, generator=generator(seed), first_row=first, num_rows=len(avoid))
-        for first, part in ((0, avoid[:place]), (place, avoid[place:]))
-    ]
+    rows = data.draw(st.sampled_from([size for size in range(1, len(avoid) + 1) if len(avoid) % size == 0]))
+    parts = []
+    for rank, part in enumerate(avoid.split(rows)):
+        with mock.patch.object(distributed, "rank", lambda rank=rank: rank):
+            parts.append(draw_negatives(valid, num, avoid=part, generator=generator(seed)))
     assert torch.equal(torch.cat(parts), whole)
     shuffled = avoid[:, torch.randperm(avoid.shape[1], generator=generator(seed))]
     again = torch.cat([shuffled, shuffled[:, :1], torch.full((len(avoid), 1), -1)], dim=1)  # repeated and empty columns

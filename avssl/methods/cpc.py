@@ -125,15 +125,7 @@ class CPC(Method):
                 others, columns = None, every.flatten(0, 2)[kept]
                 wanted, hidden = torch.searchsorted(kept, wanted.contiguous()), masked[kept]
             else:
-                per_rank = len(wanted)
-                others = draw_others(
-                    wanted,
-                    options.num_negatives,
-                    total=number.numel(),
-                    generator=generator,
-                    first_row=distributed.rank() * per_rank,
-                    num_rows=distributed.world_size() * per_rank,
-                )
+                others = draw_others(wanted, options.num_negatives, total=number.numel(), generator=generator)
                 columns, hidden = every.flatten(0, 2), masked
             flat = predicted.flatten(0, 2)
             losses.append(predict(flat, columns, own=wanted, present=counted, masked=hidden, others=others))

@@ -87,7 +87,5 @@ class Finetune(Method):
         share = self.options.dropout
         if not (self.training and share):
             return x
-        rows = len(x)
-        kept = torch.rand(distributed.world_size() * rows, x.shape[1], generator=self.generator(progress)) >= share
-        own = kept[distributed.rank() * rows :][:rows].to(x.device, non_blocking=True)
-        return x * own / (1 - share)
+        kept = distributed.uniform_rows(*x.shape, generator=self.generator(progress), device=x.device) >= share
+        return x * kept / (1 - share)

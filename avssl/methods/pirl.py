@@ -96,8 +96,6 @@ class PIRL(Method):
 
 
 def shuffled(parts: Tensor, generator: torch.Generator) -> Tensor:
-    """(B, N, D) with the N of each row in an order of its own, drawn for the rows of all ranks alike."""
-    rows, num = parts.shape[:2]
-    order = torch.rand(distributed.world_size() * rows, num, generator=generator).argsort(dim=1)
-    order = order[distributed.rank() * rows :][:rows].to(parts.device, non_blocking=True)
+    """(B, N, D) with the N of each row in an order of its own, whatever the number of ranks."""
+    order = distributed.uniform_rows(*parts.shape[:2], generator=generator, device=parts.device).argsort(dim=1)
     return parts.gather(1, order[..., None].expand_as(parts))

@@ -111,6 +111,6 @@ class Pretext(Method):
         params = batch.params[self.views[0].name]
         if "label" in params:
             return params["label"].to(batch.ids.device, non_blocking=True)
-        rows = len(batch.ids)
-        drawn = torch.randint(len(self.orders), (distributed.world_size() * rows,), generator=self.generator(progress))
-        return drawn[distributed.rank() * rows :][:rows].to(batch.ids.device, non_blocking=True)
+        generator, device = self.generator(progress), batch.ids.device
+        drawn = distributed.uniform_rows(len(batch.ids), generator=generator, device=device)
+        return (len(self.orders) * drawn).long()

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from avssl import distributed
-from avssl.structs import Embedded, upload
+from avssl.structs import Embedded
 
 
 def in_batch(*parts: Embedded) -> Embedded:
@@ -34,15 +34,7 @@ def hardest(logits: Tensor, negative: Tensor, *, share: float) -> Tensor:
     return negative & (scores >= least)
 
 
-def draw_negatives(
-    valid: Tensor,
-    num: int,
-    *,
-    avoid: Tensor,
-    generator: torch.Generator,
-    first_row: int = 0,
-    num_rows: int | None = None,
-) -> Tensor:
+def draw_negatives(valid: Tensor, num: int, *, avoid: Tensor, generator: torch.Generator) -> Tensor:
     """Ids drawn uniformly with replacement from the valid instances that a row does not avoid; masked rows (-1) where
     there is none.
 
@@ -54,10 +46,8 @@ def draw_negatives(
         valid: (N,) bool, or the valid ids themselves (V,) int64 ascending, which spares a GPU's host a wait.
         num: negatives per row, K.
         avoid: (Q, P) ids that a row must not draw, in any order, repeated or -1 as it happens.
-        generator: on the CPU; the same generator state gives the same ids on any device.
-        first_row: where this rank's rows stand among the rows of all ranks, and
-        num_rows: how many those are (default Q): every rank draws from one stream, so the ids do not depend on the
-            ranks.
+        generator: on the CPU, in the same state on every rank: the ids depend neither on the ranks, each of which gives
+            as many rows, nor on the device.
 
     Returns:
         (Q, K) int64 on the device of `avoid`.
@@ -66,9 +56,8 @@ def draw_negatives(
     valid_ids = valid.to(device).nonzero().squeeze(1) if valid.dtype == torch.bool else valid  # (V,) ascending
     blocked = _blocked_positions(valid_ids, avoid)  # (Q, P) ascending, V for masked rows
     num_allowed = len(valid_ids) - (blocked < len(valid_ids)).sum(dim=1, keepdim=True)  # (Q, 1)
-    num_rows = len(avoid) if num_rows is None else num_rows
-    uniform = torch.rand(num_rows, num, generator=generator, dtype=torch.float64)[first_row : first_row + len(avoid)]
-    rank = (upload(uniform, device) * num_allowed).long()  # (Q, K) place among the allowed
+    uniform = distributed.uniform_rows(len(avoid), num, generator=generator, device=device)
+    rank = (uniform * num_allowed).long()  # (Q, K) place among the allowed
     # Example: blocked 2, 5. Allowed 0 1 3 4 6: place 2 is id 3, since one blocked id stands at or below it: 2 - 0 <= 2.
     below = blocked - torch.arange(blocked.shape[1], device=device)  # (Q, P) allowed ids below each blocked one
     below = below.masked_fill(blocked == len(valid_ids), len(valid_ids))  # masked rows stand above every rank
@@ -130,14 +119,12 @@ class Bank(nn.Module):
         )
 
     def draw(self, num: int, *, avoid: Tensor, generator: torch.Generator) -> Tensor:
-        """Negatives (B, num) for the B rows of this rank, by `draw_negatives` from one stream over all ranks.
+        """Negatives (B, num) for the B rows of this rank, by `draw_negatives`.
 
         Args:
             avoid: (B, P) ids that a row must not draw.
         """
-        rank, world_size = distributed.rank(), distributed.world_size()
-        rows = {"first_row": rank * len(avoid), "num_rows": world_size * len(avoid)}
-        return draw_negatives(self.valid_ids, num, avoid=avoid, generator=generator, **rows)
+        return draw_negatives(self.valid_ids, num, avoid=avoid, generator=generator)
 
     @torch.no_grad()
     def update(self, new: Embedded, *, momentum: float) -> None:

@@ -5,6 +5,7 @@ into the vectors that are predicted.
 import torch
 from torch import Tensor
 
+from avssl import distributed
 from avssl.objectives.contrast import info_nce
 
 
@@ -41,15 +42,11 @@ def predict(
     return info_nce(logits, positive & present[:, None], ignore=ignore)
 
 
-def draw_others(
-    own: Tensor, num: int, *, total: int, generator: torch.Generator, first_row: int = 0, num_rows: int
-) -> Tensor:
+def draw_others(own: Tensor, num: int, *, total: int, generator: torch.Generator) -> Tensor:
     """Negatives (R, num) drawn uniformly with replacement from all `total` targets but a row's own (R,).
 
     Args:
-        generator: on the CPU; the same on every rank.
-        first_row: where this rank's rows stand among the num_rows of all ranks.
+        generator: on the CPU, in the same state on every rank.
     """
-    drawn = torch.randint(total - 1, (num_rows, num), generator=generator)[first_row : first_row + len(own)]
-    drawn = drawn.to(own.device, non_blocking=True)
+    drawn = ((total - 1) * distributed.uniform_rows(len(own), num, generator=generator, device=own.device)).long()
     return drawn + (drawn >= own[:, None])

@@ -9,7 +9,6 @@ from torch import Tensor
 
 from avssl import distributed
 from avssl.objectives.contrast import mean_over_rows
-from avssl.structs import upload
 
 FLOOR = 1e-20  # of a probability before its logarithm
 
@@ -33,8 +32,8 @@ def walk_loss(
         nodes: (B, T, N, D) unit length, T >= 3, N >= 2.
         temperature: of the transitions softmax(cosine / temperature).
         dropout: fraction of edges cut on either way, in [0, 1); a node without any edge left walks to any node.
-        generator: of the cut edges, on any device; needed with dropout. All ranks' edges are drawn on each, so that the
-            loss of one process is that of several: give every rank the same state.
+        generator: of the cut edges, on the CPU; needed with dropout. With the same state on every rank the loss of one
+            process is that of several.
         valid: (B,) bool, clips that count; None = all.
 
     Returns:
@@ -106,12 +105,8 @@ def _affinities(nodes: Tensor) -> tuple[Tensor, Tensor]:
 
 def _cut_edges(affinity: Tensor, share: float, generator: torch.Generator) -> Tensor:
     """Cut a fraction of the edges; a row that loses all has equal entries, hence equal probabilities."""
-    num_clips = len(affinity)
-    drawn = torch.rand(  # (W B, T - 1, N, N)
-        (num_clips * distributed.world_size(), *affinity.shape[1:]), generator=generator, device=generator.device
-    )
-    own = drawn[distributed.rank() * num_clips :][:num_clips]
-    return affinity.masked_fill(upload(own < share, affinity.device), -1e20)
+    drawn = distributed.uniform_rows(*affinity.shape, generator=generator, device=affinity.device)  # (B, T - 1, N, N)
+    return affinity.masked_fill(drawn < share, -1e20)
 
 
 def _palindromes(there: Tensor, back: Tensor, temperature: float) -> list[tuple[Tensor, Tensor]]:

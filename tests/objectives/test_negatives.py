@@ -4,6 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from avssl import distributed
 from avssl.objectives.negatives import Bank, Queue, draw_negatives
 from avssl.structs import Embedded
 
@@ -52,13 +53,13 @@ def test_one_allowed_id_is_drawn_always_and_none_leaves_empty_places() -> None:
     assert (draw_negatives(~valid, 9, avoid=torch.tensor([[0], [-1]]), generator=generator()) == -1).all()
 
 
-def test_ranks_draw_the_rows_of_one_stream() -> None:
+def test_ranks_draw_the_rows_of_one_stream(monkeypatch: pytest.MonkeyPatch) -> None:
     valid, avoid = torch.ones(40, dtype=torch.bool), torch.arange(8)[:, None]
     whole = draw_negatives(valid, 6, avoid=avoid, generator=generator())
-    parts = [
-        draw_negatives(valid, 6, avoid=avoid[i : i + 4], generator=generator(), first_row=i, num_rows=8) for i in (0, 4)
-    ]
-    assert torch.equal(whole, torch.cat(parts))
+    for rank in (0, 1):
+        monkeypatch.setattr(distributed, "rank", lambda rank=rank: rank)
+        own = slice(4 * rank, 4 * rank + 4)
+        assert torch.equal(draw_negatives(valid, 6, avoid=avoid[own], generator=generator()), whole[own])
 
 
 def test_bank_moves_by_the_old_vectors_momentum() -> None:

@@ -102,7 +102,9 @@ def test_edges_are_cut_independently_on_either_way(dropout: float) -> None:
     """0.9 leaves some of the rows of 6 without any edge: they walk to any node."""
     nodes = random_nodes(5, 3, 4, 6, 16, alike=1.0).requires_grad_()
     generator = keyed(7)
-    there, back = (torch.rand(3, 3, 6, 6, generator=generator) < dropout for _ in range(2))
+    there, back = (
+        distributed.uniform_rows(3, 3, 6, 6, generator=generator, device=nodes.device) < dropout for _ in range(2)
+    )
     assert there.all(dim=3).any() == (dropout == 0.9)
     loss = walk_loss(nodes, temperature=0.05, dropout=dropout, generator=keyed(7))
     expected = naive_loss(nodes, 0.05, there, back)
