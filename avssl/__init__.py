@@ -1,7 +1,7 @@
 """Audio-visual self-supervised learning from folders of unlabeled clips.
 
 model = avssl.load("weights/avid")
-features = model.encode("clip.mp4")
+found = model.encode(["one.mp4", "two.mp4"])  # found.features["video"]: (2, dim)
 
 sets = avssl.mine(video, audio, k=32)  # embeddings (N, D) -> the clips that resemble each clip in both
 """

@@ -10,12 +10,12 @@ import torch
 from experiment import accuracies
 
 from avssl.data.manifest import Manifest, read_manifest
-from avssl.evaluate.features import Extracted, clip_vectors, extract
 from avssl.evaluate.splits import read_splits
 from avssl.retrieval.search import WAYS, find_row, pairs_of, query_of_row, search
 from avssl.retrieval.store import StoreError, read_store
 from avssl.retrieval.write import write_store
 from avssl.training.loop import train
+from avssl.weights.features import Extracted, clip_vectors, extract
 from avssl.weights.load import load_run, with_data
 from tests.support.runs import config
 

@@ -19,7 +19,6 @@ from avssl.data.check import build_table
 from avssl.data.dataset import ClipDataset, collate
 from avssl.data.manifest import Manifest
 from avssl.data.sampling import Key
-from avssl.evaluate.features import ClipVectors, clip_vectors
 from avssl.evaluate.harness import count_missing
 from avssl.evaluate.splits import Split, read_splits
 from avssl.logs import read_log
@@ -34,6 +33,7 @@ from avssl.retrieval.write import write_store
 from avssl.structs import Batch, Embedded, Instances, Progress
 from avssl.training.checkpoint import load_checkpoint
 from avssl.training.loop import train
+from avssl.weights.features import ClipVectors, clip_vectors
 from avssl.weights.load import load_run
 from tests.support.clips import make_clip, make_set, make_sound
 from tests.support.contract import batch_of

@@ -17,7 +17,6 @@ from avssl.data.dataset import ClipDataset, collate
 from avssl.data.manifest import Manifest
 from avssl.data.sampling import Key
 from avssl.data.tracks import TracksError, write_tracks
-from avssl.evaluate.features import clip_vectors, extract
 from avssl.evaluate.harness import count_missing
 from avssl.evaluate.splits import read_splits
 from avssl.logs import read_log
@@ -32,6 +31,7 @@ from avssl.training.optim import build_optimizer
 from avssl.training.setup import training_clips, usable_instances
 from avssl.training.step import train_step
 from avssl.transforms.views import apply_views
+from avssl.weights.features import clip_vectors, extract
 from avssl.weights.load import load_run
 from tests.support.clips import SECONDS
 from tests.support.runs import TINY, Call, Waits, equal_models

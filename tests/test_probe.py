@@ -10,13 +10,13 @@ import torch.nn.functional as F
 from avssl import distributed
 from avssl.config import ConfigError
 from avssl.data.manifest import Manifest, write_manifest
-from avssl.evaluate.features import extract
 from avssl.logs import COLLAPSE_STEPS, read_log
 from avssl.mining.votes import knn_votes
 from avssl.objectives.negatives import Bank
 from avssl.structs import Embedded, Instances, Step
 from avssl.training import loop, probe
 from avssl.training.probe import CollapseWatch, OnlineProbe, describe_probe, encode_clips
+from avssl.weights.features import extract
 from avssl.weights.load import load
 from tests.support.clips import manifest_of
 from tests.support.runs import config, equal_models

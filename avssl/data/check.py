@@ -63,14 +63,24 @@ def build_table(
 
 def manifest_of_file(path: Path) -> Manifest:
     """A manifest of one clip. Raises ManifestError where it cannot be used."""
-    if not path.is_file():
-        why = "is a folder" if path.is_dir() else "does not exist"
-        raise ManifestError(f"{path} {why}: give a file with video or audio")
-    _, probe = next(probe_files([path], num_workers=1, timeout_seconds=60.0))
-    manifest = Manifest(join_facts([{"path": path.name}], {path.name: asdict(probe)}), path.parent)
+    manifest = manifest_of_files([path])
     if not manifest.usable()[0]:
         raise ManifestError(f"{path} cannot be used: {manifest.column('reason')[0]}")
     return manifest
+
+
+def manifest_of_files(paths: Sequence[str | Path], *, num_workers: int = 1) -> Manifest:
+    """A manifest of files wherever they lie, in their order; those that cannot be used are marked as such. Raises
+    ManifestError for a path that is no file."""
+    files = [Path(path).absolute() for path in paths]
+    for path, file in zip(paths, files, strict=True):
+        if not file.is_file():
+            why = "is a folder" if file.is_dir() else "does not exist"
+            raise ManifestError(f"{path} {why}: give a file with video or audio")
+    names = list(dict.fromkeys(map(str, files)))
+    found = probe_files(names, num_workers=num_workers, timeout_seconds=60.0)
+    facts = {names[place]: asdict(probe) for place, probe in found}
+    return Manifest(join_facts([{"path": str(file)} for file in files], facts), Path("/"))
 
 
 def join_facts(rows: Sequence[Mapping[str, Any]], facts: Mapping[str, Mapping[str, Any]]) -> pa.Table:

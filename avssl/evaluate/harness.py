@@ -12,10 +12,10 @@ import torch
 
 from avssl.data.manifest import Manifest
 from avssl.evaluate import metrics
-from avssl.evaluate.features import ClipVectors
 from avssl.evaluate.protocols import PROTOCOLS, Options, Outcomes, SplitData, retrieval
 from avssl.evaluate.splits import Split, groups_of
 from avssl.files import digest
+from avssl.weights.features import ClipVectors
 
 NUM_PERMUTATIONS = 20  # of the classes, for the chance level of a partition
 NUM_PAIRS = 10  # of nearly equal clips that are named

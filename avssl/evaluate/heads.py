@@ -14,9 +14,9 @@ import torch.nn.functional as F
 from sklearn.model_selection import GroupShuffleSplit
 from torch import Tensor
 
-from avssl.evaluate.features import Rows
 from avssl.evaluate.metrics import Average, average_precision_of, video_scores
 from avssl.models.heads import Classifier
+from avssl.weights.features import Rows
 
 RATES = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2)  # of Adam, tried on the held-out part
 HELD_OUT = 0.2  # fraction of the training groups

@@ -19,7 +19,6 @@ import avssl
 from avssl import distributed
 from avssl.data.dataset import check_decoder
 from avssl.data.manifest import Manifest
-from avssl.evaluate.features import VIEW_OPTIONS, ClipVectors, calibrated, clip_vectors
 from avssl.evaluate.finetune import train_classifier
 from avssl.evaluate.harness import Labels, Predictions, compute_metrics, count_missing, evaluate_split, find_similar
 from avssl.evaluate.heads import Head, head_scores
@@ -29,6 +28,7 @@ from avssl.files import atomic_write, digest
 from avssl.media.decoders import format_decoder
 from avssl.methods import method_options
 from avssl.training.checkpoint import LAST
+from avssl.weights.features import VIEW_OPTIONS, ClipVectors, calibrated, clip_vectors
 from avssl.weights.load import Pretrained, Run, untrained
 
 IGNORED = ("manifest", "root", "num_workers", "worker_timeout_seconds", "cache_gigabytes")  # of a result's data section

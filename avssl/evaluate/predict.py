@@ -5,8 +5,8 @@ from pathlib import Path
 import numpy as np
 
 from avssl.data.check import manifest_of_file
-from avssl.evaluate.features import clip_vectors
 from avssl.evaluate.heads import head_scores
+from avssl.weights.features import clip_vectors
 from avssl.weights.load import Pretrained
 
 

@@ -11,10 +11,10 @@ import numpy as np
 import torch
 
 from avssl.evaluate.classify import cluster, draw_few, linear_predict, svm_scores
-from avssl.evaluate.features import Rows
 from avssl.evaluate.heads import Head, head_scores, train_heads
 from avssl.evaluate.metrics import PARTITION_METRICS, Average, chance_gallery_recall, gallery_hits
 from avssl.mining.votes import knn_votes
+from avssl.weights.features import Rows
 
 Vectors = np.ndarray | Rows
 KS = (1, 5, 10, 20, 50)  # of retrieval

@@ -14,7 +14,6 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from avssl.data.manifest import Manifest
-from avssl.evaluate.features import extract
 from avssl.media.decode import AudioWindow, VideoWindow, read_clip
 from avssl.media.reader import DecodeError
 from avssl.methods.base import Method
@@ -22,6 +21,7 @@ from avssl.report.page import html, png
 from avssl.retrieval.store import StoreError, read_store
 from avssl.structs import MODALITIES
 from avssl.transforms.audio import log_mel
+from avssl.weights.features import extract
 from avssl.weights.load import Pretrained
 
 SEED = 0  # draws the references

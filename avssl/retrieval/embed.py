@@ -15,8 +15,8 @@ import torch
 
 from avssl.data.check import manifest_of_file
 from avssl.data.manifest import Manifest
-from avssl.evaluate.features import extract
 from avssl.retrieval.store import Meta, StoreError
+from avssl.weights.features import extract
 from avssl.weights.load import Pretrained, load, with_data
 from avssl.workers import serve
 

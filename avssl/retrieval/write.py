@@ -14,12 +14,12 @@ import pyarrow.parquet as pq
 from avssl import distributed
 from avssl.data.dataset import check_decoder
 from avssl.data.manifest import Manifest
-from avssl.evaluate.features import extract
 from avssl.files import atomic_write, folder_lock
 from avssl.media.decoders import format_decoder
 from avssl.retrieval import store
 from avssl.retrieval.store import SCHEMA, Meta, Store, StoreError, read_meta, read_store, shard_path
 from avssl.structs import MODALITIES
+from avssl.weights.features import extract
 from avssl.weights.load import Pretrained
 
 

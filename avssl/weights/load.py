@@ -1,20 +1,21 @@
 """Load trained encoders; everything that uses frozen features starts here.
 
     model = load("weights/avid")
-    features = model.encode("clip.mp4")
+    found = model.encode(["one.mp4", "two.mp4"])  # found.features["video"]: (2, dim)
 
-Letters: B batch, C clips of a file, T frames, H x W pixels, n samples, S spectrogram steps, F frequency bins.
+Letters: B batch, n files, T frames, H x W pixels, n samples, S spectrogram steps, F frequency bins.
 """
 
 import copy
 import dataclasses
 import json
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
+import numpy as np
 import safetensors.torch
 import torch
 from safetensors import SafetensorError
@@ -23,9 +24,6 @@ from torch import Tensor, nn
 import avssl
 from avssl import distributed
 from avssl.config import Config, DataConfig, ModelConfig, loads, merge_options, without_weights
-from avssl.data.check import manifest_of_file
-from avssl.data.dataset import ClipDataset, collate
-from avssl.data.sampling import Key
 from avssl.files import digest
 from avssl.methods import build_method, foreign_methods, method_options
 from avssl.methods.base import Method
@@ -35,7 +33,9 @@ from avssl.models.importers import check_finite
 from avssl.structs import MODALITIES, Instances
 from avssl.training.checkpoint import DAMAGED, ENCODERS, LAST, damage_named, load_checkpoint, load_model
 from avssl.training.setup import to_channels_last
-from avssl.transforms.views import View, apply_views, evaluate_view
+from avssl.transforms.views import evaluate_view
+from avssl.weights.encode import encode_array, encode_files
+from avssl.weights.features import Extracted
 
 FORMAT = 2  # of config.json
 CONFIG = "config.json"
@@ -60,29 +60,44 @@ class Pretrained:
     classifier: Classifier | None = None  # trained on them, evaluation mode, on `device`
     facts: Mapping[str, Any] = field(default_factory=dict)  # where the weights come from, as JSON has them
 
-    @torch.no_grad()
-    def encode(self, path: str | Path, *, num_clips: int = 3) -> dict[str, Tensor]:
-        """Features of a file: {video: (C, dim), audio: (C, dim)} for C clips spread over it, without the modality that
-        the file lacks.
+    def encode(
+        self, paths: str | Path | Sequence[str | Path], *, num_clips: int = 3, num_workers: int = 0, bar: bool = False
+    ) -> Extracted:
+        """Vectors of files, averaged over clips spread over each.
+
+        Args:
+            paths: (n,) of files with video, audio or both; or one path.
+            num_clips: per file.
+            num_workers: processes that decode.
+            bar: show progress.
+
+        Returns:
+            `ids` are positions in `paths` of the files that could be read, `errors` says of the others why not;
+            `features` {video, audio: (n, dim)}, `embedding` those of the heads, of unit length; zeros where
+            `has_video` or `has_audio` is false.
 
         Raises:
-            ValueError: the file cannot be read, or num_clips < 1.
+            ValueError: a path is no file, no file could be read, or num_clips < 1.
         """
-        if num_clips < 1:
-            raise ValueError(f"num_clips={num_clips} must be at least 1")
-        manifest = manifest_of_file(Path(path))
-        views = [View(modality, recipe=modality) for modality in self.encoders]
-        dataset = ClipDataset(manifest, self.data, views, num_eval_clips=num_clips)
-        batch = collate([dataset[Key(0, 0, clip)] for clip in range(num_clips)])
-        if batch.errors:
-            raise ValueError(batch.errors[0])
-        batch = apply_views(batch.to(self.device), views, self.data)
-        present = {"video": batch.has_video, "audio": batch.has_audio}
-        return {
-            modality: encoder(getattr(batch, modality)[modality])
-            for modality, encoder in self.encoders.items()
-            if present[modality].all()
-        }
+        return encode_files(self, paths, num_clips=num_clips, num_workers=num_workers, bar=bar)
+
+    def encode_frames(self, frames: np.ndarray, fps: float, *, num_clips: int = 3) -> Extracted:
+        """Vectors of frames (number, H, W, 3) uint8 RGB, at `fps` per second: one row, as `encode` gives it. They are
+        scaled by torch instead of the decoder, so vectors differ a little from those of a file.
+
+        Raises:
+            ValueError: there is no video encoder, or the frames are something else.
+        """
+        return encode_array(self, "video", frames, rate=fps, num_clips=num_clips)
+
+    def encode_samples(self, samples: np.ndarray, rate: int, *, num_clips: int = 3) -> Extracted:
+        """Vectors of sound (number,) float32 in [-1, 1], mono, at `rate` samples per second: one row, as `encode` gives
+        it.
+
+        Raises:
+            ValueError: there is no audio encoder, or the samples are something else.
+        """
+        return encode_array(self, "audio", samples, rate=rate, num_clips=num_clips)
 
     def transform(self, modality: Literal["video", "audio"], x: Tensor) -> Tensor:
         """Decoded clips -> input of the encoder, without augmentation; raises ValueError as `evaluate_view`.

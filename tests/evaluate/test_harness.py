@@ -10,7 +10,6 @@ from sklearn.metrics import adjusted_rand_score, average_precision_score, normal
 
 from avssl.evaluate import table
 from avssl.evaluate.classify import cluster, draw_few, svm_scores
-from avssl.evaluate.features import ClipVectors
 from avssl.evaluate.harness import Labels, compute_metrics, count_missing, evaluate_split, find_similar
 from avssl.evaluate.metrics import (
     average_precision_of,
@@ -24,6 +23,7 @@ from avssl.evaluate.metrics import (
 from avssl.evaluate.protocols import Options
 from avssl.evaluate.splits import Split
 from avssl.mining.votes import knn_votes
+from avssl.weights.features import ClipVectors
 from tests.support.clips import manifest_of, rows_of
 
 CPU = torch.device("cpu")

@@ -3,9 +3,11 @@
 import dataclasses
 import json
 import shutil
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import av
 import numpy as np
 import pytest
 import torch
@@ -13,7 +15,6 @@ import torch
 import avssl
 from avssl.config import ModelConfig
 from avssl.data.manifest import Manifest
-from avssl.evaluate.features import extract
 from avssl.media.decode import VideoWindow, read_clip
 from avssl.models import build_encoder
 from avssl.models.heads import Classifier
@@ -22,6 +23,7 @@ from avssl.retrieval.write import write_store
 from avssl.training.checkpoint import ENCODERS, LAST, CheckpointError
 from avssl.training.loop import train
 from avssl.weights.export import CARD, MEMORY, export
+from avssl.weights.features import extract
 from avssl.weights.load import CONFIG, Pretrained, Run, WeightsError, load, load_run, pretrained_of, with_data
 from tests.support.runs import config
 
@@ -57,17 +59,74 @@ def test_an_export_is_the_run(run: Run, weights: Path, clip_set: Manifest) -> No
 
 def test_two_lines(weights: Path, run: Run, clip_set: Manifest) -> None:
     model = avssl.load(weights / ENCODERS)
-    features = model.encode(clip_set.path(0), num_clips=2)
-    assert {name: tuple(value.shape) for name, value in features.items()} == {"video": (2, 64), "audio": (2, 64)}
-    found = extract(run, clip_set, [0], num_clips=2)
-    for name, value in features.items():
-        np.testing.assert_allclose(value.mean(dim=0), found.features[name][0], atol=1e-5)
     silent = int(np.flatnonzero(~clip_set.has_audio)[0])
-    assert list(model.encode(clip_set.path(silent), num_clips=1)) == ["video"]
+    rows = [3, silent, 0]
+    found = model.encode([clip_set.path(row) for row in rows], num_clips=2)
+    expected = extract(run, clip_set, rows, num_clips=2)
+    assert found.has_audio.tolist() == [True, False, True]
+    assert found.has_video.all()
+    for name in ("video", "audio"):
+        assert found.features[name].shape == (3, 64)
+        np.testing.assert_allclose(found.features[name], expected.features[name], atol=1e-5)
+        np.testing.assert_allclose(found.embedding[name], expected.embedding[name], atol=1e-5)
+    alone = model.encode(str(clip_set.path(0)), num_clips=2, num_workers=1)
+    np.testing.assert_allclose(alone.features["video"], expected.features["video"][2:], atol=1e-5)
     with pytest.raises(ValueError, match=r"none.mp4 does not exist"):
         model.encode("none.mp4")
     with pytest.raises(ValueError, match="num_clips=0 must be at least 1"):
         model.encode(clip_set.path(0), num_clips=0)
+
+
+def test_files_that_cannot_be_read_are_named(weights: Path, clip_set: Manifest, tmp_path: Path) -> None:
+    model, broken = avssl.load(weights), tmp_path / "broken.mp4"
+    broken.write_bytes(b"no video")
+    found = model.encode([broken, clip_set.path(0), broken], num_clips=1)
+    assert found.ids.tolist() == [1]
+    assert sorted(found.errors) == [0, 2]
+    assert "broken.mp4" in found.errors[0]
+    assert found.features["video"].shape == (1, 64)
+    with pytest.raises(ValueError, match=r"broken\.mp4"):
+        model.encode(broken)
+    with pytest.raises(ValueError, match="no file was given"):
+        model.encode([])
+
+
+def test_arrays_are_encoded_as_files_are(weights: Path, clip_set: Manifest) -> None:
+    model, path = avssl.load(weights), clip_set.path(0)
+    with av.open(str(path)) as container:
+        stream = container.streams.video[0]
+        fps = float(stream.average_rate)
+        frames = np.stack([frame.to_ndarray(format="rgb24") for frame in container.decode(stream)])
+    with av.open(str(path)) as container:
+        stream = container.streams.audio[0]
+        rate, parts = stream.rate, [frame.to_ndarray().mean(axis=0) for frame in container.decode(stream)]
+    samples = np.concatenate(parts).astype(np.float32)
+    of_file, of_frames = model.encode(path, num_clips=2), model.encode_frames(frames, fps, num_clips=2)
+    of_samples = model.encode_samples(samples, rate, num_clips=2)
+    for name, found in (("video", of_frames), ("audio", of_samples)):
+        assert found.has(name).all()
+        for kind in ("features", "embedding"):
+            a, b = getattr(found, kind)[name][0], getattr(of_file, kind)[name][0]
+            assert a @ b / np.linalg.norm(a) / np.linalg.norm(b) > 0.999, (name, kind)
+    short = model.encode_frames(frames[:1], fps)  # shorter than a clip: repeated
+    assert np.isfinite(short.features["video"]).all()
+
+
+@pytest.mark.parametrize(
+    "call, message",
+    [
+        (lambda model: model.encode_frames(np.zeros((4, 8, 8), np.uint8), 25), "expected uint8"),
+        (lambda model: model.encode_frames(np.zeros((4, 8, 8, 3), np.float32), 25), "expected uint8"),
+        (lambda model: model.encode_frames(np.zeros((0, 8, 8, 3), np.uint8), 25), "must be above 0"),
+        (lambda model: model.encode_frames(np.zeros((4, 8, 8, 3), np.uint8), 0), "must be above 0"),
+        (lambda model: model.encode_samples(np.zeros(900, np.int16), 8000), "expected float32"),
+        (lambda model: model.encode_samples(np.zeros((900, 2), np.float32), 8000), "expected float32"),
+        (lambda model: model.encode_samples(np.zeros(900, np.float32), 8000.5), "at a whole rate"),
+    ],
+)
+def test_arrays_of_another_form_are_refused(weights: Path, call: Callable[[Pretrained], object], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        call(avssl.load(weights))
 
 
 def test_in_another_program_only_a_device_is_chosen(
@@ -83,7 +142,7 @@ def test_in_another_program_only_a_device_is_chosen(
         assert model.device == avssl.load(path, device=torch.device("cpu")).device == torch.device("cpu")
         avssl.load(path)
         extract(with_data(model, num_workers=0), clip_set, [0, 1], num_clips=1)
-        return list(model.encode(clip_set.path(0), num_clips=1))
+        return list(model.encode(clip_set.path(0), num_clips=1).features)
 
     with ThreadPoolExecutor(1) as threads:
         assert [threads.submit(use, path).result() for path in (weights, run.path.parent)] == [["video", "audio"]] * 2

@@ -19,7 +19,6 @@ from avssl.cli.common import info
 from avssl.config import Config
 from avssl.data.manifest import Manifest, read_manifest
 from avssl.evaluate.classify import linear_predict
-from avssl.evaluate.features import ClipVectors, Extracted, calibrated, clip_vectors
 from avssl.evaluate.harness import Labels, Predictions, compute_metrics, evaluate_split
 from avssl.evaluate.metrics import Interval, bootstrap_interval
 from avssl.evaluate.protocols import Options
@@ -30,6 +29,7 @@ from avssl.mining.definition import RULES
 from avssl.training.checkpoint import LAST
 from avssl.training.loop import train
 from avssl.training.session import TrainingError
+from avssl.weights.features import ClipVectors, Extracted, calibrated, clip_vectors
 from avssl.weights.load import Run, load_run
 
 ROOT = Path(__file__).resolve().parents[2]

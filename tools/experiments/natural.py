@@ -27,9 +27,9 @@ from extra_metrics import grouped_predict
 from avssl.config import load
 from avssl.data.check import build_table
 from avssl.data.manifest import SCHEMA, Manifest, read_manifest, write_manifest
-from avssl.evaluate.features import extract
 from avssl.evaluate.metrics import bootstrap_interval
 from avssl.training.loop import train
+from avssl.weights.features import extract
 from avssl.windows import beginning
 
 CONFIGS = ROOT / "configs"

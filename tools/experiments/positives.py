@@ -39,12 +39,12 @@ from avssl import distributed
 from avssl.config import Config, load
 from avssl.data.find_tracks import track_manifest
 from avssl.data.manifest import Manifest
-from avssl.evaluate.features import calibrated
 from avssl.evaluate.propagate import score_propagation
 from avssl.evaluate.scenes import make_scene
 from avssl.methods import build_method, method_options
 from avssl.mining.tracking import Options
 from avssl.structs import Instances
+from avssl.weights.features import calibrated
 from avssl.weights.load import Run, load_run, run_of, with_data
 
 CONFIGS = ROOT / "configs" / "toy"

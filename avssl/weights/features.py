@@ -3,6 +3,8 @@
 Letters: n videos, C clips per video, D feature.
 """
 
+from __future__ import annotations
+
 import contextlib
 import dataclasses
 import itertools
@@ -13,7 +15,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import torch
@@ -22,6 +24,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from avssl import distributed
+from avssl.config import DataConfig
 from avssl.data.dataset import ClipDataset, check_decoder
 from avssl.data.loader import WorkerLost, build_loader, lost_workers_named
 from avssl.data.manifest import Manifest
@@ -30,7 +33,6 @@ from avssl.files import POLL_SECONDS, WriteError, cached_folder, digest
 from avssl.models.heads import describe_maps, side_by_side
 from avssl.structs import MODALITIES
 from avssl.transforms.views import Spread, View, apply_views
-from avssl.weights.load import Pretrained
 
 BATCH_CLIPS = 32  # clips per forward pass
 CALIBRATION_CLIPS = 128
@@ -40,7 +42,18 @@ VIEW_OPTIONS = (  # options of the data section that an evaluation view depends 
 )
 
 
-def _has(self: "Extracted | ClipVectors", modality: Literal["video", "audio", "both"]) -> np.ndarray:
+class FrozenModel(Protocol):
+    """What vectors are of: a `Pretrained`."""
+
+    path: Path
+    encoders: nn.ModuleDict  # in evaluation mode, on `device`
+    heads: nn.ModuleDict
+    data: DataConfig
+    device: torch.device
+    weights_hash: str
+
+
+def _has(self: Extracted | ClipVectors, modality: Literal["video", "audio", "both"]) -> np.ndarray:
     """(n,) bool: videos that have this modality."""
     has = {"video": self.has_video, "audio": self.has_audio, "both": self.has_video & self.has_audio}
     return has[modality]
@@ -61,7 +74,7 @@ class Extracted:
 
 
 def extract(
-    pretrained: Pretrained,
+    pretrained: FrozenModel,
     manifest: Manifest,
     ids: Sequence[int] | np.ndarray,
     *,
@@ -106,7 +119,7 @@ class ClipVectors:
 
     has = _has
 
-    def maps(self, modality: Literal["video", "audio", "both"], rows: np.ndarray) -> dict[str, "Rows | np.ndarray"]:
+    def maps(self, modality: Literal["video", "audio", "both"], rows: np.ndarray) -> dict[str, Rows | np.ndarray]:
         """{map: (m, V, d)} at these positions (m,); for both modalities {pool}: pooled outputs concatenated, a clip's
         audio with each of its crops."""
         if modality != "both":
@@ -141,7 +154,7 @@ class ClipVectors:
 
 
 def clip_vectors(
-    pretrained: Pretrained,
+    pretrained: FrozenModel,
     manifest: Manifest,
     ids: Sequence[int] | np.ndarray,
     *,
@@ -175,7 +188,7 @@ def clip_vectors(
     return _cached(extractor, folder)
 
 
-def calibrated(pretrained: Pretrained, manifest: Manifest, ids: np.ndarray) -> Pretrained:
+def calibrated(pretrained: FrozenModel, manifest: Manifest, ids: np.ndarray) -> FrozenModel:
     """The same weights with BatchNorm statistics of one clip each of at most CALIBRATION_CLIPS of these videos, in
     place and equal on all processes: with mean 0 and variance 1 random weights are a weaker baseline than they are."""
     modules = nn.ModuleDict({"encoders": pretrained.encoders, "heads": pretrained.heads})
@@ -207,7 +220,7 @@ def calibrated(pretrained: Pretrained, manifest: Manifest, ids: np.ndarray) -> P
 class _Extractor:
     """Computes the vectors of videos, one group at a time."""
 
-    pretrained: Pretrained
+    pretrained: FrozenModel
     manifest: Manifest
     ids: np.ndarray
     num_clips: int

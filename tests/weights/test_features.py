@@ -19,7 +19,6 @@ from avssl import distributed
 from avssl.data.dataset import ClipDataset, collate
 from avssl.data.manifest import Manifest, read_manifest
 from avssl.data.sampling import Key
-from avssl.evaluate.features import ClipVectors, Rows, calibrated, clip_vectors
 from avssl.evaluate.harness import Labels, evaluate_split
 from avssl.evaluate.protocols import Options
 from avssl.evaluate.splits import read_splits
@@ -28,6 +27,7 @@ from avssl.media.decode import read_frames
 from avssl.training.loop import train
 from avssl.transforms.video import center_crop, spread_crops
 from avssl.transforms.views import Spread, View, apply_views
+from avssl.weights.features import ClipVectors, Rows, calibrated, clip_vectors
 from avssl.weights.load import load_run, untrained, with_data
 from tests.support.runs import config
 
@@ -111,7 +111,7 @@ def test_kept_vectors_are_those_of_memory_and_are_computed_once(
     fresh = clip_vectors(pretrained, clip_set, rows, num_clips=1, maps=True)
     same(fresh, clip_vectors(pretrained, clip_set, rows, num_clips=1, maps=True, folder=tmp_path))
     assert not list(tmp_path.glob(".*.partial"))
-    monkeypatch.setattr("avssl.evaluate.features.build_loader", None)
+    monkeypatch.setattr("avssl.weights.features.build_loader", None)
     same(fresh, clip_vectors(pretrained, clip_set, rows, num_clips=1, maps=True, folder=tmp_path))
     pooled = clip_vectors(pretrained, clip_set, rows, num_clips=1, folder=tmp_path)  # part of what is there
     assert np.array_equal(pooled.vectors["video"]["pool"], fresh.vectors["video"]["pool"])
@@ -174,7 +174,7 @@ def test_a_stopped_computation_leaves_nothing_that_is_taken_for_whole(
     run: Path, clip_set: Manifest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pretrained, rows = load_run(run), np.arange(18)
-    monkeypatch.setattr("avssl.evaluate.features.BATCH_CLIPS", 4)
+    monkeypatch.setattr("avssl.weights.features.BATCH_CLIPS", 4)
     whole = clip_vectors(pretrained, clip_set, rows, num_clips=1)
     calls = []
 
@@ -184,10 +184,10 @@ def test_a_stopped_computation_leaves_nothing_that_is_taken_for_whole(
             raise KeyboardInterrupt
         return apply_views(batch, *rest)
 
-    monkeypatch.setattr("avssl.evaluate.features.apply_views", stops)
+    monkeypatch.setattr("avssl.weights.features.apply_views", stops)
     with pytest.raises(KeyboardInterrupt):
         clip_vectors(pretrained, clip_set, rows, num_clips=1, folder=tmp_path)
-    monkeypatch.setattr("avssl.evaluate.features.apply_views", apply_views)
+    monkeypatch.setattr("avssl.weights.features.apply_views", apply_views)
     same(whole, clip_vectors(pretrained, clip_set, rows, num_clips=1, folder=tmp_path))
 
 
@@ -206,7 +206,7 @@ def test_a_second_call_waits_for_the_first_and_finds_what_that_found(
                 shutil.copytree(path, folder / path.name)
         lock.close()
 
-    monkeypatch.setattr("avssl.evaluate.features._compute", None)
+    monkeypatch.setattr("avssl.weights.features._compute", None)
     with open(folder / ".lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         later = threading.Timer(0.5, finish)
