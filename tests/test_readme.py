@@ -370,7 +370,10 @@ def test_commands_and_code_of_the_pages(
         (block,) = blocks(page, "python")
         known: dict[str, Any] = {}
         exec(block.replace("clip.mp4", "another_clip.mp4"), known)
-        assert {modality: len(each) for modality, each in known["features"].items()} == {"video": 3, "audio": 3}, page
+        assert {modality: len(each) for modality, each in known["found"].features.items()} == {
+            "video": 1,
+            "audio": 1,
+        }, page
 
 
 def call(script: str, arguments: list[str], monkeypatch: pytest.MonkeyPatch) -> int:
