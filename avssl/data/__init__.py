@@ -1,0 +1,1 @@
+"""Manifests, and batches of clips out of them."""

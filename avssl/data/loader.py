@@ -14,14 +14,18 @@ from contextlib import contextmanager
 from typing import Any
 
 import cv2
+import numpy as np
 import torch
 from torch.utils.data import DataLoader
 from torch.utils.data.dataloader import _BaseDataLoaderIter, _MultiProcessingDataLoaderIter
 
 from avssl.config import ConfigError, DataConfig
 from avssl.data.dataset import ClipDataset, ClipNote, collate
-from avssl.data.sampling import Key
+from avssl.data.manifest import read_manifest
+from avssl.data.policy import admit
+from avssl.data.sampling import Key, TrainingBatches
 from avssl.structs import Batch
+from avssl.transforms.views import View, apply_views
 from avssl.workers import Patience, state_of
 
 PREFETCH = 4  # batches that each worker prepares ahead
@@ -63,6 +67,41 @@ def build_loader(
         prefetch_factor=PREFETCH if workers else None,
         pin_memory=device.type == "cuda",
     )
+
+
+def clip_loader(
+    data: DataConfig,
+    *,
+    views: Sequence[View] = (View("video"), View("audio", recipe="audio")),
+    num_epochs: int = 1,
+    seed: int = 0,
+    device: str | torch.device = "cpu",
+) -> Iterator[Batch]:
+    """Augmented batches for a training loop of one's own, in the order in which a run has them.
+
+    Args:
+        data: such as `load_config("toy/avid", ["data.manifest=my_clips/manifest.parquet"]).data`; says which clips, how
+            many of them in a batch, and how they are cut and augmented.
+        views: of each clip: here one of its frames, and one of its sound at the same seconds.
+
+    Yields:
+        batch.video["video"] (B, 3, T, size, size), batch.audio["audio"] (B, 1, S, F), batch.ids (B,) rows of the
+        manifest, -1 for a file that could not be read (batch.errors says why), batch.has_video and batch.has_audio.
+
+    Raises:
+        ManifestError, ConfigError: the clips cannot be used.
+    """
+    manifest, device = read_manifest(data.manifest, root=data.root), torch.device(device)
+    valid = np.flatnonzero(admit(manifest, data).valid)
+    if not len(valid):
+        raise ConfigError(f"no usable clip with data.split={data.split or 'null'} in {data.manifest}")
+    dataset = ClipDataset(manifest, data, views, seed=seed)
+    sizes = {"clips_per_video": data.clips_per_video, "batch_size": data.batch_size}
+    batches = TrainingBatches(valid, **sizes, num_epochs=num_epochs, seed=seed)
+    loader = build_loader(dataset, batches, data, device=device)
+    with lost_workers_named(dataset, data):
+        for batch in loader:
+            yield apply_views(batch.to(device), views, data)
 
 
 class _Loader(DataLoader):

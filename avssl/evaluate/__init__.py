@@ -1,0 +1,1 @@
+"""Protocols that measure trained encoders on labeled sets."""

@@ -1,0 +1,1 @@
+"""Positives that are found: agreement sets, tracks, and votes of neighbors."""

@@ -16,6 +16,7 @@ from typing import Literal, get_args
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from avssl import distributed
@@ -134,8 +135,12 @@ def mine(
     rule: Rule = "consensus",
     min_score: float = -1.0,
     engine: Engine = "auto",
+    normalize: bool = False,
 ) -> AgreementSets:
     """`mine_agreement` of anybody's embeddings, arrays or tensors (N, D) of unit length: `avssl.mine`.
+
+    Args:
+        normalize: scale the rows to unit length first; without it, others are refused.
 
     Raises:
         ValueError: k, rule, engine, a shape or a type, or a row that is not finite and of unit length.
@@ -145,6 +150,7 @@ def mine(
         if not x.is_floating_point():
             raise ValueError(f"{name} holds {x.dtype}, expected floating point embeddings (N, D)")
     exact = (x if x.dtype == torch.float64 else x.float() for x in spaces.values())
+    exact = (F.normalize(x, dim=-1) if normalize else x for x in exact)
     return mine_agreement(*exact, k=k, rule=rule, min_score=min_score, engine=engine)
 
 

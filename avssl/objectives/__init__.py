@@ -1,0 +1,1 @@
+"""Losses, and where their positives and negatives come from."""

@@ -48,6 +48,8 @@ def run_of_store(meta: Meta, *, device: torch.device | None = None) -> Pretraine
         StoreError: it was trained on since, or is not there any more.
         CheckpointError, WeightsError: it cannot be read.
     """
+    if not meta.run:
+        raise StoreError("these embeddings are of arrays, not of a run: only clips among them can be asked for")
     if not Path(meta.run).exists():
         raise StoreError(
             f"the run that made these embeddings is not in {meta.run} any more: put it back, or extract again"

@@ -163,12 +163,19 @@ def result_modalities(way: Way) -> tuple[str, ...]:
     return tuple(target for _, target in pairs_of(way))
 
 
-def search(store: Store, query: Query, *, way: Way, k: int) -> list[Neighbour]:
+def search(store: Store, query: Query | int | Mapping[str, np.ndarray], *, way: Way, k: int) -> list[Neighbour]:
     """The k clips nearest to the query.
+
+    Args:
+        query: also the position of a row, or vectors {video, audio: (D,)} of a clip outside of the set.
 
     Raises:
         QueryError: as `rank`, or k is not between 1 and the number of other clips that have the modality.
     """
+    if isinstance(query, Mapping):
+        query = query_of_vectors(query, "the query")
+    elif isinstance(query, int):
+        query = query_of_row(store, query)
     ranking = rank(store, query, way=way, depth=max(k, 1))
     if not 1 <= k <= len(ranking.rows):
         others = len(_choosable(store, query, way))

@@ -1,7 +1,8 @@
-"""Extract embeddings of every clip of a manifest into a folder."""
+"""Write a folder of embeddings: of every clip of a manifest, or of arrays."""
 
 import io
 import json
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -14,7 +15,7 @@ import pyarrow.parquet as pq
 from avssl import distributed
 from avssl.data.dataset import check_decoder
 from avssl.data.manifest import Manifest
-from avssl.files import atomic_write, folder_lock
+from avssl.files import atomic_write, digest, folder_lock
 from avssl.media.decoders import format_decoder
 from avssl.retrieval import store
 from avssl.retrieval.store import SCHEMA, Meta, Store, StoreError, read_meta, read_store, shard_path
@@ -115,23 +116,103 @@ def _write_shard(
             f"{len(broken)} clips have vectors that 16 bits cannot hold, such as row {broken[0]} of the manifest: "
             "extract outputs of the heads (without --features), or look at how the run went"
         )
+    rows = [*found.ids.tolist(), *found.errors]  # the read ones first, in the order of the vectors
+    without = [False] * len(found.errors)
+    of_manifest = manifest.table.select(["path", "start", "end", "label"]).take(rows)
+    columns = {
+        "id": pa.array(rows, pa.int64()),
+        **{name: of_manifest.column(name) for name in of_manifest.column_names},
+        "has_audio": pa.array([*found.has_audio.tolist(), *without], pa.bool_()),
+        "has_video": pa.array([*found.has_video.tolist(), *without], pa.bool_()),
+        "error": pa.array([found.errors.get(row) for row in rows], pa.string()),
+    }
+    _save_shard(folder, number, vectors, pa.table(columns, schema=SCHEMA))
+
+
+def _save_shard(folder: Path, number: int, vectors: Mapping[str, np.ndarray], table: pa.Table) -> None:
+    """The vectors {video, audio: (rows, D) float16} first: the table says that they are there."""
     for modality in MODALITIES:
         array = io.BytesIO()  # np.save hides the reason when the disk is full
         np.save(array, vectors[modality])
         with atomic_write(shard_path(folder, number, f"{modality}.npy")) as temporary:
             temporary.write_bytes(array.getbuffer())
-    rows = [*found.ids.tolist(), *found.errors]  # the read ones first, in the order of the vectors
-    without = [False] * len(found.errors)
-    of_manifest = manifest.table.select(["path", "start", "end", "label"]).take(rows)
+    with atomic_write(shard_path(folder, number, "parquet")) as temporary:
+        pq.write_table(table, temporary)
+
+
+def store_of_arrays(
+    folder: str | Path,
+    paths: Sequence[str],
+    *,
+    video: np.ndarray | None = None,
+    audio: np.ndarray | None = None,
+    labels: Sequence[str | None] | None = None,
+    root: str | Path = ".",
+    shared: bool = True,
+) -> Store:
+    """Write anybody's embeddings as a store, which search, tools/retrieve.py and tools/browse.py take.
+
+    Args:
+        folder: is made; must hold no embeddings yet.
+        paths: (n,) of the clips, from `root`; row i has the id i.
+        video: (n, D), of any length but not NaN, kept in 16 bits; a row of zeros is a clip without it. None = no clip
+            has it.
+        audio: (n, D), likewise.
+        labels: (n,) names of classes.
+        shared: vectors of video and audio are of one space, so that one may be asked for by the other.
+
+    Raises:
+        ValueError: nothing is given, or arrays differ in their length, or hold NaN or what 16 bits cannot.
+        StoreError: the folder holds embeddings.
+    """
+    given = {name: np.asarray(x, np.float32) for name, x in (("video", video), ("audio", audio)) if x is not None}
+    shapes = {name: x.shape for name, x in given.items()}
+    fits = all(len(shape) == 2 and shape[0] == len(paths) for shape in shapes.values())
+    if not (given and len(paths) and fits):
+        raise ValueError(f"{len(paths)} paths, vectors {shapes}: expected video, audio or both as ({len(paths)}, D)")
+    if shared and len({shape[1] for shape in shapes.values()}) > 1:
+        raise ValueError(f"vectors {shapes} cannot be of one space: give shared=False")
+    if labels is not None and len(labels) != len(paths):
+        raise ValueError(f"{len(labels)} labels of {len(paths)} paths")
+    scale = {name: np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-30) for name, x in given.items()}
+    unit = {name: (x / scale[name]).astype(np.float16) for name, x in given.items()}
+    for name, x in unit.items():
+        if len(broken := np.flatnonzero(~np.isfinite(x).all(axis=1))):
+            raise ValueError(f"{name} holds NaN or infinity in {len(broken)} rows, such as row {broken[0]}")
+    for name in set(MODALITIES) - set(unit):
+        unit[name] = np.zeros((len(paths), next(iter(unit.values())).shape[1]), np.float16)
+    folder, names = Path(folder), [str(path) for path in paths]
+    meta = Meta(
+        run="",
+        weights_hash=digest(*(unit[name].tobytes() for name in MODALITIES)),
+        manifest="arrays",
+        manifest_hash=digest(json.dumps(names)),
+        root=str(Path(root).resolve()),
+        kind="embedding" if shared else "features",
+        num_clips=1,
+        split=None,
+        num_rows=len(names),
+        modalities=list(given),
+    )
     table = pa.table(
         {
-            "id": pa.array(rows, pa.int64()),
-            **{name: of_manifest.column(name) for name in of_manifest.column_names},
-            "has_audio": pa.array([*found.has_audio.tolist(), *without], pa.bool_()),
-            "has_video": pa.array([*found.has_video.tolist(), *without], pa.bool_()),
-            "error": pa.array([found.errors.get(row) for row in rows], pa.string()),
+            "id": pa.array(range(len(names)), pa.int64()),
+            "path": names,
+            "start": pa.nulls(len(names), pa.float64()),
+            "end": pa.nulls(len(names), pa.float64()),
+            "label": pa.array(labels or [None] * len(names), pa.string()),
+            "has_audio": unit["audio"].any(axis=1),
+            "has_video": unit["video"].any(axis=1),
+            "error": pa.nulls(len(names), pa.string()),
         },
         schema=SCHEMA,
     )
-    with atomic_write(shard_path(folder, number, "parquet")) as temporary:
-        pq.write_table(table, temporary)
+    with folder_lock(folder):
+        if any(folder.glob("shard-*")):
+            raise StoreError(f"{folder} holds embeddings: give another folder, or delete that one")
+        _claim(folder, meta)
+        for number, first in enumerate(range(0, len(names), store.SHARD_ROWS)):
+            part = slice(first, first + store.SHARD_ROWS)
+            rows = {name: x[part] for name, x in unit.items()}
+            _save_shard(folder, number, rows, table.slice(first, store.SHARD_ROWS))
+    return read_store(folder)

@@ -1,0 +1,1 @@
+"""Views of a clip: how frames and sound are cut and augmented."""

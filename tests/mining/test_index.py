@@ -175,5 +175,9 @@ def test_anybodys_embeddings(generator):
     ):
         with pytest.raises(ValueError, match=message):
             avssl.mine(*wrong, k=4)
+    scaled = avssl.mine(3 * video, audio / 7, k=4, normalize=True)
+    assert torch.equal(scaled.ids, expected.ids)
+    with pytest.raises(ValueError, match="audio row 7 has length 0"):
+        avssl.mine(video, audio.index_fill(0, torch.tensor([7]), 0), k=4, normalize=True)
     twice = avssl.mine(video[:50].repeat(2, 1), audio[:50].repeat(2, 1), k=1)  # each clip's copy is its neighbor
     assert torch.equal(twice.ids[:, 0], (torch.arange(100) + 50) % 100)

@@ -1,0 +1,1 @@
+"""Published data sets as manifests: what the scripts of datasets/ call."""

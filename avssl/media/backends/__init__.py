@@ -1,0 +1,1 @@
+"""The libraries that decode: PyAV, decord, torchcodec, one module each."""
