@@ -157,6 +157,21 @@ def test_what_a_run_belongs_to_is_checked_before_any_work(clip_set: Manifest, tm
         train(config(other, tmp_path / "new", f"model.init={tmp_path / 'run'}"))
 
 
+def test_banks_in_16_bits_are_resumed_and_start_banks_in_32(clip_set: Manifest, tmp_path: Path) -> None:
+    half, stopped = "method.bank_dtype=float16", tmp_path / "stopped"
+    assert train(config(clip_set, tmp_path / "whole", half))
+    assert not train(config(clip_set, stopped, half, "run.max_steps=4"))
+    assert train(config(clip_set, stopped, half))
+    assert equal_models(tmp_path / "whole", stopped)
+    z = load_checkpoint(stopped)["model"]["banks.video.z"]
+    assert z.dtype == torch.float16
+    start = f"model.init={stopped}"
+    assert train(config(clip_set, tmp_path / "cma", *CMA, start, "method.mine_from_epoch=0", "optim.lr=0"))
+    assert load_checkpoint(tmp_path / "cma")["model"]["banks.video.z"].dtype == torch.float32
+    assert train(config(clip_set, tmp_path / "half", *CMA, start, "method.mine_from_epoch=0", half))
+    assert load_checkpoint(tmp_path / "half")["model"]["sets"].max() >= 0  # mined from 16 bits
+
+
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 def test_a_batch_in_parts_trains(clip_set: Manifest, tmp_path: Path, precision: str) -> None:
     """BatchNorm sees the parts, so vectors differ; which rows of the banks move may not."""

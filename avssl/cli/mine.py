@@ -114,7 +114,7 @@ def read_banks(
     check_manifest(state, manifest.hash, path=run, manifest=path)
     banks = f"{owners[0]}banks"
     usable = {modality: model[f"{banks}.{modality}.valid"] for modality in ("video", "audio")}
-    return model[f"{banks}.video.z"], model[f"{banks}.audio.z"], usable, manifest
+    return model[f"{banks}.video.z"].float(), model[f"{banks}.audio.z"].float(), usable, manifest
 
 
 def write_sets(path: Path, sets: AgreementSets, manifest: Manifest) -> None:

@@ -12,17 +12,17 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from avssl.config import Count, NotNegative, Positive, Share
-from avssl.methods.base import Encode, HeadOptions, Method, build_heads, check_pairs
+from avssl.config import Count, NotNegative, Positive
+from avssl.methods.base import BankOptions, Encode, HeadOptions, Method, build_heads, check_pairs
 from avssl.methods.infonce import contrast_pairs
 from avssl.objectives.contrast import info_nce, log_mean_exp, nce, similarity
-from avssl.objectives.negatives import Bank, hardest
+from avssl.objectives.negatives import hardest
 from avssl.objectives.positives import same_instance
 from avssl.structs import Batch, Embedded, Instances, Progress, Step
 from avssl.transforms.views import View
 
 
-class AVIDOptions(HeadOptions):
+class AVIDOptions(HeadOptions, BankOptions):
     """Defaults: the released Cross-N1024 recipe."""
 
     cross: NotNegative = 1.0  # weight of video against audio and audio against video
@@ -30,8 +30,6 @@ class AVIDOptions(HeadOptions):
     num_negatives: Count = 1024
     num_negatives_within: Count | None = None  # negatives of the within-modal terms; null = all
     temperature: Positive = 0.07
-    bank_momentum: Share = 0.5  # weight of the old vector
-    hardest: float = Field(1.0, gt=0, le=1)  # share of a query's negatives that count, those most like it
     contrast: Literal["nce", "info_nce"] = "nce"  # a positive against a constant log Z | against its query's negatives
     in_batch_epochs: int = Field(0, ge=0)  # first epochs that contrast the clips of a batch, while the banks fill
 
@@ -69,7 +67,9 @@ class AVID(Method):
         self.heads = build_heads(encoders, options, self.modalities)
         self.banks = nn.ModuleDict(
             {
-                modality: Bank(instances.usable[modality], options.embedding_dim, view=number, generator=generator)
+                modality: options.build_bank(
+                    instances.usable[modality], options.embedding_dim, view=number, generator=generator
+                )
                 for number, modality in enumerate(self.modalities)
             }
         )

@@ -115,8 +115,8 @@ class AVIDCMA(AVID):
         options = self.options
         valid = minable(**{modality: bank.valid for modality, bank in self.banks.items()}, rule=options.rule)
         found = mine_agreement(
-            self.banks["video"].z,
-            self.banks["audio"].z,
+            self.banks["video"].z.float(),
+            self.banks["audio"].z.float(),
             k=options.num_positives,
             rule=options.rule,
             min_score=options.min_score,

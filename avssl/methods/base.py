@@ -12,12 +12,14 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 import torch
 import torch.nn.functional as F
+from pydantic import Field
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from avssl.config import Count, Options
+from avssl.config import Count, Options, Share
 from avssl.models.heads import MLP, mlp
 from avssl.models.momentum import MomentumCopy, cosine_momentum
+from avssl.objectives.negatives import Bank
 from avssl.structs import Batch, Embedded, Instances, Progress, Step
 from avssl.transforms.views import View
 
@@ -30,6 +32,17 @@ class HeadOptions(Options):
     embedding_dim: Count = 128
     hidden_dim: Count = 512
     head_batch_norm: bool = False  # normalize the heads' outputs over the batch: what keeps small sets from collapsing
+
+
+class BankOptions(Options):
+    """Options of every method whose negatives can come from memory banks."""
+
+    bank_momentum: Share = 0.5  # weight of the old vector
+    bank_dtype: Literal["float32", "float16"] = "float32"  # float16: half the memory, cosines to 1e-3
+    hardest: float = Field(1.0, gt=0, le=1)  # share of a query's negatives that count, those most like it
+
+    def build_bank(self, valid: Tensor, dim: int, *, view: int, generator: torch.Generator) -> Bank:
+        return Bank(valid, dim, view=view, generator=generator, dtype=getattr(torch, self.bank_dtype))
 
 
 def build_heads(encoders: nn.ModuleDict, options: HeadOptions, modalities: Sequence[str]) -> nn.ModuleDict:

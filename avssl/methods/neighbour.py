@@ -11,17 +11,17 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from avssl.config import Count, NotNegative, Positive, Probability, Share
-from avssl.methods.base import Encode, HeadOptions, Method, build_heads, check_usable
+from avssl.config import Count, NotNegative, Positive, Probability
+from avssl.methods.base import BankOptions, Encode, HeadOptions, Method, build_heads, check_usable
 from avssl.objectives.contrast import info_nce, info_nce_pairs, similarity
-from avssl.objectives.negatives import Bank, Queue, hardest, in_batch
+from avssl.objectives.negatives import Queue, hardest, in_batch
 from avssl.objectives.positives import ROUNDING, neighbour, same_crop, same_instance
 from avssl.objectives.triplet import semi_hard
 from avssl.structs import Batch, Embedded, Instances, Progress, Step
 from avssl.transforms.views import Beyond, Changes, OtherHalf, Same, Uniform, View, Within, clips
 
 
-class NeighbourOptions(HeadOptions):
+class NeighbourOptions(HeadOptions, BankOptions):
     num_clips: int = Field(2, ge=2)  # of each video (rho); with data.num_frames=1 they are frames
     num_queries: Count | None = None  # so many of them ask, the others are their keys; null = each is both
     # uniform: anywhere | radii: within max_seconds of the first | halves: one with the first, others in the other half
@@ -37,8 +37,6 @@ class NeighbourOptions(HeadOptions):
     negatives: Annotated[tuple[Literal["batch", "queue", "bank"], ...], Field(min_length=1)] = ("batch",)
     queue_size: Count = 65536
     num_negatives: Count = 1024  # drawn from the bank
-    bank_momentum: Share = 0.5  # weight of the old vector
-    hardest: float = Field(1.0, gt=0, le=1)  # share of a query's negatives that count, those most like it
     temperature: Positive = 0.1
     momentum: Probability | None = None  # of the copy that encodes the keys; null = the encoder itself does
     momentum_schedule: Literal["constant", "cosine"] = "constant"  # cosine: rises to 1 over the run
@@ -142,7 +140,9 @@ class Neighbour(Method):
             self.queue = Queue(options.queue_size, options.embedding_dim)
         if "bank" in options.negatives:
             generator = torch.Generator().manual_seed(seed)
-            self.bank = Bank(instances.usable["video"], options.embedding_dim, view=0, generator=generator)
+            self.bank = options.build_bank(
+                instances.usable["video"], options.embedding_dim, view=0, generator=generator
+            )
 
     def loss(self, encode: Encode, batch: Batch, progress: Progress) -> Step:
         raw = {view: encode(view) for view in self.queries}

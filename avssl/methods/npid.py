@@ -5,11 +5,10 @@ Xiong, Yu, Lin; CVPR 2018). On frames, on sound, or on each by itself.
 from typing import Literal
 
 import torch
-from pydantic import Field
 from torch import Tensor, nn
 
-from avssl.config import Count, Options, Positive, Share
-from avssl.methods.base import Encode, Method, check_usable
+from avssl.config import Count, Positive
+from avssl.methods.base import BankOptions, Encode, Method, check_usable
 from avssl.models.heads import mlp
 from avssl.objectives.contrast import info_nce, log_mean_exp, nce, similarity
 from avssl.objectives.negatives import Bank, hardest
@@ -17,13 +16,11 @@ from avssl.structs import Batch, Embedded, Instances, Progress, Step
 from avssl.transforms.views import View
 
 
-class NPIDOptions(Options):
+class NPIDOptions(BankOptions):
     modality: Literal["video", "audio", "both"] = "video"
     embedding_dim: Count = 128
     num_negatives: Count = 4096
     temperature: Positive = 0.07
-    bank_momentum: Share = 0.5  # weight of the old vector
-    hardest: float = Field(1.0, gt=0, le=1)  # share of a query's negatives that count, those most like it
 
 
 class NPID(Method):
@@ -45,7 +42,7 @@ class NPID(Method):
         self.views = tuple(View(name, recipe=name) for name in names)
         self.heads = nn.ModuleDict({name: mlp([encoders[name].dim, dim]) for name in names})
         self.banks = nn.ModuleDict(
-            {n: Bank(instances.usable[n], dim, view=i, generator=generator) for i, n in enumerate(names)}
+            {n: options.build_bank(instances.usable[n], dim, view=i, generator=generator) for i, n in enumerate(names)}
         )
         self.register_buffer("log_z", torch.full((len(names),), float("nan")))  # of each modality, unset at first
 

@@ -9,17 +9,16 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from avssl import distributed
-from avssl.config import Count, Options, Positive, Share
-from avssl.methods.base import Encode, Method, check_usable
+from avssl.config import Count, Positive, Share
+from avssl.methods.base import BankOptions, Encode, Method, check_usable
 from avssl.methods.npid import against_bank
 from avssl.models.heads import mlp
-from avssl.objectives.negatives import Bank
 from avssl.structs import Batch, Embedded, Instances, Progress, Step
 from avssl.transforms.pretext import NUM_TILES
 from avssl.transforms.views import Changes, Same, View
 
 
-class PIRLOptions(Options):
+class PIRLOptions(BankOptions):
     transform: Literal["jigsaw", "rotation"] = "jigsaw"
     transformed: Changes = Field({})  # fields of the data section that differ for the transformed clip
     head: Literal["linear", "mlp"] = "linear"
@@ -28,8 +27,6 @@ class PIRLOptions(Options):
     num_negatives: Count = 32000
     temperature: Positive = 0.07
     weight: Share = 0.5  # of the transformed clip's term; the plain clip's has the rest
-    bank_momentum: Share = 0.5  # weight of the old vector
-    hardest: float = Field(1.0, gt=0, le=1)  # share of a query's negatives that count, those most like it
 
 
 class PIRL(Method):
@@ -54,7 +51,7 @@ class PIRL(Method):
         self.part = mlp(dims)
         self.join = mlp([NUM_TILES * out, out]) if recipe == "tiles" else nn.Identity()
         generator = torch.Generator().manual_seed(seed)
-        self.bank = Bank(instances.usable["video"], out, view=0, generator=generator)
+        self.bank = options.build_bank(instances.usable["video"], out, view=0, generator=generator)
         self.register_buffer("log_z", torch.tensor(float("nan")))  # unset until the first step
 
     def loss(self, encode: Encode, batch: Batch, progress: Progress) -> Step:

@@ -86,16 +86,25 @@ class Bank(nn.Module):
         dim: D.
         view: position of the view whose vectors the bank holds.
         generator: draws the random unit vectors that the bank starts from.
+        dtype: in which the vectors are kept; they come out in float32.
     """
 
     z: Tensor
     valid: Tensor
     valid_ids: Tensor  # (V,) int64 ascending: the same as `valid`, from which a checkpoint restores it
 
-    def __init__(self, valid: Tensor, dim: int, *, view: int, generator: torch.Generator) -> None:
+    def __init__(
+        self,
+        valid: Tensor,
+        dim: int,
+        *,
+        view: int,
+        generator: torch.Generator,
+        dtype: torch.dtype = torch.float32,
+    ) -> None:
         super().__init__()
         self.view = view
-        self.register_buffer("z", F.normalize(torch.randn(len(valid), dim, generator=generator), dim=1))
+        self.register_buffer("z", F.normalize(torch.randn(len(valid), dim, generator=generator), dim=1).to(dtype))
         self.register_buffer("valid", valid.clone())
         self.register_buffer("valid_ids", valid.nonzero().squeeze(1), persistent=False)
         self.register_load_state_dict_post_hook(Bank._list_valid_ids)
@@ -106,13 +115,13 @@ class Bank(nn.Module):
     def of_split(self, given: dict[str, Tensor], valid: Tensor) -> dict[str, Tensor]:
         """Entries of another run's bank for this one: vectors of rows that both hold, the others stay as they are."""
         both = given["valid"] & self.valid.cpu()
-        return {"z": torch.where(both[:, None], given["z"], self.z.cpu()), "valid": self.valid}
+        return {"z": torch.where(both[:, None], given["z"].to(self.z.dtype), self.z.cpu()), "valid": self.valid}
 
     def lookup(self, ids: Tensor) -> Embedded:
         """Vectors of ids (...) -> columns (..., D) without gradient; id -1 and invalid ids become masked rows."""
         usable = (ids >= 0) & self.valid[ids.clamp(min=0)]
         return Embedded(
-            z=self.z[ids.clamp(min=0)],
+            z=self.z[ids.clamp(min=0)].float(),
             ids=ids.masked_fill(~usable, -1),
             view=torch.full_like(ids, self.view),
             start=torch.zeros_like(ids, dtype=torch.float64),
@@ -143,7 +152,7 @@ class Bank(nn.Module):
         # An average as a matrix product: unlike scattered sums, it is the same on every rank of a GPU run.
         vectors = torch.where(keep[:, None], new.z.float(), 0.0)
         average = same.float() @ vectors / same.sum(dim=1, keepdim=True).clamp(min=1)
-        moved = F.normalize(momentum * self.z[ids] + (1 - momentum) * average, dim=1)  # (n, D)
+        moved = F.normalize(momentum * self.z[ids].float() + (1 - momentum) * average, dim=1).to(self.z.dtype)  # (n, D)
         # Every row writes, without asking which may: a repeated id the vector of its first row, an masked row what the
         # first row that counts writes (none counts: what stands there already). Whoever writes last, the bytes are the
         # same.

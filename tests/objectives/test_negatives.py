@@ -113,3 +113,24 @@ def test_queue_columns_are_not_changed_by_a_later_push() -> None:
     columns = queue.columns()
     queue.push(embedded(torch.ones(2, 2), torch.tensor([0, 1])))
     assert (columns.ids == -1).all()
+
+
+def test_a_bank_in_16_bits_is_that_in_32_to_a_thousandth() -> None:
+    valid = torch.ones(40, dtype=torch.bool)
+    half, whole = (Bank(valid, 16, view=0, generator=generator(), dtype=x) for x in (torch.float16, torch.float32))
+    assert half.z.dtype == torch.float16
+    for step in range(20):
+        ids = torch.randint(40, (8,), generator=generator(step))
+        new = embedded(F.normalize(torch.randn(8, 16, generator=generator(step)), dim=1), ids)
+        for bank in (half, whole):
+            bank.update(new, momentum=0.5)
+    found, expected = (bank.lookup(torch.arange(40)).z for bank in (half, whole))
+    assert found.dtype == torch.float32
+    torch.testing.assert_close(found, expected, atol=1e-3, rtol=0)
+    torch.testing.assert_close(found.norm(dim=1), torch.ones(40), atol=1e-3, rtol=0)
+    for one, other in ((half, whole), (whole, half)):  # as a resumed run and as another run's banks
+        copy = Bank(valid, 16, view=0, generator=generator(9), dtype=one.z.dtype)
+        copy.load_state_dict(other.state_dict())
+        torch.testing.assert_close(copy.z, other.z.to(copy.z.dtype))
+        fresh = Bank(valid, 16, view=0, generator=generator(9), dtype=one.z.dtype)
+        assert torch.equal(fresh.of_split(other.state_dict(), valid)["z"], copy.z)
