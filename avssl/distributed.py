@@ -163,7 +163,8 @@ def uniform_rows(*shape: int, generator: torch.Generator, device: torch.device) 
     """
     width = math.prod(shape[1:])
     counts = -(-width // 4)  # of a row: Philox draws four numbers a count
-    stream = np.random.Philox(key=int(torch.randint(2**62, (), generator=generator)))
+    key = torch.randint(2**62, (1,), generator=generator).numpy()[0]
+    stream = np.random.Philox(key=int(key))
     drawn = np.random.Generator(stream.advance(rank() * shape[0] * counts)).random((shape[0], 4 * counts))
     own = torch.from_numpy(drawn[:, :width].reshape(shape))
     return own.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else own.to(device)
