@@ -8,6 +8,10 @@ docs/tour.ipynb shows all of it. Losses are in `avssl.objectives`.
 """
 
 import importlib
+import os
+
+# Before torch starts its threads: those that wait leave the core to the workers that decode, instead of spinning.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 __version__ = "0.2.0"
 

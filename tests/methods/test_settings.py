@@ -35,6 +35,7 @@ ZERO = {  # reason: fields that are taken as 0
         *("method walk.dropout", "method finetune.dropout", "method swav.num_small", "method neighbour.num_far"),
         *(f"method {name}.adversarial" for name in TWO_VIEWS),
         *("method avid_cma.mine_every",),  # mined once
+        *("run.probe_clips",),
     },
     "a term of the loss is left out": {
         *(f"method {name}.{term}" for name in ("avid", "avid_cma") for term in ("cross", "within")),

@@ -31,7 +31,7 @@ from avssl.mining.agreement import minable
 from avssl.weights.load import load_run
 
 CONFIGS = ROOT / "configs" / "toy"
-COMMON = ("data.cache_gigabytes=4", "data.num_workers=1", "run.num_threads=2")  # the set fits: the worker does little
+COMMON = ("data.cache_gigabytes=4", "data.num_workers=2", "run.num_threads=2")  # the set fits: the workers do little
 NUM_CLIPS = 3  # clips averaged per video wherever features are taken
 NUM_POSITIVES = 5  # of the sets whose precision is measured
 LAST_PART = {"lr": 1e-3, "schedule": "cosine", "warmup_epochs": 0.5, "epochs": 4}  # of configs/toy/avid_cma.yaml

@@ -1,5 +1,8 @@
 """Shared code of the experiments: options, --dry-run, cached work, a table of means over seeds."""
 
+import avssl  # noqa: F401  before torch: how its threads wait
+
+# isort: split
 import argparse
 import dataclasses
 import json
