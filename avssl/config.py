@@ -220,9 +220,7 @@ class RunConfig(Options):
     )
     log_every: Count = 20  # steps between reports
     checkpoint_every: Count = 500  # steps between checkpoints, besides the one at the end of every epoch
-    probe_clips: int = Field(
-        0, ge=0
-    )  # labeled clips of split val that nearest neighbors name after each epoch; 0 = none
+    probe_clips: int = Field(0, ge=0)  # labeled clips of split val that neighbors name after each epoch; 0 = none
     max_steps: Count | None = None  # stop there, on every call: raise it to go on
 
 

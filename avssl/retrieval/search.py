@@ -174,8 +174,8 @@ def search(store: Store, query: Query | int | Mapping[str, np.ndarray], *, way: 
     """
     if isinstance(query, Mapping):
         query = query_of_vectors(query, "the query")
-    elif isinstance(query, int):
-        query = query_of_row(store, query)
+    elif isinstance(query, int | np.integer):
+        query = query_of_row(store, int(query))
     ranking = rank(store, query, way=way, depth=max(k, 1))
     if not 1 <= k <= len(ranking.rows):
         others = len(_choosable(store, query, way))

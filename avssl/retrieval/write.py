@@ -162,10 +162,10 @@ def store_of_arrays(
         shared: vectors of video and audio are of one space, so that one may be asked for by the other.
 
     Raises:
-        ValueError: nothing is given, or arrays differ in their length, or hold NaN or what 16 bits cannot.
+        ValueError: nothing is given, or arrays differ in their length, or hold NaN or infinity.
         StoreError: the folder holds embeddings.
     """
-    given = {name: np.asarray(x, np.float32) for name, x in (("video", video), ("audio", audio)) if x is not None}
+    given = {name: np.asarray(x, np.float64) for name, x in (("video", video), ("audio", audio)) if x is not None}
     shapes = {name: x.shape for name, x in given.items()}
     fits = all(len(shape) == 2 and shape[0] == len(paths) for shape in shapes.values())
     if not (given and len(paths) and fits):
@@ -174,7 +174,7 @@ def store_of_arrays(
         raise ValueError(f"vectors {shapes} cannot be of one space: give shared=False")
     if labels is not None and len(labels) != len(paths):
         raise ValueError(f"{len(labels)} labels of {len(paths)} paths")
-    scale = {name: np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-30) for name, x in given.items()}
+    scale = {name: np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-100) for name, x in given.items()}
     unit = {name: (x / scale[name]).astype(np.float16) for name, x in given.items()}
     for name, x in unit.items():
         if len(broken := np.flatnonzero(~np.isfinite(x).all(axis=1))):
@@ -200,7 +200,7 @@ def store_of_arrays(
             "path": names,
             "start": pa.nulls(len(names), pa.float64()),
             "end": pa.nulls(len(names), pa.float64()),
-            "label": pa.array(labels or [None] * len(names), pa.string()),
+            "label": pa.array([None] * len(names) if labels is None else list(labels), pa.string()),
             "has_audio": unit["audio"].any(axis=1),
             "has_video": unit["video"].any(axis=1),
             "error": pa.nulls(len(names), pa.string()),

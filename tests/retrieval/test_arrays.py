@@ -74,6 +74,17 @@ def test_one_modality_and_two_spaces(tmp_path: Path) -> None:
         avssl.search(apart, 0, way="v2a", k=5)
 
 
+def test_lengths_do_not_matter_and_labels_may_be_an_array(tmp_path: Path) -> None:
+    video, _ = arrays()
+    labels = np.array([str(row % 2) for row in range(NUM)])
+    one = store_of_arrays(tmp_path / "one", PATHS, video=video, labels=labels)
+    huge = store_of_arrays(tmp_path / "huge", PATHS, video=np.float32(1e30) * video, labels=labels)
+    assert huge.has["video"].sum() == NUM - 1
+    found = [[each.id for each in avssl.search(store, np.int64(7), way="v2v", k=5)] for store in (one, huge)]
+    assert found[0] == found[1]
+    assert huge.label(5) == "1"
+
+
 def test_what_is_no_set_of_vectors_is_refused(tmp_path: Path) -> None:
     video, audio = arrays()
     with_nan = video.copy()
