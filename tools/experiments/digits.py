@@ -15,7 +15,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -315,7 +315,7 @@ def hard_table(found: dict[str, Sequence[dict[str, Any]]]) -> str:
     """One block of rows for each setting."""
     names = {key: name.removesuffix(", from it") for name, key in MAIN_ROWS.items()}
     return _stacked(
-        table_of(seeds, {f"{setting}: {names[method]}": method for method in HARD_METHODS}, HARD_COLUMNS)
+        table_of(seeds, {f"{setting}: {names[method]}": method for method in seeds[0]}, HARD_COLUMNS)
         for setting, seeds in found.items()
     )
 
@@ -346,6 +346,7 @@ def main() -> int:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--part", choices=PARTS, default="main")
     parser.add_argument("--settings", nargs="+", metavar="NAME", help="rows of hard or ablation, when not all")
+    parser.add_argument("--methods", nargs="+", choices=HARD_METHODS, default=HARD_METHODS, help="rows of hard")
     return experiment.run(parser, run_part, plan=plan)
 
 
@@ -356,7 +357,9 @@ def jobs_of(arguments: argparse.Namespace) -> Iterator[tuple[str, Job]]:
         raise ValueError(f"--settings {', '.join(sorted(unknown))}: expected some of {', '.join(names)}")
     for seed in arguments.seeds:
         for name in arguments.settings or names:
-            yield name, job_of(arguments.out, name, seed, arguments.overrides)
+            job = job_of(arguments.out, name, seed, arguments.overrides)
+            asked = arguments.methods if arguments.part == "hard" else job.runs
+            yield name, replace(job, runs={run: config for run, config in job.runs.items() if run in asked})
 
 
 def plan(arguments: argparse.Namespace) -> Iterator[str]:
