@@ -27,6 +27,8 @@ from pydantic import (
     model_validator,
 )
 
+from avssl.files import shipped
+
 
 class ConfigError(ValueError):
     """A configuration that cannot be used: the message names the key, the value and what is expected."""
@@ -90,7 +92,7 @@ class PolicyConfig(Options):
     late_start: Policy = "mask"  # the video starts later than the audio
     rotated: Policy = "mask"  # turned by metadata; frames are read upright
     unequal_length: Policy = "mask"  # video and audio
-    # known after python tools/check.py --fix-manifest only
+    # known after avssl check --fix-manifest only
     cut_off: Policy = "mask"  # ends earlier than its header says
     damaged: Policy = "mask"  # does not decode everywhere
     jumps: Policy = "mask"  # several files joined into one
@@ -103,9 +105,9 @@ class PolicyConfig(Options):
 class DataConfig(Options):
     """Which clips, which seconds of them, and how each view is drawn. Defaults: the AVID recipe (Kinetics-400)."""
 
-    manifest: PathText  # parquet written by datasets/*.py; its rows are the instances
+    manifest: PathText  # parquet of avssl scan or datasets; its rows are the instances
     root: PathText | None = None  # folder of the clips; null = the one recorded in the manifest
-    split: str | None = "train"  # rows to train on; null = every row
+    split: str | None = "auto"  # rows to train on; null = every row; auto = train, or every row where none has a split
     policy: PolicyConfig = PolicyConfig()
     clips_per_video: Count = 10  # clips drawn from each video per epoch
     batch_size: Count = 256  # clips per optimizer step over all ranks and accumulated parts
@@ -259,9 +261,8 @@ def find_config(path: str | Path) -> Path:
     """The file at a path, or that of a name such as toy/avid: in the wheel, or beside the package in a checkout."""
     path, name = Path(path), Path(str(path).removeprefix("configs/"))
     name = name if name.suffix else name.with_suffix(".yaml")
-    package = Path(__file__).parent
-    known = [folder / name for folder in (package / "configs", package.parent / "configs")]
-    return next((file for file in (path, *known) if file.is_file() and not name.is_absolute()), path)
+    known = (path, shipped("configs") / name)
+    return next((file for file in known if file.is_file() and not name.is_absolute()), path)
 
 
 def loads(text: str, *, source: str = "checkpoint") -> Config:

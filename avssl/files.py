@@ -239,5 +239,12 @@ def _remove(path: Path) -> None:
 
 
 def print_next(*words: object, title: str = "next") -> None:
-    """Print on stderr a command that may follow, such as tools/train.py and its arguments, so that it can be pasted."""
-    print(f"{title}: {shlex.join(map(str, ('python', *words)))}", file=sys.stderr)
+    """Print on stderr a command that may follow, such as `avssl train` with these words, so that it can be pasted."""
+    print(f"{title}: {shlex.join(map(str, ('avssl', *words)))}", file=sys.stderr)
+
+
+def shipped(name: str) -> Path:
+    """The folder of configs, datasets or experiments: in the installed package, or beside it in a checkout."""
+    package = Path(__file__).parent
+    checkout = package.parent / ("tools" if name == "experiments" else "") / name
+    return next((folder for folder in (package / name, checkout) if folder.is_dir()), package / name)

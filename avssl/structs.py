@@ -21,6 +21,25 @@ SMALL_BYTES = 65536  # tensors up to here go from process to process by value
 
 
 @dataclass(frozen=True)
+class SameRows:
+    """Which rows (N,) of this run's manifest are which rows (M,) of another run's."""
+
+    there: Tensor  # (N,) int64, row of the other manifest; -1 = it has none
+    here: Tensor  # (M,) int64, row of this one; -1 = it has none, or this run does not train on it
+
+    @classmethod
+    def of_keys(cls, ours: Tensor, theirs: Tensor, *, valid: Tensor) -> SameRows:
+        """By keys (N,), (M,) that are unique in each manifest; valid: (N,) bool, rows that this run trains on."""
+        order = theirs.argsort()
+        place = order[torch.searchsorted(theirs[order], ours).clamp(max=len(theirs) - 1)]
+        there = place.masked_fill(theirs[place] != ours, -1)
+        here = torch.full_like(theirs, -1)
+        kept = ((there >= 0) & valid).nonzero().squeeze(1)
+        here[there[kept]] = kept
+        return cls(there, here)
+
+
+@dataclass(frozen=True)
 class Sample:
     """One clip as a worker process hands it over: numpy only, uint8 frames and raw samples."""
 

@@ -1,7 +1,10 @@
 """Checkpoints are written whole or not at all, hold plain data only, and belong to a manifest."""
 
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -11,7 +14,7 @@ from avssl.methods import build_method
 from avssl.methods.avid import AVIDOptions
 from avssl.methods.avid_cma import AVIDCMAOptions
 from avssl.methods.base import Method
-from avssl.structs import Embedded, Instances
+from avssl.structs import Embedded, Instances, SameRows
 from avssl.training.checkpoint import (
     CheckpointError,
     check_manifest,
@@ -26,6 +29,7 @@ from tests.support.tiny import everything, tiny_method
 STATE = {
     "config": "run: {}",
     "manifest_hash": "a" * 64,
+    "rows": torch.arange(3),
     "instances": {"valid": torch.ones(3, dtype=torch.bool)},
     "decoder": {"name": "pyav", "version": "1", "ffmpeg": "1"},
     "model": {"x": torch.arange(3)},
@@ -95,9 +99,9 @@ def test_code_in_a_checkpoint_is_not_run(tmp_path: Path, monkeypatch: pytest.Mon
     [
         (
             {},
-            r"is of format 1, which avssl 0\.1\.0 reads; this is avssl .* with format 2: use that version",
+            r"is of format 1, which avssl 0\.1\.0 reads; this is avssl .* with format 3: use that version",
         ),
-        ({"format": 3, "avssl": "0.9.1"}, r"is of format 3, which avssl 0\.9\.1 reads"),
+        ({"format": 4, "avssl": "0.9.1"}, r"is of format 4, which avssl 0\.9\.1 reads"),
     ],
 )
 def test_another_format_is_refused_by_the_version_that_reads_it(tmp_path: Path, other: dict, message: str) -> None:
@@ -106,7 +110,7 @@ def test_another_format_is_refused_by_the_version_that_reads_it(tmp_path: Path, 
         load_checkpoint(tmp_path)
     assert "\n" not in str(error.value)
     save_checkpoint(tmp_path / "last.pt", STATE)
-    assert load_checkpoint(tmp_path)["format"] == 2
+    assert load_checkpoint(tmp_path)["format"] == 3
 
 
 def test_weights_of_another_version_are_refused() -> None:
@@ -117,24 +121,51 @@ def test_weights_of_another_version_are_refused() -> None:
 
 
 def test_another_manifest_is_refused() -> None:
-    check_manifest(STATE, "a" * 64, path="run", manifest="m")
-    with pytest.raises(CheckpointError, match="belongs to another manifest than m"):
-        check_manifest(STATE, "b" * 64, path="run", manifest="m")
+    def manifest(hash: str, num: int) -> Any:
+        return SimpleNamespace(hash=hash, keys=np.arange(num))
+
+    check_manifest(STATE, manifest("a" * 64, 9), path="run", read_from="m")
+    check_manifest(STATE, manifest("b" * 64, 3), path="run", read_from="m")  # training copies
+    with pytest.raises(CheckpointError, match=r"belongs to another manifest than m .*\(model\.init\)"):
+        check_manifest(STATE, manifest("b" * 64, 4), path="run", read_from="m")
 
 
-def test_cma_starts_from_avid_and_nothing_is_lost_silently() -> None:
+def test_a_method_starts_from_any_run_and_nothing_is_lost_silently() -> None:
     avid = tiny_method(AVIDOptions(**OPTIONS), everything(20))
     avid.log_z.fill_(1.5)
     cma = tiny_method(AVIDCMAOptions(**OPTIONS, num_positives=3), everything(20), seed=9)
-    missing = load_initial(cma, {"model": avid.state_dict()}, path="runs/avid")
-    assert missing == ["set_scores", "sets"]
+    assert load_initial(cma, {"model": avid.state_dict()}, path="runs/avid") == []
     for name, value in avid.state_dict().items():
         assert torch.equal(cma.state_dict()[name], value)
-    with pytest.raises(CheckpointError, match=r"model\.init=runs/cma: set_scores is not part of this method"):
-        load_initial(avid, {"model": cma.state_dict()}, path="runs/cma")
-    wide = tiny_method(AVIDOptions(**{**OPTIONS, "embedding_dim": 4}), everything(20))
-    with pytest.raises(CheckpointError, match=r"is \(20, 8\), here \(20, 4\)"):
-        load_initial(wide, {"model": avid.state_dict()}, path="runs/avid")
+    assert load_initial(avid, {"model": cma.state_dict()}, path="runs/cma") == ["sets", "set_scores"]
+    small = tiny_method(AVIDOptions(**{**OPTIONS, "embedding_dim": 4}), everything(20))
+    with pytest.raises(CheckpointError, match=r"is \(20, 8\), here \(20, 4\): .*encoders alone"):
+        load_initial(small, {"model": avid.state_dict()}, path="runs/avid")
+    deeper = avid.state_dict() | {"heads.video.9.weight": torch.zeros(3)}
+    with pytest.raises(CheckpointError, match=r"heads\.video\.9\.weight is \(3,\), here missing"):
+        load_initial(avid, {"model": deeper}, path="runs/avid")
+    other, given = start_of(FOLLOWED | {"name": "neighbour"}, seed=1)
+    alone, _ = start_of(HEAD | {"name": "avid"}, seed=2)
+    assert load_initial(alone, given, path="runs/neighbour") == ["target"]
+    assert same(alone.encoders["video"], other.encoders["video"])
+    assert same(alone.heads["video"], other.heads["video"])
+
+
+def test_a_larger_set_keeps_what_is_known_of_the_same_rows() -> None:
+    """Rows 3 and 1 of the first run are rows 0 and 4 here, the others are new, and its row 0 is gone."""
+    first = tiny_method(AVIDCMAOptions(**OPTIONS, num_positives=2), everything(4))
+    first.sets[:] = torch.tensor([[1, 2], [3, 0], [0, 1], [1, 2]])
+    first.set_scores[:] = torch.arange(8.0).view(4, 2)
+    second = tiny_method(AVIDCMAOptions(**OPTIONS, num_positives=2), everything(6), seed=9)
+    fresh = second.banks["video"].z.clone()
+    keys = torch.tensor([40, -7, 8, 9, 20, -9]), torch.tensor([10, 20, 30, 40])
+    rows = SameRows.of_keys(*keys, valid=second.instances.valid)
+    assert load_initial(second, {"model": first.state_dict()}, path="runs/first", rows=rows) == []
+    bank = second.banks["video"].z
+    assert torch.equal(bank[[0, 4]], first.banks["video"].z[[3, 1]])
+    assert torch.equal(bank[[1, 2, 3, 5]], fresh[[1, 2, 3, 5]])
+    assert second.sets.tolist() == [[4, -1], [-1, -1], [-1, -1], [-1, -1], [0, -1], [-1, -1]]
+    assert second.set_scores[[0, 4]].tolist() == [[6, 7], [2, 3]]
 
 
 HEAD = {"hidden_dim": 16, "embedding_dim": 8}

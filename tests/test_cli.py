@@ -28,7 +28,7 @@ def test_help_lists_every_command_and_is_quick() -> None:
     code = "import sys; sys.argv = ['avssl', '--help']\nfrom avssl.cli import main\ntry: main()\n"
     code += "finally: assert not {'torch', 'numpy'} & set(sys.modules)"
     shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
-    assert re.findall(r"^  (\w+) +\w", shown.partition("commands:")[2], re.M) == list(cli.COMMANDS)
+    assert re.findall(r"^  (\w+) +\w", shown.partition("commands:")[2], re.M) == [*cli.COMMANDS, *cli.SCRIPTS]
 
 
 @pytest.mark.parametrize("name", cli.COMMANDS)
@@ -37,7 +37,7 @@ def test_help_of_a_command(name: str, capsys: pytest.CaptureFixture[str]) -> Non
         cli.main([name, "--help"])
     assert left.value.code == 0
     shown = capsys.readouterr().out
-    assert shown.startswith(f"usage: tools/{name}.py")
+    assert shown.startswith(f"usage: avssl {name} ")
     assert importlib.import_module(f"avssl.cli.{name}").__doc__.splitlines()[0] in shown
     assert "Exit code: " in " ".join(shown.split())
 
@@ -64,15 +64,13 @@ def test_train_asks_for_its_config_alone(capsys: pytest.CaptureFixture[str]) -> 
     assert "the following arguments are required: config\n" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize(
-    "splits, more", [({"train", None}, []), ({None}, ["data.split=null"]), ({"test"}, ["data.split=null"])]
-)
+@pytest.mark.parametrize("splits, more", [({"train", None}, []), ({None}, []), ({"test"}, ["data.split=null"])])
 def test_a_command_that_follows_can_be_pasted(splits: set, more: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     print_training("my clips/it's.parquet", splits)
     title, _, command = capsys.readouterr().err.partition(": ")
     assert title == "next"
     words = ["data.manifest=my clips/it's.parquet", "run.dir=runs/my clips", *more]
-    assert shlex.split(command) == ["python", "tools/train.py", "configs/toy/avid.yaml", *words]
+    assert shlex.split(command) == ["avssl", "train", "toy/avid", *words]
 
 
 def test_a_file_that_is_not_read_is_named_once(capsys: pytest.CaptureFixture[str]) -> None:
@@ -90,7 +88,7 @@ def test_every_option_is_listed_with_default_and_meaning(capsys: pytest.CaptureF
         assert keys == [f"method.{key}" for key in method.Options.model_fields]
     assert "optim.lr_per_256=null  (a number of at least 0 or null): instead of lr" in "\n".join(listed("optim"))
     assert "data.policy.no_video=skip  (one of error, skip, mask): sound only" in listed("data")
-    assert "data.manifest  (text): parquet written by datasets/*.py; its rows are the instances" in listed("all")
+    assert "data.manifest  (text): parquet of avssl scan or datasets; its rows are the instances" in listed("all")
     inherited = next(line for line in listed("avid_cma") if line.startswith("method.head_batch_norm="))
     assert inherited.endswith("normalize the heads' outputs over the batch: what keeps small sets from collapsing")
     assert train_command(["--list-options", "optin"]) == 2

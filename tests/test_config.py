@@ -23,6 +23,7 @@ from avssl.config import (
     merge_options,
     with_overrides,
 )
+from avssl.files import shipped
 from avssl.methods import import_method, method_options
 
 
@@ -292,10 +293,15 @@ def test_configs_that_come_along_are_found_by_name(tmp_path: Path, monkeypatch: 
             load(other)
 
 
-def test_the_wheel_carries_every_package_and_the_configs() -> None:
+SHIPPED = {"configs": "configs", "datasets": "datasets", "experiments": "tools/experiments"}
+
+
+def test_the_wheel_carries_every_package_and_its_folders() -> None:
     root, parser = Path(__file__).parents[1], configparser.ConfigParser()
     parser.read(root / "setup.cfg")
     listed = set(parser["options"]["packages"].split())
     code = {path.parent.relative_to(root) for path in (root / "avssl").rglob("*.py")}
-    assert listed == {".".join(folder.parts) for folder in code} | {"avssl.configs"}
-    assert parser["options"]["package_dir"].split() == ["avssl.configs", "=", "configs"]
+    assert listed == {".".join(folder.parts) for folder in code} | {f"avssl.{name}" for name in SHIPPED}
+    mapped = dict(line.split(" = ") for line in parser["options"]["package_dir"].strip().splitlines())
+    assert mapped == {f"avssl.{name}": folder for name, folder in SHIPPED.items()}
+    assert {name: shipped(name) for name in SHIPPED} == {name: root / folder for name, folder in SHIPPED.items()}

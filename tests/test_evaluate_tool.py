@@ -121,7 +121,7 @@ def test_results_side_by_side(run: Path, clip_set: Manifest, call: Call, tmp_pat
     assert "not comparable, asked_hash differ: clips, their labels or their splits" in found
     assert "not comparable, settings differ: k: 20, 3" in call("tools/evaluate.py", "--table", paths[0], paths[2]).out
     (tmp_path / "no.json").write_text("[]")
-    call("tools/evaluate.py", "--table", tmp_path / "no.json").refused("no.json is no result of tools/evaluate.py")
+    call("tools/evaluate.py", "--table", tmp_path / "no.json").refused("no.json is no result of avssl evaluate")
     call("tools/evaluate.py", "--table", tmp_path / "nowhere.json").refused("nowhere.json cannot be read")
 
 

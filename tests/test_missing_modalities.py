@@ -389,12 +389,12 @@ def test_tools_take_files_of_sound_alone(
     tmp_path: Path,
 ) -> None:
     path, out = mixed.root / "manifest.parquet", tmp_path / "e"
-    few = ("--num-workers", 0, "--num-clips", 1)
-    done = call("tools/extract.py", run, path, "--out", out, *few)
+    few = ("--workers", 0, "--num-clips", 1)
+    done = call("tools/embed.py", run, path, "--out", out, *few)
     assert done.out.startswith("22 clips, 14 with sound (4 of them without video), 0 not read")
     assert re.search(r"--query \d+ --from audio --to video", done.err)
     make_sound(tmp_path / "song.mp3", 1, 5)
-    asked = ["tools/retrieve.py", out, "--query", tmp_path / "song.mp3", "--k", 14, "--json"]
+    asked = ["tools/search.py", out, "--query", tmp_path / "song.mp3", "--k", 14, "--json"]
     found = json.loads(call(*asked, "--from", "audio", "--to", "audio").out)["neighbours"]
     assert sum(entry["path"].endswith(".mp3") for entry in found) == 4
     found = json.loads(call(*asked, "--from", "audio", "--to", "video").out)["neighbours"]

@@ -113,8 +113,8 @@ def test_no_tool_imports_the_file_that_a_checkpoint_names(
 ) -> None:
     before, manifest = imports_of(own), clip_set.root / "manifest.parquet"
     for name, *arguments in (
-        ("extract", run, manifest, "--out", tmp_path / "embeddings", "--num-workers", "0", "--num-clips", "1"),
-        ("retrieve", tmp_path / "embeddings", "--query", clip_set.column("path")[0], "--k", "2"),
+        ("embed", run, manifest, "--out", tmp_path / "embeddings", "--workers", "0", "--num-clips", "1"),
+        ("search", tmp_path / "embeddings", "--query", clip_set.column("path")[0], "--k", "2"),
         ("evaluate", run, "knn", "--dataset", manifest, *SMALL),
         ("convert", run, "--to", tmp_path / "weights"),
     ):

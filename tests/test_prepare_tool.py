@@ -87,11 +87,11 @@ def test_names_too_long_for_a_copy_are_cut_and_stay_apart():
 
 def test_a_folder_becomes_copies_and_their_manifest(tool, source, tmp_path, capsys):
     (source / "test/dog/broken.mp4").write_bytes(b"no clip at all" * 50)
-    assert tool.main([str(source), str(tmp_path / "new"), "--jobs", "1", "--json", str(tmp_path / "s.json")]) == 1
+    assert tool.main([str(source), str(tmp_path / "new"), "--workers", "1", "--json", str(tmp_path / "s.json")]) == 1
     printed = capsys.readouterr()
     assert "3 of 4 clips prepared (3 now, 0 before)" in printed.out
     assert "test/dog/broken.mp4: no media file that can be opened" in printed.out
-    next_call = f"next: python tools/train.py configs/toy/avid.yaml data.manifest={tmp_path}/new/manifest.parquet"
+    next_call = f"next: avssl train toy/avid data.manifest={tmp_path}/new/manifest.parquet"
     assert f"{next_call} run.dir=runs/new\n" in printed.err
     manifest = read_manifest(tmp_path / "new" / "manifest.parquet")
     assert manifest.root == tmp_path / "new"
@@ -116,7 +116,7 @@ def test_a_folder_becomes_copies_and_their_manifest(tool, source, tmp_path, caps
 
 
 def test_what_is_done_is_kept_and_what_changed_is_done_again(tool, source, tmp_path, capsys):
-    call = [str(source), str(tmp_path / "new"), "--jobs", "1", "--json"]
+    call = [str(source), str(tmp_path / "new"), "--workers", "1", "--json"]
 
     def summary(*more: str) -> dict:
         assert tool.main([*call, *more]) == 0
@@ -161,7 +161,7 @@ def listed(source: Path) -> Path:
 
 def test_rows_of_a_manifest_are_carried_over(tool, source, tmp_path, capsys):
     before = read_manifest(listed(source)).table
-    assert tool.main([str(source), str(tmp_path / "new"), "--jobs", "1"]) == 1
+    assert tool.main([str(source), str(tmp_path / "new"), "--workers", "1"]) == 1
     assert "lost.mp4: the file does not exist" in capsys.readouterr().out
     after = read_manifest(tmp_path / "new" / "manifest.parquet").table
     for name in ("start", "end", "group", "label", "split", "words", "box"):
@@ -197,7 +197,7 @@ def test_a_clip_that_brings_its_worker_down_is_named(tool, source, tmp_path, cap
     monkeypatch.setenv("PYTHONPATH", f"{tmp_path}{os.pathsep}{ROOT}")
     monkeypatch.setattr("avssl.data.prepare.MODULE", "deadly_worker")
     (source / "train/cat/deadly.mp4").write_bytes((source / "train/cat/a.mp4").read_bytes())
-    assert tool.main([str(source), str(tmp_path / "new"), "--jobs", "2", "--json"]) == 1
+    assert tool.main([str(source), str(tmp_path / "new"), "--workers", "2", "--json"]) == 1
     summary = json.loads(capsys.readouterr().out)
     assert summary["written"] == 3
     assert [(each["path"], each["status"]) for each in summary["not_prepared"]] == [("train/cat/deadly.mp4", "crashed")]
@@ -238,7 +238,7 @@ def test_killed_and_started_again_it_does_nothing_twice(many, tmp_path):
         return {path.name: path.stat().st_ino for path in target.glob("*.mp4")}
 
     for kill in range(2):
-        process = start(many, target, "--jobs", 2)
+        process = start(many, target, "--workers", 2)
         enough = len(seen) + 2
         wait_until(lambda enough=enough: len(finished()) >= enough and list(target.glob(".*.partial")))
         os.kill(process.pid, signal.SIGKILL)  # the pool alone: its workers must end by themselves
@@ -248,7 +248,7 @@ def test_killed_and_started_again_it_does_nothing_twice(many, tmp_path):
             assert probe(target / name).status == "ok"
         assert not (target / "manifest.parquet").exists()
     (target / ".00.mp4.partial").write_bytes(b"half")  # of a worker that was killed too
-    process = start(many, target, "--jobs", 2, "--json")
+    process = start(many, target, "--workers", 2, "--json")
     summary = json.loads(process.communicate(timeout=60)[0])
     assert process.returncode == 0
     assert summary["written"] + summary["kept"] == 8
@@ -261,7 +261,7 @@ def test_killed_and_started_again_it_does_nothing_twice(many, tmp_path):
 
 @pytest.mark.processes
 def test_interrupted_it_says_how_to_go_on(many, tmp_path):
-    process = start(many, tmp_path / "new", "--jobs", 2)
+    process = start(many, tmp_path / "new", "--workers", 2)
     wait_until(lambda: list((tmp_path / "new").glob("*.mp4")))
     os.killpg(process.pid, signal.SIGINT)  # as the terminal does
     printed = process.communicate(timeout=20)[1]
@@ -273,9 +273,9 @@ def test_interrupted_it_says_how_to_go_on(many, tmp_path):
 
 @pytest.mark.processes
 def test_two_at_once_in_one_folder_are_refused(many, tmp_path):
-    first = start(many, tmp_path / "new", "--jobs", 1)
+    first = start(many, tmp_path / "new", "--workers", 1)
     wait_until(lambda: list((tmp_path / "new").glob(".*.partial")))
-    second = start(many, tmp_path / "new", "--jobs", 1)
+    second = start(many, tmp_path / "new", "--workers", 1)
     assert f"process {first.pid} on {socket.gethostname()} writes to" in second.communicate(timeout=20)[1]
     assert second.returncode == 2
     os.kill(first.pid, signal.SIGKILL)
@@ -283,7 +283,7 @@ def test_two_at_once_in_one_folder_are_refused(many, tmp_path):
 
 
 def test_a_dry_run_writes_nothing(tool, source, tmp_path, capsys):
-    call = [str(source), str(tmp_path / "new"), "--jobs", "1"]
+    call = [str(source), str(tmp_path / "new"), "--workers", "1"]
     assert tool.main([*call, "--dry-run", "--json"]) == 0
     expected = json.loads(capsys.readouterr().out)
     assert 0 < expected["todo_seconds"] < 100
@@ -319,7 +319,7 @@ def test_a_dry_run_writes_nothing(tool, source, tmp_path, capsys):
         (["clips", "new", "--manifest", "outside.parquet"], "paths that leave its root, such as"),
         (["clips", "new", "--short-side", "2"], "short_side=2 must be at least 16"),
         (["clips", "new", "--fps", "-1"], "fps=-1 must be above 0"),
-        (["clips", "new", "--jobs", "0"], "--jobs 0 must be at least 1"),
+        (["clips", "new", "--workers", "0"], "--workers 0 must be at least 1"),
         (["clips", "new", "--timeout", "0"], "--timeout 0 must be above 0"),
     ],
 )

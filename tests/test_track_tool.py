@@ -66,7 +66,7 @@ def tool(repository: Path) -> ModuleType:
 @pytest.fixture
 def call(tool: ModuleType) -> Call:
     def call(manifest: Path, out: Path, *arguments: object) -> int:
-        options = ["--out", out, "--max-frames", 12, "--max-tracks", 1, "--num-workers", 1, *arguments]
+        options = ["--out", out, "--max-frames", 12, "--max-tracks", 1, "--workers", 1, *arguments]
         try:
             return tool.main([str(manifest), *map(str, options)])
         except SystemExit as stop:  # argparse
@@ -138,7 +138,7 @@ def test_a_killed_call_is_continued(
 ) -> None:
     out = tmp_path / "tracks.parquet"
     command = [sys.executable, "tools/track.py", made / "manifest.parquet", "--out", out]
-    options = ["--max-frames", "12", "--max-tracks", "1", "--num-workers", "1"]
+    options = ["--max-frames", "12", "--max-tracks", "1", "--workers", "1"]
     process = subprocess.Popen([*command, *options], cwd=repository, stderr=subprocess.DEVNULL)
     try:
         journals: list[Path] = []
@@ -197,7 +197,7 @@ def test_wrong_calls_give_2(made: Path, tmp_path: Path, call: Call, capsys) -> N
     assert "none.parquet does not exist" in refused(manifest=tmp_path / "none.parquet")
     assert "no clips of split=dev" in refused("--split", "dev")
     assert "max_frames=1 must be at least 2" in refused("--max-frames", 1)
-    assert "--num-workers 0 must be at least 1" in refused("--num-workers", 0)
+    assert "--workers 0 must be at least 1" in refused("--workers", 0)
     (tmp_path / "text.parquet").write_text("words")
     assert "text.parquet are no parquet file" in refused(out="text.parquet")
     assert (tmp_path / "text.parquet").read_text() == "words"

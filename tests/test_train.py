@@ -4,6 +4,7 @@ while it happens, and two processes train as one.
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -16,6 +17,8 @@ import pytest
 import torch
 from torch import nn
 
+from avssl.cli.scan import main as scan
+from avssl.cli.train import main as train_command
 from avssl.config import ConfigError, from_dict, loads, with_overrides
 from avssl.data.manifest import Manifest, read_manifest
 from avssl.logs import read_log
@@ -24,6 +27,7 @@ from avssl.training.checkpoint import CheckpointError, load_checkpoint
 from avssl.training.loop import train
 from avssl.training.session import TrainingError
 from avssl.weights.load import load_run
+from tests.support.clips import make_clip
 from tests.support.runs import CMA, TINY, config, equal_models
 
 pytestmark = pytest.mark.slow
@@ -153,8 +157,6 @@ def test_what_a_run_belongs_to_is_checked_before_any_work(clip_set: Manifest, tm
     other = make_set(tmp_path / "other", num_train=8, num_test=0)
     with pytest.raises(CheckpointError, match="belongs to another manifest"):
         train(config(other, tmp_path / "run"))
-    with pytest.raises(CheckpointError, match="belongs to another manifest"):
-        train(config(other, tmp_path / "new", f"model.init={tmp_path / 'run'}"))
 
 
 def test_banks_in_16_bits_are_resumed_and_start_banks_in_32(clip_set: Manifest, tmp_path: Path) -> None:
@@ -226,6 +228,29 @@ def test_channels_last_may_change_between_stop_and_resume(clip_set: Manifest, tm
         assert (whole[name] - parts[name]).norm() < 0.02 * moved, name
 
 
+def test_a_larger_set_of_other_names_keeps_the_memories_of_known_files(
+    clip_set: Manifest, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    larger = tmp_path / "larger"  # eight others, and two of the first run
+    for number in range(8):
+        make_clip(larger / f"new_{number}.mp4", number % 2, 500 + number)
+    for row in np.flatnonzero(clip_set.valid("train"))[:2]:
+        shutil.copy(clip_set.path(int(row)), larger / f"again_{row}.mp4")
+    assert scan([str(larger), "--out", str(larger / "manifest.parquet"), "--workers", "1"]) == 0
+    larger = read_manifest(larger / "manifest.parquet")
+    assert not train(config(clip_set, tmp_path / "first", "run.max_steps=3"))
+    start = [f"model.init={tmp_path / 'first'}", "run.max_steps=1", "method.bank_momentum=0.99999", "run.seed=5"]
+    assert not train(config(larger, tmp_path / "second", *start))
+    assert "note: 8 of 10 clips are not among those that" in capsys.readouterr().err
+    first, second = (load_checkpoint(tmp_path / name) for name in ("first", "second"))
+    for row, key in enumerate(larger.keys.tolist()):
+        known = (first["rows"] == key).nonzero().squeeze(1)
+        ours, theirs = (each["model"]["banks.video.z"] for each in (second, first))
+        alike = (ours[row] @ theirs.T).max().item() > 0.999
+        assert alike == (len(known) == 1)
+        assert not alike or (ours[row] @ theirs[known[0]]).item() > 0.999
+
+
 def test_clips_that_are_new_to_the_run_before_are_counted(
     clip_set: Manifest, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -280,3 +305,20 @@ def test_auto_precision_is_the_devices_and_stays_the_runs(
         assert loads(load_checkpoint(tmp_path / folder)["config"]).run.precision == expected
         said = capsys.readouterr()
         assert ("no bfloat16 kernels" in said.out + said.err) == (fast != expected)
+
+
+def test_a_dry_run_tells_what_a_run_takes_and_writes_nothing(
+    clip_set: Manifest, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    call = command(Path(), clip_set, tmp_path / "run", "method.num_negatives=12")[2:]
+    assert train_command([call[0], "--dry-run", *call[1:]]) == 0
+    printed = capsys.readouterr().out
+    assert not (tmp_path / "run").exists()
+    steps = int(re.search(r"^(\d+) steps of \d+\.\d\d s \(mean of 3, after \d+\): 0 minutes$", printed, re.M)[1])
+    megabytes = int(re.search(rf"^(\d+) MB of disk for a checkpoint, {tmp_path}/run/last\.pt", printed, re.M)[1])
+    assert f"note: {steps} steps are few" in printed
+    assert "note: num_negatives=12 of 11 clips draws each of them again and again" in printed
+    assert train_command(call) == 0
+    assert load_checkpoint(tmp_path / "run")["step"] == steps
+    assert megabytes == pytest.approx((tmp_path / "run" / "last.pt").stat().st_size / 1e6, rel=0.05, abs=0.6)
+    assert "note: num_negatives=12 of 11 clips" in capsys.readouterr().err

@@ -116,7 +116,7 @@ class Guard:
         bearer = headers.get("authorization", "").removeprefix("Bearer ")
         if any(self._is_right(token) for token in (*shown, bearer)):
             return None
-        return _refuse(401, "open the address that tools/browse.py printed: it holds a token")
+        return _refuse(401, "open the address that avssl browse printed: it holds a token")
 
     def _is_right(self, token: str) -> bool:
         return hmac.compare_digest(token.encode(), self.token.encode())

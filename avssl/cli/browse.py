@@ -1,7 +1,7 @@
-"""Browse the neighbours of clips: a web page over embeddings made by tools/extract.py.
+"""Browse the neighbours of clips: a web page over embeddings made by avssl embed.
 
-    python tools/browse.py embeddings/ --open
-    python tools/browse.py embeddings/ embeddings_before/        (two runs side by side)
+    avssl browse embeddings/ --open
+    avssl browse embeddings/ embeddings_before/        (two runs side by side)
 
 The address is printed. Only this machine can open it, unless --host names another address: then it holds a token. The
 index, the map and previews of clips that browsers cannot play are cached in EMBEDDINGS/browser.
@@ -39,7 +39,7 @@ from avssl.retrieval.store import Store, StoreError, read_store
 
 def main(arguments: list[str] | None = None) -> int:
     parser = new_parser(__name__, __doc__)
-    parser.add_argument("embeddings", type=Path, nargs="+", help="folder of tools/extract.py, or two of one manifest")
+    parser.add_argument("embeddings", type=Path, nargs="+", help="folder of avssl embed, or two of one manifest")
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: this machine only)")
     parser.add_argument("--port", type=int, default=8300, help="0 = any free one (default: 8300)")
     parser.add_argument("--open", action="store_true", help="open the page in this machine's web browser")

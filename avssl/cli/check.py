@@ -1,7 +1,7 @@
 """Decode every clip of a manifest and list its problems.
 
-    python tools/check.py data/toy/manifest.parquet
-    python tools/check.py data/toy/manifest.parquet --fix-manifest
+    avssl check data/toy/manifest.parquet
+    avssl check data/toy/manifest.parquet --fix-manifest
 
 Problems are files that are unreadable, truncated, damaged, rotated, silent, shorter than a clip, without video or
 audio, with a late first frame, a variable frame rate, further tracks that are not read, audio and video of different
@@ -50,5 +50,5 @@ def _check(given: argparse.Namespace) -> int:
             info("next: choose per case what training does, such as data.policy.damaged=skip (error | skip | mask)")
         else:
             root = ["--root", given.root] if given.root else []
-            print_next("tools/check.py", given.manifest, *root, "--fix-manifest")
+            print_next("check", given.manifest, *root, "--fix-manifest")
     return 1 if summary["problems"] else 0

@@ -13,8 +13,7 @@ from avssl.files import Parser, check_writable
 
 def new_parser(module: str, doc: str) -> argparse.ArgumentParser:
     """The parser of a command, from the `__name__` and `__doc__` of its module."""
-    name = module.rpartition(".")[2]
-    return Parser(prog=f"tools/{name}.py", description=doc)
+    return Parser(prog=f"avssl {module.rpartition('.')[2]}", description=doc)
 
 
 def add_json(parser: argparse.ArgumentParser) -> None:
@@ -24,7 +23,7 @@ def add_json(parser: argparse.ArgumentParser) -> None:
 
 
 def add_manifest(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("manifest", type=Path, help="parquet file of datasets/*.py")
+    parser.add_argument("manifest", type=Path, help="parquet file of avssl scan or avssl datasets")
     parser.add_argument("--root", type=Path, help="folder of the clips, when it moved")
 
 

@@ -1,8 +1,8 @@
 """Convert a run or a published checkpoint to a folder of weights that `avssl.load` reads.
 
-    python tools/convert.py runs/mine/avid --to weights/mine
-    python tools/convert.py checkpoint.pth.tar --to weights/avid
-    python tools/convert.py torchvision:r2plus1d_18 --to weights/r2plus1d_18 --onnx
+    avssl convert runs/mine/avid --to weights/mine
+    avssl convert checkpoint.pth.tar --to weights/avid
+    avssl convert torchvision:r2plus1d_18 --to weights/r2plus1d_18 --onnx
 
 Published: AVID-CMA, GDT, SeLaVi, XDC, SlowFast's Slow R50 (self-supervised too), torchvision, pytorchvideo. The layout
 is recognized; an unknown one, or an entry that does not fit, is an error (docs/weights.md). Nothing is downloaded:

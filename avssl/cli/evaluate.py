@@ -1,18 +1,19 @@
 """Evaluate a trained network on a labeled set: classification, retrieval, clustering, and mask propagation.
 
-    python tools/evaluate.py runs/toy knn --dataset data/toy/manifest.parquet
-    python tools/evaluate.py runs/toy linear --dataset toy --json toy_linear.json --picture toy_linear.png
-    python tools/evaluate.py runs/toy linear --dataset toy --save weights/toy_classes
-    python tools/evaluate.py weights/avid finetune --dataset ucf101 --out runs/ucf101
-    python tools/evaluate.py runs/toy retrieval --dataset my_clips/manifest.parquet --folds 5
-    python tools/evaluate.py --table avid.json avid_cma.json --report compared.html
-    python tools/evaluate.py runs/toy propagate --scenes 10 --seed 0 --random-weights
+    avssl evaluate runs/toy knn --dataset data/toy/manifest.parquet
+    avssl evaluate runs/toy linear --dataset toy --json toy_linear.json --picture toy_linear.png
+    avssl evaluate runs/toy linear --dataset toy --save weights/toy_classes
+    avssl evaluate weights/avid finetune --dataset ucf101 --out runs/ucf101
+    avssl evaluate runs/toy retrieval --dataset my_clips/manifest.parquet --folds 5
+    avssl evaluate --table avid.json avid_cma.json --report compared.html
+    avssl evaluate runs/toy propagate --scenes 10 --seed 0 --random-weights
 
 knn, linear, svm, fewlabels, partition and retrieval use frozen encoders; features are computed once and cached in the
 folder of the run. finetune trains the whole network and can be resumed. Baselines: chance, and the same encoders with
 random weights (--no-baseline leaves the latter out).
 --dataset: a manifest, or the name of a set whose manifest is data/NAME/manifest.parquet. Its splits split1, split2, ...
-are all used, else its column split (train; test, or val); --folds makes folds of whole groups (column group, --group).
+are all used, else its column split (train; test, or val), else, or with --folds, folds of whole groups (column group,
+--group).
 A clip that cannot be read or lacks the modality counts as wrong; --skip-unreadable leaves it out. Where some clips lack
 video or audio, a second block counts only those that have both. Clips with several classes: mean average precision.
 propagate: the mask of the first frame is propagated by feature similarity: J (region), F (boundary) and their mean,
@@ -32,7 +33,7 @@ from avssl.cli.common import add_json, info, new_parser, run, warn_unread
 from avssl.data.manifest import read_manifest
 from avssl.evaluate.davis import davis_names, read_davis
 from avssl.evaluate.heads import Head
-from avssl.evaluate.measure import EvalSpec, measure_finetuned, measure_frozen
+from avssl.evaluate.measure import EvalSpec, default_views, measure_finetuned, measure_frozen
 from avssl.evaluate.propagate import SIZE, score_propagation
 from avssl.evaluate.protocols import Options
 from avssl.evaluate.scenes import make_scene
@@ -79,11 +80,11 @@ def _parser() -> argparse.ArgumentParser:
     classes.add_argument("--folds", type=int, help="number of folds of whole groups, instead of the set's splits")
     classes.add_argument("--group", help="'folder', or a regular expression that finds the group in a path")
     classes.add_argument("--test-split", help="split to evaluate on (default: test, or val)")
-    classes.add_argument("--num-clips", type=int, default=10, help="clips of each video (default: 10)")
-    classes.add_argument("--num-crops", type=int, default=3, help="crops of each clip (default: 3)")
+    classes.add_argument("--num-clips", type=int, help="clips of each video (default: what fits in, at most 10)")
+    classes.add_argument("--num-crops", type=int, help="crops of each clip (default: 3, of square videos 1)")
     classes.add_argument("--skip-unreadable", action="store_true", help="leave out clips that cannot be read")
     classes.add_argument("--no-baseline", action="store_true", help="leave out encoders with random weights")
-    classes.add_argument("--num-workers", type=int, default=2, help="decoding processes (default: 2)")
+    classes.add_argument("--workers", type=int, default=2, help="decoding processes (default: 2)")
     for name, what in FROZEN.items():
         frozen = protocols.add_parser(name, help=what, parents=[classes])
         frozen.add_argument("--cache", type=Path, help="folder for features (default: vectors/ beside the weights)")
@@ -135,6 +136,8 @@ def _load(given: argparse.Namespace) -> tuple[Pretrained, EvalSpec]:
     if given.group is not None:
         manifest = grouped_by(manifest, given.group)
     options = {name: getattr(given, name) for name in Options.__dataclass_fields__ if hasattr(given, name)}
+    model = load(given.weights, device=distributed.init())
+    num_clips, num_crops = default_views(manifest, model.data)
     spec = EvalSpec(
         protocol=given.protocol,
         manifest=manifest,
@@ -142,12 +145,15 @@ def _load(given: argparse.Namespace) -> tuple[Pretrained, EvalSpec]:
         splits=read_splits(manifest, folds=given.folds, test_split=given.test_split),
         group=given.group,
         options=Options(**options),
-        num_clips=given.num_clips,
-        num_crops=given.num_crops,
+        num_clips=num_clips if given.num_clips is None else given.num_clips,
+        num_crops=num_crops if given.num_crops is None else given.num_crops,
         skip_unreadable=given.skip_unreadable,
     )
-    model = load(given.weights, device=distributed.init())
-    return with_data(model, num_workers=given.num_workers), spec
+    if distributed.is_main():
+        info(f"{spec.num_clips} clips x {spec.num_crops} crops of each video")
+    if given.folds is None and spec.splits[0].name == "fold1" and distributed.is_main():
+        info(f"note: no clip has a split, so {len(spec.splits)} folds of whole groups are tested in turn (--folds)")
+    return with_data(model, num_workers=given.workers), spec
 
 
 def dataset_path(name: str) -> Path:
@@ -190,7 +196,7 @@ def _frozen(given: argparse.Namespace) -> int:
             f"saved {save}: the classifier of {best.classifier.modality} {best.classifier.stage}, {best.held_out:.3f} "
             "on the held-out training part"
         )
-        print_next("tools/predict.py", save, spec.manifest.path(int(spec.manifest.usable().argmax())))
+        print_next("predict", save, spec.manifest.path(int(spec.manifest.usable().argmax())))
     return code
 
 
@@ -202,7 +208,7 @@ def _finetune(given: argparse.Namespace) -> int:
         out=given.out,
         baseline=not given.no_baseline,
         recipe=given.recipe,
-        overrides=[*given.overrides, f"data.num_workers={given.num_workers}"],
+        overrides=[*given.overrides, f"data.num_workers={given.workers}"],
     )
     if result is None and distributed.is_main():
         info(f"stopped: the same call continues the runs in {given.out}")

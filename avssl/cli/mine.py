@@ -1,6 +1,6 @@
 """Mine agreement sets from the memory banks of a trained run, and measure how often a positive shares the class.
 
-    python tools/mine.py runs/toy --k 32 --rule consensus --out sets.parquet
+    avssl mine runs/toy --k 32 --rule consensus --out sets.parquet
 
 The file has a row per instance: id, path, positive_ids, scores, exact; its metadata names the engine and the recall.
 The engines tiles and flat find exact sets; ivf (FAISS) is for hundreds of thousands of clips, finds most of each set
@@ -111,7 +111,7 @@ def read_banks(
     config = loads(state["config"], source=str(run))
     path = manifest_path or Path(config.data.manifest)
     manifest = read_manifest(path, root=None if manifest_path else config.data.root)
-    check_manifest(state, manifest.hash, path=run, manifest=path)
+    check_manifest(state, manifest, path=run, read_from=path)
     banks = f"{owners[0]}banks"
     usable = {modality: model[f"{banks}.{modality}.valid"] for modality in ("video", "audio")}
     return model[f"{banks}.video.z"].float(), model[f"{banks}.audio.z"].float(), usable, manifest

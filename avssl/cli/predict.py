@@ -1,10 +1,10 @@
 """Predict the classes of clips with a fine-tuned network or a saved linear classifier.
 
-    python tools/predict.py runs/mine/finetune/split/trained clip.mp4
-    python tools/predict.py weights/classes clip.mp4 another.mp4 --top 3 --json
+    avssl predict runs/mine/finetune/split/trained clip.mp4
+    avssl predict weights/classes clip.mp4 another.mp4 --top 3 --json
 
-WEIGHTS is the run of a fine-tuning (tools/evaluate.py RUN finetune, OUT/<split>/trained), or a folder that
-tools/evaluate.py RUN linear --save has written. Scores are softmax probabilities, averaged over clips and crops.
+WEIGHTS is the run of a fine-tuning (avssl evaluate RUN finetune, OUT/<split>/trained), or a folder that
+avssl evaluate RUN linear --save has written. Scores are softmax probabilities, averaged over clips and crops.
 Exit code: 0 done, 1 a file could not be read or lacks the classifier's modality (it is named), 2 wrong call.
 """
 
@@ -33,8 +33,8 @@ def _predict(given: argparse.Namespace) -> int:
     model = with_data(load(given.weights), num_workers=0)
     if model.classifier is None:
         raise ValueError(
-            f"{given.weights} has no classifier: fine-tune with tools/evaluate.py RUN finetune and give "
-            "OUT/<split>/trained, or save one with tools/evaluate.py RUN linear --save"
+            f"{given.weights} has no classifier: fine-tune with avssl evaluate RUN finetune and give "
+            "OUT/<split>/trained, or save one with avssl evaluate RUN linear --save"
         )
     found, lines, errors = {}, [], {}
     for path in given.files:

@@ -1,11 +1,11 @@
 """Make training copies of a folder of clips: small frames that decode fast, mono audio, timestamps of the source.
 
-    python tools/prepare.py SRC DST
-    python tools/prepare.py SRC DST --short-side 256 --fps 16 --jobs 8
-    python tools/prepare.py SRC DST --dry-run
+    avssl prepare SRC DST
+    avssl prepare SRC DST --short-side 256 --fps 16 --workers 8
+    avssl prepare SRC DST --dry-run
 
 DST gets the same tree and manifest.parquet. With SRC/manifest.parquet (or --manifest) its rows are copied one by one,
-so that ids stay the same; without, rows, labels and splits are those of datasets/folder.py. A clip that cannot be
+so that ids stay the same; without, rows, labels and splits are those of avssl scan. A clip that cannot be
 prepared keeps its row, with the reason, and is listed in DST/not_prepared.csv.
 
 The same command resumes after an interruption; finished copies are kept unless their source or the settings changed.
@@ -36,7 +36,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--gop", type=int, default=default.gop, help="frames from keyframe to keyframe (%(default)s)")
     parser.add_argument("--fps", type=float, help="constant rate (default: every frame keeps its timestamp)")
     parser.add_argument("--sample-rate", type=int, default=default.sample_rate, help="Hz (default: %(default)s)")
-    parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="processes (default: one per core)")
+    parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="processes (default: one per core)")
     parser.add_argument("--timeout", type=float, default=600.0, help="seconds per clip (default: 600)")
     parser.add_argument("--dry-run", action="store_true", help="print what would be done, write nothing")
     add_json(parser)
@@ -49,13 +49,15 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _prepare(given: argparse.Namespace) -> int:
-    check_at_least(given, 1, "jobs")
+    check_at_least(given, 1, "workers")
     check_above_0(given, "timeout")
     settings = Settings(given.short_side, given.gop, given.fps, given.sample_rate)
     check_folders(given.source, given.target)
     listing = list_clips(given.source, given.manifest)
     work = plan if given.dry_run else prepare
-    summary = work(given.source, given.target, listing, settings, num_workers=given.jobs, timeout_seconds=given.timeout)
+    summary = work(
+        given.source, given.target, listing, settings, num_workers=given.workers, timeout_seconds=given.timeout
+    )
     if given.dry_run:
         print_result(summary, format_plan(summary), to=given.json)
         return 0

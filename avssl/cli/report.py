@@ -1,11 +1,11 @@
 """Write the HTML report of a run: settings, clips, training curves, neighbours, and evaluations.
 
-    python tools/report.py runs/mine
-    python tools/report.py runs/mine --manifest moved/manifest.parquet --root moved --out page.html
-    python tools/report.py runs/infonce --embeddings embeddings/ --evaluations results/knn.json
+    avssl report runs/mine
+    avssl report runs/mine --manifest moved/manifest.parquet --root moved --out page.html
+    avssl report runs/infonce --embeddings embeddings/ --evaluations results/knn.json
 
-One self-contained HTML file, RUN/report.html by default; tools/train.py writes it too when a run is complete.
-Results of tools/evaluate.py --json in RUN or RUN/evaluations are included. Exit code: 0 done, 2 wrong call.
+One self-contained HTML file, RUN/report.html by default; avssl train writes it too when a run is complete.
+Results of avssl evaluate --json in RUN or RUN/evaluations are included. Exit code: 0 done, 2 wrong call.
 """
 
 import argparse
@@ -23,9 +23,9 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, help="HTML file to write (default: RUN/report.html)")
     parser.add_argument("--manifest", type=Path, help="the run's manifest, when it was moved")
     parser.add_argument("--root", type=Path, help="folder of its clips, when they were moved")
-    parser.add_argument("--embeddings", type=Path, help="folder of tools/extract.py for the neighbours")
+    parser.add_argument("--embeddings", type=Path, help="folder of avssl embed for the neighbours")
     parser.add_argument(
-        "--evaluations", type=Path, nargs="+", default=[], metavar="JSON", help="further results of tools/evaluate.py"
+        "--evaluations", type=Path, nargs="+", default=[], metavar="JSON", help="further results of avssl evaluate"
     )
     parser.add_argument(
         "--plugin", type=expanduser, metavar="FILE.py:METHOD", help="your own method, when the run is of one"

@@ -1,8 +1,8 @@
 """Track moving patches in the clips of a manifest, over up to 30 frames.
 
-    python tools/track.py clips/manifest.parquet --out clips/tracks.parquet
-    python tools/track.py clips/manifest.parquet --out clips/tracks.parquet --split train --tracker csrt
-    python tools/track.py clips/manifest.parquet --out clips/tracks.parquet --show 20
+    avssl track clips/manifest.parquet --out clips/tracks.parquet
+    avssl track clips/manifest.parquet --out clips/tracks.parquet --split train --tracker csrt
+    avssl track clips/manifest.parquet --out clips/tracks.parquet --show 20
 
 The table has a row per track: id, track, times, boxes, confidence; a clip without tracks has one row with the reason.
 Files that time out or crash a worker are listed. --show writes contact sheets of tracks (PNG).
@@ -41,9 +41,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--max-frames", type=int, default=default.max_frames, help="of a track (default: %(default)s)")
     parser.add_argument("--max-tracks", type=int, default=default.max_tracks, help="of a clip (default: %(default)s)")
     parser.add_argument("--tracker", choices=TRACKERS, default=default.tracker, help="default: %(default)s")
-    parser.add_argument(
-        "--num-workers", type=int, default=os.cpu_count() or 1, help="processes (default: one per core)"
-    )
+    parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="processes (default: one per core)")
     parser.add_argument("--timeout", type=float, default=300.0, help="seconds per clip (default: 300)")
     parser.add_argument("--show", type=int, default=0, metavar="N", help="write sheets of N tracks beside OUT")
     add_json(parser)
@@ -56,7 +54,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _track(given: argparse.Namespace) -> int:
-    check_at_least(given, 1, "num_workers")
+    check_at_least(given, 1, "workers")
     check_at_least(given, 0, "show")
     check_above_0(given, "timeout")
     options = Options(max_frames=given.max_frames, max_tracks=given.max_tracks, tracker=given.tracker)
@@ -67,7 +65,7 @@ def _track(given: argparse.Namespace) -> int:
         given.out,
         asdict(options),
         split=given.split,
-        num_workers=given.num_workers,
+        num_workers=given.workers,
         timeout_seconds=given.timeout,
     )
     summary["sheets"] = []
@@ -76,7 +74,7 @@ def _track(given: argparse.Namespace) -> int:
         summary["sheets"] = list(map(str, write_sheets(given.out, manifest, tracks, num=given.show)))
     print_result(summary, format_summary(summary), to=given.json)
     if not given.show:
-        print_next("tools/track.py", given.manifest, "--out", given.out, "--show", 20)
+        print_next("track", given.manifest, "--out", given.out, "--show", 20)
     return 1 if summary["not_read"] else 0
 
 

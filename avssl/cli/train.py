@@ -1,10 +1,11 @@
 """Train as a configuration says; the same command resumes a stopped run.
 
-    python tools/train.py configs/toy/avid.yaml run.dir=runs/toy data.manifest=data/toy/manifest.parquet
-    torchrun --nproc-per-node 2 tools/train.py configs/toy/avid.yaml ...
-    python tools/train.py --list-options optim
+    avssl train toy/avid run.dir=runs/toy data.manifest=data/toy/manifest.parquet
+    avssl train toy/avid data.manifest=data/toy/manifest.parquet --dry-run
+    torchrun --nproc-per-node 2 -m avssl train toy/avid ...
+    avssl train --list-options optim
 
-A complete run ends with RUN/report.html (tools/report.py).
+A complete run ends with RUN/report.html (avssl report).
 Exit code: 0 complete, 1 stopped (saved) or failed while training, 2 wrong configuration.
 """
 
@@ -17,6 +18,7 @@ from avssl import distributed
 from avssl.cli.common import info, new_parser, run
 from avssl.config import load
 from avssl.files import print_next
+from avssl.training.dry_run import dry_run
 from avssl.training.loop import train
 from avssl.training.options import list_options
 from avssl.training.session import TrainingError
@@ -31,7 +33,8 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument(
         "--list-options", nargs="?", const="all", metavar="SECTION", help="print the options of a section or a method"
     )
-    given = parser.parse_args(arguments)
+    parser.add_argument("--dry-run", action="store_true", help="train a few steps and say what all would take")
+    given = parser.parse_intermixed_args(arguments)
     if given.list_options:
         return run(_list, given)
     if given.config is None:
@@ -47,13 +50,18 @@ def _list(given: argparse.Namespace) -> int:
 def _train(given: argparse.Namespace) -> int:
     try:
         config = load(given.config, given.overrides)
+        if given.dry_run:
+            lines = dry_run(config)
+            if distributed.is_main():
+                print("\n".join(lines))
+            return 0
         complete = train(config)
         is_main = distributed.is_main()
     finally:
         distributed.shut_down()
     if complete and is_main:
         report(Path(config.run.dir))
-        print_next("tools/evaluate.py", config.run.dir, "knn", "--dataset", config.data.manifest)
+        print_next("evaluate", config.run.dir, "knn", "--dataset", config.data.manifest)
     return 0 if complete else 1
 
 
@@ -65,7 +73,7 @@ def report(folder: Path) -> None:
         path, missing = write_run_report(folder)
     except Exception as error:
         why = " ".join(str(error).split()) or type(error).__name__
-        info(f"no report was written ({why}); to try again: python tools/report.py {shlex.quote(str(folder))}")
+        info(f"no report was written ({why}); to try again: avssl report {shlex.quote(str(folder))}")
         return
     for sentence in missing:
         info(f"note: {sentence}")

@@ -1,5 +1,6 @@
 """The manifest: one parquet file that lists the clips. The number of a row is the id of an instance."""
 
+import collections
 import os
 import shlex
 from collections.abc import Sequence
@@ -96,6 +97,20 @@ class Manifest:
                 parts.append("\0".join(value or "" for value in values.to_pylist()))
             parts.append("\n")
         return digest(*parts)
+
+    @cached_property
+    def keys(self) -> np.ndarray:
+        """(N,) int64 digests of the instances alone: the same part of the same file has the same key in a larger set,
+        under another name, and as a training copy."""
+        names = ("source_key", "content_key", "path", "start", "end")
+        known = [name for name in names if name in self.table.column_names]
+        keys, seen = np.zeros(len(self), dtype=np.int64), collections.Counter()
+        for i, row in enumerate(self.table.select(known).to_pylist()):
+            file = row.get("source_key") or row["content_key"] or row["path"]
+            part = (file, row["start"], row["end"])
+            keys[i] = int(digest(*part, seen[part], num_bytes=8), 16) - 2**63
+            seen[part] += 1  # a copy is an instance of its own
+        return keys
 
     def column(self, name: str) -> np.ndarray:
         """One column as (N,) array: text as objects with None, numbers with nulls as float64 with NaN.
@@ -199,21 +214,17 @@ def read_manifest(path: str | Path, *, root: str | Path | None = None) -> Manife
     if path.is_dir():
         raise ManifestError(f"manifest {path} is a folder: name the file in it, such as {path / 'manifest.parquet'}")
     if not path.is_file():
-        hint = f"write it with python datasets/folder.py ROOT --out {shlex.quote(str(path))}"
+        hint = f"write it with avssl scan ROOT --out {shlex.quote(str(path))}"
         raise ManifestError(f"manifest {path} does not exist: {hint}")
     try:
         with path.open("rb") as file:  # pyarrow takes no name that is not UTF-8
             table = pq.read_table(file)
         table.validate(full=True)
     except (pa.ArrowException, OSError) as error:
-        raise ManifestError(
-            f"manifest {path} is no parquet file that can be read: write it with datasets/folder.py"
-        ) from error
+        raise ManifestError(f"manifest {path} is no parquet file that can be read: write it with avssl scan") from error
     missing = [name for name in SCHEMA.names if name not in table.column_names]
     if missing:
-        raise ManifestError(
-            f"manifest {path} lacks the columns {', '.join(missing)}: write it again with datasets/folder.py"
-        )
+        raise ManifestError(f"manifest {path} lacks the columns {', '.join(missing)}: write it again with avssl scan")
     table = _typed(path, table)
     outside = table.filter(pc.fill_null(pc.match_substring_regex(table.column("path"), OUTSIDE), True))
     if outside.num_rows:
@@ -245,8 +256,7 @@ def _typed(path: Path, table: pa.Table) -> pa.Table:
             table = table.set_column(table.column_names.index(name), name, values.cast(wanted))
         except pa.ArrowException as error:
             raise ManifestError(
-                f"manifest {path}: the column {name} is of {found}, expected {wanted}: write it again with "
-                "datasets/folder.py"
+                f"manifest {path}: the column {name} is of {found}, expected {wanted}: write it again with avssl scan"
             ) from error
     return table
 

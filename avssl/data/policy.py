@@ -1,7 +1,7 @@
 """Defects of clips, and which clips a run trains on in spite of them, by row (start, end). N = rows.
 
 cut_off, damaged, variable_rate, further_tracks and duplicate are known only after
-`python tools/check.py MANIFEST --fix-manifest`.
+`avssl check MANIFEST --fix-manifest`.
 """
 
 from dataclasses import dataclass
@@ -91,15 +91,22 @@ def cases(manifest: Manifest, clip_seconds: float) -> dict[str, np.ndarray]:
     }
 
 
+def split_of(manifest: Manifest, data: DataConfig) -> str | None:
+    """The split that data.split means; None = every row."""
+    if data.split != "auto":
+        return data.split
+    return "train" if any(manifest.column("split")) else None
+
+
 def admit(manifest: Manifest, data: DataConfig) -> Admitted:
     """Which rows of data.split a run trains on, as data.policy says.
 
     Raises:
         ConfigError: a row is in a case whose policy is error.
     """
-    split = np.ones(len(manifest), dtype=bool)
-    if data.split is not None:
-        split = manifest.column("split") == data.split
+    name, split = split_of(manifest, data), np.ones(len(manifest), dtype=bool)
+    if name is not None:
+        split = manifest.column("split") == name
     found = {
         case: rows & split
         for case, rows in cases(manifest, max(data.num_frames / data.fps, data.audio_seconds)).items()
@@ -107,7 +114,7 @@ def admit(manifest: Manifest, data: DataConfig) -> Admitted:
     policy = dict(data.policy)
     for case, rows in found.items():
         if policy[case] == "error" and rows.any():
-            raise ConfigError(_refusal(case, manifest, rows, split=data.split))
+            raise ConfigError(_refusal(case, manifest, rows, split=name))
     skipped = {case: rows for case, rows in found.items() if policy[case] == "skip"}
     valid = split & ~np.any(list(skipped.values()), axis=0)
     masked = {case: rows & valid for case, rows in found.items() if policy[case] == "mask"}

@@ -43,7 +43,7 @@ class Listing:
 
 
 def list_clips(source: Path, manifest: Path | None = None) -> Listing:
-    """Rows of the manifest, or of SOURCE/manifest.parquet, or of the folder as datasets/folder.py would list it.
+    """Rows of the manifest, or of SOURCE/manifest.parquet, or of the folder as avssl scan would list it.
 
     Raises:
         PrepareError: no clip there, or none where the manifest says.

@@ -1,7 +1,7 @@
 """The list of files that crashed a worker process, beside the manifest: MANIFEST.quarantine.jsonl.
 
 Runs only append lines, so several runs and ranks can share it. A replaced file (another content key) is not on it;
-`python tools/check.py MANIFEST --fix-manifest` decodes every file and releases those that are intact.
+`avssl check MANIFEST --fix-manifest` decodes every file and releases those that are intact.
 """
 
 import json

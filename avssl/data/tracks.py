@@ -70,7 +70,7 @@ class Tracks:
     def check_rows(self, bounds: np.ndarray, *, path: str | Path) -> None:
         """Raise TracksError, naming `path`, unless every track is in a row and inside its `bounds` (N, 2) of video
         seconds (NaN = unknown)."""
-        hint = "write them anew with python tools/track.py MANIFEST --out"
+        hint = "write them anew with avssl track MANIFEST --out"
         if self.ids.max(initial=-1) >= len(bounds):
             raise TracksError(
                 f"tracks {path} are of row {self.ids.max()}, but the manifest has {len(bounds)} rows: {hint} {path}"
@@ -115,7 +115,7 @@ def read_tracks(path: str | Path, *, manifest_hash: str) -> Tracks:
     Raises:
         TracksError: the file is missing, is no table of tracks, is damaged, or belongs to another manifest.
     """
-    hint = "write it with python tools/track.py MANIFEST --out"
+    hint = "write it with avssl track MANIFEST --out"
     if not Path(path).is_file():
         raise TracksError(f"tracks {path} do not exist: {hint} {path}")
     try:

@@ -69,7 +69,7 @@ def train_classifier(
             f"method.modality={modality}, but {pretrained.path} has no encoder for it, only for "
             f"{', '.join(pretrained.encoders)}: choose that one"
         )
-    if config.data.split != "train":
+    if config.data.split not in ("auto", "train"):
         raise ConfigError(
             f"data.split={config.data.split or 'null'}: fine-tuning learns from the training clips of the evaluated "
             "split, and from no others"

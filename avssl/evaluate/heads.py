@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from sklearn.model_selection import GroupShuffleSplit
 from torch import Tensor
+from tqdm import tqdm
 
 from avssl.evaluate.metrics import Average, average_precision_of, video_scores
 from avssl.models.heads import Classifier
@@ -141,7 +142,7 @@ def _fit(
     num_epochs = max(EPOCHS, math.ceil(MIN_STEPS / per_epoch))
     rng, several = np.random.default_rng(seed), targets.ndim == 2
     loss = F.binary_cross_entropy_with_logits if several else F.cross_entropy
-    for epoch in range(num_epochs):
+    for epoch in tqdm(range(num_epochs), desc="linear heads", unit="pass", mininterval=1, leave=False):
         drops = sum(epoch >= drop * num_epochs for drop in DROPS)
         for group in optimizer.param_groups:
             group["lr"] = group["rate"] * GAMMA**drops

@@ -3,6 +3,7 @@
 import dataclasses
 import importlib.metadata
 import json
+import math
 import platform
 import time
 from collections.abc import Mapping, Sequence
@@ -17,6 +18,7 @@ from torch import nn
 
 import avssl
 from avssl import distributed
+from avssl.config import DataConfig
 from avssl.data.dataset import check_decoder
 from avssl.data.manifest import Manifest
 from avssl.evaluate.finetune import train_classifier
@@ -59,6 +61,18 @@ class EvalSpec:
     def rows(self) -> np.ndarray:
         """All rows of any split, sorted."""
         return np.unique(np.concatenate([each for split in self.splits for each in (split.train, split.test)]))
+
+
+def default_views(manifest: Manifest, data: DataConfig) -> tuple[int, int]:
+    """Clips of each video, as many as fit into all but the longest tenth, at most 10; and crops of each clip: 3, or 1
+    where every video is square."""
+    window = min(data.num_frames / data.fps, data.audio_seconds)
+    length = np.fmax(*(np.diff(manifest.bounds(track), axis=1)[:, 0] for track in ("video", "audio")))  # seconds
+    known = length[np.isfinite(length)]
+    num_clips = math.ceil(np.quantile(known, 0.9) / window) if len(known) else 1
+    width, height = (manifest.column(name).astype(np.float64) for name in ("width", "height"))
+    is_square = bool((width == height)[manifest.has_video].all())
+    return min(max(num_clips, 1), 10), 1 if is_square else 3
 
 
 def measure_frozen(

@@ -22,7 +22,7 @@ KS = (1, 5, 10, 20, 50)  # of retrieval
 
 @dataclass(frozen=True)
 class Options:
-    """Options of all protocols; each reads its own. Raises ValueError, naming the option of tools/evaluate.py."""
+    """Options of all protocols; each reads its own. Raises ValueError, naming the option of avssl evaluate."""
 
     average: Average = "softmax"  # linear, finetune
     k: int = 20  # knn

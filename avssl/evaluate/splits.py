@@ -11,6 +11,7 @@ from sklearn.model_selection import StratifiedGroupKFold
 
 from avssl.data.manifest import Manifest
 
+FOLDS = 5  # where no clip has a split
 TEST_SPLITS = ("test", "val", "validation")  # the first that occurs is the default test split
 
 
@@ -26,7 +27,8 @@ def read_splits(manifest: Manifest, *, folds: int | None = None, test_split: str
     """The official splits (columns split1, split2, ...), else the column split; or folds.
 
     Args:
-        folds: number of stratified folds of whole groups; each is the test part once.
+        folds: number of stratified folds of whole groups; each is the test part once. None = at most FOLDS where no
+            clip has a split and `test_split` is None.
         test_split: name of the test rows; None = test, val or validation.
 
     Raises:
@@ -37,12 +39,15 @@ def read_splits(manifest: Manifest, *, folds: int | None = None, test_split: str
     if not labeled.any():
         raise ValueError(
             "no clip of the manifest has a label, and this protocol tells classes apart: put clips into a folder per "
-            "class, or give labels with datasets/folder.py --list"
+            "class, or give labels with avssl scan --list"
         )
+    found = [name for name in manifest.table.column_names if re.fullmatch(r"split\d+", name)]
+    if folds is None and test_split is None and not found and not any(manifest.column("split")):
+        most = max(np.unique(labels[labeled], return_counts=True)[1])
+        folds = max(2, min(FOLDS, most, len(np.unique(groups_of(manifest)[labeled]))))
     if folds is not None:
         splits = _folds(manifest, labeled, labels, folds)
     else:
-        found = [name for name in manifest.table.column_names if re.fullmatch(r"split\d+", name)]
         numbered = sorted(found, key=lambda name: int(name.removeprefix("split")))
         splits = [_named(manifest, name, labeled, test_split) for name in numbered or ["split"]]
     usable = manifest.usable()

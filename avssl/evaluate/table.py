@@ -16,14 +16,14 @@ Result = Mapping[str, Any]
 
 
 def read_result(path: str | Path) -> dict[str, Any]:
-    """A result written by tools/evaluate.py. Raises ValueError: the file cannot be read, or is no result."""
+    """A result written by avssl evaluate. Raises ValueError: the file cannot be read, or is no result."""
     try:
         result = json.loads(Path(path).read_text())
     except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise ValueError(f"{path} cannot be read ({error}): give files of tools/evaluate.py --json") from error
+        raise ValueError(f"{path} cannot be read ({error}): give files of avssl evaluate --json") from error
     missing = [name for name in NEEDED if not isinstance(result, dict) or name not in result]
     if missing:
-        raise ValueError(f"{path} is no result of tools/evaluate.py (no {missing[0]}): give files of its --json")
+        raise ValueError(f"{path} is no result of avssl evaluate (no {missing[0]}): give files of its --json")
     return result
 
 

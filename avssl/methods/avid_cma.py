@@ -15,7 +15,7 @@ from avssl.methods.avid import AVID, AVIDOptions, Term
 from avssl.mining.agreement import Engine, minable, mine_agreement, overlap
 from avssl.mining.definition import Rule
 from avssl.objectives.positives import in_set
-from avssl.structs import Embedded, Instances
+from avssl.structs import Embedded, Instances, SameRows
 
 
 class AVIDCMAOptions(AVIDOptions):
@@ -84,12 +84,17 @@ class AVIDCMA(AVID):
     def _ask_sets_again(self, incompatible: object) -> None:
         self._mined = None
 
-    def of_split(self, given: dict[str, Tensor], valid: Tensor) -> dict[str, Tensor]:
-        """Entries of another run for this one: sets of rows (N,) that are valid here, without members that are not."""
+    def of_rows(self, given: dict[str, Tensor], rows: SameRows) -> dict[str, Tensor]:
+        """Entries of another run for this one: sets of rows that are trained on here, without members that are not."""
         if "sets" not in given:
             return {}
-        known = valid[given["sets"].clamp(min=0)] & valid[:, None]
-        return {"sets": given["sets"].masked_fill(~known, -1)}
+        there = rows.there.clamp(min=0)
+        members = given["sets"][there]
+        is_gone = (members < 0) | (rows.here[there] != torch.arange(len(there)))[:, None]
+        return {
+            "sets": rows.here[members.clamp(min=0)].masked_fill(is_gone, -1),
+            "set_scores": given["set_scores"][there],
+        }
 
     def check_start(self) -> None:
         if self.options.mine_from_epoch == 0 and not self.log_z_is_set:

@@ -1,7 +1,7 @@
 """Tracked-patch contrast: what a tracker followed through a clip is one thing, however it turned in between. Two frames
 of a track are each other's positives, patches of other tracks are negatives.
 
-Tracks are mined once, by tools/track.py; without any tracker, see walk.py.
+Tracks are mined once, by avssl track; without any tracker, see walk.py.
 """
 
 from typing import Literal
@@ -22,7 +22,7 @@ MOST_TRACKS = 1 << 20  # of a clip
 
 
 class PatchOptions(HeadOptions):
-    tracks: PathText  # parquet file of tools/track.py, mined from data.manifest
+    tracks: PathText  # parquet file of avssl track, mined from data.manifest
     num_tracks: Count = 1  # of each clip, where it has as many
     frames: Literal["ends", "any"] = "ends"  # the first and the last frame of a track, or any two
     same_clip: Literal["negative", "ignore"] = "negative"  # what patches of other tracks of the same clip are

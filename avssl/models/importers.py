@@ -84,7 +84,7 @@ def read_checkpoint(
         if not trust_pickle:
             raise ValueError(
                 f"{named} cannot be used, it holds more than tensors: give a file of tensors, or read it by "
-                "tools/convert.py --trust-pickle, which runs whatever code the file holds (only from a source you "
+                "avssl convert --trust-pickle, which runs whatever code the file holds (only from a source you "
                 "trust)"
             ) from error
         whole = _read_pickle(path, named)

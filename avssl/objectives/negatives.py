@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from avssl import distributed
-from avssl.structs import Embedded
+from avssl.structs import Embedded, SameRows
 
 
 def in_batch(*parts: Embedded) -> Embedded:
@@ -112,10 +112,14 @@ class Bank(nn.Module):
     def _list_valid_ids(self, incompatible: object) -> None:
         self.valid_ids = self.valid.nonzero().squeeze(1)
 
-    def of_split(self, given: dict[str, Tensor], valid: Tensor) -> dict[str, Tensor]:
+    def of_rows(self, given: dict[str, Tensor], rows: SameRows) -> dict[str, Tensor]:
         """Entries of another run's bank for this one: vectors of rows that both hold, the others stay as they are."""
-        both = given["valid"] & self.valid.cpu()
-        return {"z": torch.where(both[:, None], given["z"].to(self.z.dtype), self.z.cpu()), "valid": self.valid}
+        if given["z"].shape[1] != self.z.shape[1]:
+            return {}  # which cannot be loaded
+        there = rows.there.clamp(min=0)
+        both = (rows.there >= 0) & given["valid"][there] & self.valid.cpu()
+        vectors = given["z"][there].to(self.z.dtype)
+        return {"z": torch.where(both[:, None], vectors, self.z.cpu()), "valid": self.valid}
 
     def lookup(self, ids: Tensor) -> Embedded:
         """Vectors of ids (...) -> columns (..., D) without gradient; id -1 and invalid ids become masked rows."""
@@ -187,9 +191,9 @@ class Queue(nn.Module):
         self.register_buffer("start", torch.zeros(size, dtype=torch.float64))
         self.register_buffer("place", torch.zeros((), dtype=torch.int64))
 
-    def of_split(self, given: dict[str, Tensor], valid: Tensor) -> dict[str, Tensor]:
-        """Entries of another run's queue for this one: vectors of rows (N,) that are not valid here are masked."""
-        return {"ids": given["ids"].masked_fill(~valid[given["ids"].clamp(min=0)], -1)}
+    def of_rows(self, given: dict[str, Tensor], rows: SameRows) -> dict[str, Tensor]:
+        """Entries of another run's queue for this one: vectors of rows that are not trained on here are masked."""
+        return {"ids": rows.here[given["ids"].clamp(min=0)].masked_fill(given["ids"] < 0, -1)}
 
     def columns(self) -> Embedded:
         """Shared columns (M, D) without gradient; copies, so that a later push does not change them."""

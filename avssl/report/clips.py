@@ -71,7 +71,7 @@ def vectors_of_banks(method: Method) -> Vectors | None:
 
 
 def vectors_of_store(folder: Path, *, manifest_hash: str) -> Vectors:
-    """Embeddings written by tools/extract.py. Raises StoreError: as `read_store`, or they are of another manifest."""
+    """Embeddings written by avssl embed. Raises StoreError: as `read_store`, or they are of another manifest."""
     store = read_store(folder)
     if store.meta.manifest_hash != manifest_hash:
         raise StoreError(f"the embeddings in {folder} are of another manifest than the run's: extract its clips")
@@ -143,9 +143,17 @@ def _neighbours(vectors: Vectors, modalities: Sequence[str], usable: Tensor, pla
         if not free[best] or score[best] == -torch.inf:
             continue
         free[best] = False
-        words = ", ".join(f"{modality} {float(cosines[modality][best]):.2f}" for modality in modalities)
+        words = ", ".join(f"{modality} {_place(cosines[modality], usable, place, best)}" for modality in modalities)
         clips.append(ShownClip(role, int(vectors.ids[best]), f"cosine: {words}"))
     return clips
+
+
+def _place(cosines: Tensor, usable: Tensor, place: int, best: int) -> str:
+    """The cosine of clip `best`, and which share of the other clips is at least as near to the one at `place`."""
+    others = usable.clone()
+    others[place] = False
+    nearer = float((cosines[others] >= cosines[best]).float().mean())
+    return f"{float(cosines[best]):.2f} (first {100 * nearer:.2g} %)"
 
 
 def _wanted(cosines: Mapping[str, Tensor], free: Tensor) -> list[tuple[str, Tensor]]:

@@ -1,4 +1,4 @@
-"""Results of tools/evaluate.py as HTML: tables and confusion matrices."""
+"""Results of avssl evaluate as HTML: tables and confusion matrices."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -34,7 +34,7 @@ def find_results(
         try:
             result = read_result(path)
         except ValueError:
-            others.append(f"{path} is left out: it is no result of tools/evaluate.py.")
+            others.append(f"{path} is left out: it is no result of avssl evaluate.")
             continue
         if result.get("weights_hash") == weights_hash:
             results.append(result)

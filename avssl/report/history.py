@@ -87,13 +87,13 @@ def read_history(path: Path, *, batch_size: int) -> History:
     return found
 
 
-def training_parts(history: History) -> list[str]:
-    """Charts of the training, collapse metrics, and a table of all metrics."""
+def training_parts(history: History, *, limits: Mapping[str, float] | None = None) -> list[str]:
+    """Charts of the training, collapse metrics, and a table of all metrics. limits: values to compare the loss with."""
     lines = history.lines
     if not lines:
         return [note("The log holds no metrics: the run stopped before its first report.")]
     shares = {name: lines[name] for name in SHARES if name in lines and lines[name][1].any()}
-    charts = _loss_charts(lines)
+    charts = _loss_charts(lines, limits or {})
     charts += [Chart(title, {"": lines[name]}, words) for name, (title, words) in SPEED.items() if name in lines]
     if shares:
         named = {SHARES[name]: line for name, line in shares.items()}
@@ -121,7 +121,7 @@ def training_parts(history: History) -> list[str]:
     ]
 
 
-def _loss_charts(lines: Mapping[str, Line]) -> list[Chart]:
+def _loss_charts(lines: Mapping[str, Line], limits: Mapping[str, float]) -> list[Chart]:
     """The loss, then its parts: those of one method together."""
     groups: dict[str, dict[str, Line]] = {}
     for name, line in lines.items():
@@ -129,7 +129,7 @@ def _loss_charts(lines: Mapping[str, Line]) -> list[Chart]:
         others = name in ("loss", *SPEED, *SHARES) or part in OF_METHODS or "mining/" in name or method == "probe"
         if not others and not name.endswith(("_std", "_rank")):
             groups.setdefault(method, {})[part] = line
-    charts = [Chart("Loss", {"": lines["loss"]})] if "loss" in lines else []
+    charts = [Chart("Loss", {"": lines["loss"]}, limits=limits)] if "loss" in lines else []
     for method, own in groups.items():
         charts += _charts(f"Parts of the loss{f' of {method}' if method else ''}", own)
     return charts

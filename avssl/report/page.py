@@ -36,6 +36,7 @@ class Section:
 
     title: str
     parts: Sequence[str]
+    folded: bool = False  # shown when it is asked for
 
     @property
     def id(self) -> str:

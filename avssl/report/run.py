@@ -1,6 +1,6 @@
-"""The report of a run: configuration, clips, training, neighbours and evaluation.
+"""The report of a run: in short, then neighbors, training, evaluation, clips, what ran and its configuration.
 
-python tools/report.py RUN
+avssl report RUN
 """
 
 import dataclasses
@@ -30,7 +30,8 @@ from avssl.report.dataset import dataset_parts
 from avssl.report.evaluation import evaluation_parts, find_results
 from avssl.report.history import History, read_history, refresh_parts, training_parts
 from avssl.report.page import Section, heading, html, note, page, paragraph, table, warning
-from avssl.training.checkpoint import CheckpointError, check_manifest, load_checkpoint
+from avssl.report.summary import WORDS, loss_limits, summary_parts
+from avssl.training.checkpoint import LAST, CheckpointError, check_manifest, load_checkpoint
 from avssl.training.session import read_sessions
 from avssl.weights.load import Run, load_run, with_data
 
@@ -65,8 +66,8 @@ def write_run_report(
         folder: of the run.
         out: the page; None = report.html in the folder.
         manifest, root: new locations of the manifest and its clips, if moved.
-        embeddings: folder of tools/extract.py to search for neighbours, for a run without memory bank.
-        evaluations: results of tools/evaluate.py besides those in the folder.
+        embeddings: folder of avssl embed to search for neighbours, for a run without memory bank.
+        evaluations: results of avssl evaluate besides those in the folder.
 
     Returns:
         Path of the page, and a sentence for everything missing in it.
@@ -85,19 +86,31 @@ def write_run_report(
     history = read_history(folder / "log.jsonl", batch_size=config.data.batch_size)
     data = ReportData(run, state, history, found, missing)
     results, others = find_results(folder, run.weights_hash, named=evaluations)
-    command = ["python", "tools/evaluate.py", folder, "knn", "--dataset", "MANIFEST", "--json", folder / "knn.json"]
+    command = ["avssl", "evaluate", folder, "knn", "--dataset", "MANIFEST", "--json", folder / "knn.json"]
     none = f"No results yet. Measure, then write this page again: {shlex.join(map(str, command))}"
-    sections = [
-        Section("What ran", _run_parts(data, folder)),
-        Section("Configuration", _config_parts(config)),
-        Section("Clips", _clip_parts(data)),
-        Section("Training", training_parts(history)),
-        Section("Agreement sets", refresh_parts(history, has_labels=found is not None and bool(found.class_names))),
-        Section("Neighbours", _neighbour_parts(data, embeddings)),
-        Section("Evaluation", [*(evaluation_parts(results) or [note(none)]), *(note(other) for other in others)]),
-    ]
     path, name, total = out or folder / REPORT, config.method["name"], _total_steps(state, config)
     stand = "complete" if state["step"] >= total else f"not complete, {state['step']:,} of {total:,} steps"
+    classes = [] if found is None else found.class_names
+    limits = loss_limits(config, num_classes=len(classes))
+    in_short = summary_parts(
+        history,
+        results,
+        stand=f"{stand}, {_duration(history.seconds)}",
+        clips=f"{int(state['instances']['valid'].sum()):,} clips",
+        disk_bytes=(folder / LAST).stat().st_size,
+        limits=limits,
+    )
+    sections = [
+        Section("In short", in_short),
+        Section("Neighbors", _neighbor_parts(data, embeddings)),
+        Section("Training", training_parts(history, limits=limits)),
+        Section("Agreement sets", refresh_parts(history, has_labels=bool(classes))),
+        Section("Evaluation", [*(evaluation_parts(results) or [note(none)]), *(note(other) for other in others)]),
+        Section("Clips", _clip_parts(data)),
+        Section("What ran", _run_parts(data, folder)),
+        Section("Configuration", _config_parts(config), folded=True),
+        Section("Words", [table("What they mean here", (), WORDS)], folded=True),
+    ]
     now = datetime.now(UTC).strftime("%d %B %Y, %H:%M")
     lead = [paragraph(f"Run of avssl with method {name}, {stand}. Page of {now} UTC.")]
     with atomic_write(path) as temporary:
@@ -112,7 +125,7 @@ def _manifest_of(
     path = manifest or Path(config.data.manifest)
     try:
         found = read_manifest(path, root=root or (None if manifest else config.data.root))
-        check_manifest(state, found.hash, path=folder, manifest=path)
+        check_manifest(state, found, path=folder, read_from=path)
     except (ManifestError, CheckpointError) as error:
         if manifest or root:
             raise
@@ -215,7 +228,7 @@ def _clip_parts(data: ReportData) -> list[str]:
     return parts
 
 
-def _neighbour_parts(data: ReportData, embeddings: Path | None) -> list[str]:
+def _neighbor_parts(data: ReportData, embeddings: Path | None) -> list[str]:
     """Neighbors in the given embeddings, in the run's memory bank, or among some clips embedded now."""
     manifest = data.manifest
     if manifest is None:
@@ -227,7 +240,7 @@ def _neighbour_parts(data: ReportData, embeddings: Path | None) -> list[str]:
         try:  # without workers: starting them would take longer
             vectors = vectors_of_some(with_data(data.run, num_workers=0), manifest, rows)
         except ValueError as error:
-            return [note(f"No neighbours, as no clips could be looked at: {error}")]
+            return [note(f"No neighbors, as no clips could be looked at: {error}")]
     vectors = vectors.at(manifest.usable())
     shown = reference_clips(vectors, manifest.targets())
     if not shown:

@@ -81,7 +81,7 @@ def read_meta(folder: Path) -> Meta:
     """Raises StoreError: it is not there, or damaged."""
     path = folder / "meta.json"
     if not path.exists():
-        raise StoreError(f"{folder} holds no embeddings (no meta.json): make them with tools/extract.py")
+        raise StoreError(f"{folder} holds no embeddings (no meta.json): make them with avssl embed")
     try:
         return TypeAdapter(Meta).validate_json(path.read_bytes())
     except (OSError, ValidationError) as error:
@@ -206,7 +206,7 @@ def read_store(folder: Path) -> Store:
     if len(written) < num_shards:  # before a file that says 10^12 makes a list
         raise StoreError(
             f"{folder} is not complete: {num_shards - len(written)} of {num_shards} shards are missing; run "
-            "tools/extract.py again"
+            "avssl embed again"
         )
     numbers = range(num_shards)
     files = [shard_path(folder, number, "parquet") for number in numbers]
@@ -218,7 +218,7 @@ def read_store(folder: Path) -> Store:
     if table.column("has_video").null_count or "start" not in pq.read_schema(files[0]).names:
         raise StoreError(
             f"{folder} was written by an earlier version, with fewer columns: delete that folder and run "
-            "tools/extract.py again"
+            "avssl embed again"
         )
     good = pc.is_null(table.column("error"))
     failed = table.filter(pc.invert(good))
@@ -262,7 +262,7 @@ def _mapped(path: Path) -> Tensor:
 
 
 def _damaged(folder: Path, why: object) -> StoreError:
-    return StoreError(f"{folder} is damaged ({why}): delete that folder and run tools/extract.py again")
+    return StoreError(f"{folder} is damaged ({why}): delete that folder and run avssl embed again")
 
 
 def shard_path(folder: Path, number: int, ending: str) -> Path:

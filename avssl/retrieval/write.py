@@ -150,7 +150,7 @@ def store_of_arrays(
     root: str | Path = ".",
     shared: bool = True,
 ) -> Store:
-    """Write anybody's embeddings as a store, which search, tools/retrieve.py and tools/browse.py take.
+    """Write anybody's embeddings as a store, which search, avssl search and avssl browse take.
 
     Args:
         folder: is made; must hold no embeddings yet.

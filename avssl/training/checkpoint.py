@@ -7,25 +7,36 @@ reads it.
 import pickle
 import struct
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from safetensors.torch import save
 from torch import Tensor, nn
 
 import avssl
 from avssl.config import loads
+from avssl.data.manifest import Manifest
 from avssl.files import atomic_write
 from avssl.methods import METHODS
 from avssl.methods.base import Method
+from avssl.structs import SameRows
 
 LAST = "last.pt"
 ENCODERS = "encoders.safetensors"
-FORMAT = 2  # of a checkpoint
-ENTRIES = {"config": str, "manifest_hash": str, "instances": dict, "decoder": dict, "model": dict, "step": int}
+FORMAT = 3  # of a checkpoint
+ENTRIES = {
+    "config": str,
+    "manifest_hash": str,
+    "rows": Tensor,
+    "instances": dict,
+    "decoder": dict,
+    "model": dict,
+    "step": int,
+}
 DAMAGED = (RuntimeError, TypeError, KeyError, AttributeError, IndexError, OverflowError, MemoryError)  # by odd contents
 UNREADABLE = (EOFError, pickle.UnpicklingError, ValueError, struct.error, AssertionError, zipfile.BadZipFile)
 
@@ -136,19 +147,17 @@ def damage_named(path: str | Path) -> Iterator[None]:
         ) from error
 
 
-def check_manifest(state: dict[str, Any], manifest_hash: str, *, path: str | Path, manifest: str | Path) -> None:
-    """Refuse a checkpoint of another manifest: its memory banks belong to other clips.
+def check_manifest(state: dict[str, Any], manifest: Manifest, *, path: str | Path, read_from: str | Path) -> None:
+    """Refuse a checkpoint of other rows: its memory banks belong to other clips. Training copies are the same rows.
 
     Raises:
         CheckpointError
     """
-    if state["manifest_hash"] != manifest_hash:
+    if state["manifest_hash"] != manifest.hash and not np.array_equal(state["rows"].numpy(), manifest.keys):
         raise CheckpointError(
-            f"checkpoint {path} belongs to another manifest than {manifest} (hash {state['manifest_hash'][:12]} "
-            f"against "
-            f"{manifest_hash[:12]}): rows are instances, so its memory banks would belong to other clips; use the "
-            f"manifest it was "
-            "trained on, or start a run of your own without it"
+            f"checkpoint {path} belongs to another manifest than {read_from} (hash {state['manifest_hash'][:12]} "
+            f"against {manifest.hash[:12]}): rows are instances, so its memory banks would belong to other clips; use "
+            "the manifest it was trained on, or start another run from it (model.init)"
         )
 
 
@@ -168,16 +177,22 @@ def load_model(method: nn.Module, state: dict[str, Any], *, path: str | Path) ->
         ) from error
 
 
-def load_initial(method: nn.Module, state: dict[str, Any], *, path: str | Path) -> list[str]:
-    """Start a method from an earlier run: every entry that both have is taken over; of what a row of the manifest has
-    (bank vectors, queued ones, sets) that of the rows which both train on. A method of several parts may start from a
-    run of one of them. A momentum copy that the run did not have starts equal to the weights that came from it.
+def load_initial(
+    method: nn.Module, state: dict[str, Any], *, path: str | Path, rows: SameRows | None = None
+) -> list[str]:
+    """Start a method from an earlier run of any method: every part (encoder, head, bank, momentum copy) that both have
+    is taken over. Of what a row of the manifest has (bank vectors, queued ones, sets) that of the rows which both train
+    on. A method of several parts may start from a run of one of them. A momentum copy that the run did not have starts
+    equal to the weights that came from it.
+
+    Args:
+        rows: which rows of the manifests are the same; None = all, in their order.
 
     Returns:
-        Names that the method has and the checkpoint has not (such as agreement sets that are not mined yet).
+        Parts of the checkpoint that are not taken over, such as sets, which AVID does not have.
 
     Raises:
-        CheckpointError: an entry has another shape, or the checkpoint has entries that the method does not know.
+        CheckpointError: a part that both have is of another size.
     """
     given = state["model"]
     whole, prefix = method, ""
@@ -188,29 +203,48 @@ def load_initial(method: nn.Module, state: dict[str, Any], *, path: str | Path) 
         kind = METHODS.get(loads(state["config"]).method["name"], Method)
         name, method = min(parts.items(), key=lambda part: not isinstance(part[1], kind))
         prefix = f"parts.{name}."
-    own = method.state_dict()
-    unknown = sorted(given.keys() - own.keys())
-    other = [name for name in own.keys() & given.keys() if own[name].shape != given[name].shape]
-    if unknown or other:
-        name = (unknown or sorted(other))[0]
-        reason = (
-            "is not part of this method" if unknown else f"is {tuple(given[name].shape)}, here {tuple(own[name].shape)}"
-        )
-        raise CheckpointError(
-            f"model.init={path}: {name} {reason} ({len(unknown) + len(other)} such entries): start from a run with "
-            f"the same model "
-            "section and a method that this one extends"
-        )
+    if rows is None:
+        every = torch.arange(whole.instances.num)
+        rows = SameRows.of_keys(every, every, valid=whole.instances.valid)
     for name, module in method.named_modules():
         start = f"{name}." if name else ""
         held = {entry.removeprefix(start): value for entry, value in given.items() if entry.startswith(start)}
-        if held and hasattr(module, "of_split"):
-            ours = module.of_split(held, whole.instances.valid)
+        if held and hasattr(module, "of_rows"):
+            ours = module.of_rows(held, rows)
             given = given | {f"{start}{entry}": value for entry, value in ours.items()}
-    method.load_state_dict(given, strict=False)
-    taken = {prefix + name for name in given}
+    own, theirs = (_by_part(entries, method) for entries in (method.state_dict(), given))
+    for name in sorted(theirs.keys() & own.keys()):
+        _check_same_size(theirs[name], own[name], path)
+    left = [name for name in theirs if name not in own]
+    taken = {entry: value for name, entries in theirs.items() if name in own for entry, value in entries.items()}
+    method.load_state_dict(taken, strict=False)
+    taken = {prefix + entry for entry in taken}
     for name, each in whole.named_modules():
         copies = f"{name}.target." if name else "target."
         if isinstance(each, Method) and not any(entry.startswith(copies) for entry in taken):
             each.reset_target()
-    return sorted(own.keys() - given.keys())
+    return left
+
+
+def _by_part(entries: Mapping[str, Tensor], method: nn.Module) -> dict[str, dict[str, Tensor]]:
+    """{encoders.video, heads.audio, banks.video, queue, log_z, ...: {entry: value}}: entries that belong together."""
+    groups = {name for name, module in method.named_modules() if isinstance(module, nn.ModuleDict | Method)}
+    found: dict[str, dict[str, Tensor]] = {}
+    for entry, value in entries.items():
+        names, depth = entry.split("."), 1
+        while ".".join(names[:depth]) in groups:
+            depth += 1
+        found.setdefault(".".join(names[:depth]), {})[entry] = value
+    return found
+
+
+def _check_same_size(theirs: Mapping[str, Tensor], ours: Mapping[str, Tensor], path: str | Path) -> None:
+    """Raise CheckpointError for a part that cannot be taken over whole."""
+    one, two = ({name: tuple(value.shape) for name, value in entries.items()} for entries in (theirs, ours))
+    for name in [*one, *two]:
+        if one.get(name) != two.get(name):
+            raise CheckpointError(
+                f"model.init={path}: {name} is {one.get(name, 'missing')}, here {two.get(name, 'missing')}: start from "
+                "a run with the same sizes in its sections model and method, or take its encoders alone "
+                "(model.video_weights, model.audio_weights)"
+            )

@@ -136,6 +136,7 @@ def save(run: Setup, step: int, probe: OnlineProbe) -> None:
         state = {
             "config": dumps(run.config),
             "manifest_hash": run.manifest.hash,
+            "rows": torch.from_numpy(run.manifest.keys),
             "instances": vars(run.instances),
             "decoder": run.decoder,
             "num_threads": torch.get_num_threads(),

@@ -13,7 +13,8 @@ from avssl.data.manifest import Manifest
 from avssl.methods import foreign_methods, method_options
 from avssl.methods.base import Method
 from avssl.objectives.negatives import Bank
-from avssl.training.checkpoint import LAST, check_manifest, damage_named, load_checkpoint, load_initial, load_model
+from avssl.structs import SameRows
+from avssl.training.checkpoint import LAST, damage_named, load_checkpoint, load_initial, load_model
 from avssl.training.optim import load_optimizer_state
 
 
@@ -52,10 +53,13 @@ def resume(
     notes = []
     if config.model.init:
         state = load_checkpoint(Path(config.model.init))
-        check_manifest(state, manifest.hash, path=config.model.init, manifest=config.data.manifest)
-        load_initial(method, state, path=config.model.init)
         valid = method.instances.valid
-        num_new = int((valid & ~state["instances"]["valid"]).sum())
+        rows = SameRows.of_keys(torch.from_numpy(manifest.keys), state["rows"], valid=valid)
+        left = load_initial(method, state, path=config.model.init, rows=rows)
+        if left:
+            notes.append(f"note: this method has no {_some(left)}, so those of {config.model.init} are not taken over")
+        known = (rows.there >= 0) & state["instances"]["valid"][rows.there.clamp(min=0)]
+        num_new = int((valid & ~known).sum())
         if num_new and any(isinstance(module, Bank) for module in method.modules()):
             notes.append(
                 f"note: {num_new} of {int(valid.sum())} clips are not among those that {config.model.init} was trained "
@@ -63,6 +67,10 @@ def resume(
             )
     method.check_start()
     return 0, notes
+
+
+def _some(names: list[str]) -> str:
+    return ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")
 
 
 def _check_same_run(config: Config, before: Config, last: Path) -> None:
@@ -84,8 +92,8 @@ def _check_same_run(config: Config, before: Config, last: Path) -> None:
             if not (same or is_free):
                 raise ConfigError(
                     f"{section}.{name}={now.get(name)}, but the run in {last.parent} was started with "
-                    f"{then.get(name)}: choose "
-                    "another run.dir for a new run, or repeat the old value to continue"
+                    f"{then.get(name)}: repeat the old value to continue, or choose another run.dir for a new run, "
+                    f"which model.init={last.parent} lets start from this one"
                 )
     if config.run.seed != before.run.seed:
         raise ConfigError(

@@ -129,6 +129,13 @@ def check_readable(batch: Batch, log: RunLog, step: int) -> None:
         )
 
 
+def _command() -> list[str]:
+    """The words that started this process."""
+    script = Path(sys.argv[0])
+    is_ours = script.name == "avssl" or script.parts[-2:] == ("avssl", "__main__.py")
+    return ["avssl", *sys.argv[1:]] if is_ours else ["python", *sys.argv]
+
+
 def note_session(folder: Path, *, first_step: int, decoder: Mapping[str, str], device: str) -> None:
     """Write down that this process starts, or continues, a run at `first_step`.
 
@@ -143,7 +150,7 @@ def note_session(folder: Path, *, first_step: int, decoder: Mapping[str, str], d
     session = {
         "first_step": first_step,
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
-        "command": shlex.join(["python", *sys.argv]),
+        "command": shlex.join(_command()),
         "machine": machine(),
         "processes": f"{distributed.world_size()} x {device}",
         "versions": versions(decoder),

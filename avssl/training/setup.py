@@ -18,17 +18,20 @@ from avssl.config import Config, ConfigError, DataConfig, OptimConfig, loads, wi
 from avssl.data.dataset import ClipDataset, check_decoder, track_table
 from avssl.data.loader import build_loader
 from avssl.data.manifest import Manifest, read_manifest
-from avssl.data.policy import admit, num_slow
+from avssl.data.policy import admit, num_slow, split_of
 from avssl.data.sampling import TrainingBatches
 from avssl.data.tracks import read_tracks
 from avssl.media.decoders import format_decoder
 from avssl.methods import build_method, import_methods, is_supervised
 from avssl.methods.base import Method
+from avssl.objectives.negatives import Bank
 from avssl.structs import Batch, Instances
 from avssl.training.checkpoint import LAST, check_manifest, load_checkpoint
 from avssl.training.optim import build_optimizer
 from avssl.training.resume import resume
 from avssl.transforms.views import make_example
+
+FEW_STEPS = 200  # the toy set is learned in some 300
 
 
 @dataclass(frozen=True)
@@ -66,6 +69,7 @@ def set_up(config: Config) -> Setup:
     last = Path(config.run.dir) / LAST
     decoder = check_decoder(config.data)
     manifest = read_manifest(config.data.manifest, root=config.data.root)
+    config = config.replace(data=config.data.replace(split=split_of(manifest, config.data)))
     before = load_checkpoint(last) if last.exists() else None
     if config.run.precision == "auto":
         precision = loads(before["config"]).run.precision if before else fast_precision(device)
@@ -73,7 +77,7 @@ def set_up(config: Config) -> Setup:
     if before is None:
         instances = usable_instances(manifest, config)
     else:
-        check_manifest(before, manifest.hash, path=last, manifest=config.data.manifest)
+        check_manifest(before, manifest, path=last, read_from=config.data.manifest)
         # Rows that can no longer be read keep their place: steps, banks and draws are those of the run.
         instances = Instances(**before["instances"])
         if instances.target is not None and instances.labels_hash != manifest.labels_hash:
@@ -151,7 +155,7 @@ def check_tracked(dataset: ClipDataset, instances: Instances, config: Config) ->
     if dataset.tracks is not None and not instances.valid.numpy()[dataset.tracks.ids].any():
         raise ConfigError(
             f"no clip with data.split={config.data.split or 'null'} has a track in {track_table(dataset.views)}: mine "
-            "that split with python tools/track.py, and look at the reasons that it prints"
+            "that split with avssl track, and look at the reasons that it prints"
         )
 
 
@@ -311,6 +315,25 @@ def describe_memory(method: Method, optim: OptimConfig) -> str:
     )
 
 
+def small_set_notes(method: Method, num_steps: int) -> list[str]:
+    """Where the set is too small for the settings."""
+    lines = []
+    if num_steps < FEW_STEPS:
+        lines.append(
+            f"note: {num_steps} steps are few, hundreds are needed before anything is learned: raise optim.epochs or "
+            "data.clips_per_video, or lower data.batch_size"
+        )
+    for part in method.modules():
+        asked = getattr(part.options, "num_negatives", None) if isinstance(part, Method) else None
+        sizes = [len(each.valid_ids) for each in part.modules() if isinstance(each, Bank)] if asked else []
+        if sizes and min(sizes) <= asked:
+            lines.append(
+                f"note: num_negatives={asked} of {min(sizes)} clips draws each of them again and again: a tenth is "
+                "enough"
+            )
+    return lines
+
+
 def describe(run: Setup) -> list[str]:
     """What is trained on and with what, in lines for a person."""
     config, instances = run.config, run.instances
@@ -328,12 +351,17 @@ def describe(run: Setup) -> list[str]:
         admitted = admit(run.manifest, config.data)
         unlabeled = int(admitted.valid.sum()) - int(instances.valid.sum())
         lines.append(admitted.describe() + (f"; {unlabeled} without a label left out" if unlabeled else ""))
+        if config.data.split is None and not any(run.manifest.column("split")):
+            lines.append("note: no clip has a split, so all are trained on")
+        lines += small_set_notes(run.method, run.batches.num_steps)
     elif run.before["decoder"] != run.decoder:
         lines.append(
             f"note: the run was decoded with {format_decoder(run.before['decoder'])} before, now with "
             f"{format_decoder(run.decoder)}: frames may differ in a bit or two, so going on is not bit-equal to never "
             "having stopped"
         )
+    if run.before and run.before["manifest_hash"] != run.manifest.hash:
+        lines.append("note: other files of the same clips than before (training copies): going on is not bit-equal")
     if config.run.precision == "bfloat16" and fast_precision(run.device) != "bfloat16":
         lines.append(
             f"note: no bfloat16 kernels on this {run.device.type}, so steps may take some 30 times as long as with "
@@ -342,7 +370,7 @@ def describe(run: Setup) -> list[str]:
     if num := num_slow(run.manifest, instances.valid.numpy()):
         lines.append(
             f"note: {num} clips are of long MPEG files without an index, where every window takes seconds to find: "
-            "python tools/prepare.py makes copies that do not"
+            "avssl prepare makes copies that do not"
         )
     threads = torch.get_num_threads()
     if run.before and run.device.type == "cpu" and (before := run.before.get("num_threads", threads)) != threads:

@@ -94,7 +94,7 @@ class TrackFrame:
     Args:
         track: which of the sample's tracks, which are drawn without replacement.
         end: which of its two frames, the earlier one (0) or the later one (1).
-        table: parquet file of tools/track.py.
+        table: parquet file of avssl track.
         frames: ends = the first and the last frame of the track; any = any two.
     """
 

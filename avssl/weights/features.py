@@ -10,6 +10,7 @@ import dataclasses
 import itertools
 import json
 import os
+import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -361,6 +362,9 @@ def _compute(extractor: _Extractor, begun: Path) -> None:
             first = list(itertools.islice(groups, 1))
             for name, value in (first[0][1] if first else {}).items():
                 _reserve(begun / f"{name}.npy", (len(extractor.ids), *value.shape[1:]), value.dtype)
+            if extractor.progress:
+                size = sum(path.stat().st_size for path in begun.glob("*.npy"))
+                tqdm.write(f"{extractor.progress}: {size / 1e6:.0f} MB in {begun.parent}", file=sys.stderr)
         distributed.barrier()
         arrays = {path.stem: np.load(path, mmap_mode="r+") for path in begun.glob("*.npy")}
         found = extractor.collect(itertools.chain(first, groups), lambda name, _: arrays[name])
@@ -433,6 +437,6 @@ def _wrap_errors(dataset: ClipDataset) -> Iterator[None]:
     except WorkerLost as error:
         files = ", ".join(str(dataset.manifest.path(row)) for row in error.ids) or "no clip that could be named"
         raise ValueError(
-            f"{error.reason} at {files}: tools/check.py with --fix-manifest finds such files and marks them in the "
+            f"{error.reason} at {files}: avssl check with --fix-manifest finds such files and marks them in the "
             "manifest, which leaves them out"
         ) from error

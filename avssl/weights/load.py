@@ -304,7 +304,7 @@ def _read_config(path: Path) -> dict[str, Any]:
     except (OSError, ValueError, RecursionError) as error:
         raise WeightsError(f"{path} cannot be read ({error}): export again") from error
     if not isinstance(config, dict) or not isinstance(config.get("format"), int) or "avssl" not in config:
-        raise WeightsError(f"{path} is not of avssl: give a folder that tools/convert.py wrote")
+        raise WeightsError(f"{path} is not of avssl: give a folder that avssl convert wrote")
     if config["format"] > FORMAT:
         raise WeightsError(
             f"{path} was written by avssl {config['avssl']}, in format {config['format']}; this is avssl "

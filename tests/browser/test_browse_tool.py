@@ -159,7 +159,7 @@ def test_wrong_calls(
         assert printed.out == ""
         return printed.err
 
-    assert "holds no embeddings (no meta.json): make them with tools/extract.py" in refused(tmp_path / "nothing")
+    assert "holds no embeddings (no meta.json): make them with avssl embed" in refused(tmp_path / "nothing")
     assert "give one, or two" in refused(embeddings, embeddings, embeddings)
     write(tmp_path / "f", random_vectors(3, 4), root=tmp_path, manifest_hash="another")
     assert "is given twice" in refused(embeddings, embeddings.parent / "e" / ".." / "e")

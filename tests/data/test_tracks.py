@@ -66,7 +66,7 @@ def test_columns_are_as_described(path: Path) -> None:
 def test_a_table_that_does_not_fit_is_refused(path: Path, tmp_path: Path) -> None:
     with pytest.raises(TracksError, match=r"tracks\.parquet belong to another manifest \(hash abc, not xyz\): write"):
         read_tracks(path, manifest_hash="xyz")
-    with pytest.raises(TracksError, match=r"none\.parquet do not exist: write it with python tools/track\.py"):
+    with pytest.raises(TracksError, match=r"none\.parquet do not exist: write it with avssl track"):
         read_tracks(tmp_path / "none.parquet", manifest_hash="abc")
     (tmp_path / "text.parquet").write_text("words")
     with pytest.raises(TracksError, match=r"text\.parquet are no parquet file"):

@@ -119,7 +119,7 @@ def test_the_tool_tunes_over_splits_and_its_runs_predict(
     run: Path, clip_set: Manifest, call: Call, tmp_path: Path
 ) -> None:
     asked = ["tools/evaluate.py", run, "finetune", "--dataset", clip_set.root, "--folds", 2, "--out", tmp_path / "out"]
-    asked += ["--num-clips", 2, "--num-crops", 1, "--num-workers", 0, "--picture", tmp_path / "c.png", *QUICK]
+    asked += ["--num-clips", 2, "--num-crops", 1, "--workers", 0, "--picture", tmp_path / "c.png", *QUICK]
     stopped = call(*asked, "run.max_steps=1")
     assert (stopped.code, stopped.out) == (1, "")
     assert "stopped: the same call continues the runs" in stopped.err
@@ -157,7 +157,7 @@ def test_a_saved_linear_classifier_predicts(
 ) -> None:
     monkeypatch.setattr("avssl.evaluate.heads.RATES", (1e-2,))
     asked = ["tools/evaluate.py", run, "linear", "--dataset", clip_set.root, "--num-clips", 1, "--num-crops", 1]
-    asked += ["--num-workers", 0, "--no-baseline", "--save", tmp_path / "w"]
+    asked += ["--workers", 0, "--no-baseline", "--save", tmp_path / "w"]
     done = call(*asked)
     assert done.code == 0, done.err
     assert f"saved {tmp_path / 'w'}: the classifier of " in done.err

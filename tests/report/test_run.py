@@ -23,7 +23,8 @@ from avssl.weights.load import load_run
 from tests.support.runs import CMA, SMALL, TINY, Call, config
 
 pytestmark = pytest.mark.slow
-SECTIONS = ["What ran", "Configuration", "Clips", "Training", "Agreement sets", "Neighbours", "Evaluation"]
+SECTIONS = ["In short", "Neighbors", "Training", "Agreement sets", "Evaluation", "Clips", "What ran", "Configuration"]
+SECTIONS += ["Words"]
 VOID = {"meta", "img", "br"}
 
 
@@ -205,8 +206,8 @@ def test_evaluations_of_the_run_are_shown(cma: Path, clip_set: Manifest, tmp_pat
 
 def test_neighbours_in_embeddings(cma: Path, clip_set: Manifest, tmp_path: Path, call: Call) -> None:
     manifest = clip_set.root / "manifest.parquet"
-    options = ("--num-workers", "0", "--num-clips", "1")
-    assert call("tools/extract.py", cma, manifest, "--out", tmp_path / "e", *options).code == 0
+    options = ("--workers", "0", "--num-clips", "1")
+    assert call("tools/embed.py", cma, manifest, "--out", tmp_path / "e", *options).code == 0
     out = ("--out", tmp_path / "page.html")
     assert call("tools/report.py", cma, "--embeddings", tmp_path / "e", *out).code == 0
     assert f"the embeddings in {tmp_path / 'e'}" in (tmp_path / "page.html").read_text()
@@ -266,7 +267,7 @@ def test_training_ends_with_a_page(
     monkeypatch.setattr("avssl.report.run.training_parts", broken)
     done = call(*command, *TINY, f"run.dir={tmp_path / 'unlucky'}")
     assert done.code == 0
-    assert "no report was written ('anything'); to try again: python tools/report.py" in done.err
+    assert "no report was written ('anything'); to try again: avssl report" in done.err
     assert (tmp_path / "unlucky" / "last.pt").exists()
     assert not (tmp_path / "unlucky" / "report.html").exists()
 

@@ -74,7 +74,7 @@ def test_damaged_folders_are_refused_by_name(tmp_path: Path) -> None:
     whole = (tmp_path / "shard-00001.audio.npy").read_bytes()
     for broken in (whole[:-2], whole + b"x", b"", b"no array", whole[:40]):
         (tmp_path / "shard-00001.audio.npy").write_bytes(broken)
-        with pytest.raises(StoreError, match=r"is damaged .*delete that folder and run tools/extract.py again"):
+        with pytest.raises(StoreError, match=r"is damaged .*delete that folder and run avssl embed again"):
             read_store(tmp_path)
     kept = np.load(tmp_path / "shard-00000.audio.npy")
     infinite, unknown = kept.copy(), kept.copy()

@@ -32,6 +32,7 @@ def write_run(folder: Path) -> None:
     state = {
         "config": folder.name,
         "manifest_hash": "a",
+        "rows": torch.arange(3),
         "instances": {"valid": torch.ones(2, dtype=torch.bool)},
         "decoder": {"name": "pyav", "version": "1", "ffmpeg": "1"},
         "step": 4,

@@ -27,7 +27,7 @@ CMA = [
     "method.mine_every=1",
     "method.mine_from_epoch=1",
 ]
-SMALL = ("--num-workers", "0", "--num-clips", "1", "--num-crops", "1")  # of tools/evaluate.py
+SMALL = ("--workers", "0", "--num-clips", "1", "--num-crops", "1")  # of tools/evaluate.py
 
 
 def config(manifest: Manifest, folder: Path, *overrides: str) -> Config:

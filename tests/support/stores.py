@@ -1,4 +1,4 @@
-"""Stores of any vectors, written as tools/extract.py writes them."""
+"""Stores of any vectors, written as tools/embed.py writes them."""
 
 import json
 from dataclasses import asdict

@@ -212,7 +212,7 @@ def test_one_encoder_with_a_classifier(tmp_path: Path, run: Run) -> None:
     "change, match",
     [
         ({"format": 3, "avssl": "9.0"}, r"written by avssl 9.0, in format 3; this is avssl .*: update it"),
-        ({"format": None}, "is not of avssl: give a folder that tools/convert.py wrote"),
+        ({"format": None}, "is not of avssl: give a folder that avssl convert wrote"),
         ({"sha256": "0"}, r"is damaged, or not the one that config.json beside it was written for"),
         ({"heads": {}}, r"do not belong together .*heads"),
         ({"data": {"framse": 3}}, "unknown key framse"),

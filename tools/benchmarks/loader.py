@@ -10,7 +10,7 @@ keyframe every 150 frames. --soak watches the memory of a worker instead.
 
 plain = open, seek, decode, convert the wanted frames at full size, decode and resample the wanted audio; nothing
 else. raw and prepared = `ClipDataset` and `collate`: drawing, decoding, cropping, resizing, audio, stacking, from the
-clips themselves and from their training copies (tools/prepare.py).
+clips themselves and from their training copies (avssl prepare).
 """
 
 import functools

@@ -1,4 +1,4 @@
-"""Speed of the neighbour browser (tools/browse.py) with many clips, over HTTP: start, latency of each kind of search
+"""Speed of the neighbour browser (avssl browse) with many clips, over HTTP: start, latency of each kind of search
 with the index and exact, and load of many clients at once.
 
     python tools/benchmarks/search.py
@@ -42,7 +42,7 @@ ROOT = Path(__file__).parents[2]
 def benchmark_search(
     folder: Path, *, num_rows: int, dim: int, num_queries: int, num_clients: int, seconds: float, seed: int
 ) -> dict[str, Any]:
-    """Make embeddings in an empty folder, start tools/browse.py on them twice, and ask.
+    """Make embeddings in an empty folder, start avssl browse on them twice, and ask.
 
     Args:
         num_queries: of each way, one after another.
@@ -126,7 +126,7 @@ def _make_clips(folder: Path, *, seed: int) -> None:
 
 @dataclass(frozen=True)
 class Server:
-    """A running tools/browse.py."""
+    """A running avssl browse."""
 
     process: subprocess.Popen
     host: str

@@ -3,7 +3,7 @@
     python tools/experiments/agreement.py data --out runs/agreement --seeds 0 1 2
     python tools/experiments/agreement.py data --out runs/agreement --seeds 0 --rows recipe
 
-DATA holds the set of `python datasets/toy.py DATA`. The recipes are configs/toy/avid.yaml and avid_cma.yaml. All rows
+DATA holds the set of `avssl datasets toy DATA`. The recipes are configs/toy/avid.yaml and avid_cma.yaml. All rows
 of a seed start from the same AVID and take equally many more steps of equally large batches at the same rate. Two rows
 are no part of the comparison: encoders trained on labels, the ceiling of a linear probe, as long as start and rows
 together. `--rows recipe` are starts with one change each. `--test` takes the test clips of another set that was made
@@ -21,7 +21,7 @@ from typing import Any
 import experiment
 import numpy as np
 import torch
-from experiment import ROOT, cached, features_of, interval_of, measure, probe_accuracy, read_set, table_of, train_timed
+from experiment import cached, features_of, interval_of, measure, probe_accuracy, read_set, table_of, train_timed
 
 from avssl import distributed
 from avssl.config import Config, load
@@ -30,7 +30,6 @@ from avssl.methods.avid_cma import AVIDCMA
 from avssl.mining.agreement import minable
 from avssl.weights.load import load_run
 
-CONFIGS = ROOT / "configs" / "toy"
 COMMON = ("data.cache_gigabytes=4", "data.num_workers=2", "run.num_threads=2")  # the set fits: the workers do little
 NUM_CLIPS = 3  # clips averaged per video wherever features are taken
 NUM_POSITIVES = 5  # of the sets whose precision is measured
@@ -111,9 +110,7 @@ def config_of(name: str, arguments: argparse.Namespace, seed: int) -> Config:
         f"run.seed={seed}",
     ]
     init = "null" if name in ALONE else str(folder / "start")
-    return load(
-        CONFIGS / f"{row.config}.yaml", [*COMMON, *row.changed, *arguments.overrides, *own, f"model.init={init}"]
-    )
+    return load(f"toy/{row.config}", [*COMMON, *row.changed, *arguments.overrides, *own, f"model.init={init}"])
 
 
 def compare(arguments: argparse.Namespace) -> tuple[list[dict[str, Any]], str] | None:

@@ -1,11 +1,12 @@
 """`make demo`: make the toy set, train AVID on it, and from there AVID-CMA and, as a control, AVID for as many more
 steps; mine, retrieve, probe, transfer.
 
-    python tools/experiments/demo.py --out runs/demo
+    avssl demo
+    avssl demo --quick --out runs/quick
 
 Writes OUT/summary.json, OUT/report.html, the three runs and embeddings of the last two, and prints the command that
-shows these in the browser. Every stage is what a user calls for their own clips. The same command resumes a stopped
-demo.
+shows these in the browser. --quick shows in a minute what is written; so few clips and steps learn
+nothing. Every stage is what a user calls for their own clips. The same command resumes a stopped demo.
 Exit code: 0 done, 1 stopped or failed while training, 2 wrong call.
 """
 
@@ -23,7 +24,6 @@ import experiment
 import torch
 from agreement import COMMON, LONGER
 from experiment import (
-    ROOT,
     features_of,
     info,
     interval_of,
@@ -40,7 +40,7 @@ from matplotlib.figure import Figure
 from avssl.config import Config, load
 from avssl.data.manifest import Manifest, read_manifest
 from avssl.evaluate.metrics import Interval
-from avssl.files import atomic_write
+from avssl.files import atomic_write, print_next, shipped
 from avssl.mining.agreement import agreement_precision, chance_precision, minable, mine_agreement
 from avssl.mining.definition import RULES
 from avssl.report.clips import SEED, clips_html, reference_clips, vectors_of_banks
@@ -54,6 +54,8 @@ from avssl.weights.load import load_run
 
 NUM_CLIPS = 3  # clips averaged per video wherever features are taken
 COMPARED = ("avid", "avid_cma")
+SIZES = {"num_train": (600, 64), "num_test": (200, 32), "num_actions": (120, 12)}  # whole, and with --quick
+QUICK = ("data.clips_per_video=1", "data.batch_size=32", "data.num_workers=0")  # a worker takes seconds to start
 SHORT = "optim.epochs=2"  # of these; the experiment takes as many as the recipe
 MODELS = {
     "shortcut": "mean color and spectrum",
@@ -102,8 +104,10 @@ TABLES = (  # title, key of chance, {plain name: (section of the summary, key)}
 def run_demo(arguments: argparse.Namespace) -> tuple[dict[str, Any], str] | None:
     """Make the set, train and measure: the summary and its text; None when a training was stopped."""
     out, data = arguments.out, data_of(arguments)
-    make = [sys.executable, str(ROOT / "datasets" / "toy.py"), str(data)]
-    make += ["--train", str(arguments.num_train), "--test", str(arguments.num_test)]
+    make = [sys.executable, str(shipped("datasets") / "toy.py"), str(data)]
+    options = {"train": "num_train", "test": "num_test", "actions-train": "num_actions", "actions-test": "num_actions"}
+    for option, name in options.items():
+        make += [f"--{option}", str(size_of(arguments, name))]
     if subprocess.run(make).returncode:
         raise ValueError(f"the toy set could not be made in {data}: see the line above")
     since = time.perf_counter()
@@ -152,14 +156,19 @@ def data_of(arguments: argparse.Namespace) -> Path:
 def configs_of(arguments: argparse.Namespace) -> dict[str, Config]:
     """The trainings, the last two from the first."""
     manifest, start, configs = data_of(arguments) / "toy" / "manifest.parquet", arguments.out / "start", {}
+    short = QUICK if arguments.quick else ()
     rows = (("start", "avid", ()), ("avid", "avid", (*LONGER, SHORT)), ("avid_cma", "avid_cma", (SHORT,)))
     for name, recipe, changed in rows:
         own = [f"data.manifest={manifest}", f"run.dir={arguments.out / name}"]
         own += [f"model.init={start}"] if name in COMPARED else []
-        configs[name] = load(
-            ROOT / "configs" / "toy" / f"{recipe}.yaml", [*COMMON, *changed, *arguments.overrides, *own]
-        )
+        configs[name] = load(f"toy/{recipe}", [*COMMON, *changed, *short, *arguments.overrides, *own])
     return configs
+
+
+def size_of(arguments: argparse.Namespace, name: str) -> int:
+    """How many clips are made: what is asked for, or the default."""
+    given = getattr(arguments, name)
+    return SIZES[name][arguments.quick] if given is None else given
 
 
 def embeddings_of(out: Path, name: str) -> Path:
@@ -297,7 +306,8 @@ def tables(summary: dict[str, Any]) -> list[tuple[str, dict[str, float], dict[st
 
 
 def plan(arguments: argparse.Namespace) -> Iterator[str]:
-    yield f"make {arguments.num_train} + {arguments.num_test} toy clips and the action clips in {data_of(arguments)}"
+    train, test = (size_of(arguments, name) for name in ("num_train", "num_test"))
+    yield f"make {train} + {test} toy clips and the action clips in {data_of(arguments)}"
     yield from map(experiment.describe, configs_of(arguments).values())
     yield f"mine, probe and retrieve: {arguments.out / 'summary.json'}, {arguments.out / 'report.html'}"
 
@@ -305,15 +315,14 @@ def plan(arguments: argparse.Namespace) -> Iterator[str]:
 def main() -> int:
     parser = experiment.takes_overrides(experiment.command(__doc__), out="runs/demo")
     parser.add_argument("--data", type=Path, help="folder of the toy set (default: OUT/data)")
-    parser.add_argument("--num-train", type=int, default=600, help="training clips of the toy set (default: 600)")
-    parser.add_argument("--num-test", type=int, default=200, help="test clips of the toy set (default: 200)")
+    for name, what in (("train", "training clips"), ("test", "test clips"), ("actions", "silent clips of each split")):
+        shown = f"{what} (default: {SIZES[f'num_{name}'][0]})"
+        parser.add_argument(f"--num-{name}", type=int, help=shown)
+    parser.add_argument("--quick", action="store_true", help="few clips and steps, which learn nothing")
     code, arguments = experiment.run(parser, run_demo, plan=plan), parser.parse_intermixed_args()
     if code == 0 and not arguments.dry_run:
         info(f"report: {arguments.out / 'report.html'}")
-        python = Path(sys.executable)
-        shown = python.relative_to(Path.cwd()) if python.is_relative_to(Path.cwd()) else python
-        browsed = " ".join(str(embeddings_of(arguments.out, name)) for name in ("avid_cma", "avid"))
-        info(f"browse it:\n  {shown} tools/browse.py {browsed} --open")
+        print_next("browse", *(embeddings_of(arguments.out, name) for name in ("avid_cma", "avid")), "--open")
     return code
 
 

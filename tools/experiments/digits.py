@@ -24,7 +24,6 @@ import experiment
 import numpy as np
 import torch
 from experiment import (
-    ROOT,
     cached,
     linear_accuracy,
     load_either,
@@ -37,12 +36,12 @@ from tqdm import tqdm
 
 from avssl.config import Config, load
 from avssl.data.manifest import Manifest, read_manifest
+from avssl.files import shipped
 from avssl.media.decode import AudioWindow, VideoWindow, read_clip
 from avssl.mining.definition import RULES
 from avssl.transforms.audio import log_mel
 from avssl.weights.load import load_run
 
-CONFIGS = ROOT / "configs" / "digits"
 NUM_CLIPS = 2  # clips averaged per video wherever features are taken
 SAMPLE_RATE = 16_000
 FRAME_SIZE = 16  # pixels of the hand-made video feature
@@ -141,7 +140,7 @@ def main_job(out: Path, name: str, seed: int, overrides: Sequence[str]) -> Job:
 def hard_job(out: Path, name: str, seed: int, overrides: Sequence[str]) -> Job:
     """Every method from random weights, for the same number of steps; AVID-CMA mines from the middle of the run on."""
     setting, folder = HARD[name], out / folder_name(name)
-    optim = load(CONFIGS / "avid.yaml", [*overrides, "run.dir=none"]).optim
+    optim = load("digits/avid", [*overrides, "run.dir=none"]).optim
     common = [f"optim.epochs={optim.epochs}", f"optim.lr={optim.lr}", f"data.clips_per_video={setting.clips_per_video}"]
     own = {
         "avid_cma": [
@@ -173,11 +172,11 @@ def ablation_job(out: Path, name: str, seed: int, overrides: Sequence[str]) -> J
 
 def _config(method: str, clips: Path, folder: Path, seed: int, given: Sequence[str]) -> Config:
     own = [f"data.manifest={clips / 'manifest.parquet'}", f"run.dir={folder}", f"run.seed={seed}"]
-    return load(CONFIGS / f"{method}.yaml", [*given, *own])
+    return load(f"digits/{method}", [*given, *own])
 
 
 def _num_positives() -> int:
-    return int(load(CONFIGS / "avid_cma.yaml").method["num_positives"])
+    return int(load("digits/avid_cma").method["num_positives"])
 
 
 def measure_all(job: Job, media: Path) -> dict[str, Any] | None:
@@ -222,7 +221,7 @@ def make_set(media: Path, folder: Path, how: tuple[str, ...] = ()) -> Path:
     """The manifest of a set, written by datasets/digits.py unless it is there."""
     manifest = folder / "manifest.parquet"
     if not manifest.exists():
-        call = [sys.executable, str(ROOT / "datasets" / "digits.py"), str(media), str(folder), *how]
+        call = [sys.executable, str(shipped("datasets") / "digits.py"), str(media), str(folder), *how]
         if subprocess.run(call).returncode:
             raise ValueError(f"no set could be made from {media}: see the line above")
     return manifest

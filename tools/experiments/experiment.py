@@ -35,7 +35,6 @@ from avssl.training.session import TrainingError
 from avssl.weights.features import ClipVectors, Extracted, calibrated, clip_vectors
 from avssl.weights.load import Run, load_run
 
-ROOT = Path(__file__).resolve().parents[2]
 SECONDS = "seconds.json"  # in the folder of a run
 
 
@@ -280,7 +279,7 @@ def read_set(folder: Path) -> Manifest:
     """The manifest of a made set. Raises ValueError: it is missing."""
     path = folder / "manifest.parquet"
     if not path.exists():
-        raise ValueError(f"{path} does not exist: make the clips with python datasets/toy.py {folder.parent}")
+        raise ValueError(f"{path} does not exist: make the clips with avssl datasets toy {folder.parent}")
     return read_manifest(path)
 
 

@@ -3,8 +3,8 @@
     python tools/experiments/families.py data --digits digits --out runs/families
     python tools/experiments/families.py data --out runs/families --only simclr moco_v3 --seeds 0
 
-DATA holds the set of `python datasets/toy.py DATA`, --digits that of `python datasets/digits.py MEDIA --out digits`;
-patch and joint need --tracks, of tools/track.py on the toy set, and are left out without. A row is a configuration of
+DATA holds the set of `avssl datasets toy DATA`, --digits that of `avssl datasets digits MEDIA --out digits`;
+patch and joint need --tracks, of avssl track on the toy set, and are left out without. A row is a configuration of
 configs/toy or configs/digits. Its learning rate is that of RATES whose features of the first seed a linear probe reads
 best on a third of the training clips, which the probe has not seen. Test clips choose nothing. The row `random` is
 what infonce starts from. Finished rows lie in docs/results/data and are not trained again; a row of other settings is
@@ -24,7 +24,6 @@ from typing import Any
 import experiment
 import numpy as np
 from experiment import (
-    ROOT,
     SECONDS,
     cached,
     features_of,
@@ -38,11 +37,12 @@ from experiment import (
 
 from avssl.config import Config, load
 from avssl.data.manifest import Manifest, read_manifest
+from avssl.files import shipped
 from avssl.methods import method_options
 from avssl.training.checkpoint import LAST, load_checkpoint
 from avssl.weights.load import Run, load_run
 
-DATA = ROOT / "docs" / "results" / "data"
+DATA = Path(__file__).resolve().parents[2] / "docs" / "results" / "data"
 RATES = (3e-4, 1e-3, 3e-3)
 COMMON = (
     *("data.clips_per_video=1", "data.batch_size=64", "optim.epochs=3", "optim.schedule=cosine", "optim.milestones=[]"),
@@ -75,9 +75,9 @@ def sets_of(arguments: argparse.Namespace) -> list[Set]:
 
 def rows_to_train(arguments: argparse.Namespace, each: Set) -> list[str]:
     """Names of the configurations that are asked for, in alphabetical order."""
-    names = sorted(path.stem for path in (ROOT / "configs" / each.name).glob("*.yaml"))
+    names = sorted(path.stem for path in (shipped("configs") / each.name).glob("*.yaml"))
     names = [name for name in names if name not in ALONE]
-    unknown = set(arguments.only or ()) - {path.stem for path in (ROOT / "configs").glob("*/*.yaml")}
+    unknown = set(arguments.only or ()) - {path.stem for path in shipped("configs").glob("*/*.yaml")}
     if unknown:
         raise ValueError(f"--only {', '.join(sorted(unknown))}: no configuration has this name")
     if arguments.tracks is None:
@@ -93,7 +93,7 @@ def config_of(arguments: argparse.Namespace, each: Set, name: str, *, seed: int,
     own += ["model.init=null"] if name == "joint" else []
     own += ["method.parts.avid_cma.mine_from_epoch=1"] if name == "joint" else []
     common = [*COMMON, *OWN.get((each.name, name), ()), *arguments.overrides]
-    return load(ROOT / "configs" / each.name / f"{name}.yaml", [*common, *own])
+    return load(f"{each.name}/{name}", [*common, *own])
 
 
 def settings_of(config: Config) -> dict[str, Any]:

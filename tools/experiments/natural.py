@@ -21,7 +21,7 @@ from typing import Any
 import experiment
 import numpy as np
 import pyarrow as pa
-from experiment import ROOT, load_either
+from experiment import load_either
 from extra_metrics import grouped_predict
 
 from avssl.config import load
@@ -32,7 +32,6 @@ from avssl.training.loop import train
 from avssl.weights.features import extract
 from avssl.windows import beginning
 
-CONFIGS = ROOT / "configs"
 WINDOW_SECONDS = 0.96  # input length of the encoders
 TRAIN_SECONDS = 1.5  # a training instance: room to draw the window in, no overlap with the next
 HOP_SECONDS = 0.2  # between measured windows
@@ -145,7 +144,7 @@ def run_speech(out: Path, clips: Manifest, *, overrides: list[str]) -> dict[str,
         instances = windows(clips, np.setdiff1d(rows, held), seconds=TRAIN_SECONDS, hop=TRAIN_SECONDS)
         write_windows(folder / "train.parquet", [part | {"split": "train"} for part in instances], root=clips.root)
         own = [f"data.manifest={folder / 'train.parquet'}", f"run.dir={folder / 'run'}"]
-        if not train(load(CONFIGS / "speech" / "infonce.yaml", [*overrides, *own])):
+        if not train(load("speech/infonce", [*overrides, *own])):
             return None
         for name, clip_rows, trained in (
             ("held out", held, True),
@@ -193,7 +192,7 @@ def run_fight(out: Path, clips: Manifest, *, overrides: list[str]) -> dict[str, 
     class.
     """
     own = [f"data.manifest={out / 'manifest.parquet'}", f"run.dir={out / 'run'}"]
-    if not train(load(CONFIGS / "fight" / "infonce.yaml", [*overrides, *own])):
+    if not train(load("fight/infonce", [*overrides, *own])):
         return None
     rows = np.flatnonzero(clips.valid() & (clips.targets() >= 0))
     features = {}
@@ -253,7 +252,7 @@ def main() -> int:
 def plan(arguments: argparse.Namespace) -> Iterator[str]:
     for name, num in (("speech", NUM_FOLDS), ("fight", 1)):
         own = [f"data.manifest={arguments.out / name}", f"run.dir={arguments.out / name}"]
-        config = load(CONFIGS / name / "infonce.yaml", [*arguments.overrides, *own])
+        config = load(f"{name}/infonce", [*arguments.overrides, *own])
         yield f"{experiment.describe(config)}, {num} time{'s' * (num > 1)}"
 
 

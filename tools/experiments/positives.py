@@ -3,7 +3,7 @@
     python tools/experiments/positives.py data --out runs/positives --seeds 0 1 2
     python tools/experiments/positives.py data optim.epochs=2 --out runs/short --seeds 0 --rows avid joint
 
-DATA holds the sets of `python datasets/toy.py DATA`. A row is a recipe of configs/toy, trained for the same number of
+DATA holds the sets of `avssl datasets toy DATA`. A row is a recipe of configs/toy, trained for the same number of
 steps with the same batches, augmentation (but walk, whose grid has its own) and encoders as all others, or encoders
 with random weights; one run per seed. Tracks are mined once. Results are cached; a stopped training is resumed.
 Exit code: 0 done, 1 stopped or failed while training, 2 wrong call.
@@ -23,7 +23,6 @@ import experiment
 import numpy as np
 import torch
 from experiment import (
-    ROOT,
     SECONDS,
     cached,
     features_of,
@@ -47,7 +46,6 @@ from avssl.structs import Instances
 from avssl.weights.features import calibrated
 from avssl.weights.load import Run, load_run, run_of, with_data
 
-CONFIGS = ROOT / "configs" / "toy"
 EPOCHS, CLIPS_PER_VIDEO, BATCH_SIZE = 4, 4, 32  # the budget of every row: on 600 clips, epochs of 75 steps
 SIZE = 48  # pixels of the frames that every row is evaluated on
 COMMON = (
@@ -115,7 +113,7 @@ COLUMNS = {
 
 def config_of(row: Row, *, overrides: Sequence[str], own: Sequence[str], tracks: Path | None) -> Config:
     """The row's recipe with the common settings, then `overrides`, then what the row changes, then `own`."""
-    path, given = CONFIGS / f"{row.config}.yaml", [*COMMON, *overrides]
+    path, given = f"toy/{row.config}", [*COMMON, *overrides]
     half = max(1, load(path, [*given, *own]).optim.epochs // 2)
     return load(path, [*given, *(line.format(tracks=tracks, half=half) for line in row.changed), *own])
 
@@ -126,7 +124,7 @@ def read_sets(data: Path) -> dict[str, Manifest]:
 
 
 def mine_tracks(toy: Manifest, out: Path) -> None:
-    """Write the tracks of the clips to train on, as tools/track.py does, unless they are there."""
+    """Write the tracks of the clips to train on, as avssl track does, unless they are there."""
     if not out.exists():
         info(f"== track {out}")
         track_manifest(

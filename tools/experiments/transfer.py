@@ -1,4 +1,4 @@
-"""AVID and AVID-CMA beside random weights, on four sets by the protocols of tools/evaluate.py: one table.
+"""AVID and AVID-CMA beside random weights, on four sets by the protocols of avssl evaluate: one table.
 
     python tools/experiments/transfer.py data --digits digits --clips clips --out runs/transfer
 
@@ -19,7 +19,7 @@ from typing import Any
 import digits
 import experiment
 import natural
-from experiment import ROOT, cached, info, train_timed
+from experiment import cached, info, train_timed
 
 from avssl.config import Config, load
 from avssl.data.manifest import read_manifest
@@ -29,7 +29,6 @@ from avssl.evaluate.splits import read_splits
 from avssl.evaluate.table import read_result, shown
 from avssl.weights.load import load_run, with_data
 
-CONFIGS = ROOT / "configs"
 METHODS = {"avid": "AVID", "avid_cma": "AVID-CMA"}  # of the pretraining, the second from the first
 FROZEN = ("linear", "knn", "retrieval", "fewlabels")
 TUNED = (  # what fine-tuning changes in AVID's recipe, for sets of some hundred clips and two cores
@@ -123,7 +122,7 @@ def pretraining(name: str, method: str, manifests: Mapping[str, Path], arguments
     folder = arguments.out / "pretrained" / name / method
     own = [f"data.manifest={manifests[name]}", f"run.dir={folder}", f"run.seed={arguments.seed}"]
     own += [f"model.init={folder.with_name('avid')}"] if method != "avid" else []
-    return load(CONFIGS / name / f"{method}.yaml", [*arguments.overrides, *own])
+    return load(f"{name}/{method}", [*arguments.overrides, *own])
 
 
 def _pairs(manifests: Mapping[str, Path]) -> Iterator[tuple[str, Set, str]]:

@@ -21,7 +21,7 @@ async function reach(url, options) {
     return await fetch(url, options);
   } catch (error) {
     if (error.name === "AbortError") throw error;
-    throw new Error("The server does not answer: is tools/browse.py still running?");
+    throw new Error("The server does not answer: is avssl browse still running?");
   }
 }
 

@@ -46,7 +46,7 @@ def run_recipe(
     """The command of a script: find the clips, probe them, write the manifest and print a summary.
 
     Args:
-        script: as it is called, such as datasets/folder.py; `doc` is its docstring.
+        script: as it is called, such as avssl scan; `doc` is its docstring.
         find: looks for the clips, given the parsed options; its ManifestError names the first missing thing.
         layout: what is expected where, printed when no clip is usable.
         lists: help of --lists, the folder of the lists; None = there is no such option.
@@ -166,7 +166,7 @@ def _advise(given: argparse.Namespace, summary: Mapping[str, Any], nothing: str,
     if not usable and summary["sound_only"]:
         print(
             f"no clip of {given.root} has video: its audio serves for queries and neighbours, and for evaluation "
-            "(tools/extract.py, tools/evaluate.py)",
+            "(avssl embed, avssl evaluate)",
             file=sys.stderr,
         )
         return 0
@@ -194,5 +194,5 @@ def _advise(given: argparse.Namespace, summary: Mapping[str, Any], nothing: str,
 def print_training(manifest: str | Path, splits: Collection[str | None]) -> None:
     """Print the command that trains on a manifest whose rows are of these splits."""
     run = f"run.dir=runs/{Path(manifest).resolve().parent.name or 'mine'}"
-    words = ["tools/train.py", "configs/toy/avid.yaml", f"data.manifest={manifest}", run]
-    print_next(*words, *([] if "train" in splits else ["data.split=null"]))
+    words = ["train", "toy/avid", f"data.manifest={manifest}", run]
+    print_next(*words, *([] if "train" in splits or not any(splits) else ["data.split=null"]))

@@ -1,33 +1,23 @@
 """Layouts, lists, and the command as a user calls it."""
 
 import errno
-import importlib.util
 import json
 import os
 import shutil
 import subprocess
 import sys
 import unicodedata
-from pathlib import Path
 
 import numpy as np
 import pytest
 
+from avssl.cli import scan
 from avssl.data.check import FACTS, join_facts
 from avssl.data.manifest import ManifestError, read_manifest
 from avssl.media.encode import write_clip
 from tests.support.clips import make_sound
 
 pytestmark = pytest.mark.slow
-SCRIPT = Path(__file__).resolve().parents[2] / "datasets" / "folder.py"
-
-
-@pytest.fixture(scope="module")
-def folder():
-    spec = importlib.util.spec_from_file_location("folder_script", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 @pytest.fixture(scope="module")
@@ -39,7 +29,7 @@ def clip(tmp_path_factory) -> bytes:
 
 
 def run(*arguments: object) -> subprocess.CompletedProcess:
-    command = [sys.executable, str(SCRIPT), *map(str, arguments), "--workers", "2"]
+    command = [sys.executable, "-m", "avssl", "scan", *map(str, arguments), "--workers", "2"]
     return subprocess.run(command, capture_output=True, text=True, check=False)
 
 
@@ -56,23 +46,23 @@ def run(*arguments: object) -> subprocess.CompletedProcess:
         (["train/x/cat/a.mp4", "validation/dog/b.mp4"], [("cat", "train"), ("dog", "validation")]),
     ],
 )
-def test_layouts(folder, paths, expected):
-    rows = folder.label_clips(paths)
+def test_layouts(paths, expected):
+    rows = scan.label_clips(paths)
     assert [row["path"] for row in rows] == paths
     assert [(row["label"], row["split"]) for row in rows] == expected
 
 
-def test_clips_are_found_sorted_without_hidden_and_other_files(folder, tmp_path):
+def test_clips_are_found_sorted_without_hidden_and_other_files(tmp_path):
     for name in ("b/2.MP4", "b/10.mkv", "a/1.avi", ".cache/x.mp4", "a/.hidden.mp4", "a/notes.txt", "list.csv"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).touch()
     (tmp_path / "a" / "loop").symlink_to(tmp_path)
-    clips, others = folder.find_clips(tmp_path)
+    clips, others = scan.find_clips(tmp_path)
     assert clips == ["a/1.avi", "b/10.mkv", "b/2.MP4"]
     assert others == ["a/notes.txt", "list.csv"]
 
 
-def test_only_a_link_that_leads_back_is_left_out(folder, tmp_path):
+def test_only_a_link_that_leads_back_is_left_out(tmp_path):
     (tmp_path / "pool" / "more").mkdir(parents=True)
     (tmp_path / "pool" / "a.mp4").touch()
     (tmp_path / "outside").mkdir()
@@ -82,10 +72,10 @@ def test_only_a_link_that_leads_back_is_left_out(folder, tmp_path):
     (tmp_path / "pool" / "more" / "self").symlink_to(tmp_path / "pool")
     (tmp_path / "root" / "far").symlink_to(tmp_path / "outside")
     (tmp_path / "outside" / "back").symlink_to(tmp_path / "root")  # by way of another folder
-    assert folder.find_clips(tmp_path / "root") == (["cat/a.mp4", "dog/a.mp4"], [])
+    assert scan.find_clips(tmp_path / "root") == (["cat/a.mp4", "dog/a.mp4"], [])
 
 
-def test_a_folder_that_cannot_be_listed_is_named(folder, tmp_path, monkeypatch):
+def test_a_folder_that_cannot_be_listed_is_named(tmp_path, monkeypatch):
     for name in ("cat", "dog", "lost+found"):
         (tmp_path / name).mkdir()
         (tmp_path / name / "a.mp4").touch()
@@ -97,9 +87,9 @@ def test_a_folder_that_cannot_be_listed_is_named(folder, tmp_path, monkeypatch):
 
     monkeypatch.setattr(os, "scandir", scandir)
     with pytest.raises(ManifestError, match=r"folder .*/dog cannot be listed \(Permission denied\)"):
-        folder.find_clips(tmp_path)
+        scan.find_clips(tmp_path)
     shutil.rmtree(tmp_path / "dog")
-    assert folder.find_clips(tmp_path)[0] == ["cat/a.mp4"]
+    assert scan.find_clips(tmp_path)[0] == ["cat/a.mp4"]
 
 
 def test_a_root_that_is_not_utf8(tmp_path, clip):
@@ -126,9 +116,7 @@ def test_folder_becomes_a_manifest(tmp_path, clip):
     assert "4 clips: 3 ok, 1 unreadable; 2 labels; 2 test, 2 train" in done.stdout
     assert "test/dog/broken.mp4: " in done.stdout
     assert "1 other files ignored" in done.stdout
-    assert (
-        f"next: python tools/train.py configs/toy/avid.yaml data.manifest={tmp_path}/m.parquet run.dir" in done.stderr
-    )
+    assert f"next: avssl train toy/avid data.manifest={tmp_path}/m.parquet run.dir" in done.stderr
     assert "data.split=null" not in done.stderr
     manifest = read_manifest(tmp_path / "m.parquet")
     assert manifest.column("path").tolist() == [
@@ -178,20 +166,20 @@ def test_list_becomes_a_manifest(tmp_path, clip):
         '"path", "label", "split"\r\n"#1.mp4", "run", "train"\r\n',
     ],
 )
-def test_lists_as_people_write_them_keep_labels(folder, tmp_path, text):
+def test_lists_as_people_write_them_keep_labels(tmp_path, text):
     (tmp_path / "list.csv").write_text(f"\ufeff{text}", newline="")
-    found = [(row["path"], row["label"], row["split"]) for row in folder.read_list(tmp_path / "list.csv", tmp_path)]
+    found = [(row["path"], row["label"], row["split"]) for row in scan.read_list(tmp_path / "list.csv", tmp_path)]
     assert found == [("#1.mp4", "run", "train")]
 
 
-def test_names_are_found_in_either_form_of_unicode(folder, tmp_path):
+def test_names_are_found_in_either_form_of_unicode(tmp_path):
     composed, decomposed = (unicodedata.normalize(form, "Café/é") for form in ("NFC", "NFD"))
     for name in (decomposed, "tea/é ", "tea/plain"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).touch()
     lines = ["path,label", f"{composed},{decomposed}", "tea/é,x", "tea/plain,x", "tea/gone,x"]
     (tmp_path / "list.csv").write_text("\n".join(lines), encoding="utf-8")
-    rows = folder.read_list(tmp_path / "list.csv", tmp_path)
+    rows = scan.read_list(tmp_path / "list.csv", tmp_path)
     assert [row["path"] for row in rows] == [decomposed, "tea/gone", "tea/plain", "tea/é "]
     facts = {row["path"]: dict.fromkeys(FACTS) for row in rows}
     assert join_facts(rows[:1], facts).column("label").to_pylist() == [composed]  # one class on every disk
@@ -226,10 +214,10 @@ def test_names_are_found_in_either_form_of_unicode(folder, tmp_path):
         ("path,start,end\na.mp4,2,1\n", "end 1.0 must come after start 2.0"),
     ],
 )
-def test_wrong_lists_are_refused(folder, tmp_path, text, message):
+def test_wrong_lists_are_refused(tmp_path, text, message):
     (tmp_path / "list.csv").write_bytes(text if isinstance(text, bytes) else text.encode())
     with pytest.raises(ManifestError, match=message):
-        folder.read_list(tmp_path / "list.csv", tmp_path)
+        scan.read_list(tmp_path / "list.csv", tmp_path)
 
 
 def test_exit_codes(tmp_path):

@@ -1,8 +1,8 @@
-"""Find the neighbours of a clip in embeddings made by tools/extract.py.
+"""Find the neighbours of a clip in embeddings made by avssl embed.
 
-    python tools/retrieve.py embeddings/ --query 12 --from audio --to video --k 10
-    python tools/retrieve.py embeddings/ --query some/other/clip.mp4 --by agreement
-    python tools/retrieve.py embeddings/ --query song.mp3 --from audio --to video
+    avssl search embeddings/ --query 12 --from audio --to video --k 10
+    avssl search embeddings/ --query some/other/clip.mp4 --by agreement
+    avssl search embeddings/ --query song.mp3 --from audio --to video
 
 The query is an id, a path of the set, or any video or audio file: a file outside of the set is embedded with the run
 that made the embeddings. Results always have the modality of --to. Exit code: 0 done, 2 wrong call.
@@ -23,7 +23,7 @@ from avssl.structs import MODALITIES
 
 def main(arguments: list[str] | None = None) -> int:
     parser = new_parser(__name__, __doc__)
-    parser.add_argument("embeddings", type=Path, help="folder written by tools/extract.py")
+    parser.add_argument("embeddings", type=Path, help="folder written by avssl embed")
     parser.add_argument(
         "--query", type=expanduser, required=True, help="id, path of the set, or any video or audio file"
     )

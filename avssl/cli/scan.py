@@ -1,8 +1,8 @@
 """Write the manifest of a folder of clips.
 
-    python datasets/folder.py ROOT --out manifest.parquet
-    python datasets/folder.py ROOT --out manifest.parquet --list list.csv
-    python datasets/folder.py ROOT --out manifest.parquet --sounds
+    avssl scan ROOT --out manifest.parquet
+    avssl scan ROOT --out manifest.parquet --list list.csv
+    avssl scan ROOT --out manifest.parquet --sounds
 
 Layouts: ROOT/<clip>, ROOT/<class>/<clip>, ROOT/<split>/<class>/<clip>. The first level is a split only if all its
 folders that hold clips are named train, val, validation or test and no clip lies beside them. In deeper or mixed trees
@@ -10,13 +10,13 @@ the label is the folder that the clip lies in. With --list only the files of the
 and if wanted label, split, group, start, end (seconds), and labels of clips with several classes, such as "dog;rain";
 further columns are kept. With --sounds audio files (mp3, wav, flac, ...) are taken too: they can be searched and
 evaluated by their audio.
+Exit code: 0 a clip is usable, 1 none is, 2 wrong call.
 """
 
 import argparse
 import difflib
 import math
 import os
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -79,7 +79,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 def main(arguments: list[str] | None = None) -> int:
     """Exit code 0 when a clip is usable, 1 when none is, 2 when the call is wrong."""
-    return run_recipe("datasets/folder.py", __doc__, find_rows, arguments, layout=LAYOUT, add_options=add_options)
+    return run_recipe("avssl scan", __doc__, find_rows, arguments, layout=LAYOUT, add_options=add_options)
 
 
 def _inside(root: Path, path: str | None, *, where: str) -> str:
@@ -90,7 +90,3 @@ def _inside(root: Path, path: str | None, *, where: str) -> str:
     if relative.is_absolute() or ".." in relative.parts:
         raise ManifestError(f"{where} does not lie in {root}: name a folder as ROOT that holds all clips")
     return path_on_disk(root, relative.as_posix())
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -1,7 +1,7 @@
-"""Write the embeddings of every clip of a manifest, for tools/retrieve.py and tools/browse.py.
+"""Write the embeddings of every clip of a manifest, for avssl search and avssl browse.
 
-    python tools/extract.py runs/toy data/toy/manifest.parquet --out embeddings/
-    torchrun --nproc-per-node 2 tools/extract.py runs/toy data/toy/manifest.parquet --out embeddings/
+    avssl embed runs/toy data/toy/manifest.parquet --out embeddings/
+    torchrun --nproc-per-node 2 -m avssl embed runs/toy data/toy/manifest.parquet --out embeddings/
 
 The same command resumes a stopped extraction.
 Exit code: 0 done, 1 some clips could not be read (they are named), 2 wrong call.
@@ -20,13 +20,13 @@ from avssl.weights.load import load, with_data
 
 def main(arguments: list[str] | None = None) -> int:
     parser = new_parser(__name__, __doc__)
-    parser.add_argument("run", type=Path, help="folder of a run, or of weights (tools/convert.py)")
+    parser.add_argument("run", type=Path, help="folder of a run, or of weights (avssl convert)")
     add_manifest(parser)
     parser.add_argument("--out", type=Path, required=True, help="folder for the embeddings")
     parser.add_argument("--features", action="store_true", help="trunk features instead of unit-length head outputs")
     parser.add_argument("--split", help="rows of one split only")
     parser.add_argument("--num-clips", type=int, default=3, help="clips averaged per video")
-    parser.add_argument("--num-workers", type=int, default=2, help="decoding processes")
+    parser.add_argument("--workers", type=int, default=2, help="decoding processes")
     add_json(parser)
     return run(_extract, parser.parse_args(arguments))
 
@@ -36,7 +36,7 @@ def _extract(given: argparse.Namespace) -> int:
         device = distributed.init()
         store = write_store(
             given.out,
-            with_data(load(given.run, device=device), num_workers=given.num_workers),
+            with_data(load(given.run, device=device), num_workers=given.workers),
             read_manifest(given.manifest, root=given.root),
             manifest_path=given.manifest,
             kind="features" if given.features else "embedding",
@@ -66,6 +66,6 @@ def _extract(given: argparse.Namespace) -> int:
             for order in (("audio", "video"), ("video", "audio"))
         )
         query = ["--query", store.ids[store.has[source].argmax()], "--from", source, "--to", target]
-        print_next("tools/retrieve.py", given.out, *query)
-        print_next("tools/browse.py", given.out, "--open", title="  or")
+        print_next("search", given.out, *query)
+        print_next("browse", given.out, "--open", title="  or")
     return code

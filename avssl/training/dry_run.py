@@ -1,0 +1,66 @@
+"""What a training would take, measured on its first steps; nothing is written."""
+
+import itertools
+import resource
+import sys
+import time
+
+import torch
+from torch import Tensor
+
+from avssl import distributed
+from avssl.config import Config
+from avssl.data.loader import PREFETCH, lost_workers_named
+from avssl.structs import Progress
+from avssl.training.setup import describe, set_up
+from avssl.training.step import train_step
+
+MEASURED = 3  # steps, after those whose batches lie ready
+
+
+def dry_run(config: Config) -> list[str]:
+    """Set a run up and train its first steps without saving: lines on its size, seconds, memory and disk.
+
+    Raises:
+        ConfigError, ManifestError, CheckpointError: as `train`.
+    """
+    distributed.init(config.run.device)
+    run = set_up(config)
+    run.model.train()
+    first = 1 + PREFETCH * config.data.num_workers
+    left = run.batches.num_steps - run.first_step
+    marks = []
+    with lost_workers_named(run.dataset, config.data):
+        for step, batch in enumerate(itertools.islice(run.loader, first + MEASURED)):
+            progress = Progress(0, run.first_step + step, run.batches.num_steps)
+            done, _ = train_step(run.model, run.optimizer, batch.to(run.device), config, progress)
+            done.loss.item()  # waits for a GPU
+            marks.append(time.perf_counter())
+    steps = min(MEASURED, len(marks) - 1)
+    seconds = (marks[-1] - marks[-1 - steps]) / steps if steps else float("nan")
+    return [
+        *describe(run),
+        f"{left} steps of {seconds:.2f} s (mean of {steps}, after {len(marks) - steps}): {_duration(left * seconds)}",
+        f"at most {_peak_bytes(run.device) / 1e9:.1f} GB of memory on each process so far",
+        f"{_num_bytes([run.method.state_dict(), run.optimizer.state_dict()]) / 1e6:.0f} MB of disk for a checkpoint, "
+        f"{config.run.dir}/last.pt, written anew after every epoch and {config.run.checkpoint_every} steps",
+    ]
+
+
+def _duration(seconds: float) -> str:
+    return f"{seconds / 3600:.1f} hours" if seconds > 5400 else f"{seconds / 60:.0f} minutes"
+
+
+def _peak_bytes(device: torch.device) -> int:
+    """Of the GPU, or of this process without its workers."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
+def _num_bytes(state: object) -> int:
+    """Of all tensors in nested containers."""
+    if isinstance(state, Tensor):
+        return state.nbytes
+    inside = state.values() if isinstance(state, dict) else state if isinstance(state, list | tuple) else ()
+    return sum(map(_num_bytes, inside))
