@@ -17,9 +17,11 @@ __version__ = "0.2.0"
 
 _PUBLIC = {  # name: module and name there
     "clip_loader": ("avssl.data.loader", "clip_loader"),
+    "export": ("avssl.weights.export", "export"),
     "load": ("avssl.weights.load", "load"),
     "load_config": ("avssl.config", "load"),
     "mine": ("avssl.mining.agreement", "mine"),
+    "push_to_hub": ("avssl.weights.hub", "push_to_hub"),
     "read_manifest": ("avssl.data.manifest", "read_manifest"),
     "read_store": ("avssl.retrieval.store", "read_store"),
     "search": ("avssl.retrieval.search", "search"),

@@ -223,6 +223,8 @@ class RunConfig(Options):
     log_every: Count = 20  # steps between reports
     checkpoint_every: Count = 500  # steps between checkpoints, besides the one at the end of every epoch
     probe_clips: int = Field(0, ge=0)  # labeled clips of split val that neighbors name after each epoch; 0 = none
+    # besides log.jsonl; wandb and mlflow have to be installed
+    loggers: tuple[Literal["tensorboard", "wandb", "mlflow"], ...] = ("tensorboard",)
     max_steps: Count | None = None  # stop there, on every call: raise it to go on
 
 

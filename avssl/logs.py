@@ -1,5 +1,5 @@
-"""What a run reports: one JSON line per report (`log.jsonl`), TensorBoard, a progress bar, and lines for a person.
-Rank 0 only.
+"""What a run reports: one JSON line per report (`log.jsonl`), trackers, a progress bar, and lines for a person. Rank 0
+only.
 """
 
 import json
@@ -12,11 +12,11 @@ from typing import Any, Self
 
 import torch
 from torch import Tensor
-from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
 from avssl import distributed
 from avssl.files import WriteError, atomic_write
+from avssl.trackers import open_trackers
 
 COLLAPSE_LIMITS = {"_std": 0.1, "_rank": 2.0}  # by ending of the metric: at or below, embeddings have collapsed
 COLLAPSE_STEPS = 200  # that they stay there before a run warns: random encoders begin there
@@ -54,12 +54,21 @@ class RunLog:
         first_step: a resumed run continues from here; what was written after this step was saved, before the run
             was killed, is dropped, as it comes again.
         num_steps: of the whole run, for the progress bar.
+        loggers: as run.loggers names them, and the configuration that they are told.
 
     Raises (on `report` and on leaving too):
         WriteError: the disk is full, or the folder may not be written to.
     """
 
-    def __init__(self, folder: Path, *, first_step: int, num_steps: int) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        first_step: int,
+        num_steps: int,
+        loggers: tuple[str, ...] = ("tensorboard",),
+        config: Mapping[str, Any] | None = None,
+    ) -> None:
         self.active = distributed.is_main()
         if not self.active:
             return
@@ -68,7 +77,7 @@ class RunLog:
         with atomic_write(self.path) as temporary:
             temporary.write_text("".join(json.dumps(line) + "\n" for line in kept))
         try:
-            self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=first_step + 1)
+            self._trackers = open_trackers(loggers, folder, first_step=first_step, config=config or {})
         except OSError as error:
             raise WriteError(folder / "tensorboard", error) from error
         self._bar = tqdm(
@@ -83,9 +92,9 @@ class RunLog:
         try:
             with self.path.open("a") as file:
                 file.write(json.dumps({name: _jsonable(value) for name, value in line.items()}) + "\n")
-            for name, value in metrics.items():
-                if isinstance(value, int | float):
-                    self._board.add_scalar(name, value, step)
+            numbers = {name: value for name, value in metrics.items() if isinstance(value, int | float)}
+            for tracker in self._trackers:
+                tracker.add(step, numbers)
         except OSError as error:
             raise WriteError(self.path, error) from error
         if "loss" in metrics:
@@ -109,7 +118,8 @@ class RunLog:
         self._bar.close()
         before, threading.excepthook = threading.excepthook, lambda problem: None
         try:
-            self._board.close()  # its thread writes what is left; a failure comes back here, no need to print it too
+            for tracker in self._trackers:  # TensorBoard's thread writes what is left, and a failure comes back here
+                tracker.close()
         except OSError as error:
             if kind is None:  # else the reason why the run ends is known already
                 raise WriteError(self.path.parent / "tensorboard", error) from error

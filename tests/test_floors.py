@@ -10,7 +10,7 @@ import pytest
 
 PACKAGE = Path(__file__).parents[1] / "avssl"
 FLOORS = [
-    {"structs", "windows", "distributed", "config", "files", "logs", "workers"},
+    {"structs", "windows", "distributed", "config", "files", "logs", "trackers", "workers"},
     {"media", "transforms", "models", "objectives"},
     {"data", "mining"},
     {"methods"},

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -22,7 +23,7 @@ from avssl.cli.train import main as train_command
 from avssl.config import ConfigError, from_dict, loads, with_overrides
 from avssl.data.manifest import Manifest, read_manifest
 from avssl.logs import read_log
-from avssl.training import setup
+from avssl.training import session, setup
 from avssl.training.checkpoint import CheckpointError, load_checkpoint
 from avssl.training.loop import train
 from avssl.training.session import TrainingError
@@ -322,3 +323,33 @@ def test_a_dry_run_tells_what_a_run_takes_and_writes_nothing(
     assert load_checkpoint(tmp_path / "run")["step"] == steps
     assert megabytes == pytest.approx((tmp_path / "run" / "last.pt").stat().st_size / 1e6, rel=0.05, abs=0.6)
     assert "note: num_negatives=12 of 11 clips" in capsys.readouterr().err
+
+
+def test_the_page_of_a_run_that_goes_on_is_written_between_epochs(
+    clip_set: Manifest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    calls: list[list[str]] = []
+
+    class Writer:
+        def __init__(self, call: list[str], **how: Any) -> None:
+            assert how["env"]["CUDA_VISIBLE_DEVICES"] == ""
+            assert (tmp_path / "run" / "last.pt").exists()
+            calls.append(call)
+
+        def poll(self) -> int | None:
+            return None if len(calls) > 1 else 0  # the second is slow
+
+        def terminate(self) -> None:
+            calls.append(["ended"])
+
+        def wait(self) -> None:
+            pass
+
+    monkeypatch.setattr(session.subprocess, "Popen", Writer)
+    assert train(config(clip_set, tmp_path / "short"))
+    assert calls == []  # nothing takes ten minutes here
+    monkeypatch.setattr(session, "PAGE_SECONDS", 0)
+    assert train(config(clip_set, tmp_path / "run", "optim.epochs=5"))
+    report = [sys.executable, "-m", "avssl", "report", str(tmp_path / "run")]
+    assert calls == [report, report, ["ended"]]
+    assert f"to watch: tensorboard --logdir {tmp_path}/run" in capsys.readouterr().err

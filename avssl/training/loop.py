@@ -19,7 +19,15 @@ from avssl.training.metrics import batch_metrics, collapse_metrics, set_metrics
 from avssl.training.optim import learning_rate, optimizer_state, peak_rate, set_learning_rate
 from avssl.training.probe import CollapseWatch, OnlineProbe, describe_probe, encode_clips, validation_rows
 from avssl.training.resume import shared_buffers, tracks_of
-from avssl.training.session import StopRequest, check_readable, hold_folder, note_session, wrap_errors, write_config
+from avssl.training.session import (
+    PageWriter,
+    StopRequest,
+    check_readable,
+    hold_folder,
+    note_session,
+    wrap_errors,
+    write_config,
+)
 from avssl.training.setup import Setup, describe, set_up
 from avssl.training.step import FiniteCheck, train_step
 
@@ -55,8 +63,15 @@ def _train(run: Setup) -> bool:
     with (
         wrap_errors(run.folder / LAST, config, run.manifest),
         lost_workers_named(run.dataset, config.data),
-        RunLog(run.folder, first_step=run.first_step, num_steps=num_steps) as log,
+        RunLog(
+            run.folder,
+            first_step=run.first_step,
+            num_steps=num_steps,
+            loggers=config.run.loggers,
+            config=config.model_dump(mode="json"),
+        ) as log,
         StopRequest() as stop,
+        PageWriter(run.folder) as page,
     ):
         for line in describe(run):
             log.info(line)
@@ -108,6 +123,8 @@ def _train(run: Setup) -> bool:
             if stopping or ends_epoch or step == last_step or step % config.run.checkpoint_every == 0:
                 check.settle()
                 save(run, step, probe)
+                if ends_epoch and step < last_step and distributed.is_main():
+                    page.look()
         if step < num_steps:
             how = "the same command continues" if step < last_step else f"run.max_steps={last_step}, raise it to go on"
             log.info(f"stopped and saved at step {step} of {num_steps}: {how}")

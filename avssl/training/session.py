@@ -6,8 +6,10 @@ import os
 import platform
 import shlex
 import signal
+import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from datetime import UTC, datetime
@@ -30,6 +32,7 @@ from avssl.structs import Batch
 from avssl.training.checkpoint import load_checkpoint
 
 SESSIONS = "sessions.jsonl"
+PAGE_SECONDS = 600.0  # between two pages of a run that goes on
 
 
 class TrainingError(RuntimeError):
@@ -127,6 +130,31 @@ def check_readable(batch: Batch, log: RunLog, step: int) -> None:
         raise TrainingError(
             f"step {step}: no file of the batch could be read (first: {batch.errors[0]}): is data.root right?"
         )
+
+
+class PageWriter:
+    """Writes RUN/report.html while the run goes on: after an epoch, at most every PAGE_SECONDS, in a process of its own
+    that has no GPU. What it says is left to `avssl report`, which says it again."""
+
+    def __init__(self, folder: Path) -> None:
+        self._call = [sys.executable, "-m", "avssl", "report", str(folder)]
+        self._last, self._writer = time.monotonic(), None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def look(self) -> None:
+        """Begin to write when it is time, and the last page is written."""
+        busy = self._writer is not None and self._writer.poll() is None
+        if busy or time.monotonic() - self._last < PAGE_SECONDS:
+            return
+        self._last, silent = time.monotonic(), {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+        self._writer = subprocess.Popen(self._call, env={**os.environ, "CUDA_VISIBLE_DEVICES": ""}, **silent)
+
+    def __exit__(self, *exc: object) -> None:
+        if self._writer is not None:  # an older page must not replace the last one
+            self._writer.terminate()
+            self._writer.wait()
 
 
 def _command() -> list[str]:

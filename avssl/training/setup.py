@@ -2,6 +2,7 @@
 
 import ctypes
 import os
+import shlex
 import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -26,6 +27,7 @@ from avssl.methods import build_method, import_methods, is_supervised
 from avssl.methods.base import Method
 from avssl.objectives.negatives import Bank
 from avssl.structs import Batch, Instances
+from avssl.trackers import check_installed
 from avssl.training.checkpoint import LAST, check_manifest, load_checkpoint
 from avssl.training.optim import build_optimizer
 from avssl.training.resume import resume
@@ -61,6 +63,7 @@ def set_up(config: Config) -> Setup:
     Raises:
         ConfigError, ManifestError, CheckpointError: the run cannot start as it is configured.
     """
+    check_installed(config.run.loggers)
     device = distributed.choose_device(config.run.device)
     if device.type == "cpu":
         torch.set_num_threads(config.run.num_threads or spare_cores(config.data.num_workers))
@@ -378,4 +381,7 @@ def describe(run: Setup) -> list[str]:
             f"note: {threads} threads of torch, {before} before: going on is not bit-equal to never having stopped; "
             f"run.num_threads={before} makes it so"
         )
-    return lines + run.notes
+    lines += run.notes
+    if "tensorboard" in config.run.loggers:
+        lines.append(f"to watch: tensorboard --logdir {shlex.quote(str(run.folder))}")
+    return lines

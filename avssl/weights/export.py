@@ -27,15 +27,19 @@ TEMPLATES.filters["num_parameters"] = lambda encoder: sum(parameter.numel() for 
 
 
 def export(
-    pretrained: Pretrained, folder: str | Path, *, facts: Mapping[str, Any], memory: Mapping[str, Tensor] | None = None
+    pretrained: Pretrained,
+    folder: str | Path,
+    *,
+    facts: Mapping[str, Any] | None = None,
+    memory: Mapping[str, Tensor] | None = None,
 ) -> None:
     """Write encoders, heads and classifier, replacing an earlier export. Each file is written atomically, config.json
     last with the digest of the weights, so that `load` refuses a folder whose writing was interrupted.
 
     Args:
-        facts: where the weights come from, plain data. kind is run (method, steps, seed, precision, optim,
-            manifest_hash, split, num_clips, starts_from) or published (title, file, sha256, paper, license, matched,
-            left_out, memory); the card lists the facts of any other kind.
+        facts: where the weights come from, plain data; None = as `pretrained` says. kind is run (method, steps, seed,
+            precision, optim, manifest_hash, split, num_clips, starts_from) or published (title, file, sha256, paper,
+            license, matched, left_out, memory); the card lists the facts of any other kind.
         memory: memory bank tensors to save beside them; nothing here reads them.
 
     Raises:
@@ -49,7 +53,7 @@ def export(
         "model": without_files(pretrained.model).model_dump(mode="json"),
         "heads": {modality: _head_arguments(head) for modality, head in pretrained.heads.items()},
         "classifier": None,
-        "facts": dict(facts),
+        "facts": dict(pretrained.facts if facts is None else facts),
     }
     if classifier is not None:
         names = ("in_dim", "classes", "modality", "stage", "multi_label")

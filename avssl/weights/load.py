@@ -36,6 +36,7 @@ from avssl.training.setup import to_channels_last
 from avssl.transforms.views import evaluate_view
 from avssl.weights.encode import encode_array, encode_files
 from avssl.weights.features import Extracted
+from avssl.weights.hub import PREFIX, fetch
 
 FORMAT = 2  # of config.json
 CONFIG = "config.json"
@@ -127,14 +128,16 @@ def load(path: str | Path, *, device: str | torch.device | None = None) -> Pretr
     """Load a run, or weights that `export` wrote.
 
     Args:
-        path: folder of a run or of exported weights, the encoders.safetensors in it, or a checkpoint of a run.
+        path: folder of a run or of exported weights, the encoders.safetensors in it, or a checkpoint of a run; or
+            hf:ORG/NAME, exported weights on the Hugging Face hub (`avssl.weights.hub`).
         device: such as "cpu" or "cuda:1"; None = a GPU if available. No process group is joined.
 
     Raises:
         CheckpointError: there is neither, or the run's checkpoint is damaged.
         WeightsError: the exported weights are damaged, of a later version, or not of avssl.
+        HubError: they cannot be fetched.
     """
-    path = Path(path)
+    path = fetch(str(path)) if str(path).startswith(PREFIX) else Path(path)
     folder = path.parent if path.name == ENCODERS else path
     if (folder / CONFIG).is_file():
         return _load_export(folder, device)
