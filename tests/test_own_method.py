@@ -156,3 +156,19 @@ def test_what_is_no_method_is_refused(name: str, message: str, own: str, clip_se
     name = name.format(path=own.rpartition(":")[0])
     with pytest.raises(ConfigError, match=message):
         train(configured(clip_set, tmp_path, f"method.name={name}"))
+
+
+def test_a_file_that_changed_is_told_when_its_run_goes_on(
+    clip_set: Manifest, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "mine.py").write_text(SOURCE)
+    name = f"{tmp_path}/mine.py:SimSiam"
+    given = configured(clip_set, tmp_path / "run", f"method.name={name}", "run.max_steps=1")
+    assert not train(given)
+    assert not train(given.replace(run=given.run.replace(max_steps=2)))
+    assert "has changed" not in capsys.readouterr().err
+    forget(name)
+    (tmp_path / "mine.py").write_text(SOURCE + "# another line\n")
+    assert not train(given.replace(run=given.run.replace(max_steps=3)))
+    assert f"note: {tmp_path}/mine.py has changed since the run was saved" in capsys.readouterr().err
+    forget(name)

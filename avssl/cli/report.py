@@ -28,14 +28,19 @@ def main(arguments: list[str] | None = None) -> int:
         "--evaluations", type=Path, nargs="+", default=[], metavar="JSON", help="further results of avssl evaluate"
     )
     parser.add_argument(
-        "--plugin", type=expanduser, metavar="FILE.py:METHOD", help="your own method, when the run is of one"
+        "--plugin",
+        type=expanduser,
+        metavar="FILE.py:METHOD",
+        action="append",
+        default=[],
+        help="your own method",
     )
     return run(_report, parser.parse_args(arguments))
 
 
 def _report(given: argparse.Namespace) -> int:
-    if given.plugin:
-        import_method(given.plugin)
+    for name in given.plugin:
+        import_method(name)
     path, missing = write_run_report(
         given.run,
         out=given.out,

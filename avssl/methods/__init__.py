@@ -83,10 +83,20 @@ def import_methods(config: Config) -> None:
 
 def foreign_methods(config: Config) -> list[str]:
     """Files of a user's own that a configuration names as methods and that are not imported."""
+    return [name for name in _own_methods(config) if name not in METHODS]
+
+
+def own_files(config: Config) -> dict[str, str]:
+    """{path/to/my_method.py:MyMethod: digest of the file} of the user's own methods, where the file is there."""
+    files = {name: Path(name.rpartition(":")[0]).expanduser() for name in _own_methods(config)}
+    return {name: digest(file.read_bytes()) for name, file in files.items() if file.is_file()}
+
+
+def _own_methods(config: Config) -> list[str]:
     parts = config.method.get("parts")
     chosen = [config.method, *(parts.values() if isinstance(parts, Mapping) else [])]
     names = [str(each.get("name", "")) for each in chosen if isinstance(each, Mapping)]
-    return [name for name in names if ".py:" in name and name not in METHODS]
+    return [name for name in names if ".py:" in name]
 
 
 def import_method(name: str) -> None:

@@ -13,6 +13,7 @@ from avssl import distributed
 from avssl.config import Config, dumps
 from avssl.data.loader import lost_workers_named
 from avssl.logs import RunLog, RunningMean
+from avssl.methods import own_files
 from avssl.structs import Progress
 from avssl.training.checkpoint import ENCODERS, LAST, export_encoders, save_checkpoint
 from avssl.training.metrics import batch_metrics, collapse_metrics, set_metrics
@@ -71,7 +72,7 @@ def _train(run: Setup) -> bool:
             config=config.model_dump(mode="json"),
         ) as log,
         StopRequest() as stop,
-        PageWriter(run.folder) as page,
+        PageWriter(run.folder, plugins=list(own_files(config))) as page,
     ):
         for line in describe(run):
             log.info(line)
@@ -155,6 +156,7 @@ def save(run: Setup, step: int, probe: OnlineProbe) -> None:
             "manifest_hash": run.manifest.hash,
             "rows": torch.from_numpy(run.manifest.keys),
             "instances": vars(run.instances),
+            "own_files": own_files(run.config),
             "decoder": run.decoder,
             "num_threads": torch.get_num_threads(),
             "tracks": tracks_of(run.dataset),

@@ -10,7 +10,7 @@ from torch import nn
 from avssl.config import Config, ConfigError, loads
 from avssl.data.dataset import ClipDataset, track_table
 from avssl.data.manifest import Manifest
-from avssl.methods import foreign_methods, method_options
+from avssl.methods import foreign_methods, method_options, own_files
 from avssl.methods.base import Method
 from avssl.objectives.negatives import Bank
 from avssl.structs import SameRows
@@ -49,7 +49,13 @@ def resume(
         load_model(method, before, path=last)
         with damage_named(last):
             load_optimizer_state(optimizer, before["optimizer"])
-        return before["step"], []
+        changed = [
+            name for name, hash in own_files(config).items() if before.get("own_files", {}).get(name, hash) != hash
+        ]
+        return before["step"], [
+            f"note: {name.rpartition(':')[0]} has changed since the run was saved: going on is not bit-equal"
+            for name in changed
+        ]
     notes = []
     if config.model.init:
         state = load_checkpoint(Path(config.model.init))

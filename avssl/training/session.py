@@ -10,7 +10,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
@@ -136,8 +136,9 @@ class PageWriter:
     """Writes RUN/report.html while the run goes on: after an epoch, at most every PAGE_SECONDS, in a process of its own
     that has no GPU. What it says is left to `avssl report`, which says it again."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *, plugins: Sequence[str] = ()) -> None:
         self._call = [sys.executable, "-m", "avssl", "report", str(folder)]
+        self._call += [word for name in plugins for word in ("--plugin", name)]
         self._last, self._writer = time.monotonic(), None
 
     def __enter__(self) -> Self:
