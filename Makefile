@@ -1,10 +1,10 @@
-# make demo | make test | make test-fast | make test-browser | make lint: each builds .venv when it is missing or its inputs changed.
+# make demo | test | test-fast | test-browser | lint | docs: each builds .venv when it is missing or its inputs changed.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test test-fast test-browser lint format clean
+.PHONY: demo test test-fast test-browser lint format docs clean
 
 $(STAMP): setup.cfg pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -32,6 +32,10 @@ lint: $(STAMP)
 format: $(STAMP)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+# The pages as a site in build/site; a link that leads nowhere is an error.
+docs: $(STAMP)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 clean:
 	rm -rf runs/demo $(VENV)
