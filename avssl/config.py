@@ -142,6 +142,9 @@ class DataConfig(Options):
     sample_rate: Count = 24000
     max_offset_seconds: NotNegative = 0.5  # how far the sound window may start before or end after the video's
     volume_jitter: Share = 0.1  # gain drawn from 1 +- this
+    background: Share = 0.0  # largest share of another sound of the batch in the power of a clip's; 0.4 in BYOL-A
+    time_mask: Share = 0.0  # largest width of each of two masks over steps, as a share of the window (SpecAugment)
+    band_mask: Share = 0.0  # likewise over the spectrogram's bands
     spectrogram: Literal["avid", "log_mel"] = "avid"
     n_fft: Count = 512  # avid: half the window in samples; log_mel: the window in samples
     num_mels: Count = 64  # log_mel only

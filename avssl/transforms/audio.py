@@ -108,6 +108,43 @@ def log_mel(
         return ((decibel - LOG_MEL_MEAN_DB) / LOG_MEL_STD_DB).unsqueeze(1)
 
 
+def mix_background(samples: Tensor, *, share: Tensor, place: Tensor) -> Tensor:
+    """Each waveform (B, n) with another one of the batch below it; of a batch of one, as it is.
+
+    Args:
+        share: (B,) of the other's power in the sum of both; 0 = none of it.
+        place: (B,) in [0, 1), which of the others it is.
+
+    Source: Niizumi et al. 2021, "BYOL for Audio", mixes spectrograms so; this is the same for their expected powers.
+    Differs from BYOL-A: the other sound is of the batch instead of a memory of earlier ones, so that nothing has to be
+    saved; with several processes, of this process's part of it.
+    """
+    num = len(samples)
+    if num < 2:
+        return samples
+    other = (torch.arange(num) + 1 + (place * (num - 1)).long().clamp(max=num - 2)) % num
+    other, share = (each.to(samples.device, non_blocking=True) for each in (other, share.unsqueeze(1)))
+    return (1 - share).sqrt() * samples + share.sqrt() * samples[other]
+
+
+def mask_stripes(spectrogram: Tensor, masks: Tensor) -> Tensor:
+    """Set stripes of a normalized spectrogram (B, 1, S, F) to its usual mean, 0.
+
+    Args:
+        masks: (B, 2, M, 2): M stripes over steps, then M over bands, each its start and width as shares of the axis.
+
+    Source: Park et al. 2019, "SpecAugment", without time warping.
+    """
+    hidden = torch.zeros(spectrogram.shape, dtype=torch.bool, device=spectrogram.device)
+    for axis, size in enumerate(spectrogram.shape[2:]):
+        places = (torch.arange(size) + 0.5) / size
+        start, width = masks[:, axis, :, :1], masks[:, axis, :, 1:]  # (B, M, 1)
+        inside = ((places >= start) & (places < start + width)).any(dim=1)  # (B, size)
+        inside = inside.to(spectrogram.device, non_blocking=True)
+        hidden |= inside[:, None, :, None] if axis == 0 else inside[:, None, None, :]
+    return spectrogram.masked_fill(hidden, 0)
+
+
 def _power_spectrogram(
     samples: Tensor, *, sample_rate: int, window: int, hop_seconds: float, num_steps: int | None
 ) -> Tensor:

@@ -197,7 +197,8 @@ class AudioSpeed(Audio):
             own = data.replace(audio_seconds=stride * data.audio_seconds, hop_seconds=stride * data.hop_seconds)
             num = x.shape[1] * stride // max(self.strides)
             chosen = x.index_select(0, rows.to(x.device, non_blocking=True))[:, :num]
-            spectrogram.append(super().apply(chosen, {"gain": params["gain"][rows]}, own))
+            of_rows = {name: value[rows] for name, value in params.items() if name != "label"}
+            spectrogram.append(super().apply(chosen, of_rows, own))
             order.append(rows)
         return torch.cat(spectrogram)[torch.cat(order).argsort().to(x.device, non_blocking=True)]
 

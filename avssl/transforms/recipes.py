@@ -19,6 +19,7 @@ from avssl.transforms import audio, video
 from avssl.windows import AudioWindow, Span, VideoWindow
 
 WALK_CROP_AREA, WALK_CROP_ASPECT = (0.8, 0.95), (0.7, 1.3)  # of each frame, which the walk's grid is laid over, and
+NUM_MASKS = 2  # of the spectrogram's steps, and of its bands
 WALK_PATCH_AREA, WALK_PATCH_ASPECT = (0.7, 0.9), (3 / 4, 4 / 3)  # of what is cut out of each of its cells
 
 
@@ -185,7 +186,7 @@ class Differences(Video):
 
 
 class Audio:
-    """Gain, then the configured spectrogram."""
+    """Another sound in the background, gain, the configured spectrogram, and stripes of it that are masked."""
 
     modality: Literal["video", "audio"] = "audio"
 
@@ -194,18 +195,32 @@ class Audio:
 
     def plan(self, rng: np.random.Generator | None, data: DataConfig, clip: Clip, window: Window) -> Plan:
         gain = 1.0 if rng is None else rng.uniform(1 - data.volume_jitter, 1 + data.volume_jitter)
+        params = {"gain": np.asarray(gain, dtype=np.float32)}
+        if data.background:
+            drawn = np.zeros(2) if rng is None else rng.random(2)
+            params["background"] = (drawn * [data.background, 1]).astype(np.float32)  # share, place
+        if data.time_mask or data.band_mask:
+            largest = np.array([data.time_mask, data.band_mask])[:, None]
+            width, place = np.zeros((2, 2, 2)) if rng is None else rng.random((2, 2, NUM_MASKS))
+            width = width * largest
+            params["masks"] = np.stack([place * (1 - width), width], axis=-1).astype(np.float32)  # (2, M, 2)
         sound = AudioWindow(window.start, data.audio_seconds, data.sample_rate)
-        return Plan((sound,), (sound.num_samples,), {"gain": np.asarray(gain, dtype=np.float32)})
+        return Plan((sound,), (sound.num_samples,), params)
 
     def apply(self, x: Tensor, params: Mapping[str, Tensor], data: DataConfig) -> Tensor:
         """(B, n) float32 -> (B, 1, S, F) float32, S = round(seconds / hop)."""
+        if "background" in params:
+            share, place = params["background"].unbind(dim=1)
+            x = audio.mix_background(x, share=share, place=place)
         samples = x * params["gain"].unsqueeze(1).to(x.device, non_blocking=True)
         num_steps = round(data.audio_seconds / data.hop_seconds)
         settings = {"sample_rate": data.sample_rate, "n_fft": data.n_fft, "hop_seconds": data.hop_seconds}
         if data.spectrogram == "avid":
             decibel = audio.avid_log_spectrogram(samples, **settings, num_steps=num_steps)
-            return audio.avid_normalize(decibel, sample_rate=data.sample_rate, n_fft=data.n_fft)
-        return audio.log_mel(samples, **settings, num_mels=data.num_mels, num_steps=num_steps)
+            found = audio.avid_normalize(decibel, sample_rate=data.sample_rate, n_fft=data.n_fft)
+        else:
+            found = audio.log_mel(samples, **settings, num_mels=data.num_mels, num_steps=num_steps)
+        return audio.mask_stripes(found, params["masks"]) if "masks" in params else found
 
 
 class Patch(Video):

@@ -32,7 +32,8 @@ RECIPES: dict[str, Recipe] = {
 CHANGEABLE = {  # what a view may change of the data section; the rest holds for a sample as a whole
     *("num_frames", "fps", "size", "min_crop_area", "max_crop_area", "crop_aspect", "flip"),
     *("jitter", "jitter_probability", "gray", "blur", "solarize", "patch_size", "patch_grid"),
-    *("audio_seconds", "volume_jitter", "spectrogram", "n_fft", "num_mels", "hop_seconds"),
+    *("audio_seconds", "volume_jitter", "background", "time_mask", "band_mask"),
+    *("spectrogram", "n_fft", "num_mels", "hop_seconds"),
 }
 
 

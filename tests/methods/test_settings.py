@@ -31,6 +31,7 @@ SWITCHES = {
 ZERO = {  # reason: fields that are taken as 0
     "none of it happens": {
         *("data.cache_gigabytes", "data.flip", "data.jitter_probability", "data.gray", "data.blur", "data.solarize"),
+        *("data.background", "data.time_mask", "data.band_mask"),
         *("data.max_offset_seconds", "data.volume_jitter", "optim.weight_decay", "optim.momentum", "optim.gamma"),
         *("method walk.dropout", "method finetune.dropout", "method swav.num_small", "method neighbour.num_far"),
         *(f"method {name}.adversarial" for name in TWO_VIEWS),
@@ -91,7 +92,7 @@ TAKEN: list[tuple[Any, set[str]]] = [
     *((words, TEXT) for words in ("nan", ".inf", "words")),
     ("true", TEXT | SWITCHES),
     (None, NULL),
-    ([], {"optim.milestones"}),
+    ([], {"optim.milestones", "run.loggers"}),
     ({}, NO_CHANGES),
 ]
 

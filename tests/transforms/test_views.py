@@ -11,6 +11,7 @@ from torch.utils.data import default_collate
 from torchvision.transforms.v2 import functional
 
 from avssl.config import DataConfig
+from avssl.transforms.audio import mix_background
 from avssl.transforms.recipes import Clip, Window
 from avssl.transforms.video import crop_boxes
 from avssl.transforms.views import RECIPES, Same, View, check_views, clips, multi_crop, two_views
@@ -186,6 +187,49 @@ def test_gain_and_shape_of_sound(spectrogram, num_bins):
     unit = {"gain": torch.ones(2)}
     torch.testing.assert_close(applied, RECIPES["audio"].apply(x * params["gain"].unsqueeze(1), unit, data))
     assert not torch.equal(applied, RECIPES["audio"].apply(x, unit, data))
+
+
+def test_another_sound_lies_below():
+    """In the share of the power that was drawn; nobody is their own background."""
+    data = DataConfig(manifest="", audio_seconds=0.5, spectrogram="log_mel", background=0.4, volume_jitter=0.0)
+    x, params = some_batch("audio", data, 6)
+    share, place = params["background"].unbind(dim=1)
+    assert 0 < share.min() <= share.max() < 0.4
+    mixed = mix_background(x, share=share, place=place)
+    for row, (a, p) in enumerate(zip(share.tolist(), place.tolist(), strict=True)):
+        (other,) = (j for j in range(6) if j == (row + 1 + int(p * 5)) % 6)
+        assert other != row
+        torch.testing.assert_close(mixed[row], (1 - a) ** 0.5 * x[row] + a**0.5 * x[other])
+    unit = {"gain": torch.ones(6)}
+    applied = RECIPES["audio"].apply(x, params, data)
+    torch.testing.assert_close(applied, RECIPES["audio"].apply(mixed, unit, data))
+    assert torch.equal(mix_background(x[:1], share=share[:1], place=place[:1]), x[:1])
+    _, still = some_batch("audio", data, 2, train=False)
+    two = {"gain": unit["gain"][:2]}
+    torch.testing.assert_close(RECIPES["audio"].apply(x[:2], still, data), RECIPES["audio"].apply(x[:2], two, data))
+
+
+@pytest.mark.parametrize("time, band", [(0.5, 0.0), (0.0, 0.3), (0.4, 0.2)])
+def test_stripes_are_masked_as_spec_augment_does(time, band):
+    data = DataConfig(manifest="", audio_seconds=0.5, spectrogram="log_mel", time_mask=time, band_mask=band)
+    x, params = some_batch("audio", data, 200)
+    masks, plain = params["masks"], {"gain": params["gain"]}
+    assert masks.shape == (200, 2, 2, 2)
+    assert (masks >= 0).all()
+    assert (masks.sum(dim=-1) <= 1).all()  # a stripe ends inside
+    for axis, largest in enumerate((time, band)):
+        assert masks[:, axis, :, 1].max() <= largest
+        assert masks[:, axis, :, 1].mean().item() == pytest.approx(largest / 2, abs=0.03)
+    few = {name: value[:3] for name, value in params.items()}
+    applied, whole = (RECIPES["audio"].apply(x[:3], p, data) for p in (few, {"gain": few["gain"]}))
+    for row in range(3):
+        hidden = torch.zeros(50, 64, dtype=torch.bool)
+        for start, width in masks[row, 0].tolist():
+            hidden |= torch.tensor([start <= (s + 0.5) / 50 < start + width for s in range(50)])[:, None]
+        for start, width in masks[row, 1].tolist():
+            hidden |= torch.tensor([start <= (f + 0.5) / 64 < start + width for f in range(64)])
+        assert torch.equal(applied[row, 0], whole[row, 0].masked_fill(hidden, 0))
+    assert torch.equal(RECIPES["audio"].apply(x[:3], {k: v[:3] for k, v in plain.items()}, data), whole)
 
 
 def test_draws_follow_the_configuration():
