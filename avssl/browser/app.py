@@ -19,18 +19,28 @@ from fastapi import Path as InPath
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import FileResponse, JSONResponse, Response
 from fastapi.staticfiles import StaticFiles
+from pydantic import BaseModel, Field
 from starlette.requests import ClientDisconnect
 
 from avssl.browser.catalog import Catalog, IndexedStore, NotShownError
 from avssl.browser.map import Method, has_umap
 from avssl.browser.previews import PreviewError, Previews
+from avssl.browser.tags import FILE, TagError, Tags
 from avssl.browser.uploads import BusyError, Upload, UploadError, Uploads
-from avssl.files import digest
+from avssl.files import WriteError, digest
 from avssl.retrieval.search import Query as ClipQuery
 from avssl.retrieval.search import QueryError, Way, contrast, query_of_row, rank, ways_of
 
 STATIC = Path(__file__).parent / "static"
-STATUS = {QueryError: 400, NotShownError: 404, PreviewError: 404, UploadError: 422, BusyError: 503}
+STATUS = {
+    QueryError: 400,
+    NotShownError: 404,
+    PreviewError: 404,
+    UploadError: 422,
+    TagError: 422,
+    BusyError: 503,
+    WriteError: 507,
+}
 PAUSE_SECONDS = 15.0  # between two pieces of an upload
 LEAST_RATE = 50_000  # bytes per second of an upload on the whole, after such a pause
 WAITING_THREADS = 16  # for images, and as many for previews, so that neither blocks the other or searches
@@ -47,6 +57,7 @@ Limit = Annotated[int, Query(ge=1, le=200)]
 def build_app(stores: Sequence[IndexedStore], *, previews: Previews, uploads: Uploads) -> FastAPI:
     """The server of stores of one manifest; see the routes below."""
     app, catalog = FastAPI(docs_url=None, redoc_url=None, openapi_url=None), Catalog(stores)
+    tags = Tags(stores[0].store.folder / FILE)
 
     @app.exception_handler(RequestValidationError)
     def refuse(request: Request, error: RequestValidationError) -> JSONResponse:
@@ -63,7 +74,8 @@ def build_app(stores: Sequence[IndexedStore], *, previews: Previews, uploads: Up
     def page() -> FileResponse:
         return FileResponse(STATIC / "index.html")
 
-    add_clips(app, catalog, uploads)
+    add_clips(app, catalog, uploads, tags)
+    add_tags(app, catalog, tags)
     add_searches(app, catalog, uploads)
     add_files(app, catalog, previews, uploads)
     for route in app.routes:
@@ -73,7 +85,7 @@ def build_app(stores: Sequence[IndexedStore], *, previews: Previews, uploads: Up
     return app
 
 
-def add_clips(app: FastAPI, catalog: Catalog, uploads: Uploads) -> None:
+def add_clips(app: FastAPI, catalog: Catalog, uploads: Uploads, tags: Tags) -> None:
     """Add the routes for stores, clips and maps."""
     lines: dict[tuple[int, Method], CapacityLimiter] = defaultdict(lambda: CapacityLimiter(1))  # UMAP takes a minute
 
@@ -87,8 +99,11 @@ def add_clips(app: FastAPI, catalog: Catalog, uploads: Uploads) -> None:
         }
 
     @app.get("/api/clips")
-    def clips(label: Label = "", name: Label = "", offset: Offset = 0, limit: Limit = 48) -> dict[str, Any]:
+    def clips(
+        label: Label = "", name: Label = "", tag: Label = "", offset: Offset = 0, limit: Limit = 48
+    ) -> dict[str, Any]:
         ids = catalog.ids(label=label, name=name)
+        ids = np.intersect1d(ids, tags.ids(tag)) if tag else ids
         after = offset + limit
         return {
             "total": len(ids),
@@ -121,6 +136,29 @@ def add_clips(app: FastAPI, catalog: Catalog, uploads: Uploads) -> None:
             "note": drawn.note,
             **places,
         }
+
+
+class TagChange(BaseModel):
+    """What the page asks to change."""
+
+    ids: Annotated[list[Annotated[int, Field(ge=0, lt=2**62)]], Field(min_length=1, max_length=10_000)]
+    tag: Annotated[str, Field(min_length=1, max_length=100)]
+    on: bool  # False = take it away
+
+
+def add_tags(app: FastAPI, catalog: Catalog, tags: Tags) -> None:
+    """Add the routes for tags."""
+
+    @app.get("/api/tags")
+    def known() -> dict[str, Any]:
+        return {"tags": tags.all(), "counts": tags.counts()}
+
+    @app.post("/api/tags")
+    def change(asked: TagChange) -> dict[str, Any]:
+        found = [catalog.find(id) for id in asked.ids]
+        clips = [(id, indexed.store.path(row)) for id, (indexed, row) in zip(asked.ids, found, strict=True)]
+        tags.change(clips, asked.tag, on=asked.on)
+        return known()
 
 
 def add_searches(app: FastAPI, catalog: Catalog, uploads: Uploads) -> None:

@@ -1,6 +1,7 @@
 """The browser's server as a visitor meets it: right questions, wrong ones, and files it must not give away."""
 
 import asyncio
+import csv
 import io
 import shutil
 import threading
@@ -21,6 +22,7 @@ from avssl.browser.app import build_app
 from avssl.browser.catalog import IndexedStore
 from avssl.browser.guard import Guard
 from avssl.browser.previews import Previews
+from avssl.browser.tags import Tags
 from avssl.browser.uploads import MAX_AT_ONCE, PREFIX, Uploads, remove_leftovers
 from avssl.config import load
 from avssl.data.manifest import Manifest
@@ -520,3 +522,44 @@ def test_a_failing_index_leaves_exact_search(tmp_path: Path, monkeypatch: pytest
     assert (indexed.state, indexed.index) == ("failed", None)
     assert "too much" in indexed.why
     assert said == [indexed.why]
+
+
+def test_tags_are_kept_in_a_file_and_filter(stores: list[Store], tmp_path: Path, clips: Manifest) -> None:
+    file = stores[0].folder / "tags.csv"
+    assert not file.exists()
+    (visitor,) = visit(stores, tmp_path)
+    first, second, third = (int(id) for id in stores[0].ids[:3])
+    path = stores[0].path(stores[0].row(second))
+
+    def change(ids: list[int], tag: str, on: bool) -> httpx.Response:
+        return visitor.post("/api/tags", json={"ids": ids, "tag": tag, "on": on})
+
+    try:
+        assert visitor.get("/api/tags").json() == {"tags": {}, "counts": {}}
+        assert change([first, second], "a dog", True).json()["counts"] == {"a dog": 2}
+        assert change([second], ' "=1", ä ', True).json()["tags"][str(second)] == ["a dog", '"=1", ä']
+        assert change([first], "a dog", False).json()["counts"] == {'"=1", ä': 1, "a dog": 1}
+        found = visitor.get("/api/clips", params={"tag": "a dog"}).json()
+        assert (found["total"], [clip["id"] for clip in found["clips"]]) == (1, [second])
+        assert visitor.get("/api/clips", params={"tag": "none has it"}).json()["total"] == 0
+        with file.open(newline="", encoding="utf-8") as lines:
+            assert list(csv.reader(lines)) == [["id", "path", "tags"], [str(second), path, 'a dog;"=1", ä']]
+        for ids, tag, status, words in (
+            ([first], " ", 422, "expected some words without ;"),
+            ([first], "a;b", 422, "expected some words without ;"),
+            ([first], "a\nb", 422, "expected some words without ;"),
+            ([10**6], "dog", 404, "clip 1000000 is not in these embeddings"),
+            ([], "dog", 400, "ids: "),
+            ([first], "x" * 101, 400, "tag: "),
+        ):
+            assert words in detail(change(ids, tag, True), status)
+        elsewhere = {"origin": "http://elsewhere.org"}
+        foreign = visitor.post("/api/tags", json={"ids": [third], "tag": "x", "on": True}, headers=elsewhere)
+        assert foreign.status_code == 403
+        again = Tags(file)
+        assert again.all() == {second: ["a dog", '"=1", ä']}
+        file.write_text("id,words\n1,a\n")
+        with pytest.raises(StoreError, match=r"tags\.csv is no list of tags .*mend it, or move it away"):
+            Tags(file)
+    finally:
+        file.unlink(missing_ok=True)

@@ -1,6 +1,7 @@
 """The neighbour browser's page, used as people use it: with a mouse, a keyboard, a phone, a screen reader."""
 
 import base64
+import csv
 import json
 import re
 import urllib.parse
@@ -195,6 +196,42 @@ def test_filters_by_label_and_name(open_page: Open, site: Site) -> None:
 
 
 # -- Playing --
+
+
+def test_selected_clips_are_tagged_and_saved(open_page: Open, site: Site, tmp_path: Path) -> None:
+    page = open_page()
+    bar = page.get_by_role("form", name="Selected clips")
+    expect(bar).to_be_hidden()
+    expect(cards(page)).to_have_count(PAGE)
+    chosen = [ids(page)[1], id_of(site, MARKUP)]
+    for id in chosen:
+        page.locator(f'.card[data-id="{id}"] .select').check()
+    expect(bar).to_contain_text("2 selected")
+    bar.get_by_label("Tag").fill("<b>bark</b>, loud")
+    bar.get_by_role("button", name="Add").click()
+    for id in chosen:
+        expect(page.locator(f'.card[data-id="{id}"] .tag')).to_have_text("<b>bark</b>, loud")
+    with page.expect_download() as download:
+        bar.get_by_role("button", name="Save as CSV").click()
+    download.value.save_as(tmp_path / "clips.csv")
+    with (tmp_path / "clips.csv").open(newline="") as file:
+        heading, *rows = csv.reader(file)
+    assert heading == ["id", "path", "label", "tags"]
+    assert [(int(row[0]), row[3]) for row in rows] == [(id, "<b>bark</b>, loud") for id in chosen]
+    assert rows[1][1:3] == [MARKUP, "0"]
+
+    page.locator("#tagged").select_option(label="<b>bark</b>, loud (2)")
+    expect(cards(page)).to_have_count(2)
+    again = open_page(page.url.removeprefix(site.url))  # the link, and the file
+    expect(cards(again)).to_have_count(2)
+    expect(again.locator(".card .tag")).to_have_count(2)
+    for box in again.locator(".card .select").all():
+        box.check()
+    again.get_by_role("form", name="Selected clips").get_by_label("Tag").fill("<b>bark</b>, loud")
+    again.get_by_role("button", name="Remove").click()
+    expect(again.locator(".card .tag")).to_have_count(0)
+    again.get_by_role("button", name="Clear").click()
+    expect(again.get_by_role("form", name="Selected clips")).to_be_hidden()
 
 
 def test_hover_plays_one_clip_at_a_time(open_page: Open) -> None:
@@ -451,10 +488,10 @@ def test_a_link_opens_the_same_state(path: str, open_page: Open) -> None:
     })"""
     first = page.evaluate(look)
     assert first == again.evaluate(look)
-    fields = first["fields"]  # name, label, store, exact, compare
+    fields = first["fields"]  # name, label, tag, store, exact, compare
     assert fields[1] == ("1" if "label=1" in path else "0" if "label=0" in path else "")
-    assert fields[2] == ("1" if "store=1" in path else "0")
-    assert fields[4] is True or "compare" not in path
+    assert fields[3] == ("1" if "store=1" in path else "0")
+    assert fields[5] is True or "compare" not in path
     assert any("cluster 2" in text for text in first["pressed"]) == ("cluster=1" in path)
 
 
@@ -847,7 +884,7 @@ def test_long_names_need_no_sideways_scroll(name: str, width: int, open_page: Op
     def lengthen(route: Route) -> None:
         text = json.dumps(route.fetch().json())
         long = text.replace('"0"', json.dumps("swaying-star_" * 9)).replace("train/0/", "a-folder-of-clips/" * 7)
-        assert long != text
+        assert long != text or "/api/tags" in route.request.url
         route.fulfill(body=long, content_type="application/json")
 
     page = open_page("/?view=map&query=3", viewport={"width": width, "height": 740})

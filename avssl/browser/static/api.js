@@ -10,6 +10,12 @@ export async function ask(path, parameters = {}, signal = undefined) {
   return answerOf(await reach(`/api/${path}${text ? `?${text}` : ""}`, { signal }));
 }
 
+/** POST a value as JSON to /api/PATH. */
+export async function send(path, value) {
+  const headers = { "content-type": "application/json" };
+  return answerOf(await reach(`/api/${path}`, { method: "POST", headers, body: JSON.stringify(value) }));
+}
+
 /** Send a file, as it is, and return the clip that the server made of it. */
 export async function upload(file) {
   const url = `/api/uploads?${new URLSearchParams({ name: file.name })}`;

@@ -5,6 +5,7 @@ import { makeCard, makeEndless, make, walkGrid } from "/static/cards.js";
 import { showMap } from "/static/map.js";
 import { linkToNeighbours, rememberQuery, showNeighbours } from "/static/neighbours.js";
 import { keepFile, stop } from "/static/player.js";
+import { beginSelecting } from "/static/select.js";
 import { currentState, go, linkTo, onState, VIEWS } from "/static/state.js";
 
 const POLL_MILLISECONDS = 2000;
@@ -113,6 +114,8 @@ function showFilters(state) {
   byId("exact-field").hidden = state.view !== "neighbours";
   byId("compare-field").hidden = !two || state.view !== "neighbours";
   if (document.activeElement !== byId("name")) byId("name").value = state.name;
+  byId("tag-field").hidden = state.view !== "clips" || byId("tagged").length < 2;
+  byId("tagged").value = state.tag;
   byId("label").value = state.label;
   byId("store").value = String(state.store);
   byId("compare").checked = state.compare;
@@ -128,6 +131,15 @@ function fillFilters() {
   byId("store").replaceChildren(...about.stores.map(({ short }, i) => make("option", { value: String(i), textContent: short })));
 }
 
+/** The tags that some clip has; the one that is asked for stays, though none has it any more. */
+function fillTags(counts) {
+  const { tag } = currentState();
+  const known = tag in counts || !tag ? counts : { ...counts, [tag]: 0 };
+  const options = Object.entries(known).map(([name, num]) => make("option", { value: name, textContent: `${name} (${num})` }));
+  byId("tagged").replaceChildren(make("option", { value: "", textContent: "all" }), ...options);
+  if (about) showFilters(currentState());
+}
+
 function listenToFilters() {
   let typing = 0;
   byId("name").addEventListener("input", () => {
@@ -136,6 +148,7 @@ function listenToFilters() {
   });
   byId("filters").addEventListener("submit", (event) => event.preventDefault());
   byId("label").addEventListener("change", () => go({ label: byId("label").value }));
+  byId("tagged").addEventListener("change", () => go({ tag: byId("tagged").value }));
   byId("store").addEventListener("change", () => go({ store: Number(byId("store").value) }));
   byId("exact").addEventListener("change", () => go({ exact: byId("exact").checked }));
   byId("compare").addEventListener("change", () => go({ compare: byId("compare").checked }));
@@ -151,7 +164,7 @@ async function showClips(state, signal) {
   const key = linkTo({ ...state, query: "", by: "" });
   if (clips.key !== key) {
     moreClips.hidden = true; // of the grid that is left
-    const page = await ask("clips", { label: state.label, name: state.name, limit: 48 }, signal);
+    const page = await ask("clips", { label: state.label, name: state.name, tag: state.tag, limit: 48 }, signal);
     clips = { key, ids: new Set(), next: null, total: page.total, left: null };
     grid.replaceChildren();
     addClips(page);
@@ -177,10 +190,10 @@ function sayClips() {
 }
 
 async function loadMoreClips() {
-  const { label, name } = currentState();
+  const { label, name, tag } = currentState();
   const { signal } = leaving;
   return attempt(async () => {
-    addClips(await ask("clips", { label, name, offset: clips.next, limit: 48 }, signal));
+    addClips(await ask("clips", { label, name, tag, offset: clips.next, limit: 48 }, signal));
   });
 }
 
@@ -280,6 +293,7 @@ async function begin() {
   makeEndless(moreClips, loadMoreClips);
   byId("problem").querySelector("button").addEventListener("click", hideProblem);
   if (!(await heard)) return;
+  beginSelecting({ attempt, onTags: fillTags });
   onState(show);
   watchIndex();
   await show(currentState(), "go");

@@ -1,6 +1,7 @@
 // A clip as a card: poster, spectrogram, name, label and scores. Whatever comes from the data is set as text.
 
 import { canPlay, makePlayable } from "/static/player.js";
+import { makeBox, showTags } from "/static/select.js";
 
 /** An element with properties and children; what is null among the children is left out. */
 export function make(tag, properties = {}, ...children) {
@@ -28,10 +29,12 @@ export function makeCard(clip, { tag = "li", href = null, by = null } = {}) {
       ? make("div", { className: "pick-not" }, ...picked)
       : make("a", { className: "pick", href, ariaLabel: `Neighbours of ${clip.path}${label}` }, ...picked),
     canPlay(clip) ? makePlayButton(clip) : null,
+    typeof clip.id === "number" ? makeBox(clip) : null, // not a file of the user's own
     makeDetails(clip),
     by === null ? null : makeScores(clip, by),
   );
   card.dataset.id = clip.id;
+  showTags(card);
   if (canPlay(clip)) makePlayable(card, clip);
   return card;
 }

@@ -9,6 +9,7 @@ const DEFAULTS = {
   by: "", // a way to search; "" = the first that the query can be asked by
   label: "", // only clips with this label; on the map: the label that is highlighted
   name: "", // only clips whose path holds this
+  tag: "", // only clips with this tag, in the grid
   exact: false,
   store: 0,
   compare: false, // the answers of both runs side by side
