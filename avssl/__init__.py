@@ -16,6 +16,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 __version__ = "0.2.0"
 
 _PUBLIC = {  # name: module and name there
+    "browse": ("avssl.cli.browse", "browse"),
     "clip_loader": ("avssl.data.loader", "clip_loader"),
     "export": ("avssl.weights.export", "export"),
     "load": ("avssl.weights.load", "load"),

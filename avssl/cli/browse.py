@@ -36,8 +36,14 @@ from avssl.cli.common import check_above_0, info, new_parser, run
 from avssl.files import WriteError, check_writable
 from avssl.retrieval.store import Store, StoreError, read_store
 
+STOPS = (signal.SIGINT, signal.SIGTERM)
+
 
 def main(arguments: list[str] | None = None) -> int:
+    return run(_browse, _parser().parse_args(arguments))
+
+
+def _parser() -> argparse.ArgumentParser:
     parser = new_parser(__name__, __doc__)
     parser.add_argument("embeddings", type=Path, nargs="+", help="folder of avssl embed, or two of one manifest")
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: this machine only)")
@@ -47,11 +53,33 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--max-upload-mb", type=int, default=64, help="largest file to drop (default: 64)")
     parser.add_argument("--max-upload-seconds", type=float, default=60.0, help="longest file to drop (default: 60)")
     parser.add_argument("--preview-gb", type=float, default=1.0, help="disk for previews (default: 1)")
-    return run(_browse, parser.parse_args(arguments))
+    return parser
+
+
+def browse(*embeddings: str | Path, port: int = 0, open_page: bool = True) -> None:
+    """Serve the page of one or two folders of embeddings on this machine until Ctrl-C, and open it in a browser.
+
+    Args:
+        embeddings: folders that `avssl embed` or `store_of_arrays` wrote, of the same clips.
+        port: 0 = a free one.
+        open_page: False = only its address is printed.
+
+    Raises:
+        ValueError: a folder cannot be used; as the command prints it.
+    """
+    words = [*map(str, embeddings), "--port", str(port), *(["--open"] if open_page else [])]
+    before = {number: signal.getsignal(number) for number in STOPS}
+    try:
+        _browse(_parser().parse_args(words))
+    except SystemExit:  # after Ctrl-C; the program that called goes on
+        pass
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _browse(given: argparse.Namespace) -> int:
-    for number in (signal.SIGINT, signal.SIGTERM):  # uvicorn ends its work first, then lets them through
+    for number in STOPS:  # uvicorn ends its work first, then lets them through
         signal.signal(number, lambda *_: sys.exit(0))
     most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))  # every connection is an open file

@@ -54,6 +54,19 @@ def embeddings(tmp_path: Path) -> Path:
     return tmp_path / "e"
 
 
+def test_a_program_serves_the_page_and_goes_on_after_ctrl_c(embeddings: Path) -> None:
+    program = "import avssl, signal, sys\n"
+    program += "avssl.browse(sys.argv[1], open_page=False)\n"
+    program += "print('goes on', signal.getsignal(signal.SIGINT) is signal.default_int_handler)"
+    command, settings = [sys.executable, "-c", program, str(embeddings)], {**os.environ, "PYTHONPATH": str(ROOT)}
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=settings) as process:
+        address = process.stdout.readline().strip()
+        assert get(f"{address}api/about")[0] == 200
+        process.send_signal(signal.SIGINT)
+        assert process.communicate(timeout=20)[0] == "goes on True\n"
+        assert process.returncode == 0
+
+
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM])
 def test_it_serves_until_it_is_stopped(embeddings: Path, tmp_path: Path, how: signal.Signals) -> None:
     (tmp_path / "temporary").mkdir()
