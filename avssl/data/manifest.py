@@ -108,7 +108,7 @@ class Manifest:
         for i, row in enumerate(self.table.select(known).to_pylist()):
             file = row.get("source_key") or row["content_key"] or row["path"]
             part = (file, row["start"], row["end"])
-            keys[i] = int(digest(*part, seen[part], num_bytes=8), 16) - 2**63
+            keys[i] = int(digest("\0".join(map(str, (*part, seen[part]))), num_bytes=8), 16) - 2**63
             seen[part] += 1  # a copy is an instance of its own
         return keys
 
