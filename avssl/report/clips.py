@@ -153,7 +153,7 @@ def _place(cosines: Tensor, usable: Tensor, place: int, best: int) -> str:
     others = usable.clone()
     others[place] = False
     nearer = float((cosines[others] >= cosines[best]).float().mean())
-    return f"{float(cosines[best]):.2f} (first {100 * nearer:.2g} %)"
+    return f"{float(cosines[best]):.2f} (nearest {100 * nearer:.2g} %)"
 
 
 def _wanted(cosines: Mapping[str, Tensor], free: Tensor) -> list[tuple[str, Tensor]]:

@@ -46,7 +46,7 @@ def summary_parts(
         ("Do neighbors share a class?", _probe(last)),
         ("Better than random weights?", _beyond_random(results)),
     ]
-    return [table("In short", (), rows)]
+    return [table("Answers", (), rows)]
 
 
 def loss_limits(config: Config, *, num_classes: int) -> dict[str, float]:
