@@ -259,7 +259,8 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> Config:
             type or is not one of the choices, or a required key is not set.
     """
     path = find_config(path)
-    return from_dict(with_overrides(read_sections(path), overrides), source=str(path))
+    source = f"{path} or the overrides" if overrides else str(path)
+    return from_dict(with_overrides(read_sections(path), overrides), source=source)
 
 
 def find_config(path: str | Path) -> Path:

@@ -167,15 +167,21 @@ def test_text_round_trip(path: Path) -> None:
 @pytest.mark.parametrize(
     "override, message",
     [
-        ("optim.lrr=1", r"unknown key optim\.lrr in .*run\.yaml: did you mean lr\b"),
-        ("data.policy.silnt=skip", r"unknown key data\.policy\.silnt in .*run\.yaml: did you mean silent\?"),
+        ("optim.lrr=1", r"unknown key optim\.lrr in .*run\.yaml or the overrides: did you mean lr\b"),
+        (
+            "data.policy.silnt=skip",
+            r"unknown key data\.policy\.silnt in .*run\.yaml or the overrides: did you mean silent\?",
+        ),
         ("nothing.at=1", r"unknown key nothing in .*known keys: data, model, method, optim, run; .* is method.nothing"),
         ("batch_size=8", r"unknown key batch_size in .*: did you mean data\.batch_size\?"),
         ("batchsize=8", r"unknown key batchsize in .*: did you mean data\.batch_size\?"),
         ("temperature=8", r"unknown key temperature in .*; an option of the method is method\.temperature"),
         ("model.lr=8", r"unknown key model\.lr in .*: did you mean optim\.lr\?"),
         ("data.silent=8", r"unknown key data\.silent in .*: did you mean data\.policy\.silent\?"),
-        ("optim.lr=fast", r"optim\.lr=fast in .*run\.yaml: expected a number of at least 0, such as 0\.0002$"),
+        (
+            "optim.lr=fast",
+            r"optim\.lr=fast in .*run\.yaml or the overrides: expected a number of at least 0, such as 0\.0002$",
+        ),
         ("optim.lr=true", r"optim\.lr=true in .*: expected a number"),
         ("optim.lr=inf", r"optim\.lr=inf in .*: expected a finite number"),
         ("optim.lr=.nan", r"optim\.lr=\.nan in .*: expected a number"),

@@ -12,6 +12,8 @@ import numpy as np
 import pytest
 
 from avssl.cli import scan
+from avssl.cli.check import main as check
+from avssl.data import check as check_module
 from avssl.data.check import FACTS, join_facts
 from avssl.data.manifest import ManifestError, read_manifest
 from avssl.media.encode import write_clip
@@ -116,7 +118,7 @@ def test_folder_becomes_a_manifest(tmp_path, clip):
     assert "4 clips: 3 ok, 1 unreadable; 2 labels; 2 test, 2 train" in done.stdout
     assert "test/dog/broken.mp4: " in done.stdout
     assert "1 other files ignored" in done.stdout
-    assert f"next: avssl train toy/avid data.manifest={tmp_path}/m.parquet run.dir" in done.stderr
+    assert f"  or: avssl train toy/avid data.manifest={tmp_path}/m.parquet run.dir" in done.stderr
     assert "data.split=null" not in done.stderr
     manifest = read_manifest(tmp_path / "m.parquet")
     assert manifest.column("path").tolist() == [
@@ -262,3 +264,30 @@ def test_an_empty_folder_is_told_and_costs_no_manifest(tmp_path):
     assert done.returncode == 1
     assert f"error: no clip of {tmp_path} is usable: is ROOT right?" in done.stderr
     assert (tmp_path / "m.parquet").read_bytes() == b"of before"
+
+
+def test_scanning_again_keeps_what_was_found_and_says_what_is_new(tmp_path, clip):
+    clips = tmp_path / "clips"
+    clips.mkdir()
+    for number in range(4):
+        samples = np.sin(np.arange(8000) / (5 + number)).astype(np.float32)
+        frames = np.full((8, 32, 32, 3), 20 * number, dtype=np.uint8)
+        write_clip(clips / f"{number}.mp4", frames, fps=8, samples=samples, sample_rate=8000)
+    shutil.copy(clips / "0.mp4", clips / "copy.mp4")
+    out = tmp_path / "m.parquet"
+    first = run(clips, "--out", out)
+    assert f"next: avssl check {out} --fix-manifest\n  or: avssl train toy/avid" in first.stderr
+    assert check([str(out), "--fix-manifest", "--clip-seconds", "0.5", "--workers", "1"]) == 0
+    before = read_manifest(out)
+    assert before.column("duplicate_of").tolist() == [None, None, None, None, "0.mp4"]
+    assert "rows:" not in run(clips, "--out", out).stderr  # nothing new
+    assert read_manifest(out).table.equals(before.table.select(read_manifest(out).table.column_names))
+    (clips / "3.mp4").unlink()
+    (clips / "1.mp4").rename(clips / "a.mp4")
+    write_clip(clips / "0_new.mp4", np.full((8, 32, 32, 3), 99, dtype=np.uint8), fps=8)
+    again = run(clips, "--out", out)
+    assert f"note: {out} had 5 rows: 1 are new, 1 gone; a run of the old rows is not resumed" in again.stderr
+    after = read_manifest(out)
+    assert after.column("path").tolist() == ["0.mp4", "0_new.mp4", "2.mp4", "a.mp4", "copy.mp4"]
+    assert after.column("duplicate_of").tolist() == [None, None, None, None, "0.mp4"]
+    assert set(check_module.FINDINGS) <= set(after.table.column_names)

@@ -315,14 +315,16 @@ def test_a_dry_run_tells_what_a_run_takes_and_writes_nothing(
     assert train_command([call[0], "--dry-run", *call[1:]]) == 0
     printed = capsys.readouterr().out
     assert not (tmp_path / "run").exists()
-    steps = int(re.search(r"^(\d+) steps of \d+\.\d\d s \(mean of 3, after \d+\): 0 minutes$", printed, re.M)[1])
+    steps = int(
+        re.search(r"^(\d+) steps of \d+\.\d\d s \(mean of 3, after \d+ to warm up\): 0 minutes$", printed, re.M)[1]
+    )
     megabytes = int(re.search(rf"^(\d+) MB of disk for a checkpoint, {tmp_path}/run/last\.pt", printed, re.M)[1])
     assert f"note: {steps} steps are few" in printed
-    assert "note: num_negatives=12 of 11 clips draws each of them again and again" in printed
+    assert "note: num_negatives=12 draws each of 11 clips again and again: num_negatives=16" in printed
     assert train_command(call) == 0
     assert load_checkpoint(tmp_path / "run")["step"] == steps
     assert megabytes == pytest.approx((tmp_path / "run" / "last.pt").stat().st_size / 1e6, rel=0.05, abs=0.6)
-    assert "note: num_negatives=12 of 11 clips" in capsys.readouterr().err
+    assert "note: num_negatives=12 draws each of 11" in capsys.readouterr().err
 
 
 def test_the_page_of_a_run_that_goes_on_is_written_between_epochs(

@@ -40,9 +40,14 @@ def main(arguments: list[str] | None = None) -> int:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--version", action=_Version, help="print the versions of avssl and torch's packages")
-    parser.add_argument("command", choices=[*COMMANDS, *SCRIPTS], metavar="COMMAND", help="one of those below")
+    parser.add_argument(
+        "command", nargs="?", choices=[*COMMANDS, *SCRIPTS], metavar="COMMAND", help="one of those below"
+    )
     parser.add_argument("arguments", nargs=argparse.REMAINDER, help=argparse.SUPPRESS)
     given = parser.parse_args(arguments)
+    if given.command is None:
+        parser.print_help(sys.stderr)
+        return 2
     if given.command == "datasets":
         return _data_set(given.arguments)
     if given.command == "demo":

@@ -9,7 +9,7 @@ length, or the content of another file. Files that time out or crash a worker ar
 findings into the manifest, and training treats each as data.policy says. Ids and the manifest's hash stay, so that
 checkpoints fit.
 
-Exit code: 0 nothing found, 1 something found, 2 wrong call.
+Exit code: 0 nothing found, or written by --fix-manifest; 1 something found; 2 wrong call.
 """
 
 import argparse
@@ -18,6 +18,7 @@ import os
 from avssl.cli.common import add_json, add_manifest, check_above_0, check_at_least, info, new_parser, run
 from avssl.data.check import describe, fix_manifest, inspect_manifest, report
 from avssl.data.manifest import read_manifest
+from avssl.data.recipes.build import print_training
 from avssl.files import check_writable, print_next, print_result
 
 
@@ -47,8 +48,12 @@ def _check(given: argparse.Namespace) -> int:
     print_result(summary, describe(summary), to=given.json)
     if summary["problems"]:
         if given.fix_manifest:
-            info("next: choose per case what training does, such as data.policy.damaged=skip (error | skip | mask)")
+            info(
+                f"written to {given.manifest}; what training does with each case is said when it starts, and chosen by "
+                "data.policy, such as data.policy.damaged=skip (error, skip or mask)"
+            )
+            print_training(given.manifest, set(manifest.column("split").tolist()))
         else:
             root = ["--root", given.root] if given.root else []
             print_next("check", given.manifest, *root, "--fix-manifest")
-    return 1 if summary["problems"] else 0
+    return 1 if summary["problems"] and not given.fix_manifest else 0

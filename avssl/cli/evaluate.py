@@ -164,8 +164,7 @@ def dataset_path(name: str) -> Path:
     path = Path("data", name, "manifest.parquet")
     if not path.exists():
         raise ValueError(
-            f"--dataset {name}: there is no {path}: write it with datasets/{name}.py (see datasets/README.md), or give "
-            "the path of a manifest"
+            f"--dataset {name}: there is no {path}: write it with avssl datasets {name} or give the path of a manifest"
         )
     return path
 

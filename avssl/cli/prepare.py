@@ -18,10 +18,11 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-from avssl.cli.common import add_json, check_above_0, check_at_least, new_parser, run
+from avssl.cli.common import add_json, check_above_0, check_at_least, info, new_parser, run
 from avssl.data.check import name_some
 from avssl.data.prepare import FAILURES, GIGABYTE, check_folders, list_clips, plan, prepare
 from avssl.data.recipes.build import print_training
+from avssl.data.recipes.layout import find_clips
 from avssl.files import print_result
 from avssl.media.prepare import Settings
 
@@ -54,6 +55,12 @@ def _prepare(given: argparse.Namespace) -> int:
     settings = Settings(given.short_side, given.gop, given.fps, given.sample_rate)
     check_folders(given.source, given.target)
     listing = list_clips(given.source, given.manifest)
+    if unlisted := sorted(set(find_clips(given.source)[0]) - set(listing.clips)):
+        manifest = given.manifest or given.source / "manifest.parquet"
+        info(
+            f"note: {len(unlisted)} clips of {given.source} are not in {manifest} and get no copies, such as "
+            f"{unlisted[0]}: avssl scan lists them"
+        )
     work = plan if given.dry_run else prepare
     summary = work(
         given.source, given.target, listing, settings, num_workers=given.workers, timeout_seconds=given.timeout

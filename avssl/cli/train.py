@@ -17,6 +17,7 @@ from pathlib import Path
 from avssl import distributed
 from avssl.cli.common import info, new_parser, run
 from avssl.config import load
+from avssl.data.manifest import read_manifest
 from avssl.files import print_next
 from avssl.training.dry_run import dry_run
 from avssl.training.loop import train
@@ -51,9 +52,7 @@ def _train(given: argparse.Namespace) -> int:
     try:
         config = load(given.config, given.overrides)
         if given.dry_run:
-            lines = dry_run(config)
-            if distributed.is_main():
-                print("\n".join(lines))
+            dry_run(config, lambda line: print(line, flush=True) if distributed.is_main() else None)
             return 0
         complete = train(config)
         is_main = distributed.is_main()
@@ -61,7 +60,10 @@ def _train(given: argparse.Namespace) -> int:
         distributed.shut_down()
     if complete and is_main:
         report(Path(config.run.dir))
-        print_next("evaluate", config.run.dir, "knn", "--dataset", config.data.manifest)
+        folder, manifest = config.run.dir, config.data.manifest
+        print_next("embed", folder, manifest, "--out", Path(folder) / "embeddings")
+        if read_manifest(manifest, root=config.data.root).class_names:
+            print_next("evaluate", folder, "knn", "--dataset", manifest, title="  or")
     return 0 if complete else 1
 
 

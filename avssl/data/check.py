@@ -250,6 +250,7 @@ def describe(summary: Mapping[str, Any]) -> str:
     lines = [f"{summary['files']} files decoded, {len(summary['problems'])} with findings"]
     for case, title in TITLES.items():
         entries = [entry for entry in summary["problems"] if case in entry["cases"]]
+        title = f"shorter than {summary['clip_seconds']:g} s (--clip-seconds)" if case == "short" else title
         lines += name_some(title, [f"{entry['path']}{_detail(case, entry)}" for entry in entries], "--json names all")
     return "\n".join(lines)
 

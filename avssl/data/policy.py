@@ -50,7 +50,7 @@ class Admitted:
 
     def describe(self) -> str:
         """One line of text."""
-        return f"left out: {_listed(self.skipped)}; masked: {_listed(self.masked)}"
+        return f"left out: {_listed(self.skipped)}; trained on: {_listed(self.masked)}"
 
 
 def cases(manifest: Manifest, clip_seconds: float) -> dict[str, np.ndarray]:

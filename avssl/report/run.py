@@ -33,6 +33,7 @@ from avssl.report.page import Section, heading, html, note, page, paragraph, tab
 from avssl.report.summary import WORDS, loss_limits, summary_parts
 from avssl.training.checkpoint import LAST, CheckpointError, check_manifest, load_checkpoint
 from avssl.training.session import read_sessions
+from avssl.training.setup import FEW_STEPS
 from avssl.weights.load import Run, load_run, with_data
 
 REPORT = "report.html"
@@ -86,8 +87,10 @@ def write_run_report(
     history = read_history(folder / "log.jsonl", batch_size=config.data.batch_size)
     data = ReportData(run, state, history, found, missing)
     results, others = find_results(folder, run.weights_hash, named=evaluations)
-    command = ["avssl", "evaluate", folder, "knn", "--dataset", "MANIFEST", "--json", folder / "knn.json"]
+    command = ["avssl", "evaluate", folder, "knn", "--dataset", config.data.manifest, "--json", folder / "knn.json"]
     none = f"No results yet. Measure, then write this page again: {shlex.join(map(str, command))}"
+    if found is not None and not found.class_names:
+        none = "No results: the clips have no labels, by which features are measured (folders of classes, or a list)."
     path, name, total = out or folder / REPORT, config.method["name"], _total_steps(state, config)
     stand = "complete" if state["step"] >= total else f"not complete, {state['step']:,} of {total:,} steps"
     classes = [] if found is None else found.class_names
@@ -95,8 +98,9 @@ def write_run_report(
     in_short = summary_parts(
         history,
         results,
-        stand=f"{stand}, {_duration(history.seconds)}",
-        clips=f"{int(state['instances']['valid'].sum()):,} clips",
+        stand=f"{stand}, {_duration(history.seconds)}{'' if total >= FEW_STEPS else '; so few steps learn nothing'}",
+        clips=_clips_trained(state["instances"]),
+        has_labels=None if found is None else bool(classes),
         disk_bytes=(folder / LAST).stat().st_size,
         limits=limits,
     )
@@ -116,6 +120,11 @@ def write_run_report(
     with atomic_write(path) as temporary:
         temporary.write_text(page(f"{name}: {folder.resolve().name}", sections, lead=lead), encoding="utf-8")
     return path, [missing] if missing else []
+
+
+def _clips_trained(instances: Mapping[str, torch.Tensor]) -> str:
+    valid, audio, video = (instances[name] for name in ("valid", "has_audio", "has_video"))
+    return f"{int(valid.sum()):,} clips, {int((valid & audio & video).sum()):,} of them with video and audio"
 
 
 def _manifest_of(

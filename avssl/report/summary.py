@@ -27,13 +27,21 @@ WORDS = (
 
 
 def summary_parts(
-    history: History, results: Sequence[Result], *, stand: str, clips: str, disk_bytes: int, limits: Mapping[str, float]
+    history: History,
+    results: Sequence[Result],
+    *,
+    stand: str,
+    clips: str,
+    has_labels: bool | None,
+    disk_bytes: int,
+    limits: Mapping[str, float],
 ) -> list[str]:
     """A table of answers.
 
     Args:
         results: of `avssl evaluate`.
         stand: how far the training is; clips: what it is of.
+        has_labels: whether any clip has one; None = the manifest is not there.
         disk_bytes: of the checkpoint.
         limits: as `loss_limits` gives them.
     """
@@ -43,7 +51,7 @@ def summary_parts(
         ("On what?", f"{clips}; {disk_bytes / 1e6:.0f} MB for a checkpoint"),
         ("Loss", _loss(last, limits)),
         ("Collapsed?", _collapse(last)),
-        ("Do neighbors share a class?", _probe(last)),
+        ("Do neighbors share a class?", _probe(last, has_labels)),
         ("Better than random weights?", _beyond_random(results)),
     ]
     return [table("Answers", (), rows)]
@@ -58,16 +66,19 @@ def loss_limits(config: Config, *, num_classes: int) -> dict[str, float]:
     if not kind or options.get("within") or options.get("cross", 1) != 1:
         return {}
     if options.get("in_batch_epochs") and kind == "info_nce":
-        batch = config.data.batch_size
-        return {"guessing, in batch": math.log(batch), "guessing, banks": math.log(1 + num)}
+        found = {"guessing in batch": math.log(config.data.batch_size)}
+        is_whole = options["in_batch_epochs"] >= config.optim.epochs
+        return found if is_whole else found | {"guessing by banks": math.log(1 + num)}
     known = {"guessing": 1} | ({"knowing the class": num_classes} if num_classes > 1 else {})
     noise = {name: num / count * math.log1p(count / num) if kind == "nce" else 0 for name, count in known.items()}
     return {name: math.log1p(num / count) + noise[name] for name, count in known.items()}
 
 
 def _loss(last: Mapping[str, float], limits: Mapping[str, float]) -> str:
-    known = [f"{what} {value:.2f}" for what, value in limits.items()]
-    return ", ".join([f"{last['loss']:.2f} at the end", *known]) if "loss" in last else "none was reported"
+    if "loss" not in last:
+        return "none was reported"
+    known = {what: value for what, value in limits.items() if what != "guessing in batch" or len(limits) == 1}
+    return "; ".join([f"{last['loss']:.2f} at the end", *(f"{what}: {value:.2f}" for what, value in known.items())])
 
 
 def _collapse(last: Mapping[str, float]) -> str:
@@ -79,10 +90,11 @@ def _collapse(last: Mapping[str, float]) -> str:
     return f"{'yes: ' + ', '.join(lost) if lost else 'no'}; effective rank: {', '.join(ranks)}"
 
 
-def _probe(last: Mapping[str, float]) -> str:
+def _probe(last: Mapping[str, float], has_labels: bool | None) -> str:
     shares = {name.removeprefix("probe/"): value for name, value in last.items() if name.startswith("probe/")}
     if not shares:
-        return "not known: the training clips have no labels, or the run has not finished an epoch"
+        why = {True: "no epoch is finished, or the method has no such metric", False: "the clips have no labels"}
+        return f"not known: {why.get(has_labels, 'the manifest is not there')}"
     chance = shares.pop("chance")
     named = ", ".join(f"{name} {value:.2f}" for name, value in shares.items())
     return f"{named} of the labeled training clips are named by their neighbors; the commonest class: {chance:.2f}"

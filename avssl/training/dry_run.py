@@ -4,9 +4,11 @@ import itertools
 import resource
 import sys
 import time
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
+from tqdm import tqdm
 
 from avssl import distributed
 from avssl.config import Config
@@ -18,33 +20,38 @@ from avssl.training.step import train_step
 MEASURED = 3  # steps, after those whose batches lie ready
 
 
-def dry_run(config: Config) -> list[str]:
-    """Set a run up and train its first steps without saving: lines on its size, seconds, memory and disk.
+def dry_run(config: Config, say: Callable[[str], object]) -> None:
+    """Set a run up and train its first steps without saving; `say` gets lines on its size, seconds, memory and disk.
 
     Raises:
         ConfigError, ManifestError, CheckpointError: as `train`.
     """
     distributed.init(config.run.device)
     run = set_up(config)
+    for line in describe(run):
+        say(line)
     run.model.train()
     first = 1 + PREFETCH * config.data.num_workers
     left = run.batches.num_steps - run.first_step
     marks = []
     with lost_workers_named(run.dataset, config.data):
-        for step, batch in enumerate(itertools.islice(run.loader, first + MEASURED)):
+        num = min(first + MEASURED, left)
+        batches = tqdm(itertools.islice(run.loader, num), total=num, unit="step", disable=not distributed.is_main())
+        for step, batch in enumerate(batches):
             progress = Progress(0, run.first_step + step, run.batches.num_steps)
             done, _ = train_step(run.model, run.optimizer, batch.to(run.device), config, progress)
             done.loss.item()  # waits for a GPU
             marks.append(time.perf_counter())
     steps = min(MEASURED, len(marks) - 1)
     seconds = (marks[-1] - marks[-1 - steps]) / steps if steps else float("nan")
-    return [
-        *describe(run),
-        f"{left} steps of {seconds:.2f} s (mean of {steps}, after {len(marks) - steps}): {_duration(left * seconds)}",
-        f"at most {_peak_bytes(run.device) / 1e9:.1f} GB of memory on each process so far",
-        f"{_num_bytes([run.method.state_dict(), run.optimizer.state_dict()]) / 1e6:.0f} MB of disk for a checkpoint, "
-        f"{config.run.dir}/last.pt, written anew after every epoch and {config.run.checkpoint_every} steps",
-    ]
+    how = f"mean of {steps}, after {len(marks) - steps} to warm up"
+    say(f"{left} steps of {seconds:.2f} s ({how}): {_duration(left * seconds)}")
+    say(f"at most {_peak_bytes(run.device) / 1e9:.1f} GB of memory on each process so far")
+    disk = _num_bytes([run.method.state_dict(), run.optimizer.state_dict()]) / 1e6
+    say(
+        f"{disk:.0f} MB of disk for a checkpoint, {config.run.dir}/last.pt, written anew after every epoch and "
+        f"{config.run.checkpoint_every} steps"
+    )
 
 
 def _duration(seconds: float) -> str:

@@ -66,11 +66,16 @@ def resume(
             notes.append(f"note: this method has no {_some(left)}, so those of {config.model.init} are not taken over")
         known = (rows.there >= 0) & state["instances"]["valid"][rows.there.clamp(min=0)]
         num_new = int((valid & ~known).sum())
-        if num_new and any(isinstance(module, Bank) for module in method.modules()):
+        has_banks = any(isinstance(module, Bank) for module in method.modules())
+        if num_new and has_banks:
             notes.append(
                 f"note: {num_new} of {int(valid.sum())} clips are not among those that {config.model.init} was trained "
                 "on: their vectors in the memory banks start at random"
             )
+        elif has_banks:
+            notes.append(f"starts from {config.model.init}, with the memories of all {int(valid.sum())} clips")
+        else:
+            notes.append(f"starts from {config.model.init}")
     method.check_start()
     return 0, notes
 

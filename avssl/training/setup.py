@@ -312,10 +312,8 @@ def describe_memory(method: Method, optim: OptimConfig) -> str:
     still = sum(p.nbytes for p in method.parameters() if not p.requires_grad)
     kept = sum(buffer.nbytes for buffer in method.buffers())
     total = (2 + (2 if optim.name in ("adam", "adamw") else 1)) * trained + still + kept
-    num = sum(p.numel() for p in method.parameters())
-    return (
-        f"{num / 1e6:.1f} million parameters; {total / 1e9:.2f} GB besides the batch, {kept / 1e9:.2f} of them buffers"
-    )
+    num = sum(p.numel() for p in method.parameters()) / 1e6
+    return f"{num:.1f} million parameters; with gradients, optimizer and banks {total / 1e9:.2f} GB, besides the batch"
 
 
 def small_set_notes(method: Method, num_steps: int) -> list[str]:
@@ -323,16 +321,16 @@ def small_set_notes(method: Method, num_steps: int) -> list[str]:
     lines = []
     if num_steps < FEW_STEPS:
         lines.append(
-            f"note: {num_steps} steps are few, hundreds are needed before anything is learned: raise optim.epochs or "
-            "data.clips_per_video, or lower data.batch_size"
+            f"note: {num_steps} steps are few, the toy set needs some 300 before anything is learned: raise "
+            "optim.epochs or data.clips_per_video, or lower data.batch_size"
         )
     for part in method.modules():
         asked = getattr(part.options, "num_negatives", None) if isinstance(part, Method) else None
         sizes = [len(each.valid_ids) for each in part.modules() if isinstance(each, Bank)] if asked else []
         if sizes and min(sizes) <= asked:
             lines.append(
-                f"note: num_negatives={asked} of {min(sizes)} clips draws each of them again and again: a tenth is "
-                "enough"
+                f"note: num_negatives={asked} draws each of {min(sizes)} clips again and again: "
+                f"num_negatives={max(16, min(sizes) // 10)} is enough"
             )
     return lines
 

@@ -118,9 +118,9 @@ def test_defaults_leave_out_what_cannot_be_used_and_count_the_rest() -> None:
     assert admitted.skipped == {"unreadable": 1, "quarantined": 1, "no_video": 1, "duplicate": 2}
     assert admitted.masked == {"no_audio": 1, "silent": 1}  # those trained on
     assert admitted.describe() == (
-        "left out: 1 unreadable, 1 quarantined, 1 no_video, 2 duplicate; masked: 1 no_audio, 1 silent"
+        "left out: 1 unreadable, 1 quarantined, 1 no_video, 2 duplicate; trained on: 1 no_audio, 1 silent"
     )
-    assert admit(manifest({}), settings().data).describe() == "left out: none; masked: none"
+    assert admit(manifest({}), settings().data).describe() == "left out: none; trained on: none"
 
 
 def test_skip_and_mask_are_chosen_per_case() -> None:

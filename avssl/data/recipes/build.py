@@ -14,8 +14,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from avssl.data.check import build_table, name_some
-from avssl.data.manifest import ManifestError, write_manifest
+from avssl.data.manifest import FINDINGS, Manifest, ManifestError, read_manifest, write_manifest
 from avssl.data.recipes.download import DownloadError
+from avssl.data.recipes.layout import SOUNDS
 from avssl.files import Parser, WriteError, check_writable, print_next, print_result
 
 
@@ -89,15 +90,49 @@ def run_recipe(
             check_writable(given.json)
         how = {"may_be_cut": found.may_be_cut, "num_workers": given.workers, "timeout_seconds": given.timeout}
         table = build_table(given.root, found.rows, **how)
+        table, replaced = keep_findings(table, given.root, given.out)
         write_manifest(given.out, table, root=given.root)
     except (ManifestError, DownloadError, WriteError, OSError) as error:
         parser.error(str(error))
     summary = summarize(table, found, given.out)
     text = format_summary(summary)
+    if replaced:
+        print(f"note: {replaced}", file=sys.stderr)
     if given.json == "-":
         print(text, file=sys.stderr)
     print_result(summary, text, to=given.json)
-    return _advise(given, summary, nothing, has_audio=found.has_audio)
+    return _advise(given, summary, nothing, script=script, has_audio=found.has_audio)
+
+
+def keep_findings(table: pa.Table, root: Path, out: Path) -> tuple[pa.Table, str]:
+    """The new rows with what `avssl check` had found of the same files in the manifest that is replaced, and how many
+    rows are new and gone; "" when there is none or nothing changes."""
+    try:
+        before, ours = read_manifest(out), Manifest(table, root)
+    except ManifestError:
+        return table, ""
+    place = {key: row for row, key in enumerate(before.keys.tolist())}
+    rows = [place.get(key) for key in ours.keys.tolist()]
+    paths = set(ours.column("path").tolist())
+    for name, kind in FINDINGS.items():
+        if name not in before.table.column_names:
+            continue
+        known, has = before.table.column(name).to_pylist(), name in table.column_names
+        found = table.column(name).to_pylist() if has else [None] * len(table)
+        found = [known[row] if own is None and row is not None else own for own, row in zip(found, rows, strict=True)]
+        if name == "duplicate_of":
+            found = [first if first in paths else None for first in found]
+        if has:
+            table = table.drop_columns(name)
+        table = table.append_column(name, pa.array(found, kind))
+    num_new = rows.count(None)
+    num_gone = len(before) - (len(rows) - num_new)
+    if not num_new and not num_gone:
+        return table, ""
+    return table, (
+        f"{out} had {len(before)} rows: {num_new} are new, {num_gone} gone; a run of the old rows is not resumed, but "
+        "another one starts from it with model.init=RUN"
+    )
 
 
 def summarize(table: pa.Table, found: Found, out: Path) -> dict[str, Any]:
@@ -138,7 +173,9 @@ def format_summary(summary: Mapping[str, Any]) -> str:
         lines += name_some(title, summary[name], where)
     lines += name_some("listed clips have no file and are no rows", summary["absent"], "--json names all")
     if summary["other_files"]:
-        lines.append(f"{len(summary['other_files'])} other files ignored, such as {summary['other_files'][0]!r}")
+        sounds = sum(Path(name).suffix.lower() in SOUNDS for name in summary["other_files"])
+        hint = f" ({sounds} are audio files: --sounds takes them)" if sounds else ""
+        lines.append(f"{len(summary['other_files'])} other files ignored, such as {summary['other_files'][0]!r}{hint}")
     return "\n".join(lines)
 
 
@@ -160,7 +197,9 @@ def _num_labels(table: pa.Table) -> int:
     return len(set(labels.to_pylist()) - {None})
 
 
-def _advise(given: argparse.Namespace, summary: Mapping[str, Any], nothing: str, *, has_audio: bool) -> int:
+def _advise(
+    given: argparse.Namespace, summary: Mapping[str, Any], nothing: str, *, script: str, has_audio: bool
+) -> int:
     """Print what the manifest can be used for, and return the exit code."""
     usable, silent = summary["status"].get("ok", 0), len(summary["without_audio"])
     if not usable and summary["sound_only"]:
@@ -187,12 +226,16 @@ def _advise(given: argparse.Namespace, summary: Mapping[str, Any], nothing: str,
             "stripped of it, and methods that learn from video and audio together have little to learn from",
             file=sys.stderr,
         )
-    print_training(given.out, summary["splits"])
+    if script == "avssl scan":
+        print_next("check", given.out, "--fix-manifest")
+        print_training(given.out, summary["splits"], title="  or")
+    else:
+        print_training(given.out, summary["splits"])
     return 0
 
 
-def print_training(manifest: str | Path, splits: Collection[str | None]) -> None:
+def print_training(manifest: str | Path, splits: Collection[str | None], *, title: str = "next") -> None:
     """Print the command that trains on a manifest whose rows are of these splits."""
     run = f"run.dir=runs/{Path(manifest).resolve().parent.name or 'mine'}"
     words = ["train", "toy/avid", f"data.manifest={manifest}", run]
-    print_next(*words, *([] if "train" in splits or not any(splits) else ["data.split=null"]))
+    print_next(*words, *([] if "train" in splits or not any(splits) else ["data.split=null"]), title=title)
