@@ -335,7 +335,13 @@ def read_sections(path: str | Path) -> dict[str, Any]:
 
 def _read_text(path: Path) -> str:
     if not path.is_file():
-        raise ConfigError(f"config {path} does not exist: give the path of a YAML file, or a name such as toy/avid")
+        home = shipped("configs")
+        names = [each.relative_to(home).with_suffix("").as_posix() for each in home.rglob("*.yaml")]
+        near = difflib.get_close_matches(str(path), names, n=1)
+        hint = f"did you mean {near[0]}? " if near else ""
+        raise ConfigError(
+            f"config {path} does not exist: {hint}Give the path of a YAML file, or a name such as toy/avid"
+        )
     try:
         return path.read_text(encoding="utf-8")
     except (UnicodeDecodeError, OSError) as error:

@@ -456,6 +456,7 @@ def main(arguments: list[str] | None = None) -> int:
         ("--workers", 2, "processes"),
     ):
         parser.add_argument(name, type=_count, default=default, help=f"{content} (default: {default})")
+    parser.add_argument("--no-next", action="store_true", help="do not say what may follow")
     parser.add_argument("--untied", action="store_true", help="no cue but the class ties a sound to its picture")
     parser.add_argument(
         "--json", nargs="?", const="-", metavar="PATH", type=Path, help="summary as JSON (default: stdout)"
@@ -486,7 +487,8 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"{root}: {num_made} clips made, {len(clips) - num_made} were there already", file=sys.stderr)
         manifest = str(root / "manifest.parquet")
         summary[name] = parameters | {"clips": len(clips), "made": num_made, "manifest": manifest}
-    print_training(summary["toy"]["manifest"], ["train"])
+    if not given.no_next:
+        print_training(summary["toy"]["manifest"], ["train"])
     if given.json:
         print_result(summary, f"summary: {given.json}", to=str(given.json))
     return 0

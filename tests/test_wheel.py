@@ -68,7 +68,7 @@ def test_configurations_and_data_sets_come_along(avssl: Call) -> None:
 
 
 def test_the_demo(avssl: Call) -> None:
-    done = avssl("demo", "--quick", "--num-train", 32, "--num-test", 24, "--out", "runs/quick")
+    done = avssl("demo", "--quick", "--num-train", 32, "--num-test", 24, "--out", "runs/quick", "--json")
     assert done.returncode == 0, done.stderr[-2000:]
     out = Path(done.args[0]).parents[2] / "work" / "runs" / "quick"
     summary = json.loads((out / "summary.json").read_text())

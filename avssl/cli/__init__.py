@@ -5,6 +5,7 @@ import argparse
 import importlib
 import subprocess
 import sys
+from pathlib import Path
 
 from avssl.files import shipped
 
@@ -56,14 +57,24 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _data_set(arguments: list[str]) -> int:
-    names = sorted(path.stem for path in shipped("datasets").glob("*.py"))
+    scripts = sorted(shipped("datasets").glob("*.py"))
+    names = [path.stem for path in scripts]
+    listed = "\n".join(f"  {path.stem:9} {_first_line(path)}" for path in scripts)
     parser = argparse.ArgumentParser(
-        prog="avssl datasets", description=f"Call a script of datasets/: {', '.join(names)}."
+        prog="avssl datasets",
+        description="Write the manifest of a published data set from a copy on this machine, or make one.",
+        epilog=f"sets:\n{listed}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("name", choices=names, metavar="NAME", help="of the set; NAME --help tells more")
     parser.add_argument("arguments", nargs=argparse.REMAINDER, help="of the script")
     given = parser.parse_args(arguments)
     return _run("datasets", given.name, given.arguments)
+
+
+def _first_line(script: Path) -> str:
+    """What a script says of itself."""
+    return script.read_text().removeprefix('"""').splitlines()[0]
 
 
 def _run(folder: str, name: str, arguments: list[str]) -> int:

@@ -153,6 +153,9 @@ def _load(given: argparse.Namespace) -> tuple[Pretrained, EvalSpec]:
         info(f"{spec.num_clips} clips x {spec.num_crops} crops of each video")
     if given.folds is None and spec.splits[0].name == "fold1" and distributed.is_main():
         info(f"note: no clip has a split, so {len(spec.splits)} folds of whole groups are tested in turn (--folds)")
+    fewest = min(len(split.train) for split in spec.splits)
+    if given.protocol == "knn" and given.k >= fewest / 2 and distributed.is_main():
+        info(f"note: --k {given.k} neighbors of {fewest} training clips: try --k {max(1, fewest // 10)}")
     return with_data(model, num_workers=given.workers), spec
 
 

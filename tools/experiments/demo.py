@@ -12,6 +12,7 @@ Exit code: 0 done, 1 stopped or failed while training, 2 wrong call.
 
 import argparse
 import json
+import shlex
 import subprocess
 import sys
 import time
@@ -55,7 +56,12 @@ from avssl.weights.load import load_run
 NUM_CLIPS = 3  # clips averaged per video wherever features are taken
 COMPARED = ("avid", "avid_cma")
 SIZES = {"num_train": (600, 64), "num_test": (200, 32), "num_actions": (120, 12)}  # whole, and with --quick
-QUICK = ("data.clips_per_video=1", "data.batch_size=32", "data.num_workers=0")  # a worker takes seconds to start
+QUICK = (
+    "data.clips_per_video=1",
+    "data.batch_size=32",
+    "method.num_negatives=16",
+    "data.num_workers=0",
+)  # a worker takes seconds to start
 SHORT = "optim.epochs=2"  # of these; the experiment takes as many as the recipe
 MODELS = {
     "shortcut": "mean color and spectrum",
@@ -104,7 +110,7 @@ TABLES = (  # title, key of chance, {plain name: (section of the summary, key)}
 def run_demo(arguments: argparse.Namespace) -> tuple[dict[str, Any], str] | None:
     """Make the set, train and measure: the summary and its text; None when a training was stopped."""
     out, data = arguments.out, data_of(arguments)
-    make = [sys.executable, str(shipped("datasets") / "toy.py"), str(data)]
+    make = [sys.executable, str(shipped("datasets") / "toy.py"), str(data), "--no-next"]
     options = {"train": "num_train", "test": "num_test", "actions-train": "num_actions", "actions-test": "num_actions"}
     for option, name in options.items():
         make += [f"--{option}", str(size_of(arguments, name))]
@@ -138,7 +144,7 @@ def run_demo(arguments: argparse.Namespace) -> tuple[dict[str, Any], str] | None
         "probe_by_modality": probes.by_modality,
         "intervals": {"agreement_precision": intervals, "transfer": of_transfer, **probes.intervals},
         "seconds": time.perf_counter() - since,
-        "command": "make demo" if out == Path("runs/demo") else " ".join(["python", *sys.argv]),
+        "command": shlex.join(["avssl", "demo", *sys.argv[1:]]),
         "machine": f"{machine()}, torch {torch.__version__}",
         "seed": config.run.seed,
     }
@@ -146,7 +152,18 @@ def run_demo(arguments: argparse.Namespace) -> tuple[dict[str, Any], str] | None
     info("== write the report")
     with atomic_write(out / "report.html") as temporary:
         temporary.write_text(demo_page(summary, runs, toy), encoding="utf-8")
-    return summary, json.dumps(summary, indent=1)
+    return summary, in_words(summary)
+
+
+def in_words(summary: dict[str, Any]) -> str:
+    """The results as text."""
+    lines = []
+    for title, values, intervals, chance in tables(summary):
+        lines.append(f"{title} (chance {chance:.3f}):")
+        for name, value in values.items():
+            between = " ({:.3f} to {:.3f})".format(*intervals[name]) if name in intervals else ""
+            lines.append(f"  {name:45} {value:.3f}{between}")
+    return "\n".join(lines)
 
 
 def data_of(arguments: argparse.Namespace) -> Path:
