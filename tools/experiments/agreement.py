@@ -19,9 +19,8 @@ from pathlib import Path
 from typing import Any
 
 import experiment
-import numpy as np
 import torch
-from experiment import cached, features_of, interval_of, measure, probe_accuracy, read_set, table_of, train_timed
+from experiment import cached, features_of, gain_of, measure, probe_accuracy, read_set, table_of, train_timed
 
 from avssl import distributed
 from avssl.config import Config, load
@@ -151,12 +150,7 @@ def differences(results: Sequence[dict[str, Any]], rows: dict[str, str]) -> list
     for heading, name in rows.items():
         if name == BASE or "right" not in results[0][name]:
             continue
-        cells = []
-        for kind in ("linear", "knn"):
-            right = [[[int(digit) for digit in r[row]["right"][kind]] for r in results] for row in (name, BASE)]
-            beyond = np.subtract(*(np.mean(each, axis=0) for each in right))  # (m,)
-            low, high = interval_of(beyond)
-            cells.append(f"{beyond.mean():+.3f} ({low:+.3f} to {high:+.3f})")
+        cells = (gain_of(results, name, BASE, kind) for kind in ("linear", "knn"))
         lines.append(f"| {heading} | {' | '.join(cells)} |")
     return ["\n".join(lines)]
 

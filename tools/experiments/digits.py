@@ -25,6 +25,7 @@ import numpy as np
 import torch
 from experiment import (
     cached,
+    gain_of,
     linear_accuracy,
     load_either,
     measure,
@@ -311,12 +312,18 @@ def main_tables(found: dict[str, Sequence[dict[str, Any]]]) -> str:
 
 
 def hard_table(found: dict[str, Sequence[dict[str, Any]]]) -> str:
-    """One block of rows for each setting."""
+    """One block of rows for each setting; then what AVID-CMA gains beyond AVID."""
     names = {key: name.removesuffix(", from it") for name, key in MAIN_ROWS.items()}
-    return _stacked(
+    table = _stacked(
         table_of(seeds, {f"{setting}: {names[method]}": method for method in seeds[0]}, HARD_COLUMNS)
         for setting, seeds in found.items()
     )
+    lines = ["| AVID-CMA minus AVID | linear both | kNN both |", "|---|---|---|"]
+    for setting, seeds in found.items():
+        if {"avid", "avid_cma"} <= seeds[0].keys():
+            cells = (gain_of(seeds, "avid_cma", "avid", kind) for kind in ("linear", "knn"))
+            lines.append(f"| {setting} | {' | '.join(cells)} |")
+    return "\n\n".join([table, "\n".join(lines)] if len(lines) > 2 else [table])
 
 
 def ablation_table(found: dict[str, Sequence[dict[str, Any]]]) -> str:

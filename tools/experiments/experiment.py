@@ -283,6 +283,15 @@ def read_set(folder: Path) -> Manifest:
     return read_manifest(path)
 
 
+def gain_of(results: Sequence[dict[str, Any]], row: str, base: str, kind: Literal["linear", "knn"]) -> str:
+    """What a row names right beyond `base` on the same test clips, by both modalities: the mean over seeds, and its
+    95 % interval over clips. Of results of `measure`."""
+    right = [[[int(digit) for digit in r[name]["right"][kind]] for r in results] for name in (row, base)]
+    beyond = np.subtract(*(np.mean(each, axis=0) for each in right))  # (m,)
+    low, high = interval_of(beyond)
+    return f"{beyond.mean():+.3f} ({low:+.3f} to {high:+.3f})"
+
+
 def table_of(results: Sequence[dict[str, Any]], rows: dict[str, str], columns: dict[str, tuple[str, str]]) -> str:
     """A Markdown table of means and standard deviations over seeds.
 
