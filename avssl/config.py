@@ -340,7 +340,7 @@ def _read_text(path: Path) -> str:
         near = difflib.get_close_matches(str(path), names, n=1)
         hint = f"did you mean {near[0]}? " if near else ""
         raise ConfigError(
-            f"config {path} does not exist: {hint}Give the path of a YAML file, or a name such as toy/avid"
+            f"config {path} does not exist: {hint}give the path of a YAML file, or a name such as toy/avid"
         )
     try:
         return path.read_text(encoding="utf-8")

@@ -1,7 +1,7 @@
 """Write the manifest of AudioSet: 2.1 million YouTube clips of 10 s with one or more of 527 classes of sound.
 
-    python datasets/audioset.py ROOT --out data/audioset/manifest.parquet
-    python datasets/audioset.py ROOT --out data/audioset/manifest.parquet --download    # the lists only, CC BY 4.0
+    avssl datasets audioset ROOT --out data/audioset/manifest.parquet
+    avssl datasets audioset ROOT --out data/audioset/manifest.parquet --download    # the lists only, CC BY 4.0
 
 Layout: ROOT/class_labels_indices.csv, any of ROOT/{balanced_train,unbalanced_train,eval}_segments.csv and, anywhere
 below ROOT, clips named <YouTube id>_<start> or <id>_<start>_<end> (seconds, padded or not, or milliseconds), or whole

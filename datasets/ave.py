@@ -1,6 +1,6 @@
 """Write the manifest of AVE: 4,143 events of 28 classes that are seen and heard, in YouTube clips of 10 s.
 
-    python datasets/ave.py ROOT --out data/ave/manifest.parquet
+    avssl datasets ave ROOT --out data/ave/manifest.parquet
 
 Layout: ROOT/AVE/<YouTube id>.mp4 and ROOT/{Annotations,trainSet,valSet,testSet}.txt, as AVE_Dataset.zip unpacks. A row
 is an event: start and end are its seconds in the clip, null where the list gives it no length. One clip may hold

@@ -1,9 +1,9 @@
 """Write the manifest of the digits: handwritten digits, slowly panned, with spoken digits, paired by class only.
 
-    python datasets/digits.py MEDIA OUT                                    # all clips as they are
-    python datasets/digits.py MEDIA OUT --num-train 1000                   # fewer training clips
-    python datasets/digits.py MEDIA OUT --foreign 0.3                      # 30 % of training clips with a foreign sound
-    python datasets/digits.py MEDIA OUT --held-out-speakers lucas theo     # tested on speakers never heard in training
+    avssl datasets digits MEDIA OUT                                    # all clips as they are
+    avssl datasets digits MEDIA OUT --num-train 1000                   # fewer training clips
+    avssl datasets digits MEDIA OUT --foreign 0.3                      # 30 % of training clips with a foreign sound
+    avssl datasets digits MEDIA OUT --held-out-speakers lucas theo     # tested on speakers never heard in training
 
 MEDIA holds the clips and manifest.csv with the columns path, label, split, speaker. OUT/manifest.parquet refers to the
 clips in MEDIA; with --foreign, to copies in OUT/clips, where some training clips carry the sound of a training clip of

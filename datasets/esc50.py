@@ -1,7 +1,7 @@
 """Write the manifest of ESC-50: 2,000 sounds of 5 s in 50 classes, five official folds. Audio only.
 
-    python datasets/esc50.py ROOT --out data/esc50/manifest.parquet
-    python datasets/esc50.py ROOT --out data/esc50/manifest.parquet --download    # 600 MB from GitHub, CC BY-NC
+    avssl datasets esc50 ROOT --out data/esc50/manifest.parquet
+    avssl datasets esc50 ROOT --out data/esc50/manifest.parquet --download    # 600 MB from GitHub, CC BY-NC
 
 Layout: ROOT/ESC-50-master/{audio/<sound>.wav, meta/esc50.csv}, as GitHub's archive unpacks. Columns split1 ... split5:
 test where the sound is in that fold, else train; split is split1. group: the recording on freesound.org that a sound is

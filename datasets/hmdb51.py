@@ -1,6 +1,6 @@
 """Write the manifest of HMDB51: 6,766 clips of 51 actions from films, three official splits.
 
-    python datasets/hmdb51.py ROOT --out data/hmdb51/manifest.parquet
+    avssl datasets hmdb51 ROOT --out data/hmdb51/manifest.parquet
 
 Layout: ROOT/hmdb51_org/<class>/<clip>.avi (hmdb51_org.rar holds one rar for each class: unpack all into folders of
 their own) and ROOT/testTrainMulti_7030_splits/<class>_test_splitK.txt (test_train_splits.rar), K = 1, 2, 3. Copies in

@@ -1,7 +1,7 @@
 """Write the manifest of Kinetics-400, -600 or -700: YouTube clips of 10 s, one action each.
 
-    python datasets/kinetics.py ROOT --out data/kinetics/manifest.parquet
-    python datasets/kinetics.py ROOT --out data/kinetics/manifest.parquet --classes 700 --lists kinetics700
+    avssl datasets kinetics ROOT --out data/kinetics/manifest.parquet
+    avssl datasets kinetics ROOT --out data/kinetics/manifest.parquet --classes 700 --lists kinetics700
 
 With lists: ROOT/annotations/*.csv (or ROOT/*.csv, or --lists), official ones with the columns youtube_id, time_start,
 time_end, split and, but for hidden test labels, label; clips anywhere below ROOT, named <id>_<start>_<end> (seconds,

@@ -1,7 +1,7 @@
 """Make the toy sets: small clips of things that move and sound, for demos and tests on two CPU cores.
 
-    python datasets/toy.py OUT                                # a minute or two; again: says that the sets are there
-    python datasets/toy.py OUT --seed 1 --train 60 --test 24  # a small one
+    avssl datasets toy OUT                                # a minute or two; again: says that the sets are there
+    avssl datasets toy OUT --seed 1 --train 60 --test 24  # a small one
 
 What lives here: everything that is drawn in a toy clip, as tables (shapes, motions, sweeps, timbres) and a few
 functions that render them. What does not: encoding (avssl/media/encode.py) and the manifest (avssl/data).

@@ -1,6 +1,6 @@
 """Write the manifest of UCF101: 13,320 clips of 101 actions, three official splits.
 
-    python datasets/ucf101.py ROOT --out data/ucf101/manifest.parquet
+    avssl datasets ucf101 ROOT --out data/ucf101/manifest.parquet
 
 Layout: ROOT/UCF-101/<class>/v_<class>_gNN_cNN.avi (UCF101.rar) and ROOT/ucfTrainTestlist/{classInd,trainlist0K,
 testlist0K}.txt (UCF101TrainTestSplits-RecognitionTask.zip), K = 1, 2, 3. Copies in other containers are found too.

@@ -1,7 +1,7 @@
 """Write the manifest of VGGSound: about 199,000 YouTube clips of 10 s, 309 classes of sound that are seen and heard.
 
-    python datasets/vggsound.py ROOT --out data/vggsound/manifest.parquet
-    python datasets/vggsound.py ROOT --out data/vggsound/manifest.parquet --download    # the list only, CC BY 4.0
+    avssl datasets vggsound ROOT --out data/vggsound/manifest.parquet
+    avssl datasets vggsound ROOT --out data/vggsound/manifest.parquet --download    # the list only, CC BY 4.0
 
 Layout: ROOT/vggsound.csv (YouTube id, start, label, split) and, anywhere below ROOT, clips named <id>_<start> or
 <id>_<start>_<end> (seconds, padded or not, or milliseconds), or whole videos named <id>: their rows get start and end.

@@ -352,7 +352,7 @@ def test_embeddings_of_an_earlier_version_are_told(store: Store, run: Path, mixe
     write_store(tmp_path / "e", load_run(run), mixed, manifest_path=Path("m"), num_clips=1, split="test")
     shard = tmp_path / "e" / "shard-00000.parquet"
     pq.write_table(pq.read_table(shard).drop_columns("has_video"), shard)
-    with pytest.raises(StoreError, match=r"written by an earlier version.*: delete that folder and run tools/extract"):
+    with pytest.raises(StoreError, match=r"written by an earlier version.*: delete that folder and run avssl embed"):
         read_store(tmp_path / "e")
 
 

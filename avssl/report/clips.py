@@ -153,7 +153,8 @@ def _place(cosines: Tensor, usable: Tensor, place: int, best: int) -> str:
     others = usable.clone()
     others[place] = False
     nearer = float((cosines[others] >= cosines[best]).float().mean())
-    return f"{float(cosines[best]):.2f} (nearest {100 * nearer:.2g} %)"
+    share = f"{100 * nearer:.0f}" if nearer >= 0.1 else f"{100 * nearer:.2g}"
+    return f"{float(cosines[best]):.2f} (nearest {share} %)"
 
 
 def _wanted(cosines: Mapping[str, Tensor], free: Tensor) -> list[tuple[str, Tensor]]:

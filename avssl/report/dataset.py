@@ -10,7 +10,7 @@ import numpy as np
 
 from avssl.config import ConfigError, DataConfig
 from avssl.data.manifest import Manifest
-from avssl.data.policy import TITLES, admit, cases
+from avssl.data.policy import TITLES, admit, cases, split_of
 from avssl.report.page import note, paragraph, table
 
 MAX_SPLITS = 6  # columns; smaller splits are counted together
@@ -37,7 +37,7 @@ def dataset_parts(manifest: Manifest, data: DataConfig, *, num_trained: int) -> 
     hours = f"{_hours(manifest, 'video'):.2f} hours of video, {_hours(manifest, 'audio'):.2f} hours of audio"
     parts = [
         paragraph(
-            f"{num_trained:,} clips of data.split={data.split or 'null'} were trained on. "
+            f"{num_trained:,} clips of data.split={split_of(manifest, data) or 'null'} were trained on. "
             f"The manifest has {len(manifest):,} rows: {hours}; {labels}."
         ),
         table("Rows by split and missing modality", columns, lines),

@@ -442,7 +442,7 @@ def test_what_the_owner_offers_is_fetched(copies, run, tmp_path: Path, monkeypat
 @pytest.mark.parametrize("name", RECIPES)
 def test_the_table_and_the_docstring_name_every_set_its_numbers_and_its_command(name: str) -> None:
     readme = (FOLDER / "README.md").read_text(encoding="utf-8")
-    command = f"python datasets/{name}.py ROOT --out data/{name}/manifest.parquet"
+    command = f"avssl datasets {name} ROOT --out data/{name}/manifest.parquet"
     assert command in readme
     assert command in load(name).__doc__
     expected = load(name).EXPECTED

@@ -58,7 +58,7 @@ def test_folds_divide_no_group_and_ask_about_every_clip_once() -> None:
         ({"label": [None] * 4, "split": ["train"] * 4}, {}, "no clip of the manifest has a label"),
         (
             {"label": list("abab"), "split": [None] * 4},
-            {},
+            {"test_split": "test"},
             "no labeled clip has split=train .there are none.*--folds",
         ),
         ({"label": list("abab"), "split": ["train"] * 4}, {}, "split=test .there is train.*--test-split"),

@@ -296,11 +296,17 @@ def test_references_and_their_neighbours() -> None:
     targets = np.full(16, -1)
     shown = {clips[0].row: clips for clips in reference_clips(vectors, targets, num=6).values()}
     found = {clip.role: (clip.row, clip.note) for clip in shown[10]}
-    assert found["Looks alike, sounds different"] == (12, "cosine: video 1.00, audio -1.00")
-    assert found["Sounds alike, looks different"] == (13, "cosine: video -1.00, audio 1.00")
+    assert found["Looks alike, sounds different"] == (
+        12,
+        "cosine: video 1.00 (nearest 40 %), audio -1.00 (nearest 100 %)",
+    )
+    assert found["Sounds alike, looks different"] == (
+        13,
+        "cosine: video -1.00 (nearest 100 %), audio 1.00 (nearest 20 %)",
+    )
     assert [clip.role for clip in shown[10][1:3]] == ["Positive by agreement"] * 2
     assert [clip.row for clip in shown[10][1:3]] == [11, 15]
-    assert shown[10][1].note == "cosine: video 1.00, audio 0.80"
+    assert shown[10][1].note == "cosine: video 1.00 (nearest 40 %), audio 0.80 (nearest 40 %)"
     assert all(len({clip.row for clip in clips}) == len(clips) for clips in shown.values())
     targets[10:] = 0
     assert len(reference_clips(vectors, targets)) == 1  # of one class

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 import avssl
-from avssl.cli import browse, retrieve
+from avssl.cli import browse, search
 from avssl.retrieval import store as stores
 from avssl.retrieval.store import StoreError
 from avssl.retrieval.write import store_of_arrays
@@ -54,10 +54,10 @@ def test_neighbours_are_those_of_the_arrays(folder: Path, way: str) -> None:
 
 
 def test_tools_take_it(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert retrieve.main([str(folder), "--query", "clip7.mp4", "--from", "audio", "--to", "video", "--json"]) == 0
+    assert search.main([str(folder), "--query", "clip7.mp4", "--from", "audio", "--to", "video", "--json"]) == 0
     assert len(json.loads(capsys.readouterr().out)["neighbours"]) == 10
     (folder.parent / "other.mp4").write_bytes(b"")
-    assert retrieve.main([str(folder), "--query", str(folder.parent / "other.mp4")]) == 2
+    assert search.main([str(folder), "--query", str(folder.parent / "other.mp4")]) == 2
     assert "of arrays, not of a run" in capsys.readouterr().err
     (store,) = browse.open_stores([folder], None)
     assert store.meta.root == str(folder.parent)

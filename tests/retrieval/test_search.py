@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from avssl.cli import retrieve
+from avssl.cli import search as command
 from avssl.retrieval.search import (
     WAYS,
     QueryError,
@@ -152,7 +152,7 @@ def test_parts_of_a_file_are_told_apart(tmp_path: Path, capsys: pytest.CaptureFi
     assert (query.name, query_of_row(store, 3).name) == ("a.mp4 (1.5 s to 3 s)", "b.mp4")
     found = search(store, query, way="v2v", k=3)
     assert {(each.id, each.start, each.end) for each in found} == {(3, None, 1.5), (7, 3.0, None), (9, None, None)}
-    assert retrieve.main([str(tmp_path), "--query", "4", "--k", "3"]) == 0
+    assert command.main([str(tmp_path), "--query", "4", "--k", "3"]) == 0
     lines = sorted(line.split(maxsplit=3)[1:] for line in capsys.readouterr().out.splitlines()[1:])
     assert lines == [["3", "-", "a.mp4 (0 s to 1.5 s)"], ["7", "-", "a.mp4 (3 s to the end)"], ["9", "-", "b.mp4"]]
 

@@ -45,7 +45,8 @@ def call(module, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[
 
 def test_main_and_hard(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     media = make_digits(tmp_path / "media")
-    monkeypatch.setattr(digits, "CONFIGS", write_configs(tmp_path / "configs", OPTIONS))
+    write_configs(tmp_path / "configs" / "digits", OPTIONS)
+    monkeypatch.setattr("avssl.config.shipped", lambda name: tmp_path / name)
     small = [*SMALL, "optim.epochs=1"]
     printed = call(digits, monkeypatch, capsys, media, *small, "--out", tmp_path / "main", "--seeds", 0, 1)
     for heading in ("AVID-CMA, from it", "random weights", "hand-made features", "linear both", "consensus", "±"):
@@ -106,7 +107,7 @@ def test_natural(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest
     monkeypatch.setattr(natural, "WINDOW_SECONDS", 0.4)
     for name in ("speech", "fight"):
         write_configs(tmp_path / "configs" / name, {"infonce": []})
-    monkeypatch.setattr(natural, "CONFIGS", tmp_path / "configs")
+    monkeypatch.setattr("avssl.config.shipped", lambda name: tmp_path / name)
     what = ["--out", tmp_path / "out", "--speech", "talk", "--json", tmp_path / "metrics.json"]
     printed = call(natural, monkeypatch, capsys, tmp_path / "media", *SMALL, "data.split=null", "optim.epochs=1", *what)
     found = json.loads((tmp_path / "metrics.json").read_text())

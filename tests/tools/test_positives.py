@@ -30,7 +30,7 @@ SMALL = [
 
 def write_configs(folder: Path) -> Path:
     """Recipes of miniature size: avid, neighbour and joint."""
-    folder.mkdir()
+    folder.mkdir(parents=True)
     for name, options in {"avid": [*HEAD, "num_negatives: 8"], "neighbour": HEAD, "joint": []}.items():
         lines = ["data:", "  manifest: none", "method:", f"  name: {name}", *(f"  {option}" for option in options)]
         if name == "joint":
@@ -73,7 +73,8 @@ def call(
 def test_table_and_picture(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(positives, "CONFIGS", write_configs(tmp_path / "configs"))
+    write_configs(tmp_path / "configs" / "toy")
+    monkeypatch.setattr("avssl.config.shipped", lambda name: tmp_path / name)
     monkeypatch.setattr(positives, "NUM_SCENES", 1)
     monkeypatch.setattr(positives, "SCENE_SIZE", 48)
     out, rows, where = tmp_path / "out", ("random_frames", "neighbour_frames", "joint"), tmp_path / "figures.json"
@@ -134,7 +135,7 @@ def test_missing_data_names_the_command(
 ) -> None:
     code, _, said = call(positives, monkeypatch, capsys, tmp_path, "--out", tmp_path / "out")
     assert code == 2
-    assert f"make the clips with python datasets/toy.py {tmp_path}" in said
+    assert f"make the clips with avssl datasets toy {tmp_path}" in said
 
 
 def test_rows_differ_in_what_they_say_only() -> None:

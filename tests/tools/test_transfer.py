@@ -33,7 +33,7 @@ def small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
             lines += ["run:", "  dir: none"]
             text = "\n".join(lines).replace("  manifest: none", "  manifest: none\n  split: null")
             (folder / f"{method}.yaml").write_text(text + "\n")
-    monkeypatch.setattr(transfer, "CONFIGS", tmp_path / "configs")
+    monkeypatch.setattr("avssl.config.shipped", lambda name: tmp_path / name)
     sets = {
         "toy_actions": Set("toy", num_clips=1, tuned=True),
         "fight": Set("fight", num_clips=1, folds=2, tuned=True),
