@@ -20,7 +20,7 @@ from tests.support.runs import free_port
 STEPS = 3
 # Nearly constant sound, divided by its deviation: equal to 4e-7 in the first step, apart by rounding after it.
 # Adversarial views follow the signs of gradients that are nearly 0.
-# Rankings take the most similar vectors, which of these untrained ones are alike to 1e-6: rounding chooses, by processor.
+# Rankings take the most similar vectors, which of these untrained ones are alike to 1e-6: rounding chooses.
 FIRST_STEP_ALONE = ("barlow across", "simclr, adversarial", "patch with ranking")
 FROZEN, FROZEN_CASE, WARM_UP = "finetune, warming up", ("finetune",), {"warmup_epochs": 1}
 
