@@ -243,6 +243,11 @@ def print_next(*words: object, title: str = "next") -> None:
     print(f"{title}: {shlex.join(map(str, ('avssl', *words)))}", file=sys.stderr)
 
 
+def first_line(error: BaseException) -> str:
+    """What an error says in its first line, or its kind."""
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)
+
+
 def shipped(name: str) -> Path:
     """The folder of configs, datasets or experiments: in the installed package, or beside it in a checkout."""
     package = Path(__file__).parent

@@ -10,9 +10,9 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, Protocol
 
-from avssl.files import digest
+from avssl.files import digest, first_line
 
-ENVIRONMENT = "avssl"  # project or experiment, unless WANDB_PROJECT or MLFLOW_EXPERIMENT_NAME says another
+PROJECT = "avssl"  # project or experiment, unless WANDB_PROJECT or MLFLOW_EXPERIMENT_NAME says another
 
 
 class Tracker(Protocol):
@@ -43,7 +43,7 @@ class WandB:
 
     def __init__(self, folder: Path, *, config: Mapping[str, Any]) -> None:
         wandb = _imported("wandb")
-        where = {"project": os.environ.get("WANDB_PROJECT", ENVIRONMENT), "name": folder.name, "dir": str(folder)}
+        where = {"project": os.environ.get("WANDB_PROJECT", PROJECT), "name": folder.name, "dir": str(folder)}
         own = digest(folder.resolve(), num_bytes=8)
         self._run = wandb.init(**where, id=own, resume="allow", config=dict(config))
 
@@ -63,7 +63,7 @@ class MLflow:
         kept = folder / "mlflow.json"
         before = json.loads(kept.read_text())["run_id"] if kept.exists() else None
         if before is None:
-            self._mlflow.set_experiment(os.environ.get("MLFLOW_EXPERIMENT_NAME", ENVIRONMENT))
+            self._mlflow.set_experiment(os.environ.get("MLFLOW_EXPERIMENT_NAME", PROJECT))
         run = self._mlflow.start_run(run_id=before, run_name=folder.name)
         if before is None:
             kept.write_text(json.dumps({"run_id": run.info.run_id}) + "\n")
@@ -101,7 +101,7 @@ class Guarded:
 
     def _give_up(self, error: Exception) -> None:
         self._tracker = None
-        reason = _first_line(error)
+        reason = first_line(error)
         print(f"warning: {self._name} takes no more metrics ({reason}); log.jsonl has all", file=sys.stderr)
 
 
@@ -129,13 +129,9 @@ def open_trackers(
             try:
                 tracker = {"wandb": WandB, "mlflow": MLflow}[name](folder, config=config)
             except Exception as error:  # whatever it raises
-                raise ValueError(f"run.loggers: {name} cannot be opened ({_first_line(error)})") from error
+                raise ValueError(f"run.loggers: {name} cannot be opened ({first_line(error)})") from error
             found.append(Guarded(tracker, name))
     return found
-
-
-def _first_line(error: Exception) -> str:
-    return next(iter(str(error).strip().splitlines()), type(error).__name__)
 
 
 def _imported(name: str) -> ModuleType:

@@ -40,12 +40,15 @@ def main(arguments: list[str] | None = None) -> int:
         epilog=f"commands:\n{listed}\n\navssl COMMAND --help tells more.",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--version", action=_Version, help="print the versions of avssl and torch's packages")
+    parser.add_argument("--version", action="store_true", help="print the versions of avssl and torch's packages")
     parser.add_argument(
         "command", nargs="?", choices=[*COMMANDS, *SCRIPTS], metavar="COMMAND", help="one of those below"
     )
     parser.add_argument("arguments", nargs=argparse.REMAINDER, help=argparse.SUPPRESS)
     given = parser.parse_args(arguments)
+    if given.version:
+        print(_versions())
+        return 0
     if given.command is None:
         parser.print_help(sys.stderr)
         return 2
@@ -87,22 +90,15 @@ def _run(folder: str, name: str, arguments: list[str]) -> int:
                 continue
 
 
-class _Version(argparse.Action):
-    """Imports what it names only when asked."""
+def _versions() -> str:
+    from importlib.metadata import PackageNotFoundError, version
 
-    def __init__(self, **given: object) -> None:
-        super().__init__(nargs=0, **given)
+    import avssl
 
-    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
-        from importlib.metadata import PackageNotFoundError, version
-
-        import avssl
-
-        found = [f"avssl {avssl.__version__}", f"Python {sys.version.split()[0]}"]
-        for name in ("torch", "torchvision", "torchaudio", "av", "faiss-gpu", "faiss-cpu"):
-            try:
-                found.append(f"{name} {version(name)}")
-            except PackageNotFoundError:
-                continue
-        print("\n".join(found))
-        parser.exit()
+    found = [f"avssl {avssl.__version__}", f"Python {sys.version.split()[0]}"]
+    for name in ("torch", "torchvision", "torchaudio", "av", "faiss-gpu", "faiss-cpu"):
+        try:
+            found.append(f"{name} {version(name)}")
+        except PackageNotFoundError:
+            continue
+    return "\n".join(found)

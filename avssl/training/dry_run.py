@@ -30,9 +30,12 @@ def dry_run(config: Config, say: Callable[[str], object]) -> None:
     run = set_up(config)
     for line in describe(run):
         say(line)
+    left = run.batches.num_steps - run.first_step
+    if not left:
+        say("complete: no step is left")
+        return
     run.model.train()
     first = 1 + PREFETCH * config.data.num_workers
-    left = run.batches.num_steps - run.first_step
     marks = []
     with lost_workers_named(run.dataset, config.data):
         num = min(first + MEASURED, left)
@@ -43,9 +46,12 @@ def dry_run(config: Config, say: Callable[[str], object]) -> None:
             done.loss.item()  # waits for a GPU
             marks.append(time.perf_counter())
     steps = min(MEASURED, len(marks) - 1)
-    seconds = (marks[-1] - marks[-1 - steps]) / steps if steps else float("nan")
-    how = f"mean of {steps}, after {len(marks) - steps} to warm up"
-    say(f"{left} steps of {seconds:.2f} s ({how}): {_duration(left * seconds)}")
+    if steps:
+        seconds = (marks[-1] - marks[-1 - steps]) / steps
+        how = f"mean of {steps}, after {len(marks) - steps} to warm up"
+        say(f"{left} steps of {seconds:.2f} s ({how}): {_duration(left * seconds)}; mining is not among them")
+    else:
+        say("1 step is left, too few to tell its seconds")
     say(f"at most {_peak_bytes(run.device) / 1e9:.1f} GB of memory on each process so far")
     disk = _num_bytes([run.method.state_dict(), run.optimizer.state_dict()]) / 1e6
     say(

@@ -73,7 +73,7 @@ def resume(
                 "on: their vectors in the memory banks start at random"
             )
         elif has_banks:
-            notes.append(f"starts from {config.model.init}, with the memories of all {int(valid.sum())} clips")
+            notes.append(f"starts from {config.model.init}, with its bank vectors of all {int(valid.sum())} clips")
         else:
             notes.append(f"starts from {config.model.init}")
     method.check_start()

@@ -9,6 +9,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
 
+from avssl.files import first_line
+
 PREFIX = "hf:"
 FILES = ("config.json", "encoders.safetensors", "README.md")  # of a folder of weights; nothing else is fetched
 
@@ -60,5 +62,4 @@ def _errors_named(name: str) -> Iterator[ModuleType]:
     try:
         yield hub
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as error:
-        why = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise HubError(f"{name}: the hub says: {why}") from error
+        raise HubError(f"{name}: the hub says: {first_line(error)}") from error

@@ -56,12 +56,8 @@ from avssl.weights.load import load_run
 NUM_CLIPS = 3  # clips averaged per video wherever features are taken
 COMPARED = ("avid", "avid_cma")
 SIZES = {"num_train": (600, 64), "num_test": (200, 32), "num_actions": (120, 12)}  # whole, and with --quick
-QUICK = (
-    "data.clips_per_video=1",
-    "data.batch_size=32",
-    "method.num_negatives=16",
-    "data.num_workers=0",
-)  # a worker takes seconds to start
+# of --quick; without workers, which take seconds to start
+QUICK = ("data.clips_per_video=1", "data.batch_size=32", "data.num_workers=0", "method.num_negatives=16")
 SHORT = "optim.epochs=2"  # of these; the experiment takes as many as the recipe
 MODELS = {
     "shortcut": "mean color and spectrum",
@@ -152,10 +148,10 @@ def run_demo(arguments: argparse.Namespace) -> tuple[dict[str, Any], str] | None
     info("== write the report")
     with atomic_write(out / "report.html") as temporary:
         temporary.write_text(demo_page(summary, runs, toy), encoding="utf-8")
-    return summary, in_words(summary)
+    return summary, results_text(summary)
 
 
-def in_words(summary: dict[str, Any]) -> str:
+def results_text(summary: dict[str, Any]) -> str:
     """The results as text."""
     lines = []
     for title, values, intervals, chance in tables(summary):
