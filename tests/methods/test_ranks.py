@@ -17,7 +17,7 @@ from avssl.training.resume import shared_buffers
 from tests.support.contract import CASES, NUM, batch_of, build, progress
 from tests.support.runs import free_port
 
-STEPS = 3
+STEPS = 2  # of whole passes, and of passes in parts
 # Nearly constant sound, divided by its deviation: equal to 4e-7 in the first step, apart by rounding after it.
 # Adversarial views follow the signs of gradients that are nearly 0.
 # Rankings take the most similar vectors, which of these untrained ones are alike to 1e-6: rounding chooses.

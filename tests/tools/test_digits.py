@@ -61,13 +61,12 @@ def test_main_and_hard(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: 
     again = call(digits, monkeypatch, capsys, media, *small, "--out", tmp_path / "main", "--seeds", 0, 1)
     assert again == printed
 
-    monkeypatch.setitem(digits.HARD, "300 clips", digits.Setting(("--num-train", "8"), 3, 2))
-    monkeypatch.setitem(digits.HARD, "30 % foreign sounds", digits.Setting(("--foreign", "0.3"), 2, 2))
-    settings = ["--part", "hard", "--settings", "300 clips", "30 % foreign sounds", "--seeds", 0]
+    few = digits.Setting(("--num-train", "8", "--foreign", "0.3"), 3, 2)
+    monkeypatch.setitem(digits.HARD, "300 clips", few)
+    settings = ["--part", "hard", "--settings", "300 clips", "--seeds", 0]
     printed = call(digits, monkeypatch, capsys, media, *small, "--out", tmp_path / "hard", *settings)
-    for setting in ("300 clips", "30 % foreign sounds"):
-        for method in ("in-batch InfoNCE", "AVID", "AVID-CMA"):
-            assert f"| {setting}: {method} |" in printed
+    for method in ("in-batch InfoNCE", "AVID", "AVID-CMA"):
+        assert f"| 300 clips: {method} |" in printed
     steps = {
         method: (tmp_path / "hard" / "300_clips" / "seed0" / method / "log.jsonl").read_text().count('"loss"')
         for method in OPTIONS

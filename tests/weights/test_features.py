@@ -278,7 +278,7 @@ def _one_of_two(rank: int, run: str, manifest: str, folder: str) -> None:
 
     assert find(Path(folder)).readable.all()  # what the other process has found is here too
     torch.distributed.barrier()
-    torch.distributed.distributed_c10d._set_pg_timeout(timedelta(seconds=3))
+    torch.distributed.distributed_c10d._set_pg_timeout(timedelta(seconds=2))
     (Path(folder) / "waited_for" / f"{rank}").touch()
     assert find(Path(folder) / "waited_for").readable.all()
     distributed.shut_down()
@@ -294,7 +294,7 @@ def test_two_processes_find_what_one_finds(run: Path, clip_set: Manifest, tmp_pa
         with folder_lock(late):
             while not (late / "1").exists():
                 time.sleep(0.1)
-            time.sleep(6)
+            time.sleep(4)
             shutil.copytree(kept := next(tmp_path.glob("[!w]*")), late / kept.name)
 
     with ThreadPoolExecutor(1) as threads:
