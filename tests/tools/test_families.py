@@ -2,6 +2,7 @@
 
 import json
 import sys
+from argparse import Namespace
 from pathlib import Path
 from types import ModuleType
 
@@ -61,6 +62,18 @@ def test_rows_take_the_rate_that_held_out_clips_choose(
         monkeypatch.setattr(sys, "argv", [families.__file__, *map(str, words), *more])
         assert families.main() == 2
         assert message in capsys.readouterr().err
+
+
+def test_a_variant_is_trained_once_at_the_rate_of_its_base(tmp_path: Path) -> None:
+    arguments, toy = Namespace(kept=tmp_path), families.Set("toy", tmp_path, (3, 4))
+    with pytest.raises(ValueError, match="simclr_unequal takes the rate of simclr, which is not measured yet"):
+        families.rates_and_seeds(arguments, toy, "simclr_unequal")
+    (tmp_path / "families_toy_simclr.json").write_text('{"rate": 0.5}')
+    assert families.rates_and_seeds(arguments, toy, "simclr_unequal") == ((0.5,), (3,))
+    assert families.rates_and_seeds(arguments, toy, "simclr") == (families.RATES, (3, 4))
+    for name in ("toy", "digits"):
+        trained = [path.stem for path in (families.shipped("configs") / name).glob("*.yaml")]
+        assert {families.VARIANTS[row] for row in trained if row in families.VARIANTS} <= set(trained)
 
 
 def test_the_contact_sheet_shows_every_task(

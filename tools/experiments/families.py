@@ -6,8 +6,8 @@
 DATA holds the set of `avssl datasets toy DATA`, --digits that of `avssl datasets digits MEDIA --out digits`;
 patch and joint need --tracks, of avssl track on the toy set, and are left out without. A row is a configuration of
 configs/toy or configs/digits. Its learning rate is that of RATES whose features of the first seed a linear probe reads
-best on a third of the training clips, which the probe has not seen. Test clips choose nothing. The row `random` is
-what infonce starts from. Finished rows lie in docs/results/data and are not trained again; a row of other settings is
+best on a third of the training clips, which the probe has not seen. Test clips choose nothing. VARIANTS are trained
+once, at the rate of the row that they vary. The row `random` is what infonce starts from. Finished rows lie in docs/results/data and are not trained again; a row of other settings is
 refused by name. A stopped training is resumed.
 Exit code: 0 done, 1 stopped or failed while training, 2 wrong call.
 """
@@ -49,9 +49,13 @@ COMMON = (
     *("optim.warmup_epochs=0.5", "data.cache_gigabytes=4", "data.num_workers=1", "run.num_threads=2"),
 )
 SECONDS_EACH = 60  # that a training should take at most
-NUM_CLIPS = 2  # clips averaged per video wherever features are taken
+NUM_CLIPS = 1  # of a video wherever features are taken
 ALONE = ("finetune", "avid_cma")  # knows labels; starts from another row
 OWN = {("toy", "avid"): ("method.in_batch_epochs=1",)}  # of the few epochs here
+VARIANTS = {  # row: the row that it varies
+    **{f"simclr_{name}": "simclr" for name in ("adversarial", "differences", "unequal")},
+    **{"swav_differences": "swav", "seer": "swav", "cpc_dpc": "cpc", "byol_vit": "byol", "pirl_rotation": "pirl"},
+}
 RANDOM = "random"  # the row of untrained encoders
 LEFT_OUT = {"run.dir", "run.seed", "run.num_threads", "optim.lr", "data.manifest", "data.num_workers"}  # not compared
 
@@ -74,9 +78,9 @@ def sets_of(arguments: argparse.Namespace) -> list[Set]:
 
 
 def rows_to_train(arguments: argparse.Namespace, each: Set) -> list[str]:
-    """Names of the configurations that are asked for, in alphabetical order."""
-    names = sorted(path.stem for path in (shipped("configs") / each.name).glob("*.yaml"))
-    names = [name for name in names if name not in ALONE]
+    """Names of the configurations that are asked for, in alphabetical order, variants last."""
+    names = {path.stem for path in (shipped("configs") / each.name).glob("*.yaml")} - set(ALONE)
+    names = sorted(names, key=lambda name: (name in VARIANTS, name))
     unknown = set(arguments.only or ()) - {path.stem for path in shipped("configs").glob("*/*.yaml")}
     if unknown:
         raise ValueError(f"--only {', '.join(sorted(unknown))}: no configuration has this name")
@@ -118,21 +122,36 @@ def check_settings(kept: Path, config: Config) -> None:
 def run_row(arguments: argparse.Namespace, each: Set, *, name: str, manifest: Manifest) -> dict[str, Any] | None:
     """Metrics of a row over its seeds at the rate that held-out training clips chose; None when it was stopped."""
     found: dict[float, dict[str, Any]] = {}
-    for rate in RATES:
+    rates, seeds = rates_and_seeds(arguments, each, name)
+    for rate in rates:
         result = run_once(arguments, each, name, manifest, seed=each.seeds[0], rate=rate)
         if result is None:
             return None
         found[rate] = result
     best = max(found, key=lambda rate: max(found[rate]["held_out"].values()))
     results = [found[best]]
-    for seed in each.seeds[1:]:
+    for seed in seeds[1:]:
         result = run_once(arguments, each, name, manifest, seed=seed, rate=best)
         if result is None:
             return None
         results.append(result)
     settings = settings_of(config_of(arguments, each, name, seed=0, rate=best))
-    held_out = {f"{rate:g}": found[rate]["held_out"] for rate in RATES}
+    held_out = {f"{rate:g}": found[rate]["held_out"] for rate in rates}
     return {"rate": best, "held_out": held_out, "settings": settings, "seeds": results}
+
+
+def rates_and_seeds(arguments: argparse.Namespace, each: Set, name: str) -> tuple[tuple[float, ...], tuple[int, ...]]:
+    """Of a row. Raises ValueError for a variant whose base is not measured yet."""
+    if name not in VARIANTS:
+        return RATES, each.seeds
+    base = kept_in(arguments, each, VARIANTS[name])
+    if not base.exists():
+        raise ValueError(f"{name} takes the rate of {VARIANTS[name]}, which is not measured yet: add it to --only")
+    return (json.loads(base.read_text())["rate"],), each.seeds[:1]
+
+
+def kept_in(arguments: argparse.Namespace, each: Set, name: str) -> Path:
+    return arguments.kept / f"families_{each.name}_{name}.json"
 
 
 def run_once(
@@ -187,7 +206,7 @@ def compare(arguments: argparse.Namespace) -> tuple[dict[str, Any], str] | None:
         results[each.name] = {}
         names = rows_to_train(arguments, each)
         for name in ([RANDOM] if "infonce" in names else []) + names:
-            kept = arguments.kept / f"families_{each.name}_{name}.json"
+            kept = kept_in(arguments, each, name)
             config = config_of(arguments, each, "infonce" if name == RANDOM else name, seed=0, rate=RATES[0])
             if kept.exists():
                 check_settings(kept, config)
@@ -246,8 +265,8 @@ def seconds_per_step(row: dict[str, Any]) -> float | None:
 def plan(arguments: argparse.Namespace) -> Iterator[str]:
     total = 0
     for each in sets_of(arguments):
-        times = len(RATES) + len(each.seeds) - 1
         for name in rows_to_train(arguments, each):
+            times = 1 if name in VARIANTS else len(RATES) + len(each.seeds) - 1
             config = config_of(arguments, each, name, seed=each.seeds[0], rate=RATES[0])
             total += times
             yield f"{experiment.describe(config)}, {times} times"
