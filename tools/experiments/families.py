@@ -54,7 +54,11 @@ ALONE = ("finetune", "avid_cma")  # knows labels; starts from another row
 OWN = {("toy", "avid"): ("method.in_batch_epochs=1",)}  # of the few epochs here
 VARIANTS = {  # row: the row that it varies
     **{f"simclr_{name}": "simclr" for name in ("adversarial", "differences", "unequal")},
-    **{"swav_differences": "swav", "seer": "swav", "cpc_dpc": "cpc", "byol_vit": "byol", "pirl_rotation": "pirl"},
+    "swav_differences": "swav",
+    "seer": "swav",
+    "cpc_dpc": "cpc",
+    "byol_vit": "byol",
+    "pirl_rotation": "pirl",
 }
 RANDOM = "random"  # the row of untrained encoders
 LEFT_OUT = {"run.dir", "run.seed", "run.num_threads", "optim.lr", "data.manifest", "data.num_workers"}  # not compared
