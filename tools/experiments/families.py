@@ -3,12 +3,12 @@
     python tools/experiments/families.py data --digits digits --out runs/families
     python tools/experiments/families.py data --out runs/families --only simclr moco_v3 --seeds 0
 
-DATA holds the set of `avssl datasets toy DATA`, --digits that of `avssl datasets digits MEDIA --out digits`;
+DATA holds the set of `avssl datasets toy DATA`, --digits that of `avssl datasets digits MEDIA DIGITS`;
 patch and joint need --tracks, of avssl track on the toy set, and are left out without. A row is a configuration of
 configs/toy or configs/digits. Its learning rate is that of RATES whose features of the first seed a linear probe reads
 best on a third of the training clips, which the probe has not seen. Test clips choose nothing. VARIANTS are trained
-once, at the rate of the row that they vary. The row `random` is what infonce starts from. Finished rows lie in docs/results/data and are not trained again; a row of other settings is
-refused by name. A stopped training is resumed.
+once, at the rate of the row that they vary. The row `random` is what infonce starts from. Finished rows lie in
+docs/results/data and are not trained again; a row of other settings is refused by name. A stopped training is resumed.
 Exit code: 0 done, 1 stopped or failed while training, 2 wrong call.
 """
 
