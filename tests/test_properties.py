@@ -25,7 +25,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from avssl import distributed
 from avssl.data.manifest import IDENTITY, SCHEMA, Manifest
-from avssl.data.sampling import TrainingBatches
+from avssl.data.sampling import NO_CLIP, TrainingBatches
 from avssl.methods.avid import AVID, AVIDOptions
 from avssl.methods.avid_cma import AVIDCMAOptions
 from avssl.mining import tiles
@@ -468,15 +468,19 @@ def test_one_process_equals_three(tmp_path: Path) -> None:
 
 @examples
 @given(
-    st.sets(st.integers(0, 30), min_size=1, max_size=12), st.integers(1, 4), st.integers(1, 3), st.integers(1, 4), seeds
+    st.sets(st.integers(0, 30), min_size=1, max_size=12),
+    st.integers(1, 4),
+    st.integers(1, 3),
+    st.integers(1, 12),
+    seeds,
 )
 def test_batches_pass_over_all_videos_before_any_again_on_any_ranks_from_any_step(
-    ids: set[int], clips_per_video: int, world_size: int, rows: int, seed: int
+    ids: set[int], clips_per_video: int, world_size: int, batch_size: int, seed: int
 ) -> None:
-    rows = min(rows, len(ids) * clips_per_video // world_size)
-    if not rows:
+    batch_size = min(batch_size, len(ids) * clips_per_video)
+    if batch_size < world_size:
         return
-    common = {"clips_per_video": clips_per_video, "batch_size": rows * world_size, "num_epochs": 2, "seed": seed}
+    common = {"clips_per_video": clips_per_video, "batch_size": batch_size, "num_epochs": 2, "seed": seed}
     known = np.array(sorted(ids))
     whole = list(TrainingBatches(known, **common))
     steps = len(whole) // 2
@@ -490,7 +494,11 @@ def test_batches_pass_over_all_videos_before_any_again_on_any_ranks_from_any_ste
             assert len(set(turn)) == len(turn)
             assert set(turn) <= ids
     ranks = [list(TrainingBatches(known, **common, rank=r, world_size=world_size)) for r in range(world_size)]
-    assert [[key for part in parts for key in part] for parts in zip(*ranks, strict=True)] == whole
+    dealt = [[key for part in parts for key in part if key.id != NO_CLIP] for parts in zip(*ranks, strict=True)]
+    assert dealt == whole
+    for parts in zip(*ranks, strict=True):
+        assert {len(part) for part in parts} == {-(-batch_size // world_size)}
+        assert all([key.id for key in part].count(NO_CLIP) <= 1 for part in parts)
     for first_step in range(len(whole) + 1):
         resumed = TrainingBatches(known, **common, first_step=first_step)
         assert list(resumed) == whole[first_step:]

@@ -17,7 +17,7 @@ from torch.utils.data import Dataset, default_collate, get_worker_info
 
 from avssl.config import ConfigError, DataConfig
 from avssl.data.manifest import EXCHANGED, Manifest
-from avssl.data.sampling import Key, plan_windows
+from avssl.data.sampling import NO_CLIP, Key, plan_windows
 from avssl.data.tracks import Tracks
 from avssl.media.cache import ClipCache
 from avssl.media.decode import Frames, Samples, read_clip
@@ -108,6 +108,8 @@ class ClipDataset(Dataset[Sample]):
         return sample
 
     def _sample(self, key: Key) -> Sample:
+        if key.id == NO_CLIP:
+            return self._empty(key)
         rng = self._generator(key)
         clip, path = self._clip(key.id), self.manifest.path(key.id)
         windows = self._plan_windows(rng, key, clip)
@@ -139,6 +141,16 @@ class ClipDataset(Dataset[Sample]):
         for name, read in zip([*order, *(view.name for view, _ in audios)], [*frames, *samples], strict=True):
             reads.setdefault(name, []).append(read)
         return self._assemble(key, windows, plans, reads)
+
+    def _empty(self, key: Key) -> Sample:
+        """A sample of zeros, in the shapes that row 0 would have."""
+        like = key._replace(id=0)
+        rng, clip = self._generator(like), self._clip(0)
+        windows = self._plan_windows(rng, like, clip)
+        plans = {
+            view.name: view.made.plan(rng, view.settings(self.data), clip, windows[view.name]) for view in self.views
+        }
+        return self._assemble(key, windows, plans, {})
 
     def _fact(self, name: str, id: int) -> str | None:
         return self.manifest.table.column(name)[id].as_py()
@@ -175,7 +187,7 @@ class ClipDataset(Dataset[Sample]):
         def start(name: str) -> float:
             return reads[name][0].start if name in reads else windows[name].start
 
-        read = error is None
+        read = error is None and key.id != NO_CLIP
         return Sample(
             id=key.id if read else -1,
             video={view.name: array(view) for view in self.views if view.modality == "video"},

@@ -16,12 +16,14 @@ from avssl.transforms.video import spread_crops
 from avssl.transforms.views import Beyond, First, OtherHalf, Same, Spread, TrackFrame, Uniform, View, Within
 from avssl.windows import Span
 
+NO_CLIP = -1  # id of a place in a batch without a clip
+
 
 class Key(NamedTuple):
     """Names one drawn clip; everything random about it follows from (seed, epoch, id, clip)."""
 
     epoch: int
-    id: int
+    id: int  # row of the manifest; NO_CLIP = an empty place
     clip: int  # which of the video's clips of this epoch
 
 
@@ -56,8 +58,13 @@ class TrainingBatches:
 
     Args:
         ids: (num_videos,) rows of the manifest to train on.
-        batch_size: over all ranks; rank r takes the r-th block of each batch, as gathering puts them together.
+        batch_size: over all ranks; rank r takes the r-th block of each batch, as gathering puts them together. Where
+            the ranks do not divide it, the last of them have one clip less and an empty place (NO_CLIP), so that a run
+            may go on with any number of processes.
         first_step: where a resumed run continues.
+
+    Raises:
+        ValueError: there are more ranks than clips in a batch.
     """
 
     def __init__(
@@ -72,14 +79,16 @@ class TrainingBatches:
         world_size: int = 1,
         first_step: int = 0,
     ) -> None:
-        if batch_size % world_size:
-            raise ValueError(f"data.batch_size={batch_size} must be a multiple of the {world_size} processes")
+        if batch_size < world_size:
+            raise ValueError(f"data.batch_size={batch_size} must be at least the {world_size} processes")
         self.ids = ids
         self.clips_per_video = clips_per_video
         self.batch_size = batch_size
         self.seed = seed
-        self.rows = batch_size // world_size
-        self.offset = rank * self.rows
+        self.rows = -(-batch_size // world_size)  # of each rank, empty places included
+        least, num_more = divmod(batch_size, world_size)
+        self._offset = rank * least + min(rank, num_more)
+        self._num_own = least + (rank < num_more)
         self.steps_per_epoch = num_steps_per_epoch(len(ids), clips_per_video=clips_per_video, batch_size=batch_size)
         self.num_steps = num_epochs * self.steps_per_epoch
         self.first_step = first_step
@@ -94,8 +103,9 @@ class TrainingBatches:
             if epoch != drawn_epoch:
                 keys = epoch_keys(self.ids, clips_per_video=self.clips_per_video, seed=self.seed, epoch=epoch)
                 drawn_epoch = epoch
-            first = number * self.batch_size + self.offset
-            yield [Key(epoch, int(row), int(clip)) for row, clip in keys[first : first + self.rows]]
+            first = number * self.batch_size + self._offset
+            own = [Key(epoch, int(row), int(clip)) for row, clip in keys[first : first + self._num_own]]
+            yield own + [Key(epoch, NO_CLIP, 0)] * (self.rows - self._num_own)
 
 
 def draw_windows(

@@ -15,7 +15,7 @@ def batch_metrics(batch: Batch) -> dict[str, torch.Tensor]:
     """Fractions of this batch's clips."""
     lost = batch.ids < 0
     return {
-        "frac_unreadable": lost.float().mean(),
+        "frac_unreadable": lost.new_tensor(len(batch.errors), dtype=torch.float32) / len(batch),
         "frac_no_audio": (~batch.has_audio & ~lost).float().mean(),
         "frac_no_video": (~batch.has_video & ~lost).float().mean(),
         "frac_padded": torch.stack(list(batch.padded.values())).any(dim=0).float().mean(),

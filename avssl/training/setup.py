@@ -348,6 +348,11 @@ def describe(run: Setup) -> list[str]:
         f"{config.run.precision}, decoded by {format_decoder(run.decoder)}"
     ]
     lines.append(describe_memory(run.method, config.optim))
+    if num_empty := run.batches.rows * distributed.world_size() - config.data.batch_size:
+        lines.append(
+            f"note: {distributed.world_size()} processes do not divide data.batch_size={config.data.batch_size}: "
+            f"{num_empty} of them have one clip less and an empty place"
+        )
     if run.before is None:
         admitted = admit(run.manifest, config.data)
         unlabeled = int(admitted.valid.sum()) - int(instances.valid.sum())

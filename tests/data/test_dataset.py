@@ -14,7 +14,7 @@ from avssl.config import DataConfig
 from avssl.data.dataset import ClipDataset, collate
 from avssl.data.loader import build_loader
 from avssl.data.manifest import Manifest, read_manifest
-from avssl.data.sampling import Key
+from avssl.data.sampling import NO_CLIP, Key
 from avssl.media.decode import read_frames
 from avssl.transforms.recipes import Clip, Plan, Video, Window
 from avssl.transforms.views import RECIPES, First, Same, View, apply_views, multi_crop, two_views
@@ -168,3 +168,12 @@ def test_a_view_that_plans_nothing_is_refused_by_name(
     monkeypatch.setitem(RECIPES, "short", Short())
     with pytest.raises(ValueError, match="view a: recipe short plans no window"):
         ClipDataset(clip_set, data, [View("a", recipe="short")])
+
+
+def test_an_empty_place_is_zeros_of_no_clip_and_no_error(clip_set: Manifest, data: DataConfig) -> None:
+    dataset = ClipDataset(clip_set, data, (View("video"), View("audio", recipe="audio")))
+    batch = collate([dataset[Key(0, 1, 0)], dataset[Key(0, NO_CLIP, 0)]])
+    assert batch.ids.tolist() == [1, -1]
+    assert (batch.has_video.tolist(), batch.has_audio[1].item(), batch.errors) == ([True, False], False, ())
+    assert all(not value[1].any() for value in [*batch.video.values(), *batch.audio.values()])
+    assert all(value[0].any() for value in batch.video.values())
