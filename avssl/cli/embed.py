@@ -2,6 +2,7 @@
 
     avssl embed runs/toy data/toy/manifest.parquet --out embeddings/
     torchrun --nproc-per-node 2 -m avssl embed runs/toy data/toy/manifest.parquet --out embeddings/
+    avssl embed runs/toy data/toy/manifest.parquet --out embeddings/ --engine ray
 
 The same command resumes a stopped extraction.
 Exit code: 0 done, 1 some clips could not be read (they are named), 2 wrong call.
@@ -27,6 +28,8 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--split", help="rows of one split only")
     parser.add_argument("--num-clips", type=int, default=3, help="clips averaged per video")
     parser.add_argument("--workers", type=int, default=2, help="decoding processes")
+    engine_help = "ray: on all machines of a Ray cluster, which see the same folders; one task takes --workers CPUs"
+    parser.add_argument("--engine", choices=["processes", "ray"], default="processes", help=engine_help)
     add_json(parser)
     return run(_extract, parser.parse_args(arguments))
 
@@ -42,6 +45,7 @@ def _extract(given: argparse.Namespace) -> int:
             kind="features" if given.features else "embedding",
             split=given.split,
             num_clips=given.num_clips,
+            engine=given.engine,
         )
     finally:
         distributed.shut_down()

@@ -18,6 +18,7 @@ from avssl.data.manifest import Manifest
 from avssl.files import atomic_write, digest, folder_lock
 from avssl.media.decoders import format_decoder
 from avssl.retrieval import store
+from avssl.retrieval.on_ray import write_on_ray
 from avssl.retrieval.store import SCHEMA, Meta, Store, StoreError, read_meta, read_store, shard_path
 from avssl.structs import MODALITIES
 from avssl.weights.features import extract
@@ -33,6 +34,7 @@ def write_store(
     kind: Literal["embedding", "features"] = "embedding",
     split: str | None = None,
     num_clips: int = 3,
+    engine: Literal["processes", "ray"] = "processes",
 ) -> Store | None:
     """Extract every usable row of a manifest that the folder does not hold yet; with torchrun each rank writes its
     own shards.
@@ -41,6 +43,7 @@ def write_store(
         kind: embedding = head outputs, unit length; features = encoder outputs.
         split: rows of one split only; None = all.
         num_clips: clips averaged per video.
+        engine: ray = shards are tasks of a Ray cluster whose machines see the same folders; the bytes are the same.
 
     Returns:
         The whole store on rank 0; None elsewhere.
@@ -72,10 +75,19 @@ def write_store(
     pieces = [ids[first : first + store.SHARD_ROWS] for first in range(0, len(ids), store.SHARD_ROWS)]
     with folder_lock(folder) if distributed.is_main() else nullcontext():
         _claim(folder, meta)
-        for number, piece in enumerate(pieces):
-            is_mine = number % distributed.world_size() == distributed.rank()
-            if is_mine and not shard_path(folder, number, "parquet").exists():
-                _write_shard(folder, number, run, manifest, piece, meta, progress=f"extract {number + 1}/{len(pieces)}")
+        missing = {
+            number: piece
+            for number, piece in enumerate(pieces)
+            if not shard_path(folder, number, "parquet").exists()
+            and number % distributed.world_size() == distributed.rank()
+        }
+        if engine == "ray" and missing:
+            needs = {"num_cpus": max(1, run.data.num_workers), "num_gpus": int(run.device.type == "cuda")}
+            write_on_ray(_write_shard, missing, folder.resolve(), run, manifest, meta, **needs)
+        else:
+            for number, piece in missing.items():
+                progress = f"extract {number + 1}/{len(pieces)}"
+                _write_shard(number, piece, folder, run, manifest, meta, progress=progress)
         distributed.barrier()
         return read_store(folder) if distributed.is_main() else None
 
@@ -99,7 +111,14 @@ def _claim(folder: Path, meta: Meta) -> None:
 
 
 def _write_shard(
-    folder: Path, number: int, run: Pretrained, manifest: Manifest, ids: np.ndarray, meta: Meta, *, progress: str
+    number: int,
+    ids: np.ndarray,
+    folder: Path,
+    run: Pretrained,
+    manifest: Manifest,
+    meta: Meta,
+    *,
+    progress: str | None = None,
 ) -> None:
     found = extract(run, manifest, ids, num_clips=meta.num_clips, progress=progress)
     if number == 0 and not len(found.ids):  # once written, the shard would not be extracted again
