@@ -2,6 +2,7 @@
 
 import ctypes
 import os
+import platform
 import shlex
 import sys
 from dataclasses import dataclass, replace
@@ -25,6 +26,7 @@ from avssl.data.tracks import read_tracks
 from avssl.media.decoders import format_decoder
 from avssl.methods import build_method, import_methods, is_supervised
 from avssl.methods.base import Method
+from avssl.mining.tiles import has_fast_bfloat16
 from avssl.objectives.negatives import Bank
 from avssl.structs import Batch, Instances
 from avssl.trackers import check_installed
@@ -133,10 +135,12 @@ def set_up(config: Config) -> Setup:
 
 
 def fast_precision(device: torch.device) -> str:
-    """bfloat16 where the device has kernels for it, else float32: without AVX-512, torch's bfloat16 convolutions are
-    some 30 times slower than float32 ones."""
+    """bfloat16 where the device multiplies it, else float32. oneDNN also has kernels for AVX-512 without its bfloat16
+    instructions, which are slower than float32's; without AVX-512 convolutions take some 30 times as long."""
     if device.type == "cuda":
         has_kernels = torch.cuda.is_bf16_supported(including_emulation=False)
+    elif platform.machine() in ("x86_64", "AMD64"):
+        has_kernels = has_fast_bfloat16()
     else:
         has_kernels = torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
     return "bfloat16" if has_kernels else "float32"
@@ -370,7 +374,7 @@ def describe(run: Setup) -> list[str]:
         lines.append("note: other files of the same clips than before (training copies): going on is not bit-equal")
     if config.run.precision == "bfloat16" and fast_precision(run.device) != "bfloat16":
         lines.append(
-            f"note: no bfloat16 kernels on this {run.device.type}, so steps may take some 30 times as long as with "
+            f"note: no bfloat16 kernels on this {run.device.type}, so steps may take several times as long as with "
             "run.precision=float32"
         )
     if num := num_slow(run.manifest, instances.valid.numpy()):
