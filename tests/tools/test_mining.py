@@ -11,9 +11,10 @@ from mining import (
     DATA,
     benchmark_mining,
     dense_agreement,
-    fit_exponent,
+    fit_growth,
     make_banks,
     measure,
+    project,
 )
 
 pytestmark = pytest.mark.slow
@@ -68,7 +69,12 @@ def test_command_refuses_a_wrong_call():
 
 
 def test_growth_has_a_row_for_each_size_and_the_fitted_exponent():
-    assert fit_exponent([10, 100, 1000], [3e-2, 3.0, 300.0]) == pytest.approx(2)
+    fit = fit_growth([10, 100, 1000], [3e-2, 3.0, 300.0])
+    assert fit == pytest.approx((2, 3e-4))
+    row = project(10**6, {"dense": fit}, dim=128)
+    assert row == pytest.approx(
+        {"n": 1e6, "dense_hours": 3e8 / 3600, "banks_gigabytes": 1.024, "index_gigabytes": 0.52}
+    )
     settings = {"dim": 16, "k": 4, "data": "clustered", "seed": 0, "dense_rows": 100}
     result = measure([300, 600], engines=["tiles"], **settings)
     assert [row["n"] for row in result["rows"]] == [300, 600]

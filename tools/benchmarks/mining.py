@@ -1,5 +1,5 @@
 """Speed of the engines of agreement mining beside the dense definition with the same threads, and how much of its sets
-they find; for several N also the growth of the seconds with N.
+they find; for several N also the growth of the seconds with N, and what that makes of up to 10^9 rows.
 
     python tools/benchmarks/mining.py
     python tools/benchmarks/mining.py --n 10000 --data uniform --json mining.json
@@ -11,7 +11,7 @@ The dense definition is timed on --dense-rows rows against all N, and its second
 
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -26,6 +26,7 @@ Data = Literal["clustered", "peaked_audio", "peaked", "uniform"]
 DATA: tuple[Data, ...] = get_args(Data)
 
 _NUM_CLASSES = 400  # as in Kinetics
+PROJECTED = (10**6, 10**7, 10**8, 10**9)
 _DENSE_ROWS = 256  # the fastest block of those tried (128 to 2048) at N = 50,000
 _SCORE_TOLERANCE = 1e-6  # float32 rounding between the dense products and ours
 
@@ -119,19 +120,29 @@ def benchmark_mining(
 
 def measure(sizes: Sequence[int], engines: Sequence[Engine], **settings: Any) -> dict[str, Any]:
     """rows: `benchmark_mining` of each N; with several N the exponent of each search, the slope of log seconds over log
-    N; dim, k, threads, data."""
+    N, and `projected`: hours of each engine and gigabytes of vectors at larger N; dim, k, threads, data."""
     rows = [benchmark_mining(num_rows=num_rows, engines=engines, **settings) for num_rows in sizes]
-    exponents = {}
+    growth: dict[str, Any] = {}
     if len(set(sizes)) > 1:
-        searches = ("dense", *engines)
-        exponents = {f"{name}_exponent": fit_exponent(sizes, [r[f"{name}_seconds"] for r in rows]) for name in searches}
+        fits = {name: fit_growth(sizes, [r[f"{name}_seconds"] for r in rows]) for name in ("dense", *engines)}
+        growth = {f"{name}_exponent": exponent for name, (exponent, _) in fits.items()}
+        growth["projected"] = [project(num_rows, fits, dim=settings["dim"]) for num_rows in PROJECTED]
     shown = {name: settings[name] for name in ("dim", "k", "data")}
-    return {"rows": rows} | exponents | shown | {"threads": torch.get_num_threads()}
+    return {"rows": rows} | growth | shown | {"threads": torch.get_num_threads()}
 
 
-def fit_exponent(sizes: Sequence[int], seconds: Sequence[float]) -> float:
-    """The exponent a of seconds = c * sizes ** a that fits best in logarithms."""
-    return float(np.polyfit(np.log(sizes), np.log(seconds), deg=1)[0])
+def fit_growth(sizes: Sequence[int], seconds: Sequence[float]) -> tuple[float, float]:
+    """a and c of seconds = c * sizes ** a that fit best in logarithms."""
+    exponent, log_scale = np.polyfit(np.log(sizes), np.log(seconds), deg=1)
+    return float(exponent), float(np.exp(log_scale))
+
+
+def project(num_rows: int, fits: Mapping[str, tuple[float, float]], *, dim: int) -> dict[str, float]:
+    """Hours of each search by its fit; gigabytes of the two banks in float32 and of ivf's index, which holds both spaces
+    in float16 and the number of each row."""
+    hours = {f"{name}_hours": scale * num_rows**exponent / 3600 for name, (exponent, scale) in fits.items()}
+    sizes = {"banks_gigabytes": num_rows * dim * 8 / 1e9, "index_gigabytes": num_rows * (dim * 4 + 8) / 1e9}
+    return {"n": num_rows} | hours | sizes
 
 
 def main() -> int:
