@@ -1,4 +1,4 @@
-"""From a manifest to neighbours and metrics with the library's own calls, on clips made here."""
+"""From a manifest to neighbors and metrics with the library's own calls, on clips made here."""
 
 import dataclasses
 import shutil

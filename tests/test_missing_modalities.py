@@ -395,9 +395,9 @@ def test_tools_take_files_of_sound_alone(
     assert re.search(r"--query \d+ --from audio --to video", done.err)
     make_sound(tmp_path / "song.mp3", 1, 5)
     asked = ["tools/search.py", out, "--query", tmp_path / "song.mp3", "--k", 14, "--json"]
-    found = json.loads(call(*asked, "--from", "audio", "--to", "audio").out)["neighbours"]
+    found = json.loads(call(*asked, "--from", "audio", "--to", "audio").out)["neighbors"]
     assert sum(entry["path"].endswith(".mp3") for entry in found) == 4
-    found = json.loads(call(*asked, "--from", "audio", "--to", "video").out)["neighbours"]
+    found = json.loads(call(*asked, "--from", "audio", "--to", "video").out)["neighbors"]
     assert not [entry for entry in found if entry["path"].endswith(".mp3")]
     call(*asked).refused(r"song\.mp3 has no video, so nothing can be found from it: search from audio")
     call(*asked, "--by", "agreement").refused("has no video")

@@ -62,11 +62,12 @@ def check_manifest(arguments: list[str], printed: str) -> None:
 
 
 def check_copies(arguments: list[str], printed: str) -> None:
+    num = pq.read_metadata(Path(arguments[0]) / "manifest.parquet").num_rows
     if "--dry-run" in arguments:
-        assert f"{NUM_TRAIN + NUM_TEST} to prepare" in printed
+        assert f"{num} to prepare" in printed
         assert not Path(arguments[1]).exists()
     else:
-        assert pq.read_metadata(Path(arguments[1]) / "manifest.parquet").num_rows == NUM_TRAIN + NUM_TEST
+        assert pq.read_metadata(Path(arguments[1]) / "manifest.parquet").num_rows == num
 
 
 def check_run(arguments: list[str], printed: str) -> None:
@@ -110,7 +111,7 @@ def check_embeddings(arguments: list[str], printed: str) -> None:
     assert f"{NUM_TRAIN + NUM_TEST} clips" in printed
 
 
-def check_neighbours(arguments: list[str], printed: str) -> None:
+def check_neighbors(arguments: list[str], printed: str) -> None:
     lines = printed.splitlines()
     assert len(lines) == 1 + int(option(arguments, "--k"))
     assert all(line.endswith(".mp4") for line in lines[1:])
@@ -163,7 +164,7 @@ KNOWN = {
     "tools/track.py": Miniature(["--workers", "1"], check_tracks),
     "tools/mine.py": Miniature(["--k", "4"], check_sets),
     "tools/embed.py": Miniature(["--workers", "0", "--num-clips", "1"], check_embeddings),
-    "tools/search.py": Miniature([], check_neighbours),
+    "tools/search.py": Miniature([], check_neighbors),
     "tools/evaluate.py": Miniature(["--workers", "0", "--num-clips", "1", "--num-crops", "1"], check_accuracy),
     "tools/evaluate.py finetune": Miniature([*TUNED, "--workers", "0", "--num-clips", "1"], check_tuned),
     "tools/evaluate.py --table": Miniature([], check_accuracy),

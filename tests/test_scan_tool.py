@@ -255,7 +255,7 @@ def test_sounds_are_taken_when_asked_for_and_counted(tmp_path, clip):
     (root / "cat/a.mp4").unlink()
     done = run(root, "--out", tmp_path / "m.parquet", "--sounds")
     assert done.returncode == 0
-    assert "has video: its audio serves for queries and neighbours" in done.stderr
+    assert "has video: its audio serves for queries and neighbors" in done.stderr
 
 
 def test_an_empty_folder_is_told_and_costs_no_manifest(tmp_path):

@@ -258,7 +258,7 @@ def test_a_refused_extraction_claims_no_folder_and_a_corrected_root_is_kept(
     assert read_store(out).meta.root == str(moved)
     path = read_store(out).path(0)
     found = call("tools/search.py", out, "--query", moved / path, "--k", 5, "--json")
-    assert path not in [each["path"] for each in json.loads(found.out)["neighbours"]]
+    assert path not in [each["path"] for each in json.loads(found.out)["neighbors"]]
     with folder_lock(out):
         call(*extracted, "--num-clips", 1).refused(rf"process {os.getpid()} on .* writes to .*embeddings: wait for it")
 
@@ -318,7 +318,7 @@ def test_a_damaged_manifest_is_refused(train_call: Call, clip_set: Manifest, tmp
     done.refused(r"half\.parquet is no parquet file that can be read: write it with avssl scan")
 
 
-def test_more_neighbours_than_clips_are_refused(call: Call, run: Path, clip_set: Manifest, tmp_path: Path) -> None:
+def test_more_neighbors_than_clips_are_refused(call: Call, run: Path, clip_set: Manifest, tmp_path: Path) -> None:
     sets, embeddings = tmp_path / "sets.parquet", tmp_path / "embeddings"
     call("tools/mine.py", run, "--k", 11, "--out", sets).refused("k is 11, but .* only 10 others: lower k")
     call("tools/mine.py", run, "--k", 0, "--out", sets).refused("k is 0, expected at least 1")

@@ -173,8 +173,8 @@ def add_searches(app: FastAPI, catalog: Catalog, uploads: Uploads) -> None:
         indexed, row = catalog.find(int(key), number)
         return indexed, query_of_row(indexed.store, row), indexed.clip(row)
 
-    @app.get("/api/neighbours")
-    def neighbours(
+    @app.get("/api/neighbors")
+    def neighbors(
         query: AskedKey,
         by: Way,
         store: int = 0,
@@ -188,14 +188,14 @@ def add_searches(app: FastAPI, catalog: Catalog, uploads: Uploads) -> None:
         options = {"label": label or None, "index": None if exact else indexed.index}
         with searching:
             ranking = rank(indexed.store, clip_query, way=by, depth=end + 1, **options)  # one more: does a page follow?
-            found = indexed.neighbours(clip_query, ranking[offset:end])
+            found = indexed.neighbors(clip_query, ranking[offset:end])
         return {
             "query": description,
             "by": by,
             "exact": ranking.exact,
             "recall": None if ranking.exact else indexed.recall(by),
             "milliseconds": 1000 * (time.perf_counter() - since),
-            "neighbours": found,
+            "neighbors": found,
             "next": end if len(ranking.rows) > end else None,
         }
 
@@ -208,7 +208,7 @@ def add_searches(app: FastAPI, catalog: Catalog, uploads: Uploads) -> None:
         options = {"label": label or None, "index": None if exact else indexed.index}
         with searching:
             lists = vars(contrast(indexed.store, clip_query, k=limit, **options))
-            found = {name: indexed.neighbours(clip_query, ranking) for name, ranking in lists.items()}
+            found = {name: indexed.neighbors(clip_query, ranking) for name, ranking in lists.items()}
         is_exact = all(ranking.exact for ranking in lists.values())
         return {
             "query": description,

@@ -13,7 +13,7 @@ import pyarrow.compute as pc
 
 from avssl.browser.map import Map, Method, open_map
 from avssl.data.manifest import OUTSIDE
-from avssl.retrieval.index import EXACT_BELOW, NeighbourIndex, open_index
+from avssl.retrieval.index import EXACT_BELOW, NeighborIndex, open_index
 from avssl.retrieval.search import Query, Ranking, Way, described
 from avssl.retrieval.store import Store, StoreError
 
@@ -43,7 +43,7 @@ class IndexedStore:
             )
         self.store, self.folder, self.info = store, folder, info
         self._started = time.time()
-        self.index: NeighbourIndex | None = None
+        self.index: NeighborIndex | None = None
         self.state: Literal["exact", "building", "ready", "failed"] = "exact"
         self.why = f"{len(store):,} clips: every search looks at all of them"
         self._maps: dict[Method, Map] = {}
@@ -108,7 +108,7 @@ class IndexedStore:
                     raise NotShownError(f"{path.name} leads out of the folder of the clips since this server runs")
         return path, part
 
-    def neighbours(self, query: Query, ranking: Ranking) -> list[dict[str, Any]]:
+    def neighbors(self, query: Query, ranking: Ranking) -> list[dict[str, Any]]:
         return [
             self.clip(found.row) | {"score": found.score, "video": found.video, "audio": found.audio}
             for found in described(self.store, query, ranking)

@@ -21,7 +21,7 @@ from avssl.structs import MODALITIES
 Method = Literal["pca", "umap"]
 MAX_POINTS = 5000
 CLIPS_PER_CLUSTER, MAX_CLUSTERS = 20, 10
-UMAP_NEIGHBOURS = 15
+UMAP_NEIGHBORS = 15
 
 
 @dataclass(frozen=True)
@@ -82,7 +82,7 @@ def draw_map(store: Store, *, method: Method) -> Map:
             notes.append(f"{modality}: the first two components hold {share:.0%} of the variance")
         places[modality][present] = _to_unit_square(found)
     drawn = f"{num:,} of {len(store):,} clips, drawn at random" if num < len(store) else f"all {num:,} clips"
-    words = f"UMAP ({UMAP_NEIGHBOURS} neighbours, cosine)" if method == "umap" else "PCA"
+    words = f"UMAP ({UMAP_NEIGHBORS} neighbors, cosine)" if method == "umap" else "PCA"
     return Map(rows, places, _cluster(vectors), "; ".join([f"{words} of {drawn}", *notes]))
 
 
@@ -102,9 +102,9 @@ def _umap(vectors: np.ndarray) -> np.ndarray:
     """(n, 2)"""
     import umap  # an extra, and seconds to import
 
-    if len(vectors) <= UMAP_NEIGHBOURS:
+    if len(vectors) <= UMAP_NEIGHBORS:
         return _pca(vectors)[0]
-    model = umap.UMAP(n_neighbors=UMAP_NEIGHBOURS, metric="cosine", random_state=0, n_jobs=1)
+    model = umap.UMAP(n_neighbors=UMAP_NEIGHBORS, metric="cosine", random_state=0, n_jobs=1)
     return model.fit_transform(vectors)
 
 

@@ -1,4 +1,4 @@
-"""Browse the neighbours of clips: a web page over embeddings made by avssl embed.
+"""Browse the neighbors of clips: a web page over embeddings made by avssl embed.
 
     avssl browse embeddings/ --open
     avssl browse embeddings/ embeddings_before/        (two runs side by side)

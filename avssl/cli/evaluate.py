@@ -47,7 +47,7 @@ from avssl.weights.export import export
 from avssl.weights.load import Pretrained, load, untrained, with_data
 
 FROZEN = {
-    "knn": "majority class of the nearest neighbours, weighted and plain",
+    "knn": "majority class of the nearest neighbors, weighted and plain",
     "linear": "a linear classifier on every map of the encoders",
     "svm": "a linear support vector machine",
     "fewlabels": "a linear classifier from 1 and 10 of 100 labels",
@@ -89,7 +89,7 @@ def _parser() -> argparse.ArgumentParser:
         frozen = protocols.add_parser(name, help=what, parents=[classes])
         frozen.add_argument("--cache", type=Path, help="folder for features (default: vectors/ beside the weights)")
         frozen.set_defaults(measure=_frozen)
-    protocols.choices["knn"].add_argument("--k", type=int, default=20, help="neighbours (default: 20)")
+    protocols.choices["knn"].add_argument("--k", type=int, default=20, help="neighbors (default: 20)")
     protocols.choices["knn"].add_argument("--temperature", type=float, default=0.07, help="of weights (default: 0.07)")
     protocols.choices["linear"].add_argument("--save", type=Path, help="folder for encoders and best classifier")
     protocols.choices["svm"].add_argument("--map", default="pool", help="map of the encoders (default: pool)")

@@ -1,4 +1,4 @@
-"""Write the HTML report of a run: settings, clips, training curves, neighbours, and evaluations.
+"""Write the HTML report of a run: settings, clips, training curves, neighbors, and evaluations.
 
     avssl report runs/mine
     avssl report runs/mine --manifest moved/manifest.parquet --root moved --out page.html
@@ -23,7 +23,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, help="HTML file to write (default: RUN/report.html)")
     parser.add_argument("--manifest", type=Path, help="the run's manifest, when it was moved")
     parser.add_argument("--root", type=Path, help="folder of its clips, when they were moved")
-    parser.add_argument("--embeddings", type=Path, help="folder of avssl embed for the neighbours")
+    parser.add_argument("--embeddings", type=Path, help="folder of avssl embed for the neighbors")
     parser.add_argument(
         "--evaluations", type=Path, nargs="+", default=[], metavar="JSON", help="further results of avssl evaluate"
     )

@@ -1,4 +1,4 @@
-"""Find the neighbours of a clip in embeddings made by avssl embed.
+"""Find the neighbors of a clip in embeddings made by avssl embed.
 
     avssl search embeddings/ --query 12 --from audio --to video --k 10
     avssl search embeddings/ --query some/other/clip.mp4 --by agreement
@@ -48,7 +48,7 @@ def _retrieve(given: argparse.Namespace) -> int:
     way = "agreement" if given.by == "agreement" else f"{given.source[0]}2{given.target[0]}"
     found = search(store, query, way=way, k=given.k)
     lines = [f"{each.score:6.3f}  {each.id:7}  {each.label or '-':20}  {name_of(store, each.row)}" for each in found]
-    result = {"query": query.name, "neighbours": [dataclasses.asdict(entry) for entry in found]}
+    result = {"query": query.name, "neighbors": [dataclasses.asdict(entry) for entry in found]}
     print_result(result, "\n".join(["score        id  label                 path", *lines]), to=given.json)
     return 0
 

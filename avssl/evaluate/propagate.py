@@ -1,7 +1,7 @@
 """Label propagation: carry the mask of a clip's first frame through the clip by feature similarity, without training.
 
 Letters: T frames, H x W pixels, h x w cells of a map, C = h w, D channels, L labels (background and objects),
-P cells within reach, S source frames, k neighbours.
+P cells within reach, S source frames, k neighbors.
 """
 
 from collections.abc import Callable, Sequence
@@ -142,7 +142,7 @@ def propagate_mask(
     features: Tensor,
     mask: np.ndarray,
     *,
-    num_neighbours: int = 10,
+    num_neighbors: int = 10,
     radius: float = 0.2,
     num_context: int = 20,
     temperature: float = 0.05,
@@ -153,7 +153,7 @@ def propagate_mask(
     Args:
         features: (T, D, h, w) unit length in every cell.
         mask: (H, W) integers of the first frame; 0 the ground.
-        num_neighbours: k, cells that are averaged.
+        num_neighbors: k, cells that are averaged.
         radius: reach in the map's short side, at least 2 cells. CRW's 12 cells are a fifth of the 60 that 480 pixels
             give; a map of 30 has 6.
         num_context: frames before each that it draws from, besides the first.
@@ -165,7 +165,7 @@ def propagate_mask(
     Source: Jabri et al. 2020 (CRW), as in videowalk code/test.py.
     Differs from videowalk: the reach holds in the first frame too, as in DINO (Caron et al. 2021, DAVIS protocol);
     otherwise background spreads over the objects when features are weak. Each source frame counts once;
-    there, copies of the first stand before the clip and fill the neighbours of early frames. A cell's first label is
+    there, copies of the first stand before the clip and fill the neighbors of early frames. A cell's first label is
     the fraction of its pixels, not an interpolation.
     """
     num_frames, _, height, width = features.shape
@@ -178,7 +178,7 @@ def propagate_mask(
         sources = [0, *range(max(1, t - num_context), t)]
         cosines = [(cells[t].T @ cells[s]).gather(1, near) + outside for s in sources]  # (C, P) each
         columns = torch.cat(cosines, dim=1)  # (C, S P)
-        best = columns.topk(min(num_neighbours, columns.shape[1]), dim=1)  # (C, k)
+        best = columns.topk(min(num_neighbors, columns.shape[1]), dim=1)  # (C, k)
         weights = torch.softmax(best.values / temperature, dim=1)
         frame, place = best.indices // near.shape[1], best.indices % near.shape[1]
         known = torch.stack([labels[s] for s in sources], dim=1)  # (L, S, C)

@@ -1,4 +1,4 @@
-"""Temporal-neighbour contrast: clips (or single frames) of one video that lie near each other in time are related,
+"""Temporal-neighbor contrast: clips (or single frames) of one video that lie near each other in time are related,
 those of other videos are not, and far ones of the same video need not be.
 
 One table holds the family: where the clips lie (`interval`), how near is near, what far ones count as, and where other
@@ -15,7 +15,7 @@ from avssl.config import Count, NotNegative, Positive, Probability
 from avssl.methods.base import BankOptions, Encode, HeadOptions, Method, build_heads, check_usable
 from avssl.objectives.contrast import info_nce, info_nce_pairs, similarity
 from avssl.objectives.negatives import Queue, hardest, in_batch
-from avssl.objectives.positives import ROUNDING, neighbour, same_crop, same_instance
+from avssl.objectives.positives import ROUNDING, neighbor, same_crop, same_instance
 from avssl.objectives.triplet import semi_hard
 from avssl.structs import Batch, Embedded, Instances, Progress, Step
 from avssl.transforms.views import Beyond, Changes, OtherHalf, Same, Uniform, View, Within, clips
@@ -216,8 +216,8 @@ class Neighbour(Method):
         largest = self.options.max_seconds
         if largest is None:
             return same, same & ~same_crop(queries, columns), torch.zeros_like(same)
-        near = neighbour(queries, columns, max_seconds=largest)
-        far = same & ~neighbour(queries, columns, max_seconds=self.options.far_seconds)
+        near = neighbor(queries, columns, max_seconds=largest)
+        far = same & ~neighbor(queries, columns, max_seconds=self.options.far_seconds)
         return same, near & ~same_crop(queries, columns), far
 
     def contrast_intra(self, queries: Embedded, keys: Embedded) -> Tensor:
@@ -231,7 +231,7 @@ class Neighbour(Method):
         num = len(self.queries)
         own = keys.own(len(queries.ids) // num).repeat(num)  # (B n, m, D)
         logits = similarity(queries, own) / options.intra_temperature  # (B n, m)
-        near = neighbour(queries, own, max_seconds=options.intra_seconds)
+        near = neighbor(queries, own, max_seconds=options.intra_seconds)
         positive = near & ~same_crop(queries, own)
         far = same_instance(queries, own) & ~near
         return info_nce_pairs(logits, positive, far)

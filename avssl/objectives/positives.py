@@ -41,7 +41,7 @@ def same_crop(q: Embedded, k: Embedded) -> Tensor:
 ROUNDING = 1e-4  # seconds, as in decoding
 
 
-def neighbour(q: Embedded, k: Embedded, *, max_seconds: float) -> Tensor:
+def neighbor(q: Embedded, k: Embedded, *, max_seconds: float) -> Tensor:
     """The column comes from the same video and starts at most `max_seconds` away, up to rounding."""
     query, key = _pairs(q.start, k.start)
     return same_instance(q, k) & ((query - key).abs() <= max_seconds + ROUNDING)

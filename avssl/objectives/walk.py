@@ -97,7 +97,7 @@ def _checked(nodes: Tensor, temperature: float, valid: Tensor | None) -> tuple[T
 
 
 def _affinities(nodes: Tensor) -> tuple[Tensor, Tensor]:
-    """Cosines of neighbouring frames' nodes (B, T - 1, N, N): rows of frame t and columns of t + 1, and the reverse."""
+    """Cosines of neighboring frames' nodes (B, T - 1, N, N): rows of frame t and columns of t + 1, and the reverse."""
     with torch.autocast(nodes.device.type, enabled=False):
         there = nodes[:, :-1] @ nodes[:, 1:].transpose(2, 3)
     return there, there.transpose(2, 3)

@@ -1,4 +1,4 @@
-"""Reference clips with their neighbours, shown by a middle frame above a spectrogram.
+"""Reference clips with their neighbors, shown by a middle frame above a spectrogram.
 
 Letters: n clips with vectors, D dimensions, N rows of the manifest.
 """
@@ -35,7 +35,7 @@ SIMILAR_FRACTION = 0.05  # nearest clips that count as similar
 
 @dataclass(frozen=True)
 class Vectors:
-    """Vectors that are searched for neighbours."""
+    """Vectors that are searched for neighbors."""
 
     ids: np.ndarray  # (n,) int64 rows of the manifest
     z: Mapping[str, Tensor]  # {modality: (n, D) float32 unit vectors}, of those that the run has an encoder for
@@ -108,11 +108,11 @@ def vectors_of_some(pretrained: Pretrained, manifest: Manifest, rows: np.ndarray
 
 
 def reference_clips(vectors: Vectors, targets: np.ndarray, *, num: int = 3) -> dict[str, list[ShownClip]]:
-    """Random clips, of different classes if labeled (targets (N,), negative = unlabeled), with their neighbours: by
+    """Random clips, of different classes if labeled (targets (N,), negative = unlabeled), with their neighbors: by
     agreement, by video only and by audio only, or by the single modality.
 
     Returns:
-        {heading: reference and neighbours}; empty with fewer than three clips to choose from.
+        {heading: reference and neighbors}; empty with fewer than three clips to choose from.
     """
     modalities = list(vectors.z)
     if not modalities:  # no clip was readable
@@ -130,13 +130,13 @@ def reference_clips(vectors: Vectors, targets: np.ndarray, *, num: int = 3) -> d
         if len(references) < num and (targets[vectors.ids[place]] < 0 or targets[vectors.ids[place]] not in known):
             references.append(place)
     return {
-        f"Reference {number}": _neighbours(vectors, modalities, usable, place)
+        f"Reference {number}": _neighbors(vectors, modalities, usable, place)
         for number, place in enumerate(references, 1)
     }
 
 
-def _neighbours(vectors: Vectors, modalities: Sequence[str], usable: Tensor, place: int) -> list[ShownClip]:
-    """The reference at `place`, then its neighbours, each once."""
+def _neighbors(vectors: Vectors, modalities: Sequence[str], usable: Tensor, place: int) -> list[ShownClip]:
+    """The reference at `place`, then its neighbors, each once."""
     cosines = {modality: vectors.z[modality] @ vectors.z[modality][place] for modality in modalities}  # (n,) each
     free = usable.clone()
     free[place] = False
@@ -161,7 +161,7 @@ def _place(cosines: Tensor, usable: Tensor, place: int, best: int) -> str:
 
 
 def _wanted(cosines: Mapping[str, Tensor], free: Tensor) -> list[tuple[str, Tensor]]:
-    """(role, score (n,)) of every neighbour; each role goes to the free clip with the largest score."""
+    """(role, score (n,)) of every neighbor; each role goes to the free clip with the largest score."""
     if len(cosines) == 1:
         ((modality, cosine),) = cosines.items()
         return [(f"Near in {modality}", cosine)] * (NUM_POSITIVES + 1)

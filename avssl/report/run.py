@@ -67,7 +67,7 @@ def write_run_report(
         folder: of the run.
         out: the page; None = report.html in the folder.
         manifest, root: new locations of the manifest and its clips, if moved.
-        embeddings: folder of avssl embed to search for neighbours, for a run without memory bank.
+        embeddings: folder of avssl embed to search for neighbors, for a run without memory bank.
         evaluations: results of avssl evaluate besides those in the folder.
 
     Returns:

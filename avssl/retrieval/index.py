@@ -23,7 +23,7 @@ from avssl.retrieval.store import Store
 from avssl.structs import MODALITIES
 
 EXACT_BELOW = 50_000  # clips: exact search takes milliseconds
-MAX_DEPTH, MAX_DEPTH_BOTH = 1000, 100  # neighbours taken from the index; beyond, exact search
+MAX_DEPTH, MAX_DEPTH_BOTH = 1000, 100  # neighbors taken from the index; beyond, exact search
 NUM_CANDIDATES, NUM_CANDIDATES_BOTH = 1128, 8192  # candidates: more, since 8 bits and the bound are inexact
 RECALL_AIM = 0.99
 SAMPLE_QUERIES = 100  # for measuring recall
@@ -38,11 +38,11 @@ class Measured:
 
     state: str  # digest of the embeddings
     num_visited: dict[str, int]  # {way: lists that a search visits}
-    recall: dict[str, float]  # {way: recall of the true neighbours down to the largest depth}
+    recall: dict[str, float]  # {way: recall of the true neighbors down to the largest depth}
     seconds: float  # that building took
 
 
-class NeighbourIndex:
+class NeighborIndex:
     """See the module docstring. Thread-safe."""
 
     def __init__(self, spaces: dict[str, faiss.Index], measured: Measured) -> None:
@@ -62,7 +62,7 @@ class NeighbourIndex:
         return rows if len(rows) > self.max_depth(way) or len(rows) == space.ntotal else None
 
 
-def open_index(store: Store, folder: Path, *, info: Callable[[str], None]) -> NeighbourIndex:
+def open_index(store: Store, folder: Path, *, info: Callable[[str], None]) -> NeighborIndex:
     """Read the index of these embeddings from a folder, or (re)build it there, one process at a time; `info` receives
     progress messages."""
     try:
@@ -72,7 +72,7 @@ def open_index(store: Store, folder: Path, *, info: Callable[[str], None]) -> Ne
         return _open_index(store, folder, info)
 
 
-def _open_index(store: Store, folder: Path, info: Callable[[str], None]) -> NeighbourIndex:
+def _open_index(store: Store, folder: Path, info: Callable[[str], None]) -> NeighborIndex:
     record = folder / "index.json"
     if record.exists():
         why = "the embeddings changed since it was built"
@@ -85,7 +85,7 @@ def _open_index(store: Store, folder: Path, info: Callable[[str], None]) -> Neig
                 paths = {name: folder / f"{name}.faiss" for name in names}
                 if files != {name: _digest(path) for name, path in paths.items()}:  # FAISS might crash
                     raise ValueError("it is damaged")
-                return NeighbourIndex({name: faiss.read_index(str(path)) for name, path in paths.items()}, measured)
+                return NeighborIndex({name: faiss.read_index(str(path)) for name, path in paths.items()}, measured)
         except (
             AttributeError,
             KeyError,
@@ -114,7 +114,7 @@ def _digest(path: Path) -> str:
     return digest(np.memmap(path, np.uint8, "r").data)
 
 
-def build_index(store: Store, *, info: Callable[[str], None]) -> NeighbourIndex:
+def build_index(store: Store, *, info: Callable[[str], None]) -> NeighborIndex:
     """Build the index for all ways to search these embeddings, and measure its recall."""
     since, ways = time.perf_counter(), ways_of(store)
     spaces, num_visited, recall = {}, {}, {}
@@ -125,7 +125,7 @@ def build_index(store: Store, *, info: Callable[[str], None]) -> NeighbourIndex:
     for way in ways:
         num_visited[way], recall[way] = _tune(store, spaces[_space(way)], way)
     measured = Measured(store.digest(), num_visited, recall, time.perf_counter() - since)
-    return NeighbourIndex(spaces, measured)
+    return NeighborIndex(spaces, measured)
 
 
 def _space(way: str) -> str:
@@ -171,7 +171,7 @@ def _tune(store: Store, space: faiss.Index, way: Way) -> tuple[int, float]:
     rows = np.random.default_rng(1).choice(usable, min(SAMPLE_QUERIES, len(usable)), replace=False)
     queries = [query_of_row(store, int(row)) for row in rows]
     groups = [queries[first : first + SAMPLE_TOGETHER] for first in range(0, len(queries), SAMPLE_TOGETHER)]
-    depth = NeighbourIndex.max_depth(way)
+    depth = NeighborIndex.max_depth(way)
     true = [each.rows for group in groups for each in rank_each(store, group, way=way, depth=depth)]
     num_visited = 1
     while True:

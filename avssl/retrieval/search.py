@@ -39,7 +39,7 @@ class Query:
 
 
 @dataclass(frozen=True)
-class Neighbour:
+class Neighbor:
     row: int
     id: int
     path: str
@@ -163,7 +163,7 @@ def result_modalities(way: Way) -> tuple[str, ...]:
     return tuple(target for _, target in pairs_of(way))
 
 
-def search(store: Store, query: Query | int | Mapping[str, np.ndarray], *, way: Way, k: int) -> list[Neighbour]:
+def search(store: Store, query: Query | int | Mapping[str, np.ndarray], *, way: Way, k: int) -> list[Neighbor]:
     """The k clips nearest to the query.
 
     Args:
@@ -264,7 +264,7 @@ def contrast(
     )
 
 
-def described(store: Store, query: Query, ranking: Ranking) -> list[Neighbour]:
+def described(store: Store, query: Query, ranking: Ranking) -> list[Neighbor]:
     """Clips of a ranking with path, label and cosines."""
     cosines = {modality: _cosines(store, vector, modality, ranking.rows) for modality, vector in query.vectors.items()}
     found = []
@@ -273,7 +273,7 @@ def described(store: Store, query: Query, ranking: Ranking) -> list[Neighbour]:
         near |= {modality: float(values[place]) for modality, values in cosines.items() if store.has[modality][row]}
         score = float(ranking.scores[place])
         facts = (store.path(row), *store.part(row), store.label(row), score)
-        found.append(Neighbour(row, int(store.ids[row]), *facts, **near))
+        found.append(Neighbor(row, int(store.ids[row]), *facts, **near))
     return found
 
 

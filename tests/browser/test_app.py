@@ -122,14 +122,14 @@ def test_neighbours_are_those_of_the_search(visitor: TestClient, stores: list[St
     expected = rank(store, query_of_row(store, row), way=way, depth=16)
     found, offset = [], 0
     while offset is not None:
-        asked = f"/api/neighbours?query={store.ids[row]}&by={way}&store={number}&offset={offset}&limit=4"
+        asked = f"/api/neighbors?query={store.ids[row]}&by={way}&store={number}&offset={offset}&limit=4"
         page = visitor.get(asked).json()
-        found, offset = found + page["neighbours"], page["next"]
+        found, offset = found + page["neighbors"], page["next"]
     assert [clip["id"] for clip in found] == store.ids[expected.rows].tolist()
     assert np.allclose([clip["score"] for clip in found], expected.scores)
     assert (page["exact"], page["recall"], page["by"]) == (True, None, way)
     assert page["query"]["id"] == store.ids[row]
-    only = visitor.get(f"/api/neighbours?query={store.ids[row]}&by={way}&store={number}&label=1").json()["neighbours"]
+    only = visitor.get(f"/api/neighbors?query={store.ids[row]}&by={way}&store={number}&label=1").json()["neighbors"]
     assert [clip["id"] for clip in only] == [clip["id"] for clip in found if clip["label"] == "1"]
 
 
@@ -164,13 +164,13 @@ def test_map_places_every_clip(visitor: TestClient, stores: list[Store]) -> None
         ("/api/clips?limit=0", 400),
         ("/api/clips?limit=100000", 400),
         ("/api/clips?offset=-5", 400),
-        ("/api/neighbours?query=0", 400),
-        ("/api/neighbours?query=0&by=smell", 400),
-        ("/api/neighbours?query=999&by=v2v", 404),
-        ("/api/neighbours?query=0&by=v2v&store=2", 404),
-        ("/api/neighbours?query=0&by=v2v&store=-1", 404),
-        ("/api/neighbours?query=../../etc/passwd&by=v2v", 400),
-        ("/api/neighbours?query=u-0123456789abcdef&by=v2v", 404),
+        ("/api/neighbors?query=0", 400),
+        ("/api/neighbors?query=0&by=smell", 400),
+        ("/api/neighbors?query=999&by=v2v", 404),
+        ("/api/neighbors?query=0&by=v2v&store=2", 404),
+        ("/api/neighbors?query=0&by=v2v&store=-1", 404),
+        ("/api/neighbors?query=../../etc/passwd&by=v2v", 400),
+        ("/api/neighbors?query=u-0123456789abcdef&by=v2v", 404),
         ("/api/agreement?query=x", 400),
         ("/api/map?store=7", 404),
         ("/api/map?by=tsne", 400),
@@ -265,9 +265,9 @@ def test_pictures_of_clips_are_small_and_asked_for_again_at_no_cost(
 
 
 def test_a_clip_without_audio_says_what_cannot_be_asked(visitor: TestClient, silent: int) -> None:
-    assert "has no audio" in detail(visitor.get(f"/api/neighbours?query={silent}&by=a2v"), 400)
+    assert "has no audio" in detail(visitor.get(f"/api/neighbors?query={silent}&by=a2v"), 400)
     assert "has no audio" in detail(visitor.get(f"/api/agreement?query={silent}"), 400)
-    found = visitor.get(f"/api/neighbours?query={silent}&by=v2v").json()["neighbours"]
+    found = visitor.get(f"/api/neighbors?query={silent}&by=v2v").json()["neighbors"]
     assert {clip["audio"] for clip in found} == {None}
 
 
@@ -315,8 +315,8 @@ def test_two_runs_that_read_different_clips_are_listed_together(tmp_path: Path) 
         pages = [visitor.get(f"/api/clips?limit=3&offset={offset}").json() for offset in (0, 3)]
         assert [[clip["id"] for clip in page["clips"]] for page in pages] == [[0, 1, 4], [5, 6]]
         assert visitor.get("/api/clips?label=z").json()["clips"][0]["path"] == "clips/5.mp4"
-        asked = "/api/neighbours?query=5&by=v2v&store="
-        assert len(visitor.get(f"{asked}1").json()["neighbours"]) == 2
+        asked = "/api/neighbors?query=5&by=v2v&store="
+        assert len(visitor.get(f"{asked}1").json()["neighbors"]) == 2
         assert f"clip 5 is in {second.folder}, but not in {first.folder}" in detail(visitor.get(f"{asked}0"), 404)
 
 
@@ -341,9 +341,9 @@ def test_an_uploaded_clip_finds_what_the_clip_itself_would(
     assert left_over(visitor) == []
     for number in (0, 1):
         for way in ("v2v", "a2a", "agreement"):
-            found = visitor.get(f"/api/neighbours?query={told['id']}&by={way}&store={number}").json()
+            found = visitor.get(f"/api/neighbors?query={told['id']}&by={way}&store={number}").json()
             assert found["query"] == told
-            assert found["neighbours"][0]["score"] == pytest.approx(1, abs=2e-3)  # itself, stored as float16
+            assert found["neighbors"][0]["score"] == pytest.approx(1, abs=2e-3)  # itself, stored as float16
     assert visitor.get(f"/api/agreement?query={told['id']}").json()["positives"]
     for kind in ("poster", "spectrogram"):
         assert visitor.get(f"/{kind}/{told['id']}").content == visitor.get(f"/{kind}/{stores[0].ids[row]}").content
@@ -353,8 +353,8 @@ def test_an_uploaded_sound_has_one_side(visitor: TestClient, tmp_path: Path) -> 
     make_sound(tmp_path / "song.mp3", 1, 3)
     told = upload(visitor, (tmp_path / "song.mp3").read_bytes(), "../../song.mp3").json()
     assert (told["has_video"], told["has_audio"]) == (False, True)
-    assert visitor.get(f"/api/neighbours?query={told['id']}&by=a2v").json()["neighbours"]
-    assert "no video" in detail(visitor.get(f"/api/neighbours?query={told['id']}&by=v2a"), 400)
+    assert visitor.get(f"/api/neighbors?query={told['id']}&by=a2v").json()["neighbors"]
+    assert "no video" in detail(visitor.get(f"/api/neighbors?query={told['id']}&by=v2a"), 400)
     assert "no video" in detail(visitor.get(f"/poster/{told['id']}"), 404)
 
 
@@ -471,8 +471,8 @@ def test_a_sender_that_pauses_is_given_up(monkeypatch: pytest.MonkeyPatch) -> No
 def test_old_uploads_are_forgotten(visitor: TestClient, clips: Manifest, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("avssl.browser.uploads.MAX_HELD", 1)
     first, second = (upload(visitor, clips.path(1).read_bytes()).json()["id"] for _ in range(2))
-    assert "bring it again" in detail(visitor.get(f"/api/neighbours?query={first}&by=v2v"), 404)
-    assert visitor.get(f"/api/neighbours?query={second}&by=v2v").status_code == 200
+    assert "bring it again" in detail(visitor.get(f"/api/neighbors?query={first}&by=v2v"), 404)
+    assert visitor.get(f"/api/neighbors?query={second}&by=v2v").status_code == 200
 
 
 @pytest.mark.slow
@@ -497,7 +497,7 @@ def test_searches_are_exact_until_the_index_is_there(tmp_path: Path, monkeypatch
     for visitor in visit([store], tmp_path / "b"):
         visitor.stores[0].prepare()
         assert visitor.get("/api/about").json()["stores"][0]["index"]["state"] == "building"
-        asked = "/api/neighbours?query=5&by=v2a"
+        asked = "/api/neighbors?query=5&by=v2a"
         exact = visitor.get(asked).json()
         assert (exact["exact"], exact["recall"]) == (True, None)
         begin.set()
@@ -507,7 +507,7 @@ def test_searches_are_exact_until_the_index_is_there(tmp_path: Path, monkeypatch
         assert index["state"] == "ready"
         found = visitor.get(asked).json()
         assert (found["exact"], found["recall"]) == (False, index["recall"]["v2a"])
-        assert visitor.get(f"{asked}&exact=1").json()["neighbours"] == exact["neighbours"]
+        assert visitor.get(f"{asked}&exact=1").json()["neighbors"] == exact["neighbors"]
         assert visitor.get("/api/agreement?query=5").json()["exact"] is False
 
 

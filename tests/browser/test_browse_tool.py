@@ -202,7 +202,7 @@ def test_many_visitors_at_once(embeddings: Path) -> None:
             for path in (
                 "",
                 "api/clips",
-                f"api/neighbours?query={number % 3}&by=v2a",
+                f"api/neighbors?query={number % 3}&by=v2a",
                 f"poster/{number % 3}",
                 "media/2",
             ):

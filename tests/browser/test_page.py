@@ -1,4 +1,4 @@
-"""The neighbour browser's page, used as people use it: with a mouse, a keyboard, a phone, a screen reader."""
+"""The neighbor browser's page, used as people use it: with a mouse, a keyboard, a phone, a screen reader."""
 
 import base64
 import csv
@@ -82,7 +82,7 @@ def pictures_load(card: Locator) -> None:
 
 def settle(page: Page) -> None:
     """Wait until what was asked for is there, with its pictures."""
-    expect(page.locator("#status")).to_contain_text(re.compile("clips|neighbours|positives"))
+    expect(page.locator("#status")).to_contain_text(re.compile("clips|neighbors|positives"))
     page.wait_for_load_state("networkidle")
 
 
@@ -90,10 +90,10 @@ def focused(page: Page) -> str:
     return page.evaluate("document.activeElement.getAttribute('aria-label') ?? document.activeElement.textContent")
 
 
-def neighbours_of(site: Site, query: int | str, by: str, **parameters: object) -> list[int]:
+def neighbors_of(site: Site, query: int | str, by: str, **parameters: object) -> list[int]:
     more = "".join(f"&{name}={value}" for name, value in parameters.items())
-    found = ask(site, f"/api/neighbours?query={query}&by={by}{more}")["neighbours"]
-    return [neighbour["id"] for neighbour in found]
+    found = ask(site, f"/api/neighbors?query={query}&by={by}{more}")["neighbors"]
+    return [neighbor["id"] for neighbor in found]
 
 
 # -- The grid --
@@ -148,7 +148,7 @@ def test_more_comes_by_its_button(open_page: Open) -> None:
     expect(cards(page)).to_have_count(NUM_CLIPS)
 
 
-@pytest.mark.parametrize("path", ["/", "/?view=neighbours&query=3&by=v2v"])
+@pytest.mark.parametrize("path", ["/", "/?view=neighbors&query=3&by=v2v"])
 def test_a_page_that_fails_is_asked_for_again_by_its_button_alone(path: str, open_page: Open, site: Site) -> None:
     page, asked = open_page("/?view=map", expected_status=500, viewport={"width": 1280, "height": 3000}), []
 
@@ -163,7 +163,7 @@ def test_a_page_that_fails_is_asked_for_again_by_its_button_alone(path: str, ope
     assert len(asked) == 1
     page.unroute(re.compile(r"/api/.*offset=[1-9]"))
     page.locator("main section:visible .more").click()
-    expect(cards(page)).to_have_count(NUM_CLIPS if path == "/" else len(neighbours_of(site, 3, "v2v", limit=200)))
+    expect(cards(page)).to_have_count(NUM_CLIPS if path == "/" else len(neighbors_of(site, 3, "v2v", limit=200)))
 
 
 def test_clips_that_two_pages_share_are_shown_once(open_page: Open, site: Site) -> None:
@@ -324,7 +324,7 @@ def test_less_motion_plays_by_the_button_alone(open_page: Open) -> None:
 
 @pytest.mark.parametrize("path", [SOUND_ONLY, SILENT, OTHER_FORMAT])
 def test_every_kind_of_clip_plays(path: str, open_page: Open, site: Site) -> None:
-    page = open_page(f"/?view=neighbours&query={id_of(site, path)}")
+    page = open_page(f"/?view=neighbors&query={id_of(site, path)}")
     page.locator("#query-card").get_by_role("button", name="Play").press("Enter")
     plays_on(page)
     assert page.evaluate("document.querySelector('video, audio').localName") == (
@@ -341,11 +341,11 @@ def test_a_part_of_a_file_is_named_and_played_alone(open_page: Open, site: Site)
     assert page.evaluate("document.querySelector('video').duration") == pytest.approx(0.4, abs=0.11)
 
 
-# -- Neighbours --
+# -- Neighbors --
 
 
 @pytest.mark.parametrize("by", WAYS)
-def test_each_way_shows_its_neighbours(by: str, open_page: Open, site: Site) -> None:
+def test_each_way_shows_its_neighbors(by: str, open_page: Open, site: Site) -> None:
     page = open_page()
     expect(cards(page)).to_have_count(PAGE)
     query = ids(page)[5]
@@ -353,9 +353,9 @@ def test_each_way_shows_its_neighbours(by: str, open_page: Open, site: Site) -> 
     page.get_by_role("button", name=WAYS[by]).click()
     expect(page.get_by_role("button", name=WAYS[by])).to_have_attribute("aria-pressed", "true")
     expect(page.locator("#answers")).not_to_have_attribute("aria-busy", "true")
-    wanted = ask(site, f"/api/neighbours?query={query}&by={by}")["neighbours"]
+    wanted = ask(site, f"/api/neighbors?query={query}&by={by}")["neighbors"]
     expect(cards(page).first).to_have_attribute("data-id", str(wanted[0]["id"]))
-    assert ids(page)[: len(wanted)] == [neighbour["id"] for neighbour in wanted]
+    assert ids(page)[: len(wanted)] == [neighbor["id"] for neighbor in wanted]
     assert f"by={by}" in page.url
     asked = cards(page).first.locator(".asked dd")
     expect(asked).to_have_count(1)
@@ -367,14 +367,14 @@ def test_each_way_shows_its_neighbours(by: str, open_page: Open, site: Site) -> 
 
 
 def test_agreement_shows_three_lists_side_by_side(open_page: Open, site: Site) -> None:
-    page = open_page("/?view=neighbours&query=3&by=agreement")
+    page = open_page("/?view=neighbors&query=3&by=agreement")
     wanted = ask(site, "/api/agreement?query=3")
     places = []
     for title, key in (("Positives", "positives"), ("Look-alikes", "looks_alike"), ("Sound-alikes", "sounds_alike")):
         column = page.locator(".column", has=page.get_by_role("heading", name=title))
         expect(column.locator(".card")).to_have_count(len(wanted[key]))
         shown = column.locator(".card").evaluate_all("cards => cards.map(card => Number(card.dataset.id))")
-        assert shown == [neighbour["id"] for neighbour in wanted[key]]
+        assert shown == [neighbor["id"] for neighbor in wanted[key]]
         places.append(column.bounding_box())
     assert places[0]["y"] == places[1]["y"] == places[2]["y"]
     assert places[0]["x"] < places[1]["x"] < places[2]["x"]
@@ -386,7 +386,7 @@ def test_an_empty_list_and_a_fixed_choice_say_why(open_page: Open, site: Site) -
     found = ask(site, "/api/agreement?query=3") | {"looks_alike": []}
     page = open_page()
     page.route("**/api/agreement*", lambda route: route.fulfill(json=found))
-    page.goto(f"{site.url}/?view=neighbours&query=3&by=agreement")
+    page.goto(f"{site.url}/?view=neighbors&query=3&by=agreement")
     expect(
         page.get_by_text("No clip looks more alike than 95 % of the pairs of this set and sounds less")
     ).to_be_visible()
@@ -395,7 +395,7 @@ def test_an_empty_list_and_a_fixed_choice_say_why(open_page: Open, site: Site) -
 
 
 def test_ways_that_a_clip_cannot_be_asked_say_why(open_page: Open, site: Site) -> None:
-    page = open_page(f"/?view=neighbours&query={id_of(site, SILENT)}")
+    page = open_page(f"/?view=neighbors&query={id_of(site, SILENT)}")
     button = page.get_by_role("button", name="audio → audio")
     expect(button).to_have_attribute("aria-disabled", "true")
     expect(button).to_have_attribute("title", "this clip has no audio")
@@ -405,13 +405,13 @@ def test_ways_that_a_clip_cannot_be_asked_say_why(open_page: Open, site: Site) -
     before = page.url
     button.click(force=True)
     assert page.url == before
-    page.goto(f"{site.url}/?view=neighbours&query={id_of(site, SOUND_ONLY)}")
+    page.goto(f"{site.url}/?view=neighbors&query={id_of(site, SOUND_ONLY)}")
     expect(page.get_by_role("button", name="audio → video")).to_have_attribute("aria-pressed", "true")
     expect(page.get_by_role("button", name="video → audio")).to_have_attribute("aria-disabled", "true")
 
 
 def test_a_way_that_a_link_asks_in_vain_is_explained(open_page: Open, site: Site) -> None:
-    page = open_page(f"/?view=neighbours&query={id_of(site, SILENT)}&by=a2a", expected_status=400)
+    page = open_page(f"/?view=neighbors&query={id_of(site, SILENT)}&by=a2a", expected_status=400)
     expect(page.get_by_role("alert")).to_contain_text("audio")
     page.get_by_role("button", name="video → video").click()
     expect(page.get_by_role("alert")).to_be_hidden()
@@ -419,15 +419,15 @@ def test_a_way_that_a_link_asks_in_vain_is_explained(open_page: Open, site: Site
 
 
 def test_an_unknown_clip_is_explained(open_page: Open) -> None:
-    page = open_page("/?view=neighbours&query=123456", expected_status=404)
+    page = open_page("/?view=neighbors&query=123456", expected_status=404)
     expect(page.get_by_role("alert")).to_contain_text("123456")
 
 
-def test_label_narrows_neighbours_and_more_come(open_page: Open, site: Site) -> None:
-    page = open_page("/?view=neighbours&query=3&by=v2v&label=1", script=NO_OBSERVER)
+def test_label_narrows_neighbors_and_more_come(open_page: Open, site: Site) -> None:
+    page = open_page("/?view=neighbors&query=3&by=v2v&label=1", script=NO_OBSERVER)
     expect(cards(page)).to_have_count(24)
-    page.get_by_role("button", name="Show more neighbours").click()
-    wanted = neighbours_of(site, 3, "v2v", label=1, limit=48)
+    page.get_by_role("button", name="Show more neighbors").click()
+    wanted = neighbors_of(site, 3, "v2v", label=1, limit=48)
     assert len(wanted) > 24
     expect(cards(page)).to_have_count(len(wanted))
     assert ids(page) == wanted
@@ -437,11 +437,11 @@ def test_approximate_answers_tell_their_recall(open_page: Open, site: Site) -> N
     about = ask(site, "/api/about")
     for store in about["stores"]:
         store["index"] = {"state": "ready", "why": "an index", "recall": {"v2v": 0.987}}
-    answer = ask(site, "/api/neighbours?query=3&by=v2v") | {"exact": False, "recall": 0.987, "milliseconds": 1.26}
+    answer = ask(site, "/api/neighbors?query=3&by=v2v") | {"exact": False, "recall": 0.987, "milliseconds": 1.26}
     page = open_page("/?view=map")
     page.route("**/api/about", lambda route: route.fulfill(json=about))
-    page.route("**/api/neighbours?*", lambda route: route.fulfill(json=answer))
-    page.goto(f"{site.url}/?view=neighbours&query=3&by=v2v")
+    page.route("**/api/neighbors?*", lambda route: route.fulfill(json=answer))
+    page.goto(f"{site.url}/?view=neighbors&query=3&by=v2v")
     expect(page.locator(".how")).to_have_text("approximate search · measured recall 0.987 · 1.3 ms")
     with page.expect_request(lambda request: "exact=true" in request.url):
         page.get_by_label("Exact search").check()
@@ -468,8 +468,8 @@ def test_index_being_built_is_told_until_it_is_ready(open_page: Open, site: Site
 
 STATES = [
     "/?label=1&name=00",
-    "/?view=neighbours&query=3&by=a2v&label=0&exact=1&store=1",
-    "/?view=neighbours&query=3&by=agreement&compare=1",
+    "/?view=neighbors&query=3&by=a2v&label=0&exact=1&store=1",
+    "/?view=neighbors&query=3&by=agreement&compare=1",
     "/?view=map&color=cluster&cluster=1",
     "/?view=map&label=1&store=1",
 ]
@@ -510,12 +510,12 @@ def test_back_and_forward(open_page: Open) -> None:
     scrolled, place = page.evaluate("[scrolled, place]")
     assert scrolled > 500
     assert page.evaluate("scrollY") == 0
-    neighbours = page.url
+    neighbors = page.url
     page.get_by_role("button", name="audio → audio").click()
     expect(page.get_by_role("button", name="audio → audio")).to_have_attribute("aria-pressed", "true")
     page.go_back()
     expect(page.get_by_role("button", name="video → audio")).to_have_attribute("aria-pressed", "true")
-    assert page.url == neighbours
+    assert page.url == neighbors
     page.go_back()
     expect(page.get_by_role("heading", level=1)).to_have_text("Clips")
     expect(cards(page)).to_have_count(NUM_CLIPS)
@@ -523,7 +523,7 @@ def test_back_and_forward(open_page: Open) -> None:
         place, abs=2
     )  # pixels of the page may differ: cards not yet drawn
     page.go_forward()
-    expect(page.get_by_role("heading", level=1)).to_contain_text("Neighbours of")
+    expect(page.get_by_role("heading", level=1)).to_contain_text("Neighbors of")
 
 
 # -- Files brought by the user --
@@ -542,17 +542,17 @@ def drop(page: Page, path: Path) -> None:
         [content, path.name],
     )
     page.dispatch_event("main", "dragover", {"dataTransfer": transfer})
-    expect(page.get_by_text("Drop the file to find its neighbours")).to_be_visible()
+    expect(page.get_by_text("Drop the file to find its neighbors")).to_be_visible()
     page.dispatch_event("main", "drop", {"dataTransfer": transfer})
 
 
-def test_a_dropped_video_gets_neighbours_in_both_runs(open_page: Open, tmp_path: Path) -> None:
+def test_a_dropped_video_gets_neighbors_in_both_runs(open_page: Open, tmp_path: Path) -> None:
     make_clip(tmp_path / "mine.mp4", 1, 500)
     page = open_page()
     expect(cards(page)).to_have_count(PAGE)
     drop(page, tmp_path / "mine.mp4")
     expect(page.get_by_text("Embedding mine.mp4…")).to_be_visible()
-    expect(page.get_by_role("heading", level=1)).to_have_text("Neighbours of mine.mp4")
+    expect(page.get_by_role("heading", level=1)).to_have_text("Neighbors of mine.mp4")
     expect(cards(page).first).to_be_visible()
     expect(page.get_by_text("Embedding mine.mp4…")).to_be_hidden()
     pictures_load(page.locator("#query-card"))
@@ -569,7 +569,7 @@ def test_a_dropped_video_gets_neighbours_in_both_runs(open_page: Open, tmp_path:
     link = page.url
     page.goto("about:blank")
     page.goto(link)  # the server still holds it, this page no longer has the file
-    expect(page.get_by_role("heading", level=1)).to_have_text("Neighbours of mine.mp4")
+    expect(page.get_by_role("heading", level=1)).to_have_text("Neighbors of mine.mp4")
     expect(page.locator("#query-card img").first).to_be_visible()
     expect(page.locator("#query-card").get_by_role("button")).to_have_count(0)
 
@@ -580,7 +580,7 @@ def test_a_chosen_sound_finds_pictures(open_page: Open, tmp_path: Path) -> None:
     with page.expect_file_chooser() as chooser:
         page.get_by_role("button", name="Choose a file…").press("Enter")
     chooser.value.set_files(tmp_path / "mine.wav")
-    expect(page.get_by_role("heading", level=1)).to_have_text("Neighbours of mine.wav")
+    expect(page.get_by_role("heading", level=1)).to_have_text("Neighbors of mine.wav")
     expect(page.get_by_role("button", name="audio → video")).to_have_attribute("aria-pressed", "true")
     expect(page.get_by_role("button", name="video → video")).to_have_attribute("title", "this clip has no video")
     expect(cards(page).first).to_be_visible()
@@ -597,7 +597,7 @@ def test_what_is_asked_before_the_server_answers_is_not_lost(open_page: Open, tm
     chooser.value.set_files(tmp_path / "mine.wav")
     page.route("**/api/clips?*", lambda route: None)  # nor does a view that takes long hold it up
     page.evaluate("answer()")
-    expect(page.get_by_role("heading", level=1)).to_have_text("Neighbours of mine.wav")
+    expect(page.get_by_role("heading", level=1)).to_have_text("Neighbors of mine.wav")
     expect(page.get_by_role("search")).to_be_visible()
 
 
@@ -639,7 +639,7 @@ def test_a_too_large_file_is_not_sent(open_page: Open, tmp_path: Path) -> None:
 
 
 def test_an_upload_that_is_gone_is_explained(open_page: Open) -> None:
-    page = open_page("/?view=neighbours&query=u-0123456789abcdef&by=v2v", expected_status=404)
+    page = open_page("/?view=neighbors&query=u-0123456789abcdef&by=v2v", expected_status=404)
     expect(page.get_by_role("alert")).not_to_be_empty()
 
 
@@ -647,10 +647,10 @@ def test_an_upload_that_is_gone_is_explained(open_page: Open) -> None:
 
 
 def test_two_runs_are_compared(open_page: Open, site: Site) -> None:
-    page = open_page("/?view=neighbours&query=3&by=v2v", script=NO_OBSERVER)
+    page = open_page("/?view=neighbors&query=3&by=v2v", script=NO_OBSERVER)
     page.get_by_label("Compare both runs").check()
     expect(page.locator(".answer")).to_have_count(2)
-    found = [neighbours_of(site, 3, "v2v", store=store) for store in (0, 1)]
+    found = [neighbors_of(site, 3, "v2v", store=store) for store in (0, 1)]
     names = [store["name"] for store in ask(site, "/api/about")["stores"]]
     assert [Path(name).name for name in names] == ["embeddings 0", "embeddings 1"]
     shared = set(found[0]) & set(found[1])
@@ -664,28 +664,28 @@ def test_two_runs_are_compared(open_page: Open, site: Site) -> None:
     left, right = (page.locator(".answer").nth(i).bounding_box() for i in (0, 1))
     assert left["y"] == right["y"]
     assert left["x"] + left["width"] <= right["x"]
-    page.get_by_role("button", name="Show more neighbours").click()
+    page.get_by_role("button", name="Show more neighbors").click()
     expect(page.locator(".answer").nth(1).locator(".card")).to_have_count(48)
     expect(page.locator(".answer").nth(0).locator(".card")).to_have_count(48)
 
 
-def test_a_clip_of_one_run_alone_shows_that_runs_neighbours(open_page: Open, site: Site) -> None:
+def test_a_clip_of_one_run_alone_shows_that_runs_neighbors(open_page: Open, site: Site) -> None:
     page = open_page("/?view=map", expected_status=404, script=NO_OBSERVER)
     lacks = {"detail": "clip 3 is in embeddings 1, but not in embeddings 0"}
-    page.route("**/api/neighbours?*store=0*", lambda route: route.fulfill(status=404, json=lacks))
-    page.goto(f"{site.url}/?view=neighbours&query=3&by=v2v&compare=1")
+    page.route("**/api/neighbors?*store=0*", lambda route: route.fulfill(status=404, json=lacks))
+    page.goto(f"{site.url}/?view=neighbors&query=3&by=v2v&compare=1")
     answers = page.locator(".answer")
     expect(answers).to_have_count(2)
     expect(answers.nth(0).get_by_role("heading")).to_have_text("embeddings 0")
     expect(answers.nth(0)).to_contain_text(lacks["detail"])
     expect(answers.nth(1).locator(".card")).to_have_count(24)
-    expect(page.locator("#status")).to_have_text("24 neighbours")
+    expect(page.locator("#status")).to_have_text("24 neighbors")
     expect(page.get_by_role("alert")).to_be_hidden()
-    page.get_by_role("button", name="Show more neighbours").click()
+    page.get_by_role("button", name="Show more neighbors").click()
     expect(answers.nth(1).locator(".card")).to_have_count(48)
-    page.unroute("**/api/neighbours?*store=0*")
-    page.route("**/api/neighbours?*", lambda route: route.fulfill(status=404, json=lacks))
-    page.goto(f"{site.url}/?view=neighbours&query=3&by=a2a&compare=1")
+    page.unroute("**/api/neighbors?*store=0*")
+    page.route("**/api/neighbors?*", lambda route: route.fulfill(status=404, json=lacks))
+    page.goto(f"{site.url}/?view=neighbors&query=3&by=a2a&compare=1")
     expect(page.get_by_role("alert")).to_have_text(re.compile(lacks["detail"]))
 
 
@@ -729,7 +729,7 @@ def test_map_point_lights_up_in_both_and_opens(side: str, open_page: Open, site:
     expect(page.locator("#map-clip img").first).to_be_visible()
     assert all(ink(page, each) != before[each] for each in before)
     page.locator(f"#map-{side}").click(position={"x": x, "y": y})
-    expect(page.get_by_role("heading", level=1)).to_contain_text("Neighbours of")
+    expect(page.get_by_role("heading", level=1)).to_contain_text("Neighbors of")
     assert f"query={found['ids'][number]}" in page.url
 
 
@@ -749,7 +749,7 @@ def test_map_by_keyboard(open_page: Open, site: Site) -> None:
     chosen = int(page.locator("#map-clip .card").get_attribute("data-id"))
     assert sign * (found["video"][found["ids"].index(chosen)][axis] - start[axis]) > 0
     canvas.press("Enter")
-    expect(page.get_by_role("heading", level=1)).to_contain_text("Neighbours of")
+    expect(page.get_by_role("heading", level=1)).to_contain_text("Neighbors of")
     assert f"query={chosen}" in page.url
 
 
@@ -842,7 +842,7 @@ def test_pointing_at_one_of_many_points_draws_none_anew(open_page: Open, site: S
 # -- Everybody --
 
 
-def test_keyboard_alone_from_the_start_to_neighbours(open_page: Open) -> None:
+def test_keyboard_alone_from_the_start_to_neighbors(open_page: Open) -> None:
     page = open_page()
     expect(cards(page)).to_have_count(PAGE)
     page.keyboard.press("Tab")
@@ -857,7 +857,7 @@ def test_keyboard_alone_from_the_start_to_neighbours(open_page: Open) -> None:
     assert below.bounding_box()["x"] == cards(page).nth(1).bounding_box()["x"]
     page.keyboard.press("Enter")
     heading = page.get_by_role("heading", level=1)
-    expect(heading).to_contain_text("Neighbours of")
+    expect(heading).to_contain_text("Neighbors of")
     expect(heading).to_be_focused()
     for _ in range(6):  # the play button of the query, then the ways
         page.keyboard.press("Tab")
@@ -866,14 +866,14 @@ def test_keyboard_alone_from_the_start_to_neighbours(open_page: Open) -> None:
     page.keyboard.press("Space")
     expect(page.get_by_role("button", name="video → video")).to_have_attribute("aria-pressed", "true")
     expect(page.get_by_role("button", name="video → video")).to_be_focused()
-    expect(page.locator("#status")).to_contain_text("neighbours")
+    expect(page.locator("#status")).to_contain_text("neighbors")
 
 
 VIEWS = {
     "clips": "/",
-    "neighbours": "/?view=neighbours&query=3&by=v2a",
-    "agreement": "/?view=neighbours&query=3&by=agreement",
-    "compared": "/?view=neighbours&query=3&by=v2v&compare=1",
+    "neighbors": "/?view=neighbors&query=3&by=v2a",
+    "agreement": "/?view=neighbors&query=3&by=agreement",
+    "compared": "/?view=neighbors&query=3&by=v2v&compare=1",
     "map": "/?view=map",
 }
 

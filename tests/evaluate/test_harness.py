@@ -276,7 +276,7 @@ def test_a_split_in_which_nobody_answers_counts(protocol: str, vectors: ClipVect
     assert (left_out["num"], left_out["unanswered"], len(left_out["splits"])) == (17, 23, 1)
 
 
-def test_small_temperatures_are_those_of_the_nearest_neighbour() -> None:
+def test_small_temperatures_are_those_of_the_nearest_neighbor() -> None:
     generator = torch.Generator().manual_seed(0)
     train = torch.randn(50, 6, generator=generator)
     targets = torch.randint(0, 4, (50,), generator=generator)

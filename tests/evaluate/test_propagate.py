@@ -88,7 +88,7 @@ def test_propagation_equals_a_loop_over_cells(k: int, context: int, radius: floa
     features = F.normalize(torch.randn(5, 6, 10, 12, generator=generator), dim=1)
     mask = np.zeros((40, 48), dtype=np.uint8)
     mask[6:22, 10:30], mask[20:38, 33:45] = 1, 2
-    found = propagate_mask(features, mask, num_neighbours=k, num_context=context, radius=radius)
+    found = propagate_mask(features, mask, num_neighbors=k, num_context=context, radius=radius)
     expected = naive_propagation(features, mask, k=k, reach=max(2.0, 10 * radius), context=context)
     assert np.array_equal(found[0], mask)
     for t in range(1, 5):

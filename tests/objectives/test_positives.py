@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from avssl.objectives.positives import in_set, neighbour, same_crop, same_instance
+from avssl.objectives.positives import in_set, neighbor, same_crop, same_instance
 from avssl.structs import Embedded
 
 
@@ -22,7 +22,7 @@ RULES = {
     "same_instance": (same_instance, lambda q, k: q["id"] == k["id"]),
     "same_crop": (same_crop, lambda q, k: q == k),
     "neighbour": (
-        lambda q, k: neighbour(q, k, max_seconds=0.5),
+        lambda q, k: neighbor(q, k, max_seconds=0.5),
         lambda q, k: q["id"] == k["id"] and abs(q["start"] - k["start"]) <= 0.5,
     ),
     "in_set": (lambda q, k: in_set(q, k, SETS), lambda q, k: k["id"] in SETS[q["id"]].tolist()),

@@ -105,7 +105,7 @@ def test_the_page_of_a_run(cma: Path, clip_set: Manifest, call: Call) -> None:
     assert [float(first), float(last)] == pytest.approx([losses[0], losses[-1]], rel=1e-3)
     assert [float(low), float(high)] == pytest.approx([min(losses), max(losses)], rel=1e-3)
     assert int(num) == 18
-    assert len(page.images) == 2 * 5  # both classes have a reference; three neighbours in two sides each with it
+    assert len(page.images) == 2 * 5  # both classes have a reference; three neighbors in two sides each with it
     assert source.count("<svg") >= 10
     assert "No results yet" in source
 
@@ -282,7 +282,7 @@ def test_starts_of_a_run_are_noted(cma: Path, clip_set: Manifest, tmp_path: Path
     assert [each["first_step"] for each in read_sessions(run)] == [0, 8, 18]
 
 
-def test_references_and_their_neighbours() -> None:
+def test_references_and_their_neighbors() -> None:
     """Row 10: 11 and 15 are alike in both, 12 in picture only, 13 in sound only."""
     near, far = [1.0, 0.0], [-1.0, 0.0]
     less, least = [0.8, 0.6], [0.6, 0.8]

@@ -55,7 +55,7 @@ def test_neighbours_are_those_of_the_arrays(folder: Path, way: str) -> None:
 
 def test_tools_take_it(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert search.main([str(folder), "--query", "clip7.mp4", "--from", "audio", "--to", "video", "--json"]) == 0
-    assert len(json.loads(capsys.readouterr().out)["neighbours"]) == 10
+    assert len(json.loads(capsys.readouterr().out)["neighbors"]) == 10
     (folder.parent / "other.mp4").write_bytes(b"")
     assert search.main([str(folder), "--query", str(folder.parent / "other.mp4")]) == 2
     assert "of arrays, not of a run" in capsys.readouterr().err

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from avssl.retrieval import index as module
-from avssl.retrieval.index import NeighbourIndex, open_index
+from avssl.retrieval.index import NeighborIndex, open_index
 from avssl.retrieval.search import WAYS, contrast, query_of_row, rank, result_modalities
 from avssl.retrieval.store import Store, read_store
 from tests.support.stores import random_vectors, write
@@ -30,7 +30,7 @@ def store(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
 
 
 @pytest.fixture(scope="module")
-def index(store: Store, tmp_path_factory: pytest.TempPathFactory) -> NeighbourIndex:
+def index(store: Store, tmp_path_factory: pytest.TempPathFactory) -> NeighborIndex:
     return open_index(store, tmp_path_factory.mktemp("browser"), info=lambda text: None)
 
 
@@ -40,7 +40,7 @@ def rows(store: Store) -> list[int]:
 
 
 @pytest.mark.parametrize("way", WAYS)
-def test_the_index_finds_what_it_says(store: Store, index: NeighbourIndex, rows: list[int], way: str) -> None:
+def test_the_index_finds_what_it_says(store: Store, index: NeighborIndex, rows: list[int], way: str) -> None:
     depth, hits = index.max_depth(way), []
     for row in rows:
         query = query_of_row(store, row)
@@ -60,7 +60,7 @@ def test_the_index_finds_what_it_says(store: Store, index: NeighbourIndex, rows:
 
 
 @pytest.mark.parametrize("way", WAYS)
-def test_pages_hold_every_clip_once(store: Store, index: NeighbourIndex, rows: list[int], way: str) -> None:
+def test_pages_hold_every_clip_once(store: Store, index: NeighborIndex, rows: list[int], way: str) -> None:
     query, offset, shown = query_of_row(store, rows[0]), 0, []
     everything = rank(store, query, way=way, depth=NUM)
     while True:
@@ -76,7 +76,7 @@ def test_pages_hold_every_clip_once(store: Store, index: NeighbourIndex, rows: l
 
 
 def test_the_lists_of_agreement_are_those_of_the_exact_search(
-    store: Store, index: NeighbourIndex, rows: list[int]
+    store: Store, index: NeighborIndex, rows: list[int]
 ) -> None:
     same = {"positives": [], "looks_alike": [], "sounds_alike": []}
     for row in rows:
@@ -86,7 +86,7 @@ def test_the_lists_of_agreement_are_those_of_the_exact_search(
     assert all(np.mean(hits) > 0.95 for hits in same.values()), same
 
 
-def test_a_label_asks_every_clip_that_has_it(store: Store, index: NeighbourIndex, rows: list[int]) -> None:
+def test_a_label_asks_every_clip_that_has_it(store: Store, index: NeighborIndex, rows: list[int]) -> None:
     query = query_of_row(store, rows[0])
     found, exact = (rank(store, query, way="v2v", depth=NUM, label="a", index=used) for used in (index, None))
     assert found.exact

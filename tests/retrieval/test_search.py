@@ -1,4 +1,4 @@
-"""Neighbours by looking at every clip, against the definition in plain numpy."""
+"""Neighbors by looking at every clip, against the definition in plain numpy."""
 
 from pathlib import Path
 
@@ -157,7 +157,7 @@ def test_parts_of_a_file_are_told_apart(tmp_path: Path, capsys: pytest.CaptureFi
     assert lines == [["3", "-", "a.mp4 (0 s to 1.5 s)"], ["7", "-", "a.mp4 (3 s to the end)"], ["9", "-", "b.mp4"]]
 
 
-def test_a_set_of_one_clip_has_no_neighbours(tmp_path: Path) -> None:
+def test_a_set_of_one_clip_has_no_neighbors(tmp_path: Path) -> None:
     store = write(tmp_path, random_vectors(1, 4))
     with pytest.raises(QueryError, match="hold no other clips to choose from: extract more clips"):
         search(store, query_of_row(store, 0), way="v2v", k=1)

@@ -1,4 +1,4 @@
-"""The benchmark of the neighbour browser in miniature."""
+"""The benchmark of the neighbor browser in miniature."""
 
 import json
 import subprocess

@@ -1,4 +1,4 @@
-"""Cost of a joint step of AVID-CMA, temporal neighbours and tracked patches beside the three alone, on the same clips.
+"""Cost of a joint step of AVID-CMA, temporal neighbors and tracked patches beside the three alone, on the same clips.
 
 python tools/benchmarks/joint.py --threads 2 --json
 """
@@ -30,7 +30,7 @@ TIMES, BOX = [0.5, 0.7, 0.9, 1.1], [0.2, 0.2, 0.5, 0.5]  # of a made track
 
 
 def benchmark_joint(*, overrides: Sequence[str], batch_size: int, num_steps: int, seed: int) -> dict[str, object]:
-    """Time whole steps of AVID-CMA, temporal neighbours and tracked patches, alone and joined.
+    """Time whole steps of AVID-CMA, temporal neighbors and tracked patches, alone and joined.
 
     A step is everything between a loaded batch and the next: views, encoders, losses, gradients, optimizer, memory
     banks. The four take turns, so that other load on the machine affects all alike; values are medians over the turns.

@@ -39,7 +39,7 @@ def make_banks(num_rows: int, dim: int, *, data: Data, seed: int) -> tuple[Tenso
         0.55, between classes 0 +- 0.09.
     peaked_audio: the same, with a large common part in the audio space: all audio cosines lie within 0.92 to 1.
     peaked: a large common part in both spaces.
-    uniform: directions without any structure, so that neighbours are chance.
+    uniform: directions without any structure, so that neighbors are chance.
     """
     generator = torch.Generator().manual_seed(seed)
     looks = torch.randint(_NUM_CLASSES, (num_rows,), generator=generator)

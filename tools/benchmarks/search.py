@@ -1,4 +1,4 @@
-"""Speed of the neighbour browser (avssl browse) with many clips, over HTTP: start, latency of each kind of search
+"""Speed of the neighbor browser (avssl browse) with many clips, over HTTP: start, latency of each kind of search
 with the index and exact, and load of many clients at once.
 
     python tools/benchmarks/search.py
@@ -63,7 +63,7 @@ def benchmark_search(
         generator = random.Random(seed)
         ways = []
         for way in WAYS:
-            asked = [f"/api/neighbours?query={generator.randrange(num_rows)}&by={way}" for _ in range(num_queries)]
+            asked = [f"/api/neighbors?query={generator.randrange(num_rows)}&by={way}" for _ in range(num_queries)]
             indexed, exact = (_percentiles(server, [path + end for path in asked]) for end in ("", "&exact=1"))
             exact = {f"exact_{name}": value for name, value in exact.items()}
             ways.append({"way": way, **indexed, **exact, "recall": recall.get(way, 1.0)})
@@ -223,8 +223,8 @@ def _question(generator: random.Random, num_rows: int) -> tuple[str, dict[str, s
     """Path and headers."""
     clip, way = generator.randrange(num_rows), generator.choice(WAYS)
     paths = [
-        f"/api/neighbours?query={clip}&by={way}",
-        f"/api/neighbours?query={clip}&by={way}&label=class%20{clip % NUM_CLASSES:03d}",
+        f"/api/neighbors?query={clip}&by={way}",
+        f"/api/neighbors?query={clip}&by={way}&label=class%20{clip % NUM_CLASSES:03d}",
         f"/api/agreement?query={clip}",
         f"/api/clips?name=clips/{clip % NUM_FILES}&offset={clip // NUM_FILES}",
         f"/poster/{clip}",

@@ -88,8 +88,8 @@ class Row:
 ROWS = {
     "random": Row("random init", "avid", trained=False),
     "random_frames": Row("random init (frames)", "neighbour", frames=True, trained=False),
-    "neighbour_frames": Row("neighbour (frames)", "neighbour", ("data.num_frames=1",), frames=True),
-    "neighbour_clips": Row("neighbour (clips)", "neighbour"),
+    "neighbour_frames": Row("neighbor (frames)", "neighbour", ("data.num_frames=1",), frames=True),
+    "neighbour_clips": Row("neighbor (clips)", "neighbour"),
     "patch": Row("patch (tracked)", "patch", ("method.tracks={tracks}",), frames=True),
     "walk": Row("walk", "walk", ("data.num_frames=4", "data.size=64"), frames=True),
     "avid": Row("AVID", "avid", ("method.in_batch_epochs={half}",)),

@@ -1,4 +1,4 @@
-"""One picture of three kinds of positives of one clip: its neighbour in time, its tracked patch, its agreement set.
+"""One picture of three kinds of positives of one clip: its neighbor in time, its tracked patch, its agreement set.
 
     python tools/experiments/positives_picture.py runs/positives/joint/seed0 --tracks runs/positives/tracks.parquet \\
         --out docs/positives.png
@@ -57,8 +57,8 @@ class Like:
 
 @dataclass(frozen=True)
 class Shown:
-    """What is drawn. near: seconds within which a neighbour is a positive, None = in the whole video; starts of the
-    clip, its neighbour and a far one; the track; the clips of the agreement set, best first, and one that looks similar
+    """What is drawn. near: seconds within which a neighbor is a positive, None = in the whole video; starts of the
+    clip, its neighbor and a far one; the track; the clips of the agreement set, best first, and one that looks similar
     but sounds different."""
 
     id: int
@@ -81,7 +81,7 @@ def draw_positives(
         out: the file to write.
         id: row of the manifest; None = drawn among the clips with track and agreement set.
         seed: of the draw.
-        max_seconds: to a neighbour that is a positive; None = as in the run.
+        max_seconds: to a neighbor that is a positive; None = as in the run.
 
     Returns:
         id, path and label of the clip, starts, members and lookalike as in `Shown`.
@@ -146,7 +146,7 @@ def choose(
         )
     row = int(np.random.default_rng(seed).choice(usable)) if id is None else id
     video, audio = (banks[name].z.cpu().float() for name in ("video", "audio"))  # (N, D)
-    near, seconds = neighbour_seconds(run.method), run.config.data.num_frames / run.config.data.fps
+    near, seconds = neighbor_seconds(run.method), run.config.data.num_frames / run.config.data.fps
     near = near if max_seconds is None else max_seconds
     members, lookalike = likes(video, audio, valid, row)
     begin, end = manifest.bounds("video")[row].tolist()
@@ -155,8 +155,8 @@ def choose(
     return Shown(row, near, seconds, starts, known.of(row)[0], members, lookalike)
 
 
-def neighbour_seconds(method: Method) -> float | None:
-    """max_seconds of the method's temporal neighbours, None where it has none or sets no limit."""
+def neighbor_seconds(method: Method) -> float | None:
+    """max_seconds of the method's temporal neighbors, None where it has none or sets no limit."""
     parts = [each for each in getattr(method, "parts", {}).values() if isinstance(each, Neighbour)]
     return parts[0].options.max_seconds if parts else None
 
@@ -308,7 +308,7 @@ def main() -> int:
     parser.add_argument("--out", type=Path, required=True, help="PNG to write")
     parser.add_argument("--id", type=int, help="row of the manifest (default: drawn by --seed)")
     parser.add_argument("--seed", type=int, default=0, help="of the draw (default: 0)")
-    parser.add_argument("--max-seconds", type=float, help="to a neighbour that is a positive (default: the run's)")
+    parser.add_argument("--max-seconds", type=float, help="to a neighbor that is a positive (default: the run's)")
     return experiment.run(parser, draw, plan=lambda given: [f"draw a clip of {given.run}: {given.out}"])
 
 

@@ -3,14 +3,14 @@
 import { ask, upload } from "/static/api.js";
 import { makeCard, makeEndless, make, walkGrid } from "/static/cards.js";
 import { showMap } from "/static/map.js";
-import { linkToNeighbours, rememberQuery, showNeighbours } from "/static/neighbours.js";
+import { linkToNeighbors, rememberQuery, showNeighbors } from "/static/neighbors.js";
 import { keepFile, stop } from "/static/player.js";
 import { beginSelecting } from "/static/select.js";
 import { currentState, go, linkTo, onState, VIEWS } from "/static/state.js";
 
 const POLL_MILLISECONDS = 2000;
 const TYPING_MILLISECONDS = 250;
-const TITLES = { clips: "Clips", neighbours: "Neighbours", map: "Map" };
+const TITLES = { clips: "Clips", neighbors: "Neighbors", map: "Map" };
 
 const byId = (id) => document.getElementById(id);
 const grid = byId("clips-grid");
@@ -40,7 +40,7 @@ async function show(state, how) {
 
 function showView(state, signal) {
   const help = { signal, say, attempt };
-  if (state.view === "neighbours") return showNeighbours(state, about, help);
+  if (state.view === "neighbors") return showNeighbors(state, about, help);
   if (state.view === "map") return showMap(state, about, help);
   return showClips(state, signal);
 }
@@ -54,7 +54,7 @@ function showFrame(state) {
     if (view === state.view) link.setAttribute("aria-current", "page");
     else link.removeAttribute("aria-current");
   }
-  byId("to-neighbours").hidden = !state.query;
+  byId("to-neighbors").hidden = !state.query;
   document.title = `${TITLES[state.view]} – avssl`;
   say("");
   showFilters(state);
@@ -110,9 +110,9 @@ function showFilters(state) {
   const index = about.stores[state.store].index;
   byId("name-field").hidden = state.view !== "clips";
   byId("label-field").hidden = about.labels.length === 0;
-  byId("store-field").hidden = !two || state.view === "clips" || (state.view === "neighbours" && state.compare);
-  byId("exact-field").hidden = state.view !== "neighbours";
-  byId("compare-field").hidden = !two || state.view !== "neighbours";
+  byId("store-field").hidden = !two || state.view === "clips" || (state.view === "neighbors" && state.compare);
+  byId("exact-field").hidden = state.view !== "neighbors";
+  byId("compare-field").hidden = !two || state.view !== "neighbors";
   if (document.activeElement !== byId("name")) byId("name").value = state.name;
   byId("tag-field").hidden = state.view !== "clips" || byId("tagged").length < 2;
   byId("tagged").value = state.tag;
@@ -178,7 +178,7 @@ function addClips(page) {
     if (clips.ids.has(clip.id)) continue;
     clips.ids.add(clip.id);
     rememberQuery(clip);
-    grid.append(makeCard(clip, { href: linkToNeighbours(clip, currentState(), about) }));
+    grid.append(makeCard(clip, { href: linkToNeighbors(clip, currentState(), about) }));
   }
   clips.next = page.next;
   moreClips.hidden = page.next === null;
@@ -216,7 +216,7 @@ async function searchWith(file) {
     const clip = await upload(file);
     keepFile(clip.id, file);
     rememberQuery(clip);
-    go({ view: "neighbours", query: clip.id, by: "" });
+    go({ view: "neighbors", query: clip.id, by: "" });
   });
   byId("progress").hidden = true;
   byId("choose-file").disabled = false;

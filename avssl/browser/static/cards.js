@@ -11,12 +11,12 @@ export function make(tag, properties = {}, ...children) {
 }
 
 /**
- * A card for a clip, or for a neighbour when it has scores.
+ * A card for a clip, or for a neighbor when it has scores.
  *
- * @param clip  a clip, a neighbour or an uploaded file
+ * @param clip  a clip, a neighbor or an uploaded file
  * @param options.tag  "li" in a list
  * @param options.href  where a click leads; null for the query itself, which leads nowhere
- * @param options.by  the way a neighbour was found by, or its group in the agreement view
+ * @param options.by  the way a neighbor was found by, or its group in the agreement view
  */
 export function makeCard(clip, { tag = "li", href = null, by = null } = {}) {
   const pictures = make("span", { className: "pictures" }, makeStage(clip), makeSpectrogram(clip));
@@ -27,7 +27,7 @@ export function makeCard(clip, { tag = "li", href = null, by = null } = {}) {
     { className: "card" },
     href === null
       ? make("div", { className: "pick-not" }, ...picked)
-      : make("a", { className: "pick", href, ariaLabel: `Neighbours of ${clip.path}${label}` }, ...picked),
+      : make("a", { className: "pick", href, ariaLabel: `Neighbors of ${clip.path}${label}` }, ...picked),
     canPlay(clip) ? makePlayButton(clip) : null,
     typeof clip.id === "number" ? makeBox(clip) : null, // not a file of the user's own
     makeDetails(clip),
@@ -94,16 +94,16 @@ function partInWords(clip) {
 }
 
 /** Cosines to the query: the one that was asked for stands out. */
-function makeScores(neighbour, by) {
+function makeScores(neighbor, by) {
   const scores = make("dl", { className: "scores" });
-  const asked = askedScore(neighbour, by);
-  if (by === "v2a" || by === "a2v") scores.append(makeScore(by === "v2a" ? "v→a" : "a→v", neighbour.score, true));
-  scores.append(makeScore("video", neighbour.video, asked === "video"), makeScore("audio", neighbour.audio, asked === "audio"));
+  const asked = askedScore(neighbor, by);
+  if (by === "v2a" || by === "a2v") scores.append(makeScore(by === "v2a" ? "v→a" : "a→v", neighbor.score, true));
+  scores.append(makeScore("video", neighbor.video, asked === "video"), makeScore("audio", neighbor.audio, asked === "audio"));
   return scores;
 }
 
-function askedScore(neighbour, by) {
-  if (by === "positives") return neighbour.video <= neighbour.audio ? "video" : "audio"; // the smaller one decides
+function askedScore(neighbor, by) {
+  if (by === "positives") return neighbor.video <= neighbor.audio ? "video" : "audio"; // the smaller one decides
   return { v2v: "video", looks_alike: "video", a2a: "audio", sounds_alike: "audio" }[by];
 }
 

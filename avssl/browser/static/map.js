@@ -2,7 +2,7 @@
 
 import { ask } from "/static/api.js";
 import { make, makeCard } from "/static/cards.js";
-import { linkToNeighbours } from "/static/neighbours.js";
+import { linkToNeighbors } from "/static/neighbors.js";
 import { currentState, go, parseState } from "/static/state.js";
 
 const SIDES = ["video", "audio"];
@@ -222,12 +222,12 @@ async function showChosen() {
   await context.attempt(async () => {
     const clip = await ask(`clips/${map.ids[wanted]}`);
     if (wanted !== chosen) return;
-    byId("map-clip").replaceChildren(makeCard(clip, { tag: "div", href: linkToNeighbours(clip, stateToOpen(), context.about) }));
+    byId("map-clip").replaceChildren(makeCard(clip, { tag: "div", href: linkToNeighbors(clip, stateToOpen(), context.about) }));
     byId("map-said").textContent = clip.label === null ? clip.path : `${clip.path}, label ${clip.label}`;
   });
 }
 
-/** A label that is lit up on the map does not filter the neighbours of a clip opened from it. */
+/** A label that is lit up on the map does not filter the neighbors of a clip opened from it. */
 function stateToOpen() {
   return { ...currentState(), label: "", cluster: "" };
 }
@@ -236,7 +236,7 @@ async function openChosen() {
   if (chosen < 0) return;
   await context.attempt(async () => {
     const clip = await ask(`clips/${map.ids[chosen]}`);
-    go(parseState(linkToNeighbours(clip, stateToOpen(), context.about).slice(1)));
+    go(parseState(linkToNeighbors(clip, stateToOpen(), context.about).slice(1)));
   });
 }
 

@@ -1,6 +1,6 @@
 // What the page shows is one object, and the URL's query string holds all of it: every state has a link.
 
-export const VIEWS = ["clips", "neighbours", "map"];
+export const VIEWS = ["clips", "neighbors", "map"];
 export const WAYS = ["v2a", "a2v", "v2v", "a2a", "agreement"];
 
 const DEFAULTS = {
@@ -20,7 +20,7 @@ const DEFAULTS = {
 
 const ALLOWED = { view: VIEWS, by: ["", ...WAYS], map: ["pca", "umap"], color: ["label", "cluster"] };
 
-/** The state that a query string such as "?view=neighbours&query=12&by=v2a" holds; what it does not say is default. */
+/** The state that a query string such as "?view=neighbors&query=12&by=v2a" holds; what it does not say is default. */
 export function parseState(search) {
   const state = { ...DEFAULTS };
   for (const [key, text] of new URLSearchParams(search)) {
@@ -28,7 +28,7 @@ export function parseState(search) {
     const value = parseValue(text, DEFAULTS[key]);
     if (!ALLOWED[key] || ALLOWED[key].includes(value)) state[key] = value;
   }
-  if (state.view === "neighbours" && !state.query) state.view = "clips";
+  if (state.view === "neighbors" && !state.query) state.view = "clips";
   return state;
 }
 

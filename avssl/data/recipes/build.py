@@ -204,7 +204,7 @@ def _advise(
     usable, silent = summary["status"].get("ok", 0), len(summary["without_audio"])
     if not usable and summary["sound_only"]:
         print(
-            f"no clip of {given.root} has video: its audio serves for queries and neighbours, and for evaluation "
+            f"no clip of {given.root} has video: its audio serves for queries and neighbors, and for evaluation "
             "(avssl embed, avssl evaluate)",
             file=sys.stderr,
         )

@@ -1,4 +1,4 @@
-// The neighbours of one clip or uploaded file, of one run or of two side by side.
+// The neighbors of one clip or uploaded file, of one run or of two side by side.
 
 import { asClip, ask, obstacle } from "/static/api.js";
 import { make, makeCard, makeEndless, walkGrid } from "/static/cards.js";
@@ -25,7 +25,7 @@ const GROUPS = {
   ],
 };
 
-const section = document.getElementById("neighbours");
+const section = document.getElementById("neighbors");
 const answersBox = document.getElementById("answers");
 const more = section.querySelector(".more");
 const queries = new Map(); // id -> clip or uploaded file, as far as they are known here
@@ -37,14 +37,14 @@ export function rememberQuery(clip) {
   queries.set(String(clip.id), clip);
 }
 
-/** The link to a clip's neighbours: the way to search stays when this clip can be asked by it. */
-export function linkToNeighbours(clip, state, about) {
+/** The link to a clip's neighbors: the way to search stays when this clip can be asked by it. */
+export function linkToNeighbors(clip, state, about) {
   const stays = state.by && !obstacle(state.by, clip, about.stores[state.store]);
-  return linkTo({ ...state, view: "neighbours", query: String(clip.id), by: stays ? state.by : "" });
+  return linkTo({ ...state, view: "neighbors", query: String(clip.id), by: stays ? state.by : "" });
 }
 
 /** Show what STATE asks; say(text) announces it, attempt(work) tells the user what goes wrong. */
-export async function showNeighbours(state, about, { signal, say, attempt }) {
+export async function showNeighbors(state, about, { signal, say, attempt }) {
   answersBox.setAttribute("aria-busy", "true");
   more.hidden = true;
   try {
@@ -92,8 +92,8 @@ function showQuery(query) {
   if (query && box.firstChild?.dataset.id === String(query.id)) return; // its pictures need not come again
   box.replaceChildren(...(query ? [makeCard(query, { tag: "div" })] : []));
   const name = query ? ` of ${query.path.split("/").pop()}` : "";
-  document.getElementById("neighbours-title").textContent = `Neighbours${name}`;
-  document.title = `Neighbours${name} – avssl`;
+  document.getElementById("neighbors-title").textContent = `Neighbors${name}`;
+  document.title = `Neighbors${name} – avssl`;
   document.getElementById("query-facts").textContent = query ? factsOf(query) : "";
 }
 
@@ -133,7 +133,7 @@ function fetchAnswer(store, offset) {
   const { state, by, signal } = shown;
   const asked = { query: state.query, store, label: state.label, exact: state.exact };
   if (by === "agreement") return ask("agreement", { ...asked, limit: 8 }, signal);
-  return ask("neighbours", { ...asked, by, offset, limit: 24 }, signal);
+  return ask("neighbors", { ...asked, by, offset, limit: 24 }, signal);
 }
 
 /**
@@ -147,7 +147,7 @@ function makeAnswer(store, found) {
     return { store, next: null, element: make("section", { className: "answer" }, heading, problem) };
   }
   const answer = { store, next: found.next ?? null, groups: {} };
-  const names = shown.by === "agreement" ? Object.keys(GROUPS) : ["neighbours"];
+  const names = shown.by === "agreement" ? Object.keys(GROUPS) : ["neighbors"];
   const lists = make("div", { className: names.length > 1 ? "columns" : "" });
   for (const name of names) lists.append(makeGroup(answer, name));
   answer.element = make(
@@ -157,7 +157,7 @@ function makeAnswer(store, found) {
     make("p", { className: "how", textContent: howSearched(found) }),
     lists,
   );
-  addNeighbours(answer, found);
+  addNeighbors(answer, found);
   return answer;
 }
 
@@ -173,14 +173,14 @@ function makeGroup(answer, name) {
   return make("div", { className: "column" }, heading, make("p", { className: "quiet", textContent: meaning }), count, list, nothing);
 }
 
-function addNeighbours(answer, found) {
+function addNeighbors(answer, found) {
   for (const [name, group] of Object.entries(answer.groups)) {
-    for (const neighbour of found[name]) {
-      if (group.ids.has(neighbour.id)) continue; // pages of an approximate search may overlap
-      group.ids.add(neighbour.id);
-      rememberQuery(neighbour);
-      const href = linkToNeighbours(neighbour, { ...shown.state, by: shown.by }, shown.about);
-      group.list.append(makeCard(neighbour, { href, by: name in GROUPS ? name : shown.by }));
+    for (const neighbor of found[name]) {
+      if (group.ids.has(neighbor.id)) continue; // pages of an approximate search may overlap
+      group.ids.add(neighbor.id);
+      rememberQuery(neighbor);
+      const href = linkToNeighbors(neighbor, { ...shown.state, by: shown.by }, shown.about);
+      group.list.append(makeCard(neighbor, { href, by: name in GROUPS ? name : shown.by }));
     }
     group.nothing.hidden = group.ids.size > 0;
   }
@@ -215,7 +215,7 @@ function markShared(group, others) {
 
 function inWords() {
   const complete = answers.filter(({ groups }) => groups);
-  const groups = Object.entries(complete[0].groups).map(([name, { ids }]) => `${ids.size} ${GROUPS[name]?.[0].toLowerCase() ?? "neighbours"}`);
+  const groups = Object.entries(complete[0].groups).map(([name, { ids }]) => `${ids.size} ${GROUPS[name]?.[0].toLowerCase() ?? "neighbors"}`);
   return complete.length > 1 ? `${groups.join(", ")} of each run` : groups.join(", ");
 }
 
@@ -225,7 +225,7 @@ async function loadMore() {
     const waiting = answers.filter((answer) => answer.next !== null);
     const found = await Promise.all(waiting.map((answer) => fetchAnswer(answer.store, answer.next)));
     if (signal.aborted) return;
-    waiting.forEach((answer, i) => addNeighbours(answer, found[i]));
+    waiting.forEach((answer, i) => addNeighbors(answer, found[i]));
     showSharedAndMore();
     shown.say(inWords());
   });

@@ -1,0 +1,63 @@
+"""The claims of the lecture, in miniature."""
+
+import json
+import sys
+from pathlib import Path
+
+import lecture
+import pytest
+
+from tests.support.clips import make_set
+from tests.support.runs import TINY
+
+pytestmark = pytest.mark.slow
+SMALL = [line for line in TINY if not line.startswith("method.")]
+SMALL += ["data.cache_gigabytes=0", "data.clips_per_video=1", "optim.epochs=3", "optim.warmup_epochs=0"]
+ROWS = (lecture.Row("rotation", "pretext_rotation"), lecture.Row("contrast", "simclr", rate=2.0))
+
+
+def test_rows_take_the_rate_that_held_out_clips_choose(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    make_set(tmp_path / "data" / "toy", num_train=12, num_test=4)
+    monkeypatch.setattr(lecture, "FACTORS", (0.5, 2.0))
+    claims = {
+        "layers": lecture.Claim("said.", "", ROWS[:1], lecture.STAGES, lecture.stages),
+        "epochs": lecture.Claim("said too.", "found on video.", ROWS[1:], lecture.AFTER, lecture.epochs),
+    }
+    monkeypatch.setattr(lecture, "CLAIMS", claims)
+    words = [tmp_path / "data", *SMALL, "--out", tmp_path / "out", "--kept", tmp_path / "kept", "--seeds", 3, 4]
+
+    def call(*more: str) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", [lecture.__file__, str(words[0]), *more, *map(str, words[1:])])
+        capsys.readouterr()
+        return lecture.main(), *capsys.readouterr()
+
+    code, printed, said = call()
+    assert code == 0, said[-2000:]
+    assert "The lecture: said too." in printed
+    assert printed.count("On video") == 1
+    row = json.loads((tmp_path / "kept" / "lecture_layers_rotation.json").read_text())
+    assert set(row["seeds"][0]["stage"]) == {"conv1", "conv2x", "conv3x", "conv4x", "conv5x", "pool"}
+    assert row["seeds"][0]["stage"]["pool"] == row["seeds"][0]["linear"]["video"]
+    other = json.loads((tmp_path / "kept" / "lecture_epochs_contrast.json").read_text())
+    assert other["rate"] in (1e-3 * 2 * 0.5, 1e-3 * 2 * 2)
+    assert all(set(seed["after"]) == {"1", "2", "3"} for seed in other["seeds"])
+    assert len(other["seeds"]) == 2
+    assert call()[:2] == (0, printed)  # from what is kept
+    code, _, said = call("method.hidden_dim=17")
+    assert code == 2
+    assert "lecture_layers_rotation.json was measured with another method.hidden_dim" in said
+
+
+@pytest.mark.parametrize("claim", lecture.CLAIMS)
+def test_rows_of_a_claim_differ_and_can_be_trained(claim: str, capsys: pytest.CaptureFixture[str]) -> None:
+    rows = lecture.CLAIMS[claim].rows
+    assert len({lecture.slug(row) for row in rows}) == len(rows) > 1
+    arguments = type("Arguments", (), {"data": Path("data"), "out": Path("out"), "overrides": []})
+    configs = [lecture.config_of(arguments, claim, row, seed=0, factor=1.0) for row in rows]
+    known = [json.dumps(lecture.families.settings_of(config), sort_keys=True) for config in configs]
+    assert len(set(known)) == len(rows)
+    if claim == "batch":
+        rates = {config.data.batch_size: config.optim.lr for config in configs if config.method["name"] == "simclr"}
+        assert rates == pytest.approx({16: rates[64] / 4, 64: rates[64], 256: 4 * rates[64]})

@@ -1,0 +1,285 @@
+"""The claims of the lecture on the toy set: what it says, what a large study on video found, what is found here.
+
+    python tools/experiments/lecture.py data --out runs/lecture
+    python tools/experiments/lecture.py data --out runs/lecture --only batch epochs --seeds 0 1 2
+
+DATA holds the set of `avssl datasets toy DATA`. A row is a configuration of configs/toy with what its claim changes;
+its learning rate is the configuration's times 1/2, 1 or 2 (and times the batch, over 64), whichever a linear probe
+reads best on a third of the training clips. Test clips choose nothing. All rows of a claim see as many clips. Finished
+rows lie in docs/results/data and are not trained again; a row of other settings is refused by name. A stopped training
+is resumed.
+Exit code: 0 done, 1 stopped or failed while training, 2 wrong call.
+"""
+
+import argparse
+import dataclasses
+import json
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import experiment
+import families
+import numpy as np
+from experiment import cached, info, probe_accuracy, read_set, rows_of, train_timed
+
+from avssl.config import Config, load
+from avssl.data.manifest import Manifest
+from avssl.logs import read_log
+from avssl.weights.features import clip_vectors
+from avssl.weights.load import Run, load_run
+
+FACTORS = (0.5, 1.0, 2.0)  # of the learning rate
+NO_CHANGE = {"data.jitter": "[0,0,0,0]", "data.gray": "0", "data.min_crop_area": "0.99"}  # augmentations taken away
+LINEAR = {"linear video": ("linear", "video"), "kNN video": ("knn", "video")}
+BOTH = LINEAR | {
+    "linear audio": ("linear", "audio"),
+    "linear both": ("linear", "both"),
+    "v2a R@1": ("recall", "v2a_r1"),
+}
+
+Columns = Mapping[str, tuple[str, str]]  # {heading: (group, metric)}
+
+
+@dataclass(frozen=True)
+class Row:
+    heading: str
+    config: str  # of configs/toy
+    changed: tuple[str, ...] = ()
+    rate: float = 1.0  # times the configuration's
+
+
+@dataclass(frozen=True)
+class Claim:
+    """What the lecture says, what Feichtenhofer et al. 2021 found on video ("": nothing), and how it is looked at."""
+
+    said: str
+    on_video: str
+    rows: tuple[Row, ...]
+    columns: Columns = field(default_factory=lambda: LINEAR)
+    measure: Callable[[Run, Manifest], dict[str, Any]] = families.measure
+
+
+def stages(run: Run, manifest: Manifest) -> dict[str, Any]:
+    """`families.measure`, and the linear probe on every map of the video encoder."""
+    rows = np.union1d(*rows_of(manifest).values())
+    found = clip_vectors(run, manifest, rows, num_clips=1, maps=True, progress="maps")
+    accuracy = {}
+    for name, vectors in found.vectors["video"].items():
+        one = dataclasses.replace(found, vectors={"video": {"pool": vectors}})
+        accuracy[name] = probe_accuracy("linear", manifest, one)["accuracy"]["video"]
+    return families.measure(run, manifest) | {"stage": accuracy}
+
+
+def epochs(run: Run, manifest: Manifest) -> dict[str, Any]:
+    """`families.measure`, and the vote of nearest neighbors after each epoch, as the training logged it."""
+    lines = [line for line in read_log(run.path.parent / "log.jsonl") if "probe/video" in line]
+    return families.measure(run, manifest) | {"after": {f"{line['epoch'] + 1}": line["probe/video"] for line in lines}}
+
+
+def without(names: Sequence[str]) -> tuple[str, ...]:
+    return tuple(f"{name}={NO_CHANGE[name]}" for name in names)
+
+
+def batches(config: str) -> tuple[Row, ...]:
+    """Equal epochs; the rate grows with the batch."""
+    return tuple(
+        Row(f"{config}, batch {size}", config, (f"data.batch_size={size}",), size / 64) for size in (16, 64, 256)
+    )
+
+
+def augmentations(config: str) -> tuple[Row, ...]:
+    plain = ("method.first={}", "method.second={}") if config in ("byol", "barlow") else ()
+    steps = {"all": (), "no color": ("data.jitter", "data.gray"), "no color, no crops": tuple(NO_CHANGE)}
+    return tuple(
+        Row(f"{config}, {name}", config, (*(plain if gone else ()), *without(gone))) for name, gone in steps.items()
+    )
+
+
+def widths(config: str, option: str) -> tuple[Row, ...]:
+    return tuple(Row(f"{config}, {width}", config, (f"method.{option}={width}",)) for width in (16, 128, 1024))
+
+
+def switches(config: str, **options: bool) -> tuple[str, ...]:
+    return tuple(f"method.{name}={str(on).lower()}" for name, on in options.items())
+
+
+STAGES = {f"linear {name}": ("stage", name) for name in ("conv1", "conv2x", "conv3x", "conv4x", "conv5x", "pool")}
+AFTER = {f"after {epoch} epochs": ("after", str(epoch)) for epoch in (1, 2, 3)}
+CLAIMS = {
+    "layers": Claim(
+        "Features of pretext tasks get worse towards the last layer, those of PIRL do not.",
+        "",
+        (Row("rotation", "pretext_rotation"), Row("jigsaw", "pretext_jigsaw"), Row("PIRL", "pirl")),
+        STAGES,
+        stages,
+    ),
+    "batch": Claim(
+        "SimCLR needs large batches, BYOL does not, Barlow Twins lies between; queues and banks do not either.",
+        "",
+        tuple(row for config in ("simclr", "byol", "barlow", "moco") for row in batches(config)),
+    ),
+    "augmentations": Claim(
+        "SimCLR and Barlow Twins are alike sensitive to augmentations that are taken away, BYOL is robust.",
+        "MoCo and BYOL are the most robust (weakest augmentations: MoCo 42.2, BYOL 32.4).",
+        tuple(row for config in ("simclr", "byol", "barlow", "moco") for row in augmentations(config)),
+    ),
+    "width": Claim(
+        "Barlow Twins gains from wider projections, BYOL and SimSiam little.",
+        "",
+        (*widths("barlow", "embedding_dim"), *widths("byol", "embedding_dim"), *widths("simsiam", "embedding_dim")),
+    ),
+    "asymmetry": Claim(
+        "A predictor or a stopped gradient does not help Barlow Twins, both together hurt.",
+        "",
+        tuple(
+            Row(
+                f"{'with' if predictor else 'no'} predictor, {'stopped' if stopped else 'full'} gradient",
+                "barlow",
+                switches("barlow", predictor=predictor, stop_gradient=stopped),
+            )
+            for predictor in (False, True)
+            for stopped in (False, True)
+        ),
+    ),
+    "codes": Claim(
+        "Soft codes are better than hard ones; the number of prototypes matters little.",
+        "",
+        (
+            *(Row(f"{number} prototypes", "swav", (f"method.num_prototypes={number}",)) for number in (24, 60, 240)),
+            Row("60 prototypes, hard codes", "swav", ("method.codes=hard",)),
+            Row("60 prototypes, power-law marginals", "swav", ("method.marginals=power_law",)),
+        ),
+    ),
+    "epochs": Claim(
+        "Clustering converges in fewer epochs.",
+        "SwAV is the strongest at 50 epochs.",
+        tuple(Row(config, config) for config in ("swav", "simclr", "moco", "byol")),
+        LINEAR | AFTER,
+        epochs,
+    ),
+    "across": Claim(
+        "Across picture and sound plain contrast is the easiest to optimize.",
+        "",
+        tuple(
+            Row(config, config)
+            for config in ("simclr_across", "infonce", "swav_across", "byol_across", "barlow_across")
+        ),
+        BOTH,
+    ),
+    "signal": Claim(
+        "What tells positives: augmentation, time, sound, or agreement.",
+        "Positives from other times: SimCLR 36.1 to 60.5, SwAV 38.6 to 61.6.",
+        (
+            Row("augmentation (SimCLR, same seconds)", "simclr", ("method.interval=same",)),
+            Row("time (SimCLR, other seconds)", "simclr"),
+            Row("time (neighbour)", "neighbour"),
+            Row("sound (InfoNCE)", "infonce"),
+            Row("sound (AVID)", "avid", ("method.in_batch_epochs=1",)),
+        ),
+        BOTH,
+    ),
+    "no_batch_norm": Claim(
+        "BYOL learns on an encoder without BatchNorm too.",
+        "BYOL without BatchNorm in its MLP, SyncBN and LARS: 32.9, no collapse.",
+        (Row("BYOL, R(2+1)D with BatchNorm", "byol"), Row("BYOL, ViT with LayerNorm", "byol_vit")),
+    ),
+}
+
+
+def config_of(arguments: argparse.Namespace, claim: str, row: Row, *, seed: int, factor: float) -> Config:
+    """The row's configuration with the common settings, at its rate times a factor."""
+    folder = arguments.out / claim / slug(row) / f"seed{seed}_x{factor:g}"
+    common = [*families.COMMON, *row.changed, *arguments.overrides]
+    usual = load(f"toy/{row.config}").optim.lr
+    own = [f"data.manifest={arguments.data / 'toy' / 'manifest.parquet'}", f"run.dir={folder}", f"run.seed={seed}"]
+    return load(f"toy/{row.config}", [*common, *own, f"optim.lr={usual * row.rate * factor:g}"])
+
+
+def slug(row: Row) -> str:
+    return "".join(letter if letter.isalnum() else "_" for letter in row.heading.lower())
+
+
+def measured(arguments: argparse.Namespace, claim: str, row: Row, *, toy: Manifest) -> dict[str, Any] | None:
+    """{rate, settings, seeds: [metrics]} of a row; None when a training was stopped."""
+    kept = arguments.kept / f"lecture_{claim}_{slug(row)}.json"
+    if kept.exists():
+        families.check_settings(kept, config_of(arguments, claim, row, seed=arguments.seeds[0], factor=1.0))
+        return json.loads(kept.read_text())
+    info(f"== {claim}: {row.heading}")
+    first, *others = arguments.seeds
+    found: dict[float, dict[str, Any]] = {}
+    for factor in FACTORS:
+        result = measured_once(config_of(arguments, claim, row, seed=first, factor=factor), CLAIMS[claim], toy)
+        if result is None:
+            return None
+        found[factor] = result
+    best = max(found, key=lambda factor: max(found[factor]["held_out"].values()))
+    results = [found[best]]
+    for seed in others:
+        result = measured_once(config_of(arguments, claim, row, seed=seed, factor=best), CLAIMS[claim], toy)
+        if result is None:
+            return None
+        results.append(result)
+    config = config_of(arguments, claim, row, seed=first, factor=best)
+    return cached(kept, lambda: {"rate": config.optim.lr, "settings": families.settings_of(config), "seeds": results})
+
+
+def measured_once(config: Config, claim: Claim, toy: Manifest) -> dict[str, Any] | None:
+    folder = Path(config.run.dir)
+    return (
+        cached(folder / "metrics.json", lambda: claim.measure(load_run(folder), toy)) if train_timed(config) else None
+    )
+
+
+def compare(arguments: argparse.Namespace) -> tuple[dict[str, Any], str] | None:
+    """{claim: {row: result}} and the text; None when a training was stopped."""
+    toy, results, parts = read_set(arguments.data / "toy"), {}, []
+    for name in arguments.only or CLAIMS:
+        claim, results[name] = CLAIMS[name], {}
+        for row in claim.rows:
+            result = measured(arguments, name, row, toy=toy)
+            if result is None:
+                return None
+            results[name][row.heading] = result
+        parts += [f"## {name}", f"The lecture: {claim.said}"]
+        parts += [f"On video (Feichtenhofer et al. 2021): {claim.on_video}"] if claim.on_video else []
+        parts.append(table(results[name], claim.columns))
+    return results, "\n\n".join(parts)
+
+
+def table(results: Mapping[str, dict[str, Any]], columns: Columns) -> str:
+    """Means and deviations over seeds, with the rate that was taken."""
+    num_seeds = max(len(result["seeds"]) for result in results.values())
+    by_seed = [
+        {heading: result["seeds"][i] for heading, result in results.items() if i < len(result["seeds"])}
+        for i in range(num_seeds)
+    ]
+    lines = experiment.table_of(by_seed, {heading: heading for heading in results}, dict(columns)).splitlines()
+    ends = ["rate |", "---|", *(f" {result['rate']:g} |" for result in results.values())]
+    return "\n".join(line + end for line, end in zip(lines, ends, strict=True))
+
+
+def plan(arguments: argparse.Namespace) -> Iterator[str]:
+    total, times = 0, len(FACTORS) + len(arguments.seeds) - 1
+    for name in arguments.only or CLAIMS:
+        for row in CLAIMS[name].rows:
+            total += times
+            yield f"{experiment.describe(config_of(arguments, name, row, seed=0, factor=1.0))}, {times} times"
+    yield f"train {total} times in all: {total} minutes if each takes {families.SECONDS_EACH} s"
+
+
+def main() -> int:
+    parser = experiment.takes_overrides(experiment.command(__doc__, data="folder with toy"), out="runs/lecture")
+    parser.add_argument("--only", nargs="+", choices=CLAIMS, metavar="CLAIM", help=f"of {', '.join(CLAIMS)} (all)")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
+    parser.add_argument(
+        "--kept", type=Path, default=families.DATA, help="of finished rows (default: docs/results/data)"
+    )
+    return experiment.run(parser, compare, plan=plan)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
