@@ -21,7 +21,7 @@ test: $(STAMP)
 test-fast: $(STAMP)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist worksteal -m "not browser and not processes and not slow"
 
-# The neighbour browser's page in a real Chromium (skipped where there is none); screenshots in runs/browser-screenshots.
+# The neighbor browser's page in a real Chromium (skipped where there is none); screenshots in runs/browser-screenshots.
 test-browser: $(STAMP)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m browser tests/browser
 
