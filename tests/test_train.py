@@ -305,7 +305,7 @@ def test_auto_precision_is_the_devices_and_stays_the_runs(
         train(config(clip_set, tmp_path / folder, "run.precision=auto", "run.max_steps=1"))
         assert loads(load_checkpoint(tmp_path / folder)["config"]).run.precision == expected
         said = capsys.readouterr()
-        assert ("no bfloat16 kernels" in said.out + said.err) == (fast != expected)
+        assert ("no fast bfloat16" in said.out + said.err) == (fast != expected)
 
 
 def test_a_dry_run_tells_what_a_run_takes_and_writes_nothing(
@@ -365,3 +365,15 @@ def test_the_page_of_a_run_that_goes_on_is_written_between_epochs(
     report = [sys.executable, "-m", "avssl", "report", str(tmp_path / "run")]
     assert calls == [report, report, ["ended"]]
     assert f"to watch: tensorboard --logdir {tmp_path}/run" in capsys.readouterr().err
+
+
+def test_bfloat16_is_for_processors_that_multiply_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    for machine, native, supported, expected in (
+        ("x86_64", True, True, "bfloat16"),
+        ("x86_64", False, True, "float32"),  # AVX-512 without its bfloat16 instructions: oneDNN supports it, slowly
+        ("aarch64", False, torch.ops.mkldnn._is_mkldnn_bf16_supported(), None),
+    ):
+        monkeypatch.setattr(setup.platform, "machine", lambda machine=machine: machine)
+        monkeypatch.setattr(setup, "has_fast_bfloat16", lambda native=native: native)
+        kind = "bfloat16" if supported and torch.backends.mkldnn.is_available() else "float32"
+        assert setup.fast_precision(torch.device("cpu")) == (expected or kind)

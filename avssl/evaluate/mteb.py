@@ -76,4 +76,5 @@ def _frames(video: Any, fps: float) -> np.ndarray:
     """(T, H, W, 3) uint8 of torchcodec's VideoDecoder, at a constant rate."""
     facts = video.metadata
     times = torch.arange(facts.begin_stream_seconds, facts.end_stream_seconds, 1 / fps, dtype=torch.float64)
+    times = times[times < facts.end_stream_seconds]  # which the last may equal by rounding
     return video.get_frames_played_at(times.tolist()).data.permute(0, 2, 3, 1).numpy()

@@ -21,7 +21,7 @@ def write_on_ray(
     Args:
         write_shard: of an installed package; writes where all machines can.
         shared: sent to each machine once.
-        num_cpus, num_gpus: of each task.
+        num_cpus, num_gpus: of each task; a GPU where this process has one.
 
     Raises:
         StoreError: Ray is not installed, or no machine of the cluster has so much.
@@ -37,9 +37,7 @@ def write_on_ray(
             and node["Resources"].get("GPU", 0) >= num_gpus
             for node in ray.nodes()
         ):
-            raise StoreError(
-                f"no machine of the Ray cluster has {num_cpus} CPUs and {num_gpus} GPUs: give fewer --workers"
-            )
+            raise StoreError(f"no machine of the Ray cluster has {num_cpus} CPUs and {num_gpus} GPUs for a task")
         task = ray.remote(num_cpus=num_cpus, num_gpus=num_gpus, max_retries=RETRIES)(write_shard)
         sent = [ray.put(each) for each in shared]
         waiting = [task.remote(number, rows, *sent) for number, rows in pieces.items()]

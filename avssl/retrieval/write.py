@@ -4,7 +4,7 @@ import io
 import json
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import asdict, replace
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Literal
 
@@ -83,7 +83,8 @@ def write_store(
         }
         if engine == "ray" and missing:
             needs = {"num_cpus": max(1, run.data.num_workers), "num_gpus": int(run.device.type == "cuda")}
-            write_on_ray(_write_shard, missing, folder.resolve(), run, manifest, meta, **needs)
+            encoders = Pretrained(**{each.name: getattr(run, each.name) for each in fields(Pretrained)})  # no banks
+            write_on_ray(_write_shard, missing, folder.resolve(), encoders, manifest, meta, **needs)
         else:
             for number, piece in missing.items():
                 progress = f"extract {number + 1}/{len(pieces)}"

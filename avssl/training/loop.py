@@ -109,7 +109,14 @@ def _train(run: Setup) -> bool:
 
             if not run.method.supervised:
                 probe.add(done, batch)
-            metrics.add({"loss": done.loss, "grad_norm": norms.total, **done.logs, **batch_metrics(batch)})
+            metrics.add(
+                {
+                    "loss": done.loss,
+                    "grad_norm": norms.total,
+                    **done.logs,
+                    **batch_metrics(batch, batch_size=batch_size),
+                }
+            )
             log.advance()
             ends_epoch = step % steps_per_epoch == 0
             if ends_epoch or step % config.run.log_every == 0:

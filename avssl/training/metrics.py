@@ -4,6 +4,7 @@ from collections.abc import Mapping
 
 import torch
 
+from avssl import distributed
 from avssl.data.manifest import Manifest
 from avssl.logs import embedding_metrics
 from avssl.methods.base import Method
@@ -11,15 +12,16 @@ from avssl.mining.agreement import agreement_precision, chance_precision
 from avssl.structs import Batch, Step
 
 
-def batch_metrics(batch: Batch) -> dict[str, torch.Tensor]:
-    """Fractions of this batch's clips."""
-    lost = batch.ids < 0
-    return {
-        "frac_unreadable": lost.new_tensor(len(batch.errors), dtype=torch.float32) / len(batch),
-        "frac_no_audio": (~batch.has_audio & ~lost).float().mean(),
-        "frac_no_video": (~batch.has_video & ~lost).float().mean(),
-        "frac_padded": torch.stack(list(batch.padded.values())).any(dim=0).float().mean(),
+def batch_metrics(batch: Batch, *, batch_size: int) -> dict[str, torch.Tensor]:
+    """Fractions of the clips of a step, whose mean over the ranks they are; batch_size: of all ranks."""
+    lost, scale = batch.ids < 0, distributed.world_size() / batch_size
+    counts = {
+        "frac_unreadable": lost.new_tensor(len(batch.errors), dtype=torch.float32),
+        "frac_no_audio": (~batch.has_audio & ~lost).sum(),
+        "frac_no_video": (~batch.has_video & ~lost).sum(),
+        "frac_padded": torch.stack(list(batch.padded.values())).any(dim=0).sum(),
     }
+    return {name: count.float() * scale for name, count in counts.items()}
 
 
 def set_metrics(method: Method, metrics: Mapping[str, float], manifest: Manifest) -> dict[str, float]:

@@ -126,7 +126,7 @@ def check_readable(batch: Batch, log: RunLog, step: int) -> None:
     if batch.errors:
         log.report(step, {"unreadable": list(batch.errors)})
     closed = [error for error in batch.errors if CLOSED in error]  # a batch of one such clip is no reason to stop
-    if batch.errors and not closed and not (batch.ids >= 0).any():
+    if len(batch.errors) == len(batch) and not closed:  # rank 0 has no empty place
         raise TrainingError(
             f"step {step}: no file of the batch could be read (first: {batch.errors[0]}): is data.root right?"
         )

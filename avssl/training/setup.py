@@ -114,7 +114,8 @@ def set_up(config: Config) -> Setup:
             f"optim.accumulate={config.optim.accumulate} does not divide the {batches.rows} clips per process of "
             f"data.batch_size={config.data.batch_size}: choose a divisor"
         )
-    check_norms(method, config, num_clips=batches.rows // config.optim.accumulate)
+    least = config.data.batch_size // distributed.world_size()  # clips of a rank, without an empty place
+    check_norms(method, config, num_clips=least // config.optim.accumulate)
     return Setup(
         config=config,
         folder=last.parent,
@@ -374,7 +375,7 @@ def describe(run: Setup) -> list[str]:
         lines.append("note: other files of the same clips than before (training copies): going on is not bit-equal")
     if config.run.precision == "bfloat16" and fast_precision(run.device) != "bfloat16":
         lines.append(
-            f"note: no bfloat16 kernels on this {run.device.type}, so steps may take several times as long as with "
+            f"note: no fast bfloat16 on this {run.device.type}, so steps may take several times as long as with "
             "run.precision=float32"
         )
     if num := num_slow(run.manifest, instances.valid.numpy()):

@@ -55,9 +55,9 @@ def embeddings(tmp_path: Path) -> Path:
 
 
 def test_a_program_serves_the_page_and_goes_on_after_ctrl_c(embeddings: Path) -> None:
-    program = "import avssl, signal, sys\n"
+    program = "import avssl, signal, sys\nbefore = signal.getsignal(signal.SIGINT)\n"
     program += "avssl.browse(sys.argv[1], open_page=False)\n"
-    program += "print('goes on', signal.getsignal(signal.SIGINT) is signal.default_int_handler)"
+    program += "print('goes on', signal.getsignal(signal.SIGINT) is before)"
     command, settings = [sys.executable, "-c", program, str(embeddings)], {**os.environ, "PYTHONPATH": str(ROOT)}
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=settings) as process:
         address = process.stdout.readline().strip()

@@ -63,8 +63,8 @@ def test_a_machine_that_dies_is_replaced(tmp_path: Path) -> None:
         since = time.monotonic()
         while not list(tmp_path.glob("begun*")) and time.monotonic() - since < 60:
             time.sleep(0.1)
+        assert list(tmp_path.glob("begun*"))
         cluster.remove_node(doomed, allow_graceful=False)
-        assert not list(tmp_path.glob("shard*"))
         (tmp_path / "killed").touch()
         cluster.add_node(num_cpus=1)
         work.join(timeout=120)

@@ -73,7 +73,7 @@ def test_growth_has_a_row_for_each_size_and_the_fitted_exponent():
     assert fit == pytest.approx((2, 3e-4))
     row = project(10**6, {"dense": fit}, dim=128)
     assert row == pytest.approx(
-        {"n": 1e6, "dense_hours": 3e8 / 3600, "banks_gigabytes": 1.024, "index_gigabytes": 0.52}
+        {"n": 1e6, "dense_hours": 3e8 / 3600, "banks_gigabytes": 1.024, "index_gigabytes": 1.048}
     )
     settings = {"dim": 16, "k": 4, "data": "clustered", "seed": 0, "dense_rows": 100}
     result = measure([300, 600], engines=["tiles"], **settings)

@@ -138,10 +138,10 @@ def fit_growth(sizes: Sequence[int], seconds: Sequence[float]) -> tuple[float, f
 
 
 def project(num_rows: int, fits: Mapping[str, tuple[float, float]], *, dim: int) -> dict[str, float]:
-    """Hours of each search by its fit; gigabytes of the two banks in float32, and of ivf's index, which holds both
-    spaces in float16 and the number of each row."""
+    """Hours of each search by its fit; gigabytes of the two banks in float32, and of ivf's copy of them, sorted by cell
+    with three numbers a row."""
     hours = {f"{name}_hours": scale * num_rows**exponent / 3600 for name, (exponent, scale) in fits.items()}
-    sizes = {"banks_gigabytes": num_rows * dim * 8 / 1e9, "index_gigabytes": num_rows * (dim * 4 + 8) / 1e9}
+    sizes = {"banks_gigabytes": num_rows * dim * 8 / 1e9, "index_gigabytes": num_rows * (dim * 8 + 24) / 1e9}
     return {"n": num_rows} | hours | sizes
 
 

@@ -5,9 +5,9 @@
 
 DATA holds the set of `avssl datasets toy DATA`. A row is a configuration of configs/toy with what its claim changes;
 its learning rate is the configuration's times 1/2, 1 or 2 (and times the batch, over 64), whichever a linear probe
-reads best on a third of the training clips. Test clips choose nothing. All rows of a claim see as many clips. Finished
-rows lie in docs/results/data and are not trained again; a row of other settings is refused by name. A stopped training
-is resumed.
+reads best on a third of the training clips. Test clips choose nothing. All rows of a claim see as many clips, but for
+the last of an epoch that fill no batch. Finished rows lie in docs/results/data and are not trained again; a row of
+other settings is refused by name. A stopped training is resumed.
 Exit code: 0 done, 1 stopped or failed while training, 2 wrong call.
 """
 
@@ -32,6 +32,7 @@ from avssl.weights.features import clip_vectors
 from avssl.weights.load import Run, load_run
 
 FACTORS = (0.5, 1.0, 2.0)  # of the learning rate
+ALIKE = ("method.interval=uniform",)  # positives from other seconds for every method of a comparison
 NO_CHANGE = {"data.jitter": "[0,0,0,0]", "data.gray": "0", "data.min_crop_area": "0.99"}  # augmentations taken away
 LINEAR = {"linear video": ("linear", "video"), "kNN video": ("knn", "video")}
 BOTH = LINEAR | {
@@ -84,25 +85,23 @@ def without(names: Sequence[str]) -> tuple[str, ...]:
 
 
 def batches(config: str) -> tuple[Row, ...]:
-    """Equal epochs; the rate grows with the batch."""
+    """Equal epochs (batches that are not full are left out); the rate grows with the batch."""
     return tuple(
-        Row(f"{config}, batch {size}", config, (f"data.batch_size={size}",), size / 64) for size in (16, 64, 256)
+        Row(f"{config}, batch {size}", config, (*ALIKE, f"data.batch_size={size}"), size / 64) for size in (16, 64, 256)
     )
 
 
 def augmentations(config: str) -> tuple[Row, ...]:
-    plain = ("method.first={}", "method.second={}") if config in ("byol", "barlow") else ()
+    plain = ("method.first={}", "method.second={}") if config in ("byol", "barlow") else ()  # no blur, no solarizing
     steps = {"all": (), "no color": ("data.jitter", "data.gray"), "no color, no crops": tuple(NO_CHANGE)}
-    return tuple(
-        Row(f"{config}, {name}", config, (*(plain if gone else ()), *without(gone))) for name, gone in steps.items()
-    )
+    return tuple(Row(f"{config}, {name}", config, (*ALIKE, *plain, *without(gone))) for name, gone in steps.items())
 
 
 def widths(config: str, option: str) -> tuple[Row, ...]:
     return tuple(Row(f"{config}, {width}", config, (f"method.{option}={width}",)) for width in (16, 128, 1024))
 
 
-def switches(config: str, **options: bool) -> tuple[str, ...]:
+def switches(**options: bool) -> tuple[str, ...]:
     return tuple(f"method.{name}={str(on).lower()}" for name, on in options.items())
 
 
@@ -138,7 +137,7 @@ CLAIMS = {
             Row(
                 f"{'with' if predictor else 'no'} predictor, {'stopped' if stopped else 'full'} gradient",
                 "barlow",
-                switches("barlow", predictor=predictor, stop_gradient=stopped),
+                switches(predictor=predictor, stop_gradient=stopped),
             )
             for predictor in (False, True)
             for stopped in (False, True)
@@ -156,7 +155,7 @@ CLAIMS = {
     "epochs": Claim(
         "Clustering converges in fewer epochs.",
         "SwAV is the strongest at 50 epochs.",
-        tuple(Row(config, config) for config in ("swav", "simclr", "moco", "byol")),
+        tuple(Row(config, config, ALIKE) for config in ("swav", "simclr", "moco", "byol")),
         LINEAR | AFTER,
         epochs,
     ),
@@ -183,8 +182,11 @@ CLAIMS = {
     ),
     "no_batch_norm": Claim(
         "BYOL learns on an encoder without BatchNorm too.",
-        "BYOL without BatchNorm in its MLP, SyncBN and LARS: 32.9, no collapse.",
-        (Row("BYOL, R(2+1)D with BatchNorm", "byol"), Row("BYOL, ViT with LayerNorm", "byol_vit")),
+        "BYOL without BatchNorm in its MLP (here it has it), SyncBN and LARS: 32.9, no collapse.",
+        (
+            Row("BYOL, R(2+1)D with BatchNorm", "byol", (*ALIKE, "data.size=48")),
+            Row("BYOL, ViT with LayerNorm", "byol_vit"),
+        ),
     ),
 }
 
