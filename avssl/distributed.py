@@ -155,7 +155,8 @@ def digest(tensors: dict[str, Tensor]) -> str:
 
 def uniform_rows(*shape: int, generator: torch.Generator, device: torch.device) -> Tensor:
     """Uniform numbers in [0, 1), float64, for this rank's rows (the first axis, as long on every rank). They depend on
-    a row's place among those of all ranks, not on the number of ranks that divide a batch, and only this rank's are drawn.
+    a row's place among those of all ranks, not on the number of ranks, where it divides a batch; only this rank's are
+    drawn.
 
     Args:
         generator: on the CPU, in the same state on every rank; it moves by one draw.
