@@ -96,6 +96,8 @@ def _parser() -> argparse.ArgumentParser:
     protocols.choices["fewlabels"].add_argument("--draws", type=int, default=5, help="subsets of labels (default: 5)")
     tuned = protocols.add_parser("finetune", help="train the whole network on the labels", parents=[classes])
     tuned.add_argument("--out", type=Path, required=True, help="folder for the runs; the same call continues them")
+    share = "of the training videos of each class, at least one (default: 1)"
+    tuned.add_argument("--share", type=float, default=1.0, help=share)
     tuned.add_argument("--recipe", type=Path, help="YAML of sections that differ from AVID's recipe")
     tuned.add_argument("overrides", nargs="*", default=[], metavar="section.key=value")
     tuned.set_defaults(measure=_finetune)

@@ -21,6 +21,7 @@ from avssl import distributed
 from avssl.config import DataConfig
 from avssl.data.dataset import check_decoder
 from avssl.data.manifest import Manifest
+from avssl.evaluate.classify import draw_few
 from avssl.evaluate.finetune import train_classifier
 from avssl.evaluate.harness import Labels, Predictions, compute_metrics, count_missing, evaluate_split, find_similar
 from avssl.evaluate.heads import Head, head_scores
@@ -150,7 +151,8 @@ def measure_finetuned(
     recipe: Path | None = None,
     overrides: Sequence[str] = (),
 ) -> dict[str, Any] | None:
-    """The whole network trained on the labels of every split, last epoch; random weights too (supervised baseline).
+    """The whole network trained on the labels of every split, or of a drawn share of its training videos, last epoch;
+    random weights too (supervised baseline).
 
     Args:
         out: folder of the runs, OUT/<split>/{trained, random}, which are resumed.
@@ -162,6 +164,8 @@ def measure_finetuned(
     Raises:
         ValueError: as `train_classifier`, or no test clip could be read.
     """
+    if spec.options.share < 1:
+        spec = dataclasses.replace(spec, splits=[few_labels(spec, split) for split in spec.splits])
     labels = Labels(spec.manifest, spec.splits)
     facts: dict[str, Any] = {"random": None, "similar": []}
     for name in ("scores", "random") if baseline else ("scores",):
@@ -203,6 +207,13 @@ def measure_finetuned(
             facts |= _clip_facts(spec, {"test": parts})
             facts |= {"data": _view_options(run), "training": training, "seconds": {"training": seconds}}
     return _result(pretrained, spec, labels, facts) if distributed.is_main() else None
+
+
+def few_labels(spec: EvalSpec, split: Split) -> Split:
+    """A split with a share of its training videos, drawn by class (the first of a video's), at least one of each."""
+    targets = spec.manifest.targets()[split.train]
+    (rows,) = draw_few(targets, spec.options.share, num_draws=1, seed=spec.options.seed)
+    return dataclasses.replace(split, train=split.train[rows])
 
 
 def _view_options(pretrained: Pretrained) -> dict[str, Any]:

@@ -30,6 +30,7 @@ class Options:
     map: str = "pool"  # svm: which of the encoder's maps
     shares: tuple[float, ...] = (0.01, 0.1)  # fewlabels
     draws: int = 5  # fewlabels
+    share: float = 1.0  # finetune: of the training videos of each class
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -40,6 +41,8 @@ class Options:
         ):
             if not is_good:
                 raise ValueError(f"--{name} {value:g}: expected a number above 0")
+        if not 0 < self.share <= 1:
+            raise ValueError(f"--share {self.share:g}: expected a fraction above 0, at most 1")
 
 
 @dataclass(frozen=True)

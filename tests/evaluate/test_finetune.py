@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from avssl.config import ConfigError, loads
-from avssl.data.manifest import Manifest
+from avssl.data.manifest import Manifest, read_manifest
 from avssl.evaluate.finetune import train_classifier
 from avssl.training.checkpoint import load_checkpoint
 from avssl.training.loop import train
@@ -188,3 +188,20 @@ def test_what_cannot_be_told(run: Path, clip_set: Manifest, call: Call, tmp_path
     assert "not read: " + str(tmp_path / "text.mp4") in done.err
     assert done.out.startswith(str(clip_set.path(0)))
     call("tools/predict.py", tmp_path / "a", silent, "--top", 0).refused("--top 0 must be at least 1")
+
+
+def test_a_share_of_the_training_videos_of_each_class_is_drawn(
+    run: Path, clip_set: Manifest, call: Call, tmp_path: Path
+) -> None:
+    asked = ["tools/evaluate.py", run, "finetune", "--dataset", clip_set.root, "--out", tmp_path / "out"]
+    asked += ["--num-clips", 1, "--num-crops", 1, "--workers", 0, "--no-baseline", *QUICK]
+    call(*asked, "--share", 0).refused("--share 0: expected a fraction above 0, at most 1")
+    done = call(*asked, "--share", 0.34, "--json")
+    assert done.code == 0, done.err
+    result = json.loads(done.out)
+    assert result["settings"]["share"] == 0.34
+    assert result["scores"]["video"]["num"] == 6  # every test video
+    used = read_manifest(tmp_path / "out" / "split" / "trained" / "manifest.parquet", root=clip_set.root)
+    labels = used.targets()[used.column("split") == "train"].tolist()
+    assert sorted(labels) == [0, 0, 1, 1]  # of six each
+    call(*asked).refused("holds a run on other clips, labels or splits")
