@@ -1,6 +1,7 @@
 """A machine is cut off: the others go on from the last checkpoint with fewer processes, the same clips in each step.
 
-Two agents of torchrun on the loopback stand for two machines of two processes and one: 3 do not divide a batch of 4.
+Two agents of torchrun on the loopback stand for two machines of two processes and one; a batch of 7 cannot be divided
+by 3 nor by 2.
 """
 
 import os
@@ -42,7 +43,7 @@ def test_a_run_goes_on_with_the_machines_that_are_left(clip_set: Manifest, tmp_p
     run, port = tmp_path / "run", free_port()
     (tmp_path / "empty.yaml").write_text("{}\n")
     command = ["train", str(tmp_path / "empty.yaml"), f"data.manifest={clip_set.root / 'manifest.parquet'}", *TINY]
-    command += [f"run.dir={run}", "run.checkpoint_every=2", "optim.epochs=8"]
+    command += [f"run.dir={run}", "run.checkpoint_every=2", "optim.epochs=12", "data.batch_size=7"]
     first = start_machine(port, 2, tmp_path, command)
     time.sleep(1)  # its agent holds the rendezvous
     second = start_machine(port, 1, tmp_path, command)
@@ -63,4 +64,4 @@ def test_a_run_goes_on_with_the_machines_that_are_left(clip_set: Manifest, tmp_p
     assert [each["processes"] for each in read_sessions(run)] == ["3 x cpu", "2 x cpu"], printed()
     steps = [line["step"] for line in read_log(run / "log.jsonl") if "loss" in line]
     assert steps == list(range(1, load_checkpoint(run)["step"] + 1))
-    assert "3 processes do not divide data.batch_size=4: 2 of them have one clip less" in printed()
+    assert "3 processes do not divide data.batch_size=7: 2 of them have one clip less" in printed()
