@@ -108,14 +108,11 @@ class ClipDataset(Dataset[Sample]):
         return sample
 
     def _sample(self, key: Key) -> Sample:
-        if key.id == NO_CLIP:
-            return self._empty(key)
-        rng = self._generator(key)
-        clip, path = self._clip(key.id), self.manifest.path(key.id)
-        windows = self._plan_windows(rng, key, clip)
-        plans = {
-            view.name: view.made.plan(rng, view.settings(self.data), clip, windows[view.name]) for view in self.views
-        }
+        if key.id == NO_CLIP:  # zeros in the shapes that row 0 would have
+            _, windows, plans = self._planned(key._replace(id=0))
+            return self._assemble(key, windows, plans, {})
+        clip, windows, plans = self._planned(key)
+        path = self.manifest.path(key.id)
         if clip.video is None and not self.has_audio[key.id]:
             why = f"{CLOSED} {self._fact('status', key.id)}, {self._fact('reason', key.id)}"
             return self._assemble(key, windows, plans, {}, error=f"{path}: {why}")
@@ -142,15 +139,14 @@ class ClipDataset(Dataset[Sample]):
             reads.setdefault(name, []).append(read)
         return self._assemble(key, windows, plans, reads)
 
-    def _empty(self, key: Key) -> Sample:
-        """A sample of zeros, in the shapes that row 0 would have."""
-        like = key._replace(id=0)
-        rng, clip = self._generator(like), self._clip(0)
-        windows = self._plan_windows(rng, like, clip)
+    def _planned(self, key: Key) -> tuple[Clip, dict[str, Window], dict[str, Plan]]:
+        """The clip as the manifest knows it, and {view: where it lies} and {view: what is read and drawn for it}."""
+        rng, clip = self._generator(key), self._clip(key.id)
+        windows = self._plan_windows(rng, key, clip)
         plans = {
             view.name: view.made.plan(rng, view.settings(self.data), clip, windows[view.name]) for view in self.views
         }
-        return self._assemble(key, windows, plans, {})
+        return clip, windows, plans
 
     def _fact(self, name: str, id: int) -> str | None:
         return self.manifest.table.column(name)[id].as_py()
