@@ -43,7 +43,7 @@ from avssl.training.checkpoint import LAST, load_checkpoint
 from avssl.weights.load import Run, load_run
 
 DATA = Path(__file__).resolve().parents[2] / "docs" / "results" / "data"
-RATES = (3e-4, 1e-3, 3e-3)
+RATES = (1e-3, 3e-3, 1e-2)
 COMMON = (
     *("data.clips_per_video=1", "data.batch_size=64", "optim.epochs=3", "optim.schedule=cosine", "optim.milestones=[]"),
     *("optim.warmup_epochs=0.5", "data.cache_gigabytes=4", "data.num_workers=1", "run.num_threads=2"),
