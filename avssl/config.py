@@ -124,6 +124,7 @@ class DataConfig(Options):
     min_crop_area: Area = 0.08  # random resized crop: smallest fraction of the frame; 1 = whole frame
     max_crop_area: Area = 1.0  # largest fraction of the frame
     crop_aspect: tuple[Positive, Positive] = (3 / 4, 4 / 3)  # smallest and largest width over height
+    center_crop: Area = 0.875  # evaluation: side of the centered square over the short side of the frame
     flip: Probability = 0.5  # of a horizontal flip
     # strengths of brightness, contrast, saturation, hue
     jitter: tuple[NotNegative, NotNegative, NotNegative, Annotated[float, Field(ge=0, le=0.5)]] = (0.4, 0.4, 0.4, 0.2)
@@ -145,7 +146,7 @@ class DataConfig(Options):
     background: Share = 0.0  # largest share of another sound of the batch in the power of a clip's; 0.4 in BYOL-A
     time_mask: Share = 0.0  # largest width of each of two masks over steps, as a share of the window (SpecAugment)
     band_mask: Share = 0.0  # likewise over the spectrogram's bands
-    spectrogram: Literal["avid", "log_mel"] = "avid"
+    spectrogram: Literal["avid", "log_mel", "none"] = "avid"  # none: the samples, for encoders that take (B, 1, n)
     n_fft: Count = 512  # avid: half the window in samples; log_mel: the window in samples
     num_mels: Count = 64  # log_mel only
     hop_seconds: Positive = 0.01
@@ -162,6 +163,12 @@ class DataConfig(Options):
                 f"data.crop_aspect={list(self.crop_aspect)} must be the smallest and the largest width over height: "
                 "[0.75, 1.333] is usual, [1, 1] takes squares"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _check_masks(self) -> Self:
+        if self.spectrogram == "none" and (self.time_mask or self.band_mask):
+            raise ValueError("data.time_mask and data.band_mask hide stripes of a spectrogram: 0 with spectrogram=none")
         return self
 
 

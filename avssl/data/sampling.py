@@ -196,7 +196,8 @@ def plan_windows(
                     later[view.changes] = _other_half(rng, start, span, seconds=seconds, num=num)
                 start = later[view.changes].pop(0)
             case Spread(crop, num):
-                box = tuple(spread_crops(width=clip.width, height=clip.height, num=num)[crop].tolist())
+                crops = spread_crops(width=clip.width, height=clip.height, num=num, share=data.center_crop)
+                box = tuple(crops[crop].tolist())
         windows[view.name] = Window(start, box)
     if clip.video is not None:
         windows |= _track_windows(rng, views, tracks)

@@ -122,7 +122,7 @@ class Video:
         """
         neutral = np.asarray(video.NEUTRAL_FACTORS, dtype=np.float32)
         if rng is None:
-            crop = video.center_crop(width=width, height=height)
+            crop = video.center_crop(width=width, height=height, share=data.center_crop)
             params = {"crop": crop, "flip": np.asarray(False), "jitter": neutral, "order": np.arange(4)}
         else:
             crop = video.random_crop(
@@ -208,11 +208,13 @@ class Audio:
         return Plan((sound,), (sound.num_samples,), params)
 
     def apply(self, x: Tensor, params: Mapping[str, Tensor], data: DataConfig) -> Tensor:
-        """(B, n) float32 -> (B, 1, S, F) float32, S = round(seconds / hop)."""
+        """(B, n) float32 -> (B, 1, S, F) float32, S = round(seconds / hop); (B, 1, n) without a spectrogram."""
         if "background" in params:
             share, place = params["background"].unbind(dim=1)
             x = audio.mix_background(x, share=share, place=place)
         samples = x * params["gain"].unsqueeze(1).to(x.device, non_blocking=True)
+        if data.spectrogram == "none":
+            return samples.unsqueeze(1)
         num_steps = round(data.audio_seconds / data.hop_seconds)
         settings = {"sample_rate": data.sample_rate, "n_fft": data.n_fft, "hop_seconds": data.hop_seconds}
         if data.spectrogram == "avid":
@@ -276,7 +278,7 @@ class Walk(Video):
         cells = np.concatenate([corners, np.full_like(corners, side)], axis=1)  # (N, 4)
         cells = np.broadcast_to(cells, (data.num_frames, *cells.shape))
         if rng is None:
-            crop = np.tile(video.center_crop(width=width, height=height), (data.num_frames, 1))
+            crop = np.tile(video.center_crop(width=width, height=height, share=data.center_crop), (data.num_frames, 1))
             return {"crop": crop, "cells": cells.astype(np.float32)}
         (least, most), aspect = WALK_CROP_AREA, WALK_CROP_ASPECT
         how = {"width": width, "height": height, "min_area": least, "max_area": most, "aspect": aspect}

@@ -15,7 +15,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-CENTER_FRACTION = 0.875  # side of the evaluation crop over the short side of the frame: 224 of 256
 CROP_TRIES = 10
 BLUR_SIGMA = (0.1, 2.0)  # range in pixels of a crop of BLUR_SIZE
 BLUR_SIZE = 224  # side in pixels of the crops that the published range is meant for
@@ -72,14 +71,15 @@ def random_crop(
     )
 
 
-def center_crop(*, width: int, height: int) -> np.ndarray:
-    """The evaluation crop: the centered square whose side is 0.875 of the short side, in whole pixels.
+def center_crop(*, width: int, height: int, share: float = 0.875) -> np.ndarray:
+    """The evaluation crop: the centered square, in whole pixels.
 
-    Equal to resizing the short side to size / 0.875 and cutting the center of side `size` out.
+    Equal to resizing the short side to size / share and cutting the center of side `size` out.
 
     Args:
         width: of the upright frame, in pixels.
         height: likewise.
+        share: of the short side that is the square's side; 224 of 256 is usual.
 
     Returns:
         (4,) float64: top, left, height, width as fractions of the frame.
@@ -88,20 +88,20 @@ def center_crop(*, width: int, height: int) -> np.ndarray:
         ValueError: the frame is empty.
     """
     _check_picture(width, height)
-    side = max(1, round(CENTER_FRACTION * min(width, height)))
+    side = max(1, round(share * min(width, height)))
     return _centered(side, side, width=width, height=height)
 
 
-def spread_crops(*, width: int, height: int, num: int) -> np.ndarray:
+def spread_crops(*, width: int, height: int, num: int, share: float = 0.875) -> np.ndarray:
     """Evaluation crops of the size of `center_crop`, spread from end to end over the long side; one alone is that crop.
 
     Returns:
         (num, 4) float64: top, left, height, width as fractions of the frame.
 
-    Source: SlowFast's left, center and right (top, center and bottom) crops. Differs from SlowFast: squares of 0.875 of
-    the short side, like the single crop, not of all of it.
+    Source: SlowFast's left, center and right (top, center and bottom) crops. Differs from SlowFast: squares of
+    `share` of the short side, like the single crop, not of all of it.
     """
-    top, left, crop_height, crop_width = center_crop(width=width, height=height)
+    top, left, crop_height, crop_width = center_crop(width=width, height=height, share=share)
     crops = np.tile([top, left, crop_height, crop_width], (num, 1))
     if num > 1:
         along, side = (1, crop_width) if width >= height else (0, crop_height)

@@ -40,6 +40,7 @@ from avssl.weights.hub import PREFIX, fetch
 
 FORMAT = 2  # of config.json
 CONFIG = "config.json"
+PE_AV = "pe_audio_video"  # `model_type` in the config.json of such a folder
 SECTIONS = ("data", "model", "heads", "classifier", "facts")  # of config.json
 
 
@@ -128,8 +129,9 @@ def load(path: str | Path, *, device: str | torch.device | None = None) -> Pretr
     """Load a run, or weights that `export` wrote.
 
     Args:
-        path: folder of a run or of exported weights, the encoders.safetensors in it, or a checkpoint of a run; or
-            hf:ORG/NAME, exported weights on the Hugging Face hub (`avssl.weights.hub`).
+        path: folder of a run or of exported weights, the encoders.safetensors in it, or a checkpoint of a run;
+            hf:ORG/NAME, exported weights on the Hugging Face hub (`avssl.weights.hub`); or a folder of PE-AV as
+            transformers has it (`avssl.weights.pe_av`).
         device: such as "cpu" or "cuda:1"; None = a GPU if available. No process group is joined.
 
     Raises:
@@ -140,7 +142,12 @@ def load(path: str | Path, *, device: str | torch.device | None = None) -> Pretr
     path = fetch(str(path)) if str(path).startswith(PREFIX) else Path(path)
     folder = path.parent if path.name == ENCODERS else path
     if (folder / CONFIG).is_file():
-        return _load_export(folder, device)
+        config = _read_config(folder / CONFIG)
+        if config.get("model_type") == PE_AV:
+            from avssl.weights.pe_av import load_pe_av
+
+            return load_pe_av(folder, device=device)
+        return _load_export(folder, config, device)
     path = _checkpoint_of(folder)
     state = load_checkpoint(path)
     config = loads(state["config"], source=str(path))
@@ -268,8 +275,9 @@ def with_data(pretrained: PretrainedT, **changes: int | float | str) -> Pretrain
     return dataclasses.replace(pretrained, data=pretrained.data.replace(**changes))
 
 
-def _load_export(folder: Path, device: str | torch.device | None) -> Pretrained:
-    config, path = _read_config(folder / CONFIG), folder / ENCODERS
+def _load_export(folder: Path, config: Mapping[str, Any], device: str | torch.device | None) -> Pretrained:
+    path = folder / ENCODERS
+    _check_config(folder / CONFIG, config)
     try:
         content = path.read_bytes()
     except OSError as error:
@@ -306,7 +314,13 @@ def _read_config(path: Path) -> dict[str, Any]:
         config = json.loads(path.read_text())
     except (OSError, ValueError, RecursionError) as error:
         raise WeightsError(f"{path} cannot be read ({error}): export again") from error
-    if not isinstance(config, dict) or not isinstance(config.get("format"), int) or "avssl" not in config:
+    if not isinstance(config, dict):
+        raise WeightsError(f"{path} is no mapping of keys: export again")
+    return config
+
+
+def _check_config(path: Path, config: Mapping[str, Any]) -> None:
+    if not isinstance(config.get("format"), int) or "avssl" not in config:
         raise WeightsError(f"{path} is not of avssl: give a folder that avssl convert wrote")
     if config["format"] > FORMAT:
         raise WeightsError(
@@ -323,7 +337,6 @@ def _read_config(path: Path) -> dict[str, Any]:
     wrong = [name for name in SECTIONS if not isinstance(config[name] or {}, dict)]
     if wrong:
         raise WeightsError(f"{path}: {wrong[0]} is no mapping of keys: export again")
-    return config
 
 
 def parts_of(encoders: nn.ModuleDict, heads: nn.ModuleDict, classifier: Classifier | None) -> nn.ModuleDict:

@@ -262,6 +262,12 @@ def test_center_crop_is_the_square_of_seven_eighths(width, height, expected):
     assert crop_in_pixels(crop, width, height) == pytest.approx(np.array(expected))
 
 
+def test_center_crop_takes_the_share_that_is_asked_for():
+    assert video.center_crop(width=100, height=40, share=1.0).tolist() == [0, 0.3, 1, 0.4]
+    crops = video.spread_crops(width=100, height=40, num=2, share=0.5)
+    assert crops.tolist() == [[0.25, 0, 0.5, 0.2], [0.25, 0.8, 0.5, 0.2]]
+
+
 def test_an_empty_picture_is_refused():
     with pytest.raises(ValueError, match="width=0"):
         video.center_crop(width=0, height=8)

@@ -178,12 +178,12 @@ def test_colors_that_cannot_be_standardized(options):
         RECIPES["video"].apply(x, params, DataConfig(manifest="", **options))
 
 
-@pytest.mark.parametrize("spectrogram, num_bins", [("avid", 257), ("log_mel", 64)])
-def test_gain_and_shape_of_sound(spectrogram, num_bins):
+@pytest.mark.parametrize("spectrogram, shape", [("avid", (50, 257)), ("log_mel", (50, 64)), ("none", (12_000,))])
+def test_gain_and_shape_of_sound(spectrogram, shape):
     data = DataConfig(manifest="", audio_seconds=0.5, spectrogram=spectrogram)
     x, params = some_batch("audio", data, 2)
     applied = RECIPES["audio"].apply(x, params, data)
-    assert applied.shape == (2, 1, 50, num_bins)
+    assert applied.shape == (2, 1, *shape)
     unit = {"gain": torch.ones(2)}
     torch.testing.assert_close(applied, RECIPES["audio"].apply(x * params["gain"].unsqueeze(1), unit, data))
     assert not torch.equal(applied, RECIPES["audio"].apply(x, unit, data))
@@ -324,6 +324,11 @@ def test_spectrograms_that_do_not_exist_are_refused():
     x, params = some_batch("audio", data, 1)
     with pytest.raises(ValueError, match="log_mel"):
         RECIPES["audio"].apply(x, params, data)
+
+
+def test_samples_have_no_stripes_to_mask() -> None:
+    with pytest.raises(ValueError, match=r"data\.time_mask and data\.band_mask .* 0 with spectrogram=none"):
+        DataConfig(manifest="", spectrogram="none", band_mask=0.1)
 
 
 def test_cut_is_the_crop_that_decoding_makes() -> None:
