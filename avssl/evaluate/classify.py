@@ -109,10 +109,11 @@ def cluster(features: np.ndarray, *, num_clusters: int, seed: int = 0) -> np.nda
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Silence convergence warnings: ranking penalties does not need it. One thread: for small products, waiting threads
-    make a fit up to 20 times slower."""
+    """Silence warnings of convergence, which ranking penalties does not need, and of few clips per class. One thread:
+    for small products, waiting threads make a fit up to 20 times slower."""
     with warnings.catch_warnings(), threadpool_limits(1):
         warnings.simplefilter("ignore", ConvergenceWarning)
+        warnings.filterwarnings("ignore", message="The number of unique classes", category=UserWarning)
         yield
 
 

@@ -96,10 +96,12 @@ def head_scores(
 
 @dataclass(frozen=True)
 class _Fitted:
+    """Regressions on one map, one for each rate."""
+
     mean: Tensor  # (d,)
     deviation: Tensor  # (d,)
-    weights: list[Tensor]  # (d, C) for each rate
-    biases: list[Tensor]  # (C,)
+    weights: Tensor  # (R, C, d)
+    biases: Tensor  # (R, C)
 
     def classifiers(self, classes: Sequence[str], **kind: Any) -> list[Classifier]:
         """One for each rate; arguments of `Classifier`."""
@@ -109,12 +111,13 @@ class _Fitted:
             with torch.no_grad():
                 head.norm.running_mean.copy_(self.mean)
                 head.norm.running_var.copy_(self.deviation**2 - head.norm.eps)
-                head.linear.weight.copy_(weight.T)
+                head.linear.weight.copy_(weight)
                 head.linear.bias.copy_(bias)
             heads.append(head.to(self.mean.device).eval())
         return heads
 
 
+@torch.no_grad()
 def _fit(
     vectors: Vectors,
     targets: np.ndarray,
@@ -126,37 +129,49 @@ def _fit(
     device: torch.device,
 ) -> dict[str, _Fitted]:
     """Multinomial logistic regressions from zero weights, one per map and rate, on the views of `rows`; one binomial
-    for each class where a video may have several."""
+    for each class where a video may have several.
+
+    The gradient is written out, so that all rates of a map take one product: x is read once and not once for each.
+    """
     fitted, by_rate = {}, {}
     for name, array in vectors.items():
         mean, deviation = _moments(array, rows)
-        weights = [torch.zeros(array.shape[2], num_classes, device=device, requires_grad=True) for _ in rates[name]]
-        biases = [torch.zeros(num_classes, device=device, requires_grad=True) for _ in rates[name]]
+        num, size = len(rates[name]), array.shape[2]
+        weights = torch.zeros(num, num_classes, size, device=device)
+        biases = torch.zeros(num, num_classes, device=device)
         fitted[name] = _Fitted(mean.to(device), deviation.to(device), weights, biases)
-        for rate, weight, bias in zip(rates[name], weights, biases, strict=True):
-            by_rate.setdefault(rate, []).extend([weight, bias])
+        for whole in (weights, biases):
+            whole.grad = torch.zeros_like(whole)
+            for i, rate in enumerate(rates[name]):
+                part = whole[i]  # in the same memory, as is its gradient
+                part.grad = whole.grad[i]
+                by_rate.setdefault(rate, []).append(part)
     groups = [{"params": parameters, "lr": rate, "rate": rate} for rate, parameters in sorted(by_rate.items())]
     optimizer = torch.optim.Adam(groups, fused=True)
     num_views = next(iter(vectors.values())).shape[1]
     per_epoch = math.ceil(len(rows) * num_views / BATCH_VIEWS)
     num_epochs = max(EPOCHS, math.ceil(MIN_STEPS / per_epoch))
     rng, several = np.random.default_rng(seed), targets.ndim == 2
-    loss = F.binary_cross_entropy_with_logits if several else F.cross_entropy
     for epoch in tqdm(range(num_epochs), desc="linear heads", unit="pass", mininterval=1, leave=False):
         drops = sum(epoch >= drop * num_epochs for drop in DROPS)
         for group in optimizer.param_groups:
             group["lr"] = group["rate"] * GAMMA**drops
         for batch in np.array_split(rng.permutation(len(rows) * num_views), per_epoch):
             video, view = rows[batch // num_views], batch % num_views
-            wanted = torch.from_numpy(targets[video].astype(np.float32 if several else np.int64)).to(device)
-            losses = []
+            wanted = torch.from_numpy(targets[video]).to(device)
+            wanted = (wanted if several else F.one_hot(wanted.long(), num_classes)).float().unsqueeze(1)  # (B, 1, C)
             for name, each in fitted.items():
                 x = torch.from_numpy(vectors[name][video, view]).to(device)
-                x = (x - each.mean) / each.deviation  # (B, d)
-                losses += [loss(x @ w + b, wanted) for w, b in zip(each.weights, each.biases, strict=True)]
-            torch.stack(losses).sum().backward()
+                x.sub_(each.mean).div_(each.deviation)  # (B, d)
+                logits = F.linear(x, each.weights.flatten(0, 1), each.biases.flatten()).unflatten(1, each.biases.shape)
+                if several:  # the loss is a mean over clips and classes, else over clips
+                    error = (logits.sigmoid() - wanted) / num_classes
+                else:
+                    error = logits.softmax(dim=2) - wanted
+                error = error.flatten(1) / len(batch)  # (B, R C): the gradient of the logits
+                torch.mm(error.T, x, out=each.weights.grad.flatten(0, 1))
+                torch.sum(error, dim=0, out=each.biases.grad.flatten())
             optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
     return fitted
 
 

@@ -64,12 +64,14 @@ def test_rows_take_the_rate_that_held_out_clips_choose(
         assert message in capsys.readouterr().err
 
 
-def test_a_variant_is_trained_once_at_the_rate_of_its_base(tmp_path: Path) -> None:
-    arguments, toy = Namespace(kept=tmp_path), families.Set("toy", tmp_path, (3, 4))
-    with pytest.raises(ValueError, match="simclr_unequal takes the rate of simclr, which is not measured yet"):
+def test_variants_and_digits_are_trained_once_at_the_rate_of_their_base(tmp_path: Path) -> None:
+    arguments = Namespace(kept=tmp_path)
+    toy, digits = (families.Set(name, tmp_path, (3, 4)) for name in ("toy", "digits"))
+    with pytest.raises(ValueError, match="simclr_unequal takes the rate of simclr on toy, which is not measured yet"):
         families.rates_and_seeds(arguments, toy, "simclr_unequal")
     (tmp_path / "families_toy_simclr.json").write_text('{"rate": 0.5}')
     assert families.rates_and_seeds(arguments, toy, "simclr_unequal") == ((0.5,), (3,))
+    assert families.rates_and_seeds(arguments, digits, "simclr") == ((0.5,), (3,))
     assert families.rates_and_seeds(arguments, toy, "simclr") == (families.RATES, (3, 4))
     for name in ("toy", "digits"):
         trained = [path.stem for path in (families.shipped("configs") / name).glob("*.yaml")]

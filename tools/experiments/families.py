@@ -6,8 +6,8 @@
 DATA holds the set of `avssl datasets toy DATA`, --digits that of `avssl datasets digits MEDIA DIGITS`;
 patch and joint need --tracks, of avssl track on the toy set, and are left out without. A row is a configuration of
 configs/toy or configs/digits. Its learning rate is that of RATES whose features of the first seed a linear probe reads
-best on a third of the training clips, which the probe has not seen. Test clips choose nothing. VARIANTS are trained
-once, at the rate of the row that they vary. The row `random` is what infonce starts from. Finished rows lie in
+best on a third of the toy set's training clips, which the probe has not seen. Test clips choose nothing. Digits are
+trained once, at the toy set's rate, and VARIANTS once, at the rate of the row that they vary. The row `random` is what infonce starts from. Finished rows lie in
 docs/results/data and are not trained again; a row of other settings is refused by name. A stopped training is resumed.
 Exit code: 0 done, 1 stopped or failed while training, 2 wrong call.
 """
@@ -145,17 +145,18 @@ def run_row(arguments: argparse.Namespace, each: Set, *, name: str, manifest: Ma
 
 
 def rates_and_seeds(arguments: argparse.Namespace, each: Set, name: str) -> tuple[tuple[float, ...], tuple[int, ...]]:
-    """Of a row. Raises ValueError for a variant whose base is not measured yet."""
-    if name not in VARIANTS:
+    """Of a row. Raises ValueError where the row whose rate it takes is not measured yet."""
+    if each.name == "toy" and name not in VARIANTS:
         return RATES, each.seeds
-    base = kept_in(arguments, each, VARIANTS[name])
-    if not base.exists():
-        raise ValueError(f"{name} takes the rate of {VARIANTS[name]}, which is not measured yet: add it to --only")
-    return (json.loads(base.read_text())["rate"],), each.seeds[:1]
+    base = VARIANTS.get(name, name)
+    kept = kept_in(arguments, "toy", base)
+    if not kept.exists():
+        raise ValueError(f"{name} takes the rate of {base} on toy, which is not measured yet: add it to --only")
+    return (json.loads(kept.read_text())["rate"],), each.seeds[:1]
 
 
-def kept_in(arguments: argparse.Namespace, each: Set, name: str) -> Path:
-    return arguments.kept / f"families_{each.name}_{name}.json"
+def kept_in(arguments: argparse.Namespace, set_name: str, name: str) -> Path:
+    return arguments.kept / f"families_{set_name}_{name}.json"
 
 
 def run_once(
@@ -210,7 +211,7 @@ def compare(arguments: argparse.Namespace) -> tuple[dict[str, Any], str] | None:
         results[each.name] = {}
         names = rows_to_train(arguments, each)
         for name in ([RANDOM] if "infonce" in names else []) + names:
-            kept = kept_in(arguments, each, name)
+            kept = kept_in(arguments, each.name, name)
             config = config_of(arguments, each, "infonce" if name == RANDOM else name, seed=0, rate=RATES[0])
             if kept.exists():
                 check_settings(kept, config)
@@ -270,7 +271,7 @@ def plan(arguments: argparse.Namespace) -> Iterator[str]:
     total = 0
     for each in sets_of(arguments):
         for name in rows_to_train(arguments, each):
-            times = 1 if name in VARIANTS else len(RATES) + len(each.seeds) - 1
+            times = 1 if name in VARIANTS or each.name == "digits" else len(RATES) + len(each.seeds) - 1
             config = config_of(arguments, each, name, seed=each.seeds[0], rate=RATES[0])
             total += times
             yield f"{experiment.describe(config)}, {times} times"
