@@ -7,8 +7,9 @@ DATA holds the set of `avssl datasets toy DATA`, --digits that of `avssl dataset
 patch and joint need --tracks, of avssl track on the toy set, and are left out without. A row is a configuration of
 configs/toy or configs/digits. Its learning rate is that of RATES whose features of the first seed a linear probe reads
 best on a third of the toy set's training clips, which the probe has not seen. Test clips choose nothing. Digits are
-trained once, at the toy set's rate, and VARIANTS once, at the rate of the row that they vary. The row `random` is what infonce starts from. Finished rows lie in
-docs/results/data and are not trained again; a row of other settings is refused by name. A stopped training is resumed.
+trained once, at the toy set's rate, and VARIANTS once, at the rate of the row that they vary. The row `random` is what
+infonce starts from. Finished rows lie in docs/results/data and are not trained again; a row of other settings is
+refused by name. A stopped training is resumed.
 Exit code: 0 done, 1 stopped or failed while training, 2 wrong call.
 """
 
