@@ -17,6 +17,7 @@ from weakref import WeakValueDictionary
 from avssl.files import digest
 from avssl.media.preview import VERSION, Part
 from avssl.media.reader import file_problem
+from avssl.media.shards import locate
 from avssl.workers import Lost, Worker
 
 MODULE = "avssl.media.preview"
@@ -158,11 +159,11 @@ def _key(kind: str, source: Path, part: Part) -> str:
     if part is not None and not (math.isfinite(part[0]) and math.isfinite(part[1]) and part[0] < part[1]):
         raise PreviewError(source, f"its part from {part[0]} to {part[1]} seconds is not a stretch of time")
     try:
-        found, resolved = os.stat(source), os.path.realpath(source)
+        part_of_file, resolved = locate(source), os.path.realpath(source)
     except OSError as error:
         raise PreviewError(source, f"the file cannot be opened ({error.strerror})") from error
     times = None if part is None else (float(part[0]), float(part[1]))
-    facts = (os.fsencode(resolved), found.st_size, found.st_mtime_ns, times, kind, VERSION)
+    facts = (os.fsencode(resolved), part_of_file.size, part_of_file.changed, times, kind, VERSION)
     return digest(facts, num_bytes=20)
 
 

@@ -3,10 +3,12 @@
     avssl prepare SRC DST
     avssl prepare SRC DST --short-side 256 --fps 16 --workers 8
     avssl prepare SRC DST --dry-run
+    avssl prepare SRC DST --shards 1000
 
 DST gets the same tree and manifest.parquet. With SRC/manifest.parquet (or --manifest) its rows are copied one by one,
 so that ids stay the same; without, rows, labels and splits are those of avssl scan. A clip that cannot be
-prepared keeps its row, with the reason, and is listed in DST/not_prepared.csv.
+prepared keeps its row, with the reason, and is listed in DST/not_prepared.csv. --shards packs the copies into tar files
+as WebDataset has them, DST-shards, whose manifest.parquet has the same rows: all commands read them as they are.
 
 The same command resumes after an interruption; finished copies are kept unless their source or the settings changed.
 Exit code: 0 all prepared, 1 some could not be prepared (or interrupted: 130), 2 wrong call.
@@ -20,6 +22,8 @@ from typing import Any
 
 from avssl.cli.common import add_json, check_above_0, check_at_least, info, new_parser, run
 from avssl.data.check import name_some
+from avssl.data.manifest import read_manifest
+from avssl.data.pack import MANIFEST, pack
 from avssl.data.prepare import FAILURES, GIGABYTE, check_folders, list_clips, plan, prepare
 from avssl.data.recipes.build import print_training
 from avssl.data.recipes.layout import find_clips
@@ -39,6 +43,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--sample-rate", type=int, default=default.sample_rate, help="Hz (default: %(default)s)")
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="processes (default: one per core)")
     parser.add_argument("--timeout", type=float, default=600.0, help="seconds per clip (default: 600)")
+    parser.add_argument("--shards", type=int, metavar="N", help="pack the copies too, N to a tar file in DST-shards")
     parser.add_argument("--dry-run", action="store_true", help="print what would be done, write nothing")
     add_json(parser)
     return run(
@@ -51,6 +56,8 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _prepare(given: argparse.Namespace) -> int:
     check_at_least(given, 1, "workers")
+    if given.shards is not None:
+        check_at_least(given, 1, "shards")
     check_above_0(given, "timeout")
     settings = Settings(given.short_side, given.gop, given.fps, given.sample_rate)
     check_folders(given.source, given.target)
@@ -68,7 +75,13 @@ def _prepare(given: argparse.Namespace) -> int:
     if given.dry_run:
         print_result(summary, format_plan(summary), to=given.json)
         return 0
-    print_result(summary, format_summary(summary, given.target), to=given.json)
+    lines = [format_summary(summary, given.target)]
+    if given.shards is not None:
+        folder = given.target.with_name(f"{given.target.name}-shards")
+        num = pack(read_manifest(summary["manifest"]), folder, clips_per_shard=given.shards)
+        summary |= {"shards": num, "manifest": str(folder / MANIFEST)}
+        lines.append(f"packed into {num} tar files -> {summary['manifest']}; the other copies are no longer needed")
+    print_result(summary, "\n".join(lines), to=given.json)
     print_training(summary["manifest"], {row["split"] for row in listing.rows})
     return 1 if summary["not_prepared"] else 0
 

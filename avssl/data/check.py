@@ -18,6 +18,7 @@ from avssl.data.manifest import EXCHANGED, FINDINGS, HOLES, SCHEMA, Manifest, Ma
 from avssl.data.policy import TITLES, cases
 from avssl.data.quarantine import release
 from avssl.files import atomic_write
+from avssl.media import shards
 from avssl.media.inspect import Inspection
 from avssl.media.probe import Probe
 from avssl.windows import beginning
@@ -74,7 +75,7 @@ def manifest_of_files(paths: Sequence[str | Path], *, num_workers: int = 1) -> M
     ManifestError for a path that is no file."""
     files = [Path(path).absolute() for path in paths]
     for path, file in zip(paths, files, strict=True):
-        if not file.is_file():
+        if not shards.is_file(file):
             why = "is a folder" if file.is_dir() else "does not exist"
             raise ManifestError(f"{path} {why}: give a file with video or audio")
     names = list(dict.fromkeys(map(str, files)))

@@ -17,6 +17,7 @@ from avssl.data.check import FACTS, join_facts
 from avssl.data.manifest import HOLES, SCHEMA, read_manifest, write_manifest
 from avssl.data.recipes.layout import find_clips, label_clips
 from avssl.files import atomic_write, digest, folder_lock
+from avssl.media import shards
 from avssl.media.prepare import EXTENSION, Prepared, Settings
 from avssl.media.probe import Probe
 from avssl.workers import Lost, run_jobs
@@ -60,7 +61,7 @@ def list_clips(source: Path, manifest: Path | None = None) -> Listing:
     table = read_manifest(manifest, root=source).table
     rows = table.select(KNOWN).to_pylist()
     clips = sorted({row["path"] for row in rows})
-    if not any((source / path).is_file() for path in clips):
+    if not any(shards.is_file(source / path) for path in clips):
         raise PrepareError(
             f"none of the {len(clips)} clips of {manifest} lies in {source}: SRC must be the folder that its paths are "
             "relative to"
@@ -262,4 +263,4 @@ def _remove_unfinished(target: Path) -> None:
 
 
 def _size(path: Path) -> int:
-    return path.stat().st_size if path.is_file() else 0
+    return shards.locate(path).size if shards.is_file(path) else 0

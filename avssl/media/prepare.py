@@ -31,6 +31,7 @@ import numpy as np
 from av.video.reformatter import ColorRange, Colorspace, Interpolation, VideoReformatter
 
 from avssl.files import WriteError, atomic_write
+from avssl.media import shards
 from avssl.media.audio import mono_frame, resample_stream, without_gaps
 from avssl.media.probe import PLAUSIBLE_FPS, Probe, content_key, probe
 from avssl.media.reader import TIME_TOLERANCE, WOBBLE_SECONDS, DecodeError, Reader, frame_duration
@@ -147,7 +148,7 @@ def _versioned(settings: Settings) -> dict[str, Any]:
 def _is_of(record: Record, source: str | Path, settings: Settings) -> bool:
     """Whether a copy was made of this file in its present state, with these settings."""
     same_settings = record.settings == _versioned(settings)
-    return same_settings and Path(source).is_file() and record.source_key == content_key(source)
+    return same_settings and shards.is_file(source) and record.source_key == content_key(source)
 
 
 def _facts(target: Path, record: Record) -> Probe:

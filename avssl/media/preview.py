@@ -26,6 +26,7 @@ from avssl.files import WriteError, atomic_write
 from avssl.media.audio import mono_frame, resample_stream, without_gaps
 from avssl.media.prepare import FULL, Resizer, encode_video, peek
 from avssl.media.reader import TIME_TOLERANCE, DecodeError, Reader, Track, error_text, frame_duration
+from avssl.media.shards import is_inside, open_part
 from avssl.media.streams import is_cover
 from avssl.windows import beginning
 from avssl.workers import serve
@@ -185,7 +186,8 @@ def _palette() -> np.ndarray:
 
 
 def playable(source: str | Path) -> str | None:
-    """Media type under which browsers play a file as it is, by container, codecs, profile and pixel format; or None.
+    """Media type under which browsers play a file as it is, by container, codecs, profile and pixel format; or None,
+    as for a file in a shard.
 
     Raises:
         DecodeError: no media file that can be opened, or without video and audio.
@@ -199,7 +201,7 @@ def playable(source: str | Path) -> str | None:
         plays = max(len(videos), len(audios)) == 1  # a browser might choose another track
         plays = plays and all(_plays(each, VIDEO_CODECS.get(container, ())) for each in videos)
         plays = plays and all(_plays(each, AUDIO_CODECS.get(container, ())) for each in audios)
-        if not plays or not _has_packets(reader):
+        if is_inside(source) or not plays or not _has_packets(reader):
             return None
     return f"{'video' if videos else 'audio'}/{container}"
 
@@ -210,7 +212,7 @@ def _container(reader: Reader) -> str | None:
     if name.startswith("mov"):
         return None if reader.container.metadata.get("major_brand", "").startswith("3g") else "mp4"
     if name.startswith("matroska"):
-        with open(reader.path, "rb") as file:
+        with open_part(reader.path) as file:
             head = file.read(64)
         return "webm" if head.startswith(EBML_HEADER) and WEBM in head else None
     return SIMPLE_FORMATS.get(name)

@@ -1,5 +1,6 @@
 """Facts of a media file for one row of the manifest; `python -m avssl.media.probe` is a worker (see workers.py)."""
 
+import io
 import itertools
 import os
 from collections.abc import Callable, Iterable, Sequence
@@ -12,6 +13,7 @@ import av.stream
 import numpy as np
 
 from avssl.files import digest
+from avssl.media import shards
 from avssl.media.audio import to_mono
 from avssl.media.reader import EMPTY, MISSING, DecodeError, Reader, file_problem, frame_duration
 from avssl.media.streams import is_cover, is_decodable
@@ -66,7 +68,7 @@ def examine(path: str | Path, read_facts: Callable[[Reader], dict]) -> dict:
     if problem not in (None, EMPTY):
         return {"status": "missing" if problem == MISSING else "unreadable", "reason": problem}
     try:
-        known = {"size": path.stat().st_size, "content_key": content_key(path)}
+        known = {"size": shards.locate(path).size, "content_key": content_key(path)}
     except OSError as error:
         return {"status": "unreadable", "reason": f"the file cannot be opened ({error.strerror})"}
     if not known["size"]:
@@ -83,7 +85,7 @@ def examine(path: str | Path, read_facts: Callable[[Reader], dict]) -> dict:
 def content_key(path: str | Path) -> str:
     """A fast digest (32 hex digits) of the size and of the first, middle and last 64 KiB of a file."""
     blocks = []
-    with open(path, "rb") as file:
+    with io.BufferedReader(shards.open_part(path)) as file:
         size = file.seek(0, os.SEEK_END)
         for offset in (0, (size - BLOCK_BYTES) // 2, size - BLOCK_BYTES):
             file.seek(max(offset, 0))
@@ -129,7 +131,7 @@ def counted_rate(starts: Iterable[float]) -> float | None:
 def _read_facts(reader: Reader) -> dict:
     video = _video_facts(reader)
     facts = _audio_facts(reader) | video  # the reason of missing video matters more
-    if reader.path.stat().st_size > MAX_SCANNED_BYTES:
+    if reader.size > MAX_SCANNED_BYTES:
         return facts
     times = {kind: list(reader.packet_times(kind)) for kind in ("video", "audio") if getattr(reader, kind) is not None}
     return facts | {"holes": find_holes([start for start, _ in times.get("video", [])], times.get("audio", []))}

@@ -3,6 +3,7 @@
 import bisect
 import collections
 import heapq
+import io
 import itertools
 import math
 import os
@@ -17,6 +18,8 @@ import av.container
 import av.stream
 import av.video.stream
 import numpy as np
+
+from avssl.media.shards import open_part
 
 # An MPEG program stream stores few timestamps, and FFmpeg counts on from the last one: after a seek a frame or two too
 # few, as a packet ends in the middle of a frame.
@@ -160,7 +163,7 @@ def on_one_clock(packets: Iterator[av.Packet], jumps: Sequence[Jump]) -> Iterato
 
 def second_file(path: Path, format: str) -> int | None:
     """Where another file begins, in bytes, of which the demuxer of this one knows nothing; None = nowhere."""
-    with open(path, "rb") as file:
+    with io.BufferedReader(open_part(path)) as file:
         size, position, num_headers = file.seek(0, os.SEEK_END), 0, 0
         while position + BOX_BYTES <= size:
             file.seek(position)
@@ -312,7 +315,7 @@ def read_pcm(path: Path, stream: av.audio.stream.AudioStream, seconds: float) ->
     begin = min(max(seconds, entries[0].timestamp / rate), entries[len(entries) - 1].timestamp / rate)
     number = max(0, entries.search_timestamp(math.floor(begin * rate), backward=True))
     entry = entries[number]
-    with open(path, "rb", buffering=0) as file:
+    with open_part(path) as file:
         while entry is not None:
             position, tick, size = entry.pos, entry.timestamp, 0
             while (

@@ -22,7 +22,7 @@ import av.container
 import av.format
 import av.stream
 
-from avssl.media import quirks
+from avssl.media import quirks, shards
 from avssl.media.streams import choose_tracks
 from avssl.media.upright import Orientation
 
@@ -75,14 +75,15 @@ LIMITS = Limits()
 def file_problem(path: Path) -> str | None:
     """Why nothing can be read at this path; None for a regular file that is not empty. Pipes are not opened."""
     try:
-        found = os.stat(path)
+        part = shards.locate(path)
+        is_regular = stat.S_ISREG(os.stat(part.file).st_mode)
     except FileNotFoundError:
         return MISSING
     except (OSError, ValueError) as error:  # no permission, a loop of links, a name that is too long or holds a 0
         return f"the file cannot be opened ({error_text(error)})"
-    if not stat.S_ISREG(found.st_mode):
+    if not is_regular:
         return "it is a folder, a pipe or a device, and no file"
-    return None if found.st_size else EMPTY
+    return None if part.size else EMPTY
 
 
 class HasRate(Protocol):
@@ -123,6 +124,7 @@ class Reader:
 
     Attributes:
         video, audio: the streams that are read, see streams.py.
+        size: of the file in bytes.
 
     Raises:
         DecodeError: the file does not exist, is empty, is no media file, or exceeds `limits`.
@@ -147,8 +149,9 @@ class Reader:
             self.container = _open_container(str(self.path))
         except (av.error.FFmpegError, ValueError) as error:
             raise DecodeError(self.path, f"no media file that can be opened ({error_text(error)})") from error
-        found, streams = self.path.stat(), self.container.streams
-        state = str(self.path), found.st_size, found.st_mtime_ns
+        part, streams = shards.locate(self.path), self.container.streams
+        self.size = part.size
+        state = str(self.path), part.size, part.changed
         self.jumps = _find_jumps(*state) if self.container.format.name in quirks.JOINED else ()
         try:
             is_plain = max(len(streams.video), len(streams.audio)) < 2
@@ -393,10 +396,15 @@ def error_text(error: Exception) -> str:
     return getattr(error, "strerror", None) or str(error)
 
 
-def _open_container(path: str, *, prefix: str = "") -> av.container.InputContainer:
+def _open_container(path: str, *, skip: int = 0) -> av.container.InputContainer:
+    """Raises FFmpegError or ValueError, OSError as `shards.locate`."""
+    url = shards.locate(path).url(skip)
     return av.open(
-        f"{prefix}file:{path}",  # the protocol is named, or a file called "http:..." would be fetched
-        container_options={"protocol_whitelist": "file,subfile" if prefix else "file", "format_whitelist": _FORMATS},
+        url,
+        container_options={
+            "protocol_whitelist": "file" if url.startswith("file:") else "file,subfile",
+            "format_whitelist": _FORMATS,
+        },
         metadata_errors="replace",
         timeout=OPEN_SECONDS,
     )
@@ -411,7 +419,7 @@ def _find_jumps(path: str, size: int, changed: int) -> tuple[quirks.Jump, ...]:
         streams = [*container.streams.video, *container.streams.audio]
         jumps, codecs = quirks.find_jumps(_demux(container, streams)), _codecs(container)
     for i, jump in enumerate(jumps):
-        with contextlib.suppress(av.error.FFmpegError), _open_behind(path, jump.position) as behind:
+        with contextlib.suppress(av.error.FFmpegError), _open_container(path, skip=jump.position) as behind:
             others = _codecs(behind)
             if any(codecs[kind].isdisjoint(others[kind]) for kind in codecs if codecs[kind] and others[kind]):
                 return *jumps[:i], jump._replace(shift=None)
@@ -425,15 +433,10 @@ def _codecs(container: av.container.InputContainer) -> dict[Track, set[str]]:
 
 def num_behind(path: Path, position: int) -> int:
     """Packets of the file that begins at a position, in bytes, of another one; 1 where they cannot be counted."""
-    with contextlib.suppress(av.error.FFmpegError), _open_behind(str(path), position) as behind:
+    with contextlib.suppress(av.error.FFmpegError), _open_container(str(path), skip=position) as behind:
         streams = [*behind.streams.video, *behind.streams.audio]
         return max(1, sum(packet.size > 0 for packet in _demux(behind, streams)))
     return 1
-
-
-def _open_behind(path: str, position: int) -> av.container.InputContainer:
-    """Raises FFmpegError."""
-    return _open_container(path, prefix=f"subfile,,start,{position},end,0,,:")
 
 
 @functools.lru_cache(maxsize=10_000)

@@ -31,6 +31,7 @@ from avssl.data.loader import WorkerLost, build_loader, lost_workers_named
 from avssl.data.manifest import Manifest
 from avssl.data.sampling import Key
 from avssl.files import POLL_SECONDS, WriteError, cached_folder, digest
+from avssl.media.shards import locate
 from avssl.models.heads import describe_maps, side_by_side
 from avssl.structs import MODALITIES
 from avssl.transforms.views import Spread, View, apply_views
@@ -403,10 +404,10 @@ def _read_errors(home: Path) -> dict[int, tuple[str, list[int] | None]]:
 def _stamp(path: Path) -> list[int] | None:
     """Size and modification time; None for a missing file."""
     try:
-        found = path.stat()
+        part = locate(path)
     except OSError:
         return None
-    return [found.st_size, found.st_mtime_ns]
+    return [part.size, part.changed]
 
 
 def _key(extractor: _Extractor) -> str:

@@ -27,8 +27,8 @@ class DecordReader(IndexedReader):
         if (index.decoded_at[keyframes] != keyframes).any():
             raise self.refused("frames before a keyframe are built on it (open GOP), which decord counts wrongly")
         try:
-            # absolute: decord takes "http:..." for an address; a tolerance of 0 would mean none
-            self._library = decord.VideoReader(str(self.path.absolute()), num_threads=1, fault_tol=1e-9)
+            # a tolerance of 0 would mean none
+            self._library = decord.VideoReader(self.source, num_threads=1, fault_tol=1e-9)
             times = self._library.get_frame_timestamp(range(len(self._library)))[:, 0].astype(np.float64)
         except (decord.DECORDError, RuntimeError, AssertionError) as error:
             raise self.refused(f"decord cannot open it ({first_line(error)})") from error

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 from functools import partial
 from pathlib import Path
-from typing import ClassVar, Self
+from typing import BinaryIO, ClassVar, Self
 
 import av
 import av.stream
@@ -19,6 +19,7 @@ import numpy as np
 from av.video.reformatter import ColorRange
 
 from avssl.media.reader import LIMITS, DecodeError, LazyFrame, Limits, Reader, Track
+from avssl.media.shards import is_inside, open_part
 from avssl.media.upright import orientation
 
 CONTAINERS = {"mov,mp4,m4a,3gp,3g2,mj2": "MP4 and MOV", "matroska,webm": "Matroska and WebM", "flv": "FLV"}
@@ -57,6 +58,11 @@ class IndexedReader:
         self.reader = Reader(path, limits=limits)
         self.index: Index | None = None
         self._latest: tuple[int, av.VideoFrame] | None = None
+
+    @property
+    def source(self) -> str | BinaryIO:
+        """What the library opens. The path is absolute, as libraries take "http:..." for an address."""
+        return open_part(self.path) if is_inside(self.path) else str(self.path.absolute())
 
     def __enter__(self) -> Self:
         return self

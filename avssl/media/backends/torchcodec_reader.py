@@ -24,7 +24,7 @@ class TorchcodecReader(IndexedReader):
         frames = [{"pts": ticks, "duration": duration, "key_frame": int(key)} for ticks, duration, key in rows]
         try:
             self._library = VideoDecoder(
-                str(self.path.absolute()),  # absolute: it takes "http:..." for an address
+                self.source,
                 stream_index=self.reader.video.index,
                 dimension_order="NHWC",
                 num_ffmpeg_threads=1,
