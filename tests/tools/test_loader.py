@@ -19,6 +19,7 @@ from loader import (
 
 from avssl.config import DataConfig
 from avssl.data.manifest import Manifest, read_manifest
+from avssl.data.pack import pack
 from avssl.media.decode import AudioWindow, VideoWindow, read_clip
 from tests.support.clips import make_set
 
@@ -47,12 +48,16 @@ def test_plain_reading_gives_the_same_frames_and_audio(manifest: Path, data: Dat
     assert audio.shape[1] >= len(samples.data)
 
 
-def test_metrics_are_consistent(manifest: Path, data: DataConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_metrics_are_consistent(
+    manifest: Path, tmp_path: Path, data: DataConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(loader, "WORKER_SECONDS", 0.05)
-    prepared = read_manifest(make_copies(manifest))
-    result = benchmark_loader(read_manifest(manifest), prepared, data=data, num_clips=16, num_rounds=1)
+    copies = {"prepared": read_manifest(make_copies(manifest))}
+    pack(copies["prepared"], tmp_path, clips_per_shard=3)
+    copies["shards"] = read_manifest(tmp_path / "manifest.parquet")
+    result = benchmark_loader(read_manifest(manifest), copies, data=data, num_clips=16, num_rounds=1)
     assert result["clips"] == 6  # of 8 rows two have no audio
-    for name in ("raw", "prepared"):
+    for name in ("raw", "prepared", "shards"):
         stages = result["stages"][name]
         assert set(stages) == set(loader.STAGES)
         assert all(stages[stage] > 0 for stage in ("open", "decode", "sound"))  # the wrapped functions are called
@@ -68,11 +73,11 @@ def test_memory_of_a_worker(manifest: Path, data: DataConfig) -> None:
 
 def test_manifests_that_do_not_belong_together(manifest: Path, data: DataConfig) -> None:
     raw = read_manifest(manifest)
-    with pytest.raises(ValueError, match=r"the prepared manifest has 3 rows, the raw one 8: prepare it again"):
-        benchmark_loader(raw, Manifest(raw.table.slice(0, 3), raw.root), data=data)
+    with pytest.raises(ValueError, match=r"the manifest of prepared has 3 rows, the raw one 8: prepare it again"):
+        benchmark_loader(raw, {"prepared": Manifest(raw.table.slice(0, 3), raw.root)}, data=data)
     silent = Manifest(raw.table.filter(pa.array(~raw.has_audio)), raw.root)
     with pytest.raises(ValueError, match="no clip of the manifest has video and audio"):
-        benchmark_loader(silent, None, data=data)
+        benchmark_loader(silent, {}, data=data)
 
 
 def test_made_clips_are_like_kinetics(tmp_path: Path) -> None:

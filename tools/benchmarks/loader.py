@@ -1,16 +1,16 @@
-"""Speed of loading clips beside plain PyAV: clips/s of a process, ms by stage, one worker and two, from the clips and
-from their training copies.
+"""Speed of loading clips beside plain PyAV: clips/s of a process, ms by stage, one worker and two, from the clips, from
+their training copies, and from these in tar files.
 
     python tools/benchmarks/loader.py clips/manifest.parquet --prepared clips_128/manifest.parquet
     python tools/benchmarks/loader.py made/raw/manifest.parquet --make
     python tools/benchmarks/loader.py made/raw/manifest.parquet --soak 20000
 
 --make makes clips first that resemble Kinetics' trimmed and shrunk ones: 340x256, 10 s, 30 frames a second, a
-keyframe every 150 frames. --soak watches the memory of a worker instead.
+keyframe every 150 frames; then their copies, packed too. --soak watches the memory of a worker instead.
 
 plain = open, seek, decode, convert the wanted frames at full size, decode and resample the wanted audio; nothing
-else. raw and prepared = `ClipDataset` and `collate`: drawing, decoding, cropping, resizing, audio, stacking, from the
-clips themselves and from their training copies (avssl prepare).
+else. raw, prepared, shards = `ClipDataset` and `collate`: drawing, decoding, cropping, resizing, audio, stacking, from
+the clips themselves, from their training copies and from these in tar files (avssl prepare --shards).
 """
 
 import functools
@@ -20,7 +20,7 @@ import os
 import sys
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from multiprocessing.reduction import ForkingPickler
 from pathlib import Path
@@ -39,6 +39,7 @@ from avssl.data.check import build_table
 from avssl.data.dataset import ClipDataset, collate
 from avssl.data.loader import build_loader
 from avssl.data.manifest import Manifest, read_manifest, write_manifest
+from avssl.data.pack import pack
 from avssl.data.prepare import list_clips, prepare
 from avssl.data.sampling import Key
 from avssl.media import decode, reader
@@ -53,6 +54,7 @@ VIEWS = (View("video"), View("audio", recipe="audio"))
 BATCH = 8  # clips that are collated together
 WIDTH, HEIGHT, FPS, SECONDS, KEYFRAMES = 340, 256, 30, 10, 150
 SAMPLE_RATE = 44_100
+CLIPS_PER_SHARD = 16
 WORKER_SECONDS = 6.0  # how long the worker processes are watched
 STAGES = ("open", "seek", "decode", "convert", "crop", "sound", "ship", "other")
 
@@ -146,7 +148,7 @@ def read_plainly(path: Path, start: float, audio_start: float, data: DataConfig)
 
 def benchmark_loader(
     raw: Manifest,
-    prepared: Manifest | None,
+    copies: Mapping[str, Manifest],
     *,
     data: DataConfig,
     num_clips: int = 48,
@@ -157,16 +159,16 @@ def benchmark_loader(
 
     Args:
         raw: the clips.
-        prepared: their training copies, with the same rows; None = they are not measured.
+        copies: {prepared, shards, none or one of them: their training copies, with the same rows}.
         data: lengths and rates; its num_workers is not used.
         num_clips: windows per turn.
         num_rounds: turns.
         step_rate: clips/s that the training step takes.
 
     Returns:
-        plain, raw, prepared: clips/s of one process, median of the turns; raw_ratio, prepared_ratio: to plain, median
-        of each turn's; stages: {raw, prepared: {stage: ms per clip}}; workers: {raw, prepared: {"1", "2": clips/s,
-        scaling}}; waiting: {raw, prepared: fraction of a step's time at `step_rate` with two workers}.
+        plain, raw, and names of `copies`: clips/s of one process, median of the turns; NAME_ratio: to plain, median of
+        each turn's; stages: {NAME: {stage: ms per clip}}; workers: {NAME: {"1", "2": clips/s, scaling}}; waiting:
+        {NAME: fraction of a step's time at `step_rate` with two workers}.
 
     Raises:
         ValueError: no clip of `raw` is usable, or the manifests have other rows.
@@ -174,13 +176,12 @@ def benchmark_loader(
     rows = np.flatnonzero(raw.valid() & raw.has_audio)
     if len(rows) == 0:
         raise ValueError("no clip of the manifest has video and audio")
-    if prepared is not None and len(prepared) != len(raw):
-        raise ValueError(f"the prepared manifest has {len(prepared)} rows, the raw one {len(raw)}: prepare it again")
+    for name, each in copies.items():
+        if len(each) != len(raw):
+            raise ValueError(f"the manifest of {name} has {len(each)} rows, the raw one {len(raw)}: prepare it again")
     cv2.setNumThreads(0)
     keep_freed_memory()
-    sets = {"raw": ClipDataset(raw, data, VIEWS)}
-    if prepared is not None:
-        sets["prepared"] = ClipDataset(prepared, data, VIEWS)
+    sets = {name: ClipDataset(each, data, VIEWS) for name, each in {"raw": raw, **copies}.items()}
 
     def keys(turn: int) -> list[Key]:
         return [Key(turn, int(rows[i % len(rows)]), i // len(rows)) for i in range(num_clips)]
@@ -336,17 +337,26 @@ def _resident_megabytes(pid: int) -> float:
 
 
 def measure(
-    manifest: Path, overrides: list[str], prepared: Path | None, make: bool, num_soaked: int | None, **how: Any
+    manifest: Path,
+    overrides: list[str],
+    prepared: Path | None,
+    shards: Path | None,
+    make: bool,
+    num_soaked: int | None,
+    **how: Any,
 ) -> dict[str, Any]:
     given = [f"data.manifest={manifest}", "run.dir=none", "data.size=112", *overrides]
     data = load(ROOT / "configs" / "kinetics" / "avid.yaml", given).data
     if make:
         make_clips(manifest, num_clips=how["num_clips"])
         prepared = prepared or make_copies(manifest)
+        shards = shards or prepared.parent.with_name(f"{prepared.parent.name}-shards") / prepared.name
+        pack(read_manifest(prepared), shards.parent, clips_per_shard=CLIPS_PER_SHARD)
     raw = read_manifest(manifest)
     if num_soaked:
         return measure_memory(raw, data=data, num_clips=num_soaked)
-    return benchmark_loader(raw, read_manifest(prepared) if prepared else None, data=data, **how)
+    copies = {name: read_manifest(path) for name, path in (("prepared", prepared), ("shards", shards)) if path}
+    return benchmark_loader(raw, copies, data=data, **how)
 
 
 def main() -> int:
@@ -355,7 +365,8 @@ def main() -> int:
     parser.add_argument("manifest", type=Path, help="of the clips; with --make it is written")
     parser.add_argument("overrides", nargs="*", metavar="data.key=value", help="lengths and rates (default: 8 at 112)")
     parser.add_argument("--prepared", type=Path, help="manifest of their training copies")
-    parser.add_argument("--make", action="store_true", help="make clips there, and copies in FOLDER_prepared")
+    parser.add_argument("--shards", type=Path, help="manifest of these in tar files")
+    parser.add_argument("--make", action="store_true", help="make clips there, and copies beside")
     parser.add_argument("--clips", dest="num_clips", type=int, default=48, help="windows per turn; --make: clips too")
     parser.add_argument("--rounds", dest="num_rounds", type=int, default=5, help="turns that are counted (default: 5)")
     parser.add_argument("--step-rate", type=float, default=100.0, help="clips/s of a training step (default: 100)")
