@@ -4,7 +4,6 @@ A method writes `loss`; where state moves it also writes `after_step` and `on_ep
 """
 
 import contextlib
-import functools
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, ClassVar, Literal
@@ -17,7 +16,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from avssl.config import Count, Options, Share
-from avssl.models.heads import MLP, mlp
+from avssl.models.heads import MLP, Encoder, mlp
 from avssl.models.momentum import MomentumCopy, cosine_momentum
 from avssl.objectives.negatives import Bank
 from avssl.structs import Batch, Embedded, Instances, Progress, Step
@@ -56,11 +55,11 @@ def build_heads(encoders: nn.ModuleDict, options: HeadOptions, modalities: Seque
     )
 
 
-def encode_each(network: nn.Module, x: Tensor, stage: str | None, *, num_axes: int) -> Tensor:
-    """A network's output, or its map of a stage, for every clip of x (..., 3, T, H, W) or spectrogram of x
-    (..., 1, S, F) -> (..., dim). `num_axes`: of one of them, 4 or 3.
+def encode_each(network: Encoder, x: Tensor, stage: str | None) -> Tensor:
+    """An encoder's output, or its map of a stage, for every clip of x (..., 3, T, H, W), every spectrogram of x
+    (..., 1, S, F) or sound of x (..., 1, n) -> (..., dim).
     """
-    lead = x.shape[:-num_axes] or x.shape[:1]
+    lead = x.shape[: -1 - len(network.min_size)] or x.shape[:1]
     flat = x.flatten(0, len(lead) - 1)
     out = network(flat) if stage is None else network.forward_features(flat)[stage]
     return out.unflatten(0, lead)
@@ -138,13 +137,10 @@ class Encode:
         def contexts() -> tuple[contextlib.AbstractContextManager[None], ...]:
             return contextlib.nullcontext(), still_statistics(network)  # which the first pass has moved
 
-        num_axes = 3 if self._views[views[0]].modality == "audio" else 4
-        each = functools.partial(encode_each, num_axes=num_axes)
-
         def passed(x: Tensor) -> Tensor:
             if self._num_parts == 1 or not torch.is_grad_enabled():
-                return each(network, x, stage)
-            return checkpoint(each, network, x, stage, use_reentrant=False, context_fn=contexts)
+                return encode_each(network, x, stage)
+            return checkpoint(encode_each, network, x, stage, use_reentrant=False, context_fn=contexts)
 
         parts = zip(*(x.chunk(self._num_parts) for x in inputs), strict=True)
         outputs = [passed(_cat(part)).chunk(len(inputs)) for part in parts]

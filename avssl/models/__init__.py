@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import Literal
 
 from avssl import config
-from avssl.models.audio import Conv2DAvid
+from avssl.models.audio import Conv1DCpc, Conv2DAvid
 from avssl.models.guard import guard_gradients
 from avssl.models.heads import Encoder
 from avssl.models.importers import load_weights
@@ -51,6 +51,7 @@ ENCODERS: dict[str, Callable[..., Encoder]] = {
     "resnet50_frames": _fixed("images.FrameResNet", "resnet50"),
     "vit": VideoViT,
     "conv2d_avid": Conv2DAvid,
+    "conv1d_cpc": Conv1DCpc,
     "resnet18_audio": _fixed("images.SpectrogramResNet", "resnet18"),
 }
 

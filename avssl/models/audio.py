@@ -1,14 +1,18 @@
-"""The audio encoder of AVID: ten plain 2-D convolutions over a spectrogram.
+"""The audio encoder of AVID, ten plain 2-D convolutions over a spectrogram, and that of CPC, five strided ones over
+samples.
 
-Takes (B, 1, S, F) and returns (B, dim). B clips, S spectrogram steps, F frequency bins, C channels.
+They take (B, 1, S, F) and (B, 1, n), and return (B, dim). B clips, S spectrogram steps, F frequency bins, n samples,
+C channels.
 """
 
+import math
 from collections import OrderedDict
 
 from torch import Tensor, nn
 
-from avssl.models.heads import Encoder, scaled_channels
+from avssl.models.heads import MAPS, Encoder, scaled_channels
 
+KERNELS, STRIDES = (10, 8, 4, 4, 4), (5, 4, 2, 2, 2)  # of CPC
 BLOCKS = {"conv2x": "block1", "conv3x": "block2", "conv4x": "block3", "conv5x": "block4"}  # feature map -> module
 
 
@@ -70,3 +74,45 @@ def _block(in_channels: int, out_channels: int, stride: int) -> nn.Sequential:
             relu2=nn.ReLU(inplace=True),
         )
     )
+
+
+class Conv1DCpc(Encoder):
+    """Five strided convolutions over samples, a vector every 160 (10 ms at 16 kHz), and their mean; for
+    `data.spectrogram=none`. No normalization, so nothing leaks from one block of a sound to another.
+
+    Args:
+        depth: 5, the published one.
+        width: multiplies the 512 channels.
+
+    Raises:
+        ValueError: another depth, or a width that is not positive.
+
+    Source: van den Oord et al. 2018, section 3.1. Differs from it: the paper predicts every vector from a context over
+    all before it; here blocks of data.audio_seconds are encoded one by one (`CPC`). No padding, and He's initial
+    weights, which the paper does not tell.
+    """
+
+    def __init__(self, *, depth: int = 5, width: float = 1.0) -> None:
+        if depth != 5:
+            raise ValueError(f"conv1d_cpc depth={depth}: expected 5")
+        channels = scaled_channels(width)[-1]
+        super().__init__(
+            modality="audio",
+            layout="(B, 1, n)",
+            in_channels=1,
+            min_size=(1 + sum((kernel - 1) * math.prod(STRIDES[:i]) for i, kernel in enumerate(KERNELS)),),
+            feature_dims=dict.fromkeys(MAPS, channels),
+        )
+        for i, (name, kernel, stride) in enumerate(zip(MAPS, KERNELS, STRIDES, strict=False)):
+            layer = nn.Conv1d(channels if i else 1, channels, kernel, stride=stride)
+            nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
+            nn.init.zeros_(layer.bias)
+            self.add_module(name, layer)
+
+    def forward_features(self, x: Tensor) -> dict[str, Tensor]:
+        self.check_input(x)
+        features = {}
+        for name in MAPS[:-1]:
+            features[name] = x = self.get_submodule(name)(x).relu()  # (B, C, n')
+        features["pool"] = x.mean(dim=2)  # (B, dim)
+        return features

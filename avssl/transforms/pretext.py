@@ -189,6 +189,8 @@ class AudioSpeed(Audio):
         return Plan((longest,), (longest.num_samples,), plan.params | {"label": np.asarray(label)})
 
     def apply(self, x: Tensor, params: Mapping[str, Tensor], data: DataConfig) -> Tensor:
+        if data.spectrogram == "none":
+            raise ValueError("data.spectrogram=none: speed is told by the steps of a spectrogram, so choose one")
         spectrogram, order = [], []
         for label, stride in enumerate(self.strides):
             rows = torch.from_numpy(np.flatnonzero(params["label"].numpy() == label))

@@ -266,7 +266,8 @@ def make_example(view: View, data: DataConfig) -> Tensor:
     dtype = torch.uint8 if view.modality == "video" else torch.float32
     params = {name: torch.as_tensor(value)[None] for name, value in plan.params.items()}
     x = view.made.apply(torch.zeros((1, *plan.shape), dtype=dtype), params, view.settings(data))
-    return x.flatten(0, -5 if view.modality == "video" else -4)
+    axes = 4 if view.modality == "video" else 2 if view.settings(data).spectrogram == "none" else 3
+    return x.flatten(0, -1 - axes)
 
 
 def apply_views(batch: Batch, views: Sequence[View], data: DataConfig) -> Batch:

@@ -19,7 +19,7 @@ NUM, DIM = 6, 4
 class CountingEncoder(nn.Module):
     """A convolution, BatchNorm and a mean; counts its passes."""
 
-    dim = DIM
+    dim, min_size = DIM, (1, 1, 1)
 
     def __init__(self) -> None:
         super().__init__()

@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from avssl.methods.base import encode_each
 from avssl.methods.cpc import CPC, CPCOptions
 from avssl.methods.moco import MoCo, MoCoOptions
 from avssl.methods.moco_v3 import MoCoV3, MoCoV3Options
@@ -21,6 +22,7 @@ from avssl.methods.pirl import PIRL, PIRLOptions, shuffled
 from avssl.methods.pretext import Pretext, PretextOptions
 from avssl.methods.sigreg import SIGReg, SIGRegOptions
 from avssl.methods.simclr import SimCLR, SimCLROptions
+from avssl.models.audio import Conv1DCpc
 from avssl.objectives.negatives import Bank, hardest
 from avssl.structs import Batch, Embedded, Instances, Progress
 from tests.support.contract import batch_of, build
@@ -41,6 +43,8 @@ def recorded() -> dict[str, torch.Tensor]:
 
 class Same(nn.Module):
     """An encoder that returns what it is given."""
+
+    min_size = (1, 1, 1)
 
     def __init__(self, dim: int) -> None:
         super().__init__()
@@ -363,6 +367,22 @@ def test_the_whole_of_cpc_up_to_a_block_is_blind_to_later_blocks() -> None:
     for before, after in zip(*found, strict=True):
         assert torch.equal(before[:, :, :2], after[:, :, :2])
         assert before.shape[2] <= 2 or not torch.equal(before[:, :, 2:], after[:, :, 2:])
+
+
+def test_nothing_leaks_through_the_encoder_of_samples_in_training() -> None:
+    """It has no normalization, so this holds for losses that are trained, not in evaluation alone."""
+    torch.manual_seed(0)
+    options = CPCOptions(modality="audio", num_blocks=4, num_ahead=1, embedding_dim=5, hidden_dim=7)
+    encoder = Conv1DCpc(width=0.1)
+    method = CPC(options, nn.ModuleDict({"audio": encoder}), instances=everything(10), seed=0).train()
+    before = torch.randn(2, 4, 1, *encoder.min_size)
+    after = before.clone()
+    after[:, 2:] += 1
+    (one,), (other,) = (
+        method.predictions(method.heads["audio"](encode_each(encoder, x, None)).unsqueeze(1)) for x in (before, after)
+    )
+    assert torch.equal(one[:, :, :2], other[:, :, :2])
+    assert not torch.equal(one[:, :, 2], other[:, :, 2])
 
 
 def test_the_first_steps_are_never_targets() -> None:

@@ -17,7 +17,7 @@ pytestmark = pytest.mark.slow
 GOLDEN = np.load(Path(__file__).parents[1] / "fixtures" / "avid_model.npz")
 MAPS = ["conv1", "conv2x", "conv3x", "conv4x", "conv5x", "pool"]
 TOKEN_MAPS = ["patches", "stage1", "stage2", "stage3", "stage4", "pool"]
-AUDIO_NAMES = ["conv2d_avid", "resnet18_audio"]
+AUDIO_NAMES = ["conv2d_avid", "conv1d_cpc", "resnet18_audio"]
 VIDEO_NAMES = [name for name in ENCODERS if name not in AUDIO_NAMES]
 TOKEN_NAMES = ["mvit_v2_s", "swin3d_t", "vit"]
 
@@ -34,6 +34,7 @@ def random_input(name, *, num_clips=2, num_frames=4, size=32):
     if name == "s3d":
         num_frames += 3  # it needs five
     shape = (num_clips, 1, size + 8, size + 1) if name in AUDIO_NAMES else (num_clips, 3, num_frames, size, size)
+    shape = (num_clips, 1, 100 * size + 7) if name == "conv1d_cpc" else shape
     return torch.randn(shape, generator=torch.Generator().manual_seed(1))
 
 

@@ -12,7 +12,7 @@ DIM = 8
 
 
 class LinearEncoder(nn.Linear):
-    dim = DIM
+    dim, min_size = DIM, (1, 1, 1)
 
     def __init__(self) -> None:
         super().__init__(DIM, DIM)

@@ -12,9 +12,19 @@ from torchvision.transforms.v2 import functional
 
 from avssl.config import DataConfig
 from avssl.transforms.audio import mix_background
+from avssl.transforms.pretext import AudioSegments, AudioSpeed
 from avssl.transforms.recipes import Clip, Window
 from avssl.transforms.video import crop_boxes
-from avssl.transforms.views import RECIPES, Same, View, check_views, clips, multi_crop, two_views
+from avssl.transforms.views import (
+    RECIPES,
+    Same,
+    View,
+    check_views,
+    clips,
+    make_example,
+    multi_crop,
+    two_views,
+)
 
 PICTURE = Clip(160, 120, None, None)
 EVERYTHING = {  # as CVRL, but with probabilities at which all cases occur in a few clips
@@ -326,7 +336,12 @@ def test_spectrograms_that_do_not_exist_are_refused():
         RECIPES["audio"].apply(x, params, data)
 
 
-def test_samples_have_no_stripes_to_mask() -> None:
+def test_samples_have_no_speed_and_no_stripes_to_mask() -> None:
+    data = DataConfig(manifest="", spectrogram="none", audio_seconds=0.1)
+    with pytest.raises(ValueError, match=r"data\.spectrogram=none: speed is told by the steps"):
+        make_example(View("x", recipe=AudioSpeed()), data)
+    assert make_example(View("x", recipe="audio"), data).shape == (1, 1, 2400)
+    assert make_example(View("x", recipe=AudioSegments(3)), data).shape == (3, 1, 2400)
     with pytest.raises(ValueError, match=r"data\.time_mask and data\.band_mask .* 0 with spectrogram=none"):
         DataConfig(manifest="", spectrogram="none", band_mask=0.1)
 

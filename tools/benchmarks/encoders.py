@@ -21,7 +21,7 @@ from avssl.models.guard import guard_gradients
 from avssl.models.heads import Encoder
 from avssl.training.setup import to_channels_last
 
-USUAL_SIZE = {  # (T, H, W) or (S, F): the published clip, 2 s of sound for the audio encoders
+USUAL_SIZE = {  # (T, H, W), (S, F) or (n,): the published clip, 2 s of sound for the audio encoders
     "r2plus1d_avid": (8, 224, 224),
     "r2plus1d_18": (16, 112, 112),
     "r3d_18": (16, 112, 112),
@@ -39,6 +39,7 @@ USUAL_SIZE = {  # (T, H, W) or (S, F): the published clip, 2 s of sound for the 
     "resnet50_frames": (8, 224, 224),
     "vit": (8, 112, 112),
     "conv2d_avid": (200, 257),
+    "conv1d_cpc": (32_000,),
     "resnet18_audio": (200, 64),
 }
 
@@ -77,7 +78,7 @@ def measure_encoder(name: str, *, batch_size: int, num_steps: int) -> dict[str, 
     encoder = guard_gradients(ENCODERS[name]())
     to_channels_last(encoder)
     size = USUAL_SIZE[name]
-    layout = torch.channels_last if len(size) == 2 else torch.channels_last_3d
+    layout = {1: torch.contiguous_format, 2: torch.channels_last, 3: torch.channels_last_3d}[len(size)]
     x = torch.randn(batch_size, encoder.in_channels, *size).contiguous(memory_format=layout)  # (B, C, ...)
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         encoder.eval()(x[:1])
