@@ -37,6 +37,7 @@ from avssl.transforms.views import evaluate_view
 from avssl.weights.encode import encode_array, encode_files
 from avssl.weights.features import Extracted
 from avssl.weights.hub import PREFIX, fetch
+from avssl.weights.pe_av import read_pe_av
 
 FORMAT = 2  # of config.json
 CONFIG = "config.json"
@@ -143,11 +144,7 @@ def load(path: str | Path, *, device: str | torch.device | None = None) -> Pretr
     folder = path.parent if path.name == ENCODERS else path
     if (folder / CONFIG).is_file():
         config = _read_config(folder / CONFIG)
-        if config.get("model_type") == PE_AV:
-            from avssl.weights.pe_av import load_pe_av
-
-            return load_pe_av(folder, device=device)
-        return _load_export(folder, config, device)
+        return (_load_pe_av if config.get("model_type") == PE_AV else _load_export)(folder, config, device)
     path = _checkpoint_of(folder)
     state = load_checkpoint(path)
     config = loads(state["config"], source=str(path))
@@ -307,6 +304,16 @@ def _load_export(folder: Path, config: Mapping[str, Any], device: str | torch.de
         ) from error
     about = {"path": path, "data": data, "model": model, "facts": config["facts"]}
     return pretrained_of(encoders, heads, device=device, classifier=classifier, **about)
+
+
+def _load_pe_av(folder: Path, config: Mapping[str, Any], device: str | torch.device | None) -> Pretrained:
+    try:
+        encoders, heads, data = read_pe_av(folder)
+    except ValueError as error:
+        raise WeightsError(str(error)) from error
+    about = {"data": data, "model": ModelConfig(video=PE_AV, audio=PE_AV)}
+    facts = {"kind": "transformers", "model_type": PE_AV}
+    return pretrained_of(encoders, heads, path=folder / "model.safetensors", device=device, facts=facts, **about)
 
 
 def _read_config(path: Path) -> dict[str, Any]:

@@ -11,7 +11,6 @@ from safetensors.torch import load_file, save_file
 import avssl
 from avssl.data.manifest import Manifest
 from avssl.weights.load import with_data
-from avssl.weights.pe_av import load_pe_av
 
 pytest.importorskip("timm", reason="the extra [transformers] is not installed")
 transformers = pytest.importorskip(
@@ -70,7 +69,7 @@ def embeddings(folder: Path, *, frames: np.ndarray, samples: np.ndarray) -> dict
 
 def test_embeddings_are_those_of_transformers(folder: Path) -> None:
     rng = np.random.default_rng(0)
-    model = load_pe_av(folder, seconds=1.03, num_frames=4, device="cpu")
+    model = with_data(avssl.load(folder, device="cpu"), audio_seconds=1.03, num_frames=4, fps=4 / 1.03)
     frames = rng.integers(0, 256, (4, 32, 32, 3), dtype=np.uint8)
     samples = rng.uniform(-0.5, 0.5, round(1.03 * 48_000)).astype(np.float32)  # not a multiple of the codec's hop
     expected = embeddings(folder, frames=frames, samples=samples)

@@ -106,7 +106,7 @@ ROWS = {
 class Encoder(nn.Sequential):
     """A stand-in for a video encoder that takes vectors."""
 
-    dim = DIM
+    dim, min_size = DIM, (1, 1, 1)
 
     def __init__(self) -> None:
         super().__init__(nn.Linear(NUM_INPUTS, DIM), nn.BatchNorm1d(DIM), nn.ReLU(), nn.Linear(DIM, DIM))
