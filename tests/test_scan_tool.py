@@ -115,9 +115,9 @@ def test_folder_becomes_a_manifest(tmp_path, clip):
     (root / "readme.txt").touch()
     done = run(root, "--out", tmp_path / "m.parquet")
     assert done.returncode == 0, done.stderr
-    assert "4 clips: 3 ok, 1 unreadable; 2 labels; 2 test, 2 train" in done.stdout
+    assert "4 clips: 3 ok, 1 unreadable; 2 labels (names of folders); 2 test, 2 train" in done.stdout
     assert "test/dog/broken.mp4: " in done.stdout
-    assert "1 other files ignored" in done.stdout
+    assert "other files ignored: 1" in done.stdout
     assert f"  or: avssl train toy/avid data.manifest={tmp_path}/m.parquet run.dir" in done.stderr
     assert "data.split=null" not in done.stderr
     manifest = read_manifest(tmp_path / "m.parquet")
@@ -243,7 +243,7 @@ def test_sounds_are_taken_when_asked_for_and_counted(tmp_path, clip):
     (root / "cat/c.wav").write_bytes(b"")
     done = run(root, "--out", tmp_path / "m.parquet")  # a stray song must not change the ids
     assert "1 clips: 1 ok" in done.stdout
-    assert "2 other files ignored" in done.stdout
+    assert "other files ignored: 2" in done.stdout
     assert "audio only" not in done.stdout
     done = run(root, "--out", tmp_path / "m.parquet", "--sounds")
     assert "3 clips: 1 empty, 1 no_video, 1 ok" in done.stdout

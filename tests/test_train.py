@@ -317,18 +317,18 @@ def test_a_dry_run_tells_what_a_run_takes_and_writes_nothing(
     assert not (tmp_path / "run").exists()
     steps = int(
         re.search(
-            r"^(\d+) steps of \d+\.\d\d s \(mean of 3, after \d+ to warm up\): 0 minutes; mining is not among them$",
+            r"^(\d+) steps of \d+\.\d\d s \(mean of 3, after \d+ to warm up\): \d+ seconds; mining is not among them$",
             printed,
             re.M,
         )[1]
     )
     megabytes = int(re.search(rf"^(\d+) MB of disk for a checkpoint, {tmp_path}/run/last\.pt", printed, re.M)[1])
     assert f"note: {steps} steps are few" in printed
-    assert "note: num_negatives=12 draws each of 11 clips again and again: num_negatives=16" in printed
+    assert "note: method.num_negatives=12 draws each of 11 clips again and again: method.num_negatives=16" in printed
     assert train_command(call) == 0
     assert load_checkpoint(tmp_path / "run")["step"] == steps
     assert megabytes == pytest.approx((tmp_path / "run" / "last.pt").stat().st_size / 1e6, rel=0.05, abs=0.6)
-    assert "note: num_negatives=12 draws each of 11" in capsys.readouterr().err
+    assert "note: method.num_negatives=12 draws each of 11" in capsys.readouterr().err
     assert train_command([call[0], "--dry-run", *call[1:]]) == 0
     assert capsys.readouterr().out.endswith("complete: no step is left\n")
     almost = [*call, f"run.dir={tmp_path / 'almost'}"]

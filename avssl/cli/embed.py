@@ -36,11 +36,12 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _extract(given: argparse.Namespace) -> int:
     try:
+        manifest = read_manifest(given.manifest, root=given.root)
         device = distributed.init()
         store = write_store(
             given.out,
             with_data(load(given.run, device=device), num_workers=given.workers),
-            read_manifest(given.manifest, root=given.root),
+            manifest,
             manifest_path=given.manifest,
             kind="features" if given.features else "embedding",
             split=given.split,
@@ -52,17 +53,22 @@ def _extract(given: argparse.Namespace) -> int:
     if store is None:
         return 0
     code = warn_unread(store.errors)
+    splits = manifest.column("split")
+    asked = len(splits) if given.split is None else int((splits == given.split).sum())
     summary = {
         "clips": len(store),
         "with_sound": int(store.has["audio"].sum()),
         "sound_only": int((~store.has["video"]).sum()),
         "not_read": len(store.errors),
+        "left_out": asked - len(store) - len(store.errors),
     }
     kinds = "video only, as the run has no audio encoder"
     if "audio" in store.meta.modalities:
         kinds = f"{summary['with_sound']} with sound"
         kinds += f" ({summary['sound_only']} of them without video)" if summary["sound_only"] else ""
-    text = f"{summary['clips']} clips, {kinds}, {summary['not_read']} not read -> {given.out}"
+    text = f"{summary['clips']} clips, {kinds}, {summary['not_read']} not read"
+    text += f", {summary['left_out']} left out, as they lack what the run takes" if summary["left_out"] else ""
+    text += f" -> {given.out}"
     print_result(summary, text, to=given.json)
     if given.json != "-":
         source, target = (

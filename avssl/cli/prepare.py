@@ -78,9 +78,10 @@ def _prepare(given: argparse.Namespace) -> int:
     lines = [format_summary(summary, given.target)]
     if given.shards is not None:
         folder = given.target.with_name(f"{given.target.name}-shards")
-        num = pack(read_manifest(summary["manifest"]), folder, clips_per_shard=given.shards)
-        summary |= {"shards": num, "manifest": str(folder / MANIFEST)}
-        lines.append(f"packed into {num} tar files -> {summary['manifest']}; the other copies are no longer needed")
+        num_packed, num = pack(read_manifest(summary["manifest"]), folder, clips_per_shard=given.shards)
+        summary |= {"packed": num_packed, "shards": num, "manifest": str(folder / MANIFEST)}
+        packed = f"{num_packed} packed into {num} tar files -> {summary['manifest']}"
+        lines.append(f"{packed}, which needs {given.target} no more")
     print_result(summary, "\n".join(lines), to=given.json)
     print_training(summary["manifest"], {row["split"] for row in listing.rows})
     return 1 if summary["not_prepared"] else 0

@@ -69,7 +69,7 @@ def find_rows(given: argparse.Namespace) -> Found:
     if given.list is not None:
         return Found(read_list(given.list, given.root))
     clips, others = find_clips(given.root, endings=CLIPS | SOUNDS if given.sounds else CLIPS)
-    return Found(label_clips(clips), others)
+    return Found(label_clips(clips), others, labels_from="names of folders")
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:

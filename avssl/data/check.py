@@ -291,7 +291,8 @@ def _facts(row: Mapping[str, Any], found: Inspection) -> dict[str, Any]:
     if row["status"] == "quarantined":
         return {}
     if not found.content_key:  # missing, timeout, crashed
-        return {"status": found.status, "reason": found.reason}
+        never_there = found.status == "missing" and not row["content_key"] and row["reason"]  # a copy not prepared
+        return {} if never_there else {"status": found.status, "reason": found.reason}
     if found.content_key != row["content_key"]:
         return {"status": "exchanged", "reason": EXCHANGED}
     kept = (set(FINDINGS) | set(FACTS)) - set(FIXED)

@@ -19,18 +19,17 @@ MANIFEST = "manifest.parquet"
 TOLD = ("path", "label", "split", "group", "start", "end")  # of a clip's rows, in the JSON beside it
 
 
-def pack(manifest: Manifest, target: Path, *, clips_per_shard: int) -> int:
+def pack(manifest: Manifest, target: Path, *, clips_per_shard: int) -> tuple[int, int]:
     """Write TARGET/000000.tar and so on, and TARGET/manifest.parquet with the same rows in the same order.
 
     A clip is two members, KEY.mp4 and KEY.json with its rows; KEY is its path without dots, at which WebDataset ends a
-    key. Clips that the manifest marks as unusable are left out, and their rows kept. A shard is written whole or not at
-    all, and again only where it would differ.
+    key. Rows without a file are kept. A shard is written whole or not at all, and again only where it would differ.
 
     Args:
         manifest: of files; those that are in shards already are packed anew.
 
     Returns:
-        How many shards there are.
+        How many clips and shards there are.
 
     Raises:
         OSError: a clip cannot be read.
@@ -40,10 +39,9 @@ def pack(manifest: Manifest, target: Path, *, clips_per_shard: int) -> int:
     table = manifest.table
     rows: dict[str, list[dict[str, Any]]] = {}
     told = table.select([name for name in TOLD if name in table.column_names]).to_pylist()
-    for row, usable in zip(told, manifest.usable(), strict=True):
-        if usable:
-            rows.setdefault(row["path"], []).append(row)
-    clips = list(rows)
+    for row in told:
+        rows.setdefault(row["path"], []).append(row)
+    clips = [path for path in rows if shards.is_file(manifest.root / path)]
     keys = name_keys(clips)
     names = {}
     with folder_lock(target), tqdm(total=len(clips), desc="packing", unit="clip") as bar:
@@ -60,7 +58,7 @@ def pack(manifest: Manifest, target: Path, *, clips_per_shard: int) -> int:
         paths = pa.array([names.get(path, path) for path in table.column("path").to_pylist()], pa.string())
         place = table.column_names.index("path")
         write_manifest(target / MANIFEST, table.set_column(place, table.schema.field(place), paths), root=target)
-    return len(groups)
+    return len(clips), len(groups)
 
 
 def name_keys(clips: Sequence[str]) -> dict[str, str]:

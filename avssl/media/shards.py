@@ -102,7 +102,7 @@ def _members(shard: str, size: int, changed: int) -> tuple[dict[str, tuple[int, 
                 if member.isreg() and not member.issparse():
                     known[member.name.removeprefix("./")] = (member.offset_data, member.size)
     except (tarfile.TarError, EOFError) as error:
-        problem = f"{error}; it must be an uncompressed tar file"
+        problem = f"{error}" if known else f"{error}, so it is cut or no uncompressed tar file"
     if not problem and not _ends_well(shard, size):
         problem = "it has no end, so it is cut"
     return known, problem

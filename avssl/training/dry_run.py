@@ -18,6 +18,7 @@ from avssl.training.setup import describe, set_up
 from avssl.training.step import train_step
 
 MEASURED = 3  # steps, after those whose batches lie ready
+LONGEST_SECONDS = 120.0  # after which slow steps are no longer waited for, by a single process
 
 
 def dry_run(config: Config, say: Callable[[str], object]) -> None:
@@ -36,7 +37,7 @@ def dry_run(config: Config, say: Callable[[str], object]) -> None:
         return
     run.model.train()
     first = 1 + PREFETCH * config.data.num_workers
-    marks = []
+    marks, began = [], time.perf_counter()
     with lost_workers_named(run.dataset, config.data):
         num = min(first + MEASURED, left)
         batches = tqdm(itertools.islice(run.loader, num), total=num, unit="step", disable=not distributed.is_main())
@@ -45,6 +46,8 @@ def dry_run(config: Config, say: Callable[[str], object]) -> None:
             done, _ = train_step(run.model, run.optimizer, batch.to(run.device), config, progress)
             done.loss.item()  # waits for a GPU
             marks.append(time.perf_counter())
+            if len(marks) > 1 and marks[-1] - began > LONGEST_SECONDS and distributed.world_size() == 1:
+                break
     steps = min(MEASURED, len(marks) - 1)
     if steps:
         seconds = (marks[-1] - marks[-1 - steps]) / steps
@@ -61,7 +64,9 @@ def dry_run(config: Config, say: Callable[[str], object]) -> None:
 
 
 def _duration(seconds: float) -> str:
-    return f"{seconds / 3600:.1f} hours" if seconds > 5400 else f"{seconds / 60:.0f} minutes"
+    if seconds > 5400:
+        return f"{seconds / 3600:.1f} hours"
+    return f"{seconds / 60:.0f} minutes" if seconds > 90 else f"{seconds:.0f} seconds"
 
 
 def _peak_bytes(device: torch.device) -> int:

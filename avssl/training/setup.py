@@ -334,8 +334,8 @@ def small_set_notes(method: Method, num_steps: int) -> list[str]:
         sizes = [len(each.valid_ids) for each in part.modules() if isinstance(each, Bank)] if asked else []
         if sizes and min(sizes) <= asked:
             lines.append(
-                f"note: num_negatives={asked} draws each of {min(sizes)} clips again and again: "
-                f"num_negatives={max(16, min(sizes) // 10)} is enough"
+                f"note: method.num_negatives={asked} draws each of {min(sizes)} clips again and again: "
+                f"method.num_negatives={max(16, min(sizes) // 10)} is enough"
             )
     return lines
 

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 
 from avssl.config import DataConfig
 from avssl.data.check import manifest_of_files
+from avssl.data.dataset import CLOSED
 from avssl.data.sampling import plan_windows
 from avssl.media.audio import resample
 from avssl.transforms.recipes import Clip
@@ -32,6 +33,8 @@ def encode_files(
     manifest = manifest_of_files(files, num_workers=max(1, num_workers))
     label = "encode" if bar else None
     found = extract(pretrained, manifest, range(len(files)), num_clips=num_clips, progress=label)
+    errors = {row: why.replace(f"{CLOSED} ", "it is ") for row, why in found.errors.items()}  # none that a user has
+    found = dataclasses.replace(found, errors=errors)
     if len(found.errors) == len(files):
         raise ValueError(found.errors[0])
     return found

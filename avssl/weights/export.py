@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import safetensors.torch
-from jinja2 import Environment, PackageLoader
+from jinja2 import Environment, PackageLoader, StrictUndefined
 from torch import Tensor, nn
 
 import avssl
@@ -21,7 +21,11 @@ CARD, MEMORY = "README.md", "memory.safetensors"
 ONNX = ("video.onnx", "audio.onnx")
 PRIVATE = ("manifest", "root", "policy")  # keys of the data section that are not exported
 TEMPLATES = Environment(  # of Markdown: nothing to escape
-    loader=PackageLoader("avssl.weights"), trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True
+    loader=PackageLoader("avssl.weights"),
+    trim_blocks=True,
+    lstrip_blocks=True,
+    keep_trailing_newline=True,
+    undefined=StrictUndefined,
 )
 TEMPLATES.filters["num_parameters"] = lambda encoder: sum(parameter.numel() for parameter in encoder.parameters())
 

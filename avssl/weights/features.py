@@ -74,6 +74,11 @@ class Extracted:
 
     has = _has
 
+    def __repr__(self) -> str:
+        kinds = ("embedding", "features")
+        shapes = [f"{kind}[{name!r}]: {each.shape}" for kind in kinds for name, each in getattr(self, kind).items()]
+        return f"Extracted({len(self.ids)} videos, {len(self.errors)} not read; {', '.join(shapes)})"
+
 
 def extract(
     pretrained: FrozenModel,

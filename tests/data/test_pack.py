@@ -18,7 +18,7 @@ from avssl.media.probe import probe
 from avssl.media.reader import DecodeError
 from avssl.training.checkpoint import LAST
 from avssl.training.loop import train
-from tests.support.clips import make_clip
+from tests.support.clips import make_clip, make_sound
 from tests.support.runs import Call, config, equal_models
 
 
@@ -26,7 +26,7 @@ from tests.support.runs import Call, config, equal_models
 def packed(clip_set: Manifest, tmp_path_factory: pytest.TempPathFactory) -> Manifest:
     """The 18 clips of `clip_set` in 4 shards."""
     folder = tmp_path_factory.mktemp("shards")
-    assert pack(clip_set, folder, clips_per_shard=5) == 4
+    assert pack(clip_set, folder, clips_per_shard=5) == (18, 4)
     return read_manifest(folder / "manifest.parquet")
 
 
@@ -149,12 +149,29 @@ def test_a_folder_of_shards_is_scanned(packed: Manifest, tmp_path: Path) -> None
     assert find_clips(tmp_path)[0] == ["folder.tar/1.mp4"]
 
 
+def test_a_clip_that_could_not_be_prepared_keeps_its_row_and_reason(tmp_path: Path, call: Call) -> None:
+    make_clip(tmp_path / "clips" / "a.mp4", 0, 1)
+    make_sound(tmp_path / "clips" / "b.mp3", 1, 2)
+    (tmp_path / "clips" / "b.mp3").rename(tmp_path / "clips" / "b.mp4")
+    (tmp_path / "clips" / "c.mp4").write_text("no clip")
+    done = call("tools/prepare.py", tmp_path / "clips", tmp_path / "copies", "--shards", 5, "--workers", 1)
+    assert done.code == 1
+    assert "2 packed into 1 tar files" in done.out
+    manifest = tmp_path / "copies-shards" / "manifest.parquet"
+    before = read_manifest(manifest)
+    assert before.column("path").tolist() == ["000000.tar/a.mp4", "000000.tar/b.mp4", "c.mp4"]
+    assert "no media file" in before.column("reason")[2]
+    call("tools/check.py", manifest, "--fix-manifest", "--workers", 1)
+    after = read_manifest(manifest)
+    assert [after.column(name)[2] for name in ("status", "reason")] == ["unreadable", before.column("reason")[2]]
+
+
 def test_prepare_packs_its_copies(clip_set: Manifest, tmp_path: Path, call: Call) -> None:
     done = call(
         "tools/prepare.py", clip_set.root, tmp_path / "copies", "--shards", 7, "--workers", 1, "--short-side", 32
     )
     assert done.code == 0, done.err
-    assert "packed into 3 tar files" in done.out
+    assert "18 packed into 3 tar files" in done.out
     found = read_manifest(tmp_path / "copies-shards" / "manifest.parquet")
     assert len(found) == 18
     assert found.usable().all()

@@ -247,7 +247,7 @@ def test_ave(copies, run) -> None:
     assert manifest.column("group").tolist() == [ID, ID, OTHER]
     assert "3 of 4,143 clips, 3 of 28 classes" in printed
     assert f"  {THIRD} (Church bell)" in printed
-    assert "1 other files ignored, such as 'AVE/notlisted12.mp4'" in printed
+    assert "other files ignored: 1, such as 'AVE/notlisted12.mp4'" in printed
 
 
 def test_vggsound(copies, run, put) -> None:

@@ -186,6 +186,7 @@ def test_no_path_of_the_machine_is_exported(weights: Path, run: Run, clip_set: M
     card = (weights / CARD).read_text()
     assert 'model = avssl.load("mine")' in card
     assert "from random weights; steps: 1" in card
+    assert "dimensions of their embeddings: video 128, audio 128." in card
     assert "2 frames at 5 a second, the center crop as 32 x 32" in card
 
 

@@ -30,6 +30,7 @@ class Found:
     # size of the whole set: {"clips": ..., "classes": ..., "<column> <value>": rows with that value}
     expected: Mapping[str, int] = field(default_factory=dict)
     has_audio: bool = False  # clips of the whole set have audio, so a silent copy has lost it
+    labels_from: str = ""  # where they come from, if that has to be said
     may_be_cut: bool = False  # start and end refer to the full video, and the file may be the clip cut out of it
 
 
@@ -146,6 +147,7 @@ def summarize(table: pa.Table, found: Found, out: Path) -> dict[str, Any]:
         "rows": table.num_rows,
         "status": dict(sorted(collections.Counter(row["status"] for row in facts).items())),
         "labels": _num_labels(table),
+        "labels_from": found.labels_from,
         "splits": dict(sorted(collections.Counter(table.column("split").to_pylist()).items(), key=str)),
         "expected": {name: [_count(table, name), number] for name, number in found.expected.items()},
         "refused": refused,
@@ -160,7 +162,8 @@ def format_summary(summary: Mapping[str, Any]) -> str:
     """The summary as text."""
     status = ", ".join(f"{count} {name}" for name, count in summary["status"].items()) or "none"
     splits = ", ".join(f"{count} {name or 'in no split'}" for name, count in summary["splits"].items())
-    lines = [f"{summary['rows']} clips: {status}; {summary['labels']} labels; {splits or 'no split'}"]
+    source = f" ({summary['labels_from']})" if summary["labels"] and summary["labels_from"] else ""
+    lines = [f"{summary['rows']} clips: {status}; {summary['labels']} labels{source}; {splits or 'no split'}"]
     if summary["expected"]:
         counts = (f"{have:,} of {whole:,} {name}" for name, (have, whole) in summary["expected"].items())
         lines.append(f"found {', '.join(counts)} expected")
@@ -175,7 +178,7 @@ def format_summary(summary: Mapping[str, Any]) -> str:
     if summary["other_files"]:
         sounds = sum(Path(name).suffix.lower() in SOUNDS for name in summary["other_files"])
         hint = f" ({sounds} are audio files: --sounds takes them)" if sounds else ""
-        lines.append(f"{len(summary['other_files'])} other files ignored, such as {summary['other_files'][0]!r}{hint}")
+        lines.append(f"other files ignored: {len(summary['other_files'])}, such as {summary['other_files'][0]!r}{hint}")
     return "\n".join(lines)
 
 
