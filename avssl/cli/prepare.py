@@ -23,8 +23,8 @@ from typing import Any
 from avssl.cli.common import add_json, check_above_0, check_at_least, info, new_parser, run
 from avssl.data.check import name_some
 from avssl.data.manifest import read_manifest
-from avssl.data.pack import MANIFEST, pack
-from avssl.data.prepare import FAILURES, GIGABYTE, check_folders, list_clips, plan, prepare
+from avssl.data.pack import pack
+from avssl.data.prepare import FAILURES, GIGABYTE, MANIFEST, check_folders, list_clips, plan, prepare
 from avssl.data.recipes.build import print_training
 from avssl.data.recipes.layout import find_clips
 from avssl.files import print_result

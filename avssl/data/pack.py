@@ -11,11 +11,11 @@ import pyarrow as pa
 from tqdm import tqdm
 
 from avssl.data.manifest import Manifest, write_manifest
+from avssl.data.prepare import MANIFEST
 from avssl.files import atomic_write, digest, folder_lock
 from avssl.media import shards
 from avssl.media.probe import content_key
 
-MANIFEST = "manifest.parquet"
 TOLD = ("path", "label", "split", "group", "start", "end")  # of a clip's rows, in the JSON beside it
 
 

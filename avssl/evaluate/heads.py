@@ -162,7 +162,7 @@ def _fit(
             wanted = (wanted if several else F.one_hot(wanted.long(), num_classes)).float().unsqueeze(1)  # (B, 1, C)
             for name, each in fitted.items():
                 x = torch.from_numpy(vectors[name][video, view]).to(device)
-                x.sub_(each.mean).div_(each.deviation)  # (B, d)
+                x = (x - each.mean).div_(each.deviation)  # (B, d)
                 logits = F.linear(x, each.weights.flatten(0, 1), each.biases.flatten()).unflatten(1, each.biases.shape)
                 if several:  # the loss is a mean over clips and classes, else over clips
                     error = (logits.sigmoid() - wanted) / num_classes

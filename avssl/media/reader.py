@@ -8,8 +8,6 @@ import contextlib
 import functools
 import itertools
 import math
-import os
-import stat
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
@@ -76,12 +74,11 @@ def file_problem(path: Path) -> str | None:
     """Why nothing can be read at this path; None for a regular file that is not empty. Pipes are not opened."""
     try:
         part = shards.locate(path)
-        is_regular = stat.S_ISREG(os.stat(part.file).st_mode)
     except FileNotFoundError:
         return MISSING
     except (OSError, ValueError) as error:  # no permission, a loop of links, a name that is too long or holds a 0
         return f"the file cannot be opened ({error_text(error)})"
-    if not is_regular:
+    if not part.is_regular:
         return "it is a folder, a pipe or a device, and no file"
     return None if part.size else EMPTY
 
@@ -147,7 +144,7 @@ class Reader:
     def _open(self) -> None:
         try:
             self.container = _open_container(str(self.path))
-        except (av.error.FFmpegError, ValueError) as error:
+        except (av.error.FFmpegError, ValueError, OSError) as error:
             raise DecodeError(self.path, f"no media file that can be opened ({error_text(error)})") from error
         part, streams = shards.locate(self.path), self.container.streams
         self.size = part.size

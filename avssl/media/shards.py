@@ -8,6 +8,7 @@ import errno
 import functools
 import io
 import os
+import stat
 import tarfile
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
@@ -23,6 +24,7 @@ class Part(NamedTuple):
     start: int
     size: int
     changed: int  # nanoseconds
+    is_regular: bool = True  # no folder, pipe or device
 
     def url(self, skip: int = 0) -> str:
         """For FFmpeg, from byte `skip` on. The protocol is named, or a file called "http:..." would be fetched."""
@@ -40,7 +42,7 @@ def locate(path: str | Path) -> Part:
     place = _shard_of(path)
     if place is None:
         found = os.stat(path)
-        return Part(path, 0, found.st_size, found.st_mtime_ns)
+        return Part(path, 0, found.st_size, found.st_mtime_ns, stat.S_ISREG(found.st_mode))
     shard, member = path[:place], path[place + 1 :]
     found = os.stat(shard)
     known, problem = _members(shard, found.st_size, found.st_mtime_ns)
@@ -67,7 +69,7 @@ def is_inside(path: str | Path) -> bool:
 def is_file(path: str | Path) -> bool:
     """Whether something can be opened there."""
     try:
-        return os.path.isfile(locate(path).file)
+        return locate(path).is_regular
     except (OSError, ValueError):
         return False
 
