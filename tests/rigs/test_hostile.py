@@ -200,7 +200,7 @@ def test_a_file_that_may_not_be_looked_at(tmp_path: Path, monkeypatch: pytest.Mo
     def stat(*given, **named):
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr("avssl.media.reader.os.stat", stat)
+    monkeypatch.setattr("avssl.media.shards.os.stat", stat)
     with pytest.raises(DecodeError, match=r"clip\.mp4: the file cannot be opened \(Permission denied\)"):
         read_frames("clip.mp4", start=0, duration=1, fps=8)
     assert probe("clip.mp4").status == "unreadable"
