@@ -43,8 +43,12 @@ def test_rows_take_the_rate_that_held_out_clips_choose(
     row = json.loads((tmp_path / "kept" / "families_toy_infonce.json").read_text())
     best = max(row["held_out"], key=lambda rate: max(row["held_out"][rate].values()))
     assert float(best) == row["rate"]
-    trained = sorted(path.parent.name for path in (tmp_path / "out" / "toy" / "infonce").glob("*/metrics.json"))
-    assert trained == sorted(["seed3_rate0.001", "seed3_rate0.002", f"seed4_rate{row['rate']:g}"])
+    folders = {
+        name: {path.parent.name for path in (tmp_path / "out" / "toy" / "infonce").glob(f"*/{name}.json")}
+        for name in ("held_out", "metrics")
+    }
+    assert folders["held_out"] == {"seed3_rate0.001", "seed3_rate0.002"}
+    assert folders["metrics"] == {f"seed{seed}_rate{row['rate']:g}" for seed in (3, 4)}
     assert [set(seed["linear"]) for seed in row["seeds"]] == [{"video", "audio", "both"}] * 2
     other = json.loads((tmp_path / "kept" / "families_toy_pretext_rotation.json").read_text())
     assert [set(seed["linear"]) for seed in other["seeds"]] == [{"video"}] * 2

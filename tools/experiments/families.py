@@ -16,7 +16,7 @@ Exit code: 0 done, 1 stopped or failed while training, 2 wrong call.
 import argparse
 import json
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -125,24 +125,56 @@ def check_settings(kept: Path, config: Config) -> None:
 
 
 def run_row(arguments: argparse.Namespace, each: Set, *, name: str, manifest: Manifest) -> dict[str, Any] | None:
-    """Metrics of a row over its seeds at the rate that held-out training clips chose; None when it was stopped."""
-    found: dict[float, dict[str, Any]] = {}
     rates, seeds = rates_and_seeds(arguments, each, name)
-    for rate in rates:
-        result = run_once(arguments, each, name, manifest, seed=each.seeds[0], rate=rate)
-        if result is None:
+
+    def config(seed: int, rate: float) -> Config:
+        return config_of(arguments, each, name, seed=seed, rate=rate)
+
+    return swept(config, rates, seeds, manifest, measure=measure)
+
+
+def swept(
+    config_of: Callable[[int, float], Config],
+    rates: Sequence[float],
+    seeds: Sequence[int],
+    manifest: Manifest,
+    *,
+    measure: Callable[[Run, Manifest], dict[str, Any]],
+) -> dict[str, Any] | None:
+    """{rate, held_out, settings, seeds: [metrics]} at the rate that held-out training clips chose on the first seed;
+    None when a training was stopped.
+
+    Args:
+        config_of: (seed, rate) -> configuration; rates in any unit.
+        measure: gives the metrics of a trained run.
+    """
+    held_out: dict[float, dict[str, float]] = {}
+    for rate in rates if len(rates) > 1 else ():
+        folder = trained(config_of(seeds[0], rate))
+        if folder is None:
             return None
-        found[rate] = result
-    best = max(found, key=lambda rate: max(found[rate]["held_out"].values()))
-    results = [found[best]]
-    for seed in seeds[1:]:
-        result = run_once(arguments, each, name, manifest, seed=seed, rate=best)
-        if result is None:
+        held_out[rate] = cached(folder / "held_out.json", partial(accuracy_on_held_out, folder, manifest))
+    best = max(rates, key=lambda rate: max(held_out.get(rate, {"": 0.0}).values()))
+    results = []
+    for seed in seeds:
+        folder = trained(config_of(seed, best))
+        if folder is None:
             return None
-        results.append(result)
-    settings = settings_of(config_of(arguments, each, name, seed=0, rate=best))
-    held_out = {f"{rate:g}": found[rate]["held_out"] for rate in rates}
-    return {"rate": best, "held_out": held_out, "settings": settings, "seeds": results}
+
+        def work(folder: Path = folder) -> dict[str, Any]:
+            steps = {"steps": load_checkpoint(folder / LAST)["step"]}
+            return measure(load_run(folder), manifest) | steps | cached(folder / SECONDS, dict)
+
+        results.append(cached(folder / "metrics.json", work))
+    config = config_of(seeds[0], best)
+    chosen = {f"{config_of(seeds[0], rate).optim.lr:g}": found for rate, found in held_out.items()}
+    return {"rate": config.optim.lr, "held_out": chosen, "settings": settings_of(config), "seeds": results}
+
+
+def trained(config: Config) -> Path | None:
+    """The folder of a training, which is done now; None when it was stopped."""
+    folder = Path(config.run.dir)
+    return folder if (folder / SECONDS).exists() or train_timed(config) else None
 
 
 def rates_and_seeds(arguments: argparse.Namespace, each: Set, name: str) -> tuple[tuple[float, ...], tuple[int, ...]]:
@@ -160,21 +192,6 @@ def kept_in(arguments: argparse.Namespace, set_name: str, name: str) -> Path:
     return arguments.kept / f"families_{set_name}_{name}.json"
 
 
-def run_once(
-    arguments: argparse.Namespace, each: Set, name: str, manifest: Manifest, *, seed: int, rate: float
-) -> dict[str, Any] | None:
-    config = config_of(arguments, each, name, seed=seed, rate=rate)
-    folder = Path(config.run.dir)
-    if not train_timed(config):
-        return None
-
-    def work() -> dict[str, Any]:
-        steps = {"steps": load_checkpoint(folder / LAST)["step"]}
-        return measure(load_run(folder), manifest) | steps | cached(folder / SECONDS, dict)
-
-    return cached(folder / "metrics.json", work)
-
-
 def run_random(arguments: argparse.Namespace, each: Set, *, manifest: Manifest) -> dict[str, Any] | None:
     """The row of what infonce starts from, with statistics of training clips in BatchNorm."""
     results = []
@@ -188,16 +205,21 @@ def run_random(arguments: argparse.Namespace, each: Set, *, manifest: Manifest) 
     return {"settings": settings_of(config), "seeds": results}
 
 
-def measure(run: Run, manifest: Manifest) -> dict[str, Any]:
-    """Linear and kNN accuracy of each modality on the test clips, with chance; linear on a third of the training clips
-    (held_out), recall across modalities where there are both, and the number of parameters, copies included."""
-    found = features_of(run, manifest, num_clips=NUM_CLIPS)
+def accuracy_on_held_out(folder: Path, manifest: Manifest) -> dict[str, float]:
+    """Linear accuracy of each modality on a third of the training clips, learned on the others."""
     own = rows_of(manifest)["train"]
     held_out = np.random.default_rng(0).permutation(len(own)) < len(own) // 3
-    chosen = probe_accuracy("linear", manifest, found, train=own[~held_out], test=own[held_out])
+    found = features_of(load_run(folder), manifest, num_clips=NUM_CLIPS)
+    return probe_accuracy("linear", manifest, found, train=own[~held_out], test=own[held_out])["accuracy"]
+
+
+def measure(run: Run, manifest: Manifest) -> dict[str, Any]:
+    """Linear and kNN accuracy of each modality on the test clips, with chance; recall across modalities where there are
+    both, and the number of parameters, copies included."""
+    found = features_of(run, manifest, num_clips=NUM_CLIPS)
     probes = {kind: probe_accuracy(kind, manifest, found) for kind in ("linear", "knn")}
     metrics = {kind: probe["accuracy"] for kind, probe in probes.items()}
-    metrics |= {"chance": max(probes["linear"]["chance"].values()), "held_out": chosen["accuracy"]}
+    metrics |= {"chance": max(probes["linear"]["chance"].values())}
     metrics |= {"parameters": sum(p.numel() for p in run.method.parameters())}
     if set(run.method.encoders) == {"video", "audio"} and all(run.method.head(m) for m in run.method.encoders):
         metrics["recall"] = recall_of(found, manifest)

@@ -23,13 +23,13 @@ from typing import Any
 import experiment
 import families
 import numpy as np
-from experiment import cached, info, probe_accuracy, read_set, rows_of, train_timed
+from experiment import cached, info, probe_accuracy, read_set, rows_of
 
 from avssl.config import Config, load
 from avssl.data.manifest import Manifest
 from avssl.logs import read_log
 from avssl.weights.features import clip_vectors
-from avssl.weights.load import Run, load_run
+from avssl.weights.load import Run
 
 FACTORS = (0.5, 1.0, 2.0)  # of the learning rate
 ALIKE = ("method.interval=uniform",)  # positives from other seconds for every method of a comparison
@@ -211,29 +211,12 @@ def measured(arguments: argparse.Namespace, claim: str, row: Row, *, toy: Manife
         families.check_settings(kept, config_of(arguments, claim, row, seed=arguments.seeds[0], factor=1.0))
         return json.loads(kept.read_text())
     info(f"== {claim}: {row.heading}")
-    first, *others = arguments.seeds
-    found: dict[float, dict[str, Any]] = {}
-    for factor in FACTORS:
-        result = measured_once(config_of(arguments, claim, row, seed=first, factor=factor), CLAIMS[claim], toy)
-        if result is None:
-            return None
-        found[factor] = result
-    best = max(found, key=lambda factor: max(found[factor]["held_out"].values()))
-    results = [found[best]]
-    for seed in others:
-        result = measured_once(config_of(arguments, claim, row, seed=seed, factor=best), CLAIMS[claim], toy)
-        if result is None:
-            return None
-        results.append(result)
-    config = config_of(arguments, claim, row, seed=first, factor=best)
-    return cached(kept, lambda: {"rate": config.optim.lr, "settings": families.settings_of(config), "seeds": results})
 
+    def config(seed: int, factor: float) -> Config:
+        return config_of(arguments, claim, row, seed=seed, factor=factor)
 
-def measured_once(config: Config, claim: Claim, toy: Manifest) -> dict[str, Any] | None:
-    folder = Path(config.run.dir)
-    return (
-        cached(folder / "metrics.json", lambda: claim.measure(load_run(folder), toy)) if train_timed(config) else None
-    )
+    found = families.swept(config, FACTORS, arguments.seeds, toy, measure=CLAIMS[claim].measure)
+    return cached(kept, lambda: found) if found else None
 
 
 def compare(arguments: argparse.Namespace) -> tuple[dict[str, Any], str] | None:
