@@ -27,7 +27,7 @@ from pydantic import (
     model_validator,
 )
 
-from avssl.files import shipped
+from avssl.files import did_you_mean, shipped
 
 
 class ConfigError(ValueError):
@@ -345,7 +345,7 @@ def _read_text(path: Path) -> str:
         home = shipped("configs")
         names = [each.relative_to(home).with_suffix("").as_posix() for each in home.rglob("*.yaml")]
         near = difflib.get_close_matches(str(path), names, n=1)
-        hint = f"did you mean {near[0]}? " if near else ""
+        hint = f"did you mean {near[0]}? " if near else did_you_mean(path)
         raise ConfigError(
             f"config {path} does not exist: {hint}give the path of a YAML file, or a name such as toy/avid"
         )

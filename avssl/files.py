@@ -1,6 +1,7 @@
 """Files and folders written whole or not at all, by one process at a time; digests."""
 
 import argparse
+import difflib
 import errno
 import fcntl
 import hashlib
@@ -12,7 +13,7 @@ import shutil
 import socket
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any, Literal
@@ -29,11 +30,19 @@ POLL_SECONDS = 0.1  # between looks at a lock that is waited for
 
 
 class Parser(argparse.ArgumentParser):
-    """Options of a command; in its paths ~ is the home folder, which shells leave to us in --out=~/x."""
+    """Options of a command; in its paths ~ is the home folder, which shells leave to us in --out=~/x, and a misspelt
+    choice is answered by the nearest one."""
 
     def __init__(self, **given: Any) -> None:
         super().__init__(**{"formatter_class": argparse.RawDescriptionHelpFormatter} | given)
         self.register("type", Path, lambda text: Path(os.path.expanduser(text)))
+
+    def _check_value(self, action: argparse.Action, value: Any) -> None:
+        try:
+            super()._check_value(action, value)
+        except argparse.ArgumentError as error:
+            error.message = _nearest(str(value), map(str, action.choices or ())) + error.message
+            raise
 
 
 class WriteError(ValueError):
@@ -241,6 +250,19 @@ def _remove(path: Path) -> None:
 def print_next(*words: object, title: str = "next") -> None:
     """Print on stderr a command that may follow, such as `avssl train` with these words, so that it can be pasted."""
     print(f"{title}: {shlex.join(map(str, ('avssl', *words)))}", file=sys.stderr)
+
+
+def did_you_mean(path: Path) -> str:
+    """A question, where beside the first part of a path that is missing lies something of nearly its name; else ""."""
+    missing = next((each for each in (*reversed(path.parents), path) if not each.exists()), path)
+    with suppress(OSError):
+        return _nearest(str(missing), (str(each) for each in missing.parent.iterdir()))
+    return ""
+
+
+def _nearest(name: str, names: Iterable[str]) -> str:
+    near = difflib.get_close_matches(name, list(names), n=1, cutoff=0.7)
+    return f"did you mean {near[0]}? " if near else ""
 
 
 def first_line(error: BaseException) -> str:

@@ -55,7 +55,13 @@ def test_arguments_reach_the_command(repository: Path, tmp_path: Path, capsys: p
 def test_a_command_that_does_not_exist(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit, match="2"):
         cli.main(["tain"])
-    assert "invalid choice: 'tain'" in capsys.readouterr().err
+    assert "did you mean train? invalid choice: 'tain'" in capsys.readouterr().err
+
+
+def test_an_evaluation_of_nothing(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        cli.main(["evaluate", "runs/toy", "--dataset", "toy"])
+    assert "what to evaluate must follow runs/toy: one of knn, linear" in capsys.readouterr().err
 
 
 def test_train_asks_for_its_config_alone(capsys: pytest.CaptureFixture[str]) -> None:

@@ -148,7 +148,7 @@ def test_list_becomes_a_manifest(tmp_path, clip):
     assert done.returncode == 0, done.stderr
     summary = json.loads(done.stdout)
     assert summary["status"] == {"missing": 1, "ok": 2}
-    assert [row["path"] for row in summary["refused"]] == ["gone.mp4"]
+    assert [row["path"] for row in summary["unreadable"]] == ["gone.mp4"]
     manifest = read_manifest(tmp_path / "m.parquet")
     assert manifest.column("path").tolist() == ["b.mp4", "b.mp4", "gone.mp4"]
     assert manifest.column("start").tolist()[:2] == [0.0, 0.5]
@@ -232,6 +232,9 @@ def test_exit_codes(tmp_path):
     wrong = run(tmp_path / "none", "--out", tmp_path / "m.parquet")
     assert wrong.returncode == 2
     assert "is not a folder" in wrong.stderr
+    misspelt = run(tmp_path.with_name(tmp_path.name + "x"), "--out", tmp_path / "m.parquet")
+    assert f"did you mean {tmp_path}?" in misspelt.stderr
+    assert f"name it {tmp_path}/m.parquet" in run(tmp_path, "--out", tmp_path / "m.csv").stderr
     assert run(tmp_path, "--out", tmp_path / "m.parquet", "--list", tmp_path / "none.csv").returncode == 2
 
 
@@ -248,7 +251,7 @@ def test_sounds_are_taken_when_asked_for_and_counted(tmp_path, clip):
     done = run(root, "--out", tmp_path / "m.parquet", "--sounds")
     assert "3 clips: 1 empty, 1 no_video, 1 ok" in done.stdout
     assert "1 audio only, such as 'cat/b.mp3'" in done.stdout
-    assert "1 refused:\n  cat/c.wav: the file is empty" in done.stdout
+    assert "1 unreadable:\n  cat/c.wav: the file is empty" in done.stdout
     manifest = read_manifest(tmp_path / "m.parquet")
     assert manifest.usable().tolist() == [True, True, False]
     assert (manifest.has_video.tolist(), manifest.has_audio.tolist()) == ([True, False, False], [True, True, False])

@@ -7,7 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from avssl.files import shipped
+from avssl.files import Parser, shipped
 
 COMMANDS = {
     "scan": "write the manifest of a folder of clips",
@@ -33,12 +33,11 @@ SCRIPTS = {
 def main(arguments: list[str] | None = None) -> int:
     """Import the given command and call it with the arguments that follow (default: those of the process)."""
     listed = "\n".join(f"  {name:9} {what}" for name, what in (COMMANDS | SCRIPTS).items())
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="avssl",
         usage="avssl COMMAND ...",
         description="Audio-visual self-supervised learning from folders of unlabeled clips.",
         epilog=f"commands:\n{listed}\n\navssl COMMAND --help tells more.",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--version", action="store_true", help="print the versions of avssl and torch's packages")
     parser.add_argument(
@@ -63,11 +62,10 @@ def _data_set(arguments: list[str]) -> int:
     scripts = sorted(shipped("datasets").glob("*.py"))
     names = [path.stem for path in scripts]
     listed = "\n".join(f"  {path.stem:9} {_first_line(path)}" for path in scripts)
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="avssl datasets",
         description="Write the manifest of a published data set from a copy on this machine, or make one.",
         epilog=f"sets:\n{listed}",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("name", choices=names, metavar="NAME", help="of the set; NAME --help tells more")
     parser.add_argument("arguments", nargs=argparse.REMAINDER, help="of the script")

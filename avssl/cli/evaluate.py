@@ -54,6 +54,7 @@ FROZEN = {
     "partition": "clusters against classes: NMI, adjusted Rand index, purity",
     "retrieval": "recall at 1 to 50 of test clips among training clips, within and across modalities",
 }
+PROTOCOLS = (*FROZEN, "finetune", "propagate")
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -63,7 +64,10 @@ def main(arguments: list[str] | None = None) -> int:
         parser.add_argument("--table", nargs="+", type=Path, required=True, help="files that --json has written")
         parser.add_argument("--report", type=Path, help="HTML page to write: tables and confusion matrices")
         return run(_table, parser.parse_args(arguments), interrupted="no page was written")
-    given = _parser().parse_args(arguments)
+    parser = _parser()
+    if arguments and not {*PROTOCOLS, "-h", "--help"} & {*arguments}:
+        parser.error(f"what to evaluate must follow {arguments[0]}: one of {', '.join(PROTOCOLS)}")
+    given = parser.parse_args(arguments)
     try:
         interrupted = "no result was written; the same call goes on with finished vectors and runs"
         return run(given.measure, given, failures=(TrainingError,), interrupted=interrupted)

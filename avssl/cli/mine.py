@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 
-from avssl.cli.common import add_json, new_parser, run
+from avssl.cli.common import add_json, info, new_parser, run
 from avssl.config import loads
 from avssl.data.manifest import Manifest, read_manifest
 from avssl.files import atomic_write, check_writable, print_result
@@ -58,6 +58,9 @@ def _mine(given: argparse.Namespace) -> int:
         raise ValueError(
             f"no clip of {given.run} has {needed}, which --rule {given.rule} needs: use --rule {' or '.join(others)}"
         )
+    num = num_rows[given.rule]
+    if given.k > num / 4:
+        info(f"note: {given.k} positives of {num} clips are mostly chance: try --k {max(1, num // 10)}")
     targets = torch.from_numpy(manifest.targets())
     has_labels = bool((targets >= 0).any())
     found = {

@@ -15,7 +15,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from avssl.data.quarantine import read_quarantine
-from avssl.files import atomic_write, digest
+from avssl.files import atomic_write, did_you_mean, digest
 from avssl.windows import beginning
 
 # A row is a clip or, with start and end, a part of one. Further columns may follow.
@@ -215,7 +215,7 @@ def read_manifest(path: str | Path, *, root: str | Path | None = None) -> Manife
         raise ManifestError(f"manifest {path} is a folder: name the file in it, such as {path / 'manifest.parquet'}")
     if not path.is_file():
         hint = f"write it with avssl scan ROOT --out {shlex.quote(str(path))}"
-        raise ManifestError(f"manifest {path} does not exist: {hint}")
+        raise ManifestError(f"manifest {path} does not exist: {did_you_mean(path)}{hint}")
     try:
         with path.open("rb") as file:  # pyarrow takes no name that is not UTF-8
             table = pq.read_table(file)

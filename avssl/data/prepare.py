@@ -16,7 +16,7 @@ from tqdm import tqdm
 from avssl.data.check import FACTS, join_facts
 from avssl.data.manifest import HOLES, SCHEMA, read_manifest, write_manifest
 from avssl.data.recipes.layout import find_clips, label_clips
-from avssl.files import atomic_write, digest, folder_lock
+from avssl.files import atomic_write, did_you_mean, digest, folder_lock
 from avssl.media import shards
 from avssl.media.prepare import EXTENSION, Prepared, Settings
 from avssl.media.probe import Probe
@@ -94,7 +94,7 @@ def _fitting(path: PurePosixPath) -> str:
 def check_folders(source: Path, target: Path) -> None:
     """Raises PrepareError: no such source, or one folder lies in the other."""
     if not source.is_dir():
-        raise PrepareError(f"SRC {source} is not a folder")
+        raise PrepareError(f"SRC {source} is not a folder: {did_you_mean(source)}name that of the clips")
     a, b = source.resolve(), target.resolve()
     if a == b or a in b.parents or b in a.parents:
         raise PrepareError(f"DST {target} and SRC {source} must be two folders of which none lies in the other")

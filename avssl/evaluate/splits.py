@@ -39,7 +39,7 @@ def read_splits(manifest: Manifest, *, folds: int | None = None, test_split: str
     if not labeled.any():
         raise ValueError(
             "no clip of the manifest has a label, and this protocol tells classes apart: put clips into a folder per "
-            "class, or give labels with avssl scan --list"
+            "class, or give labels with avssl scan --list; how often clips find their own sound, avssl report RUN says"
         )
     found = [name for name in manifest.table.column_names if re.fullmatch(r"split\d+", name)]
     if folds is None and test_split is None and not found and not any(manifest.column("split")):

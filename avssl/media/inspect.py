@@ -5,13 +5,11 @@ import math
 import struct
 import zlib
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import av
 import av.container
-import av.logging
 import av.stream
 import numpy as np
 from av.codec.context import Flags2
@@ -31,7 +29,7 @@ from avssl.media.probe import (
     stated_rate,
 )
 from avssl.media.quirks import Jump, first_jump, in_ticks, on_one_clock, second_file
-from avssl.media.reader import MAX_IDLE, MAX_RESUMED, DecodeError, Reader, frame_duration, num_behind
+from avssl.media.reader import MAX_IDLE, MAX_RESUMED, DecodeError, Reader, frame_duration, logged_errors, num_behind
 from avssl.media.streams import is_decodable, name_track
 from avssl.workers import serve
 
@@ -229,7 +227,7 @@ def _decode(reader: Reader, tracks: list[_Track]) -> float:
     skips_start = reader.container.format.name in BROADCAST
     latest, others_end, idle = 0.0, -math.inf, 0  # latest: the end of the packets so far
     has_skipped, num_messages = False, 0
-    with _errors() as messages:
+    with logged_errors() as messages:
         for packet in _packets(reader):
             logged = any(name == reader.container.format.name for _, name, _ in messages[num_messages:])
             has_skipped, num_messages = has_skipped or packet is None or logged, len(messages)
@@ -258,18 +256,6 @@ def _decode(reader: Reader, tracks: list[_Track]) -> float:
             if idle > MAX_IDLE:
                 break
     return others_end
-
-
-@contextmanager
-def _errors() -> Iterator[list[tuple[int, str, str]]]:
-    """(level, component, message) of each error that FFmpeg logs: the only sign of what a demuxer skips."""
-    before = av.logging.get_level()
-    av.logging.set_level(av.logging.ERROR)
-    try:
-        with av.logging.Capture() as messages:
-            yield messages
-    finally:
-        av.logging.set_level(before)
 
 
 def _packets(reader: Reader) -> Iterator[av.Packet | None]:

@@ -18,6 +18,7 @@ from typing import Literal, Protocol, Self
 import av
 import av.container
 import av.format
+import av.logging
 import av.stream
 
 from avssl.media import quirks, shards
@@ -145,7 +146,8 @@ class Reader:
         try:
             self.container = _open_container(str(self.path))
         except (av.error.FFmpegError, ValueError, OSError) as error:
-            raise DecodeError(self.path, f"no media file that can be opened ({error_text(error)})") from error
+            why = _why_not(str(self.path), error)
+            raise DecodeError(self.path, f"no media file that can be opened ({why})") from error
         part, streams = shards.locate(self.path), self.container.streams
         self.size = part.size
         state = str(self.path), part.size, part.changed
@@ -391,6 +393,29 @@ def _count_times(
 def error_text(error: Exception) -> str:
     """FFmpeg's message of an error."""
     return getattr(error, "strerror", None) or str(error)
+
+
+@contextlib.contextmanager
+def logged_errors() -> Iterator[list[tuple[int, str, str]]]:
+    """(level, component, message) of each error that FFmpeg logs: the only sign of what a demuxer skips or lacks."""
+    before = av.logging.get_level()
+    av.logging.set_level(av.logging.ERROR)
+    try:
+        with av.logging.Capture() as messages:
+            yield messages
+    finally:
+        av.logging.set_level(before)
+
+
+def _why_not(path: str, error: Exception) -> str:
+    """FFmpeg's message of a file that it did not open; of one whose format it knows, with what is wrong there."""
+    if not isinstance(error, av.error.InvalidDataError):
+        return error_text(error)
+    with logged_errors() as messages, contextlib.suppress(av.error.FFmpegError, ValueError, OSError):
+        _open_container(path).close()
+    logged = [message.strip() for _, _, message in messages[-1:]]
+    cut = ["the file was cut off or is still being written"] if "moov atom not found" in logged else []
+    return ": ".join([error_text(error), *logged, *cut])
 
 
 def _open_container(path: str, *, skip: int = 0) -> av.container.InputContainer:

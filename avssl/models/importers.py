@@ -17,6 +17,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
+from avssl.files import did_you_mean
 from avssl.models.heads import Encoder
 
 WRAPPERS = ("model_state", "state_dict", "model", "blobs")  # pytorchvideo; lightning, MoCo; AVID-CMA, avssl; Caffe2
@@ -72,7 +73,9 @@ def read_checkpoint(
         ValueError: the file is missing, cannot be read, or holds no weights.
     """
     if not path.is_file():
-        raise ValueError(f"{named} does not exist: give the path of a local file, nothing is downloaded")
+        raise ValueError(
+            f"{named} does not exist: {did_you_mean(path)}give the path of a local file, nothing is downloaded"
+        )
     try:
         if path.suffix == ".safetensors":
             return load_file(path), {}

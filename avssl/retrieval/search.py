@@ -84,10 +84,11 @@ class Narrowing(Protocol):
 
 
 def find_row(store: Store, query: str) -> int | None:
-    """Row of a clip given by id, path relative to the set's folder, or path on disk; None when it is not in the set.
+    """Row of a clip given by id, path relative to the set's folder or the end of one (a file's name), or path on disk;
+    None when it is not in the set.
 
     Raises:
-        QueryError: no clip has that id, or several clips are parts of that file.
+        QueryError: no clip has that id, or several clips are parts of that file or end so.
     """
     if query.isdigit() and not Path(query).exists():
         row = store.row(int(query))
@@ -98,9 +99,12 @@ def find_row(store: Store, query: str) -> int | None:
     wanted, root = Path(query).resolve(), Path(store.meta.root).resolve()
     if wanted.is_relative_to(root):
         paths.append(wanted.relative_to(root).as_posix())
-    rows = np.flatnonzero(pc.is_in(store.table.column("path"), pa.array(paths, pa.string()))).tolist()
+    column = store.table.column("path")
+    rows = np.flatnonzero(pc.is_in(column, pa.array(paths, pa.string()))).tolist()
+    if not rows and not Path(query).exists():
+        rows = np.flatnonzero(pc.ends_with(column, f"/{query}")).tolist()
     if len(rows) > 1:
-        parts = ", ".join(f"{store.ids[row]} ({_seconds(store, row) or 'whole'})" for row in rows[:3])
+        parts = ", ".join(f"{store.ids[row]} ({name_of(store, row)})" for row in rows[:3])
         raise QueryError(f"{query} is {len(rows)} clips of these embeddings: give the id of one, such as {parts}")
     return rows[0] if rows else None
 

@@ -28,7 +28,7 @@ import torch
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 from torch import Tensor
 
-from avssl.files import digest
+from avssl.files import did_you_mean, digest
 from avssl.structs import MODALITIES
 
 SHARD_ROWS = 1024
@@ -81,7 +81,8 @@ def read_meta(folder: Path) -> Meta:
     """Raises StoreError: it is not there, or damaged."""
     path = folder / "meta.json"
     if not path.exists():
-        raise StoreError(f"{folder} holds no embeddings (no meta.json): make them with avssl embed")
+        near = did_you_mean(folder)
+        raise StoreError(f"{folder} holds no embeddings (no meta.json): {near}make them with avssl embed")
     try:
         return TypeAdapter(Meta).validate_json(path.read_bytes())
     except (OSError, ValidationError) as error:

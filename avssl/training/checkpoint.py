@@ -20,7 +20,7 @@ from torch import Tensor, nn
 import avssl
 from avssl.config import loads
 from avssl.data.manifest import Manifest
-from avssl.files import atomic_write
+from avssl.files import atomic_write, did_you_mean
 from avssl.methods import METHODS
 from avssl.methods.base import Method
 from avssl.structs import SameRows
@@ -90,7 +90,9 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
         state = torch.load(path, map_location="cpu", weights_only=True)
         _check_sums(path)
     except FileNotFoundError as error:
-        raise CheckpointError(f"checkpoint {path} does not exist: give the folder of a run, or its {LAST}") from error
+        raise CheckpointError(
+            f"checkpoint {path} does not exist: {did_you_mean(path)}give the folder of a run, or its {LAST}"
+        ) from error
     except OSError as error:
         raise CheckpointError(f"checkpoint {path} cannot be read ({error.strerror}): may you read it?") from error
     except (*DAMAGED, *UNREADABLE) as error:

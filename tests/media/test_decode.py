@@ -308,6 +308,16 @@ def test_unreadable_file_is_named_with_its_reason(tmp_path, content, reason):
         read_frames(path, start=0, duration=1, fps=8)
 
 
+def test_a_file_without_its_index_was_cut_off(tmp_path: Path) -> None:
+    path = tmp_path / "cut.mp4"
+    write_clip(path, np.zeros((8, 32, 32, 3), dtype=np.uint8), fps=8)
+    content = path.read_bytes()
+    assert content.index(b"mdat") < content.index(b"moov")
+    path.write_bytes(content[: content.index(b"moov") - 4])
+    with pytest.raises(DecodeError, match="moov atom not found: the file was cut off or is still being written"):
+        read_frames(path, start=0, duration=1, fps=8)
+
+
 def test_sound_alone_has_no_frames(tmp_path):
     with av.open(str(tmp_path / "sound.mp4"), "w") as container:
         stream = container.add_stream("aac", rate=16000, layout="mono")

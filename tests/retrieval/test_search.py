@@ -139,12 +139,21 @@ def test_what_hardly_differs_is_no_contrast(tmp_path: Path) -> None:
             assert len(found.looks_alike.rows) == len(found.sounds_alike.rows) == 0
 
 
+def test_the_end_of_a_path_is_enough_where_no_other_ends_so(tmp_path: Path) -> None:
+    paths = ["copies-000.tar/dog/a.mp4", "copies-000.tar/cat/a.mp4", "copies-001.tar/cat/ba.mp4"]
+    store = write(tmp_path, random_vectors(3, 4), paths=paths)
+    assert (find_row(store, "dog/a.mp4"), find_row(store, "ba.mp4"), find_row(store, paths[1])) == (0, 2, 1)
+    assert find_row(store, "og/a.mp4") is None
+    with pytest.raises(QueryError, match=r"a.mp4 is 2 clips of .* 0 \(copies-000.tar/dog/a.mp4\), 1 \("):
+        find_row(store, "a.mp4")
+
+
 def test_parts_of_a_file_are_told_apart(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     parts = [(None, 1.5), (1.5, 3.0), (3.0, None), (None, None)]
     paths = ["a.mp4"] * 3 + ["b.mp4"]
     store = write(tmp_path, random_vectors(4, 4), paths=paths, parts=parts, ids=[3, 4, 7, 9])
     with pytest.raises(
-        QueryError, match=r"a.mp4 is 3 clips of .* 3 \(0 s to 1.5 s\), 4 \(1.5 s to 3 s\), 7 \(3 s to the end"
+        QueryError, match=r"a.mp4 is 3 clips of .* 3 \(a.mp4 \(0 s to 1.5 s\)\), 4 \(a.mp4 \(1.5 s to 3"
     ):
         find_row(store, "a.mp4")
     assert (find_row(store, "4"), find_row(store, "b.mp4"), find_row(store, "c.mp4")) == (1, 3, None)

@@ -17,7 +17,7 @@ from avssl.data.check import build_table, name_some
 from avssl.data.manifest import FINDINGS, Manifest, ManifestError, read_manifest, write_manifest
 from avssl.data.recipes.download import DownloadError
 from avssl.data.recipes.layout import SOUNDS
-from avssl.files import Parser, WriteError, check_writable, print_next, print_result
+from avssl.files import Parser, WriteError, check_writable, did_you_mean, print_next, print_result
 
 
 @dataclass(frozen=True)
@@ -76,7 +76,9 @@ def run_recipe(
     given = parser.parse_args(arguments)
     nothing = f"no clip of {given.list or given.root} is usable: is ROOT right? {layout}"
     if not given.root.is_dir() and not given.download:
-        parser.error(f"ROOT {given.root} is not a folder")
+        parser.error(f"ROOT {given.root} is not a folder: {did_you_mean(given.root)}name that of the clips")
+    if given.out.suffix != ".parquet":
+        parser.error(f"--out {given.out}: a manifest is a parquet file: name it {given.out.with_suffix('.parquet')}")
     if given.workers < 1 or not given.timeout > 0:
         parser.error(f"--workers {given.workers} must be at least 1 and --timeout {given.timeout:g} above 0")
     try:
@@ -137,11 +139,10 @@ def keep_findings(table: pa.Table, root: Path, out: Path) -> tuple[pa.Table, str
 
 
 def summarize(table: pa.Table, found: Found, out: Path) -> dict[str, Any]:
-    """Counts by status and of what is expected; by name refused files, files without audio, files of audio only and
+    """Counts by status and of what is expected; by name unreadable files, files without audio, files of audio only and
     listed clips without a file."""
     facts = table.select(["path", "status", "has_audio", "reason"]).to_pylist()
-    sound_only = [row for row in facts if row["status"] == "no_video" and row["has_audio"]]
-    refused = [row for row in facts if row["status"] != "ok" and not (row["status"] == "no_video" and row["has_audio"])]
+    bad = [row for row in facts if row["status"] != "ok"]
     return {
         "manifest": str(out),
         "rows": table.num_rows,
@@ -150,8 +151,8 @@ def summarize(table: pa.Table, found: Found, out: Path) -> dict[str, Any]:
         "labels_from": found.labels_from,
         "splits": dict(sorted(collections.Counter(table.column("split").to_pylist()).items(), key=str)),
         "expected": {name: [_count(table, name), number] for name, number in found.expected.items()},
-        "refused": refused,
-        "sound_only": sound_only,
+        "unreadable": [row for row in bad if row["status"] != "no_video" or not row["has_audio"]],
+        "sound_only": [row for row in bad if row["status"] == "no_video" and row["has_audio"]],
         "without_audio": [row for row in facts if row["status"] == "ok" and not row["has_audio"]],
         "absent": list(found.absent),
         "other_files": list(found.others),
@@ -172,7 +173,7 @@ def format_summary(summary: Mapping[str, Any]) -> str:
     if summary["sound_only"]:
         lines.append(f"{len(summary['sound_only'])} audio only, such as {summary['sound_only'][0]['path']!r}")
     where = "see the columns status and reason of the manifest"
-    for title, name in (("refused", "refused"), ("usable, but without audio", "without_audio")):
+    for title, name in (("unreadable", "unreadable"), ("usable, but without audio", "without_audio")):
         lines += name_some(title, summary[name], where)
     lines += name_some("listed clips have no file and are no rows", summary["absent"], "--json names all")
     if summary["other_files"]:
