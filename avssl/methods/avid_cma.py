@@ -5,14 +5,17 @@ modality, which AVID alone lacks. Until the first sets are mined it is AVID.
 """
 
 import functools
+from typing import Any
 
 import torch
 from pydantic import Field
 from torch import Tensor, nn
 
+from avssl import distributed
 from avssl.config import Count, NotNegative
 from avssl.methods.avid import AVID, AVIDOptions, Term
 from avssl.mining.agreement import Engine, minable, mine_agreement, overlap
+from avssl.mining.background import BackgroundSearch
 from avssl.mining.definition import Rule
 from avssl.objectives.positives import in_set
 from avssl.structs import Embedded, Instances, SameRows
@@ -30,6 +33,7 @@ class AVIDCMAOptions(AVIDOptions):
     engine: Engine = "auto"  # of the search: tiles and flat are exact, ivf (FAISS) is for more than some 10^5 clips
     mine_from_epoch: int = Field(0, ge=0)  # AVID alone before
     mine_every: int = Field(5, ge=0)  # epochs between two minings; 0 = mine once
+    mine_in_background: bool = False  # search on the CPU while an epoch trains; its sets are used from the next one on
 
 
 class AVIDCMA(AVID):
@@ -50,6 +54,12 @@ class AVIDCMA(AVID):
         super().__init__(options, encoders, instances=instances, seed=seed)
         self.register_buffer("sets", torch.full((instances.num, options.num_positives), -1))
         self.register_buffer("set_scores", torch.zeros(instances.num, options.num_positives))
+        if options.mine_in_background:  # found already, used from the next epoch on
+            self.register_buffer("next_sets", torch.full_like(self.sets, -1))
+            self.register_buffer("next_scores", torch.zeros_like(self.set_scores))
+            self.register_buffer("next_facts", torch.full((2,), -1.0))  # share proven, and recall; -1 = there are none
+        self._is_searching = False  # on some rank
+        self._search: BackgroundSearch | None = None
         self._mined: bool | None = None
         self.register_load_state_dict_post_hook(AVIDCMA._ask_sets_again)
 
@@ -94,6 +104,7 @@ class AVIDCMA(AVID):
         return {
             "sets": rows.here[members.clamp(min=0)].masked_fill(is_gone, -1),
             "set_scores": given["set_scores"][there],
+            **({"next_facts": torch.full((2,), -1.0)} if "next_facts" in given else {}),
         }
 
     def check_start(self) -> None:
@@ -112,31 +123,66 @@ class AVIDCMA(AVID):
     def on_epoch(self, epoch: int) -> dict[str, float]:
         since = epoch - self.options.mine_from_epoch
         due = since == 0 or (since > 0 and self.options.mine_every > 0 and since % self.options.mine_every == 0)
-        return self.mine() if due else {}
+        if not self.options.mine_in_background:
+            return self.mine() if due else {}
+        figures = self.adopt()
+        if due:
+            self._is_searching = True
+            self._search = BackgroundSearch(**self._asked()) if distributed.is_main() else None
+        return figures
 
-    @torch.no_grad()
     def mine(self) -> dict[str, float]:
         """Refresh the sets from the banks: each rank searches for a share of the rows, all get all sets."""
+        asked = self._asked()
+        found = mine_agreement(**asked, over_ranks=True)
+        return self._take(found.ids, found.score, float(found.exact[asked["valid"]].float().mean()), found.recall)
+
+    def settle(self) -> None:
+        """Wait for a search in the background; afterwards all ranks have its sets."""
+        if not self._is_searching:
+            return
+        if self._search is not None:
+            found = self._search.result()
+            valid = found.passes > 0
+            self.next_sets.copy_(found.ids)
+            self.next_scores.copy_(found.score)
+            self.next_facts.copy_(torch.tensor([found.exact[valid].float().mean(), found.recall]))
+        for buffer in (self.next_sets, self.next_scores, self.next_facts):
+            buffer.copy_(distributed.broadcast(buffer))
+        self._is_searching, self._search = False, None
+
+    def adopt(self) -> dict[str, float]:
+        """Use the sets that were found in the background, if there are any."""
+        self.settle()
+        exact, recall = self.next_facts.tolist()
+        if exact < 0:
+            return {}
+        self.next_facts.fill_(-1)
+        return self._take(self.next_sets, self.next_scores, exact, recall)
+
+    def _asked(self) -> dict[str, Any]:
+        """Arguments of `mine_agreement`."""
         options = self.options
-        valid = minable(**{modality: bank.valid for modality, bank in self.banks.items()}, rule=options.rule)
-        found = mine_agreement(
-            self.banks["video"].z.float(),
-            self.banks["audio"].z.float(),
-            k=options.num_positives,
-            rule=options.rule,
-            min_score=options.min_score,
-            valid=valid,
-            engine=options.engine,
-            over_ranks=True,
-        )
+        return {
+            "video": self.banks["video"].z.float(),
+            "audio": self.banks["audio"].z.float(),
+            "k": options.num_positives,
+            "rule": options.rule,
+            "min_score": options.min_score,
+            "valid": minable(**{modality: bank.valid for modality, bank in self.banks.items()}, rule=options.rule),
+            "engine": options.engine,
+        }
+
+    @torch.no_grad()
+    def _take(self, ids: Tensor, score: Tensor, exact: float, recall: float) -> dict[str, float]:
         before = self.sets.clone()
-        self.sets.copy_(found.ids)
-        self.set_scores.copy_(found.score)
+        self.sets.copy_(ids)
+        self.set_scores.copy_(score)
         self._mined = None
-        in_sets, exact = self.sets >= 0, float(found.exact[valid].float().mean())
+        in_sets = self.sets >= 0
         return {
             "mining/exact": exact,
-            **({"mining/recall": found.recall} if exact < 1 else {}),
+            **({"mining/recall": recall} if exact < 1 else {}),
             **({"mining/score": float(self.set_scores[in_sets].mean())} if in_sets.any() else {}),
             "mining/rows_with_set": float(in_sets.any(dim=1).float().mean()),
             **({"mining/overlap": overlap(before, self.sets)} if (before >= 0).any() else {}),

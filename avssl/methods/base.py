@@ -248,6 +248,9 @@ class Method(nn.Module):
         """The method's loss on this rank's rows: changes no buffer, and called twice it returns the same value."""
         raise TypeError(f"{type(self).__name__} defines no loss")
 
+    def settle(self) -> None:
+        """Finish what goes on beside the steps, so that buffers hold it: called by all ranks before a checkpoint."""
+
     def forward(self, batch: Batch, progress: Progress, *, num_parts: int = 1) -> Step:
         encode = Encode(self.networks, self.views, batch, num_parts=num_parts)
         step = self.loss(encode, batch, progress)

@@ -109,6 +109,10 @@ class Joint(Method):
             with naming(name):
                 part.check_start()
 
+    def settle(self) -> None:
+        for part in self.parts.values():
+            part.settle()
+
     def on_epoch(self, epoch: int) -> dict[str, float]:
         return {
             f"{name}/{key}": value for name, part in self.parts.items() for key, value in part.on_epoch(epoch).items()

@@ -156,6 +156,7 @@ def name_classes(run: Setup, probe: OnlineProbe, log: RunLog) -> dict[str, float
 def save(run: Setup, step: int, probe: OnlineProbe) -> None:
     """Write the checkpoint and the encoders; all ranks call it, and their buffers must be equal."""
     method, seen = run.method, probe.state()
+    method.settle()
     distributed.check_equal(shared_buffers(method), f"the buffers of method {run.config.method['name']} at step {step}")
     if distributed.is_main():
         state = {

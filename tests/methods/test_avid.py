@@ -194,6 +194,29 @@ def test_sets_are_mined_when_the_options_say() -> None:
     assert (method.sets.diff(dim=1) > 0).all()
 
 
+@pytest.mark.slow
+def test_sets_found_in_the_background_are_used_an_epoch_later_and_resumed() -> None:
+    options = AVIDCMAOptions(**CMA, mine_in_background=True, mine_every=2)
+    method, other, expected = (tiny_method(each, everything(40)) for each in (options, options, AVIDCMAOptions(**CMA)))
+    expected.mine()
+    assert method.on_epoch(0) == {}
+    for bank in method.banks.values():
+        bank.z.copy_(bank.z.flip(0))
+    assert not method.mined
+    method.settle()
+    other.load_state_dict(method.state_dict())
+    assert not other.mined
+    figures = [each.on_epoch(1) for each in (method, other)]
+    assert figures[0] == figures[1]
+    assert figures[0]["mining/exact"] == figures[0]["mining/rows_with_set"] == 1
+    for each in (method, other):
+        assert torch.equal(each.sets, expected.sets)
+        assert torch.equal(each.set_scores, expected.set_scores)
+        assert each.mined
+    method.settle()
+    assert method.adopt() == {}  # there is nothing new
+
+
 def test_members_below_the_least_score_are_left_out() -> None:
     full, least = (tiny_method(AVIDCMAOptions(**CMA, min_score=score), everything(40)) for score in (-1.0, 0.25))
     full.mine()

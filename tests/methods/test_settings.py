@@ -26,7 +26,7 @@ SWITCHES = {
     *("optim.decay_norm_and_bias", "optim.nesterov", "run.channels_last", "run.compile", "run.sync_batchnorm"),
     *(f"method {name}.head_batch_norm" for name in HEADS),
     *("method cpc.maps", "method barlow.predictor", "method barlow.stop_gradient"),
-    "method simsiam.constant_predictor_rate",
+    *("method simsiam.constant_predictor_rate", "method avid_cma.mine_in_background"),
 }
 ZERO = {  # reason: fields that are taken as 0
     "none of it happens": {

@@ -13,7 +13,7 @@ from avssl.transforms.recipes import Patch, Walk
 from avssl.transforms.views import Same, TrackFrame, View
 
 NUM = 16  # instances, all of them in every batch
-STEPS, EPOCH = 30, 10
+STEPS, EPOCH = 20, 10
 SHAPES = {"video": (3, 2, 32, 32), "audio": (1, 40, 24), "walk": (1, 4, 3, 1, 32, 32), "patch": (3, 1, 32, 32)}
 HEAD = {"hidden_dim": 32, "embedding_dim": 16, "head_batch_norm": True}
 AVID = HEAD | {"num_negatives": 12}
@@ -69,7 +69,7 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {  # name: method, its options at
     "simclr": ("simclr", {"hidden_dim": 32, "embedding_dim": 16}),
     "simclr across": ("simclr", {"hidden_dim": 32, "embedding_dim": 16, "views": "video+audio"}),
     "simclr across differences": ("simclr", SMALL | {"views": "video+differences"}),
-    "simclr, adversarial": ("simclr", SMALL | {"adversarial": 0.1, "adversarial_steps": 2}),
+    "simclr, adversarial": ("simclr", SMALL | {"adversarial": 0.05, "adversarial_steps": 2}),
     "simclr on audio": ("simclr", {"hidden_dim": 32, "embedding_dim": 16, "views": "audio", "interval": "uniform"}),
     "pirl": ("pirl", PIRL),
     "pirl with rotation": ("pirl", PIRL | {"transform": "rotation", "contrast": "info_nce", "head": "mlp"}),
