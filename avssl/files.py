@@ -256,13 +256,13 @@ def did_you_mean(path: Path) -> str:
     """A question, where beside the first part of a path that is missing lies something of nearly its name; else ""."""
     missing = next((each for each in (*reversed(path.parents), path) if not each.exists()), path)
     with suppress(OSError):
-        return _nearest(str(missing), (str(each) for each in missing.parent.iterdir()))
+        return _nearest(missing.name, os.listdir(missing.parent), within=missing.parent)
     return ""
 
 
-def _nearest(name: str, names: Iterable[str]) -> str:
-    near = difflib.get_close_matches(name, list(names), n=1, cutoff=0.7)
-    return f"did you mean {near[0]}? " if near else ""
+def _nearest(name: str, names: Iterable[str], *, within: Path = Path()) -> str:
+    near = difflib.get_close_matches(name, list(names), n=1)
+    return f"did you mean {within / near[0]}? " if near else ""
 
 
 def first_line(error: BaseException) -> str:

@@ -22,10 +22,18 @@ from avssl.files import (
     atomic_write,
     cached_folder,
     check_writable,
+    did_you_mean,
     digest,
     folder_lock,
     print_result,
 )
+
+
+def test_a_misspelt_path_is_answered_by_the_nearest_name_beside_it(tmp_path: Path) -> None:
+    (tmp_path / "runs" / "toy").mkdir(parents=True)
+    assert did_you_mean(tmp_path / "run" / "toy" / "last.pt") == f"did you mean {tmp_path / 'runs'}? "
+    assert did_you_mean(tmp_path / "runs" / "tyo") == f"did you mean {tmp_path / 'runs' / 'toy'}? "
+    assert did_you_mean(tmp_path / "runs" / "mine") == did_you_mean(tmp_path / "runs" / "toy") == ""
 
 
 def test_new_content_takes_the_place_of_the_old_and_leaves_nothing_else(tmp_path: Path) -> None:

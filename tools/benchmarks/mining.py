@@ -9,6 +9,7 @@ they find; for several N also the growth of the seconds with N, and what that ma
 The dense definition is timed on --dense-rows rows against all N, and its seconds are extrapolated to all of them.
 """
 
+import resource
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -25,7 +26,7 @@ from avssl.mining.agreement import ENGINES, Engine, mine_agreement
 Data = Literal["clustered", "peaked_audio", "peaked", "uniform"]
 DATA: tuple[Data, ...] = get_args(Data)
 
-_NUM_CLASSES = 400  # as in Kinetics
+_CLIPS_PER_CLASS, _FOREIGN = 100, 0.2
 PROJECTED = (10**6, 10**7, 10**8, 10**9)
 _DENSE_ROWS = 256  # the fastest block of those tried (128 to 2048) at N = 50,000
 _SCORE_TOLERANCE = 1e-6  # float32 rounding between the dense products and ours
@@ -34,22 +35,23 @@ _SCORE_TOLERANCE = 1e-6  # float32 rounding between the dense products and ours
 def make_banks(num_rows: int, dim: int, *, data: Data, seed: int) -> tuple[Tensor, Tensor]:
     """Video and audio banks, each (num_rows, dim) of unit length.
 
-    clustered: what a trained bank looks like. Each space has a direction per class; a clip is its class direction plus
-        noise of its own in each space, and 10 % of the clips sound like another class. Cosines within a class are about
-        0.55, between classes 0 +- 0.09.
+    clustered: what a trained bank looks like. Each space has a direction per class, of some 100 clips; a clip is its
+        class direction plus noise of its own in each space, and 20 % of the clips sound like another class. Cosines
+        within a class are about 0.55, between classes 0 +- 0.09.
     peaked_audio: the same, with a large common part in the audio space: all audio cosines lie within 0.92 to 1.
     peaked: a large common part in both spaces.
     uniform: directions without any structure, so that neighbors are chance.
     """
     generator = torch.Generator().manual_seed(seed)
-    looks = torch.randint(_NUM_CLASSES, (num_rows,), generator=generator)
-    foreign = torch.rand(num_rows, generator=generator) < 0.1
-    sounds = torch.where(foreign, torch.randint(_NUM_CLASSES, (num_rows,), generator=generator), looks)
+    num_classes = max(1, num_rows // _CLIPS_PER_CLASS)
+    looks = torch.randint(num_classes, (num_rows,), generator=generator)
+    foreign = torch.rand(num_rows, generator=generator) < _FOREIGN
+    sounds = torch.where(foreign, torch.randint(num_classes, (num_rows,), generator=generator), looks)
     common = {"video": 6.0 if data == "peaked" else 0.0, "audio": 6.0 if data in ("peaked", "peaked_audio") else 0.0}
     banks = []
     for space, classes in (("video", looks), ("audio", sounds)):
         own = F.normalize(torch.randn(num_rows, dim, generator=generator), dim=1)
-        centers = F.normalize(torch.randn(_NUM_CLASSES, dim, generator=generator), dim=1)
+        centers = F.normalize(torch.randn(num_classes, dim, generator=generator), dim=1)
         shared = common[space] * F.normalize(torch.randn(dim, generator=generator), dim=0)
         banks.append(F.normalize(own if data == "uniform" else centers[classes] + 0.9 * own + shared, dim=1))
     return banks[0], banks[1]
@@ -88,7 +90,7 @@ def benchmark_mining(
     Returns:
         n; dense_seconds, for all rows; of each engine ENGINE_seconds, ENGINE_speedup (dense over its own),
         ENGINE_recall (share of its members whose score reaches the k-th dense score of the row, within 1e-6, so that
-        ties count) and ENGINE_proven (share of rows whose set is proven).
+        ties count) and ENGINE_proven (share of rows whose set is proven); peak_gigabytes of the process so far.
 
     Raises:
         ValueError: k is not between 1 and num_rows - 1, or dim < 1.
@@ -115,7 +117,7 @@ def benchmark_mining(
             f"{engine}_recall": reached.double().mean().item(),
             f"{engine}_proven": sets.exact.double().mean().item(),
         }
-    return found
+    return found | {"peak_gigabytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6}  # of kB on Linux
 
 
 def measure(sizes: Sequence[int], engines: Sequence[Engine], **settings: Any) -> dict[str, Any]:

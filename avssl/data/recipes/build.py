@@ -77,7 +77,7 @@ def run_recipe(
     nothing = f"no clip of {given.list or given.root} is usable: is ROOT right? {layout}"
     if not given.root.is_dir() and not given.download:
         parser.error(f"ROOT {given.root} is not a folder: {did_you_mean(given.root)}name that of the clips")
-    if given.out.suffix != ".parquet":
+    if given.out.suffix not in ("", ".parquet"):
         parser.error(f"--out {given.out}: a manifest is a parquet file: name it {given.out.with_suffix('.parquet')}")
     if given.workers < 1 or not given.timeout > 0:
         parser.error(f"--workers {given.workers} must be at least 1 and --timeout {given.timeout:g} above 0")
