@@ -254,9 +254,9 @@ def print_next(*words: object, title: str = "next") -> None:
 
 def did_you_mean(path: Path) -> str:
     """A question, where beside the first part of a path that is missing lies something of nearly its name; else ""."""
-    missing = next((each for each in (*reversed(path.parents), path) if not each.exists()), path)
+    missing = next((each for each in (*reversed(path.parents), path) if not each.exists()), None)
     with suppress(OSError):
-        return _nearest(missing.name, os.listdir(missing.parent), within=missing.parent)
+        return "" if missing is None else _nearest(missing.name, os.listdir(missing.parent), within=missing.parent)
     return ""
 
 

@@ -45,7 +45,7 @@ def test_clustered_banks_look_as_described():
     video, audio = make_banks(4000, 128, data="clustered", seed=0)
     cosines = video @ video.T
     near = torch.minimum(cosines, audio @ audio.T).fill_diagonal_(-1).amax(dim=1)
-    assert 0.07 < cosines.fill_diagonal_(0).std() < 0.12
+    assert 0.07 < cosines[cosines < 0.4].std() < 0.12  # between classes
     assert 0.5 < near.median() < 0.75  # a clip of the same class
     peaked = make_banks(500, 128, data="peaked_audio", seed=0)[1]
     assert (peaked @ peaked.T).min() > 0.9
