@@ -10,7 +10,6 @@ Letters: N rows, D dimensions, k members of a set.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -21,7 +20,7 @@ from torch import Tensor
 
 from avssl import distributed
 from avssl.mining import index, tiles
-from avssl.mining.definition import RULES, Rule, Search, map_blocks, spaces
+from avssl.mining.definition import RULES, Rule, search_in_turn, spaces
 
 Engine = Literal["auto", "flat", "ivf", "tiles"]
 ENGINES: tuple[Engine, ...] = get_args(Engine)
@@ -98,7 +97,7 @@ def mine_agreement(
         passes = torch.ones(len(asked), dtype=torch.uint8, device=video.device)
     else:
         plan = index.plan(banks, rule, k=k) if engine == "flat" else tiles.plan(banks, rule, k=k, generator=generator)
-        ids, score, passes = _search(plan, asked, k=k)
+        ids, score, passes = search_in_turn(plan, asked, k=k)
     if over_ranks:
         ids, score, passes = (_whole(part, len(rows)) for part in (ids, score, passes))
     recall = index.recall_of(banks, rule, score) if engine == "ivf" else 1.0
@@ -219,24 +218,6 @@ def _check(video: Tensor, audio: Tensor, *, k: int, rule: str, engine: str, vali
                 f"{name} row {row} has length {length[row].item():.6g} ({int(wrong.sum())} such rows), expected unit "
                 "length: normalize the rows or mark those without a vector in `valid`"
             )
-
-
-def _search(plan: Iterable[tuple[Search, int]], rows: Tensor, *, k: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Ask the searches of a plan in turn, each about those of the rows (R,) that the ones before have not proven, in
-    blocks of so many; the last proves all. Returns ids and scores (R, k), and how many searches it took (R,) uint8."""
-    ids = torch.zeros(len(rows), k, dtype=torch.int64, device=rows.device)
-    score = torch.zeros(len(rows), k, device=rows.device)
-    passes = torch.zeros(len(rows), dtype=torch.uint8, device=rows.device)
-    pending = torch.arange(len(rows), device=rows.device)
-    for num_passes, (search, block_rows) in enumerate(plan, start=1):
-        if len(pending) == 0:
-            break
-        blocks = map_blocks(search, rows[pending].split(block_rows))
-        block_ids, block_score, proven = (torch.cat(parts) for parts in zip(*blocks, strict=True))
-        done = pending[proven]
-        ids[done], score[done], passes[done] = block_ids[proven], block_score[proven], num_passes
-        pending = pending[~proven]
-    return ids, score, passes
 
 
 def _share(num_rows: int, device: torch.device) -> Tensor:

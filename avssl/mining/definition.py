@@ -8,7 +8,7 @@ Letters: N rows, D dimensions, R rows of a block, M candidates.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Literal, TypeVar, get_args
 
@@ -91,3 +91,21 @@ def map_blocks(function: Callable[[Tensor], T], blocks: Sequence[Tensor]) -> lis
 
 def block_rows(num_columns: int, dtype: torch.dtype) -> int:
     return max(1, min(_BLOCK_ROWS, _BLOCK_BYTES // (num_columns * dtype.itemsize)))
+
+
+def search_in_turn(plan: Iterable[tuple[Search, int]], rows: Tensor, *, k: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Ask the searches of a plan in turn, each about those of the rows (R,) that the ones before have not proven, in
+    blocks of so many; the last proves all. Returns ids and scores (R, k), and how many searches it took (R,) uint8."""
+    ids = torch.zeros(len(rows), k, dtype=torch.int64, device=rows.device)
+    score = torch.zeros(len(rows), k, device=rows.device)
+    passes = torch.zeros(len(rows), dtype=torch.uint8, device=rows.device)
+    pending = torch.arange(len(rows), device=rows.device)
+    for num_passes, (search, block_rows) in enumerate(plan, start=1):
+        if len(pending) == 0:
+            break
+        blocks = map_blocks(search, rows[pending].split(block_rows))
+        block_ids, block_score, proven = (torch.cat(parts) for parts in zip(*blocks, strict=True))
+        done = pending[proven]
+        ids[done], score[done], passes[done] = block_ids[proven], block_score[proven], num_passes
+        pending = pending[~proven]
+    return ids, score, passes

@@ -8,8 +8,8 @@ flat: the best `depth` of each row by that bound are scored by the definition, a
 ivf: FAISS divides the fused vectors into cells; a row is compared with those in the few cells nearest to it. Pairs are
     scored by the rule, not by the bound, with a product for each cell and the rows that visit it; FAISS's own scan
     would give candidates by the bound, to be scored again. Rows that find nobody close (clips whose picture and
-    sound seldom come together) visit more cells. How many is chosen on a sample; the recall that is reported is
-    measured on another.
+    sound seldom come together) visit more cells, or are searched by tiles where that is cheaper. How many is chosen on
+    a sample; the recall that is reported is measured on another.
 
 Letters: n rows, D dimensions, R rows of a block, M candidates, C cells, P cells that a row visits.
 """
@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 
@@ -27,13 +28,24 @@ import torch
 from torch import Tensor
 
 from avssl import distributed
-from avssl.mining.definition import Rule, Search, best, combine, definition, map_blocks, search_definition
+from avssl.mining import tiles
+from avssl.mining.definition import (
+    Rule,
+    Search,
+    best,
+    combine,
+    definition,
+    map_blocks,
+    search_definition,
+    search_in_turn,
+)
 
 MARGIN = 1e-5  # of a float32 inner product of fused vectors
 WEIGHTS = (0.2, 0.35, 0.5, 0.65, 0.8)  # w, of which the best on a sample is taken
 SAMPLE_ROWS = 256
 RECALL_AIM = 0.99  # of the sets, on the sample that chooses the number of visits
 MAX_VISITED = 256
+TILES_COST = 0.2  # of scoring a pair by tiles, over that by a visit of a cell
 ITERATIONS = 8  # of k-means
 TRAINING_PER_CELL = 40
 SLACK = 8  # candidates beyond k, for the rounding of float32
@@ -68,9 +80,9 @@ class _Flat:
 
     def search(self, rows: Tensor, *, k: int, depth: int) -> tuple[Tensor, Tensor, Tensor]:
         """Sets of rows (R,): ids (R, k) ascending, scores (R, k), and whether each row is proven (R,)."""
-        faiss.omp_set_num_threads(1)  # in this thread, which has a block of its own
         where = rows.cpu().numpy()
-        found = [index.search(x[where], depth + 1) for index, x in zip(self.indices, self.vectors, strict=True)]
+        with faiss_threads(1):  # this thread has a block of its own
+            found = [index.search(x[where], depth + 1) for index, x in zip(self.indices, self.vectors, strict=True)]
         bound = torch.from_numpy(np.max([bounds[:, -1] for bounds, _ in found], axis=0)).to(rows.device) + MARGIN
         candidates = torch.from_numpy(np.concatenate([ids for _, ids in found], axis=1)).to(rows.device)
         ids, score = score_again(self.banks, self.rule, rows, candidates, k=k)
@@ -82,7 +94,6 @@ def search_cells(
 ) -> tuple[Tensor, Tensor]:
     """Sets of rows (R,) of banks (n, D) by an inverted file: ids (R, k) ascending, -1 last where fewer were met, and
     scores (R, k). over_ranks: the cells are those of rank 0."""
-    faiss.omp_set_num_threads(torch.get_num_threads())
     sample = _even_sample(len(banks[0]), 2 * SAMPLE_ROWS)[::2].to(rows.device)
     weight = choose_weight(banks, rule, k=k)
     parts: list[tuple[Rule, list[Tensor]]] = [(rule, list(banks))]
@@ -91,10 +102,15 @@ def search_cells(
     lists = []
     for own_rule, own in parts:
         cells = Cells(own, own_rule, weight=weight, over_ranks=over_ranks)
-        search = partial(cells.search_twice, k=k, visits=cells.choose_visits(sample, k=k))
+        visits = cells.choose_visits(sample, k=k)
+        search = partial(cells.search_twice, k=k, visits=visits)
         order = cells.cell[rows].argsort(stable=True)  # neighbors visit the same cells
         blocks = map_blocks(search, rows[order].split(BLOCK_ROWS["ivf"]))
         found = torch.cat(blocks) if blocks else rows.new_zeros(0, k)
+        alone = (found[:, 0] < 0).nonzero()[:, 0]
+        if visits.many == len(cells.centers) and len(alone):
+            plan = tiles.plan(own, own_rule, k=k, generator=None)
+            found[alone, :k], _, _ = search_in_turn(plan, rows[order][alone], k=k)
         lists.append(torch.empty_like(found).index_copy_(0, order, found))
     candidates = torch.cat(lists, dim=1)
     again = partial(_score_block, banks=list(banks), rule=rule, rows=rows, candidates=candidates, k=k)
@@ -105,15 +121,12 @@ def search_cells(
 
 @dataclass(frozen=True)
 class Visits:
-    """How many cells a row visits: `few`, and `many` where its k-th score is then below the threshold."""
+    """How many cells a row visits: `few`, and `many` where its k-th score is then below the threshold; all cells are
+    no visits but a search by tiles."""
 
     few: int
     many: int
     threshold: float
-
-    def cost(self, share_again: float) -> float:
-        """Cells that a row visits on average."""
-        return self.few + share_again * self.many
 
 
 class Cells:
@@ -126,7 +139,8 @@ class Cells:
         training = _even_sample(num_rows, TRAINING_PER_CELL * num_cells)
         dim = sum(bank.shape[1] for bank in banks)
         means = faiss.Kmeans(dim, num_cells, niter=ITERATIONS, spherical=True, seed=0, min_points_per_centroid=1)
-        means.train(fuse([bank[training.to(device)] for bank in banks], weight))
+        with faiss_threads(torch.get_num_threads()):
+            means.train(fuse([bank[training.to(device)] for bank in banks], weight))
         centers = torch.from_numpy(means.centroids)
         self.centers = (distributed.broadcast(centers.to(device)).cpu() if over_ranks else centers).numpy()
         nearest = [self.nearest([bank[rows] for bank in banks], 1)[:, 0] for rows in _blocks(num_rows, device)]
@@ -139,7 +153,8 @@ class Cells:
 
     def nearest(self, vectors: Sequence[Tensor], num: int) -> Tensor:
         """Cells of vectors (R, D), nearest first: (R, num)."""
-        _, cells = faiss.knn(fuse(vectors, self.weight), self.centers, num, metric=faiss.METRIC_INNER_PRODUCT)
+        with faiss_threads(torch.get_num_threads()):  # one where this thread has a block of its own
+            _, cells = faiss.knn(fuse(vectors, self.weight), self.centers, num, metric=faiss.METRIC_INNER_PRODUCT)
         return torch.from_numpy(cells)
 
     def choose_visits(self, sample: Tensor, *, k: int) -> Visits:
@@ -150,41 +165,51 @@ class Cells:
         visited = self.nearest([bank[sample] for bank in self.banks], most).to(sample.device)  # (R, most)
         met = (visited[:, :, None] == self.cell[members][:, None]).sum(dim=2).cumsum(dim=1) / k  # (R, most)
         numbers = [2**i for i in range(most.bit_length()) if 2**i < most] + [most]
-        best, cost = Visits(most, most, -math.inf), math.inf
+        every, least, best = len(self.centers), math.inf, Visits(most, most, -math.inf)
         for few in numbers:
-            kth = self.search(sample, num=k, num_visited=few)[1][:, -1]
+            kth = self.search(sample, num=k, num_visited=few)[1][:, -1].clamp(min=-2)  # -inf: fewer than k
             order = kth.argsort()  # from those that find nobody close
-            for many in (number for number in numbers if number >= few):
-                gained = torch.cat([met.new_zeros(1), (met[:, many - 1] - met[:, few - 1])[order].cumsum(0)])
+            for many in (*(number for number in numbers if number >= few), every):
+                then = met[:, many - 1] if many < every else torch.ones_like(kth)
+                gained = torch.cat([met.new_zeros(1), (then - met[:, few - 1])[order].cumsum(0)])
                 enough = (met[:, few - 1].sum() + gained >= RECALL_AIM * len(sample)).nonzero()
                 if not len(enough):
                     continue
                 num_again = int(enough[0])  # rows that visit many
-                threshold = float(kth[order[num_again]]) if num_again < len(sample) else math.inf
-                found = Visits(few, many, threshold if num_again else -math.inf)
-                if found.cost(num_again / len(sample)) < cost:
-                    best, cost = found, found.cost(num_again / len(sample))
+                between = kth[order[max(num_again - 1, 0) : num_again + 1]].mean()  # of no row, for rounding
+                threshold = float(between) if num_again < len(sample) else math.inf
+                cost = few + num_again / len(sample) * (many if many < every else TILES_COST * every)
+                if cost < least:
+                    least, best = cost, Visits(few, many, threshold if num_again else -math.inf)
         return best
 
     def search_twice(self, rows: Tensor, *, k: int, visits: Visits) -> Tensor:
-        """Candidates of rows (R,): ids (R, k + SLACK), -1 where there are fewer."""
+        """Candidates of rows (R,): ids (R, k + SLACK), -1 where there are fewer, and for rows that tiles search."""
         found, score = self.search(rows, num=k + SLACK, num_visited=visits.few)
         again = (score[:, k - 1] < visits.threshold).nonzero()[:, 0]
-        if len(again):
+        if visits.many == len(self.centers):
+            found[again] = -1
+        elif len(again):
             found[again], _ = self.search(rows[again], num=k + SLACK, num_visited=visits.many)
         return found
 
     def search(self, rows: Tensor, *, num: int, num_visited: int) -> tuple[Tensor, Tensor]:
         """The best `num` others of rows (R,) in the cells that each visits, best first: ids, -1 where there are fewer,
         and float32 scores, (R, num) each."""
-        faiss.omp_set_num_threads(1)  # in this thread, which has a block of its own
         own = [bank[rows] for bank in self.banks]
-        device, places = rows.device, self.place[rows]
-        score = torch.full((len(rows), num), -torch.inf, device=device)
-        found = torch.full((len(rows), num), -1, device=device)
-        visited = self.nearest(own, num_visited).to(device)  # (R, P)
+        score = torch.full((len(rows), num), -torch.inf, device=rows.device)
+        found = torch.full((len(rows), num), -1, device=rows.device)
+        visited = self.nearest(own, num_visited).to(rows.device)  # (R, P)
+        for part in (visited[:, :1], visited[:, 1:]):  # the nearest first: by its scores few of the others matter
+            self._visit(part, own, self.place[rows], score, found)
+        return found.masked_fill(score == -torch.inf, -1), score
+
+    def _visit(self, visited: Tensor, own: Sequence[Tensor], places: Tensor, score: Tensor, found: Tensor) -> None:
+        """Merge what rows (R,) find in the cells `visited` (R, P) into their best so far, `score` and `found`, both
+        (R, num) and changed in place."""
         cells, order = visited.flatten().sort(stable=True)
-        visitors, counts = order // num_visited, cells.bincount(minlength=len(self.centers)).tolist()
+        visitors = order // max(visited.shape[1], 1)
+        counts = cells.bincount(minlength=len(self.centers)).tolist()
         first = 0
         for cell, count in enumerate(counts):
             begin, end = (self.ends[cell - 1] if cell else 0), self.ends[cell]
@@ -199,12 +224,24 @@ class Cells:
             inside = ((itself >= 0) & (itself < end - begin)).nonzero()[:, 0]
             scores[inside, itself[inside]] = -torch.inf
             better = (scores.amax(dim=1) > score[who, -1]).nonzero()[:, 0]
+            if not len(better):
+                continue
             who, scores = who[better], scores[better]
-            top = scores.topk(min(num, end - begin), dim=1)
-            merged = torch.cat([score[who], top.values], dim=1).topk(num, dim=1)
+            top = scores.topk(min(score.shape[1], end - begin), dim=1)
+            merged = torch.cat([score[who], top.values], dim=1).topk(score.shape[1], dim=1)
             ids = torch.cat([found[who], self.order[begin:end][top.indices]], dim=1)
             score[who], found[who] = merged.values, ids.gather(1, merged.indices)
-        return found.masked_fill(score == -torch.inf, -1), score
+
+
+@contextmanager
+def faiss_threads(num: int) -> Iterator[None]:
+    """FAISS with so many threads inside. It may share OpenMP with torch, whose number must be the same afterwards."""
+    before = faiss.omp_get_max_threads()
+    faiss.omp_set_num_threads(num)
+    try:
+        yield
+    finally:
+        faiss.omp_set_num_threads(before)
 
 
 def fuse(vectors: Sequence[Tensor], weight: float) -> np.ndarray:

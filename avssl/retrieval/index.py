@@ -18,6 +18,7 @@ import numpy as np
 import torch
 
 from avssl.files import POLL_SECONDS, WriteError, atomic_write, digest, folder_lock
+from avssl.mining.index import faiss_threads
 from avssl.retrieval.search import Query, Way, query_modalities, query_of_row, rank_each, result_modalities, ways_of
 from avssl.retrieval.store import Store
 from avssl.structs import MODALITIES
@@ -56,9 +57,9 @@ class NeighborIndex:
 
     def candidates(self, query: Query, way: Way) -> np.ndarray | None:
         """As `Narrowing`."""
-        faiss.omp_set_num_threads(1)  # for this thread: searches are short and run concurrently
         space = self.spaces[_space(way)]
-        rows = _visit(space, query, way, self.measured.num_visited[way])
+        with faiss_threads(1):  # searches are short and run concurrently
+            rows = _visit(space, query, way, self.measured.num_visited[way])
         return rows if len(rows) > self.max_depth(way) or len(rows) == space.ntotal else None
 
 

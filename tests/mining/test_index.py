@@ -1,5 +1,6 @@
 """Mining by FAISS: flat equals the definition, ivf finds what it says and says how much it misses."""
 
+import math
 import os
 from pathlib import Path
 
@@ -90,6 +91,8 @@ def test_ivf_is_the_same_for_any_threads_and_blocks(generator, monkeypatch):
             sets = mine_agreement(video, audio, k=8, engine="ivf")
             assert torch.equal(sets.ids, expected.ids)
             assert sets.recall == expected.recall
+            mine_agreement(video[:300], audio[:300], k=8, engine="flat")
+            assert torch.get_num_threads() == num_threads  # which FAISS may share
     finally:
         torch.set_num_threads(threads)
 
@@ -97,11 +100,14 @@ def test_ivf_is_the_same_for_any_threads_and_blocks(generator, monkeypatch):
 def test_ivf_misses_more_when_it_may_visit_few_and_says_so(generator, monkeypatch):
     video, audio = unit((3000, 32), generator), unit((3000, 32), generator)  # neighbors are chance
     monkeypatch.setattr(index, "MAX_VISITED", 4)
+    monkeypatch.setattr(index, "TILES_COST", math.inf)
     sets = mine_agreement(video, audio, k=8, engine="ivf")
     _, score = dense(video, audio, k=8, rule="consensus")
     recall = float((sets.score >= score.amin(dim=1, keepdim=True) - 1e-6).float().mean())
     assert recall < 0.5
     assert sets.recall == pytest.approx(recall, abs=0.05)
+    monkeypatch.setattr(index, "TILES_COST", 0.2)
+    assert mine_agreement(video, audio, k=8, engine="ivf").recall > 0.98  # tiles search for rows that nobody is near
 
 
 def test_rows_that_meet_too_few_have_smaller_sets(generator):

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from avssl.retrieval import index as module
 from avssl.retrieval.index import NeighborIndex, open_index
@@ -42,6 +43,7 @@ def rows(store: Store) -> list[int]:
 @pytest.mark.parametrize("way", WAYS)
 def test_the_index_finds_what_it_says(store: Store, index: NeighborIndex, rows: list[int], way: str) -> None:
     depth, hits = index.max_depth(way), []
+    torch.set_num_threads(2)
     for row in rows:
         query = query_of_row(store, row)
         exact, found = (rank(store, query, way=way, depth=depth, index=used) for used in (None, index))
@@ -54,6 +56,7 @@ def test_the_index_finds_what_it_says(store: Store, index: NeighborIndex, rows: 
         # what it finds is scored exactly
         assert np.allclose(found.scores[same], [scores[each] for each in found.rows[same].tolist()], atol=1e-6)
         hits.append(same.mean())
+    assert torch.get_num_threads() == 2  # which FAISS may share
     assert np.mean(hits) == pytest.approx(index.measured.recall[way], abs=0.02)
     space = index.spaces["both" if way == "agreement" else result_modalities(way)[0]]
     assert np.mean(hits) > module.RECALL_AIM - 0.02 or index.measured.num_visited[way] == space.nlist

@@ -58,6 +58,9 @@ def test_rows_take_the_rate_that_held_out_clips_choose(
     assert "| random |" in printed
     assert "| chance | 0." in printed
     assert all(seed["steps"] == 3 and 0 < seed["peak_gigabytes"] < 20 for seed in row["seeds"])
+    timed = call(families, monkeypatch, capsys, *words, "--steps").splitlines()
+    assert [line.split(" | ")[0] for line in timed[2:]] == ["| infonce", "| pretext_rotation"]
+    assert all(0.01 < float(line.split("|")[3]) < 100 for line in timed[2:])
     other = ["--kept", str(tmp_path / "kept"), "method.hidden_dim=17"]
     for more, message in (
         (other, "toy_random.json was measured with another method.hidden_dim"),

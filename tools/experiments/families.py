@@ -2,6 +2,7 @@
 
     python tools/experiments/families.py data --digits digits --out runs/families
     python tools/experiments/families.py data --out runs/families --only simclr moco_v3 --seeds 0
+    python tools/experiments/families.py data --out runs/families --steps
 
 DATA holds the set of `avssl datasets toy DATA`, --digits that of `avssl datasets digits MEDIA DIGITS`;
 patch and joint need --tracks, of avssl track on the toy set, and are left out without. A row is a configuration of
@@ -9,13 +10,14 @@ configs/toy or configs/digits. Its learning rate is that of RATES whose features
 best on a third of the toy set's training clips, which the probe has not seen. Test clips choose nothing. Digits are
 trained once, at the toy set's rate, and VARIANTS once, at the rate of the row that they vary. The row `random` is what
 infonce starts from. Finished rows lie in docs/results/data and are not trained again; a row of other settings is
-refused by name. A stopped training is resumed.
+refused by name. A stopped training is resumed. --steps trains nothing and times a step of every row on the toy set.
 Exit code: 0 done, 1 stopped or failed while training, 2 wrong call.
 """
 
 import argparse
 import json
 import sys
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -40,7 +42,10 @@ from avssl.config import Config, load
 from avssl.data.manifest import Manifest, read_manifest
 from avssl.files import shipped
 from avssl.methods import method_options
+from avssl.structs import Progress
 from avssl.training.checkpoint import LAST, load_checkpoint
+from avssl.training.setup import set_up
+from avssl.training.step import train_step
 from avssl.weights.load import Run, load_run
 
 DATA = Path(__file__).resolve().parents[2] / "docs" / "results" / "data"
@@ -50,6 +55,7 @@ COMMON = (
     *("optim.warmup_epochs=0.5", "data.cache_gigabytes=4", "data.num_workers=1", "run.num_threads=2"),
 )
 SECONDS_EACH = 60  # that a training should take at most
+WARM, TURNS = 2, 7  # steps that are timed
 NUM_CLIPS = 1  # of a video wherever features are taken
 ALONE = ("finetune", "avid_cma")  # knows labels; starts from another row
 OWN = {("toy", "avid"): ("method.in_batch_epochs=1",)}  # of the few epochs here
@@ -162,8 +168,9 @@ def swept(
             return None
 
         def work(folder: Path = folder) -> dict[str, Any]:
-            steps = {"steps": load_checkpoint(folder / LAST)["step"]}
-            return measure(load_run(folder), manifest) | steps | cached(folder / SECONDS, dict)
+            costs = cached(folder / SECONDS, dict) | {"steps": load_checkpoint(folder / LAST)["step"]}
+            costs.pop("train_seconds", None)  # other work may run beside; see --steps
+            return measure(load_run(folder), manifest) | costs
 
         results.append(cached(folder / "metrics.json", work))
     config = config_of(seeds[0], best)
@@ -250,6 +257,34 @@ def compare(arguments: argparse.Namespace) -> tuple[dict[str, Any], str] | None:
     return results, "\n\n".join(f"{name}\n\n{table(rows, every=toy)}" for name, rows in results.items())
 
 
+def time_steps(arguments: argparse.Namespace) -> tuple[dict[str, Any], str]:
+    """{row: seconds of a step, of_avid: over those of AVID's}, medians of turns that the two take, and a table."""
+    toy = sets_of(arguments)[0]
+
+    def prepared(name: str) -> Callable[[], float]:
+        config = config_of(arguments, toy, name, seed=0, rate=RATES[0])
+        run = set_up(config.replace(data=config.data.model_copy(update={"num_workers": 0})))
+        batch = next(iter(run.loader)).to(run.device)
+        run.model.train()
+
+        def step() -> float:
+            since = time.perf_counter()
+            train_step(run.model, run.optimizer, batch, config, Progress(0, 0, 1))[0].loss.item()
+            return time.perf_counter() - since
+
+        return step
+
+    avid, found = prepared("avid"), {}
+    for name in rows_to_train(arguments, toy):
+        step = prepared(name)
+        turns = np.array([(step(), avid()) for _ in range(WARM + TURNS)])[WARM:]
+        seconds, of_avid = np.median(turns, axis=0)[0], np.median(turns[:, 0] / turns[:, 1])
+        found[name] = {"seconds": float(seconds), "of_avid": float(of_avid)}
+        info(f"{name}: {seconds:.2f} s, {of_avid:.2f} of AVID's")
+    lines = [f"| {name} | {row['seconds']:.2f} | {row['of_avid']:.2f} |" for name, row in found.items()]
+    return found, "\n".join(["| | s per step | of AVID's |", "|---|---|---|", *lines])
+
+
 def table(rows: dict[str, Any], *, every: Iterable[str]) -> str:
     """A table of rows; those of `every` that this set lacks are named."""
     columns = {
@@ -259,23 +294,19 @@ def table(rows: dict[str, Any], *, every: Iterable[str]) -> str:
         "kNN audio": ("knn", "audio"),
         "v2a R@1": ("recall", "v2a_r1"),
     }
-    costs = ("rate", "s per step", "of AVID's", "GB", "M parameters")
+    costs = ("rate", "GB", "M parameters")
     lines = [f"| | {' | '.join((*columns, *costs))} |", "|---|" + "---|" * len((*columns, *costs))]
     chance = f"{next(iter(rows.values()))['seeds'][0]['chance']:.3f}" if rows else ""
     lines.append(f"| chance | {' | '.join([chance] * 4)} |" + " |" * (1 + len(costs)))
-    avid = seconds_per_step(rows.get("avid", {}))
     for name, row in rows.items():
         cells = []
         for group, key in columns.values():
             values = [seed[group][key] for seed in row["seeds"] if key in seed.get(group, {})]
             spread = f" ± {np.std(values, ddof=1):.3f}" if len(values) > 1 else ""
             cells.append(f"{np.mean(values):.3f}{spread}" if values else "")
-        seconds = seconds_per_step(row)
         memory = max((seed["peak_gigabytes"] for seed in row["seeds"] if "peak_gigabytes" in seed), default=None)
         cells += [
             f"{row['rate']:g}" if "rate" in row else "",
-            f"{seconds:.2f}" if seconds else "",
-            f"{seconds / avid:.2f}" if seconds and avid else "",
             f"{memory:.2f}" if memory else "",
             f"{row['seeds'][0]['parameters'] / 1e6:.2f}",
         ]
@@ -284,13 +315,10 @@ def table(rows: dict[str, Any], *, every: Iterable[str]) -> str:
     return "\n".join(lines)
 
 
-def seconds_per_step(row: dict[str, Any]) -> float | None:
-    """Mean over the trainings of a row that were not resumed."""
-    found = [seed["train_seconds"] / seed["steps"] for seed in row.get("seeds", ()) if "train_seconds" in seed]
-    return float(np.mean(found)) if found else None
-
-
 def plan(arguments: argparse.Namespace) -> Iterator[str]:
+    if arguments.steps:
+        yield f"time {TURNS} steps of {len(rows_to_train(arguments, sets_of(arguments)[0]))} rows and of AVID in turns"
+        return
     total = 0
     for each in sets_of(arguments):
         for name in rows_to_train(arguments, each):
@@ -307,8 +335,9 @@ def main() -> int:
     parser.add_argument("--tracks", type=Path, help="table of tracks of the toy set")
     parser.add_argument("--only", nargs="+", metavar="ROW", help="names of configurations (default: all)")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="of toy; digits take the first")
+    parser.add_argument("--steps", action="store_true", help="time a step of every row instead")
     parser.add_argument("--kept", type=Path, default=DATA, help="folder of finished rows (default: docs/results/data)")
-    return experiment.run(parser, compare, plan=plan)
+    return experiment.run(parser, lambda given: (time_steps if given.steps else compare)(given), plan=plan)
 
 
 if __name__ == "__main__":
