@@ -150,6 +150,7 @@ def test_channels_last_reaches_a_kernel_of_one_channel() -> None:
 
 COMPILED = """
 import torch
+torch.set_grad_enabled(False)  # a backward graph takes as long again
 from torch._dynamo.utils import counters
 from avssl.models.heads import mlp
 from avssl.models.momentum import MomentumCopy

@@ -398,13 +398,15 @@ def error_text(error: Exception) -> str:
 @contextlib.contextmanager
 def logged_errors() -> Iterator[list[tuple[int, str, str]]]:
     """(level, component, message) of each error that FFmpeg logs: the only sign of what a demuxer skips or lacks."""
-    before = av.logging.get_level()
+    before = av.logging.get_level(), av.logging.get_skip_repeated()
     av.logging.set_level(av.logging.ERROR)
+    av.logging.set_skip_repeated(False)  # what the last file had too would be left out
     try:
         with av.logging.Capture() as messages:
             yield messages
     finally:
-        av.logging.set_level(before)
+        av.logging.set_level(before[0])
+        av.logging.set_skip_repeated(before[1])
 
 
 def _why_not(path: str, error: Exception) -> str:

@@ -314,8 +314,9 @@ def test_a_file_without_its_index_was_cut_off(tmp_path: Path) -> None:
     content = path.read_bytes()
     assert content.index(b"mdat") < content.index(b"moov")
     path.write_bytes(content[: content.index(b"moov") - 4])
-    with pytest.raises(DecodeError, match="moov atom not found: the file was cut off or is still being written"):
-        read_frames(path, start=0, duration=1, fps=8)
+    for _ in range(2):  # FFmpeg leaves messages out that it has just logged
+        with pytest.raises(DecodeError, match="moov atom not found: the file was cut off or is still being written"):
+            read_frames(path, start=0, duration=1, fps=8)
 
 
 def test_sound_alone_has_no_frames(tmp_path):
