@@ -22,7 +22,6 @@ from avssl.data.manifest import Manifest, read_manifest
 from avssl.files import atomic_write, check_writable, print_result
 from avssl.mining.agreement import (
     ENGINES,
-    RECALL,
     AgreementSets,
     agreement_precision,
     chance_precision,
@@ -41,7 +40,6 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument(
         "--engine", choices=ENGINES, default="auto", help="search: tiles and flat are exact, ivf is not"
     )
-    parser.add_argument("--recall", type=float, default=RECALL, help=f"that ivf aims at (default: {RECALL})")
     parser.add_argument("--min-score", type=float, default=-1.0, help="least similarity of a positive (default: none)")
     parser.add_argument("--out", type=Path, required=True, help="parquet file for the sets")
     parser.add_argument("--manifest", type=Path, help="the run's manifest, when it moved")
@@ -74,7 +72,6 @@ def _mine(given: argparse.Namespace) -> int:
             min_score=given.min_score,
             valid=valid[rule],
             engine=given.engine,
-            recall=given.recall,
         )
         for rule in RULES
         if rule == given.rule or (has_labels and num_rows[rule] > given.k)

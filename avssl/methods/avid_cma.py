@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from avssl import distributed
 from avssl.config import Count, NotNegative
 from avssl.methods.avid import AVID, AVIDOptions, Term
-from avssl.mining.agreement import RECALL, Engine, minable, mine_agreement, overlap
+from avssl.mining.agreement import Engine, minable, mine_agreement, overlap
 from avssl.mining.background import BackgroundSearch
 from avssl.mining.definition import Rule
 from avssl.objectives.positives import in_set
@@ -31,7 +31,6 @@ class AVIDCMAOptions(AVIDOptions):
     min_score: float = Field(-1.0, ge=-1, le=1)  # least similarity of a member, where classes are smaller than sets
     rule: Rule = "consensus"  # consensus and union: of clips with both modalities; video, audio: with that one
     engine: Engine = "auto"  # of the search: tiles and flat are exact, ivf (FAISS) is for more than some 10^5 clips
-    recall: float = Field(RECALL, gt=0, le=1)  # share of the sets that ivf aims at; .9 takes a fraction of the time
     mine_from_epoch: int = Field(0, ge=0)  # AVID alone before
     mine_every: int = Field(5, ge=0)  # epochs between two minings; 0 = mine once
     mine_in_background: bool = False  # search on the CPU while an epoch trains; its sets are used from the next one on
@@ -172,7 +171,6 @@ class AVIDCMA(AVID):
             "min_score": options.min_score,
             "valid": minable(**{modality: bank.valid for modality, bank in self.banks.items()}, rule=options.rule),
             "engine": options.engine,
-            "recall": options.recall,
         }
 
     @torch.no_grad()

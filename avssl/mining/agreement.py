@@ -25,7 +25,6 @@ from avssl.mining.definition import RULES, Rule, search_in_turn, spaces
 Engine = Literal["auto", "flat", "ivf", "tiles"]
 ENGINES: tuple[Engine, ...] = get_args(Engine)
 
-RECALL = 0.99  # of the sets, that ivf aims at on the sample that chooses its visits
 _EXACT_ROWS = {"bfloat16": 150_000, "float32": 50_000}  # what tiles search
 _UNIT_TOLERANCE = 1e-3
 
@@ -54,7 +53,6 @@ def mine_agreement(
     min_score: float = -1.0,
     valid: Tensor | None = None,
     engine: Engine = "auto",
-    recall: float = RECALL,
     generator: torch.Generator | None = None,
     over_ranks: bool = False,
 ) -> AgreementSets:
@@ -71,7 +69,6 @@ def mine_agreement(
         valid: (N,) bool; the other rows get no set and are in nobody's set. None: all rows.
         engine: tiles and flat find the sets of the definition; ivf most of them, and measures the share. auto: tiles up
             to some 10^5 rows (see `choose_engine`), then ivf.
-        recall: share of the definition's sets that ivf aims at; .9 takes a fraction of the time of .99.
         generator: draws the rows (on the CPU) on which the depth of tiles is chosen; changes the speed, not the result.
             None: evenly spaced rows.
         over_ranks: all ranks call with the same vectors, each searches for its share of the rows, and each gets all
@@ -84,8 +81,6 @@ def mine_agreement(
         the dense search of avid_cma.py. Differs from AVID-CMA: self is removed by id, not by rank.
     """
     _check(video, audio, k=k, rule=rule, engine=engine, valid=valid)
-    if not 0 < recall <= 1:
-        raise ValueError(f"recall is {recall}, expected above 0 and at most 1")
     if valid is None:
         valid = torch.ones(len(video), dtype=torch.bool, device=video.device)
     rows = valid.to(video.device).nonzero().squeeze(1)  # (n,) ascending, so that ties and order survive the mapping
@@ -98,14 +93,14 @@ def mine_agreement(
     engine = choose_engine(len(rows), video.device) if engine == "auto" else engine
     asked = _share(len(rows), video.device) if over_ranks else torch.arange(len(rows), device=video.device)
     if engine == "ivf":
-        ids, score = index.search_cells(banks, rule, asked, k=k, aim=recall, over_ranks=over_ranks)
+        ids, score = index.search_cells(banks, rule, asked, k=k, over_ranks=over_ranks)
         passes = torch.ones(len(asked), dtype=torch.uint8, device=video.device)
     else:
         plan = index.plan(banks, rule, k=k) if engine == "flat" else tiles.plan(banks, rule, k=k, generator=generator)
         ids, score, passes = search_in_turn(plan, asked, k=k)
     if over_ranks:
         ids, score, passes = (_whole(part, len(rows)) for part in (ids, score, passes))
-    found_recall = index.recall_of(banks, rule, score) if engine == "ivf" else 1.0
+    recall = index.recall_of(banks, rule, score) if engine == "ivf" else 1.0
     is_unlike = (score < min_score - 1e-6) | (ids < 0)  # for rounding
     ids, order = rows[ids.clamp(min=0)].masked_fill(is_unlike, -1).sort(dim=1)
     sets = AgreementSets(
@@ -114,7 +109,7 @@ def mine_agreement(
         exact=torch.full((len(video),), engine != "ivf", device=video.device),
         passes=torch.zeros(len(video), dtype=torch.uint8, device=video.device),
         engine=engine,
-        recall=found_recall,
+        recall=recall,
     )
     sets.ids[rows], sets.score[rows] = ids, score.masked_fill(is_unlike, 0).gather(1, order)
     sets.passes[rows] = passes
@@ -139,7 +134,6 @@ def mine(
     rule: Rule = "consensus",
     min_score: float = -1.0,
     engine: Engine = "auto",
-    recall: float = RECALL,
     normalize: bool = False,
 ) -> AgreementSets:
     """`mine_agreement` of anybody's embeddings, arrays or tensors (N, D) of unit length: `avssl.mine`.
@@ -156,7 +150,7 @@ def mine(
             raise ValueError(f"{name} holds {x.dtype}, expected floating point embeddings (N, D)")
     exact = (x if x.dtype == torch.float64 else x.float() for x in spaces.values())
     exact = (F.normalize(x, dim=-1) if normalize else x for x in exact)
-    return mine_agreement(*exact, k=k, rule=rule, min_score=min_score, engine=engine, recall=recall)
+    return mine_agreement(*exact, k=k, rule=rule, min_score=min_score, engine=engine)
 
 
 def minable(*, video: Tensor, audio: Tensor, rule: Rule) -> Tensor:

@@ -43,8 +43,9 @@ from avssl.mining.definition import (
 MARGIN = 1e-5  # of a float32 inner product of fused vectors
 WEIGHTS = (0.2, 0.35, 0.5, 0.65, 0.8)  # w, of which the best on a sample is taken
 SAMPLE_ROWS = 256
+RECALL_AIM = 0.99  # of the sets, on the sample that chooses the number of visits
 MAX_VISITED = 256
-TILES_COST = 0.2  # of scoring a pair by tiles, over that by a visit of a cell
+TILES_COST = 0.1  # of scoring a pair by tiles, over that by a visit of a cell
 ITERATIONS = 8  # of k-means
 TRAINING_PER_CELL = 40
 SLACK = 8  # candidates beyond k, for the rounding of float32
@@ -89,10 +90,10 @@ class _Flat:
 
 
 def search_cells(
-    banks: Sequence[Tensor], rule: Rule, rows: Tensor, *, k: int, aim: float, over_ranks: bool
+    banks: Sequence[Tensor], rule: Rule, rows: Tensor, *, k: int, over_ranks: bool
 ) -> tuple[Tensor, Tensor]:
     """Sets of rows (R,) of banks (n, D) by an inverted file: ids (R, k) ascending, -1 last where fewer were met, and
-    scores (R, k). aim: at this recall. over_ranks: the cells are those of rank 0."""
+    scores (R, k). over_ranks: the cells are those of rank 0."""
     sample = _even_sample(len(banks[0]), 2 * SAMPLE_ROWS)[::2].to(rows.device)
     weight = choose_weight(banks, rule, k=k)
     parts: list[tuple[Rule, list[Tensor]]] = [(rule, list(banks))]
@@ -101,7 +102,7 @@ def search_cells(
     lists = []
     for own_rule, own in parts:
         cells = Cells(own, own_rule, weight=weight, over_ranks=over_ranks)
-        visits = cells.choose_visits(sample, k=k, aim=aim)
+        visits = cells.choose_visits(sample, k=k)
         search = partial(cells.search_twice, k=k, visits=visits)
         order = cells.cell[rows].argsort(stable=True)  # neighbors visit the same cells
         blocks = map_blocks(search, rows[order].split(BLOCK_ROWS["ivf"]))
@@ -156,8 +157,8 @@ class Cells:
             _, cells = faiss.knn(fuse(vectors, self.weight), self.centers, num, metric=faiss.METRIC_INNER_PRODUCT)
         return torch.from_numpy(cells)
 
-    def choose_visits(self, sample: Tensor, *, k: int, aim: float) -> Visits:
-        """The cheapest visits by which the share `aim` of the sets of a sample of rows is met (a member is, where its
+    def choose_visits(self, sample: Tensor, *, k: int) -> Visits:
+        """The cheapest visits by which RECALL_AIM of the sets of a sample of rows is met (a member is met where its
         cell is visited); the dearest tried where none meets it."""
         most = min(MAX_VISITED, len(self.centers))
         _, members = top_of(self.banks, self.rule, sample, k=k)
@@ -171,7 +172,7 @@ class Cells:
             for many in (*(number for number in numbers if number >= few), every):
                 then = met[:, many - 1] if many < every else torch.ones_like(kth)
                 gained = torch.cat([met.new_zeros(1), (then - met[:, few - 1])[order].cumsum(0)])
-                enough = (met[:, few - 1].sum() + gained >= aim * len(sample)).nonzero()
+                enough = (met[:, few - 1].sum() + gained >= RECALL_AIM * len(sample)).nonzero()
                 if not len(enough):
                     continue
                 num_again = int(enough[0])  # rows that visit many

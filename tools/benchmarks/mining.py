@@ -21,7 +21,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from avssl.mining.agreement import ENGINES, RECALL, Engine, mine_agreement
+from avssl.mining.agreement import ENGINES, Engine, mine_agreement
 
 Data = Literal["clustered", "peaked_audio", "peaked", "uniform"]
 DATA: tuple[Data, ...] = get_args(Data)
@@ -80,15 +80,7 @@ def dense_agreement(video: Tensor, audio: Tensor, *, rows: Tensor, k: int) -> tu
 
 
 def benchmark_mining(
-    *,
-    num_rows: int,
-    dim: int,
-    k: int,
-    data: Data,
-    seed: int,
-    engines: Sequence[Engine],
-    dense_rows: int,
-    recall: float = RECALL,
+    *, num_rows: int, dim: int, k: int, data: Data, seed: int, engines: Sequence[Engine], dense_rows: int
 ) -> dict[str, Any]:
     """Time the dense search and each engine on the same banks, with torch's current number of threads.
 
@@ -116,7 +108,7 @@ def benchmark_mining(
     for engine in engines:
         mine_agreement(video[warm], audio[warm], k=min(k, 2047), engine=engine)
         start = time.perf_counter()
-        sets = mine_agreement(video, audio, k=k, engine=engine, recall=recall)
+        sets = mine_agreement(video, audio, k=k, engine=engine)
         seconds = time.perf_counter() - start
         reached = sets.score[sample] >= dense_score[:, -1:] - _SCORE_TOLERANCE
         found |= {
@@ -162,7 +154,6 @@ def main() -> int:
     parser.add_argument("--k", type=int, default=32, help="positives per instance (default: 32)")
     exact = [engine for engine in ENGINES if engine != "auto"]
     parser.add_argument("--engines", nargs="+", choices=exact, default=exact, help=f"(default: {', '.join(exact)})")
-    parser.add_argument("--recall", type=float, default=RECALL, help=f"that ivf aims at (default: {RECALL})")
     parser.add_argument("--dense-rows", type=int, default=8192, help="rows of the dense search (default: 8192)")
     parser.add_argument("--data", choices=DATA, default="clustered", help="shape of the synthetic banks")
     plan = "the dense search and {engines} on {data} banks of {sizes} x {dim}, k = {k}"
