@@ -3,7 +3,6 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
-PROCESSES := $(shell expr $$(nproc 2>/dev/null || echo 1) + 1)  # a quarter of the tests' time is waiting
 
 .PHONY: demo test test-fast test-browser lint format docs clean
 
@@ -16,11 +15,11 @@ demo: $(STAMP)
 	$(BIN)/python tools/experiments/demo.py --out runs/demo
 
 test: $(STAMP)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(PROCESSES) --dist worksteal -m "not browser"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist worksteal -m "not browser"
 
 # While one works: without processes, browser, and what trains or writes many files; up to 4 minutes on 2 cores.
 test-fast: $(STAMP)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(PROCESSES) --dist worksteal -m "not browser and not processes and not slow"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist worksteal -m "not browser and not processes and not slow"
 
 # The neighbor browser's page in a real Chromium (skipped where there is none); screenshots in runs/browser-screenshots.
 test-browser: $(STAMP)

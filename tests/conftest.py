@@ -20,9 +20,7 @@ def clip_set(tmp_path_factory: pytest.TempPathFactory) -> Manifest:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """What takes long and waits for others first, so that no process is left with it at the end."""
-    first = ("test_commands_and_code_of_the_pages", "test_main_and_hard", "test_the_demo")
-    items.sort(key=lambda item: (item.name not in first, item.get_closest_marker("processes") is None))
+    items.sort(key=lambda item: item.name != "test_commands_and_code_of_the_pages")  # minutes: not at the end
 
 
 @pytest.fixture(autouse=True)

@@ -62,6 +62,9 @@ def test_an_evaluation_of_nothing(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit, match="2"):
         cli.main(["evaluate", "runs/toy", "--dataset", "toy"])
     assert "what to evaluate must follow runs/toy: one of knn, linear" in capsys.readouterr().err
+    with pytest.raises(SystemExit, match="2"):
+        cli.main(["evaluate", "runs/toy", "lineer", "--dataset", "toy"])
+    assert "did you mean linear? invalid choice: 'lineer'" in capsys.readouterr().err
 
 
 def test_train_asks_for_its_config_alone(capsys: pytest.CaptureFixture[str]) -> None:

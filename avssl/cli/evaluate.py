@@ -65,7 +65,8 @@ def main(arguments: list[str] | None = None) -> int:
         parser.add_argument("--report", type=Path, help="HTML page to write: tables and confusion matrices")
         return run(_table, parser.parse_args(arguments), interrupted="no page was written")
     parser = _parser()
-    if arguments and not {*PROTOCOLS, "-h", "--help"} & {*arguments}:
+    follows = next(iter(arguments[1:]), "-")  # a misspelt protocol is argparse's to answer
+    if arguments and follows.startswith("-") and not {"-h", "--help"} & {*arguments}:
         parser.error(f"what to evaluate must follow {arguments[0]}: one of {', '.join(PROTOCOLS)}")
     given = parser.parse_args(arguments)
     try:
