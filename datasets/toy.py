@@ -21,6 +21,9 @@ largest) and ambience (the hue of the ground goes with the pitch of a hum). With
 drawn alike: nothing but the class ties it to the picture. One clip in ten carries a foreign sound instead, one that no
 class of its look has, with cues of its own. The manifest says which (`foreign`), and the cues.
 
+With --cluttered a training clip of toy is as nobody has chosen it: up to three things, anywhere, each moving by itself,
+or none; where there is one, the first is that of the class.
+
 Nothing else in a clip depends on its class: texture, place, direction, tilt, frame rate and camera shake of the
 picture; loudness and noise of the sound.
 
@@ -29,11 +32,13 @@ Letters: T frames, S samples, P size of a frame in pixels. Phases are in cycles 
 
 import argparse
 import colorsys
+import dataclasses
 import hashlib
 import json
 import multiprocessing
 import shutil
 import sys
+from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -56,10 +61,19 @@ FRAME_RATES = (10, 20)  # frames per second, lowest and highest
 PERIODS = (0.4, 1.0)  # seconds of one cycle of a motion, shortest and longest
 FOREIGN_SHARE = 0.1
 SPLITS = ("train", "test")
-STREAMS = ("clip", "silent clip", "foreign", "shapes", "cues")  # what is drawn from keys (seed, stream, split, ...)
+STREAMS = (
+    "clip",
+    "silent clip",
+    "foreign",
+    "shapes",
+    "cues",
+    "things",
+)  # what is drawn from keys (seed, stream, split, ...)
 NUM_GROUNDS = 4  # textures: few, so that a clip of so small a set cannot be known by its own
 HUES = (0.0, 0.8)  # of the ground for the lowest and the highest ambience, in turns: red to magenta, ends apart
 HUM = (90, 360)  # Hz, of the hum for the lowest and the highest ambience
+MOST_THINGS = 3  # in a cluttered clip
+CENTERED, ANYWHERE = 0.05, 0.4  # sides of the frame by which the middle of a motion is off the frame's, at most
 SPRITE = 128  # pixels of the square on which a shape is drawn before it is moved
 
 # ---- looks: a shape is its radius at equal angles clockwise from the top; a motion gives its place per phase
@@ -165,7 +179,8 @@ class Clip:
     """One clip to be made; with the seed it determines every byte.
 
     path is relative to the folder of its set; look is motion, shape, size and sound is sweep, rhythm, register; sound
-    and heard are None in the silent set; foreign says that `sound` is none of the label.
+    and heard are None in the silent set; foreign says that `sound` is none of the label; things: what a cluttered clip
+    shows instead of the look.
     """
 
     path: str
@@ -178,6 +193,7 @@ class Clip:
     sound: tuple[str, str, str] | None = None
     heard: Cues | None = None
     foreign: bool = False
+    things: tuple[tuple[str, str, str], ...] | None = None
 
 
 # ---- what is in a set
@@ -229,6 +245,20 @@ def toy_clips(split: str, num_clips: int, *, seed: int, tied: bool = True) -> li
     return clips
 
 
+def cluttered_clips(split: str, num_clips: int, *, seed: int, tied: bool = True) -> list[Clip]:
+    """`toy_clips`; those of training show from none to MOST_THINGS things, all numbers alike often."""
+    clips = toy_clips(split, num_clips, seed=seed, tied=tied)
+    if split != "train":
+        return clips
+    rng = np.random.default_rng((seed, STREAMS.index("things")))
+    looks = rng.integers(len(LOOKS), size=(num_clips, MOST_THINGS - 1))
+    numbers = rng.permutation(np.arange(num_clips) % (MOST_THINGS + 1)).tolist()
+    return [
+        dataclasses.replace(clip, things=(clip.look, *(LOOKS[other] for other in others))[:number])
+        for clip, others, number in zip(clips, looks, numbers, strict=True)
+    ]
+
+
 def action_clips(split: str, num_clips: int, *, seed: int) -> list[Clip]:
     """The clips of one split of the silent set; classes are motions, any new shape may make any of them."""
     rng = np.random.default_rng((seed, STREAMS.index("shapes"), SPLITS.index(split)))
@@ -266,7 +296,11 @@ def render_clip(clip: Clip, *, seed: int) -> tuple[np.ndarray, np.ndarray | None
     stream = STREAMS.index("clip" if clip.sound else "silent clip")
     rng = np.random.default_rng((seed, stream, SPLITS.index(clip.split), clip.index))
     fps = int(rng.integers(*FRAME_RATES, endpoint=True))
-    frames = render_frames(rng, *clip.look, clip.material, clip.seen, np.arange(round(SECONDS * fps)) / fps)
+    seconds = np.arange(round(SECONDS * fps)) / fps
+    if clip.things is None:
+        frames = render_frames(rng, *clip.look, clip.material, clip.seen, seconds)
+    else:
+        frames = render_things(rng, clip.things, clip.seen, seconds)
     if clip.sound is None:
         return frames, None, fps
     samples = render_samples(rng, *clip.sound, clip.heard, np.arange(round(SECONDS * SAMPLE_RATE)) / SAMPLE_RATE)
@@ -287,33 +321,75 @@ def render_frames(
     rng: np.random.Generator, motion: str, shape: str, size: str, material: str, cues: Cues, seconds: np.ndarray
 ) -> np.ndarray:
     """(T,) times -> (T, P, P, 3) uint8: the shape on a textured ground, both under a shaking camera."""
-    hue = HUES[0] + (HUES[1] - HUES[0]) * cues.ambience
-    color = 255 * np.array(colorsys.hsv_to_rgb(hue, 0.6, 0.75))
-    vivid = 255 * np.array(colorsys.hsv_to_rgb((hue + 0.5) % 1, 0.9, 0.8))  # far from the ground's color
-    sprite = draw_sprite(rng, shape, {"pale": np.full(3, 220), "dark": np.full(3, 35), "vivid": vivid}[material])
-    ground = draw_ground(np.random.default_rng(rng.integers(NUM_GROUNDS)), color, margin=8)
+    sprite = draw_sprite(rng, shape, color_of(material, cues))
+    ground = draw_ground(np.random.default_rng(rng.integers(NUM_GROUNDS)), color_of("ground", cues), margin=8)
+    course = draw_course(rng, motion, size, cues, seconds, off=CENTERED)
+    shake = shake_camera(rng, seconds)
+    frames = shift_ground(ground, shake)
+    put_on(frames, sprite, *course, shake)
+    return frames
 
+
+def render_things(
+    rng: np.random.Generator, things: Sequence[tuple[str, str, str]], cues: Cues, seconds: np.ndarray
+) -> np.ndarray:
+    """(T,) times -> (T, P, P, 3) uint8: several things (motion, shape, size) or none, as `render_frames`; the first has
+    the cues, the others move at a pace of their own."""
+    shake = shake_camera(rng, seconds)
+    ground = draw_ground(np.random.default_rng(rng.integers(NUM_GROUNDS)), color_of("ground", cues), margin=8)
+    frames = shift_ground(ground, shake)
+    for motion, shape, size in things:
+        sprite = draw_sprite(rng, shape, color_of(material_of(motion), cues))
+        put_on(frames, sprite, *draw_course(rng, motion, size, cues, seconds, off=ANYWHERE), shake)
+        cues = Cues(_log_uniform(rng, *PERIODS), rng.uniform(), cues.ambience)
+    return frames
+
+
+def color_of(what: str, cues: Cues) -> np.ndarray:
+    """(3,) RGB from 0 to 255 of a material, or of the ground."""
+    hue = HUES[0] + (HUES[1] - HUES[0]) * cues.ambience
+    return {
+        "ground": 255 * np.array(colorsys.hsv_to_rgb(hue, 0.6, 0.75)),
+        "pale": np.full(3, 220),
+        "dark": np.full(3, 35),
+        "vivid": 255 * np.array(colorsys.hsv_to_rgb((hue + 0.5) % 1, 0.9, 0.8)),  # far from the ground's color
+    }[what]
+
+
+def draw_course(
+    rng: np.random.Generator, motion: str, size: str, cues: Cues, seconds: np.ndarray, *, off: float
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """(T,) times -> places (T, 2) in pixels, scales (T,) of the sprite, angles (T,) in degrees, of a camera at rest."""
     radius = rng.uniform(*SIZES[size]) * PIXELS
     amplitude = rng.uniform(0.18, 0.26) * PIXELS
-    center = PIXELS / 2 + rng.uniform(-0.05, 0.05, 2) * PIXELS
+    center = PIXELS / 2 + rng.uniform(-off, off, 2) * PIXELS
     side, tilt = rng.choice((-1, 1)), rng.uniform(-20, 20)
-    shake = shake_camera(rng, seconds)  # (T, 2)
-
     x, y, turns, octaves = MOTIONS[motion](cues.cycles(seconds))
-    places = center + amplitude * np.stack([side * x, y], axis=1) + shake  # (T, 2)
-    scales = radius * 2**octaves / (SPRITE / 4)  # a shape of radius 1 is drawn with a quarter of the sprite
-    angles = tilt + 360 * side * turns
+    places = center + amplitude * np.stack([side * x, y], axis=1)
+    return places, radius * 2**octaves / (SPRITE / 4), tilt + 360 * side * turns  # of radius 1: a quarter of the sprite
 
-    frames = np.empty((len(seconds), PIXELS, PIXELS, 3), np.uint8)
-    for frame, place, scale, angle, offset in zip(frames, places, scales, angles, shake, strict=True):
+
+def shift_ground(ground: np.ndarray, shake: np.ndarray) -> np.ndarray:
+    """The ground (P + 16, P + 16, 3) under a camera that is shifted by (T, 2) pixels -> (T, P, P, 3) uint8."""
+    shifts = [np.float64([[1, 0, x - 8], [0, 1, y - 8]]) for x, y in shake]
+    return np.stack([cv2.warpAffine(ground, shift, (PIXELS, PIXELS), flags=cv2.INTER_LINEAR) for shift in shifts])
+
+
+def put_on(
+    frames: np.ndarray,
+    sprite: np.ndarray,
+    places: np.ndarray,
+    scales: np.ndarray,
+    angles: np.ndarray,
+    shake: np.ndarray,
+) -> None:
+    """Draw a sprite over frames (T, P, P, 3), in place."""
+    for frame, place, scale, angle in zip(frames, places + shake, scales, angles, strict=True):
         turn = cv2.getRotationMatrix2D((SPRITE / 2, SPRITE / 2), -angle, scale)  # clockwise for positive angles
         turn[:, 2] += place - SPRITE / 2
         thing = cv2.warpAffine(sprite, turn, (PIXELS, PIXELS), flags=cv2.INTER_LINEAR)
-        shift = np.float64([[1, 0, offset[0] - 8], [0, 1, offset[1] - 8]])
-        behind = cv2.warpAffine(ground, shift, (PIXELS, PIXELS), flags=cv2.INTER_LINEAR)
         cover = thing[..., 3:].astype(np.uint16)
-        frame[:] = np.minimum(thing[..., :3] + behind * (255 - cover) // 255, 255)
-    return frames
+        frame[:] = np.minimum(thing[..., :3] + frame * (255 - cover) // 255, 255)
 
 
 def draw_sprite(rng: np.random.Generator, shape: str, color: np.ndarray) -> np.ndarray:
@@ -433,6 +509,7 @@ def describe_clip(clip: Clip) -> dict[str, object]:
     """The row of a clip in the manifest, before it is probed."""
     row = {"path": clip.path, "label": clip.label, "split": clip.split}
     row |= dict(zip(("motion", "shape", "size"), clip.look, strict=True)) | {"material": clip.material}
+    row |= {} if clip.things is None else {"things": len(clip.things)}
     row |= {"period": clip.seen.period, "ambience": clip.seen.ambience}
     if clip.sound is None:
         return row
@@ -458,6 +535,7 @@ def main(arguments: list[str] | None = None) -> int:
         parser.add_argument(name, type=_count, default=default, help=f"{content} (default: {default})")
     parser.add_argument("--no-next", action="store_true", help="do not say what may follow")
     parser.add_argument("--untied", action="store_true", help="no cue but the class ties a sound to its picture")
+    parser.add_argument("--cluttered", action="store_true", help="training clips of toy show several things or none")
     parser.add_argument(
         "--json", nargs="?", const="-", metavar="PATH", type=Path, help="summary as JSON (default: stdout)"
     )
@@ -467,8 +545,9 @@ def main(arguments: list[str] | None = None) -> int:
 
     source = hashlib.sha256(Path(__file__).read_bytes()).hexdigest()  # a changed recipe makes another set
     summary = {}
+    toy = cluttered_clips if given.cluttered else toy_clips
     for name, clips_of, num_train, num_test in (
-        ("toy", partial(toy_clips, tied=not given.untied), given.train, given.test),
+        ("toy", partial(toy, tied=not given.untied), given.train, given.test),
         ("toy_actions", action_clips, given.actions_train, given.actions_test),
     ):
         root = given.out / name
@@ -478,6 +557,7 @@ def main(arguments: list[str] | None = None) -> int:
             "train": num_train,
             "test": num_test,
             "untied": given.untied,
+            "cluttered": given.cluttered,
             "source": source,
         }
         try:

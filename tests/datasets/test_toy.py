@@ -1,6 +1,7 @@
 """The toy sets: who looks and sounds like whom, same seed same bytes, and no way around motion and rhythm."""
 
 import colorsys
+import dataclasses
 import importlib
 import itertools
 import json
@@ -92,6 +93,26 @@ def test_a_sound_has_the_cues_of_its_picture_unless_it_is_foreign_or_untied(tied
     ties = [abs(np.corrcoef(seen[:, n], heard[:, n])[0, 1]) for n in range(3)]
     assert min(ties) > 0.8 if tied else max(ties) < 0.12
     assert [clip.seen for clip in clips] == [clip.seen for clip in toy.toy_clips("train", 600, seed=0)]
+
+
+def test_cluttered_training_clips_show_other_things_too_or_none():
+    plain, clips = (make("train", 400, seed=0) for make in (toy.toy_clips, toy.cluttered_clips))
+    assert [dataclasses.replace(clip, things=None) for clip in clips] == plain
+    assert Counter(len(clip.things) for clip in clips) == dict.fromkeys(range(4), 100)
+    assert all(clip.things[0] == clip.look for clip in clips if clip.things)
+    assert {other for clip in clips for other in clip.things[1:]} == set(toy.LOOKS)
+    assert toy.cluttered_clips("test", 48, seed=0) == toy.toy_clips("test", 48, seed=0)
+    covered = {number: [] for number in range(4)}
+    for clip in clips[:48]:
+        frames, samples, _ = toy.render_clip(clip, seed=0)
+        distance = np.abs(frames - np.median(frames, axis=(0, 1, 2))).min(axis=-1)
+        covered[len(clip.things)].append((distance > 40).mean())
+        assert np.array_equal(samples, toy.render_clip(clip, seed=0)[1])
+    means = [np.mean(covered[number]) for number in range(4)]
+    assert means == sorted(means)
+    assert means[0] < 0.01 < means[1]
+    assert {toy.describe_clip(clip)["things"] for clip in clips} == set(range(4))
+    assert "things" not in toy.describe_clip(plain[0])
 
 
 def test_actions_show_the_motions_with_shapes_of_their_own():

@@ -7,8 +7,11 @@ from pathlib import Path
 import lecture
 import pytest
 
+from avssl.data.manifest import read_manifest
+from avssl.training.loop import train
+from avssl.weights.load import load_run
 from tests.support.clips import make_set
-from tests.support.runs import TINY
+from tests.support.runs import TINY, config
 
 pytestmark = pytest.mark.slow
 SMALL = [line for line in TINY if not line.startswith("method.")]
@@ -50,13 +53,29 @@ def test_rows_take_the_rate_that_held_out_clips_choose(
     assert "lecture_layers_rotation.json was measured with another method.hidden_dim" in said
 
 
+def test_few_labels_and_other_classes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    toy = make_set(tmp_path / "toy", num_train=12, num_test=4)
+    make_set(tmp_path / "toy_actions", num_train=4, num_test=4, silent=4)
+    few = ["optim.epochs=1", "optim.milestones=[]", "method.warmup_epochs=0", "data.clips_per_video=1"]
+    monkeypatch.setattr(lecture, "TUNED", [*few, "data.batch_size=2"])
+    assert train(config(toy, tmp_path / "run", "optim.epochs=1"))
+    found = lecture.few_labels(load_run(tmp_path / "run"), toy)
+    assert all(0 <= found[group][key] <= 1 for group, key in lecture.FEW.values())
+    for share, num in (("0.01", 2), ("0.1", 2)):  # of six clips of each of two classes: one at least
+        split = read_manifest(tmp_path / "run" / f"few_{share}" / "split" / "trained" / "manifest.parquet")
+        assert (split.column("split") == "train").sum() == num
+
+
 @pytest.mark.parametrize("claim", lecture.CLAIMS)
 def test_rows_of_a_claim_differ_and_can_be_trained(claim: str, capsys: pytest.CaptureFixture[str]) -> None:
     rows = lecture.CLAIMS[claim].rows
     assert len({lecture.slug(row) for row in rows}) == len(rows) > 1
     arguments = type("Arguments", (), {"data": Path("data"), "out": Path("out"), "overrides": []})
     configs = [lecture.config_of(arguments, claim, row, seed=0, factor=1.0) for row in rows]
-    known = [json.dumps(lecture.families.settings_of(config), sort_keys=True) for config in configs]
+    known = [
+        (config.data.manifest, config.optim.lr, json.dumps(lecture.families.settings_of(config), sort_keys=True))
+        for config in configs
+    ]
     assert len(set(known)) == len(rows)
     if claim == "batch":
         rates = {config.data.batch_size: config.optim.lr for config in configs if config.method["name"] == "simclr"}
