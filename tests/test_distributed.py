@@ -1,19 +1,15 @@
 """One process equals two: loss, gradients, banks and sets (gloo on CPU)."""
 
-import os
-from pathlib import Path
-
 import numpy as np
 import pytest
 import torch
-import torch.multiprocessing as multiprocessing
 from torch.nn.parallel import DistributedDataParallel
 
 from avssl import distributed
 from avssl.methods.avid import AVIDOptions
 from avssl.methods.avid_cma import AVIDCMAOptions
 from avssl.structs import Instances, Progress
-from tests.support.runs import free_port
+from tests.support.ranks import on_ranks
 from tests.support.tiny import tiny_method, vector_batch
 
 pytestmark = pytest.mark.processes
@@ -101,14 +97,9 @@ def train_tiny(name: str) -> dict[str, torch.Tensor]:
     return {"losses": torch.stack(losses), **gradients, **method.state_dict()}
 
 
-def in_process(rank: int, port: int, folder: str) -> None:
-    torch.set_num_threads(1)
-    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2"}
-    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    distributed.init("cpu")
+def on_both() -> dict[str, dict[str, torch.Tensor]]:
+    rank = distributed.rank()
     results = {name: train_tiny(name) for name in OPTIONS}
-    if rank == 0:
-        torch.save(results, Path(folder) / "two.pt")
     uneven = {"same": torch.ones(2), "bank": torch.full((2,), float(rank))}
     with pytest.raises(RuntimeError, match=r"banks differ between ranks \(bank\)"):
         distributed.check_equal(uneven, "banks")
@@ -120,12 +111,11 @@ def in_process(rank: int, port: int, folder: str) -> None:
     assert distributed.any_rank(rank == 1)
     assert distributed.gather(torch.tensor([rank == 0])).tolist() == [True, False]
     assert float(distributed.broadcast(torch.tensor(float(rank)))) == 0
-    distributed.shut_down()
+    return results
 
 
-def test_two_processes_equal_one(tmp_path: Path) -> None:
-    multiprocessing.spawn(in_process, args=(free_port(), str(tmp_path)), nprocs=2)
-    results = torch.load(tmp_path / "two.pt", weights_only=True)
+def test_two_processes_equal_one() -> None:
+    results = on_ranks(2, on_both)[0]
     for name, two in results.items():
         one = train_tiny(name)
         assert one.keys() == two.keys()

@@ -9,7 +9,6 @@ Letters as in structs.py: N instances, B rows, K negatives, P positives, D dimen
 
 import collections
 import dataclasses
-import os
 from pathlib import Path
 from unittest import mock
 
@@ -17,7 +16,6 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import torch
-import torch.multiprocessing as multiprocessing
 import torch.nn.functional as F
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -35,7 +33,8 @@ from avssl.objectives.negatives import Bank, Queue, draw_negatives
 from avssl.structs import Batch, Embedded, Instances, Progress, Step
 from avssl.training.checkpoint import load_checkpoint
 from avssl.training.loop import train
-from tests.support.runs import CMA, config, free_port
+from tests.support.ranks import on_ranks
+from tests.support.runs import CMA, config
 from tests.support.tiny import tiny_method, vector_batch
 
 pytestmark = pytest.mark.slow
@@ -420,20 +419,13 @@ def trained(case: Case) -> dict[str, torch.Tensor]:
     return result | method.state_dict()
 
 
-def in_process(rank: int, given: list[Case], port: int, folder: str) -> None:
+def all_trained(given: list[Case]) -> list[dict[str, torch.Tensor]]:
     """All cases in one start of the processes."""
-    torch.set_num_threads(1)
-    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "3"}
-    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    distributed.init("cpu")
-    results = [trained(case) for case in given]
-    if rank == 0:
-        torch.save(results, Path(folder) / "three.pt")
-    distributed.shut_down()
+    return [trained(case) for case in given]
 
 
 @pytest.mark.processes
-def test_one_process_equals_three(tmp_path: Path) -> None:
+def test_one_process_equals_three() -> None:
     """Two: tests/methods/test_ranks.py."""
     collected: list[Case] = []
 
@@ -450,10 +442,7 @@ def test_one_process_equals_three(tmp_path: Path) -> None:
     ):
         kind = {"cma": cma, "rule": rule, "silent_share": silent, "sound_only_share": sound_only}
         collected.append(dataclasses.replace(collected[-1], num=20, rows=7, within=1.0, unreadable=False, **kind))
-    multiprocessing.spawn(in_process, args=(collected, free_port(), str(tmp_path)), nprocs=3)
-    torch.set_num_threads(1)
-    results = torch.load(tmp_path / "three.pt", weights_only=True)
-    for case, three in zip(collected, results, strict=True):
+    for case, three in zip(collected, on_ranks(3, all_trained, collected)[0], strict=True):
         one = trained(case)
         assert one.keys() == three.keys()
         for name, value in one.items():

@@ -4,18 +4,14 @@ also where the rows of each pass in parts.
 BatchNorm stands still, as each rank has its own clips; AVID and AVID-CMA are drawn by hypothesis in test_properties.py.
 """
 
-import os
-from pathlib import Path
-
 import pytest
 import torch
-import torch.multiprocessing as multiprocessing
 from torch.nn.parallel import DistributedDataParallel
 
 from avssl import distributed
 from avssl.training.resume import shared_buffers
 from tests.support.contract import CASES, NUM, batch_of, build, progress
-from tests.support.runs import free_port
+from tests.support.ranks import on_ranks
 
 STEPS = 2  # of whole passes, and of passes in parts
 # Nearly constant sound, divided by its deviation: equal to 4e-7 in the first step, apart by rounding after it.
@@ -57,22 +53,14 @@ def trained(case: str, **other: int) -> dict[str, torch.Tensor]:
     return result | {f"state {name}": value for name, value in method.state_dict().items()}
 
 
-def in_process(rank: int, port: int, folder: str) -> None:
-    torch.set_num_threads(1)
-    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2"}
-    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    distributed.init("cpu")
-    results = {case: trained(case) for case in CASES} | {FROZEN: trained(*FROZEN_CASE, **WARM_UP)}
-    if rank == 0:
-        torch.save(results, Path(folder) / "two.pt")
-    distributed.shut_down()
+def all_trained() -> dict[str, dict[str, torch.Tensor]]:
+    return {case: trained(case) for case in CASES} | {FROZEN: trained(*FROZEN_CASE, **WARM_UP)}
 
 
 @pytest.mark.processes
-def test_one_process_equals_two(tmp_path: Path) -> None:
-    multiprocessing.spawn(in_process, args=(free_port(), str(tmp_path)), nprocs=2)
+def test_one_process_equals_two() -> None:
+    results = on_ranks(2, all_trained)[0]
     torch.set_num_threads(1)
-    results = torch.load(tmp_path / "two.pt", weights_only=True)
     for case, two in results.items():
         one = trained(*FROZEN_CASE, **WARM_UP) if case == FROZEN else trained(case)
         assert one.keys() == two.keys()

@@ -1,19 +1,17 @@
 """Mining by FAISS: flat equals the definition, ivf finds what it says and says how much it misses."""
 
+import itertools
 import math
-import os
-from pathlib import Path
 
 import pytest
 import torch
 
 import avssl
-from avssl import distributed
 from avssl.mining import agreement, index
 from avssl.mining.agreement import ENGINES, choose_engine, mine_agreement
 from avssl.mining.definition import RULES
 from tests.support.mining import assert_equal_sets, dense, unit
-from tests.support.runs import free_port
+from tests.support.ranks import on_ranks
 
 
 @pytest.fixture
@@ -142,24 +140,17 @@ def of_banks(engine):
     return {"ids": sets.ids, "score": sets.score, "recall": torch.tensor(sets.recall)}
 
 
-def in_process(rank, world_size, port, folder):
-    torch.set_num_threads(1)
-    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(world_size)}
-    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    distributed.init("cpu")
-    torch.save({engine: of_banks(engine) for engine in ENGINES}, Path(folder) / f"{world_size}_{rank}.pt")
-    distributed.shut_down()
+def of_every_engine():
+    return {engine: of_banks(engine) for engine in ENGINES}
 
 
 @pytest.mark.processes
 @pytest.mark.parametrize("world_size", [2, 3])
-def test_the_same_sets_for_any_number_of_ranks(tmp_path, world_size):
-    torch.multiprocessing.spawn(in_process, args=(world_size, free_port(), str(tmp_path)), nprocs=world_size)
-    for engine in ENGINES:
-        expected = of_banks(engine)
-        for rank in range(world_size):
-            found = torch.load(tmp_path / f"{world_size}_{rank}.pt", weights_only=True)[engine]
-            assert all(torch.equal(found[name], value) for name, value in expected.items()), (engine, rank)
+def test_the_same_sets_for_any_number_of_ranks(world_size):
+    found, expected = on_ranks(world_size, of_every_engine), of_every_engine()
+    for rank, engine in itertools.product(range(world_size), ENGINES):
+        sets = expected[engine].items()
+        assert all(torch.equal(found[rank][engine][name], value) for name, value in sets), (engine, rank)
 
 
 def test_anybodys_embeddings(generator):

@@ -1,18 +1,17 @@
 """walk_loss against the recorded number of videowalk, a float64 transcription of its definition, and its rules."""
 
 import math
-import os
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-import torch.multiprocessing as multiprocessing
 import torch.nn.functional as F
 from torch import Tensor
 
 from avssl import distributed
 from avssl.objectives.walk import walk_accuracy, walk_loss
+from tests.support.ranks import on_ranks
 
 FIXTURES = Path(__file__).parents[1] / "fixtures"
 
@@ -177,21 +176,14 @@ def loss_and_gradient(rows: slice) -> tuple[Tensor, Tensor]:
     return loss.detach(), gradient(loss, nodes)
 
 
-def in_process(rank: int, folder: str) -> None:
-    torch.set_num_threads(1)
-    os.environ |= {
-        "RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_RANK": str(rank), "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(30600 + os.getppid() % 1000),
-    }  # fmt: skip
-    distributed.init("cpu")
-    torch.save(loss_and_gradient(slice(2 * rank, 2 * rank + 2)), Path(folder) / f"{rank}.pt")
-    distributed.shut_down()
+def of_two_rows() -> tuple[Tensor, Tensor]:
+    first = 2 * distributed.rank()
+    return loss_and_gradient(slice(first, first + 2))
 
 
 @pytest.mark.processes
-def test_two_processes_have_the_loss_of_one(tmp_path: Path) -> None:
-    multiprocessing.spawn(in_process, (str(tmp_path),), nprocs=2)
-    parts = [torch.load(tmp_path / f"{rank}.pt") for rank in range(2)]
+def test_two_processes_have_the_loss_of_one() -> None:
+    parts = on_ranks(2, of_two_rows)
     loss, found = loss_and_gradient(slice(None))
     assert float(sum(part[0] for part in parts) / 2) == pytest.approx(loss.item(), rel=1e-5)
     assert torch.allclose(torch.cat([part[1] for part in parts]) / 2, found, atol=1e-6)

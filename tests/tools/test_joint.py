@@ -1,13 +1,13 @@
 """The cost of a joint step, on miniature encoders."""
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 from joint import benchmark_joint
+
+from tests.support.runs import Call
 
 pytestmark = pytest.mark.slow
 TOOL = Path(__file__).parents[2] / "tools" / "benchmarks" / "joint.py"
@@ -34,8 +34,7 @@ def test_wrong_sizes_are_refused() -> None:
         benchmark_joint(overrides=TINY, batch_size=0, num_steps=1, seed=0)
 
 
-def test_command_prints_json() -> None:
-    call = [sys.executable, TOOL, *TINY, "--batch", "4", "--steps", "1", "--threads", "1", "--json"]
-    result = json.loads(subprocess.run(call, capture_output=True, text=True, check=True).stdout)
+def test_command_prints_json(call: Call) -> None:
+    result = json.loads(call(TOOL, *TINY, "--batch", 4, "--steps", 1, "--threads", 1, "--json").out)
     assert {"seconds", "joint_fraction", "encoder_passes"} <= result.keys()
     assert (result["batch"], result["threads"]) == (4, 1)

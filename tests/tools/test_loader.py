@@ -1,8 +1,6 @@
 """The loader benchmark: what it compares is the same work, and its metrics are consistent."""
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import loader
@@ -22,6 +20,7 @@ from avssl.data.manifest import Manifest, read_manifest
 from avssl.data.pack import pack
 from avssl.media.decode import AudioWindow, VideoWindow, read_clip
 from tests.support.clips import make_set
+from tests.support.runs import Call
 
 pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parents[2]
@@ -89,12 +88,7 @@ def test_made_clips_are_like_kinetics(tmp_path: Path) -> None:
     assert len(read_manifest(tmp_path / "raw" / "manifest.parquet")) == 1
 
 
-def test_command(manifest: Path) -> None:
+def test_command(manifest: Path, call: Call) -> None:
     small = ["data.num_frames=2", "data.fps=5", "data.audio_seconds=0.5", "data.sample_rate=8000", "data.size=32"]
-    words = [sys.executable, str(TOOL), str(manifest), *small, "--soak", "16", "--json"]
-    done = subprocess.run(words, capture_output=True, text=True, timeout=120)
-    assert done.returncode == 0, done.stderr[-2000:]
-    assert json.loads(done.stdout)["clips"] == 16
-    lost = subprocess.run([*words[:2], "nowhere.parquet"], capture_output=True, text=True, timeout=120)
-    assert lost.returncode == 2
-    assert "manifest nowhere.parquet does not exist" in lost.stderr
+    assert json.loads(call(TOOL, manifest, *small, "--soak", 16, "--json").out)["clips"] == 16
+    call(TOOL, "nowhere.parquet").refused("manifest nowhere.parquet does not exist")

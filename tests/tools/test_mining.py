@@ -1,8 +1,6 @@
 """The mining benchmark on miniature banks: its dense search, its data, its command."""
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -51,9 +49,8 @@ def test_clustered_banks_look_as_described():
     assert (peaked @ peaked.T).min() > 0.9
 
 
-def test_command_prints_json():
-    call = [sys.executable, TOOL, "--n", "300", "--dim", "16", "--k", "4", "--threads", "1", "--json"]
-    result = json.loads(subprocess.run(call, capture_output=True, text=True, check=True).stdout)
+def test_command_prints_json(call):
+    result = json.loads(call(TOOL, "--n", 300, "--dim", 16, "--k", 4, "--threads", 1, "--json").out)
     assert {"rows", "dim", "k", "data", "threads"} == result.keys()
     (row,) = result["rows"]
     of_engines = {f"{engine}_{what}" for engine in ("flat", "ivf", "tiles") for what in ("seconds", "recall", "proven")}
@@ -61,11 +58,8 @@ def test_command_prints_json():
     assert (row["n"], result["threads"]) == (300, 1)
 
 
-def test_command_refuses_a_wrong_call():
-    call = [sys.executable, TOOL, "--n", "30", "--k", "30", "--json"]
-    done = subprocess.run(call, capture_output=True, text=True, check=False)
-    assert done.returncode == 2
-    assert "expected 1 <= k < n" in done.stderr
+def test_command_refuses_a_wrong_call(call):
+    call(TOOL, "--n", 30, "--k", 30, "--json").refused("expected 1 <= k < n")
 
 
 def test_growth_has_a_row_for_each_size_and_the_fitted_exponent():
@@ -81,8 +75,7 @@ def test_growth_has_a_row_for_each_size_and_the_fitted_exponent():
     assert {"dense_exponent", "tiles_exponent"} <= result.keys()
 
 
-def test_command_prints_a_table():
-    call = [sys.executable, TOOL, "--n", "300", "600", "--dim", "16", "--k", "4", "--threads", "1"]
-    printed = subprocess.run(call, capture_output=True, text=True, check=True).stdout
+def test_command_prints_a_table(call):
+    printed = call(TOOL, "--n", 300, 600, "--dim", 16, "--k", 4, "--threads", 1).out
     assert "n    dense_seconds     flat_seconds" in printed
     assert "ivf_exponent" in printed

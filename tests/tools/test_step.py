@@ -1,14 +1,13 @@
 """The step benchmark on miniature encoders: its metrics, its parts, its command."""
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 from step import benchmark_step
 
 from avssl.config import ConfigError
+from tests.support.runs import Call
 
 pytestmark = pytest.mark.slow
 TOOL = Path(__file__).parents[2] / "tools" / "benchmarks" / "step.py"
@@ -37,13 +36,10 @@ def test_bfloat16_gradients_are_as_near_as_rounding_allows() -> None:
         assert result["gradient_error"][name] < 3 * result["rounding_error"][name]
 
 
-def test_command_prints_json_and_refuses_wrong_calls() -> None:
-    call = [sys.executable, TOOL, *TINY, "--batch", "4", "--steps", "1", "--threads", "1", "--json"]
-    result = json.loads(subprocess.run(call, capture_output=True, text=True, check=True).stdout)
+def test_command_prints_json_and_refuses_wrong_calls(call: Call) -> None:
+    result = json.loads(call(TOOL, *TINY, "--batch", 4, "--steps", 1, "--threads", 1, "--json").out)
     assert {"reference_clips_per_second", "clips_per_second", "seconds"} <= result.keys()
     assert (result["batch"], result["threads"]) == (4, 1)
-    wrong = subprocess.run([sys.executable, TOOL, "--steps", "0"], capture_output=True, text=True)
-    assert wrong.returncode == 2
-    assert "batch is 8 and steps 0: expected at least 1 of each" in wrong.stderr
+    call(TOOL, "--steps", 0).refused("batch is 8 and steps 0: expected at least 1 of each")
     with pytest.raises(ConfigError, match=r"unknown key model\.width"):
         benchmark_step(overrides=["model.width=1"], batch_size=4, num_steps=1, compiled=False, seed=0)

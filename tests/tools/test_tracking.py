@@ -1,12 +1,12 @@
 """The aims of tracking, on a few made scenes: python tools/benchmarks/tracking.py measures them on more."""
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 from tracking import benchmark_tracking
+
+from tests.support.runs import Call
 
 pytestmark = pytest.mark.slow
 TOOL = Path(__file__).parents[2] / "tools" / "benchmarks" / "tracking.py"
@@ -25,7 +25,6 @@ def test_wrong_use() -> None:
         benchmark_tracking(num_scenes=0, first_seed=0, tracker="kcf")
 
 
-def test_command_prints_json() -> None:
-    call = [sys.executable, TOOL, "--scenes", "1", "--seed", "500", "--threads", "1", "--json"]
-    result = json.loads(subprocess.run(call, capture_output=True, text=True, check=True).stdout)
+def test_command_prints_json(call: Call) -> None:
+    result = json.loads(call(TOOL, "--scenes", 1, "--seed", 500, "--threads", 1, "--json").out)
     assert {"tracks", "iou", "on_thing"} <= result.keys()

@@ -1,7 +1,6 @@
 """Vectors of clips and crops: what they are of, on disk and in memory, by one process and by two; no tower moves."""
 
 import fcntl
-import os
 import shutil
 import threading
 import time
@@ -13,7 +12,6 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import torch
-import torch.multiprocessing as multiprocessing
 
 from avssl import distributed
 from avssl.data.dataset import ClipDataset, collate
@@ -29,6 +27,7 @@ from avssl.transforms.video import center_crop, spread_crops
 from avssl.transforms.views import Spread, View, apply_views
 from avssl.weights.features import ClipVectors, Rows, calibrated, clip_vectors
 from avssl.weights.load import load_run, untrained, with_data
+from tests.support.ranks import on_ranks
 from tests.support.runs import config
 
 pytestmark = pytest.mark.slow
@@ -264,13 +263,8 @@ def test_rows_are_read_by_index_slice_and_pairs() -> None:
     assert np.array_equal(np.asarray(rows), array[[3, 1]])
 
 
-def _one_of_two(rank: int, run: str, manifest: str, folder: str) -> None:
-    torch.set_num_threads(1)
-    os.environ |= {
-        "RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_RANK": str(rank), "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(29500 + os.getppid() % 1000),
-    }  # fmt: skip
-    distributed.init("cpu")
+def _one_of_two(run: str, manifest: str, folder: str) -> None:
+    rank = distributed.rank()
     pretrained = load_run(run)
 
     def find(folder: Path) -> ClipVectors:
@@ -281,7 +275,6 @@ def _one_of_two(rank: int, run: str, manifest: str, folder: str) -> None:
     torch.distributed.distributed_c10d._set_pg_timeout(timedelta(seconds=2))
     (Path(folder) / "waited_for" / f"{rank}").touch()
     assert find(Path(folder) / "waited_for").readable.all()
-    distributed.shut_down()
 
 
 @pytest.mark.processes
@@ -299,7 +292,7 @@ def test_two_processes_find_what_one_finds(run: Path, clip_set: Manifest, tmp_pa
 
     with ThreadPoolExecutor(1) as threads:
         holding = threads.submit(finish)
-        multiprocessing.spawn(_one_of_two, arguments, nprocs=2)
+        on_ranks(2, _one_of_two, *arguments)
         holding.result()
     (kept,) = tmp_path.glob("[!w]*")
     assert len(list(kept.glob("errors-*.json"))) == 2
