@@ -25,7 +25,7 @@ def test_rows_take_the_rate_that_held_out_clips_choose(
     make_set(tmp_path / "data" / "toy", num_train=12, num_test=4)
     monkeypatch.setattr(lecture, "FACTORS", (0.5, 2.0))
     claims = {
-        "layers": lecture.Claim("said.", "", ROWS[:1], lecture.STAGES, lecture.stages),
+        "layers": lecture.Claim("said.", "", ROWS[:1], lecture.STAGES, lecture.stages, over="stage"),
         "epochs": lecture.Claim("said too.", "found on video.", ROWS[1:], lecture.AFTER, lecture.epochs),
     }
     monkeypatch.setattr(lecture, "CLAIMS", claims)
@@ -40,6 +40,9 @@ def test_rows_take_the_rate_that_held_out_clips_choose(
     assert code == 0, said[-2000:]
     assert "The lecture: said too." in printed
     assert printed.count("On video") == 1
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert page.count("<img") == 2
+    assert "found on video." in page
     row = json.loads((tmp_path / "kept" / "lecture_layers_rotation.json").read_text())
     assert set(row["seeds"][0]["stage"]) == {"conv1", "conv2x", "conv3x", "conv4x", "conv5x", "pool"}
     assert row["seeds"][0]["stage"]["pool"] == row["seeds"][0]["linear"]["video"]

@@ -305,7 +305,13 @@ def table_of(results: Sequence[dict[str, Any]], rows: dict[str, str], columns: d
         cells = []
         for group, name in columns.values():
             values = [result[key][group][name] for result in results if name in result[key].get(group, {})]
-            spread = f" ± {np.std(values, ddof=1):.3f}" if len(values) > 1 else ""
-            cells.append(f"{np.mean(values):.3f}{spread}" if values else "")
+            cells.append(spread(values))
         lines.append(f"| {heading} | {' | '.join(cells)} |")
     return "\n".join(lines)
+
+
+def spread(values: Sequence[float]) -> str:
+    """The mean over seeds, and their standard deviation where there are several; "" where there is none."""
+    if not len(values):
+        return ""
+    return f"{np.mean(values):.3f}" + (f" ± {np.std(values, ddof=1):.3f}" if len(values) > 1 else "")

@@ -35,6 +35,7 @@ from experiment import (
     probe_accuracy,
     recall_of,
     rows_of,
+    spread,
     train_timed,
 )
 
@@ -302,8 +303,7 @@ def table(rows: dict[str, Any], *, every: Iterable[str]) -> str:
         cells = []
         for group, key in columns.values():
             values = [seed[group][key] for seed in row["seeds"] if key in seed.get(group, {})]
-            spread = f" ± {np.std(values, ddof=1):.3f}" if len(values) > 1 else ""
-            cells.append(f"{np.mean(values):.3f}{spread}" if values else "")
+            cells.append(spread(values))
         memory = max((seed["peak_gigabytes"] for seed in row["seeds"] if "peak_gigabytes" in seed), default=None)
         cells += [
             f"{row['rate']:g}" if "rate" in row else "",

@@ -4,11 +4,11 @@
     python tools/experiments/lecture.py data --out runs/lecture --only batch epochs --seeds 0 1 2
 
 DATA holds the sets of `avssl datasets toy DATA`, and for the claim `curated` that of `avssl datasets toy DATA/cluttered
---cluttered`. A row is a configuration of configs/toy with what its claim changes;
-its learning rate is the configuration's times 1/2, 1 or 2 (and times the batch, over 64), whichever a linear probe
-reads best on a third of the training clips. Test clips choose nothing. All rows of a claim see as many clips, but for
-the last of an epoch that fill no batch. Finished rows lie in docs/results/data and are not trained again; a row of
-other settings is refused by name. A stopped training is resumed.
+--cluttered`. A row is a configuration of configs/toy with what its claim changes; its learning rate is the
+configuration's times 1/2, 1 or 2 (and times the batch, over 64), whichever a linear probe reads best on a third of the
+training clips. Test clips choose nothing. All rows of a claim see as many clips, but for the last of an epoch that fill
+no batch. OUT/report.html shows the same with figures. Finished rows lie in docs/results/data and are not trained again;
+a row of other settings is refused by name. A stopped training is resumed.
 Exit code: 0 done, 1 stopped or failed while training, 2 wrong call.
 """
 
@@ -24,7 +24,8 @@ from typing import Any
 import experiment
 import families
 import numpy as np
-from experiment import cached, features_of, info, probe_accuracy, read_set, rows_of
+from experiment import cached, features_of, info, probe_accuracy, read_set, rows_of, spread
+from matplotlib.figure import Figure
 from transfer import TUNED
 
 from avssl.config import Config, load
@@ -32,7 +33,10 @@ from avssl.data.manifest import Manifest
 from avssl.evaluate.measure import EvalSpec, measure_finetuned
 from avssl.evaluate.protocols import Options
 from avssl.evaluate.splits import read_splits
+from avssl.files import atomic_write
 from avssl.logs import read_log
+from avssl.report.page import Section, html, note, page, png
+from avssl.report.page import table as html_table
 from avssl.training.session import TrainingError
 from avssl.weights.features import clip_vectors
 from avssl.weights.load import Run
@@ -68,6 +72,7 @@ class Claim:
     rows: tuple[Row, ...]
     columns: Columns = field(default_factory=lambda: LINEAR)
     measure: Callable[[Run, Manifest], dict[str, Any]] = families.measure
+    over: str = ""  # the group of columns that the figure draws each row over; without: a dot for each row
 
 
 def stages(run: Run, manifest: Manifest) -> dict[str, Any]:
@@ -145,6 +150,7 @@ CLAIMS = {
         (Row("rotation", "pretext_rotation"), Row("jigsaw", "pretext_jigsaw"), Row("PIRL", "pirl")),
         STAGES,
         stages,
+        over="stage",
     ),
     "batch": Claim(
         "SimCLR needs large batches, BYOL does not, Barlow Twins lies between; queues and banks do not either.",
@@ -187,8 +193,9 @@ CLAIMS = {
         "Clustering converges in fewer epochs.",
         "SwAV is the strongest at 50 epochs.",
         tuple(Row(config, config, ALIKE) for config in ("swav", "simclr", "moco", "byol")),
-        LINEAR | AFTER,
+        AFTER | LINEAR,
         epochs,
+        over="after",
     ),
     "across": Claim(
         "Across picture and sound plain contrast is the easiest to optimize.",
@@ -272,30 +279,77 @@ def measured(arguments: argparse.Namespace, claim: str, row: Row, *, toy: Manife
 
 def compare(arguments: argparse.Namespace) -> tuple[dict[str, Any], str] | None:
     """{claim: {row: result}} and the text; None when a training was stopped."""
-    toy, results, parts = read_set(arguments.data / "toy"), {}, []
+    toy, results = read_set(arguments.data / "toy"), {}
     for name in arguments.only or CLAIMS:
-        claim, results[name] = CLAIMS[name], {}
-        for row in claim.rows:
+        results[name] = {}
+        for row in CLAIMS[name].rows:
             result = measured(arguments, name, row, toy=toy)
             if result is None:
                 return None
             results[name][row.heading] = result
-        parts += [f"## {name}", f"The lecture: {claim.said}"]
-        parts += [f"On video (Feichtenhofer et al. 2021): {claim.on_video}"] if claim.on_video else []
-        parts.append(table(results[name], claim.columns))
+    parts = []
+    for name, rows in results.items():
+        parts += [f"## {name}", *said(CLAIMS[name]), table(rows, CLAIMS[name].columns)]
+    with atomic_write(arguments.out / "report.html") as temporary:
+        temporary.write_text(page_of(results), encoding="utf-8")
+    info(f"report: {arguments.out / 'report.html'}")
     return results, "\n\n".join(parts)
 
 
-def table(results: Mapping[str, dict[str, Any]], columns: Columns) -> str:
+def said(claim: Claim) -> list[str]:
+    on_video = [f"On video (Feichtenhofer et al. 2021): {claim.on_video}"] if claim.on_video else []
+    return [f"The lecture: {claim.said}", *on_video]
+
+
+def values_of(result: Mapping[str, Any], column: tuple[str, str]) -> np.ndarray:
+    """Of all seeds; none where a row has no such metric."""
+    group, name = column
+    return np.array([seed[group][name] for seed in result["seeds"] if name in seed.get(group, {})])
+
+
+def table(rows: Mapping[str, dict[str, Any]], columns: Columns) -> str:
     """Means and deviations over seeds, with the rate that was taken."""
-    num_seeds = max(len(result["seeds"]) for result in results.values())
-    by_seed = [
-        {heading: result["seeds"][i] for heading, result in results.items() if i < len(result["seeds"])}
-        for i in range(num_seeds)
-    ]
-    lines = experiment.table_of(by_seed, {heading: heading for heading in results}, dict(columns)).splitlines()
-    ends = ["rate |", "---|", *(f" {result['rate']:g} |" for result in results.values())]
-    return "\n".join(line + end for line, end in zip(lines, ends, strict=True))
+    lines = [f"| | {' | '.join(columns)} | rate |", "|---|" + "---|" * (len(columns) + 1)]
+    for heading, result in rows.items():
+        cells = [spread(values_of(result, column)) for column in columns.values()]
+        lines.append(f"| {heading} | {' | '.join(cells)} | {result['rate']:g} |")
+    return "\n".join(lines)
+
+
+def page_of(results: Mapping[str, Mapping[str, dict[str, Any]]]) -> str:
+    """The report: of each claim what was said, a figure, and the table."""
+    sections = []
+    for name, rows in results.items():
+        columns = CLAIMS[name].columns
+        cells = [
+            (heading, *(spread(values_of(row, column)) for column in columns.values()), f"{row['rate']:g}")
+            for heading, row in rows.items()
+        ]
+        parts = [*map(html.paragraph, said(CLAIMS[name])), html.picture(picture(rows, CLAIMS[name]), name)]
+        sections.append(Section(name, [*parts, html_table("Accuracy on test clips", ("", *columns, "rate"), cells)]))
+    chance = next(row["seeds"][0]["chance"] for rows in results.values() for row in rows.values())
+    lead = [note(f"The toy set; chance is {chance:.3f}. Mean and deviation over seeds, where there are several.")]
+    return page("The lecture on clips", sections, lead=lead)
+
+
+def picture(rows: Mapping[str, dict[str, Any]], claim: Claim) -> bytes:
+    """A line for each row over the columns of a group, as over stages or epochs; or a dot, of the first column."""
+    columns = {name: column for name, column in claim.columns.items() if column[0] == claim.over} or claim.columns
+    if claim.over:
+        figure = Figure(figsize=(7, 3.5), layout="constrained")
+        axes = figure.add_subplot(ylabel="accuracy")
+        for heading, result in rows.items():
+            axes.plot(list(columns), [values_of(result, each).mean() for each in columns.values()], "o-", label=heading)
+        axes.legend(frameon=False)
+        return png(figure)
+    figure = Figure(figsize=(7, 0.8 + 0.3 * len(rows)), layout="constrained")
+    axes = figure.add_subplot(xlabel=next(iter(columns)))
+    for place, result in enumerate(rows.values()):
+        values = values_of(result, next(iter(columns.values())))
+        axes.errorbar(values.mean(), place, xerr=values.std(ddof=1) if len(values) > 1 else 0, fmt="o", color="C0")
+    axes.set_yticks(range(len(rows)), list(rows))
+    axes.invert_yaxis()
+    return png(figure)
 
 
 def plan(arguments: argparse.Namespace) -> Iterator[str]:
