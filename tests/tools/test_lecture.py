@@ -54,6 +54,13 @@ def test_rows_take_the_rate_that_held_out_clips_choose(
     code, _, said = call("method.hidden_dim=17")
     assert code == 2
     assert "lecture_layers_rotation.json was measured with another method.hidden_dim" in said
+    shared = lecture.Claim("said.", "", (lecture.Row("sound", "infonce", of_families=True),))
+    monkeypatch.setattr(lecture, "CLAIMS", {"signal": shared})
+    assert call()[0] == 2
+    row["rate"] = 0.25
+    (tmp_path / "kept" / "families_toy_infonce.json").write_text(json.dumps(row))
+    assert "| sound | " in (printed := call()[1])
+    assert "| 0.25 |" in printed
 
 
 def test_few_labels_and_other_classes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
