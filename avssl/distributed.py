@@ -124,16 +124,16 @@ def all_reduce(x: Tensor) -> Tensor:
     return x if world_size() == 1 else _AllReduce.apply(x)
 
 
-def broadcast(x: Tensor) -> Tensor:
-    """Rank 0's x on every rank, without gradient; shapes must be equal."""
+def broadcast(x: Tensor, *, source: int = 0) -> Tensor:
+    """The x of a rank on every rank, without gradient; shapes must be equal."""
     if world_size() == 1:
         return x
     x = x.detach().clone()
     if x.dtype == torch.bool:
         as_bytes = x.to(torch.uint8)
-        dist.broadcast(as_bytes, 0)
+        dist.broadcast(as_bytes, source)
         return as_bytes.bool()
-    dist.broadcast(x, 0)
+    dist.broadcast(x, source)
     return x
 
 

@@ -103,7 +103,7 @@ class AVID(Method):
             if not term.weight:
                 continue
             negatives = negative_ids[term.bank][:, : term.num_negatives]
-            columns = self.banks[term.bank].lookup(torch.cat([term.positives, negatives], dim=1))  # (B, P + K, D)
+            columns = self.banks[term.bank].columns(term.positives, negatives)  # (B, P + K, D)
             positive, empty = term.rule(term.query, columns), columns.ids < 0  # (B, P + K)
             logits = similarity(term.query, columns) / self.options.temperature  # (B, P + K)
             if not is_set and torch.isnan(log_z):  # the first scored term of the first step sets it for the whole run

@@ -52,6 +52,8 @@ class AVIDCMA(AVID):
 
     def __init__(self, options: AVIDCMAOptions, encoders: nn.ModuleDict, *, instances: Instances, seed: int) -> None:
         super().__init__(options, encoders, instances=instances, seed=seed)
+        if self.banks["video"].num_shards > 1 and not options.mine_in_background:
+            raise ValueError("method.shard_bank=true: rank 0 alone can mine, set method.mine_in_background=true")
         self.register_buffer("sets", torch.full((instances.num, options.num_positives), -1))
         self.register_buffer("set_scores", torch.zeros(instances.num, options.num_positives))
         if options.mine_in_background:  # found already, used from the next epoch on
@@ -128,7 +130,8 @@ class AVIDCMA(AVID):
         figures = self.adopt()
         if due:
             self._is_searching = True
-            self._search = BackgroundSearch(**self._asked()) if distributed.is_main() else None
+            asked = self._asked()
+            self._search = BackgroundSearch(**asked) if distributed.is_main() else None
         return figures
 
     def mine(self) -> dict[str, float]:
@@ -164,8 +167,8 @@ class AVIDCMA(AVID):
         """Arguments of `mine_agreement`."""
         options = self.options
         return {
-            "video": self.banks["video"].z.float(),
-            "audio": self.banks["audio"].z.float(),
+            "video": self.banks["video"].whole().float(),
+            "audio": self.banks["audio"].whole().float(),
             "k": options.num_positives,
             "rule": options.rule,
             "min_score": options.min_score,

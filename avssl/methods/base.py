@@ -38,10 +38,12 @@ class BankOptions(Options):
 
     bank_momentum: Share = 0.5  # weight of the old vector
     bank_dtype: Literal["float32", "float16"] = "float32"  # float16: half the memory, cosines to 1e-3
+    shard_bank: bool = False  # each process holds a part of the vectors, and draws negatives from it alone
     hardest: float = Field(1.0, gt=0, le=1)  # share of a query's negatives that count, those most like it
 
     def build_bank(self, valid: Tensor, dim: int, *, view: int, generator: torch.Generator) -> Bank:
-        return Bank(valid, dim, view=view, generator=generator, dtype=getattr(torch, self.bank_dtype))
+        how = {"dtype": getattr(torch, self.bank_dtype), "sharded": self.shard_bank}
+        return Bank(valid, dim, view=view, generator=generator, **how)
 
 
 def build_heads(encoders: nn.ModuleDict, options: HeadOptions, modalities: Sequence[str]) -> nn.ModuleDict:

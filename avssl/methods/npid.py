@@ -90,7 +90,7 @@ def against_bank(
     """The loss of embeddings (B, D) against their own vectors in a bank and drawn negatives (B, K), and log Z as it was
     or, where it was NaN, as this batch sets it, positives included.
     """
-    columns = bank.lookup(torch.cat([query.ids[:, None], drawn], dim=1))  # (B, 1 + K, D)
+    columns = bank.columns(query.ids[:, None], drawn)  # (B, 1 + K, D)
     empty = columns.ids < 0
     positive = torch.zeros_like(empty)
     positive[:, 0] = query.ids >= 0

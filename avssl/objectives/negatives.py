@@ -1,8 +1,8 @@
 """Where negatives come from: columns for the contrast table out of the batch, a memory bank, or a queue.
 
 State (`Bank`, `Queue`) lives in buffers and moves only in `update` and `push`, which a method calls in `after_step`.
-Both gather over ranks first, so that every rank holds the same. Shapes never depend on values: nothing here is a
-host sync.
+Both gather over ranks first, so that every rank holds the same (or, of a bank in shards, its own rows). Shapes never
+depend on values: nothing here is a host sync.
 """
 
 import torch
@@ -81,17 +81,22 @@ def _blocked_positions(valid_ids: Tensor, avoid: Tensor) -> Tensor:
 class Bank(nn.Module):
     """One running unit vector per instance (NPID, PIRL, AVID).
 
+    In shards, rank r of W holds the vectors of ids r, r + W, ..., and draws its negatives from them alone: a draw is no
+    longer uniform over all instances, and depends on the number of ranks. A checkpoint holds the whole bank (`whole`),
+    and each rank takes its rows of it.
+
     Args:
         valid: (N,) bool, the instances that may be looked up; the others read as masked rows.
         dim: D.
         view: position of the view whose vectors the bank holds.
         generator: draws the random unit vectors that the bank starts from.
         dtype: in which the vectors are kept; they come out in float32.
+        sharded: each rank holds a part of the vectors.
     """
 
-    z: Tensor
-    valid: Tensor
-    valid_ids: Tensor  # (V,) int64 ascending: the same as `valid`, from which a checkpoint restores it
+    z: Tensor  # (n, D) of this rank's ids
+    valid: Tensor  # (N,) of all
+    valid_ids: Tensor  # (V,) int64 ascending, of this rank: follows from `valid`
 
     def __init__(
         self,
@@ -101,31 +106,94 @@ class Bank(nn.Module):
         view: int,
         generator: torch.Generator,
         dtype: torch.dtype = torch.float32,
+        sharded: bool = False,
     ) -> None:
         super().__init__()
         self.view = view
-        self.register_buffer("z", F.normalize(torch.randn(len(valid), dim, generator=generator), dim=1).to(dtype))
+        self.shard, self.num_shards = (distributed.rank(), distributed.world_size()) if sharded else (0, 1)
+        if self.num_shards > len(valid):
+            raise ValueError(f"{len(valid)} rows cannot be divided among {self.num_shards} processes: use fewer")
+        self.register_buffer("z", self._random_rows(len(valid), dim, generator).to(dtype))
         self.register_buffer("valid", valid.clone())
-        self.register_buffer("valid_ids", valid.nonzero().squeeze(1), persistent=False)
+        self.register_buffer("valid_ids", self._own_valid_ids(), persistent=False)
+        self.register_load_state_dict_pre_hook(Bank._take_own_rows)
         self.register_load_state_dict_post_hook(Bank._list_valid_ids)
 
+    def _random_rows(self, num: int, dim: int, generator: torch.Generator, size: int = 1 << 16) -> Tensor:
+        """This rank's of N unit vectors, the same numbers as in one draw: no rank ever has more than two blocks of rows
+        that it does not keep. The last block is not small, as torch draws less than 16 numbers in another way."""
+        own, starts = [], range(0, max(num - size, 1), size)
+        for start, stop in zip(starts, [*starts[1:], num], strict=True):
+            rows = F.normalize(torch.randn(stop - start, dim, generator=generator), dim=1)
+            own.append(rows[(self.shard - start) % self.num_shards :: self.num_shards].clone())
+        return torch.cat(own)
+
+    def _own_valid_ids(self) -> Tensor:
+        ids = self.valid.nonzero().squeeze(1)
+        return ids[ids % self.num_shards == self.shard]
+
     def _list_valid_ids(self, incompatible: object) -> None:
-        self.valid_ids = self.valid.nonzero().squeeze(1)
+        self.valid_ids = self._own_valid_ids()
+
+    def _take_own_rows(self, state: dict[str, Tensor], prefix: str, *given: object) -> None:
+        """Of a whole bank, as checkpoints have it."""
+        if len(state.get(f"{prefix}z", ())) == len(self.valid):
+            state[f"{prefix}z"] = state[f"{prefix}z"][self.shard :: self.num_shards]
+
+    def whole(self) -> Tensor:
+        """(N, D) of all ids; all ranks call it, and of a bank in shards rank 0 alone gets it, on the CPU."""
+        if self.num_shards == 1:
+            return self.z
+        whole = torch.empty(len(self.valid), self.z.shape[1], dtype=self.z.dtype) if distributed.is_main() else self.z
+        for shard in range(self.num_shards):
+            num = len(range(shard, len(self.valid), self.num_shards))
+            part = self.z if shard == self.shard else self.z.new_empty(num, self.z.shape[1])
+            part = distributed.broadcast(part, source=shard)
+            if distributed.is_main():
+                whole[shard :: self.num_shards] = part.cpu()
+        return whole
 
     def of_rows(self, given: dict[str, Tensor], rows: SameRows) -> dict[str, Tensor]:
         """Entries of another run's bank for this one: vectors of rows that both hold, the others stay as they are."""
         if given["z"].shape[1] != self.z.shape[1]:
             return {}  # which cannot be loaded
-        there = rows.there.clamp(min=0)
-        both = (rows.there >= 0) & given["valid"][there] & self.valid.cpu()
+        own = slice(self.shard, None, self.num_shards)
+        there = rows.there[own].clamp(min=0)
+        both = (rows.there[own] >= 0) & given["valid"][there] & self.valid[own].cpu()
         vectors = given["z"][there].to(self.z.dtype)
         return {"z": torch.where(both[:, None], vectors, self.z.cpu()), "valid": self.valid}
 
+    def holds(self, ids: Tensor) -> Tensor:
+        """Which of ids (...) are valid and on this rank."""
+        return (ids >= 0) & self.valid[ids.clamp(min=0)] & (ids % self.num_shards == self.shard)
+
+    def places(self, ids: Tensor) -> Tensor:
+        """Rows of `z` of ids (...); any for those that are not here."""
+        return (ids.clamp(min=0) // self.num_shards).clamp(max=len(self.z) - 1)
+
     def lookup(self, ids: Tensor) -> Embedded:
-        """Vectors of ids (...) -> columns (..., D) without gradient; id -1 and invalid ids become masked rows."""
-        usable = (ids >= 0) & self.valid[ids.clamp(min=0)]
+        """Vectors of ids (...) of this rank -> columns (..., D) without gradient; id -1, invalid ids and those of other
+        ranks become masked rows."""
+        return self._embedded(self.z[self.places(ids)].float(), ids, usable=self.holds(ids))
+
+    def of_all(self, ids: Tensor) -> Tensor:
+        """Vectors of ids (...), which are the same on every rank -> (..., D) float32, zeros for -1 and invalid ids."""
+        found = self.lookup(ids)
+        z = found.z.masked_fill((found.ids < 0)[..., None], 0.0)
+        return z if self.num_shards == 1 else distributed.all_reduce(z)
+
+    def columns(self, positives: Tensor, negatives: Tensor) -> Embedded:
+        """Vectors of ids (B, P) that any rank may hold and of drawn ids (B, K) -> (B, P + K, D), as `lookup`. All ranks
+        call it, with as many ids."""
+        if self.num_shards == 1:
+            return self.lookup(torch.cat([positives, negatives], dim=1))
+        found = self.of_all(distributed.gather(positives)).narrow(0, self.shard * len(positives), len(positives))
+        usable = (positives >= 0) & self.valid[positives.clamp(min=0)]
+        return Embedded.cat([self._embedded(found, positives, usable=usable), self.lookup(negatives)])
+
+    def _embedded(self, z: Tensor, ids: Tensor, *, usable: Tensor) -> Embedded:
         return Embedded(
-            z=self.z[ids.clamp(min=0)].float(),
+            z=z,
             ids=ids.masked_fill(~usable, -1),
             view=torch.full_like(ids, self.view),
             start=torch.zeros_like(ids, dtype=torch.float64),
@@ -150,8 +218,7 @@ class Bank(nn.Module):
             momentum: weight of the OLD vector, in [0, 1].
         """
         new = new.gather()
-        ids = new.ids.clamp(min=0)  # (n,)
-        keep = (new.ids >= 0) & self.valid[ids]
+        ids, keep = self.places(new.ids), self.holds(new.ids)  # (n,)
         same = (ids[:, None] == ids) & keep  # (n, n)
         # An average as a matrix product: unlike scattered sums, it is the same on every rank of a GPU run.
         vectors = torch.where(keep[:, None], new.z.float(), 0.0)

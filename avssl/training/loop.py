@@ -19,7 +19,7 @@ from avssl.training.checkpoint import ENCODERS, LAST, export_encoders, save_chec
 from avssl.training.metrics import batch_metrics, collapse_metrics, set_metrics
 from avssl.training.optim import learning_rate, optimizer_state, peak_rate, set_learning_rate
 from avssl.training.probe import CollapseWatch, OnlineProbe, describe_probe, encode_clips, validation_rows
-from avssl.training.resume import shared_buffers, tracks_of
+from avssl.training.resume import shared_buffers, tracks_of, whole_state
 from avssl.training.session import (
     PageWriter,
     StopRequest,
@@ -158,6 +158,7 @@ def save(run: Setup, step: int, probe: OnlineProbe) -> None:
     method, seen = run.method, probe.state()
     method.settle()
     distributed.check_equal(shared_buffers(method), f"the buffers of method {run.config.method['name']} at step {step}")
+    model = whole_state(method)
     if distributed.is_main():
         state = {
             "config": dumps(run.config),
@@ -169,7 +170,7 @@ def save(run: Setup, step: int, probe: OnlineProbe) -> None:
             "num_threads": torch.get_num_threads(),
             "tracks": tracks_of(run.dataset),
             "step": step,
-            "model": method.state_dict(),
+            "model": model,
             "heads": method.describe_heads(),
             "optimizer": optimizer_state(run.optimizer),
             "probe": seen,

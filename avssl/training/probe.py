@@ -102,8 +102,7 @@ class OnlineProbe:
         asked = _with_both({modality: x for modality, x in (asked or {}).items() if modality in means})
         means = _with_both(means)
         for modality, bank in banks.items():
-            known = bank.valid[self._rows].cpu()
-            means[f"{modality}_bank"] = bank.z[self._rows].float().cpu() * known[:, None]
+            means[f"{modality}_bank"] = bank.of_all(self._rows).cpu()
         found = {}
         for name, x in means.items():
             rows = x.any(dim=1)

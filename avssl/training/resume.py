@@ -98,7 +98,8 @@ def _check_same_run(config: Config, before: Config, last: Path) -> None:
     for section in ("data", "model", "method", "optim"):
         now, then = (_flat(entry[section]) for entry in sections)
         for name in sorted(now.keys() | then.keys()):
-            is_free = f"{section}.{name}" in free or (section == "method" and name.split(".")[-1] == "tracks")
+            is_free = f"{section}.{name}" in free
+            is_free |= section == "method" and name.split(".")[-1] in ("tracks", "shard_bank")
             same = _within(config.run.dir, now.get(name)) == _within(before.run.dir, then.get(name))
             if not (same or is_free):
                 raise ConfigError(
@@ -127,6 +128,12 @@ def _flat(section: Mapping[str, object]) -> dict[str, object]:
     return flat
 
 
+def whole_state(method: Method) -> dict[str, torch.Tensor]:
+    """The state of a method for a checkpoint, with whole banks on rank 0; all ranks call it."""
+    banks = {name: module.whole() for name, module in method.named_modules() if isinstance(module, Bank)}
+    return method.state_dict() | {f"{name}.z": z for name, z in banks.items()}
+
+
 def tracks_of(dataset: ClipDataset) -> str:
     """Digest of the tracks that a run is trained on; empty for a method without."""
     return "" if dataset.tracks is None else dataset.tracks.digest
@@ -134,11 +141,11 @@ def tracks_of(dataset: ClipDataset) -> str:
 
 def shared_buffers(method: Method) -> dict[str, torch.Tensor]:
     """Buffers that must be the same on every rank: all but the statistics of BatchNorm, which each rank has of its own
-    clips."""
+    clips, and banks in shards."""
     own = {
         f"{name}.{buffer}"
         for name, module in method.named_modules(remove_duplicate=False)
-        if isinstance(module, nn.modules.batchnorm._BatchNorm)
+        if isinstance(module, nn.modules.batchnorm._BatchNorm) or (isinstance(module, Bank) and module.num_shards > 1)
         for buffer, _ in module.named_buffers()
     }
     return {name: value for name, value in method.named_buffers() if name not in own}

@@ -353,6 +353,9 @@ def describe(run: Setup) -> list[str]:
         f"{config.run.precision}, decoded by {format_decoder(run.decoder)}"
     ]
     lines.append(describe_memory(run.method, config.optim))
+    shards = max((each.num_shards for each in run.method.modules() if isinstance(each, Bank)), default=1)
+    if shards > 1:
+        lines.append(f"note: each process draws negatives from its own 1/{shards} of the clips (method.shard_bank)")
     if num_empty := run.batches.rows * distributed.world_size() - config.data.batch_size:
         lines.append(
             f"note: {distributed.world_size()} processes do not divide data.batch_size={config.data.batch_size}: "

@@ -27,6 +27,7 @@ SWITCHES = {
     *(f"method {name}.head_batch_norm" for name in HEADS),
     *("method cpc.maps", "method barlow.predictor", "method barlow.stop_gradient"),
     *("method simsiam.constant_predictor_rate", "method avid_cma.mine_in_background"),
+    *(f"method {name}.shard_bank" for name in ("avid", "avid_cma", "neighbour", "npid", "pirl")),
 }
 ZERO = {  # reason: fields that are taken as 0
     "none of it happens": {
