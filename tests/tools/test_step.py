@@ -27,6 +27,8 @@ def test_metrics_and_parts() -> None:
         assert sorted(parts) == sorted(PARTS)
         assert all(seconds > 0 for seconds in parts.values())
     assert "compile_seconds" not in result
+    assert result["product_gflops"].keys() == result["share_of_products"].keys() == {"reference", "ours"}
+    assert all(0 < share < 1 for share in result["share_of_products"].values())
 
 
 def test_bfloat16_gradients_are_as_near_as_rounding_allows() -> None:

@@ -17,6 +17,7 @@ import numpy as np
 import stopwatch
 import torch
 from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from avssl import distributed
 from avssl.config import Config, from_dict, with_overrides
@@ -58,7 +59,9 @@ def benchmark_step(
     Returns:
         reference_clips_per_second, clips_per_second, speedup (their ratio); seconds and reference_seconds by part;
         loss_and_bank_fraction: of a step of ours, all after the encoders but the optimizer (heads, loss, their
-        gradients, memory banks); gradient_error and rounding_error, see there; compile_seconds (only if compiled);
+        gradients, memory banks); product_gflops: 10^9 operations a second of a large matrix product in the precision of
+        each; share_of_products: of that rate, what a step reaches; gradient_error and rounding_error, see there;
+        compile_seconds (only if compiled);
         batch, threads.
 
     Raises:
@@ -77,12 +80,19 @@ def benchmark_step(
     seconds, compile_seconds = time_steps(ours, batches, num_steps, device, compiled=compiled)
     behind = sum(seconds[part] for part in ("heads", "loss", "heads and loss backward", "bank"))
     rates = [batch_size / sum(parts.values()) for parts in (reference_seconds, seconds)]
+    each, flops = (
+        (("reference", reference, rates[0]), ("ours", ours, rates[1])),
+        flops_of_step(ours, batches[0], device),
+    )
+    products = {name: product_rate(config, device) for name, config, _ in each}
     return {
         "reference_clips_per_second": rates[0],
         "clips_per_second": rates[1],
         "speedup": rates[1] / rates[0],
         "seconds": {"data": data_seconds, **seconds},
         "reference_seconds": {"data": data_seconds, **reference_seconds},
+        "product_gflops": {name: rate / 1e9 for name, rate in products.items()},
+        "share_of_products": {name: flops * rate / batch_size / products[name] for name, _, rate in each},
         "loss_and_bank_fraction": behind / sum(seconds.values()),
         "gradient_error": gradient_error(reference, ours, batches[0], device),
         "rounding_error": gradient_error(reference, reference, batches[0], device, rounded=True),
@@ -162,6 +172,25 @@ def _gradients(config: Config, batch: Batch, device: torch.device, *, rounded: b
         name: torch.cat([parameter.grad.flatten().float() for parameter in encoder.parameters()])
         for name, encoder in method.encoders.items()
     }
+
+
+def flops_of_step(config: Config, batch: Batch, device: torch.device) -> int:
+    """Operations of a step's products and convolutions, backward too; a multiplication and its addition are two."""
+    method = build_large(config, device)
+    with FlopCounterMode(display=False) as counter:
+        forward_backward(method, batch, config, Progress(0, 0, 1))
+    return counter.get_total_flops()
+
+
+def product_rate(config: Config, device: torch.device, *, size: int = 2048, num: int = 5) -> float:
+    """Operations a second of a product of two square matrices in a precision: the fastest of a few."""
+    x = torch.randn(size, size, dtype=getattr(torch, config.run.precision), device=device)
+    seconds = []
+    for _ in range(1 + num):
+        since = now(device)
+        x @ x
+        seconds.append(now(device) - since)
+    return 2 * size**3 / min(seconds)
 
 
 def time_steps(
