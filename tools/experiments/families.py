@@ -62,6 +62,7 @@ ALONE = ("finetune", "avid_cma")  # knows labels; starts from another row
 OWN = {("toy", "avid"): ("method.in_batch_epochs=1",)}  # of the few epochs here
 VARIANTS = {  # row: the row that it varies
     **{f"simclr_{name}": "simclr" for name in ("adversarial", "differences", "unequal")},
+    **{f"{name}_hardest": name for name in ("moco", "npid")},
     "swav_differences": "swav",
     "seer": "swav",
     "cpc_dpc": "cpc",
