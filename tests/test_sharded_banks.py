@@ -16,6 +16,7 @@ from avssl.structs import Embedded, SameRows
 from avssl.training.checkpoint import load_checkpoint
 from avssl.training.loop import train
 from avssl.training.resume import whole_state
+from avssl.training.setup import describe, set_up
 from avssl.weights.load import load_run
 from tests.support.contract import NUM, batch_of, build, progress
 from tests.support.ranks import on_ranks
@@ -146,3 +147,12 @@ def test_what_cannot_be_divided_or_mined_is_refused(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(distributed, "world_size", lambda: NUM + 1)
     with pytest.raises(ValueError, match=f"{NUM} rows cannot be divided among {NUM + 1} processes: use fewer"):
         build("npid", shard_bank=True)
+
+
+def test_where_negatives_come_from_is_said(clip_set: Manifest, tmp_path: Path) -> None:
+    run = set_up(config(clip_set, tmp_path))
+    said = "note: each process draws negatives from its own 1/2 of the clips (method.shard_bank)"
+    assert said not in describe(run)
+    for bank in run.method.banks.values():
+        bank.num_shards = 2
+    assert said in describe(run)
