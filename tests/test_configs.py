@@ -6,9 +6,11 @@ import pytest
 import torch
 
 from avssl.config import Config, load, merge_options
+from avssl.data.manifest import Manifest
 from avssl.methods import METHODS, build_method
-from avssl.structs import Instances
-from avssl.training.setup import check_inputs
+from avssl.structs import Instances, Progress
+from avssl.training.setup import check_inputs, set_up
+from avssl.training.step import train_step
 from avssl.transforms.views import check_views
 
 CONFIGS = Path(__file__).parents[1] / "configs"
@@ -120,6 +122,23 @@ def test_the_encoders_take_what_the_views_show(path: Path) -> None:
     method = build_method(config, Instances(every, every, every, **classes if path.stem == "finetune" else {}))
     check_views(method.views, config.data)
     check_inputs(method, config.data)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "path",
+    [path for path in FILES if path.parent.name == "toy" and path.stem not in ("patch", "joint")],  # without tracks
+    ids=lambda path: path.stem,
+)
+def test_a_step_of_every_toy_recipe(path: Path, clip_set: Manifest, tmp_path: Path) -> None:
+    small = [f"data.manifest={clip_set.root / 'manifest.parquet'}", f"run.dir={tmp_path}", "data.batch_size=4"]
+    small += ["data.num_workers=0", "run.num_threads=1", "run.precision=float32", "model.init=null"]
+    small += ["method.num_positives=2", "method.mine_from_epoch=1"] if path.stem == "avid_cma" else []
+    config = load(path, small)
+    run = set_up(config)
+    done, norms = train_step(run.model, run.optimizer, next(iter(run.loader)), config, Progress(0, 0, 10))
+    assert done.loss.isfinite()
+    assert norms.total.isfinite()  # 0 where a queue is empty, or clips of a second are too short for a task
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(CONFIGS)))

@@ -108,11 +108,15 @@ class Encode:
         return self._encoded([view], [self._input(view) if x is None else x], stage)[0]
 
     def together(self, views: Sequence[str]) -> tuple[Tensor, ...]:
-        """Outputs of views of equal shape that pass as one batch, for BatchNorm over all of them; kept as a group."""
+        """Outputs of views; those of equal shape pass as one batch, for BatchNorm over all of them. Kept as a group."""
         group = tuple(views)
         self.asked |= set(group)
         if group not in self._cached:
-            self._cached[group] = self._encoded(group, [self._input(view) for view in group])
+            inputs, outputs = {view: self._input(view) for view in group}, {}
+            for shape in dict.fromkeys(x.shape for x in inputs.values()):
+                alike = {view: x for view, x in inputs.items() if x.shape == shape}
+                outputs |= zip(alike, self._encoded(list(alike), list(alike.values())), strict=True)
+            self._cached[group] = tuple(outputs[view] for view in group)
         return self._cached[group]
 
     @torch.no_grad()
