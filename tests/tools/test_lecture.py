@@ -2,6 +2,7 @@
 
 import json
 import sys
+from argparse import Namespace
 from pathlib import Path
 
 import lecture
@@ -58,9 +59,12 @@ def test_rows_take_the_rate_that_held_out_clips_choose(
     monkeypatch.setattr(lecture, "CLAIMS", {"signal": shared})
     assert call()[0] == 2
     row["rate"] = 0.25
-    (tmp_path / "kept" / "families_toy_infonce.json").write_text(json.dumps(row))
+    for name in ("infonce", "simclr"):
+        (tmp_path / "kept" / f"families_toy_{name}.json").write_text(json.dumps(row))
     assert "| sound | " in (printed := call()[1])
     assert "| 0.25 |" in printed
+    arguments = Namespace(data=tmp_path, out=tmp_path, overrides=[], kept=tmp_path / "kept")
+    assert lecture.config_of(arguments, "batch", ROWS[1], seed=0, factor=0.5).optim.lr == 0.25 * 2 * 0.5
 
 
 def test_few_labels_and_other_classes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -80,7 +84,7 @@ def test_few_labels_and_other_classes(tmp_path: Path, monkeypatch: pytest.Monkey
 def test_rows_of_a_claim_differ_and_can_be_trained(claim: str, capsys: pytest.CaptureFixture[str]) -> None:
     rows = lecture.CLAIMS[claim].rows
     assert len({lecture.slug(row) for row in rows}) == len(rows) > 1
-    arguments = type("Arguments", (), {"data": Path("data"), "out": Path("out"), "overrides": []})
+    arguments = type("Arguments", (), {"data": Path("data"), "out": Path("out"), "overrides": [], "kept": Path("none")})
     configs = [lecture.config_of(arguments, claim, row, seed=0, factor=1.0) for row in rows]
     known = [
         (config.data.manifest, config.optim.lr, json.dumps(lecture.families.settings_of(config), sort_keys=True))

@@ -4,11 +4,12 @@
     python tools/experiments/lecture.py data --out runs/lecture --only batch epochs --seeds 0 1 2
 
 DATA holds the sets of `avssl datasets toy DATA`, and for the claim `curated` that of `avssl datasets toy DATA/cluttered
---cluttered`. A row is a configuration of configs/toy with what its claim changes; its learning rate is the
-configuration's times 1/2, 1 or 2 (and times the batch, over 64), whichever a linear probe reads best on a third of the
-training clips. Test clips choose nothing. All rows of a claim see as many clips, but for the last of an epoch that fill
-no batch. OUT/report.html shows the same with figures. Finished rows lie in docs/results/data and are not trained again;
-a row of other settings is refused by name, and rows of families.py are its own. A stopped training is resumed.
+--cluttered`. A row is a configuration of configs/toy with what its claim changes; its learning rate is the one that
+families.py found (the configuration's, where it was not measured) times 1/2, 1 or 2 (and times the batch, over 64),
+whichever a linear probe reads best on a third of the training clips. Test clips choose nothing. All rows of a claim see
+as many clips, but for the last of an epoch that fill no batch. OUT/report.html shows the same with figures. Finished
+rows lie in docs/results/data and are not trained again; a row of other settings is refused by name, and rows of
+families.py are its own. A stopped training is resumed.
 Exit code: 0 done, 1 stopped or failed while training, 2 wrong call.
 """
 
@@ -41,7 +42,7 @@ from avssl.training.session import TrainingError
 from avssl.weights.features import clip_vectors
 from avssl.weights.load import Run
 
-FACTORS = (0.5, 1.0, 2.0)  # of the learning rate
+FACTORS = (0.5, 1.0, 2.0)  # of the usual learning rate
 ALIKE = ("method.interval=uniform",)  # positives from other seconds for every method of a comparison
 NO_CHANGE = {"data.jitter": "[0,0,0,0]", "data.gray": "0", "data.min_crop_area": "0.99"}  # augmentations taken away
 LINEAR = {"linear video": ("linear", "video"), "kNN video": ("knn", "video")}
@@ -59,7 +60,7 @@ class Row:
     heading: str
     config: str  # of configs/toy
     changed: tuple[str, ...] = ()
-    rate: float = 1.0  # times the configuration's
+    rate: float = 1.0  # times the usual one of its configuration
     data: str = "toy"  # folder in DATA that it is trained on; all are measured on toy
     of_families: bool = False  # the row of families.py, which measures it
 
@@ -254,7 +255,8 @@ def config_of(arguments: argparse.Namespace, claim: str, row: Row, *, seed: int,
     """The row's configuration with the common settings, at its rate times a factor."""
     folder = arguments.out / claim / slug(row) / f"seed{seed}_x{factor:g}"
     common = [*families.COMMON, *row.changed, *arguments.overrides]
-    usual = load(f"toy/{row.config}").optim.lr
+    kept = families.kept_in(arguments, "toy", row.config)
+    usual = json.loads(kept.read_text())["rate"] if kept.exists() else load(f"toy/{row.config}").optim.lr
     own = [f"data.manifest={arguments.data / row.data / 'manifest.parquet'}", f"run.dir={folder}", f"run.seed={seed}"]
     return load(f"toy/{row.config}", [*common, *own, f"optim.lr={usual * row.rate * factor:g}"])
 
