@@ -61,14 +61,8 @@ FRAME_RATES = (10, 20)  # frames per second, lowest and highest
 PERIODS = (0.4, 1.0)  # seconds of one cycle of a motion, shortest and longest
 FOREIGN_SHARE = 0.1
 SPLITS = ("train", "test")
-STREAMS = (
-    "clip",
-    "silent clip",
-    "foreign",
-    "shapes",
-    "cues",
-    "things",
-)  # what is drawn from keys (seed, stream, split, ...)
+# what is drawn from keys (seed, stream, split, ...)
+STREAMS = ("clip", "silent clip", "foreign", "shapes", "cues", "things")
 NUM_GROUNDS = 4  # textures: few, so that a clip of so small a set cannot be known by its own
 HUES = (0.0, 0.8)  # of the ground for the lowest and the highest ambience, in turns: red to magenta, ends apart
 HUM = (90, 360)  # Hz, of the hum for the lowest and the highest ambience

@@ -80,10 +80,8 @@ def benchmark_step(
     seconds, compile_seconds = time_steps(ours, batches, num_steps, device, compiled=compiled)
     behind = sum(seconds[part] for part in ("heads", "loss", "heads and loss backward", "bank"))
     rates = [batch_size / sum(parts.values()) for parts in (reference_seconds, seconds)]
-    each, flops = (
-        (("reference", reference, rates[0]), ("ours", ours, rates[1])),
-        flops_of_step(ours, batches[0], device),
-    )
+    each = (("reference", reference, rates[0]), ("ours", ours, rates[1]))
+    flops = flops_of_step(ours, batches[0], device)
     products = {name: product_rate(config, device) for name, config, _ in each}
     return {
         "reference_clips_per_second": rates[0],

@@ -318,10 +318,15 @@ def values_of(result: Mapping[str, Any], column: tuple[str, str]) -> np.ndarray:
 def table(rows: Mapping[str, dict[str, Any]], columns: Columns) -> str:
     """Means and deviations over seeds, with the rate that was taken."""
     lines = [f"| | {' | '.join(columns)} | rate |", "|---|" + "---|" * (len(columns) + 1)]
-    for heading, result in rows.items():
-        cells = [spread(values_of(result, column)) for column in columns.values()]
-        lines.append(f"| {heading} | {' | '.join(cells)} | {result['rate']:g} |")
-    return "\n".join(lines)
+    return "\n".join([*lines, *(f"| {' | '.join(cells)} |" for cells in cells_of(rows, columns))])
+
+
+def cells_of(rows: Mapping[str, dict[str, Any]], columns: Columns) -> list[tuple[str, ...]]:
+    """Heading, metrics and rate of each row."""
+    return [
+        (heading, *(spread(values_of(row, column)) for column in columns.values()), f"{row['rate']:g}")
+        for heading, row in rows.items()
+    ]
 
 
 def page_of(results: Mapping[str, Mapping[str, dict[str, Any]]]) -> str:
@@ -329,12 +334,12 @@ def page_of(results: Mapping[str, Mapping[str, dict[str, Any]]]) -> str:
     sections = []
     for name, rows in results.items():
         columns = CLAIMS[name].columns
-        cells = [
-            (heading, *(spread(values_of(row, column)) for column in columns.values()), f"{row['rate']:g}")
-            for heading, row in rows.items()
-        ]
         parts = [*map(html.paragraph, said(CLAIMS[name])), html.picture(picture(rows, CLAIMS[name]), name)]
-        sections.append(Section(name, [*parts, html_table("Accuracy on test clips", ("", *columns, "rate"), cells)]))
+        sections.append(
+            Section(
+                name, [*parts, html_table("Accuracy on test clips", ("", *columns, "rate"), cells_of(rows, columns))]
+            )
+        )
     chance = next(row["seeds"][0]["chance"] for rows in results.values() for row in rows.values())
     lead = [note(f"The toy set; chance is {chance:.3f}. Mean and deviation over seeds, where there are several.")]
     return page("The lecture on clips", sections, lead=lead)
